@@ -1,0 +1,3 @@
+//! Builds the guests.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Proves that a live update of a VMM keeps everything a guest and its operator rely on.

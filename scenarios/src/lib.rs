@@ -1,0 +1,1 @@
+//! The scenario files live beside this crate; its test target runs them.
