@@ -41,6 +41,13 @@ pub struct Range {
     pub end: u64,
 }
 
+impl Range {
+    /// Whether the address is in it.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+}
+
 /// All that a guest keeps of what it was told.
 pub struct BootInfo {
     /// The command line.

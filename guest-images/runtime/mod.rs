@@ -23,6 +23,7 @@ mod mem;
 pub mod options;
 mod paging;
 mod shim;
+pub mod words;
 
 pub use boot_info::BootInfo;
 pub use cpu::Cpu;
