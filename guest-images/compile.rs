@@ -15,6 +15,9 @@ pub struct Compiler {
     pub rustc: OsString,
     /// The linker to use instead of the compiler's default.
     pub linker: Option<OsString>,
+    /// Whether a warning is an error. Not for those who only use the guests: a newer compiler may
+    /// warn about more.
+    pub deny_warnings: bool,
 }
 
 impl Compiler {
@@ -51,6 +54,9 @@ impl Compiler {
             (sources.join("guests/.."), "=guest-images"),
         ] {
             rustc.arg(concat_os("--remap-path-prefix=", concat_os(&from, to)));
+        }
+        if self.deny_warnings {
+            rustc.arg("-Dwarnings");
         }
         if let Some(linker) = &self.linker {
             rustc.arg(concat_os("-Clinker=", linker));

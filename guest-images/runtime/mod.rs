@@ -22,7 +22,7 @@ pub mod mailbox;
 mod mem;
 pub mod options;
 mod paging;
-mod shim;
+pub mod shim;
 pub mod words;
 
 pub use boot_info::BootInfo;
