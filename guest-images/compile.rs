@@ -27,13 +27,7 @@ impl Compiler {
     pub fn compile(&self, sources: &Path, name: &str, elf: &Path) -> Result<(), String> {
         let script = sources.join("runtime/guest.ld");
         let mut rustc = Command::new(&self.rustc);
-        // What cargo was told is for the program around the guests, not for them.
-        for (key, _) in std::env::vars_os() {
-            let key_text = key.to_string_lossy();
-            if key_text.starts_with("CARGO") || key_text.starts_with("RUSTFLAGS") {
-                rustc.env_remove(&key);
-            }
-        }
+        // Nothing of what cargo was told reaches `rustc` but by its command line.
         rustc
             .arg(sources.join("guests").join(name).with_extension("rs"))
             .args(["--edition=2024", "--crate-type=bin", "--crate-name", name])
