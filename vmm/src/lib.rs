@@ -1,5 +1,7 @@
 //! A compact KVM VMM that can replace itself by `exec` under a running guest.
 
+pub mod qmp;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

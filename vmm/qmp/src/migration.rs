@@ -47,3 +47,52 @@ pub enum MigrationCapability {
     /// Send a `MIGRATION` event at every change of status.
     Events,
 }
+
+/// The answer to `query-migrate`; QEMU's members that this project can fill.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationInfo {
+    /// Where the migration stands; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<MigrationStatus>,
+    /// Milliseconds since it began, or that it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_time: Option<u64>,
+    /// Milliseconds the guest stood still, once it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<u64>,
+    /// Milliseconds the guest is expected to stand still, while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_downtime: Option<u64>,
+    /// Milliseconds of set-up before anything was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup_time: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_desc: Option<String>,
+    /// Why none can be begun; never an empty list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_reasons: Option<Vec<String>>,
+}
+
+/// The arguments of `migrate-set-parameters` (absent: unchanged) and the answer to
+/// `query-migrate-parameters` (all present).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationParameters {
+    /// How to treat RAM and the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<MigMode>,
+    /// For `cpr-exec`: the new binary, then its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpr_exec_command: Option<Vec<String>>,
+}
+
+/// Whether a capability is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationCapabilityStatus {
+    /// Which.
+    pub capability: MigrationCapability,
+    /// True if it is on.
+    pub state: bool,
+}

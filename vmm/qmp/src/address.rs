@@ -1,0 +1,183 @@
+//! Where a migration goes to or comes from (QEMU `qapi/migration.json`, `qapi/sockets.json`).
+//!
+//! Every transport of QEMU's parses, so that a refusal can name what was asked for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::QmpError;
+
+/// What a migration channel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationChannelType {
+    /// Device and vCPU state (and RAM, where it is not kept in place).
+    Main,
+    /// CPR state, for `cpr-transfer`.
+    Cpr,
+}
+
+impl fmt::Display for MigrationChannelType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Main => "main",
+            Self::Cpr => "cpr",
+        })
+    }
+}
+
+/// One channel of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationChannel {
+    /// What it carries.
+    pub channel_type: MigrationChannelType,
+    /// Where it leads.
+    pub addr: MigrationAddress,
+}
+
+/// Where a migration channel leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "transport", rename_all = "kebab-case")]
+pub enum MigrationAddress {
+    /// A socket.
+    Socket(SocketAddress),
+    /// A pipe to a command.
+    Exec(MigrationExecCommand),
+    /// RDMA.
+    Rdma(InetSocketAddress),
+    /// A file.
+    File(FileMigrationArgs),
+}
+
+impl MigrationAddress {
+    /// The kind, as the scheme of a URI names it: `file`, `exec`, `rdma`, `tcp`, `unix`, …
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Socket(SocketAddress::Inet(_)) => "tcp",
+            Self::Socket(SocketAddress::Unix(_)) => "unix",
+            Self::Socket(SocketAddress::Vsock(_)) => "vsock",
+            Self::Socket(SocketAddress::Fd(_)) => "fd",
+            Self::Exec(_) => "exec",
+            Self::Rdma(_) => "rdma",
+            Self::File(_) => "file",
+        }
+    }
+
+    /// The main channel's address, out of the two ways in which `migrate` and
+    /// `migrate-incoming` name it, exactly one of which must be used.
+    pub fn from_arguments(
+        uri: Option<&str>,
+        channels: Option<&[MigrationChannel]>,
+    ) -> Result<Self, QmpError> {
+        match (uri, channels) {
+            (Some(uri), None) => uri.parse().map_err(|error: crate::uri::UriError| error.into()),
+            (None, Some(channels)) => Self::main_of(channels),
+            _ => Err(QmpError::generic("need either 'uri' or 'channels' argument")),
+        }
+    }
+
+    fn main_of(channels: &[MigrationChannel]) -> Result<Self, QmpError> {
+        for (i, channel) in channels.iter().enumerate() {
+            let kind = channel.channel_type;
+            if channels[..i].iter().any(|earlier| earlier.channel_type == kind) {
+                return Err(QmpError::generic(format!(
+                    "Channel list has more than one {kind} entry"
+                )));
+            }
+        }
+        let main = channels.iter().find(|c| c.channel_type == MigrationChannelType::Main);
+        match main {
+            Some(channel) => Ok(channel.addr.clone()),
+            None => Err(QmpError::generic("Channel list has no main entry")),
+        }
+    }
+}
+
+/// A command to migrate through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationExecCommand {
+    /// The program and its arguments.
+    pub args: Vec<String>,
+}
+
+/// A file to migrate through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMigrationArgs {
+    /// Its path; `/dev/fdset/N` names a descriptor set in QEMU.
+    pub filename: String,
+    /// Where in it the state begins.
+    pub offset: u64,
+}
+
+/// A socket to migrate through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum SocketAddress {
+    /// TCP.
+    Inet(InetSocketAddress),
+    /// A Unix socket.
+    Unix(UnixSocketAddress),
+    /// A socket between guest and host.
+    Vsock(VsockSocketAddress),
+    /// A descriptor that was passed in.
+    Fd(FdSocketAddress),
+}
+
+/// A host and a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InetSocketAddress {
+    /// Host name or address.
+    pub host: String,
+    /// Port name or number.
+    pub port: String,
+    /// True if both are known to be numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numeric: Option<bool>,
+    /// The last port of a range to try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u16>,
+    /// Whether IPv4 may be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<bool>,
+    /// Whether IPv6 may be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<bool>,
+    /// Whether to send keep-alive packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<bool>,
+    /// Whether to use multi-path TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mptcp: Option<bool>,
+}
+
+/// A Unix socket's address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocketAddress {
+    /// Its path or abstract name.
+    pub path: String,
+    /// True for an abstract name.
+    #[serde(rename = "abstract", default, skip_serializing_if = "Option::is_none")]
+    pub is_abstract: Option<bool>,
+    /// Whether an abstract name ends where it ends or is padded with NUL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tight: Option<bool>,
+}
+
+/// A vsock address; both parts are numbers in text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockSocketAddress {
+    /// The context id.
+    pub cid: String,
+    /// The port.
+    pub port: String,
+}
+
+/// A descriptor's name or number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdSocketAddress {
+    /// The name or number.
+    pub str: String,
+}

@@ -1,0 +1,159 @@
+//! Every command, typed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::address::{MigrationAddress, MigrationChannel};
+use crate::message::QmpError;
+use crate::migration::{MigrationCapabilityStatus, MigrationParameters};
+use crate::schema;
+
+/// A command with its arguments; serialises as a request without `id`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "execute", content = "arguments", rename_all = "kebab-case")]
+pub enum Command {
+    /// Ends capability negotiation.
+    #[serde(rename = "qmp_capabilities")]
+    QmpCapabilities(QmpCapabilitiesArgs),
+    /// The server's version.
+    QueryVersion,
+    /// The names of all commands.
+    QueryCommands,
+    /// All commands, events and their types.
+    QueryQmpSchema,
+    /// The VM's name.
+    QueryName,
+    /// The run state.
+    QueryStatus,
+    /// The vCPUs.
+    QueryCpusFast,
+    /// The size of RAM.
+    QueryMemorySizeSummary,
+    /// Stops the guest.
+    Stop,
+    /// Lets it go on.
+    Cont,
+    /// Ends the VMM.
+    Quit,
+    /// Resets the machine.
+    #[serde(rename = "system_reset")]
+    SystemReset,
+    /// Writes guest-physical memory to a file.
+    Pmemsave(PmemsaveArgs),
+    /// Begins a migration, or an update in place.
+    Migrate(MigrateArgs),
+    /// Calls it off.
+    #[serde(rename = "migrate_cancel")]
+    MigrateCancel,
+    /// Loads a saved state; only after `--incoming defer`.
+    MigrateIncoming(MigrateIncomingArgs),
+    /// Where the migration stands.
+    QueryMigrate,
+    /// Changes parameters.
+    MigrateSetParameters(MigrationParameters),
+    /// All parameters.
+    QueryMigrateParameters,
+    /// Turns capabilities on and off.
+    MigrateSetCapabilities(MigrateSetCapabilitiesArgs),
+    /// All capabilities.
+    QueryMigrateCapabilities,
+}
+
+impl Command {
+    /// The command called `name`, its arguments checked against the schema.
+    pub fn from_parts(name: &str, arguments: Map<String, Value>) -> Result<Self, QmpError> {
+        let spec = schema::command(name).ok_or_else(|| QmpError::command_not_found(name))?;
+        let arguments = Value::Object(arguments);
+        spec.arguments.check(&arguments, "")?;
+        let typed = if spec.arguments.members.is_empty() {
+            json!({ "execute": name })
+        } else {
+            json!({ "execute": name, "arguments": arguments })
+        };
+        // The schema has let it pass, so this fails only if schema and type have drifted apart.
+        serde_json::from_value(typed).map_err(|error| QmpError::generic(error.to_string()))
+    }
+}
+
+/// Protocol capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QmpCapability {
+    /// Commands out of band.
+    Oob,
+}
+
+/// The arguments of `qmp_capabilities`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QmpCapabilitiesArgs {
+    /// The capabilities to turn on; each must be on offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<Vec<QmpCapability>>,
+}
+
+/// The arguments of `pmemsave`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PmemsaveArgs {
+    /// The guest-physical address.
+    pub val: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// The file to write.
+    pub filename: String,
+}
+
+/// The arguments of `migrate`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateArgs {
+    /// Where to, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+    /// Where to, as channels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<MigrationChannel>>,
+    /// Ignored: QMP never waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detach: Option<bool>,
+    /// Resumes a paused postcopy migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<bool>,
+}
+
+impl MigrateArgs {
+    /// Where the main channel leads.
+    pub fn address(&self) -> Result<MigrationAddress, QmpError> {
+        MigrationAddress::from_arguments(self.uri.as_deref(), self.channels.as_deref())
+    }
+}
+
+/// The arguments of `migrate-incoming`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrateIncomingArgs {
+    /// Where from, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+    /// Where from, as channels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<MigrationChannel>>,
+    /// Whether a failure ends the VMM; true if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_on_error: Option<bool>,
+}
+
+impl MigrateIncomingArgs {
+    /// Where the main channel comes from.
+    pub fn address(&self) -> Result<MigrationAddress, QmpError> {
+        MigrationAddress::from_arguments(self.uri.as_deref(), self.channels.as_deref())
+    }
+}
+
+/// The arguments of `migrate-set-capabilities`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateSetCapabilitiesArgs {
+    /// Each with its new state.
+    pub capabilities: Vec<MigrationCapabilityStatus>,
+}
+
+#[cfg(test)]
+mod tests;
