@@ -13,7 +13,7 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::observe::clock;
 use crate::report::terminal::Terminal;
-use crate::run::{Options, schedule, signals};
+use crate::run::{Options, Patience, schedule, signals};
 use crate::scenario::set::Set;
 use crate::scenario::{Case, parse};
 
@@ -171,8 +171,13 @@ fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
 
 fn run_cases(cases: &[Case], jobs: usize, vmm: &Vmm, evidence: PathBuf) -> Result<ExitCode, Stop> {
     signals::guard();
-    let options =
-        Options { backend: backend(vmm)?, evidence, keep: vmm.keep, vmm_option: vmm_option(vmm) };
+    let options = Options {
+        backend: backend(vmm)?,
+        evidence,
+        keep: vmm.keep,
+        patience: Patience::default(),
+        vmm_option: vmm_option(vmm),
+    };
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
     let began = Instant::now();
@@ -233,7 +238,7 @@ fn list(selection: &Selection) -> Result<ExitCode, Stop> {
 }
 
 fn guests(extract: Option<&Path>) -> Result<ExitCode, Stop> {
-    for guest in crate::guests::ALL {
+    for guest in guest_images::GUESTS {
         println!("{}: {}", guest.name, guest.summary);
         let Some(folder) = extract else { continue };
         let path = folder.join(format!("{}.elf", guest.name));

@@ -9,7 +9,6 @@ pub mod backend;
 pub mod carry;
 pub mod check;
 pub mod cli;
-pub mod guests;
 pub mod observe;
 pub mod report;
 pub mod run;

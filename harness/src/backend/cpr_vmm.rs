@@ -58,7 +58,7 @@ pub(super) const DIALECT: Dialect =
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     let Launch { vm, seed, name, files } = launch;
-    let cmdline = format!("seed={seed} {}", vm.cmdline);
+    let cmdline = format!("seed={seed} cpus={} {}", vm.cpus, vm.cmdline);
     let share = if vm.share { "on" } else { "off" };
     let memory = format!("{},share={share},pages={}", vm.memory, vm.pages.as_str());
     let mut arguments: Vec<String> = [

@@ -18,6 +18,12 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(damage) = view.damage {
         return Err(damage.to_string());
     }
+    if view.ready && view.boots > scene.boots {
+        return Err(format!(
+            "the guest has booted {} times, must have {}: it was reset, and nobody asked for it",
+            view.boots, scene.boots
+        ));
+    }
     if view.ready && view.phase == phase::DAMAGED {
         return Err("the guest says that it is damaged, and not how".into());
     }

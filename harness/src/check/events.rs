@@ -106,7 +106,7 @@ fn race(commands: &[RaceCommand], accepted: usize, seen: &[String]) -> Result<()
         ));
     }
     let count = |name: &str| seen.iter().filter(|s| *s == name).count();
-    let resets = commands.iter().filter(|c| **c == RaceCommand::Reset).count();
+    let resets = commands.iter().filter(|c| c.resets()).count();
     if count("RESET") != resets {
         return Err(format!("expected {resets} RESET, saw {}", list(seen)));
     }

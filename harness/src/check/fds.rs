@@ -1,7 +1,6 @@
 //! The descriptor table is as before: none missing, none more, none changed.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::{Check, Scene, leftovers};
 use crate::observe::fds::{Descriptor, FdTable};
@@ -13,9 +12,6 @@ pub const CHECK: Check = Check {
     claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets",
     run,
 };
-
-/// How long a descriptor may stay that was opened only to read something.
-const SETTLE: Duration = Duration::from_millis(500);
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
@@ -35,7 +31,7 @@ pub(super) fn settled(
         Ok(()) => return Ok(()),
         Err(complaint) => complaint,
     };
-    let pleased = poll::until(Deadline::after(SETTLE), || {
+    let pleased = poll::until(Deadline::after(scene.patience.settle), || {
         match FdTable::read(scene.pid()).map_err(|e| e.to_string()).and_then(|now| look(&now)) {
             Ok(()) => Some(()),
             Err(now) => {

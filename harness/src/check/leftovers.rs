@@ -1,7 +1,5 @@
 //! An update leaves nothing behind.
 
-use std::time::Duration;
-
 use super::{Check, Scene, fds};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process;
@@ -14,8 +12,6 @@ pub const CHECK: Check =
 pub(super) const STATE_FD: &str = "/memfd:cpr-state";
 /// The variable that tells its number.
 const VARIABLE: &str = "CPR_EXEC_STATE";
-/// How long a child may take to be reaped.
-const REAPED: Duration = Duration::from_millis(500);
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(word) = scene.after.environ.iter().find(|w| w.starts_with(VARIABLE)) {
@@ -29,7 +25,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         return Ok(());
     }
     let mut children = scene.after.children.clone();
-    poll::until(Deadline::after(REAPED), || {
+    poll::until(Deadline::after(scene.patience.settle), || {
         children = process::children(scene.pid()).ok()?;
         children.is_empty().then_some(())
     })

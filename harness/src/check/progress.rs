@@ -1,7 +1,5 @@
 //! A running guest makes progress on every vCPU, a stopped one makes none.
 
-use std::time::Duration;
-
 use super::{Check, Scene};
 use crate::observe::mailbox::{View, phase};
 use crate::observe::poll::{self, Deadline};
@@ -13,20 +11,15 @@ pub const CHECK: Check = Check {
     run,
 };
 
-/// By when every vCPU must have beaten; a busy host or a booting guest takes its time.
-const BEAT: Duration = Duration::from_secs(10);
-/// How long a stopped guest is watched.
-const STILL: Duration = Duration::from_millis(15);
-
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     if scene.run_state.is_running() { goes_on(scene) } else { stands_still(scene) }
 }
 
 fn goes_on(scene: &Scene<'_>) -> Result<(), String> {
-    let cpus = scene.vm.cpus;
+    let (cpus, limit) = (scene.vm.cpus, scene.patience.beat);
     let mut start: Option<View> = None;
     let mut last = None;
-    let moved = poll::until(Deadline::after(BEAT), || {
+    let moved = poll::until(Deadline::after(limit), || {
         let now = match scene.after.page.read() {
             Ok(now) => now,
             Err(e) => return Some(Err(format!("cannot read the mailbox: {e}"))),
@@ -47,7 +40,7 @@ fn goes_on(scene: &Scene<'_>) -> Result<(), String> {
     let (Some(start), Some(last)) = (start, last) else { return Ok(()) };
     if !last.is_up(cpus) {
         return Err(format!(
-            "the guest is not up after {BEAT:?}: mailbox {}, phase {}, {} of {cpus} vCPUs online",
+            "the guest is not up after {limit:?}: mailbox {}, phase {}, {} of {cpus} vCPUs online",
             if last.ready { "set up" } else { "not set up" },
             last.phase,
             last.cpus_online
@@ -59,7 +52,7 @@ fn goes_on(scene: &Scene<'_>) -> Result<(), String> {
         .filter(|(_, (a, b))| a == b)
         .map(|(cpu, (a, _))| format!("vCPU {cpu} (at heartbeat {a})"))
         .collect();
-    Err(format!("the guest should run; no heartbeat in {BEAT:?} of {}", stuck.join(", ")))
+    Err(format!("the guest should run; no heartbeat in {limit:?} of {}", stuck.join(", ")))
 }
 
 fn stands_still(scene: &Scene<'_>) -> Result<(), String> {
@@ -69,7 +62,7 @@ fn stands_still(scene: &Scene<'_>) -> Result<(), String> {
         Some(before) if !scene.ran_before && !scene.action.resets() => beats(&before.mailbox),
         _ => beats(&scene.after.mailbox),
     };
-    let moved = poll::during(STILL, || {
+    let moved = poll::during(scene.patience.still, || {
         let now = scene.after.page.read().ok()?;
         let now = beats(&now);
         (0..now.len()).find(|cpu| now[*cpu] != first[*cpu]).map(|cpu| (cpu, now[cpu]))

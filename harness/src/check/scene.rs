@@ -7,6 +7,7 @@ use super::startup::Startup;
 use crate::backend::Dialect;
 use crate::observe::observation::Observation;
 use crate::observe::process::Executable;
+use crate::run::Patience;
 use crate::scenario::{Expect, RaceCommand, Vm};
 
 /// How an update ended.
@@ -67,7 +68,7 @@ impl Action {
     pub fn resets(&self) -> bool {
         match self {
             Self::Reset => true,
-            Self::Race { commands, .. } => commands.contains(&RaceCommand::Reset),
+            Self::Race { commands, .. } => commands.iter().any(|c| c.resets()),
             _ => false,
         }
     }
@@ -79,6 +80,8 @@ pub struct Scene<'a> {
     pub vm: &'a Vm,
     /// The VMM's habits.
     pub dialect: Dialect,
+    /// How long is waited for what.
+    pub patience: Patience,
     /// The VMM uses KVM, and this host has it.
     pub kvm: bool,
     /// What the VMM must execute.
@@ -91,6 +94,8 @@ pub struct Scene<'a> {
     pub ran_before: bool,
     /// The run state it must have now.
     pub run_state: RunState,
+    /// How often the guest must have booted.
+    pub boots: u32,
     /// The events since the step began.
     pub events: &'a [Event],
     /// The status in the newest `MIGRATION` event since boot.

@@ -13,9 +13,9 @@ use super::verdict::Report;
 use super::{EnvironmentError, Options};
 use crate::backend::Files;
 use crate::check::startup::Startup;
-use crate::guests::Guest;
 use crate::observe::observation::Observation;
 use crate::scenario::Case;
+use guest_images::GuestImage;
 
 /// The folder of a case and what is being written there.
 pub struct Evidence {
@@ -64,7 +64,7 @@ impl Evidence {
     }
 
     /// The files of the VM: all here but the socket, whose path must be short.
-    pub fn files(&self, work: &Path, guest: &Guest) -> Result<Files, EnvironmentError> {
+    pub fn files(&self, work: &Path, guest: &GuestImage) -> Result<Files, EnvironmentError> {
         let kernel = self.folder.join(format!("{}.elf", guest.name));
         fs::write(&kernel, guest.elf).map_err(EnvironmentError::file("write", &kernel))?;
         Ok(Files {

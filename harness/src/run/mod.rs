@@ -7,6 +7,7 @@ pub mod command;
 pub mod environment;
 pub mod evidence;
 pub mod failure;
+pub mod patience;
 pub mod program;
 pub mod requirements;
 pub mod schedule;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use environment::EnvironmentError;
 pub use failure::StepError;
+pub use patience::Patience;
 pub use verdict::{Report, Verdict};
 
 use crate::backend::Backend;
@@ -37,6 +39,8 @@ pub struct Options {
     pub evidence: PathBuf,
     /// Leave the VM of a failed case up.
     pub keep: bool,
+    /// How long is waited for what.
+    pub patience: Patience,
     /// How the VMM was asked for on the command line, for the replay line.
     pub vmm_option: String,
 }

@@ -24,11 +24,6 @@ use crate::observe::process::Executable;
 use crate::observe::qmp::{Direction, Qmp, Tap};
 use crate::scenario::Case;
 
-/// How long events may lag behind what they report.
-const EVENTS: Duration = Duration::from_secs(2);
-/// From the start of the process to its QMP greeting.
-const GREETING: Duration = Duration::from_secs(10);
-
 /// Everything about the VM of one case.
 pub struct Session<'a> {
     /// The case.
@@ -90,7 +85,7 @@ impl<'a> Session<'a> {
         evidence: &mut Evidence,
         work: &Path,
     ) -> Result<Parts, StepError> {
-        let guest = crate::guests::find(&case.vm.guest).ok_or_else(|| {
+        let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
             StepError::Process(format!("there is no guest named {}", case.vm.guest))
         })?;
         let files = evidence.files(work, guest)?;
@@ -120,11 +115,16 @@ impl<'a> Session<'a> {
             evidence.folder.clone(),
             evidence.timeline.clone(),
         )?;
-        let qmp = Self::connect(&files, evidence, &mut vm)?;
+        let qmp = Self::connect(&files, evidence, &mut vm, options)?;
         Ok(Parts { files, executable, vm, qmp, watchdog })
     }
 
-    fn connect(files: &Files, evidence: &Evidence, vm: &mut Vm) -> Result<Qmp, StepError> {
+    fn connect(
+        files: &Files,
+        evidence: &Evidence,
+        vm: &mut Vm,
+        options: &Options,
+    ) -> Result<Qmp, StepError> {
         let timeline = evidence.timeline.clone();
         let tap: Tap = Arc::new(move |direction, text| {
             let source = match direction {
@@ -141,7 +141,7 @@ impl<'a> Session<'a> {
             let last = said.lines().last().unwrap_or("nothing").to_owned();
             Some(format!("the VMM has ended ({status}); its last words: {last}"))
         };
-        Ok(Qmp::connect(Path::new(&files.qmp), GREETING, tap, hopeless)?)
+        Ok(Qmp::connect(Path::new(&files.qmp), options.patience.greeting, tap, hopeless)?)
     }
 
     fn assemble(
@@ -221,6 +221,8 @@ impl<'a> Session<'a> {
             kvm: self.kvm,
             executable: &self.executable,
             startup: &self.startup,
+            patience: self.options.patience,
+            boots: self.boots,
             action,
             ran_before,
             run_state: self.run_state,
@@ -253,9 +255,9 @@ impl<'a> Session<'a> {
     }
 
     /// The check that takes the place of all others when the VMM was told to quit.
-    pub fn check_gone(&mut self, ended: ExitStatus) -> Result<(), StepError> {
+    pub fn check_gone(&mut self, ended: ExitStatus, by_guest: bool) -> Result<(), StepError> {
         let events = self.take_events();
-        gone::check(ended, Path::new(&self.files.qmp), &events)
+        gone::check(ended, by_guest, Path::new(&self.files.qmp), &events)
             .map_err(|message| StepError::Checks(vec![Finding::new(gone::NAME, message)]))
     }
 
@@ -263,7 +265,7 @@ impl<'a> Session<'a> {
     fn settle_events(&self, action: &Action, ran_before: bool) {
         let from = self.events_checked;
         // What is missing then is for the check `events` to tell.
-        let _ = self.qmp.await_events(from, EVENTS, |arrived| {
+        let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
             check::events::complete(action, ran_before, &events)
         });

@@ -13,13 +13,6 @@ use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::scenario::{RunWish, Step, Wait};
 
-/// How long a guest may take to boot: on hosts that emulate its CPL0 that is long.
-const BOOTED: Duration = Duration::from_secs(20);
-/// How long it may take to get somewhere.
-const GUEST: Duration = Duration::from_secs(20);
-/// How long a VMM may take to end.
-pub(super) const ENDED: Duration = Duration::from_secs(10);
-
 /// A step that left the VMM up, or one that ended it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum After {
@@ -72,7 +65,7 @@ impl Session<'_> {
             }
             Step::Kill => {
                 self.vm.kill();
-                self.qmp.await_end(ENDED)?;
+                self.qmp.await_end(self.options.patience.end)?;
                 return Ok(After::Gone);
             }
         };
@@ -111,46 +104,56 @@ impl Session<'_> {
             Ok(_) | Err(QmpFault::Closed { .. }) => {}
             Err(e) => return Err(e.into()),
         }
-        self.await_gone()
+        self.await_gone(false)
     }
 
-    /// Waits for the end of a VMM that was told to quit.
-    pub(super) fn await_gone(&mut self) -> Result<(), StepError> {
-        let Some(ended) = self.vm.await_end(ENDED) else {
+    /// Lets the guest go on from the marker it waits at.
+    pub(super) fn release_guest(&mut self) -> Result<(), StepError> {
+        let page = self.page()?;
+        let marker = page.read().map(|view| view.marker);
+        marker.and_then(|n| page.go(n)).map_err(|source| self.mailbox_error(source))
+    }
+
+    /// Waits for the end of a VMM that was told to quit, or whose guest powers off.
+    pub(super) fn await_gone(&mut self, by_guest: bool) -> Result<(), StepError> {
+        let Some(ended) = self.vm.await_end(self.options.patience.end) else {
             return Err(StepError::Process(format!(
-                "process {} still runs {ENDED:?} after quit",
-                self.vm.pid()
+                "process {} still runs {:?} after quit",
+                self.vm.pid(),
+                self.options.patience.end
             )));
         };
-        self.qmp.await_end(ENDED)?;
-        self.check_gone(ended)
+        self.qmp.await_end(self.options.patience.end)?;
+        self.check_gone(ended, by_guest)
     }
 
     /// Waits until the guest's body runs on all vCPUs, in its boot number `boots`.
     pub(super) fn await_boot(&mut self, boots: u32) -> Result<(), StepError> {
         let cpus = self.case.vm.cpus;
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
-        self.await_guest(&what, BOOTED, |view| view.boots >= boots && view.is_up(cpus))
+        self.await_guest(&what, self.options.patience.boot, |view| {
+            view.boots >= boots && view.is_up(cpus)
+        })
     }
 
     fn wait(&mut self, wait: Wait) -> Result<(), StepError> {
         let page = self.page()?;
         let start = page.read().map_err(|source| self.mailbox_error(source))?;
-        let cpus = self.case.vm.cpus;
+        let (cpus, limit) = (self.case.vm.cpus, self.options.patience.guest);
         match wait {
             Wait::Heartbeats(n) => {
                 let start = start.heartbeats(cpus);
-                self.await_guest(&format!("{n} heartbeats of every vCPU"), GUEST, |view| {
+                self.await_guest(&format!("{n} heartbeats of every vCPU"), limit, |view| {
                     let now = view.heartbeats(cpus);
                     start.iter().zip(&now).all(|(a, b)| b.saturating_sub(*a) >= n)
                 })
             }
             Wait::Sweeps(n) => {
                 let wanted = start.sweeps + n;
-                self.await_guest(&format!("sweep {wanted}"), GUEST, |view| view.sweeps >= wanted)
+                self.await_guest(&format!("sweep {wanted}"), limit, |view| view.sweeps >= wanted)
             }
             Wait::Marker(n) => {
-                self.await_guest(&format!("marker {n}"), GUEST, |view| view.marker >= n)
+                self.await_guest(&format!("marker {n}"), limit, |view| view.marker >= n)
             }
         }
     }

@@ -1,7 +1,5 @@
 //! Updates, and commands that race with them.
 
-use std::time::Duration;
-
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
@@ -14,9 +12,6 @@ use super::session::Session;
 use crate::check::{Action, Ending};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::scenario::{Channel, Expect, Migrate, RaceCommand};
-
-/// How long an update may take.
-const UPDATE: Duration = Duration::from_secs(20);
 
 impl Session<'_> {
     /// Updates once.
@@ -50,21 +45,28 @@ impl Session<'_> {
         let (command, channel) = self.prepare(&Migrate::default())?;
         self.set_parameters(&command)?;
         let from = self.qmp.event_count();
-        let messages: Vec<Command> = commands.iter().map(|c| message(*c, &channel)).collect();
-        let ids = self.qmp.send(&messages)?;
-        let quits = commands.contains(&RaceCommand::Quit);
+        let messages: Vec<(RaceCommand, Command)> =
+            commands.iter().filter_map(|c| Some((*c, message(*c, &channel)?))).collect();
+        let ends = commands.iter().any(|c| c.ends());
+        let sent: Vec<Command> = messages.iter().map(|(_, message)| message.clone()).collect();
+        // The guest's part comes first: it takes effect on another CPU while the commands travel.
+        for command in commands.iter().filter(|c| message(**c, &channel).is_none()) {
+            self.release_guest()?;
+            self.obeyed(*command);
+        }
+        let ids = self.qmp.send(&sent)?;
         let mut accepted = 0;
-        for ((message, id), command) in messages.iter().zip(ids).zip(commands) {
+        for ((command, message), id) in messages.iter().zip(ids) {
             match self.qmp.answer(message.name, id) {
                 Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
                 Ok(_) => self.obeyed(*command),
-                Err(QmpFault::Closed { .. }) if quits => break,
+                Err(QmpFault::Closed { .. }) if ends => break,
                 Err(QmpFault::Refused { .. }) if *command == RaceCommand::Migrate => {}
                 Err(other) => return Err(other.into()),
             }
         }
-        if quits {
-            self.await_gone()?;
+        if ends {
+            self.await_gone(commands.contains(&RaceCommand::GuestExit))?;
             return Ok(None);
         }
         for _ in 0..accepted {
@@ -74,7 +76,7 @@ impl Session<'_> {
             }
             self.updates += 1;
         }
-        if commands.contains(&RaceCommand::Reset) && self.run_state.is_running() {
+        if commands.iter().any(|c| c.resets()) && self.run_state.is_running() {
             self.await_boot(self.boots)?;
         }
         Ok(Some(Action::Race { commands: commands.to_vec(), accepted }))
@@ -82,10 +84,10 @@ impl Session<'_> {
 
     fn obeyed(&mut self, command: RaceCommand) {
         match command {
-            RaceCommand::Reset => self.boots += 1,
+            RaceCommand::Reset | RaceCommand::GuestReset => self.boots += 1,
             RaceCommand::Stop => self.run_state = RunState::Paused,
             RaceCommand::Cont => self.run_state = RunState::Running,
-            RaceCommand::Migrate | RaceCommand::Quit => {}
+            RaceCommand::Migrate | RaceCommand::Quit | RaceCommand::GuestExit => {}
         }
     }
 
@@ -139,7 +141,7 @@ impl Session<'_> {
             matches!(status(event).as_deref(), Some("completed" | "failed" | "cancelled"))
         };
         let what = "MIGRATION(completed) or MIGRATION(failed)";
-        let ended = self.qmp.await_event(from, what, UPDATE, last);
+        let ended = self.qmp.await_event(from, what, self.options.patience.update, last);
         let ended = match ended {
             Ok(ended) => ended,
             Err(e) => {
@@ -155,12 +157,15 @@ impl Session<'_> {
     }
 }
 
-fn message(command: RaceCommand, channel: &PreparedChannel) -> Command {
-    match command {
+/// The QMP command; none for what the guest does.
+fn message(command: RaceCommand, channel: &PreparedChannel) -> Option<Command> {
+    let command = match command {
+        RaceCommand::GuestReset | RaceCommand::GuestExit => return None,
         RaceCommand::Migrate => Command::new("migrate", json!({ "uri": channel.uri })),
         RaceCommand::Reset => Command::plain("system_reset"),
         RaceCommand::Quit => Command::plain("quit"),
         RaceCommand::Stop => Command::plain("stop"),
         RaceCommand::Cont => Command::plain("cont"),
-    }
+    };
+    Some(command)
 }

@@ -347,4 +347,20 @@ pub enum RaceCommand {
     Stop,
     /// `cont`.
     Cont,
+    /// The guest, waiting at a marker with `end=reset` on its command line, goes on and resets.
+    GuestReset,
+    /// The guest, waiting at a marker with `end=exit` on its command line, goes on and powers off.
+    GuestExit,
+}
+
+impl RaceCommand {
+    /// The guest boots anew.
+    pub fn resets(self) -> bool {
+        matches!(self, Self::Reset | Self::GuestReset)
+    }
+
+    /// The VMM ends.
+    pub fn ends(self) -> bool {
+        matches!(self, Self::Quit | Self::GuestExit)
+    }
 }

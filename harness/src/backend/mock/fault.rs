@@ -17,6 +17,8 @@ pub enum Fault {
     SecondVm,
     /// Move RAM to a new file.
     CopyRam,
+    /// Move RAM to other page frames of the same file.
+    MoveFrames,
     /// Flip one byte of RAM.
     FlipByte,
     /// Let a paused guest run.
@@ -31,6 +33,8 @@ pub enum Fault {
     GuestException,
     /// Let the guest panic.
     GuestPanic,
+    /// Let the guest boot anew.
+    Reboot,
     /// Log a triple fault of the guest.
     TripleFault,
     /// Leave out `MIGRATION(device)`.
@@ -61,8 +65,6 @@ pub enum Fault {
     Hang,
     /// End in an update.
     Die,
-    /// Ignore `system_reset`.
-    IgnoreReset,
     /// Leave the socket behind at `quit`.
     KeepSocket,
 }

@@ -5,12 +5,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
 use guest_images::mailbox::{damage_state, phase};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use crate::observe::clock;
@@ -38,7 +40,9 @@ impl Guest {
         let base = unsafe {
             mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &ram, 0)
         }?;
-        Ok(Self { ram, bytes, base, running: Arc::new(Mutex::new(false)) })
+        let guest = Self { ram, bytes, base, running: Arc::new(Mutex::new(false)) };
+        guest.touch();
+        Ok(guest)
     }
 
     fn mailbox(&self) -> &'static Mailbox {
@@ -46,10 +50,21 @@ impl Guest {
         unsafe { self.base.byte_add(MAILBOX_GPA as usize).cast::<Mailbox>().as_ref() }
     }
 
+    /// Touches a page in each MiB, so that there are frames to look at.
+    fn touch(&self) {
+        for offset in (0..self.bytes).step_by(1 << 20) {
+            // SAFETY: inside the mapping; no one else uses the first word of a MiB.
+            let word = unsafe { self.base.byte_add(offset as usize).cast::<AtomicU64>().as_ref() };
+            word.fetch_max(1, Relaxed);
+        }
+    }
+
     /// Sets the mailbox up as a booted guest does.
     pub fn boot(&self, cpus: usize) {
         let mailbox = self.mailbox();
         mailbox.layout.store(MAILBOX_LAYOUT, Relaxed);
+        mailbox.marker_go.store(0, Relaxed);
+        mailbox.gap_request.store(0, Relaxed);
         for (byte, value) in mailbox.name.iter().zip(*b"mock") {
             byte.store(value, Relaxed);
         }
@@ -58,6 +73,8 @@ impl Guest {
         for cpu in &mailbox.cpus[..cpus] {
             cpu.online.store(1, Relaxed);
             cpu.tsc.store(clock::tsc(), Relaxed);
+            cpu.gap_ack.store(0, Relaxed);
+            cpu.gap.store(0, Relaxed);
         }
         mailbox.phase.store(phase::RUNNING, Release);
         mailbox.magic.store(MAILBOX_MAGIC, Release);
@@ -122,6 +139,20 @@ pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
     let copy = super::machine::ram_file(old.metadata()?.len())?;
     io::copy(&mut &old, &mut &File::from(copy.try_clone()?))?;
     Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+/// Moves RAM to other page frames of the same file.
+pub fn move_frames(ram: &OwnedFd) -> io::Result<()> {
+    let file = File::from(ram.try_clone()?);
+    let bytes = file.metadata()?.len();
+    let mut content = vec![0; bytes as usize];
+    file.read_exact_at(&mut content, 0)?;
+    // The old frames are used up, or the new ones might be the same.
+    let copy = File::from(super::machine::ram_file(bytes)?);
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(ram, hole, 0, bytes as i64)?;
+    copy.write_all_at(&content, 0)?;
+    file.write_all_at(&content, 0)
 }
 
 fn beat(mailbox: &Mailbox, index: usize) {

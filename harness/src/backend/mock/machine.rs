@@ -93,6 +93,9 @@ impl Machine {
         if args.has(Fault::CopyRam) {
             guest::copy_ram(&mut ram)?;
         }
+        if args.has(Fault::MoveFrames) {
+            guest::move_frames(&ram)?;
+        }
         let mut kvm = create_vm();
         if args.has(Fault::SecondVm) {
             kvm.extend(create_vm());
@@ -133,6 +136,7 @@ impl Machine {
                 write_pid_file(&self.args)?;
             }
             Fault::GuestException => self.guest.damage(damage_kind::EXCEPTION),
+            Fault::Reboot => self.guest.boot(self.args.cpus),
             Fault::GuestPanic => self.guest.damage(damage_kind::PANIC),
             Fault::TripleFault => writeln!(self.log, "ERROR guest_triple_fault vcpu=0")?,
             Fault::ResumePaused if self.run_state != RunState::Running => {
@@ -213,10 +217,8 @@ impl Machine {
 
     /// Boots the guest again.
     pub fn reset(&mut self) {
-        if !self.args.has(Fault::IgnoreReset) {
-            self.guest.boot(self.args.cpus);
-            self.emit("RESET", Some(json!({ "guest": false, "reason": "host-qmp-system-reset" })));
-        }
+        self.guest.boot(self.args.cpus);
+        self.emit("RESET", Some(json!({ "guest": false, "reason": "host-qmp-system-reset" })));
     }
 }
 
