@@ -1,5 +1,14 @@
 //! A compact KVM VMM that can replace itself by `exec` under a running guest.
 
+pub mod boot;
+pub mod config;
+pub mod devices;
+pub mod memory;
+pub mod machine;
+pub mod state;
+mod unix_listener;
+pub mod vcpu;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
