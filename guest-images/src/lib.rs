@@ -1,4 +1,24 @@
-//! Tiny guests, built from source by `build.rs` and embedded.
+//! Tiny guests, each made to notice one kind of damage, built from source by `build.rs` and
+//! embedded.
 
 #[path = "../runtime/mailbox.rs"]
 pub mod mailbox;
+
+/// A guest, ready to boot.
+#[derive(Clone, Copy)]
+pub struct GuestImage {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub summary: &'static str,
+    /// A static ELF file with a PVH entry note.
+    pub elf: &'static [u8],
+}
+
+/// All guests, in order of name.
+pub static GUESTS: &[GuestImage] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
+
+/// The guest of that name.
+pub fn guest(name: &str) -> Option<&'static GuestImage> {
+    GUESTS.iter().find(|guest| guest.name == name)
+}

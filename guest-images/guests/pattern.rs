@@ -1,0 +1,167 @@
+//! Fills all RAM with a pattern, then for ever verifies and rewrites it page by page.
+//!
+//! Proves that RAM stays as it was: no page lost, moved, stale or zeroed, by whatever way. vCPU i of
+//! n has every n-th page from the i-th on. A word tells page and generation, so damage is described
+//! by what is there instead. Marker n comes in sweep n, with the first page of vCPU 0 half
+//! rewritten; after the last one, the end asked for.
+
+#![no_std]
+#![no_main]
+
+#[path = "../runtime/mod.rs"]
+mod runtime;
+
+use core::fmt;
+use core::hint::black_box;
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
+
+use runtime::damage::{self, Report};
+use runtime::mailbox::{MAX_CPUS, damage_kind};
+use runtime::words::{STEP, WORDS, Words};
+use runtime::{Cpu, mailbox};
+
+/// What RAM holds after `prepare`.
+const FIRST_GENERATION: u64 = 1;
+
+type Page = [u64; WORDS];
+
+/// Sweeps finished by each vCPU.
+static SWEEPS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+fn prepare(cpu: &mut Cpu) {
+    let info = cpu.boot_info();
+    assert!(info.ram_bytes() > 0, "there is no RAM above 2 MiB");
+    if cpu.index() == 0 {
+        mailbox().ram_start.store(info.ram()[0].start, Relaxed);
+        mailbox().ram_bytes.store(info.ram_bytes(), Release);
+    }
+    let words = Words::new(cpu.options().seed);
+    for_each_page(cpu, |cpu, address| {
+        // SAFETY: `for_each_page` gives each page to one vCPU.
+        let page = unsafe { page_at(address) };
+        write(page, words.first(address, FIRST_GENERATION));
+        cpu.tick();
+    });
+}
+
+fn run(cpu: &mut Cpu) -> ! {
+    let words = Words::new(cpu.options().seed);
+    let markers = u64::from(cpu.options().markers);
+    let is_first = cpu.index() == 0;
+    let mut pages = 0;
+    let mut generation = FIRST_GENERATION;
+    loop {
+        // Generation n is verified, and replaced, in sweep n.
+        if is_first && generation == markers + 1 {
+            cpu.end();
+        }
+        let mut marker = is_first.then_some(generation.try_into().unwrap_or(u32::MAX));
+        for_each_page(cpu, |cpu, address| {
+            // SAFETY: as above.
+            let page = unsafe { page_at(address) };
+            let expected = words.first(address, generation);
+            if !holds(page, expected) {
+                describe(cpu, words, address, generation, page);
+            }
+            let next = words.first(address, generation + 1);
+            if let Some(n) = marker.take() {
+                let (half, rest) = page.split_at_mut(WORDS / 2);
+                write(half, next);
+                cpu.marker(n);
+                write(rest, next.wrapping_add(STEP.wrapping_mul(WORDS as u64 / 2)));
+            } else {
+                write(page, next);
+            }
+            pages += 1;
+            cpu.shown().pages.store(pages, Relaxed);
+            cpu.tick();
+        });
+        SWEEPS[cpu.index()].store(generation, Relaxed);
+        let all = SWEEPS[..cpu.options().cpus].iter().map(|sweeps| sweeps.load(Relaxed)).min();
+        mailbox().sweeps.fetch_max(all.unwrap_or(0), Relaxed);
+        generation += 1;
+    }
+}
+
+/// Calls `visit` with the address of each page of this vCPU.
+fn for_each_page(cpu: &mut Cpu, mut visit: impl FnMut(&mut Cpu, u64)) {
+    let stride = cpu.options().cpus as u64 * 4096;
+    let mut skip = cpu.index() as u64 * 4096;
+    for range in cpu.boot_info().ram() {
+        let mut address = range.start + skip;
+        while address < range.end {
+            visit(cpu, address);
+            address += stride;
+        }
+        skip = address - range.end;
+    }
+}
+
+/// # Safety
+/// `address` is a page of RAM that only the caller touches.
+unsafe fn page_at(address: u64) -> &'static mut Page {
+    // The host may have changed it: nothing may be concluded from what was written before.
+    let page = black_box(core::ptr::with_exposed_provenance_mut::<Page>(address as usize));
+    // SAFETY: the caller vouches for it; RAM is mapped, and any bits are a valid page.
+    unsafe { &mut *page }
+}
+
+#[inline(never)]
+fn write(page: &mut [u64], mut word: u64) {
+    for place in page {
+        *place = word;
+        word = word.wrapping_add(STEP);
+    }
+}
+
+/// Whether the page holds the words from that first one on. Looks at all of them: that is faster
+/// than to stop early.
+#[inline(never)]
+fn holds(page: &Page, mut word: u64) -> bool {
+    let mut difference = 0;
+    for found in page {
+        difference |= found ^ word;
+        word = word.wrapping_add(STEP);
+    }
+    difference == 0
+}
+
+/// Reports a page that does not hold its words.
+#[cold]
+fn describe(cpu: &Cpu, words: Words, address: u64, generation: u64, page: &Page) -> ! {
+    let first = words.first(address, generation);
+    let expected = |i: usize| first.wrapping_add(STEP.wrapping_mul(i as u64));
+    let mut all_wrong = (0..WORDS).filter(|&i| page[i] != expected(i));
+    // If none is wrong any more, the page changed while it was looked at.
+    let i = all_wrong.next();
+    let wrong = all_wrong.count() + usize::from(i.is_some());
+    let i = i.unwrap_or(0);
+    let found = page[i];
+    let report = |text: fmt::Arguments<'_>| {
+        damage::report(
+            Report {
+                kind: damage_kind::PATTERN,
+                address: address + 8 * i as u64,
+                expected: expected(i),
+                found,
+                detail: generation,
+            },
+            format_args!("{wrong} of {WORDS} words wrong, the first {text}"),
+        )
+    };
+
+    let (its_address, its_generation) = words.origin(found, i);
+    let in_use = cpu.boot_info().ram().iter().any(|range| range.contains(its_address));
+    if wrong == 0 {
+        report(format_args!("no longer"))
+    } else if found == 0 {
+        report(format_args!("zero"))
+    } else if in_use && (FIRST_GENERATION..=generation + 1).contains(&its_generation) {
+        report(format_args!("from page {its_address:#x}, generation {its_generation}"))
+    } else {
+        report(format_args!("in {} bits", (found ^ expected(i)).count_ones()))
+    }
+}

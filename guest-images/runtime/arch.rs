@@ -1,0 +1,38 @@
+//! Single instructions.
+
+use core::arch::asm;
+use core::arch::x86_64::{_mm_lfence, _mm_pause, _rdtsc};
+
+/// The time stamp counter, read after all that comes before it.
+#[inline]
+pub fn rdtsc() -> u64 {
+    // SAFETY: neither instruction touches memory; both are in every 64-bit processor.
+    unsafe {
+        _mm_lfence();
+        _rdtsc()
+    }
+}
+
+/// Tells the processor that this is a waiting loop.
+#[inline]
+pub fn pause() {
+    // SAFETY: a hint without any effect on state.
+    #[allow(unused_unsafe)]
+    unsafe {
+        _mm_pause()
+    }
+}
+
+/// Writes a byte to an I/O port below 4096.
+pub fn outb(port: u16, value: u8) {
+    // SAFETY: guests drive only devices that do not write to memory.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
+}
+
+/// Writes 32 bits to an I/O port below 4096.
+pub fn outl(port: u16, value: u32) {
+    // SAFETY: guests drive only devices that do not write to memory.
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags))
+    }
+}

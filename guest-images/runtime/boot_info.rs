@@ -1,0 +1,131 @@
+//! What the VMM tells the guest: `hvm_start_info` of the PVH boot protocol.
+
+use super::options::Options;
+
+const START_MAGIC: u32 = 0x336e_c578;
+const RAM: u32 = 1;
+/// Ranges of RAM that a guest keeps; a VMM has two or three.
+const MAX_RANGES: usize = 8;
+/// Bytes of command line that a guest reads.
+const MAX_LINE: usize = 4096;
+
+#[repr(C)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    modules: u32,
+    modules_at: u64,
+    cmdline_at: u64,
+    rsdp_at: u64,
+    memmap_at: u64,
+    memmap_entries: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MemmapEntry {
+    start: u64,
+    bytes: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+/// A range of RAM that the guest may fill: whole pages, above the image.
+#[derive(Clone, Copy)]
+pub struct Range {
+    /// First guest-physical address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+}
+
+impl Range {
+    /// Whether the address is in it.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+}
+
+/// All that a guest keeps of what it was told.
+pub struct BootInfo {
+    /// The command line.
+    pub options: Options,
+    ranges: [Range; MAX_RANGES],
+    len: usize,
+}
+
+impl BootInfo {
+    /// Copies everything out of the structures of the VMM, which may lie in RAM that the guest is
+    /// about to fill, or where the mailbox goes.
+    ///
+    /// # Safety
+    /// `at` is what EBX held at the PVH entry point.
+    pub unsafe fn read(at: u64) -> Result<Self, &'static str> {
+        // SAFETY: by the boot protocol there is such a structure, in RAM below 4 GiB, which is
+        // mapped; nobody else runs.
+        let info = unsafe { &*core::ptr::with_exposed_provenance::<StartInfo>(at as usize) };
+        if info.magic != START_MAGIC {
+            return Err("boot: no hvm_start_info in EBX");
+        }
+        if info.version < 1 || info.memmap_at == 0 || info.memmap_entries == 0 {
+            return Err("boot: hvm_start_info has no memory map (version 1 or later is needed)");
+        }
+        // SAFETY: as above; the version says that the map is there.
+        let memmap = unsafe {
+            core::slice::from_raw_parts(
+                core::ptr::with_exposed_provenance::<MemmapEntry>(info.memmap_at as usize),
+                info.memmap_entries as usize,
+            )
+        };
+
+        let options = Options::parse(match info.cmdline_at {
+            0 => b"",
+            // SAFETY: as above; a zero byte ends the line, and it is in RAM with room after it.
+            at => unsafe { c_str(at) }?,
+        })?;
+
+        let mut ranges = [Range { start: 0, end: 0 }; MAX_RANGES];
+        let mut len = 0;
+        let mut left = options.ram;
+        for entry in memmap.iter().filter(|entry| entry.kind == RAM) {
+            // Below 2 MiB there are the image, the mailbox, and whatever firmware keeps there.
+            let start = entry.start.next_multiple_of(4096).max(2 << 20);
+            let end = entry.start.saturating_add(entry.bytes) & !4095;
+            if start >= end || left < 4096 {
+                continue;
+            }
+            let bytes = (end - start).min(left & !4095);
+            left -= bytes;
+            *ranges.get_mut(len).ok_or("boot: more than 8 ranges of RAM")? =
+                Range { start, end: start + bytes };
+            len += 1;
+        }
+        Ok(Self { options, ranges, len })
+    }
+
+    /// The RAM that the guest may fill.
+    pub fn ram(&self) -> &[Range] {
+        &self.ranges[..self.len]
+    }
+
+    /// Bytes of RAM that the guest may fill.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram().iter().map(|range| range.end - range.start).sum()
+    }
+}
+
+/// # Safety
+/// There is readable RAM at `at`, up to a zero byte or for [`MAX_LINE`] bytes.
+unsafe fn c_str(at: u64) -> Result<&'static [u8], &'static str> {
+    let start = core::ptr::with_exposed_provenance::<u8>(at as usize);
+    for len in 0..MAX_LINE {
+        // SAFETY: the caller vouches for it.
+        if unsafe { *start.add(len) } == 0 {
+            // SAFETY: these bytes have just been read.
+            return Ok(unsafe { core::slice::from_raw_parts(start, len) });
+        }
+    }
+    Err("boot: the command line is longer than 4095 bytes")
+}

@@ -1,0 +1,137 @@
+//! A vCPU as the body of a guest sees it.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::arch::{outb, outl, pause, rdtsc};
+use super::boot_info::BootInfo;
+use super::damage::{self, Report};
+use super::mailbox::{CpuMailbox, DEBUG_EXIT_PORT, TEST_PORT, damage_kind, phase};
+use super::options::{End, Options};
+use super::{mailbox, shim};
+
+const I8042_COMMAND: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+
+/// The running vCPU. The body gets one and passes it along.
+pub struct Cpu {
+    index: usize,
+    info: &'static BootInfo,
+    shown: &'static CpuMailbox,
+    heartbeat: u64,
+    tsc: u64,
+    gap: u64,
+    gap_ack: u32,
+}
+
+impl Cpu {
+    pub(super) fn new(index: usize, info: &'static BootInfo) -> Self {
+        let shown = &mailbox().cpus[index];
+        Self { index, info, shown, heartbeat: 0, tsc: rdtsc(), gap: 0, gap_ack: 0 }
+    }
+
+    /// Index of this vCPU: its APIC ID.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What the command line asks for.
+    pub fn options(&self) -> &'static Options {
+        &self.info.options
+    }
+
+    /// What the VMM told the guest.
+    pub fn boot_info(&self) -> &'static BootInfo {
+        self.info
+    }
+
+    /// What this vCPU shows in the mailbox.
+    pub fn shown(&self) -> &'static CpuMailbox {
+        self.shown
+    }
+
+    /// One heartbeat. A body calls this all the time: what lies between two calls is a gap. Does
+    /// not return once any vCPU has found damage.
+    #[inline]
+    pub fn tick(&mut self) {
+        let now = rdtsc();
+        if now < self.tsc {
+            tsc_back(self.tsc, now);
+        }
+        let gap = now - self.tsc;
+        self.tsc = now;
+
+        let request = mailbox().gap_request.load(Relaxed);
+        if request != self.gap_ack {
+            self.forget_gap();
+            self.gap_ack = request;
+            self.shown.gap_ack.store(request, Release);
+        } else if gap > self.gap {
+            self.gap = gap;
+            self.shown.gap_tsc.store(now, Relaxed);
+            self.shown.gap.store(gap, Release);
+        }
+
+        // One writer, so no locked addition.
+        self.heartbeat += 1;
+        self.shown.tsc.store(now, Relaxed);
+        self.shown.heartbeat.store(self.heartbeat, Release);
+
+        if damage::is_damaged() {
+            shim::stop();
+        }
+    }
+
+    /// Heartbeats until the condition holds.
+    pub fn tick_until(&mut self, condition: impl Fn() -> bool) {
+        while !condition() {
+            pause();
+            self.tick();
+        }
+    }
+
+    /// Shows that this vCPU has come up.
+    pub(super) fn go_online(&mut self) {
+        self.shown.online.store(1, Release);
+        mailbox().cpus_online.fetch_add(1, Release);
+    }
+
+    /// Starts the search for the largest gap afresh.
+    pub(super) fn forget_gap(&mut self) {
+        self.gap = 0;
+        self.shown.gap.store(0, Relaxed);
+        self.shown.gap_tsc.store(0, Relaxed);
+    }
+
+    /// A point at which the host may want to do something. If the command line has `markers=` of
+    /// at least `n`, tells the host and waits, with heartbeats, until it says go on.
+    pub fn marker(&mut self, n: u32) {
+        if n > self.info.options.markers {
+            return;
+        }
+        mailbox().marker.fetch_max(n, Release);
+        outl(TEST_PORT, n);
+        self.tick_until(|| mailbox().marker_go.load(Acquire) >= n);
+    }
+
+    /// Ends the guest as the command line asks, or returns.
+    pub fn end(&mut self) {
+        match self.info.options.end {
+            End::Never => return,
+            End::Reset => outb(I8042_COMMAND, I8042_RESET),
+            End::Exit => {
+                mailbox().phase.store(phase::DONE, Release);
+                outb(DEBUG_EXIT_PORT, 0);
+            }
+        }
+        // The machine may take its time to act on it.
+        self.tick_until(|| false);
+    }
+}
+
+#[cold]
+fn tsc_back(expected: u64, found: u64) -> ! {
+    damage::report(
+        Report { kind: damage_kind::TSC_BACK, expected, found, ..Report::default() },
+        format_args!("the TSC went back by {}", expected - found),
+    )
+}

@@ -1,0 +1,58 @@
+//! Interrupt controllers, and the start of the other vCPUs.
+
+use super::arch::{outb, pause, rdtsc};
+use super::shim::{LAPIC, trampoline_code};
+
+const SPURIOUS: u64 = 0xf0;
+const COMMAND_LOW: u64 = 0x300;
+const COMMAND_HIGH: u64 = 0x310;
+const INIT: u32 = 0x4500;
+const STARTUP: u32 = 0x4600;
+
+/// Where a vCPU starts in real mode: a page below 1 MiB.
+const TRAMPOLINE_GPA: usize = 0x8000;
+
+fn write(register: u64, value: u32) {
+    // SAFETY: the LAPIC's page is mapped uncached, and none of the registers used here makes it
+    // write to memory.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u32>((LAPIC + register) as usize)
+            .write_volatile(value);
+    }
+}
+
+/// Masks all inputs of both 8259s: an interrupt of theirs would come as an exception's vector.
+pub fn mask_8259s() {
+    outb(0x21, 0xff);
+    outb(0xa1, 0xff);
+}
+
+/// Enables the LAPIC of this vCPU.
+pub fn enable() {
+    write(SPURIOUS, 0x1ff);
+}
+
+/// Puts the code in place with which vCPUs start.
+pub fn place_trampoline() {
+    let code = trampoline_code();
+    // SAFETY: this page is low RAM that the guest uses for nothing else.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u8>(TRAMPOLINE_GPA)
+            .copy_from_nonoverlapping(code.as_ptr(), code.len());
+    }
+}
+
+/// Starts the vCPU with that APIC ID: INIT, then twice "start up", of which it obeys one.
+pub fn start_cpu(id: usize) {
+    for command in
+        [INIT, STARTUP | (TRAMPOLINE_GPA >> 12) as u32, STARTUP | (TRAMPOLINE_GPA >> 12) as u32]
+    {
+        write(COMMAND_HIGH, (id as u32) << 24);
+        write(COMMAND_LOW, command);
+        // Virtual LAPICs need no rest between these; a short one costs nothing.
+        let start = rdtsc();
+        while rdtsc() - start < 1 << 18 {
+            pause();
+        }
+    }
+}

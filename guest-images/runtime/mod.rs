@@ -1,0 +1,152 @@
+//! What every guest is made of: from the entry point to the body on every vCPU.
+//!
+//! A guest is one file that says `mod runtime` and has two functions:
+//! `fn prepare(cpu: &mut Cpu)`, which every vCPU runs before the guest counts as running, and
+//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run at CPL3 with interrupts off, on memory that is
+//! identity-mapped and open to them: RAM, the image, the LAPIC.
+
+// No guest needs all of it.
+#![allow(dead_code)]
+
+use core::sync::atomic::{
+    AtomicPtr, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+};
+
+pub mod arch;
+pub mod boot_info;
+pub mod cpu;
+pub mod damage;
+mod lapic;
+pub mod mailbox;
+mod mem;
+pub mod options;
+mod paging;
+mod shim;
+pub mod words;
+
+pub use boot_info::BootInfo;
+pub use cpu::Cpu;
+use damage::Report;
+use mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind, phase};
+
+/// vCPUs that have prepared.
+static PREPARED: AtomicU32 = AtomicU32::new(0);
+/// What the boot vCPU found out, for the others; null before.
+static BOOT_INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
+
+/// The mailbox.
+#[inline]
+pub fn mailbox() -> &'static Mailbox {
+    // SAFETY: that page is RAM that the guest uses for nothing else; all its fields are atomics.
+    unsafe { &*core::ptr::with_exposed_provenance(MAILBOX_GPA as usize) }
+}
+
+/// Where the shim goes on at CPL3: the boot vCPU with `start_info`, the others with 0.
+#[unsafe(no_mangle)]
+extern "C" fn guest_entry(start_info: u64, index: usize) -> ! {
+    if start_info == 0 { other_cpu(index) } else { boot_cpu(start_info, index) }
+}
+
+fn boot_cpu(start_info: u64, index: usize) -> ! {
+    // Before the mailbox, which may lie on top of what the VMM left in low RAM.
+    // SAFETY: the shim passes what was in EBX.
+    let info = unsafe { BootInfo::read(start_info) };
+    reset_mailbox(info.as_ref().map_or(0, |info| info.options.seed));
+    let info = match &info {
+        Ok(info) => info,
+        Err(what) => panic!("{what}"),
+    };
+    assert!(index == 0, "the boot vCPU has APIC ID {index}");
+    // SAFETY: this function never returns, so its variables live as long as the guest.
+    let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(info) };
+    let page = mailbox();
+
+    lapic::mask_8259s();
+    paging::map_up_to(info.ram().iter().map(|range| range.end).max().unwrap_or(0));
+    page.phase.store(phase::PREPARING, Release);
+
+    let mut cpu = Cpu::new(index, info);
+    BOOT_INFO.store((&raw const *info).cast_mut(), Release);
+    lapic::enable();
+    lapic::place_trampoline();
+    for id in 1..info.options.cpus {
+        lapic::start_cpu(id);
+    }
+    cpu.go_online();
+    await_cpus(&mut cpu);
+
+    crate::prepare(&mut cpu);
+    PREPARED.fetch_add(1, Release);
+    cpu.tick_until(|| PREPARED.load(Acquire) as usize == info.options.cpus);
+    cpu.forget_gap();
+    page.phase.store(phase::RUNNING, Release);
+    crate::run(&mut cpu)
+}
+
+fn other_cpu(index: usize) -> ! {
+    // SAFETY: the boot vCPU has set it before it started this one, and never changes it.
+    let info: &'static BootInfo = unsafe { &*BOOT_INFO.load(Acquire) };
+    if index >= info.options.cpus {
+        shim::stop();
+    }
+    lapic::enable();
+    let mut cpu = Cpu::new(index, info);
+    cpu.go_online();
+    crate::prepare(&mut cpu);
+    PREPARED.fetch_add(1, Release);
+    cpu.tick_until(|| mailbox().phase.load(Acquire) != phase::PREPARING);
+    cpu.forget_gap();
+    crate::run(&mut cpu)
+}
+
+/// Clears the mailbox and fills in what is known at boot, the magic last. Low RAM may hold
+/// anything, or the mailbox from before a reset.
+fn reset_mailbox(seed: u64) {
+    let page = mailbox();
+    let is_mailbox =
+        page.magic.load(Acquire) == MAILBOX_MAGIC && page.layout.load(Relaxed) == MAILBOX_LAYOUT;
+    let boots = if is_mailbox { page.boots.load(Relaxed) } else { 0 };
+
+    page.magic.store(0, SeqCst);
+    // SAFETY: the same page as plain words; all of it is atomics, so this is no data race.
+    let words: &[AtomicU64; 512] = unsafe { &*(&raw const *page).cast() };
+    words.iter().for_each(|word| word.store(0, Relaxed));
+
+    page.layout.store(MAILBOX_LAYOUT, Relaxed);
+    for (shown, byte) in page.name.iter().zip(env!("GUEST_NAME").bytes()) {
+        shown.store(byte, Relaxed);
+    }
+    page.boots.store(boots.wrapping_add(1), Relaxed);
+    page.seed.store(seed, Relaxed);
+    page.magic.store(MAILBOX_MAGIC, Release);
+}
+
+/// Waits until all vCPUs asked for are there. A missing one is damage.
+fn await_cpus(cpu: &mut Cpu) {
+    /// TSC cycles to wait for: some ten seconds.
+    const PATIENCE: u64 = 30 << 30;
+    /// The most that one look may count as, so that a guest that is stopped loses no patience.
+    const ONE_LOOK: u64 = 1 << 24;
+
+    let mut waited = 0;
+    let mut last = arch::rdtsc();
+    for id in 1..cpu.options().cpus {
+        while mailbox().cpus[id].online.load(Acquire) == 0 {
+            cpu.tick();
+            let now = arch::rdtsc();
+            waited += (now - last).min(ONE_LOOK);
+            last = now;
+            if waited > PATIENCE {
+                damage::report(
+                    Report {
+                        kind: damage_kind::CPU_MISSING,
+                        detail: id as u64,
+                        ..Report::default()
+                    },
+                    format_args!("vCPU {id} did not come up"),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The command line of a guest.
+//!
+//! Also compiled on the host, for its tests.
+
+use super::mailbox::MAX_CPUS;
+
+/// What the command line asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `cpus=N`: vCPUs to use, 1 to 8.
+    pub cpus: usize,
+    /// `seed=N`: what the guest's choices are made from.
+    pub seed: u64,
+    /// `ram=SIZE`: use no more RAM than that (bytes, or with K, M, G).
+    pub ram: u64,
+    /// `markers=N`: stop at the first N markers (see [`super::Cpu::marker`]).
+    pub markers: u32,
+    /// `end=reset` or `end=exit`: what happens after the last marker.
+    pub end: End,
+}
+
+/// How a guest ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It does not.
+    Never,
+    /// It resets the machine through the i8042.
+    Reset,
+    /// It ends the VMM through the debug exit, with value 0.
+    Exit,
+}
+
+impl Options {
+    /// Reads a command line. Words that mean nothing to a guest are left to others, as on Linux;
+    /// a known word with a bad value is an error.
+    pub fn parse(line: &[u8]) -> Result<Self, &'static str> {
+        let mut options = Self { cpus: 1, seed: 1, ram: u64::MAX, markers: 0, end: End::Never };
+        for word in line.split(u8::is_ascii_whitespace) {
+            let Some(equals) = word.iter().position(|b| *b == b'=') else { continue };
+            let value = &word[equals + 1..];
+            match &word[..equals] {
+                b"cpus" => {
+                    options.cpus = number(value)
+                        .filter(|n| (1..=MAX_CPUS as u64).contains(n))
+                        .ok_or("command line: cpus= takes 1 to 8")?
+                        as usize;
+                }
+                b"seed" => {
+                    options.seed = number(value).ok_or("command line: seed= takes a number")?;
+                }
+                b"ram" => {
+                    options.ram =
+                        size(value).ok_or("command line: ram= takes a size such as 64M")?;
+                }
+                b"markers" => {
+                    options.markers = number(value)
+                        .and_then(|n| n.try_into().ok())
+                        .ok_or("command line: markers= takes a number")?;
+                }
+                b"end" => {
+                    options.end = match value {
+                        b"never" => End::Never,
+                        b"reset" => End::Reset,
+                        b"exit" => End::Exit,
+                        _ => return Err("command line: end= takes never, reset or exit"),
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    core::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn size(value: &[u8]) -> Option<u64> {
+    let (digits, shift) = match value.split_last()? {
+        (b'K' | b'k', digits) => (digits, 10),
+        (b'M' | b'm', digits) => (digits, 20),
+        (b'G' | b'g', digits) => (digits, 30),
+        _ => (value, 0),
+    };
+    number(digits)?.checked_mul(1 << shift)
+}

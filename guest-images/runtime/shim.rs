@@ -1,0 +1,78 @@
+//! The CPL0 part of a guest, and the constants it shares with the Rust part.
+
+use core::arch::{asm, global_asm};
+use core::mem::{offset_of, size_of};
+
+use super::mailbox::{Damage, MAILBOX_GPA, MAX_CPUS, Mailbox, damage_kind, damage_state, phase};
+
+/// Where the LAPIC of the running vCPU answers.
+pub const LAPIC: u64 = 0xfee0_0000;
+/// GiB above the first four that can be mapped.
+pub const HIGH_GIB: usize = 60;
+/// Bytes of stack of each vCPU at CPL3; a power of two.
+const USER_STACK: usize = 1 << USER_STACK_SHIFT;
+const USER_STACK_SHIFT: u32 = 15;
+/// Bytes of stack of each vCPU for exceptions; a power of two.
+const KERNEL_STACK_SHIFT: u32 = 9;
+
+/// EAX at an `int3` that asks the shim to stop the vCPU for good.
+const GATE_STOP: u32 = 0x5354_4f50;
+
+global_asm!(
+    include_str!("shim.s"),
+    tables = const 0x10_0000,
+    shim = const 0x10_9000,
+    lapic = const LAPIC,
+    max_cpus = const MAX_CPUS,
+    tss_stride = const 1024,
+    high_gib = const HIGH_GIB,
+    kernel_stack = const 1 << KERNEL_STACK_SHIFT,
+    kernel_stack_shift = const KERNEL_STACK_SHIFT,
+    user_stack = const USER_STACK,
+    user_stack_shift = const USER_STACK_SHIFT,
+    gate_stop = const GATE_STOP,
+    phase = const MAILBOX_GPA as usize + offset_of!(Mailbox, phase),
+    damaged = const phase::DAMAGED,
+    damage = const MAILBOX_GPA as usize + offset_of!(Mailbox, damage),
+    state = const offset_of!(Damage, state),
+    writing = const damage_state::WRITING,
+    valid = const damage_state::VALID,
+    kind = const offset_of!(Damage, kind),
+    kind_exception = const damage_kind::EXCEPTION,
+    cpu = const offset_of!(Damage, cpu),
+    vector = const offset_of!(Damage, vector),
+    error_code = const offset_of!(Damage, error_code),
+    rip = const offset_of!(Damage, rip),
+    address = const offset_of!(Damage, address),
+    detail = const offset_of!(Damage, detail),
+    options(att_syntax)
+);
+
+// The shim reaches vCPU tables by index and clears `.bss` with a 32-bit count.
+const _: () = assert!(size_of::<Mailbox>() == 4096 && MAX_CPUS <= 8);
+
+unsafe extern "C" {
+    static trampoline: u8;
+    static trampoline_end: u8;
+    static user_stacks: u8;
+}
+
+/// Stops this vCPU for good, in `hlt` with interrupts off: it costs the host nothing.
+pub fn stop() -> ! {
+    // SAFETY: the gate does not return, so nothing after it can be affected.
+    unsafe { asm!("int3", "ud2", in("eax") GATE_STOP, options(noreturn)) }
+}
+
+/// The code with which a vCPU starts in real mode.
+pub fn trampoline_code() -> &'static [u8] {
+    let start = &raw const trampoline;
+    let end = &raw const trampoline_end;
+    // SAFETY: both symbols delimit one piece of code in the image, which nothing writes.
+    unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+/// Index of the running vCPU, told from the stack it is on: `cpuid` shows the host's at CPL3.
+pub fn cpu_index() -> usize {
+    let here = 0u8;
+    ((&raw const here).addr() - (&raw const user_stacks).addr()) >> USER_STACK_SHIFT
+}

@@ -1,0 +1,277 @@
+// Everything of a guest that runs at CPL0, and the tables it needs.
+//
+// Hosts without hardware virtualization emulate CPL0 slowly and incompletely, so this is kept to a
+// few dozen plain integer instructions per vCPU: tables are laid out by the assembler instead of
+// being built at run time, and whatever CPL3 can do (8259s, LAPIC, AP start, page tables above
+// 4 GiB) is left to the Rust code there.
+//
+// AT&T syntax; words in braces are constants from shim.rs. The linker script pins `.tables` and
+// `.shim` to the addresses that the split descriptors below are computed from.
+
+// ---------------------------------------------------------------------------------------------
+// PVH: where to enter in 32-bit protected mode, paging off, EBX = hvm_start_info.
+
+    .section .note.pvh, "a", @note
+    .balign 4
+    .long 4, 8, 18                      // name size, value size, XEN_ELFNOTE_PHYS32_ENTRY
+    .asciz "Xen"
+    .quad pvh_entry
+
+// ---------------------------------------------------------------------------------------------
+// Tables.
+
+    .section .tables, "aw", @progbits
+
+// The first 4 GiB, identity-mapped with 2 MiB pages that CPL3 may use. Accessed and dirty are set
+// beforehand, so that no page walk has to write.
+    .globl page_directory_pointers
+pml4:
+    .quad page_directory_pointers + 0x27
+    .fill 511, 8, 0
+page_directory_pointers:
+    .quad page_directories + 0x0027
+    .quad page_directories + 0x1027
+    .quad page_directories + 0x2027
+    .quad page_directories + 0x3027
+    .fill 508, 8, 0
+page_directories:
+    .set page, 0
+    .rept 2048
+    .if page == {lapic} & ~0x1fffff
+    .quad page + 0xff                   // uncached
+    .else
+    .quad page + 0xe7
+    .endif
+    .set page, page + 0x200000
+    .endr
+
+// One TSS per vCPU: the stack for exceptions, and a bitmap that opens the first 4096 I/O ports to
+// CPL3 (some hosts ignore IOPL).
+tss:
+    .set cpu, 0
+    .rept {max_cpus}
+    .balign {tss_stride}
+    .long 0
+    .quad kernel_stacks + (cpu + 1) * {kernel_stack}
+    .fill 90, 1, 0
+    .short 104                          // offset of the bitmap
+    .fill 512, 1, 0
+    .byte 0xff
+    .set cpu, cpu + 1
+    .endr
+
+    .balign 16
+gdt:
+    .quad 0
+    .quad 0x00cf9b000000ffff            // 0x08: code, CPL0, 32 bits
+    .quad 0x00af9b000000ffff            // 0x10: code, CPL0, 64 bits
+    .quad 0x00cf93000000ffff            // 0x18: data, CPL0
+    .quad 0x00cff3000000ffff            // 0x20: data, CPL3
+    .quad 0x00affb000000ffff            // 0x28: code, CPL3, 64 bits
+    .set cpu, 0                         // 0x30: a TSS per vCPU
+    .rept {max_cpus}
+    .set base, {tables} + 0x6000 + cpu * {tss_stride}
+    .short 104 + 512
+    .short base & 0xffff
+    .byte base >> 16 & 0xff, 0x89, 0, base >> 24
+    .quad 0
+    .set cpu, cpu + 1
+    .endr
+gdt_end:
+
+    .balign 16
+idt:
+    .set vector, 0
+    .rept 32
+    .short ({shim} + vector * 16) & 0xffff, 0x10
+    .if vector == 3
+    .short 0xee00                       // `int3` is the gate from CPL3
+    .else
+    .short 0x8e00
+    .endif
+    .short ({shim} + vector * 16) >> 16
+    .quad 0
+    .set vector, vector + 1
+    .endr
+idt_end:
+
+    .balign 8
+gdt_pointer:
+    .short gdt_end - gdt - 1
+    .quad gdt
+    .balign 8
+idt_pointer:
+    .short idt_end - idt - 1
+    .quad idt
+
+    .section .noinit, "aw", @nobits
+    .globl kernel_stacks, user_stacks, high_page_directories
+    .balign 4096
+high_page_directories:                  // for RAM above 4 GiB, filled in by paging.rs
+    .skip {high_gib} * 4096
+kernel_stacks:
+    .skip {max_cpus} * {kernel_stack}
+user_stacks:
+    .skip {max_cpus} * {user_stack}
+
+// ---------------------------------------------------------------------------------------------
+// Exceptions: 32 stubs of 16 bytes, at the very start of `.shim`.
+
+    .section .shim, "ax", @progbits
+    .code64
+stubs:
+    .set vector, 0
+    .rept 32
+    .balign 16, 0xcc
+    .if (0x60227d00 >> vector) & 1      // 8, 10 to 14, 17, 21, 29, 30 push an error code
+    .else
+    pushq $0
+    .endif
+    pushq $vector
+    jmp exception
+    .set vector, vector + 1
+    .endr
+    .balign 16, 0xcc
+
+// No exception is ever returned from, so registers are free for use. The first one of the machine
+// is recorded; then, as after a call through the gate, the vCPU stands still.
+exception:
+    cmpl $3, (%rsp)
+    jne 1f
+    cmpl ${gate_stop}, %eax
+    je stop
+1:  movl ${damage}, %ebx
+    xorl %eax, %eax                     // NONE
+    movl ${writing}, %ecx
+    lock cmpxchgl %ecx, {state}(%rbx)
+    jne stop
+    movl ${kind_exception}, {kind}(%rbx)
+    movl %esp, %eax
+    subl $kernel_stacks, %eax
+    shrl ${kernel_stack_shift}, %eax
+    movl %eax, {cpu}(%rbx)
+    popq %rax
+    movl %eax, {vector}(%rbx)
+    xorl %edx, %edx
+    cmpl $14, %eax
+    jne 2f
+    movq %cr2, %rdx
+2:  movq %rdx, {address}(%rbx)
+    popq %rax
+    movq %rax, {error_code}(%rbx)
+    popq %rax
+    movq %rax, {rip}(%rbx)
+    popq %rax
+    movq %rax, {detail}(%rbx)           // CS: the low two bits are the CPL
+    movl ${valid}, {state}(%rbx)
+    movl ${damaged}, {phase}
+stop:
+    cli
+    hlt
+    jmp stop
+
+// ---------------------------------------------------------------------------------------------
+// Entry. EDI is the address of hvm_start_info on the boot vCPU, 0 on the others.
+
+    .code32
+    .globl pvh_entry
+pvh_entry:
+    cli
+    cld
+    movl %ebx, %edi
+enter_long_mode:
+    lgdt gdt_pointer
+    movl $0x620, %eax                   // PAE, OSFXSR, OSXMMEXCPT
+    movl %eax, %cr4
+    movl $pml4, %eax
+    movl %eax, %cr3
+    movl $0xc0000080, %ecx              // EFER.LME
+    xorl %edx, %edx
+    movl $0x100, %eax
+    wrmsr
+    movl $0x80010033, %eax              // PG, WP, NE, ET, MP, PE; caches on
+    movl %eax, %cr0
+    ljmpl $0x10, $long_mode
+
+    .code64
+long_mode:
+    movl $0x23, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    xorl %eax, %eax
+    movl %eax, %fs
+    movl %eax, %gs
+    movl %eax, %ss
+    lidt idt_pointer
+    movl ${lapic}, %ebx
+    movl 0x20(%rbx), %esi               // the LAPIC's own ID: right whatever CPUID says
+    shrl $24, %esi
+    cmpl ${max_cpus}, %esi
+    jae stop
+
+    movl %esi, %eax
+    shll ${kernel_stack_shift}, %eax
+    leal kernel_stacks + {kernel_stack}(%rax), %esp
+
+    leal 0x30(,%rsi,8), %eax
+    leal (%rax,%rsi,8), %eax
+    andb $0xfd, gdt + 5(%rax)           // not busy: a reset may leave the tables as they were
+    ltr %ax
+
+    movl %esi, %eax
+    shll ${user_stack_shift}, %eax
+    leal user_stacks + {user_stack}(%rax), %eax
+    pushq $0x23
+    pushq %rax
+    pushq $2                            // interrupts stay off
+    pushq $0x2b
+    pushq $user_entry
+    iretq
+
+// A vCPU comes from SIPI in real mode at the copy of this below 1 MiB.
+    .code16
+    .globl trampoline, trampoline_end
+trampoline:
+    cli
+    cld
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl trampoline_gdt - trampoline
+    movl $0x11, %eax                    // PE
+    movl %eax, %cr0
+    ljmpl $0x08, $ap_entry
+    .balign 4
+trampoline_gdt:
+    .short gdt_end - gdt - 1
+    .long gdt
+trampoline_end:
+
+    .code32
+ap_entry:
+    movl $0x18, %eax
+    movl %eax, %ds
+    xorl %edi, %edi
+    jmp enter_long_mode
+
+// ---------------------------------------------------------------------------------------------
+// CPL3 from here on.
+
+    .code64
+user_entry:
+    fninit
+    ldmxcsr mxcsr
+    testl %edi, %edi
+    jz 1f
+    movl %edi, %edx                     // loaders need not clear it, and a reset leaves it dirty
+    movl $__bss_start, %edi
+    movl $__bss_end, %ecx
+    subl %edi, %ecx
+    xorl %eax, %eax
+    rep stosb
+    movl %edx, %edi
+1:  call guest_entry                    // (hvm_start_info, vCPU)
+    ud2
+
+    .balign 4
+mxcsr:
+    .long 0x1f80
