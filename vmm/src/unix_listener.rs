@@ -1,90 +1,159 @@
-//! Listening sockets whose path is free again when they are done.
+//! A listening Unix socket and the file that names it.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Pid, getpid};
+use serde::{Deserialize, Serialize};
 
-/// Why a path cannot be listened on.
+/// A socket could not be made to listen.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// Somebody answers there.
-    #[error("cannot listen on {0}: another process is listening there")]
-    Taken(PathBuf),
-    /// There is a file that is no socket.
-    #[error("cannot listen on {0}: the file is no socket")]
-    NoSocket(PathBuf),
-    /// A system call failed.
-    #[error("cannot listen on {path}: {call}: {source}")]
+pub enum BindError {
+    /// Another process listens there.
+    #[error("listening on {path}: another process listens there already")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a file, and it is no socket.
+    #[error("listening on {path}: the file exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused a step.
+    #[error("listening on {path}: {step}: {} (errno {})", .errno.desc(), *.errno as i32)]
     System {
         /// The path.
         path: PathBuf,
-        /// The system call.
-        call: &'static str,
-        /// Why.
-        source: io::Error,
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        errno: Errno,
     },
 }
 
-/// A listening Unix socket, non-blocking, close-on-exec, mode 0600. Dropping it removes its file.
+/// A listening socket, close-on-exec and non-blocking, with its file (mode 0600).
+///
+/// Dropping it removes the file if this process owns it and it is still the same file.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
+    /// Device and inode, so that a file that has taken the place of ours is left alone.
+    file: (u64, u64),
+    owner: Option<Pid>,
+}
+
+/// What a new process needs besides the descriptor to go on with a [`Listener`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerState {
+    /// The name under which the descriptor is handed over.
+    pub fd: String,
+    /// The path, as bytes: it need not be UTF-8.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// The device of the file.
+    pub device: u64,
+    /// The inode of the file.
+    pub inode: u64,
 }
 
 impl Listener {
-    /// Listens on `path`; a socket that a dead process left there is replaced.
-    pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        remove_stale(path)?;
-        let error = |call| {
-            move |errno: Errno| ListenError::System {
-                path: path.to_owned(),
-                call,
-                source: errno.into(),
+    /// Listens on `path`. The file left behind by a dead process is replaced.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
+        let address = UnixAddr::new(path).map_err(failed("its name"))?;
+        let socket = stream_socket().map_err(failed("socket"))?;
+        // The file is made with the mode of the socket: private from its first instant on.
+        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
+        match socket::bind(socket.as_raw_fd(), &address) {
+            Err(Errno::EADDRINUSE) => {
+                remove_stale(path, &address)?;
+                socket::bind(socket.as_raw_fd(), &address).map_err(failed("bind"))?;
             }
+            bound => bound.map_err(failed("bind"))?,
+        }
+        let identity = identity(path).map_err(failed("stat"))?;
+        let listener = Self {
+            socket: UnixListener::from(socket),
+            path: path.to_owned(),
+            file: identity,
+            owner: Some(getpid()),
         };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-            .map_err(error("socket"))?;
-        // Linux gives the file the mode of the socket's inode: there is no moment in which others
-        // could connect.
-        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(error("fchmod"))?;
-        let address = UnixAddr::new(path).map_err(error("address"))?;
-        bind(fd.as_raw_fd(), &address).map_err(error("bind"))?;
-        let listener = Self { socket: fd.into(), path: path.to_owned() };
-        listen(&listener.socket, Backlog::MAXALLOWABLE).map_err(error("listen"))?;
+        socket::listen(&listener.socket, Backlog::MAXALLOWABLE).map_err(failed("listen"))?;
         Ok(listener)
     }
 
-    /// Goes on with a socket that listens on `path` already.
-    pub fn adopt(fd: OwnedFd, path: &Path) -> Self {
-        Self { socket: fd.into(), path: path.to_owned() }
+    /// Goes on with the listener another process image has saved. The file is not owned yet:
+    /// see [`own_file`](Self::own_file).
+    pub fn restore(state: &ListenerState, socket: OwnedFd) -> Self {
+        Self {
+            socket: UnixListener::from(socket),
+            path: PathBuf::from(OsString::from_vec(state.path.clone())),
+            file: (state.device, state.inode),
+            owner: None,
+        }
     }
 
-    /// Where it listens.
+    /// What to carry over, with `fd` as the descriptor's name.
+    pub fn save(&self, fd: &str) -> ListenerState {
+        ListenerState {
+            fd: fd.to_owned(),
+            path: self.path.as_os_str().as_bytes().to_owned(),
+            device: self.file.0,
+            inode: self.file.1,
+        }
+    }
+
+    /// From now on dropping this removes the file. Call it once nobody can want it back, that
+    /// is, once a failed take-over can no longer return to the old process image.
+    pub fn own_file(&mut self) {
+        self.owner = Some(getpid());
+    }
+
+    /// The path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next client, non-blocking and close-on-exec; `None` where nobody waits.
-    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+    /// A waiting client, close-on-exec, or `None`.
+    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         match self.socket.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true)?;
-                Ok(Some(stream))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
-            Err(error) => Err(error),
+            Ok((client, _)) => Ok(Some(client.into())),
+            Err(error) => match error.kind() {
+                // It was there and is gone, or a signal came: the poll loop asks again.
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted => Ok(None),
+                _ => Err(error),
+            },
         }
+    }
+
+    /// Removes the file, if it is ours.
+    pub fn remove_file(&mut self) {
+        // A forked child has a copy of this, and no right to the file.
+        if self.owner.take() != Some(getpid()) || identity(&self.path) != Ok(self.file) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "removing the socket's file");
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.remove_file();
     }
 }
 
@@ -94,56 +163,98 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Somebody may have removed it already; then the path is free, which is all that counts.
-        let _ = std::fs::remove_file(&self.path);
+fn stream_socket() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), Errno> {
+    let file = std::fs::symlink_metadata(path).map_err(errno)?;
+    Ok((file.dev(), file.ino()))
+}
+
+/// Removes the socket at `path` if nobody listens there.
+fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), BindError> {
+    let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
+    let file = std::fs::symlink_metadata(path).map_err(errno).map_err(failed("stat"))?;
+    if !file.file_type().is_socket() {
+        return Err(BindError::NotASocket { path: path.to_owned() });
+    }
+    let probe = stream_socket().map_err(failed("socket"))?;
+    match socket::connect(probe.as_raw_fd(), address) {
+        Err(Errno::ECONNREFUSED) => {
+            std::fs::remove_file(path).map_err(errno).map_err(failed("unlink"))
+        }
+        // EAGAIN: its backlog is full, so it is there.
+        Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse { path: path.to_owned() }),
+        Err(errno) => Err(failed("connect")(errno)),
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !meta.file_type().is_socket() {
-        return Err(ListenError::NoSocket(path.to_owned()));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|source| ListenError::System {
-                path: path.to_owned(),
-                call: "unlink of a stale socket",
-                source,
-            })
-        }
-        _ => Err(ListenError::Taken(path.to_owned())),
-    }
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use tempfile::tempdir;
+
     use super::*;
 
+    fn refusal(path: &Path) -> String {
+        Listener::bind(path).unwrap_err().to_string()
+    }
+
     #[test]
-    fn the_file_is_private_and_goes_away() {
-        let dir = tempfile::tempdir().unwrap();
+    fn the_file_is_private_and_goes_with_the_listener() {
+        let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = Listener::bind(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert!(matches!(Listener::bind(&path), Err(ListenError::Taken(_))));
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
         drop(listener);
         assert!(!path.exists());
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_file_is_not() {
-        let dir = tempfile::tempdir().unwrap();
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        drop(Listener::bind(&path).unwrap());
+        let _listener = Listener::bind(&path).unwrap();
+        let expected =
+            format!("listening on {}: another process listens there already", path.display());
+        assert_eq!(refusal(&path), expected);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_alone() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenError::NoSocket(_))));
-        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        let expected =
+            format!("listening on {}: the file exists and is not a socket", path.display());
+        assert_eq!(refusal(&path), expected);
+        drop(listener);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn an_impossible_path_is_refused_with_the_reason() {
+        let dir = tempdir().unwrap();
+        let missing = dir.path().join("missing").join("s");
+        let expected = format!(
+            "listening on {}: bind: No such file or directory (errno 2)",
+            missing.display()
+        );
+        assert_eq!(refusal(&missing), expected);
+        let long = refusal(&dir.path().join("x".repeat(200)));
+        assert!(long.ends_with(": its name: File name too long (errno 36)"), "{long}");
     }
 }

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod codec;
 pub mod command;
+pub mod event;
 pub mod info;
 pub mod message;
 pub mod migration;

@@ -97,10 +97,5 @@ pub fn command(name: &str) -> Option<&'static CommandSpec> {
     COMMANDS.iter().find(|command| command.name == name)
 }
 
-/// The event called `name`.
-pub fn event(name: &str) -> Option<&'static EventSpec> {
-    EVENTS.iter().find(|event| event.name == name)
-}
-
 #[cfg(test)]
 mod tests;

@@ -232,10 +232,14 @@ impl Machine {
         std::mem::take(&mut self.pending)
     }
 
-    /// What the vCPUs met and nobody has dealt with; it stays.
-    pub fn pending_events(&mut self) -> &[GuestEvent] {
+    /// Looks for what the vCPUs met until now; [`Machine::unhandled_events`] has it then.
+    pub fn collect_events(&mut self) {
         self.drain_events();
-        &self.pending
+    }
+
+    /// What was collected and nobody has dealt with; it stays.
+    pub fn unhandled_events(&self) -> Vec<GuestEvent> {
+        self.pending.clone()
     }
 
     fn vcpus(&self) -> &[VcpuHandle] {
@@ -243,13 +247,21 @@ impl Machine {
     }
 
     fn start_vcpus(&self) {
-        for vcpu in self.vcpus() {
-            vcpu.run();
+        for (index, vcpu) in (0..).zip(self.vcpus()) {
+            if !self.pending.iter().any(|event| event.vcpu == index) {
+                vcpu.run();
+            }
         }
     }
 
-    /// Lets the guest run.
+    /// The thread of each vCPU.
+    pub fn vcpu_threads(&self) -> Vec<i32> {
+        self.vcpus().iter().map(VcpuHandle::thread_id).collect()
+    }
+
+    /// Lets the guest run. A vCPU that met something nobody has dealt with stays where it is.
     pub fn resume(&mut self) {
+        self.drain_events();
         self.start_vcpus();
         self.run_state = RunState::Running;
     }
@@ -262,7 +274,7 @@ impl Machine {
         }
         for vcpu in self.vcpus() {
             if let Err(error) = vcpu.wait_paused(until) {
-                self.start_vcpus();
+                self.resume();
                 return Err(error.into());
             }
         }

@@ -5,6 +5,6 @@ pub mod layout;
 mod ram_block;
 
 pub use backing::BackingError;
-pub use ram_block::{RamBlock, RamBlockInfo, RamError};
+pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo, RamError};
 /// Guest RAM as mapped in this process.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

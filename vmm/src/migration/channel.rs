@@ -158,7 +158,7 @@ impl Drop for OutgoingFile {
 pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
     let read_error = |source| ChannelError::Read { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
-    let mut file =
+    let file =
         options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
     let meta = file.metadata().map_err(read_error)?;
     if !meta.is_file() {
@@ -168,7 +168,7 @@ pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
         return Err(ChannelError::TooLarge { path: path.to_owned(), bytes: meta.len() });
     }
     let mut bytes = Vec::with_capacity(meta.len() as usize);
-    file.by_ref().take(Envelope::max_bytes()).read_to_end(&mut bytes).map_err(read_error)?;
+    (&file).take(Envelope::max_bytes()).read_to_end(&mut bytes).map_err(read_error)?;
     SavedState::decode(&bytes)
         .map_err(|source| ChannelError::Content { path: path.to_owned(), source })
 }

@@ -22,8 +22,8 @@ pub struct Migration {
 pub struct Times {
     /// From `migrate` to the end.
     pub total: Duration,
-    /// For how long no vCPU ran.
-    pub downtime: Duration,
+    /// For how long no vCPU ran; `None` if none ran before.
+    pub downtime: Option<Duration>,
 }
 
 impl Migration {
@@ -100,7 +100,7 @@ impl Migration {
                 (None, true, Some(began)) => Some(millis(began.elapsed())),
                 _ => None,
             },
-            downtime: self.times.map(|times| millis(times.downtime)),
+            downtime: self.times.and_then(|times| times.downtime).map(millis),
             error_desc: self.error.clone(),
             blocked_reasons: (!blocked_reasons.is_empty()).then_some(blocked_reasons),
             ..MigrationInfo::default()

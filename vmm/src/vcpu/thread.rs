@@ -1,6 +1,6 @@
 //! One vCPU, its thread, and the requests it obeys.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -89,6 +89,7 @@ pub struct VcpuHandle {
     requests: Sender<Request>,
     acks: Receiver<Result<(), StateError>>,
     kicked: Arc<AtomicBool>,
+    thread_id: Arc<OnceLock<i32>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -120,13 +121,20 @@ impl VcpuHandle {
         let (ack, acks) = channel();
         let kicked = Arc::new(AtomicBool::new(false));
         let index = start.index;
+        let thread_id = Arc::new(OnceLock::new());
         let thread = {
-            let kicked = kicked.clone();
-            std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || Vcpu { start, inbox, ack, kicked, unfinished: false }.main())?
+            let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
+            std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+                thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
+                Vcpu { start, inbox, ack, kicked, unfinished: false }.main();
+            })?
         };
-        Ok(Self { index, requests, acks, kicked, thread: Some(thread) })
+        Ok(Self { index, requests, acks, kicked, thread_id, thread: Some(thread) })
+    }
+
+    /// The thread's ID.
+    pub fn thread_id(&self) -> i32 {
+        *self.thread_id.wait()
     }
 
     fn send(&self, request: Request) {

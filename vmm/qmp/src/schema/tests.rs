@@ -11,6 +11,7 @@ use super::types::*;
 use super::*;
 use crate::address::*;
 use crate::command::*;
+use crate::event::*;
 use crate::info::*;
 use crate::message::*;
 use crate::migration::*;
@@ -233,6 +234,19 @@ fn every_command_takes_its_members_and_no_other() {
         more.insert("surely-not-a-member".to_owned(), Value::Null);
         let refused = Command::from_parts(command.name, more).unwrap_err();
         assert_eq!(refused.desc, "Parameter 'surely-not-a-member' is unexpected");
+    }
+}
+
+#[test]
+fn events_are_those_of_the_type() {
+    let table = EVENTS.iter().map(|event| event.name.to_owned()).collect();
+    assert_eq!(tag_values::<EventKind>("event"), table);
+    for event in EVENTS {
+        let data = Some(example(&Type::Object(event.data)));
+        let data = data.filter(|_| !event.data.members.is_empty());
+        let typed = EventKind::of(&Event::now(event.name, data.clone())).expect(event.name);
+        let sent = typed.now();
+        assert_eq!((sent.event.as_str(), sent.data), (event.name, data));
     }
 }
 

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
 use crate::config::SerialConfig;
-use crate::unix_listener::{ListenError, Listener};
+use crate::unix_listener::{BindError, Listener, ListenerState};
 
 /// Output kept for a client that does not read; beyond it the newest bytes are lost.
 const MAX_PENDING: usize = 1 << 20;
@@ -25,7 +25,7 @@ const FILE: &str = "serial.file";
 pub enum HostError {
     /// The socket.
     #[error("--serial: {0}")]
-    Listen(#[from] ListenError),
+    Listen(#[from] BindError),
     /// The file.
     #[error("--serial: cannot open {path}: {source}")]
     Open {
@@ -53,8 +53,13 @@ pub struct SerialHost {
 }
 
 impl SerialHost {
-    /// Opens what `config` names, or takes over the descriptors that an update preserved.
-    pub fn open(config: &SerialConfig, take: TakeFd<'_>) -> Result<Self, HostError> {
+    /// Opens what `config` names, or takes over what an update preserved: `listener`, and the
+    /// descriptors that `take` finds by name.
+    pub fn open(
+        config: &SerialConfig,
+        listener: Option<&ListenerState>,
+        take: TakeFd<'_>,
+    ) -> Result<Self, HostError> {
         let kind = match config {
             SerialConfig::Null => Kind::Null,
             SerialConfig::Stdio => Kind::Stdio { ended: false },
@@ -68,9 +73,9 @@ impl SerialHost {
                         .map_err(|source| HostError::Open { path: path.clone(), source })?,
                 ),
             },
-            SerialConfig::Unix(path) => match take(LISTENER) {
-                Some(fd) => Kind::Unix {
-                    listener: Listener::adopt(fd, path),
+            SerialConfig::Unix(path) => match listener.and_then(|l| Some((l, take(LISTENER)?))) {
+                Some((state, fd)) => Kind::Unix {
+                    listener: Listener::restore(state, fd),
                     client: take(CLIENT).map(UnixStream::from),
                 },
                 None => Kind::Unix { listener: Listener::bind(path)?, client: None },
@@ -88,6 +93,21 @@ impl SerialHost {
                 fds.extend(client.as_ref().map(|client| (CLIENT, client.as_fd())));
                 fds
             }
+        }
+    }
+
+    /// What the next process must know of the listening socket.
+    pub fn listener_state(&self) -> Option<ListenerState> {
+        match &self.kind {
+            Kind::Unix { listener, .. } => Some(listener.save(LISTENER)),
+            _ => None,
+        }
+    }
+
+    /// From now on the socket's file goes when this does.
+    pub fn own_socket_file(&mut self) {
+        if let Kind::Unix { listener, .. } = &mut self.kind {
+            listener.own_file();
         }
     }
 
@@ -136,7 +156,13 @@ impl SerialHost {
     pub(super) fn accept(&mut self) {
         let Kind::Unix { listener, client: client @ None } = &mut self.kind else { return };
         match listener.accept() {
-            Ok(Some(stream)) => *client = Some(stream),
+            Ok(Some(fd)) => {
+                let stream = UnixStream::from(fd);
+                match stream.set_nonblocking(true) {
+                    Ok(()) => *client = Some(stream),
+                    Err(error) => tracing::warn!(%error, "serial_accept_failed"),
+                }
+            }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "serial_accept_failed"),
         }
@@ -240,7 +266,7 @@ mod tests {
 
     fn unix(dir: &std::path::Path) -> (SerialHost, PathBuf) {
         let path = dir.join("serial");
-        let host = SerialHost::open(&SerialConfig::Unix(path.clone()), &mut |_| None).unwrap();
+        let host = SerialHost::open(&SerialConfig::Unix(path.clone()), None, &mut |_| None).unwrap();
         (host, path)
     }
 

@@ -169,6 +169,11 @@ impl SerialPort {
         }
     }
 
+    /// The host's side, to change.
+    pub fn host_mut(&mut self) -> &mut SerialHost {
+        self.device.writer_mut()
+    }
+
     /// Descriptors to wait for, each with whether it is for writing.
     pub fn poll_fds(&self) -> Vec<(i32, bool)> {
         let host = self.device.writer();

@@ -1,0 +1,167 @@
+//! One client: its input, its output, and where it stands.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use cpr_qmp::codec::{self, DecodeError, Decoder, EncodeError};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::state::{ConnectionState, InFlight};
+
+/// A client that has so much unread output is not served until it reads.
+pub const PAUSE_OUTPUT: usize = 64 << 10;
+
+/// A client that has so much unread output (by events, then) is disconnected.
+pub const MAX_OUTPUT: usize = 1 << 20;
+
+const READ_CHUNK: usize = 16 << 10;
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Closed {
+    #[error("it left {MAX_OUTPUT} bytes of output unread")]
+    NeverReads,
+    #[error("{step}: {} (errno {})", .errno.desc(), *.errno as i32)]
+    System { step: &'static str, errno: Errno },
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    decoder: Decoder,
+    output: VecDeque<u8>,
+    /// The request that was handed out and not answered yet.
+    in_flight: Option<InFlight>,
+    pub(super) negotiated: bool,
+    /// The decoder holds no whole message: time to read.
+    starved: bool,
+    /// The client will send no more.
+    ended: bool,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            decoder: Decoder::new(),
+            output: VecDeque::new(),
+            in_flight: None,
+            negotiated: false,
+            starved: true,
+            ended: false,
+        }
+    }
+
+    pub(super) fn restore(state: ConnectionState, socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            decoder: Decoder::resume(state.pending_input, state.skipping),
+            output: state.pending_output.into(),
+            in_flight: state.in_flight,
+            negotiated: state.negotiated,
+            starved: false,
+            ended: state.ended,
+        }
+    }
+
+    pub(super) fn save(&self, id: u64, fd: String) -> ConnectionState {
+        ConnectionState {
+            fd,
+            id,
+            negotiated: self.negotiated,
+            pending_input: self.decoder.pending().to_vec(),
+            skipping: self.decoder.skipping(),
+            pending_output: self.output.iter().copied().collect(),
+            in_flight: self.in_flight.clone(),
+            ended: self.ended,
+        }
+    }
+
+    pub(super) fn wants_read(&self) -> bool {
+        self.starved && !self.ended && self.is_served()
+    }
+
+    pub(super) fn wants_write(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// True when nothing is left to do for a client that will send no more.
+    pub(super) fn is_finished(&self) -> bool {
+        self.ended && self.starved && self.output.is_empty() && self.in_flight.is_none()
+    }
+
+    fn is_served(&self) -> bool {
+        self.in_flight.is_none() && self.output.len() < PAUSE_OUTPUT
+    }
+
+    /// One read, and no more: other clients wait.
+    pub(super) fn read(&mut self) -> Result<(), Closed> {
+        let mut chunk = [0; READ_CHUNK];
+        match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => self.ended = true,
+            Ok(n) => {
+                self.decoder.feed(&chunk[..n]);
+                self.starved = false;
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(Closed::System { step: "recv", errno }),
+        }
+        Ok(())
+    }
+
+    /// The next message or error, unless the client has a request in flight or does not read.
+    pub(super) fn next_message(&mut self) -> Option<Result<Value, DecodeError>> {
+        if !self.is_served() {
+            return None;
+        }
+        let message = self.decoder.next_value();
+        self.starved = message.is_none();
+        message
+    }
+
+    pub(super) fn begin_request(&mut self, id: Option<&Value>) {
+        self.in_flight = Some(InFlight { id: id.map(Value::to_string) });
+    }
+
+    /// The `id` of the request in flight, which is so no more; `None` if there is none.
+    pub(super) fn end_request(&mut self) -> Option<Option<Value>> {
+        let in_flight = self.in_flight.take()?;
+        Some(in_flight.id.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Queues `message` and sends what the socket takes.
+    pub(super) fn send(&mut self, message: &impl Serialize) -> Result<(), Closed> {
+        let line = codec::encode(message)?;
+        if self.output.len() + line.len() > MAX_OUTPUT {
+            return Err(Closed::NeverReads);
+        }
+        self.output.extend(line);
+        self.flush()
+    }
+
+    /// Sends what the socket takes.
+    pub(super) fn flush(&mut self) -> Result<(), Closed> {
+        // No SIGPIPE, whatever the process has set for it.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !self.output.is_empty() {
+            match send(self.socket.as_raw_fd(), self.output.as_slices().0, flags) {
+                Ok(n) => drop(self.output.drain(..n)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(Closed::System { step: "send", errno }),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

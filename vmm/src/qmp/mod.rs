@@ -1,0 +1,19 @@
+//! The QMP server: listener, clients, and the commands it can answer by itself.
+//!
+//! It has no thread and never blocks. The main loop waits for [`Server::interests`], tells
+//! [`Server::ready`] what happened, and takes requests one by one from
+//! [`Server::next_request`] until there is none, answering each before it asks for the next:
+//! so an answer can be queued before an update replaces the process, and a request that was
+//! not taken yet travels as the bytes it is.
+
+mod connection;
+mod dispatch;
+mod schema;
+mod server;
+mod state;
+
+pub use connection::{MAX_OUTPUT, PAUSE_OUTPUT};
+pub use dispatch::version;
+pub use schema::schema;
+pub use server::{ConnectionId, Interest, MAX_CLIENTS, Request, Server, Token};
+pub use state::{ConnectionState, InFlight, RestoreError, ServerState};

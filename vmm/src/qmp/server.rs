@@ -1,0 +1,298 @@
+//! The server: one listener and its clients, driven by the main loop.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use cpr_qmp::codec::DecodeError;
+use cpr_qmp::command::Command;
+use cpr_qmp::message::{Event, QmpError};
+use nix::errno::Errno;
+use serde_json::Value;
+
+use super::connection::{Closed, Connection};
+use super::dispatch::{self, Outcome};
+use crate::unix_listener::{BindError, Listener};
+use super::state::{RestoreError, ServerState};
+
+/// So many clients may be connected; more wait in the backlog.
+pub const MAX_CLIENTS: usize = 64;
+
+const LISTENER_FD: &str = "qmp.listener";
+
+/// Which of the server's descriptors: what a poll loop hands back. Zero is the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// A client. It keeps its number over an update, and no other ever gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    fn fd_name(self) -> String {
+        format!("qmp.client.{}", self.0)
+    }
+}
+
+/// What the server waits for on one descriptor; those not listed are not to be polled. A hang-up
+/// or error is to be reported as readable and writable.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest<'a> {
+    /// To hand back to [`Server::ready`].
+    pub token: Token,
+    /// The descriptor.
+    pub fd: BorrowedFd<'a>,
+    /// Whether to wait until it can be read or accepted from.
+    pub read: bool,
+    /// Whether to wait until it can be written to.
+    pub write: bool,
+}
+
+/// A command the VMM has to carry out and answer with [`Server::respond`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Who asked.
+    pub client: ConnectionId,
+    /// For what.
+    pub command: Command,
+}
+
+/// The server.
+///
+/// Per client it holds at most one partial message, one read's worth of further ones, one request
+/// in flight and [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output.
+#[derive(Debug, Default)]
+pub struct Server {
+    listener: Option<Listener>,
+    /// `accept` failed, for want of descriptors probably: it is tried again when one is free.
+    accept_failed: bool,
+    clients: BTreeMap<ConnectionId, Connection>,
+    last_id: u64,
+    last_served: u64,
+}
+
+impl Server {
+    /// A server that listens on `path`.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        Ok(Self { listener: Some(Listener::bind(path)?), ..Self::default() })
+    }
+
+    /// A server nobody can reach.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// A server that goes on where another process image stopped; `take_fd` hands out the
+    /// descriptors by their names. The socket's file is not owned yet: see
+    /// [`own_socket_file`](Self::own_socket_file). Requests that were read and not understood yet
+    /// come out of [`next_request`](Self::next_request) at once, without anything to poll for.
+    pub fn restore(
+        state: ServerState,
+        mut take_fd: impl FnMut(&str) -> Option<OwnedFd>,
+    ) -> Result<Self, RestoreError> {
+        let mut take =
+            |name: &str| take_fd(name).ok_or(RestoreError::MissingFd { name: name.to_owned() });
+        let listener = match &state.listener {
+            Some(listener) => Some(Listener::restore(listener, take(&listener.fd)?)),
+            None => None,
+        };
+        let mut clients = BTreeMap::new();
+        let mut last_id = state.last_id;
+        for client in state.connections {
+            let (id, socket) = (client.id, take(&client.fd)?);
+            last_id = last_id.max(id);
+            let connection = Connection::restore(client, socket);
+            if clients.insert(ConnectionId(id), connection).is_some() {
+                return Err(RestoreError::DuplicateClient { id });
+            }
+        }
+        let last_served = state.last_served;
+        Ok(Self { listener, accept_failed: false, clients, last_id, last_served })
+    }
+
+    /// What to carry over an update. Everything that could be sent should have been
+    /// ([`flush`](Self::flush)); what could not is in the state.
+    pub fn save(&self) -> ServerState {
+        ServerState {
+            listener: self.listener.as_ref().map(|listener| listener.save(LISTENER_FD)),
+            connections: self.clients.iter().map(|(id, c)| c.save(id.0, id.fd_name())).collect(),
+            last_served: self.last_served,
+            last_id: self.last_id,
+        }
+    }
+
+    /// The descriptors [`save`](Self::save) speaks of, by the names it gives them.
+    pub fn named_fds(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let listener = self.listener.iter().map(|l| (LISTENER_FD.to_owned(), l.as_fd()));
+        listener.chain(self.clients.iter().map(|(id, c)| (id.fd_name(), c.as_fd()))).collect()
+    }
+
+    /// The path of the socket.
+    pub fn path(&self) -> Option<&Path> {
+        self.listener.as_ref().map(Listener::path)
+    }
+
+    /// After [`restore`](Self::restore): from now on dropping the server removes the socket's
+    /// file. Call it once a failed take-over can no longer return to the old process image.
+    pub fn own_socket_file(&mut self) {
+        if let Some(listener) = &mut self.listener {
+            listener.own_file();
+        }
+    }
+
+    /// Removes the socket's file, as dropping the server does.
+    pub fn remove_socket_file(&mut self) {
+        if let Some(listener) = &mut self.listener {
+            listener.remove_file();
+        }
+    }
+
+    /// What to wait for; it changes with every other call.
+    pub fn interests(&self) -> impl Iterator<Item = Interest<'_>> {
+        let room = self.clients.len() < MAX_CLIENTS;
+        // With no client whose leaving could free a descriptor, all one can do is try again.
+        let accept = room && (!self.accept_failed || self.clients.is_empty());
+        let listener = self.listener.iter().map(move |listener| Interest {
+            token: Token(0),
+            fd: listener.as_fd(),
+            read: accept,
+            write: false,
+        });
+        let clients = self.clients.iter().map(|(id, client)| Interest {
+            token: Token(id.0),
+            fd: client.as_fd(),
+            read: client.wants_read(),
+            write: client.wants_write(),
+        });
+        // A hang-up is reported even to those who ask for nothing, and would be for ever.
+        listener.chain(clients).filter(|interest| interest.read || interest.write)
+    }
+
+    /// Tells the server what happened on one descriptor. Ask for
+    /// [`next_request`](Self::next_request) afterwards, until there is none.
+    pub fn ready(&mut self, token: Token, readable: bool, writable: bool) {
+        if token == Token(0) {
+            self.accept();
+            return;
+        }
+        let id = ConnectionId(token.0);
+        self.with_client(id, |client| {
+            if writable {
+                client.flush()?;
+            }
+            if readable && client.wants_read() {
+                client.read()?;
+            }
+            Ok(())
+        });
+    }
+
+    /// The next request of any client that the server cannot answer by itself; each client's
+    /// come in order and one at a time, the clients take turns.
+    pub fn next_request(&mut self) -> Option<Request> {
+        loop {
+            let (id, message) = self.next_message()?;
+            let mut forward = None;
+            self.with_client(id, |client| {
+                match dispatch::dispatch(message, &mut client.negotiated) {
+                    Outcome::Answer(response) => client.send(&response),
+                    Outcome::Forward { command, id } => {
+                        client.begin_request(id.as_ref());
+                        forward = Some(command);
+                        Ok(())
+                    }
+                }
+            });
+            if let Some(command) = forward {
+                return Some(Request { client: id, command });
+            }
+        }
+    }
+
+    fn next_message(&mut self) -> Option<(ConnectionId, Result<Value, DecodeError>)> {
+        let last = ConnectionId(self.last_served);
+        let after = self.clients.range((Bound::Excluded(last), Bound::Unbounded));
+        let turns: Vec<_> = after.chain(self.clients.range(..=last)).map(|(id, _)| *id).collect();
+        for id in turns {
+            if let Some(message) = self.clients.get_mut(&id).and_then(Connection::next_message) {
+                self.last_served = id.0;
+                return Some((id, message));
+            }
+            // Its input may be used up now, and no more to come.
+            self.with_client(id, |_| Ok(()));
+        }
+        None
+    }
+
+    /// Answers the request `client` has in flight; nobody, if it has left meanwhile.
+    pub fn respond(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
+        self.with_client(client, |client| match client.end_request() {
+            Some(id) => client.send(&dispatch::response(result, id)),
+            None => Ok(()),
+        });
+    }
+
+    /// Sends `event` to every client that has negotiated.
+    pub fn broadcast(&mut self, event: &Event) {
+        self.with_every_client(
+            |client| {
+                if client.negotiated { client.send(event) } else { Ok(()) }
+            },
+        );
+    }
+
+    /// Sends what the sockets take.
+    pub fn flush(&mut self) {
+        self.with_every_client(Connection::flush);
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        match listener.accept() {
+            Ok(None) => {}
+            Ok(Some(socket)) => {
+                self.accept_failed = false;
+                self.last_id += 1;
+                let id = ConnectionId(self.last_id);
+                self.clients.insert(id, Connection::new(socket));
+                tracing::debug!(client = id.0, "QMP client connected");
+                self.with_client(id, |client| client.send(&dispatch::greeting()));
+            }
+            Err(error) => {
+                if !self.accept_failed {
+                    tracing::warn!(%error, "accepting a QMP client");
+                }
+                self.accept_failed = true;
+            }
+        }
+    }
+
+    fn with_every_client(&mut self, mut act: impl FnMut(&mut Connection) -> Result<(), Closed>) {
+        let ids: Vec<_> = self.clients.keys().copied().collect();
+        for id in ids {
+            self.with_client(id, &mut act);
+        }
+    }
+
+    /// Does something with a client, and lets it go if that fails or there is no more to do.
+    fn with_client(
+        &mut self,
+        id: ConnectionId,
+        act: impl FnOnce(&mut Connection) -> Result<(), Closed>,
+    ) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        match act(client) {
+            Ok(()) if !client.is_finished() => return,
+            Ok(()) | Err(Closed::System { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {
+                tracing::debug!(client = id.0, "QMP client disconnected");
+            }
+            Err(reason) => tracing::warn!(client = id.0, %reason, "QMP client is disconnected"),
+        }
+        self.clients.remove(&id);
+        self.accept_failed = false;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,464 @@
+//! The server against real sockets, with a stand-in for the VMM behind it.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rstest::{fixture, rstest};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::qmp::{MAX_OUTPUT, PAUSE_OUTPUT};
+
+/// Keeps this crate's version out of the snapshots.
+const VERSION: [(&str, &str); 1] =
+    [(r#""major": \d+, "minor": \d+, "micro": \d+"#, r#""major": X, "minor": Y, "micro": Z"#)];
+
+struct Bench {
+    dir: TempDir,
+    server: Server,
+    /// Names of the commands that reached the VMM.
+    carried_out: Vec<String>,
+}
+
+#[fixture]
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::bind(&dir.path().join("qmp")).unwrap();
+    Bench { dir, server, carried_out: Vec::new() }
+}
+
+struct Client(UnixStream);
+
+impl Client {
+    fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// What has come so far.
+    fn received(&mut self) -> String {
+        let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
+        loop {
+            match self.0.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(n) => all.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        String::from_utf8(all).unwrap()
+    }
+
+    fn is_disconnected(&mut self) -> bool {
+        self.received();
+        matches!(self.0.read(&mut [0]), Ok(0))
+    }
+}
+
+impl Bench {
+    fn connect(&mut self) -> Client {
+        let stream = UnixStream::connect(self.dir.path().join("qmp")).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        self.settle();
+        Client(stream)
+    }
+
+    fn connect_and_negotiate(&mut self) -> Client {
+        let mut client = self.connect();
+        client.send(r#"{"execute":"qmp_capabilities"}"#);
+        self.settle();
+        assert!(client.received().ends_with("{\"return\": {}}\r\n"));
+        client
+    }
+
+    /// One round of the main loop: false if there was nothing to do.
+    fn turn(&mut self) -> bool {
+        let interests: Vec<_> = self.server.interests().collect();
+        let mut fds: Vec<_> = interests
+            .iter()
+            .map(|interest| {
+                let mut flags = PollFlags::empty();
+                flags.set(PollFlags::POLLIN, interest.read);
+                flags.set(PollFlags::POLLOUT, interest.write);
+                PollFd::new(interest.fd, flags)
+            })
+            .collect();
+        poll(&mut fds, PollTimeout::ZERO).unwrap();
+        let over = PollFlags::POLLHUP | PollFlags::POLLERR;
+        let ready: Vec<_> = std::iter::zip(&interests, &fds)
+            .map(|(interest, fd)| (interest.token, fd.revents().unwrap()))
+            .filter(|(_, events)| !events.is_empty())
+            .map(|(token, events)| {
+                let readable = events.intersects(PollFlags::POLLIN | over);
+                (token, readable, events.intersects(PollFlags::POLLOUT | over))
+            })
+            .collect();
+        for (token, readable, writable) in &ready {
+            self.server.ready(*token, *readable, *writable);
+        }
+        !ready.is_empty()
+    }
+
+    fn serve(&mut self) {
+        while let Some(Request { client, command }) = self.server.next_request() {
+            let command = serde_json::to_value(command).unwrap();
+            let name = command["execute"].as_str().unwrap().to_owned();
+            let result = match name.as_str() {
+                "query-name" => Ok(json!({"name": "bench"})),
+                "stop" => Err(QmpError::generic("it will not")),
+                _ => Ok(json!({})),
+            };
+            self.carried_out.push(name);
+            self.server.respond(client, result);
+        }
+    }
+
+    /// Rounds until there is nothing to do; a server that spins would never get there.
+    fn settle(&mut self) {
+        self.serve();
+        for _ in 0..10_000 {
+            if !self.turn() {
+                return;
+            }
+            self.serve();
+        }
+        panic!("the server does not come to rest");
+    }
+
+    /// The dialogue about `lines`, begun by what the client has received before.
+    fn transcript(&mut self, client: &mut Client, lines: &[&str]) -> String {
+        let mut text = String::new();
+        for line in client.received().split_terminator("\r\n") {
+            text += &format!("<- {line}\n");
+        }
+        for line in lines {
+            client.send(line);
+            client.send("\n");
+            self.settle();
+            text += &format!("-> {line}\n");
+            for answer in client.received().split_terminator("\r\n") {
+                text += &format!("<- {answer}\n");
+            }
+        }
+        text
+    }
+
+    /// As over an update: a new server from the old one's state, over other descriptors.
+    fn replace(&mut self) {
+        let mut encoded = Vec::new();
+        ciborium::into_writer(&self.server.save(), &mut encoded).unwrap();
+        let state: ServerState = ciborium::from_reader(&encoded[..]).unwrap();
+        let mut fds: HashMap<_, _> = self
+            .server
+            .named_fds()
+            .into_iter()
+            .map(|(name, fd)| (name, fd.try_clone_to_owned().unwrap()))
+            .collect();
+        let new = Server::restore(state, |name| fds.remove(name)).unwrap();
+        assert!(fds.is_empty(), "descriptors nobody asked for: {fds:?}");
+        // The old image does not run its destructors.
+        std::mem::forget(std::mem::replace(&mut self.server, new));
+        self.server.own_socket_file();
+    }
+}
+
+#[rstest]
+fn negotiation_comes_first(mut bench: Bench) {
+    let mut client = bench.connect();
+    let lines = [
+        r#"{"execute": "query-name", "id": 1}"#,
+        r#"{"execute": "no-such-command"}"#,
+        r#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}"#,
+        r#"{"execute": "qmp_capabilities", "arguments": {"enable": ["fast"]}}"#,
+        r#"{"execute": "qmp_capabilities", "arguments": {"x": 1}}"#,
+        r#"{"execute": "qmp_capabilities", "id": "ok"}"#,
+        r#"{"execute": "query-name", "id": {"a": [null]}}"#,
+        r#"{"execute": "qmp_capabilities", "id": 0}"#,
+    ];
+    let transcript = bench.transcript(&mut client, &lines);
+    insta::with_settings!({filters => VERSION}, { insta::assert_snapshot!(transcript) });
+}
+
+#[rstest]
+fn errors_are_worded_as_qemus(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    let lines = [
+        r#"{"execute": "no-such-command", "id": 1}"#,
+        r#"{"execute": "stop", "id": null}"#,
+        r#"{"execute": "stop", "arguments": {"now": true}, "id": 3}"#,
+        r#"{"execute": "pmemsave", "arguments": {"val": 0, "size": 4096}}"#,
+        r#"{"execute": "pmemsave", "arguments": {"val": "0", "size": 4096, "filename": "f"}}"#,
+        r#"{"execute": "migrate", "arguments": {"uri": ["file:x"]}}"#,
+        r#"{"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-magic"}}"#,
+        r#"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 1}}"#,
+        r#"{"exec-oob": "stop", "id": 4}"#,
+        r#"{"execute": "stop", "control": 1, "id": 5}"#,
+        r#"{"execute": 42, "id": 6}"#,
+        r#"{"execute": "stop", "arguments": 1}"#,
+        r#"{"id": 7}"#,
+        r#"["execute", "stop"]"#,
+        r#"'single quotes'"#,
+        r#"{"execute": "stop" "id": 8}"#,
+        r#"nonsense"#,
+        r#"{"execute": "query-name", "id": 9}"#,
+    ];
+    insta::assert_snapshot!(bench.transcript(&mut client, &lines));
+}
+
+#[rstest]
+fn the_server_answers_what_it_knows(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    let lines = [r#"{"execute": "query-version"}"#, r#"{"execute": "query-commands"}"#];
+    let transcript = bench.transcript(&mut client, &lines);
+    insta::with_settings!({filters => VERSION}, { insta::assert_snapshot!(transcript) });
+    client.send(r#"{"execute": "query-qmp-schema"}"#);
+    bench.settle();
+    let answer: Value = serde_json::from_str(&client.received()).unwrap();
+    assert_eq!(answer["return"], crate::qmp::schema());
+    assert!(bench.carried_out.is_empty());
+}
+
+#[rstest]
+fn events_go_to_those_who_negotiated(mut bench: Bench) {
+    let mut late = bench.connect();
+    late.received();
+    let mut client = bench.connect_and_negotiate();
+    bench.server.broadcast(&Event::now("STOP", None));
+    assert_eq!(late.received(), "");
+    let event: Event = serde_json::from_str(&client.received()).unwrap();
+    assert_eq!((event.event.as_str(), event.data), ("STOP", None));
+}
+
+#[rstest]
+fn clients_take_turns_and_each_is_answered_in_order(mut bench: Bench) {
+    let mut clients = [(); 3].map(|()| bench.connect_and_negotiate());
+    for client in &mut clients {
+        for id in 0..3 {
+            client.send(json!({"execute": "cont", "id": id}).to_string());
+        }
+    }
+    while bench.turn() {}
+    let mut order = Vec::new();
+    while let Some(request) = bench.server.next_request() {
+        order.push(request.client.0);
+        bench.server.respond(request.client, Ok(json!({})));
+    }
+    assert_eq!(order, [1, 2, 3, 1, 2, 3, 1, 2, 3]);
+    for client in &mut clients {
+        let answers = (0..3).map(|id| format!("{{\"return\": {{}}, \"id\": {id}}}\r\n"));
+        assert_eq!(client.received(), answers.collect::<String>());
+    }
+}
+
+#[rstest]
+fn one_request_of_a_client_is_in_flight(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    client.send(r#"{"execute":"stop"}{"execute":"cont"}"#);
+    while bench.turn() {}
+    let stop = bench.server.next_request().unwrap();
+    assert_eq!(stop.command, Command::Stop);
+    assert_eq!(bench.server.next_request(), None);
+    bench.server.respond(stop.client, Ok(json!({})));
+    // A second answer to one request is nobody's.
+    bench.server.respond(stop.client, Ok(json!({})));
+    assert_eq!(bench.server.next_request().unwrap().command, Command::Cont);
+    assert_eq!(client.received(), "{\"return\": {}}\r\n");
+}
+
+#[rstest]
+fn a_client_that_floods_and_never_reads_harms_no_other(mut bench: Bench) {
+    let mut flood = bench.connect_and_negotiate();
+    let mut other = bench.connect_and_negotiate();
+    let garbage = "{\"execute\":\"query-commands\"}@\n".repeat(1000);
+    for _ in 0..1000 {
+        if flood.0.write_all(garbage.as_bytes()).is_err() {
+            break;
+        }
+        bench.settle();
+    }
+    let state = bench.server.save();
+    assert!(state.connections[0].pending_output.len() < PAUSE_OUTPUT + (16 << 10));
+    assert!(state.connections[0].pending_input.len() <= 16 << 10);
+    other.send(r#"{"execute":"query-name"}"#);
+    bench.settle();
+    assert_eq!(other.received(), "{\"return\": {\"name\": \"bench\"}}\r\n");
+    // It is served again when it reads.
+    let before = flood.received().len();
+    bench.settle();
+    assert!(before > 0 && !flood.received().is_empty());
+}
+
+#[rstest]
+fn a_client_that_leaves_events_unread_is_disconnected(mut bench: Bench) {
+    let mut idle = bench.connect_and_negotiate();
+    let mut other = bench.connect_and_negotiate();
+    let event = Event::now("STOP", Some(json!("x".repeat(1000))));
+    for _ in 0..2 * MAX_OUTPUT / 1000 {
+        bench.server.broadcast(&event);
+        assert!(!other.received().is_empty());
+    }
+    bench.settle();
+    assert!(idle.is_disconnected());
+    assert!(!other.is_disconnected());
+    assert_eq!(bench.server.clients.len(), 1);
+}
+
+#[rstest]
+#[case::half_a_message(b"{\"execute\": \"st")]
+#[case::binary(b"\x00\x01\xfe\xff\x80")]
+#[case::other_protocol(b"GET / HTTP/1.1\r\n\r\n")]
+#[case::huge(&[b'['; 300_000])]
+fn garbage_harms_nobody(mut bench: Bench, #[case] garbage: &[u8]) {
+    let mut bad = bench.connect();
+    bad.received();
+    let mut good = bench.connect_and_negotiate();
+    for chunk in garbage.chunks(4096) {
+        bad.send(chunk);
+        bench.settle();
+    }
+    good.send(r#"{"execute":"query-name"}"#);
+    bench.settle();
+    assert_eq!(good.received(), "{\"return\": {\"name\": \"bench\"}}\r\n");
+    bad.received();
+    // And the bad one may become good.
+    bad.send("\n{\"execute\":\"qmp_capabilities\"}");
+    bad.send(b"\xff{\"execute\":\"qmp_capabilities\",\"id\":1}");
+    bench.settle();
+    assert!(bad.received().contains("\"id\": 1"));
+}
+
+#[rstest]
+fn one_who_says_no_more_gets_all_answers(mut bench: Bench) {
+    let mut client = bench.connect();
+    client.send(r#"{"execute":"qmp_capabilities"}{"execute":"cont","id":1}{"execute":"stop"#);
+    client.0.shutdown(Shutdown::Write).unwrap();
+    bench.settle();
+    assert!(client.received().contains("{\"return\": {}, \"id\": 1}"));
+    assert!(client.is_disconnected());
+    assert!(bench.server.clients.is_empty());
+}
+
+#[rstest]
+fn one_who_leaves_is_forgotten(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    client.send(r#"{"execute":"stop"}"#);
+    while bench.turn() {}
+    let request = bench.server.next_request().unwrap();
+    drop(client);
+    // With its request in flight it is not asked about.
+    assert!(!bench.turn());
+    bench.server.respond(request.client, Ok(json!({})));
+    bench.settle();
+    assert!(bench.server.clients.is_empty());
+}
+
+#[rstest]
+fn so_many_clients_and_no_more(mut bench: Bench) {
+    let mut clients: Vec<_> = (0..=MAX_CLIENTS).map(|_| bench.connect()).collect();
+    assert_eq!(clients[MAX_CLIENTS].received(), "");
+    clients.remove(0);
+    bench.settle();
+    assert!(clients[MAX_CLIENTS - 1].received().starts_with("{\"QMP\""));
+}
+
+#[rstest]
+fn an_update_at_any_byte_loses_and_doubles_nothing(mut bench: Bench) {
+    let stream = b"{\"execute\":\"cont\",\"id\":1}@ {\"execute\":\"stop\",\"id\":\"\xc3\xa9\"}\n\
+        {@ {\"execute\":\"quit\"}\n{\"execute\":\"query-name\",\"id\":null}[]7 ";
+    let mut client = bench.connect_and_negotiate();
+    client.send(stream);
+    bench.settle();
+    let whole = client.received();
+    let carried_out = std::mem::take(&mut bench.carried_out);
+    assert_eq!(carried_out, ["cont", "stop", "query-name"]);
+    for cut in 0..=stream.len() {
+        for served in [true, false] {
+            let (head, tail) = stream.split_at(cut);
+            client.send(head);
+            if served {
+                bench.settle();
+            } else {
+                while bench.turn() {}
+            }
+            bench.replace();
+            client.send(tail);
+            bench.settle();
+            assert_eq!(client.received(), whole, "cut at byte {cut}, served {served}");
+            assert_eq!(std::mem::take(&mut bench.carried_out), carried_out);
+        }
+    }
+}
+
+#[rstest]
+fn an_update_keeps_what_could_not_be_sent(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    for number in 0..5000 {
+        bench.server.broadcast(&Event::now("STOP", Some(json!({ "number": number }))));
+        if number % 1000 == 0 {
+            bench.replace();
+        }
+    }
+    assert!(!bench.server.save().connections[0].pending_output.is_empty());
+    let mut text = String::new();
+    loop {
+        let more = client.received();
+        if more.is_empty() {
+            break;
+        }
+        text += &more;
+        bench.settle();
+    }
+    let numbers = text.lines().map(|line| {
+        serde_json::from_str::<Event>(line).unwrap().data.unwrap()["number"].as_u64().unwrap()
+    });
+    assert!(numbers.eq(0..5000));
+}
+
+#[rstest]
+fn the_new_process_answers_what_the_old_one_was_asked(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    client.send(r#"{"execute":"migrate","arguments":{"uri":"file:x"},"id":null}"#);
+    while bench.turn() {}
+    let request = bench.server.next_request().unwrap();
+    bench.replace();
+    bench.server.respond(request.client, Ok(json!({})));
+    assert_eq!(client.received(), "{\"return\": {}, \"id\": null}\r\n");
+    // New clients come, and none gets the number of an old one.
+    bench.connect_and_negotiate();
+    assert_eq!(bench.server.last_id, 2);
+}
+
+#[rstest]
+fn a_missing_descriptor_is_named(mut bench: Bench) {
+    let _client = bench.connect();
+    let restored = Server::restore(bench.server.save(), |_| None);
+    let message = restored.unwrap_err().to_string();
+    assert_eq!(message, "taking over QMP: the descriptor 'qmp.listener' was not handed over");
+}
+
+#[rstest]
+fn every_descriptor_is_close_on_exec(mut bench: Bench) {
+    let _client = bench.connect();
+    let fds = bench.server.named_fds();
+    assert_eq!(fds.len(), 2);
+    for (name, fd) in fds {
+        let flags = FdFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC), "{name}");
+    }
+}
+
+#[rstest]
+fn a_failed_take_over_leaves_the_file(mut bench: Bench) {
+    let path = bench.server.path().unwrap().to_owned();
+    let state = bench.server.save();
+    let new = Server::restore(state, |_| {
+        Some(bench.server.listener.as_ref()?.as_fd().try_clone_to_owned().unwrap())
+    });
+    drop(new.unwrap());
+    assert!(path.exists());
+    bench.connect_and_negotiate();
+}
