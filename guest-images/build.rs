@@ -17,7 +17,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // A linker that was chosen for another target is none for the guests.
     let linker = (env::var("TARGET")? == TARGET).then(|| env::var_os("RUSTC_LINKER")).flatten();
-    let compiler = Compiler { rustc: env::var_os("RUSTC").ok_or("RUSTC is not set")?, linker };
+    let rustc = env::var_os("RUSTC").ok_or("RUSTC is not set")?;
+    // For the tests, which compile again.
+    println!("cargo::rustc-env=GUEST_RUSTC={}", rustc.display());
+    if let Some(linker) = &linker {
+        println!("cargo::rustc-env=GUEST_LINKER={}", linker.display());
+    }
+    let compiler = Compiler { rustc, linker, deny_warnings: false };
 
     let mut table = String::from("&[\n");
     for name in guest_names(&sources.join("guests"))? {

@@ -15,6 +15,9 @@ pub struct Compiler {
     pub rustc: OsString,
     /// The linker to use instead of the compiler's default.
     pub linker: Option<OsString>,
+    /// Whether a warning is an error. Not for those who only use the guests: a newer compiler may
+    /// warn about more.
+    pub deny_warnings: bool,
 }
 
 impl Compiler {
@@ -24,13 +27,7 @@ impl Compiler {
     pub fn compile(&self, sources: &Path, name: &str, elf: &Path) -> Result<(), String> {
         let script = sources.join("runtime/guest.ld");
         let mut rustc = Command::new(&self.rustc);
-        // What cargo was told is for the program around the guests, not for them.
-        for (key, _) in std::env::vars_os() {
-            let key_text = key.to_string_lossy();
-            if key_text.starts_with("CARGO") || key_text.starts_with("RUSTFLAGS") {
-                rustc.env_remove(&key);
-            }
-        }
+        // Nothing of what cargo was told reaches `rustc` but by its command line.
         rustc
             .arg(sources.join("guests").join(name).with_extension("rs"))
             .args(["--edition=2024", "--crate-type=bin", "--crate-name", name])
@@ -51,6 +48,9 @@ impl Compiler {
             (sources.join("guests/.."), "=guest-images"),
         ] {
             rustc.arg(concat_os("--remap-path-prefix=", concat_os(&from, to)));
+        }
+        if self.deny_warnings {
+            rustc.arg("-Dwarnings");
         }
         if let Some(linker) = &self.linker {
             rustc.arg(concat_os("-Clinker=", linker));

@@ -35,7 +35,8 @@ pub struct Mailbox {
     pub cpus_online: AtomicU32,
     /// The highest marker the guest has reached; 0: none yet.
     pub marker: AtomicU32,
-    /// Written by the host: the guest goes on from marker n once this is at least n.
+    /// Written by the host: the guest goes on from marker n once this is at least n. Like all the
+    /// rest but `boots`, a boot sets it to 0 before it sets `magic`.
     pub marker_go: AtomicU32,
     /// Written by the host: asks every vCPU to forget its largest gap (see [`CpuMailbox::gap_ack`]).
     pub gap_request: AtomicU32,
@@ -95,7 +96,7 @@ pub struct Damage {
     pub expected: AtomicU64,
     /// What was found.
     pub found: AtomicU64,
-    /// Generation of the pattern, or another detail of the kind.
+    /// Generation of the pattern; CS of an exception (its low two bits are the CPL); the missing vCPU.
     pub detail: AtomicU64,
     /// Text of a panic, zero-padded, cut to fit.
     pub text: [AtomicU8; 120],

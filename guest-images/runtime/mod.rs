@@ -22,7 +22,7 @@ pub mod mailbox;
 mod mem;
 pub mod options;
 mod paging;
-mod shim;
+pub mod shim;
 pub mod words;
 
 pub use boot_info::BootInfo;
@@ -76,10 +76,8 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     cpu.go_online();
     await_cpus(&mut cpu);
 
-    crate::prepare(&mut cpu);
-    PREPARED.fetch_add(1, Release);
+    prepare(&mut cpu);
     cpu.tick_until(|| PREPARED.load(Acquire) as usize == info.options.cpus);
-    cpu.forget_gap();
     page.phase.store(phase::RUNNING, Release);
     crate::run(&mut cpu)
 }
@@ -93,11 +91,16 @@ fn other_cpu(index: usize) -> ! {
     lapic::enable();
     let mut cpu = Cpu::new(index, info);
     cpu.go_online();
-    crate::prepare(&mut cpu);
-    PREPARED.fetch_add(1, Release);
+    prepare(&mut cpu);
     cpu.tick_until(|| mailbox().phase.load(Acquire) != phase::PREPARING);
-    cpu.forget_gap();
     crate::run(&mut cpu)
+}
+
+/// What every vCPU does before the guest counts as running; gaps in that are of no interest.
+fn prepare(cpu: &mut Cpu) {
+    crate::prepare(cpu);
+    cpu.forget_gap();
+    PREPARED.fetch_add(1, Release);
 }
 
 /// Clears the mailbox and fills in what is known at boot, the magic last. Low RAM may hold

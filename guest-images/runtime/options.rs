@@ -17,6 +17,8 @@ pub struct Options {
     pub markers: u32,
     /// `end=reset` or `end=exit`: what happens after the last marker.
     pub end: End,
+    /// `fault=KIND`: what the guest `faulty` does to itself.
+    pub fault: Fault,
 }
 
 /// How a guest ends.
@@ -30,11 +32,37 @@ pub enum End {
     Exit,
 }
 
+/// A fault that a guest can make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `divide`: vector 0.
+    Divide,
+    /// `ud`: an undefined instruction, vector 6.
+    Undefined,
+    /// `gp`: a privileged instruction, vector 13.
+    Privileged,
+    /// `page`: a read where no memory is, vector 14.
+    Page,
+    /// `panic`: a panic of the guest's code.
+    Panic,
+    /// `triple`: an exception that cannot be delivered.
+    Triple,
+    /// `hang`: the vCPU stands still and reports nothing.
+    Hang,
+}
+
 impl Options {
     /// Reads a command line. Words that mean nothing to a guest are left to others, as on Linux;
     /// a known word with a bad value is an error.
     pub fn parse(line: &[u8]) -> Result<Self, &'static str> {
-        let mut options = Self { cpus: 1, seed: 1, ram: u64::MAX, markers: 0, end: End::Never };
+        let mut options = Self {
+            cpus: 1,
+            seed: 1,
+            ram: u64::MAX,
+            markers: 0,
+            end: End::Never,
+            fault: Fault::Undefined,
+        };
         for word in line.split(u8::is_ascii_whitespace) {
             let Some(equals) = word.iter().position(|b| *b == b'=') else { continue };
             let value = &word[equals + 1..];
@@ -63,6 +91,22 @@ impl Options {
                         b"reset" => End::Reset,
                         b"exit" => End::Exit,
                         _ => return Err("command line: end= takes never, reset or exit"),
+                    };
+                }
+                b"fault" => {
+                    options.fault = match value {
+                        b"divide" => Fault::Divide,
+                        b"ud" => Fault::Undefined,
+                        b"gp" => Fault::Privileged,
+                        b"page" => Fault::Page,
+                        b"panic" => Fault::Panic,
+                        b"triple" => Fault::Triple,
+                        b"hang" => Fault::Hang,
+                        _ => {
+                            return Err(
+                                "command line: fault= takes divide, ud, gp, page, panic, triple or hang",
+                            );
+                        }
                     };
                 }
                 _ => {}

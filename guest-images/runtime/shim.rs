@@ -1,7 +1,7 @@
 //! The CPL0 part of a guest, and the constants it shares with the Rust part.
 
 use core::arch::{asm, global_asm};
-use core::mem::{offset_of, size_of};
+use core::mem::offset_of;
 
 use super::mailbox::{Damage, MAILBOX_GPA, MAX_CPUS, Mailbox, damage_kind, damage_state, phase};
 
@@ -48,19 +48,26 @@ global_asm!(
     options(att_syntax)
 );
 
-// The shim reaches vCPU tables by index and clears `.bss` with a 32-bit count.
-const _: () = assert!(size_of::<Mailbox>() == 4096 && MAX_CPUS <= 8);
-
 unsafe extern "C" {
     static trampoline: u8;
     static trampoline_end: u8;
     static user_stacks: u8;
+    static mut idt: u8;
+    static idt_end: u8;
 }
 
 /// Stops this vCPU for good, in `hlt` with interrupts off: it costs the host nothing.
 pub fn stop() -> ! {
     // SAFETY: the gate does not return, so nothing after it can be affected.
     unsafe { asm!("int3", "ud2", in("eax") GATE_STOP, options(noreturn)) }
+}
+
+/// Takes the exception handlers away from all vCPUs: the next exception is a triple fault.
+pub fn drop_exception_handlers() {
+    let start = &raw mut idt;
+    let bytes = (&raw const idt_end).addr() - start.addr();
+    // SAFETY: both symbols delimit the table, which only processors read.
+    unsafe { start.write_bytes(0, bytes) };
 }
 
 /// The code with which a vCPU starts in real mode.

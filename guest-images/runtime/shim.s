@@ -24,7 +24,7 @@
 
 // The first 4 GiB, identity-mapped with 2 MiB pages that CPL3 may use. Accessed and dirty are set
 // beforehand, so that no page walk has to write.
-    .globl page_directory_pointers
+    .globl page_directory_pointers, tss
 pml4:
     .quad page_directory_pointers + 0x27
     .fill 511, 8, 0
@@ -80,6 +80,7 @@ gdt:
 gdt_end:
 
     .balign 16
+    .globl idt, idt_end
 idt:
     .set vector, 0
     .rept 32
@@ -119,6 +120,7 @@ user_stacks:
 
     .section .shim, "ax", @progbits
     .code64
+    .globl stubs
 stubs:
     .set vector, 0
     .rept 32

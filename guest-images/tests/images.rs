@@ -1,0 +1,160 @@
+//! What the embedded guests and the mailbox have to look like.
+
+use std::fs;
+use std::mem::{align_of, offset_of, size_of};
+use std::path::Path;
+
+use guest_images::mailbox::{CpuMailbox, Damage, MAILBOX_GPA, Mailbox};
+use guest_images::{GUESTS, guest};
+
+#[path = "../compile.rs"]
+mod compile;
+
+const PT_LOAD: u64 = 1;
+const PT_NOTE: u64 = 4;
+
+#[test]
+fn the_mailbox_has_its_layout() {
+    assert_eq!((size_of::<Mailbox>(), align_of::<Mailbox>()), (4096, 4096));
+    assert_eq!(MAILBOX_GPA % 4096, 0);
+    let offsets = [
+        offset_of!(Mailbox, magic),
+        offset_of!(Mailbox, layout),
+        offset_of!(Mailbox, phase),
+        offset_of!(Mailbox, name),
+        offset_of!(Mailbox, boots),
+        offset_of!(Mailbox, cpus_online),
+        offset_of!(Mailbox, marker),
+        offset_of!(Mailbox, marker_go),
+        offset_of!(Mailbox, gap_request),
+        offset_of!(Mailbox, reserved0),
+        offset_of!(Mailbox, seed),
+        offset_of!(Mailbox, ram_start),
+        offset_of!(Mailbox, ram_bytes),
+        offset_of!(Mailbox, sweeps),
+        offset_of!(Mailbox, damage),
+        offset_of!(Mailbox, cpus),
+    ];
+    assert_eq!(offsets, [0, 8, 12, 16, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 128, 320]);
+
+    assert_eq!((size_of::<Damage>(), size_of::<CpuMailbox>()), (192, 64));
+    let offsets = [
+        offset_of!(Damage, state),
+        offset_of!(Damage, kind),
+        offset_of!(Damage, cpu),
+        offset_of!(Damage, vector),
+        offset_of!(Damage, error_code),
+        offset_of!(Damage, rip),
+        offset_of!(Damage, address),
+        offset_of!(Damage, expected),
+        offset_of!(Damage, found),
+        offset_of!(Damage, detail),
+        offset_of!(Damage, text),
+    ];
+    assert_eq!(offsets, [0, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64]);
+    let offsets = [
+        offset_of!(CpuMailbox, heartbeat),
+        offset_of!(CpuMailbox, tsc),
+        offset_of!(CpuMailbox, gap),
+        offset_of!(CpuMailbox, gap_tsc),
+        offset_of!(CpuMailbox, gap_ack),
+        offset_of!(CpuMailbox, online),
+        offset_of!(CpuMailbox, pages),
+    ];
+    assert_eq!(offsets, [0, 8, 16, 24, 32, 36, 40]);
+}
+
+#[test]
+fn guests_are_found_by_name() {
+    let names: Vec<_> = GUESTS.iter().map(|guest| guest.name).collect();
+    assert_eq!(names, ["faulty", "heartbeat", "pattern"]);
+    for name in names {
+        // A name has to fit into the mailbox.
+        assert!(name.len() < 16, "{name}");
+        let guest = guest(name).expect("it is in the table");
+        assert!(guest.name == name && guest.summary.ends_with('.'), "{name}: {}", guest.summary);
+    }
+    assert!(guest("nobody").is_none());
+}
+
+/// A little-endian number.
+fn number(bytes: &[u8], offset: u64, len: usize) -> u64 {
+    let offset = offset as usize;
+    bytes[offset..offset + len].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
+}
+
+#[test]
+fn guests_are_static_elf_files_with_a_pvh_entry() {
+    for guest in GUESTS {
+        let elf = guest.elf;
+        assert!(elf.starts_with(b"\x7fELF\x02\x01\x01"), "{}: 64 bits, little-endian", guest.name);
+        assert_eq!((number(elf, 16, 2), number(elf, 18, 2)), (2, 62), "EXEC for x86-64");
+        let entry = number(elf, 24, 8);
+        let headers = (0..number(elf, 56, 2)).map(|i| number(elf, 32, 8) + i * 56);
+
+        let mut pvh_entry = None;
+        let mut entry_is_code = false;
+        for header in headers {
+            let [kind, flags] = [0, 4].map(|at| number(elf, header + at, 4));
+            let [offset, address, physical, in_file, in_memory] =
+                [8, 16, 24, 32, 40].map(|at| number(elf, header + at, 8));
+            match kind {
+                PT_LOAD => {
+                    assert_eq!(address, physical, "{}", guest.name);
+                    assert!(in_file <= in_memory);
+                    assert!(
+                        address >= 1 << 20 && address + in_memory <= 2 << 20,
+                        "{}: {address:#x} + {in_memory:#x}",
+                        guest.name
+                    );
+                    entry_is_code |=
+                        flags & 1 != 0 && (address..address + in_file).contains(&entry);
+                }
+                PT_NOTE => {
+                    assert_eq!(in_file, 24);
+                    let head = [0, 4, 8].map(|at| number(elf, offset + at, 4));
+                    assert_eq!((head, number(elf, offset + 12, 4)), ([4, 8, 18], 0x006e_6558));
+                    pvh_entry = Some(number(elf, offset + 16, 8));
+                }
+                // Nothing to interpret, relocate or link at run time.
+                _ => assert!(![2, 3].contains(&kind), "{}: segment of type {kind}", guest.name),
+            }
+        }
+        assert_eq!(pvh_entry, Some(entry), "{}", guest.name);
+        assert!(entry_is_code, "{}: entry {entry:#x}", guest.name);
+    }
+}
+
+#[test]
+fn guests_come_out_the_same_elsewhere_and_without_a_warning() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let elsewhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests-elsewhere");
+    for folder in ["runtime", "guests"] {
+        fs::create_dir_all(elsewhere.join(folder)).unwrap();
+        for entry in fs::read_dir(here.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, elsewhere.join(folder).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let compiler = compile::Compiler {
+        rustc: env!("GUEST_RUSTC").into(),
+        linker: option_env!("GUEST_LINKER").map(Into::into),
+        deny_warnings: true,
+    };
+    for guest in GUESTS {
+        let elf = elsewhere.join(guest.name);
+        compiler.compile(&elsewhere, guest.name, &elf).unwrap_or_else(|what| panic!("{what}"));
+        assert!(fs::read(&elf).unwrap() == guest.elf, "{} differs", elf.display());
+    }
+}
+
+#[test]
+fn guests_name_no_path_of_the_machine_they_were_built_on() {
+    for guest in GUESTS {
+        for path in [env!("CARGO_MANIFEST_DIR"), env!("CARGO_TARGET_TMPDIR"), "/rustlib/", "/home/"]
+        {
+            let found = guest.elf.windows(path.len()).any(|bytes| bytes == path.as_bytes());
+            assert!(!found, "{}: {path}", guest.name);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The parts of the guests' runtime that run on the host as well.
+
+use guest_images::mailbox;
+use options::{End, Fault, Options};
+use words::{STEP, WORDS, Words};
+
+#[path = "../runtime/options.rs"]
+mod options;
+#[path = "../runtime/words.rs"]
+mod words;
+
+#[test]
+fn a_word_tells_where_it_comes_from() {
+    for seed in [0, 1, 42, u64::MAX] {
+        let words = Words::new(seed);
+        for page in [2 << 20, 4 << 30, (64 << 30) - 4096] {
+            for generation in [1, 2, 300, 1 << 35] {
+                let first = words.first(page, generation);
+                for index in [0, 1, WORDS - 1] {
+                    let word = first.wrapping_add(STEP.wrapping_mul(index as u64));
+                    assert_eq!(words.origin(word, index), (page, generation));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn words_differ_between_pages_generations_and_seeds() {
+    let first = Words::new(1).first(2 << 20, 1);
+    assert_ne!(first, Words::new(1).first((2 << 20) + 4096, 1));
+    assert_ne!(first, Words::new(1).first(2 << 20, 2));
+    assert_ne!(first, Words::new(2).first(2 << 20, 1));
+}
+
+#[test]
+fn an_empty_command_line_gives_the_defaults() {
+    let defaults = Options {
+        cpus: 1,
+        seed: 1,
+        ram: u64::MAX,
+        markers: 0,
+        end: End::Never,
+        fault: Fault::Undefined,
+    };
+    assert_eq!(Options::parse(b""), Ok(defaults));
+    assert_eq!(Options::parse(b"console=ttyS0 quiet  = cpusN=3 pci=off"), Ok(defaults));
+}
+
+#[test]
+fn a_command_line_is_read() {
+    let line = b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page ";
+    assert_eq!(
+        Options::parse(line),
+        Ok(Options {
+            cpus: 8,
+            seed: u64::MAX,
+            ram: 64 << 20,
+            markers: 3,
+            end: End::Reset,
+            fault: Fault::Page,
+        })
+    );
+    for (word, fault) in [
+        ("divide", Fault::Divide),
+        ("ud", Fault::Undefined),
+        ("gp", Fault::Privileged),
+        ("page", Fault::Page),
+        ("panic", Fault::Panic),
+        ("triple", Fault::Triple),
+        ("hang", Fault::Hang),
+    ] {
+        let options = Options::parse(format!("fault={word}").as_bytes()).expect(word);
+        assert_eq!(options.fault, fault);
+    }
+    assert_eq!(Options::parse(b"ram=1G end=exit end=never").expect("the last counts").ram, 1 << 30);
+}
+
+#[test]
+fn a_bad_value_is_an_error_that_names_the_word() {
+    for word in [
+        "cpus=0",
+        "cpus=9",
+        "cpus=",
+        "cpus=x",
+        "seed=-1",
+        "seed=99999999999999999999",
+        "ram=",
+        "ram=M",
+        "ram=1T",
+        "ram=99999999999G",
+        "markers=4294967296",
+        "end=now",
+        "fault=",
+    ] {
+        let error = Options::parse(word.as_bytes()).expect_err(word);
+        let (name, _) = word.split_once('=').expect(word);
+        assert!(error.contains(&format!("{name}=")), "{word}: {error}");
+    }
+}
