@@ -1,6 +1,19 @@
 //! A compact KVM VMM that can replace itself by `exec` under a running guest.
 
+pub mod boot;
+pub mod config;
+pub mod devices;
+mod logging;
+pub mod machine;
+pub mod memory;
+pub mod migration;
+mod pid_file;
 pub mod qmp;
+pub mod state;
+pub mod unix_listener;
+pub mod vcpu;
+mod vmm;
+
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -8,6 +21,9 @@ use std::process::ExitCode;
 /// The VMM as a program: parses `args` (without the program's name), boots or takes over, runs.
 ///
 /// `cpr-vmm` calls it with its own arguments, `cpr-harness vmm …` with those after `vmm`.
-pub fn main(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    ExitCode::FAILURE
+///
+/// Call it first thing: it takes over the descriptors that an update left open, so nobody else may
+/// have opened any, and there must be one thread.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    vmm::main(args)
 }

@@ -8,14 +8,12 @@
 
 mod connection;
 mod dispatch;
-mod listener;
 mod schema;
 mod server;
 mod state;
 
 pub use connection::{MAX_OUTPUT, PAUSE_OUTPUT};
 pub use dispatch::version;
-pub use listener::{BindError, Listener, ListenerState};
 pub use schema::schema;
 pub use server::{ConnectionId, Interest, MAX_CLIENTS, Request, Server, Token};
 pub use state::{ConnectionState, InFlight, RestoreError, ServerState};

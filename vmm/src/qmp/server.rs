@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::connection::{Closed, Connection};
 use super::dispatch::{self, Outcome};
-use super::listener::{BindError, Listener};
+use crate::unix_listener::{BindError, Listener};
 use super::state::{RestoreError, ServerState};
 
 /// So many clients may be connected; more wait in the backlog.

@@ -3,7 +3,7 @@
 use cpr_qmp::codec::Skip;
 use serde::{Deserialize, Serialize};
 
-use super::listener::ListenerState;
+use crate::unix_listener::ListenerState;
 
 /// The server without its descriptors, which it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,106 @@
+//! The files of a boot, held in memory so that a reset long after the boot, or after an update,
+//! starts the same guest whatever happened to the files since.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Largest kernel or initial RAM disk: more is a mistake.
+const MAX_SIZE: u64 = 1 << 30;
+
+/// Why an image could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file cannot be read.
+    #[error("cannot read {what} {path}: {source}")]
+    Read {
+        /// Kernel or initrd.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no regular file, or is too large.
+    #[error("{what} {path} is no regular file of 1 byte to 1 GiB")]
+    Kind {
+        /// Kernel or initrd.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Kernel and initial RAM disk, each in a memfd.
+#[derive(Debug)]
+pub struct BootImage {
+    kernel: File,
+    initrd: Option<File>,
+}
+
+impl BootImage {
+    /// Reads the files.
+    pub fn open(kernel: &Path, initrd: Option<&Path>) -> Result<Self, ImageError> {
+        let initrd = initrd.map(|path| copy("initrd", path)).transpose()?;
+        Ok(Self { kernel: copy("kernel", kernel)?, initrd })
+    }
+
+    /// Takes over what another process read.
+    pub fn adopt(kernel: OwnedFd, initrd: Option<OwnedFd>) -> Self {
+        Self { kernel: kernel.into(), initrd: initrd.map(File::from) }
+    }
+
+    /// The kernel's memfd.
+    pub fn kernel_fd(&self) -> BorrowedFd<'_> {
+        self.kernel.as_fd()
+    }
+
+    /// The initial RAM disk's memfd.
+    pub fn initrd_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.initrd.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) fn kernel(&self) -> &File {
+        &self.kernel
+    }
+
+    pub(super) fn initrd(&self) -> Option<&File> {
+        self.initrd.as_ref()
+    }
+}
+
+fn copy(what: &'static str, path: &Path) -> Result<File, ImageError> {
+    let read = |source| ImageError::Read { what, path: path.to_owned(), source };
+    let meta = std::fs::metadata(path).map_err(read)?;
+    if !meta.is_file() || !(1..=MAX_SIZE).contains(&meta.len()) {
+        return Err(ImageError::Kind { what, path: path.to_owned() });
+    }
+    let mut from = File::open(path).map_err(read)?;
+    let name = std::ffi::CString::new(format!("boot.{what}")).expect("no NUL in a literal");
+    let memfd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC)
+        .map_err(|errno| read(errno.into()))?;
+    let mut to = File::from(memfd);
+    io::copy(&mut from, &mut to).map_err(read)?;
+    to.rewind().map_err(read)?;
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_kernel_is_named() {
+        insta::assert_snapshot!(BootImage::open(Path::new("nowhere.elf"), None).unwrap_err(), @"cannot read kernel nowhere.elf: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn a_directory_is_no_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = BootImage::open(dir.path(), None).unwrap_err().to_string();
+        assert!(error.ends_with("is no regular file of 1 byte to 1 GiB"), "{error}");
+    }
+}

@@ -1,0 +1,7 @@
+//! What the guest starts from: the image, and the entry it asks for.
+
+mod image;
+mod pvh;
+
+pub use image::{BootImage, ImageError};
+pub use pvh::{BootError, PvhEntry, load};

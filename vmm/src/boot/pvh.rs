@@ -1,0 +1,263 @@
+//! Entry by the x86/HVM direct boot ABI ("PVH"): an ELF file whose Xen note names a 32-bit entry.
+//!
+//! Source: Xen `docs/misc/pvh.pandoc`, `xen/include/public/arch-x86/hvm/start_info.h`.
+
+use std::fs::File;
+use std::io::{self, Seek};
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::BootImage;
+use crate::memory::GuestMemory;
+use crate::memory::layout::{
+    CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, EXTENDED_START, LOW_RAM_END, PVH_MEMMAP, PVH_MODULES,
+    PVH_START_INFO,
+};
+
+const START_INFO_MAGIC: u32 = 0x336e_c578;
+/// Version 1 has the memory map.
+const START_INFO_VERSION: u32 = 1;
+const E820_RAM: u32 = 1;
+const PAGE: u64 = 4096;
+
+/// Why the guest cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The kernel is no ELF file, or does not fit.
+    #[error("the kernel is no ELF file that fits in guest RAM: {0}")]
+    Elf(linux_loader::loader::Error),
+    /// The kernel has no PVH entry.
+    #[error("the kernel has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY)")]
+    NoEntry,
+    /// The command line is too long or has a NUL.
+    #[error("the guest's command line has a NUL or more than {} bytes", CMDLINE_MAX - 1)]
+    Cmdline,
+    /// The initial RAM disk does not fit.
+    #[error("the initrd of {size} bytes does not fit between the kernel's end and {end:#x}")]
+    Initrd {
+        /// Bytes.
+        size: u64,
+        /// End of low RAM.
+        end: u64,
+    },
+    /// Guest memory could not be written.
+    #[error("cannot write {what} into guest RAM: {source}")]
+    Write {
+        /// What was to be written.
+        what: &'static str,
+        /// Why.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// The start info could not be written.
+    #[error("cannot write the PVH start info into guest RAM: {0}")]
+    StartInfo(linux_loader::configurator::Error),
+    /// An image file failed while it was read.
+    #[error("cannot read the boot image: {0}")]
+    Read(io::Error),
+}
+
+/// Where the boot processor starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PvhEntry(GuestAddress);
+
+/// Puts kernel, initrd, command line and start info into guest RAM.
+pub fn load(memory: &GuestMemory, image: &BootImage, cmdline: &str) -> Result<PvhEntry, BootError> {
+    // The loader does not clear .bss, and after a reset RAM is dirty: the first pass tells how far
+    // the kernel goes, the second finds that cleared.
+    let extent = load_elf(memory, image.kernel())?;
+    let end = extent.kernel_end.min(low_end(memory));
+    zero(memory, EXTENDED_START, end)?;
+    let loaded = load_elf(memory, image.kernel())?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoEntry);
+    };
+    write_cmdline(memory, cmdline)?;
+    let module = match image.initrd() {
+        Some(initrd) => Some(load_initrd(memory, initrd, loaded.kernel_end)?),
+        None => None,
+    };
+    write_start_info(memory, module)?;
+    Ok(PvhEntry(entry))
+}
+
+fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, BootError> {
+    let mut kernel = kernel.try_clone().map_err(BootError::Read)?;
+    Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
+}
+
+fn low_end(memory: &GuestMemory) -> u64 {
+    memory.iter().next().map_or(0, |low| low.len()).min(LOW_RAM_END)
+}
+
+fn zero(memory: &GuestMemory, start: u64, end: u64) -> Result<(), BootError> {
+    let zeros = [0; PAGE as usize];
+    let mut at = start;
+    while at < end {
+        let length = (end - at).min(PAGE);
+        memory
+            .write_slice(&zeros[..length as usize], GuestAddress(at))
+            .map_err(|source| BootError::Write { what: "the kernel's .bss", source })?;
+        at += length;
+    }
+    Ok(())
+}
+
+fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
+    if cmdline.len() >= CMDLINE_MAX || cmdline.contains('\0') {
+        return Err(BootError::Cmdline);
+    }
+    let mut bytes = cmdline.as_bytes().to_vec();
+    bytes.push(0);
+    memory
+        .write_slice(&bytes, GuestAddress(CMDLINE))
+        .map_err(|source| BootError::Write { what: "the command line", source })
+}
+
+fn load_initrd(
+    memory: &GuestMemory,
+    initrd: &File,
+    kernel_end: u64,
+) -> Result<hvm_modlist_entry, BootError> {
+    let size = initrd.metadata().map_err(BootError::Read)?.len();
+    let end = low_end(memory);
+    let start = end.checked_sub(size).map(|start| start & !(PAGE - 1));
+    let Some(start) = start.filter(|&start| start >= kernel_end.max(EXTENDED_START)) else {
+        return Err(BootError::Initrd { size, end });
+    };
+    let mut file = initrd.try_clone().map_err(BootError::Read)?;
+    file.rewind().map_err(BootError::Read)?;
+    memory
+        .read_exact_volatile_from(GuestAddress(start), &mut file, size as usize)
+        .map_err(|source| BootError::Write { what: "the initrd", source })?;
+    Ok(hvm_modlist_entry { paddr: start, size, ..Default::default() })
+}
+
+fn write_start_info(
+    memory: &GuestMemory,
+    module: Option<hvm_modlist_entry>,
+) -> Result<(), BootError> {
+    let map = memory_map(memory);
+    let info = hvm_start_info {
+        magic: START_INFO_MAGIC,
+        version: START_INFO_VERSION,
+        nr_modules: module.iter().len() as u32,
+        modlist_paddr: if module.is_some() { PVH_MODULES } else { 0 },
+        cmdline_paddr: CMDLINE,
+        memmap_paddr: PVH_MEMMAP,
+        memmap_entries: map.len() as u32,
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&info, GuestAddress(PVH_START_INFO));
+    params.set_sections(&map, GuestAddress(PVH_MEMMAP));
+    if let Some(module) = module {
+        params.set_modules(&[module], GuestAddress(PVH_MODULES));
+    }
+    PvhBootConfigurator::write_bootparams(&params, memory).map_err(BootError::StartInfo)
+}
+
+fn memory_map(memory: &GuestMemory) -> Vec<hvm_memmap_table_entry> {
+    let ram = |addr, end: u64| hvm_memmap_table_entry {
+        addr,
+        size: end - addr,
+        type_: E820_RAM,
+        reserved: 0,
+    };
+    let mut map = vec![ram(0, CONVENTIONAL_END), ram(EXTENDED_START, low_end(memory))];
+    for high in memory.iter().skip(1) {
+        map.push(ram(high.start_addr().0, high.start_addr().0 + high.len()));
+    }
+    map
+}
+
+impl PvhEntry {
+    /// General registers at the entry: EBX points to the start info, the rest is zero.
+    pub fn regs(self) -> kvm_regs {
+        // Bit 1 of RFLAGS is always set (SDM vol. 1, 3.4.3).
+        kvm_regs { rip: self.0.0, rbx: PVH_START_INFO, rflags: 2, ..Default::default() }
+    }
+
+    /// Turns the registers of a vCPU after reset into 32-bit protected mode with flat segments,
+    /// paging off.
+    pub fn sregs(self, reset: &kvm_sregs) -> kvm_sregs {
+        let flat = |selector, type_| kvm_segment {
+            base: 0,
+            limit: 0xffff_ffff,
+            selector,
+            type_,
+            present: 1,
+            dpl: 0,
+            db: 1,
+            s: 1,
+            l: 0,
+            g: 1,
+            avl: 0,
+            unusable: 0,
+            padding: 0,
+        };
+        // SDM vol. 3, 3.4.5.1: 0xb is execute/read accessed, 0x3 read/write accessed.
+        let (code, data) = (flat(0x8, 0xb), flat(0x10, 0x3));
+        // SDM vol. 3, 8.2.2: a busy 32-bit TSS, of the 104 bytes it has at least.
+        let tss = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, s: 0, db: 0, g: 0, ..data };
+        kvm_sregs {
+            cs: code,
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            tr: tss,
+            cr0: CR0_PE | CR0_ET,
+            cr4: 0,
+            efer: 0,
+            ..*reset
+        }
+    }
+}
+
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{MemoryConfig, PageKind};
+    use crate::memory::RamBlock;
+
+    fn ram(size: u64) -> RamBlock {
+        RamBlock::create(MemoryConfig { size, share: true, pages: PageKind::Small }).unwrap()
+    }
+
+    #[test]
+    fn the_memory_map_leaves_the_holes_out() {
+        let ram = ram(4 << 30);
+        let map: Vec<_> =
+            memory_map(ram.memory()).iter().map(|e| (e.addr, e.addr + e.size)).collect();
+        assert_eq!(map, [(0, 0xa_0000), (0x10_0000, 3 << 30), (4 << 30, 5 << 30)]);
+    }
+
+    #[test]
+    fn a_text_file_is_no_kernel() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "just text, long enough to be read as a header, ".repeat(4))
+            .unwrap();
+        let image = BootImage::open(file.path(), None).unwrap();
+        let error = load(ram(8 << 20).memory(), &image, "").unwrap_err();
+        assert!(matches!(error, BootError::Elf(_)), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_is_bounded() {
+        let ram = ram(8 << 20);
+        assert!(write_cmdline(ram.memory(), &"x".repeat(CMDLINE_MAX - 1)).is_ok());
+        assert!(write_cmdline(ram.memory(), &"x".repeat(CMDLINE_MAX)).is_err());
+        assert!(write_cmdline(ram.memory(), "a\0b").is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! The command line and what it means.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+
+/// The largest number of vCPUs that can be asked for.
+pub const MAX_CPUS: u8 = 64;
+const MIB: u64 = 1 << 20;
+/// Least RAM: the boot structures and a guest linked at 1 MiB fit.
+const MIN_MEMORY: u64 = 4 * MIB;
+/// Most RAM: keeps every guest-physical address inside the identity map of the guests.
+const MAX_MEMORY: u64 = 1 << 40;
+
+/// A compact KVM VMM, controlled over QMP, that can replace itself by exec under a running guest.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cpr-vmm", version, no_binary_name = true)]
+pub struct Config {
+    /// Guest image to boot: an ELF file with a PVH entry note.
+    #[arg(long, value_name = "FILE", required_unless_present = "incoming")]
+    pub kernel: Option<PathBuf>,
+
+    /// Command line handed to the guest.
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+
+    /// Initial RAM disk handed to the guest as its first module.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Guest RAM: a size with suffix K, M or G; share=off keeps it out of reach of an update.
+    #[arg(long, value_name = "SIZE[,share=on|off][,pages=4k|thp|2m]", default_value = "128M")]
+    pub memory: MemoryConfig,
+
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    pub cpus: u8,
+
+    /// Where to listen for QMP clients.
+    #[arg(long, value_name = "unix:PATH")]
+    pub qmp: Option<UnixPath>,
+
+    /// What the first serial port is connected to.
+    #[arg(long, value_name = "null|stdio|file:PATH|unix:PATH", default_value = "null")]
+    pub serial: SerialConfig,
+
+    /// Load a saved state instead of booting: from a file, or when `migrate-incoming` says so.
+    #[arg(long, value_name = "file:PATH|defer")]
+    pub incoming: Option<Incoming>,
+
+    /// Do not start the vCPUs before QMP `cont`.
+    #[arg(long)]
+    pub paused: bool,
+
+    /// The VM's name, as `query-name` answers it.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Write the process ID here; removed on exit.
+    #[arg(long, value_name = "PATH")]
+    pub pid_file: Option<PathBuf>,
+
+    /// How much to log.
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log: LogLevel,
+
+    /// Append the log to this file instead of writing it to stderr.
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+
+    /// Whether an update keeps the old address space alive in a sleeping helper until the guest
+    /// runs again; `off` is for measuring what that saves.
+    #[arg(long, value_name = "on|off", default_value = "on", hide = true)]
+    pub x_mm_helper: Switch,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// `--log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What the pages of guest RAM are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageKind {
+    /// 4 KiB pages.
+    #[default]
+    Small,
+    /// Transparent huge pages.
+    Thp,
+    /// 2 MiB pages from the host's reserved pool.
+    Huge2M,
+}
+
+impl PageKind {
+    /// Bytes that a RAM size must be a multiple of.
+    pub fn alignment(self) -> u64 {
+        match self {
+            Self::Small => 4096,
+            Self::Thp | Self::Huge2M => 2 * MIB,
+        }
+    }
+
+    /// The word used on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "4k",
+            Self::Thp => "thp",
+            Self::Huge2M => "2m",
+        }
+    }
+}
+
+/// `--memory`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// Bytes of RAM.
+    pub size: u64,
+    /// RAM is a shared mapping of a memfd, which an update can hand over.
+    pub share: bool,
+    /// What its pages are made of.
+    pub pages: PageKind,
+}
+
+/// Why a `--memory` value was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryConfigError {
+    /// The size is not a number with a known suffix.
+    #[error("\"{0}\" is no size: use a whole number with suffix K, M or G, such as 256M")]
+    Size(String),
+    /// The size is too small or too large.
+    #[error("{0} bytes of RAM is outside of 4M to 1024G")]
+    Range(u64),
+    /// The size is no multiple of the page size.
+    #[error("RAM of {size} bytes is no multiple of its page size, {alignment} bytes (pages={pages})")]
+    Alignment {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes it must be a multiple of.
+        alignment: u64,
+        /// The pages asked for.
+        pages: &'static str,
+    },
+    /// An option that does not exist.
+    #[error("unknown option \"{0}\": known are share=on|off and pages=4k|thp|2m")]
+    Option(String),
+    /// Huge pages of a private mapping.
+    #[error("pages={0} needs share=on")]
+    PrivateHuge(&'static str),
+}
+
+impl FromStr for MemoryConfig {
+    type Err = MemoryConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split(',');
+        let size = parse_size(parts.next().unwrap_or_default())?;
+        let mut config = Self { size, share: true, pages: PageKind::Small };
+        for option in parts {
+            match option {
+                "share=on" => config.share = true,
+                "share=off" => config.share = false,
+                "pages=4k" => config.pages = PageKind::Small,
+                "pages=thp" => config.pages = PageKind::Thp,
+                "pages=2m" => config.pages = PageKind::Huge2M,
+                other => return Err(MemoryConfigError::Option(other.to_owned())),
+            }
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) {
+            return Err(MemoryConfigError::Range(size));
+        }
+        let alignment = config.pages.alignment();
+        if !size.is_multiple_of(alignment) {
+            let pages = config.pages.name();
+            return Err(MemoryConfigError::Alignment { size, alignment, pages });
+        }
+        if !config.share && config.pages != PageKind::Small {
+            return Err(MemoryConfigError::PrivateHuge(config.pages.name()));
+        }
+        Ok(config)
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, MemoryConfigError> {
+    let error = || MemoryConfigError::Size(text.to_owned());
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(error());
+    }
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    number.checked_mul(1 << shift).ok_or_else(error)
+}
+
+/// `unix:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixPath(pub PathBuf);
+
+/// Why an address was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{given}\" is not understood: use {expected}")]
+pub struct AddressError {
+    given: String,
+    expected: &'static str,
+}
+
+impl FromStr for UnixPath {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self(path.into())),
+            _ => Err(AddressError { given: text.to_owned(), expected: "unix:PATH" }),
+        }
+    }
+}
+
+/// `--serial`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialConfig {
+    /// Output is thrown away, input never comes.
+    Null,
+    /// The VMM's own stdin and stdout.
+    Stdio,
+    /// Output is appended to a file.
+    File(PathBuf),
+    /// A listening socket; one client at a time.
+    Unix(PathBuf),
+}
+
+impl FromStr for SerialConfig {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.split_once(':')) {
+            ("null", _) => Ok(Self::Null),
+            ("stdio", _) => Ok(Self::Stdio),
+            (_, Some(("file", path))) if !path.is_empty() => Ok(Self::File(path.into())),
+            (_, Some(("unix", path))) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(AddressError {
+                given: text.to_owned(),
+                expected: "null, stdio, file:PATH or unix:PATH",
+            }),
+        }
+    }
+}
+
+/// `--incoming`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// Wait for `migrate-incoming`.
+    Defer,
+    /// Load this file at once.
+    File(PathBuf),
+}
+
+impl FromStr for Incoming {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.strip_prefix("file:")) {
+            ("defer", _) => Ok(Self::Defer),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err(AddressError { given: text.to_owned(), expected: "file:PATH or defer" }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("64M", 64 << 20, true, PageKind::Small)]
+    #[case("1g", 1 << 30, true, PageKind::Small)]
+    #[case("8192K,share=off", 8 << 20, false, PageKind::Small)]
+    #[case("4194304,pages=thp,share=on", 4 << 20, true, PageKind::Thp)]
+    #[case("2G,pages=2m", 2 << 30, true, PageKind::Huge2M)]
+    fn memory_is_understood(
+        #[case] text: &str,
+        #[case] size: u64,
+        #[case] share: bool,
+        #[case] pages: PageKind,
+    ) {
+        assert_eq!(text.parse(), Ok(MemoryConfig { size, share, pages }));
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("M")]
+    #[case("-1M")]
+    #[case("+64M")]
+    #[case("64T")]
+    #[case("1M")]
+    #[case("2000000G")]
+    #[case("99999999999999999999G")]
+    #[case("18446744073709551615G")]
+    #[case("5000000")]
+    #[case("65M,pages=2m")]
+    #[case("64M,share=maybe")]
+    #[case("64M,share=off,pages=thp")]
+    #[case("64µ")]
+    fn memory_is_refused(#[case] text: &str) {
+        let error = text.parse::<MemoryConfig>().unwrap_err();
+        insta::assert_snapshot!(
+            format!("memory_refused_{}", text.replace(['=', ',', '+'], "_")),
+            error
+        );
+    }
+
+    #[rstest]
+    #[case("null", SerialConfig::Null)]
+    #[case("stdio", SerialConfig::Stdio)]
+    #[case("file:/a:b", SerialConfig::File("/a:b".into()))]
+    #[case("unix:s", SerialConfig::Unix("s".into()))]
+    fn serial_is_understood(#[case] text: &str, #[case] expected: SerialConfig) {
+        assert_eq!(text.parse(), Ok(expected));
+    }
+
+    #[rstest]
+    #[case("tcp::1")]
+    #[case("file:")]
+    #[case("unix:")]
+    #[case("")]
+    fn serial_is_refused(#[case] text: &str) {
+        assert!(text.parse::<SerialConfig>().is_err());
+    }
+}

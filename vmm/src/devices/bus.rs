@@ -1,0 +1,85 @@
+//! Which device answers on which port. Unclaimed reads are all ones, unclaimed writes are lost, as
+//! on a PC.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::serial::{self, SerialHost, SerialPort, SerialPortState};
+use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
+
+/// Every device behind a port.
+#[derive(Debug)]
+pub struct PortBus {
+    serial: Mutex<SerialPort>,
+    test_port: Mutex<TestPortState>,
+}
+
+/// The saved state of every device behind a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesState {
+    /// The first serial port.
+    pub serial: SerialPortState,
+    /// The test port.
+    pub test_port: TestPortState,
+}
+
+impl PortBus {
+    /// Devices as after power-on, or as they were saved.
+    pub fn new(serial: SerialPort, test_port: TestPortState) -> Self {
+        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port) }
+    }
+
+    /// The serial port, for the side of the host.
+    pub fn serial(&self) -> std::sync::MutexGuard<'_, SerialPort> {
+        // A panic of another vCPU leaves the registers as they are; so would a real UART.
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The serial port's host side, for the devices of a rebuilt machine.
+    pub fn into_host(self) -> SerialHost {
+        self.serial.into_inner().unwrap_or_else(PoisonError::into_inner).into_host()
+    }
+
+    fn test_port(&self) -> std::sync::MutexGuard<'_, TestPortState> {
+        self.test_port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state of all devices; the vCPUs must stand still.
+    pub fn state(&self) -> DevicesState {
+        DevicesState { serial: self.serial().state(), test_port: self.test_port().clone() }
+    }
+
+    /// The guest reads `data.len()` bytes (1, 2 or 4) from `port`.
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        match (port, &mut *data) {
+            (serial::BASE..=serial::LAST, [byte]) => {
+                *byte = self.serial().read((port - serial::BASE) as u8);
+            }
+            (i8042::COMMAND, [byte]) => *byte = i8042::read(),
+            (test_port::PORT, data) if data.len() == 4 => {
+                data.copy_from_slice(&self.test_port().read().to_le_bytes());
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest writes `data` (1, 2 or 4 bytes) to `port`.
+    pub fn write(&self, port: u16, data: &[u8]) -> Option<DeviceRequest> {
+        const DEBUG_EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
+        match (port, data) {
+            (serial::BASE..=serial::LAST, &[byte]) => {
+                self.serial().write((port - serial::BASE) as u8, byte);
+                None
+            }
+            (i8042::COMMAND, &[byte]) => i8042::write(byte),
+            (debug_exit::BASE..=DEBUG_EXIT_LAST, &[value, ..]) => Some(debug_exit::write(value)),
+            (test_port::PORT, &[a, b, c, d]) => {
+                self.test_port().write(u32::from_le_bytes([a, b, c, d]));
+                None
+            }
+            _ => None,
+        }
+    }
+}

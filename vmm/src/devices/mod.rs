@@ -1,0 +1,19 @@
+//! The devices that are not in KVM, each with a `state` of its own.
+
+mod bus;
+mod debug_exit;
+mod i8042;
+pub mod serial;
+mod test_port;
+
+pub use bus::{DevicesState, PortBus};
+pub use test_port::TestPortState;
+
+/// What a device asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum DeviceRequest {
+    /// Reset the machine.
+    Reset,
+    /// End the VMM with this status.
+    Exit(u8),
+}

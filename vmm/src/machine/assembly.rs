@@ -1,0 +1,203 @@
+//! Putting a machine together, step by step in the order of `order::STEPS`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_bindings::{KVM_CAP_IMMEDIATE_EXIT, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::order::{STEPS, Step};
+use super::state::{PlatformState, RestoredState};
+use super::{KvmPart, Machine, MachineError, VCPU_DEADLINE, kvm, system};
+use crate::boot;
+use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
+use crate::devices::{DevicesState, PortBus, TestPortState};
+use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::vcpu::{
+    StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for, install_kick_handler,
+};
+
+/// A machine as after power-on, its boot processor at the kernel's entry.
+pub(super) fn power_on(machine: &Machine, host: SerialHost) -> Result<KvmPart, MachineError> {
+    let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
+    let entry = boot::load(machine.ram.memory(), image, &machine.config.cmdline)?;
+    assemble(machine, host, None, Some(entry))
+}
+
+/// A machine as it was saved.
+pub(super) fn restored(
+    machine: &Machine,
+    host: SerialHost,
+    state: RestoredState,
+) -> Result<KvmPart, MachineError> {
+    assemble(machine, host, Some(state), None)
+}
+
+struct Parts<'a> {
+    machine: &'a Machine,
+    vm: Arc<VmFd>,
+    fds: Vec<VcpuFd>,
+    capabilities: Option<Arc<StateCapabilities>>,
+    bus: Option<Arc<PortBus>>,
+    host: Option<SerialHost>,
+    vcpus: Vec<VcpuHandle>,
+    devices: Option<DevicesState>,
+    vcpu_states: Vec<VcpuState>,
+    platform: Option<PlatformState>,
+    entry: Option<boot::PvhEntry>,
+}
+
+fn assemble(
+    machine: &Machine,
+    host: SerialHost,
+    state: Option<RestoredState>,
+    entry: Option<boot::PvhEntry>,
+) -> Result<KvmPart, MachineError> {
+    require(&machine.kvm)?;
+    install_kick_handler()?;
+    let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+    let (devices, vcpu_states, platform) = match state {
+        Some(state) => (Some(state.devices), state.vcpus, Some(state.platform)),
+        None => (None, Vec::new(), None),
+    };
+    let mut parts = Parts {
+        machine,
+        vm: Arc::new(vm),
+        fds: Vec::new(),
+        capabilities: None,
+        bus: None,
+        host: Some(host),
+        vcpus: Vec::new(),
+        devices,
+        vcpu_states,
+        platform,
+        entry,
+    };
+    for step in STEPS {
+        let began = Instant::now();
+        parts.carry_out(step)?;
+        tracing::debug!(?step, us = began.elapsed().as_micros() as u64, "machine_step");
+    }
+    Ok(KvmPart {
+        vcpus: parts.vcpus,
+        bus: parts.bus.expect("a step of STEPS"),
+        capabilities: parts.capabilities.expect("a step of STEPS"),
+        vm: parts.vm,
+    })
+}
+
+fn require(kvm: &Kvm) -> Result<(), MachineError> {
+    if kvm.check_extension_raw(KVM_CAP_IMMEDIATE_EXIT.into()) <= 0 {
+        return Err(MachineError::Capability("KVM_CAP_IMMEDIATE_EXIT"));
+    }
+    Ok(())
+}
+
+impl Parts<'_> {
+    fn carry_out(&mut self, step: Step) -> Result<(), MachineError> {
+        match step {
+            Step::Memslots => self.memslots(),
+            Step::CreateIrqchip => {
+                self.vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))
+            }
+            Step::CreatePit => {
+                let config =
+                    kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+                self.vm.create_pit2(config).map_err(kvm("KVM_CREATE_PIT2"))
+            }
+            Step::CreateVcpus => self.create_vcpus(),
+            Step::Devices => self.devices(),
+            Step::Vcpus => self.vcpus(),
+            Step::Irqchip => self.platform(PlatformState::set_irqchip),
+            Step::Pit => self.platform(PlatformState::set_pit),
+            Step::Clock => self.platform(PlatformState::set_clock),
+            // The machine's owner says when.
+            Step::Run => Ok(()),
+        }
+    }
+
+    fn memslots(&self) -> Result<(), MachineError> {
+        // Only Intel needs these two; elsewhere they change nothing.
+        self.vm.set_tss_address(KVM_TSS as usize).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+        self.vm
+            .set_identity_map_address(KVM_IDENTITY_MAP)
+            .map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        Ok(self.machine.ram.register(&self.vm)?)
+    }
+
+    fn create_vcpus(&mut self) -> Result<(), MachineError> {
+        for index in 0..self.machine.config.cpus {
+            let fd = self.vm.create_vcpu(index.into()).map_err(kvm("KVM_CREATE_VCPU"))?;
+            self.fds.push(fd);
+        }
+        Ok(())
+    }
+
+    fn devices(&mut self) -> Result<(), MachineError> {
+        let state = self.devices.take().unwrap_or_else(|| DevicesState {
+            serial: SerialPortState::default(),
+            test_port: TestPortState::default(),
+        });
+        let host = self.host.take().expect("taken once");
+        let serial =
+            SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
+        self.bus = Some(Arc::new(PortBus::new(serial, state.test_port)));
+        Ok(())
+    }
+
+    fn vcpus(&mut self) -> Result<(), MachineError> {
+        let kvm_fd = &self.machine.kvm;
+        let cpus = self.machine.config.cpus;
+        if self.vcpu_states.is_empty() {
+            for (index, fd) in (0..).zip(&self.fds) {
+                let cpuid = cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+                fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+            }
+        }
+        let known = self.vcpu_states.first().map(VcpuState::msr_indices);
+        let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], known)?;
+        let capabilities = Arc::new(capabilities);
+        if let Some(entry) = self.entry {
+            self.enter(entry)?;
+        }
+        let bus = self.bus.as_ref().expect("Devices come before Vcpus");
+        let restoring = !self.vcpu_states.is_empty();
+        let mut states = std::mem::take(&mut self.vcpu_states).into_iter();
+        for (index, fd) in (0..).zip(std::mem::take(&mut self.fds)) {
+            let start = VcpuStart {
+                index,
+                fd,
+                capabilities: capabilities.clone(),
+                bus: bus.clone(),
+                events: self.machine.events.clone(),
+                restore: states.next().map(Box::new),
+            };
+            self.vcpus.push(VcpuHandle::spawn(start).map_err(system("start a vCPU thread"))?);
+        }
+        self.capabilities = Some(capabilities);
+        if restoring {
+            let until = Instant::now() + VCPU_DEADLINE;
+            for vcpu in &self.vcpus {
+                vcpu.wait_ready(until)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&self, entry: boot::PvhEntry) -> Result<(), MachineError> {
+        let boot_cpu = &self.fds[0];
+        let reset = boot_cpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+        boot_cpu.set_sregs(&entry.sregs(&reset)).map_err(kvm("KVM_SET_SREGS"))?;
+        boot_cpu.set_regs(&entry.regs()).map_err(kvm("KVM_SET_REGS"))
+    }
+
+    fn platform(
+        &self,
+        set: impl Fn(&PlatformState, &VmFd) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        match &self.platform {
+            Some(platform) => set(platform, &self.vm),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One VM: assembly, run state, pause and resume, save and restore in order.
+
+mod assembly;
+mod order;
+mod state;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use cpr_qmp::run_state::RunState;
+use kvm_ioctls::{Kvm, VmFd};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::boot::{BootError, BootImage, ImageError};
+use crate::config::MemoryConfig;
+use crate::devices::PortBus;
+use crate::devices::serial::{HostError, SerialError, SerialHost};
+use crate::memory::{RamBlock, RamError};
+use crate::state::SectionError;
+use crate::vcpu::{EventSink, GuestEvent, PauseError, StateCapabilities, StateError, VcpuHandle};
+
+/// How long a vCPU may take to leave the guest or to save itself. On a host that emulates CPL0 an
+/// exit can take long, never this long.
+const VCPU_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a machine could not be assembled, saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM is not there or refuses.
+    #[error("{what}: {source}")]
+    Kvm {
+        /// What was asked of KVM.
+        what: &'static str,
+        /// Why it failed.
+        source: kvm_ioctls::Error,
+    },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// This host's KVM lacks something.
+    #[error("this host's KVM does not offer {0}")]
+    Capability(&'static str),
+    /// RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The boot image's files.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The guest cannot be started.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The serial port towards the host.
+    #[error(transparent)]
+    SerialHost(#[from] HostError),
+    /// The serial port towards the guest.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// A vCPU's state.
+    #[error(transparent)]
+    Vcpu(#[from] StateError),
+    /// A vCPU does not obey.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// The saved state.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// The saved state is of another machine.
+    #[error("the saved state is of a machine with {saved}, the command line describes {described}")]
+    Other {
+        /// What was saved.
+        saved: String,
+        /// What is described.
+        described: String,
+    },
+    /// There is nothing to boot from.
+    #[error("there is no kernel to start the guest from: --kernel is missing")]
+    NoKernel,
+}
+
+/// What a machine is made from.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// RAM.
+    pub memory: MemoryConfig,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// The guest's command line.
+    pub cmdline: String,
+}
+
+/// The part that lives in KVM and is built anew by a reset and by an update.
+#[derive(Debug)]
+struct KvmPart {
+    // Field order is drop order: the threads end before the VM goes.
+    vcpus: Vec<VcpuHandle>,
+    bus: Arc<PortBus>,
+    capabilities: Arc<StateCapabilities>,
+    vm: Arc<VmFd>,
+}
+
+/// One VM.
+#[derive(Debug)]
+pub struct Machine {
+    // Before `ram`: KVM must not outlive the mapping that its memslots point to.
+    kvm_part: Option<KvmPart>,
+    kvm: Kvm,
+    ram: RamBlock,
+    image: Option<BootImage>,
+    config: MachineConfig,
+    run_state: RunState,
+    events: EventSink,
+    inbox: Receiver<GuestEvent>,
+    /// Events seen while the machine was paused, not dealt with yet.
+    pending: Vec<GuestEvent>,
+    wake: Arc<EventFd>,
+}
+
+impl Machine {
+    /// The parts that outlive KVM's; [`Machine::boot`] or [`Machine::restore`] adds those.
+    pub fn new(
+        config: MachineConfig,
+        ram: RamBlock,
+        image: Option<BootImage>,
+    ) -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_value_and_flags(0, flags)
+            .map_err(|errno| system("eventfd")(errno.into()))?;
+        let wake = Arc::new(wake);
+        let (queue, inbox) = channel();
+        Ok(Self {
+            kvm_part: None,
+            kvm,
+            ram,
+            image,
+            config,
+            run_state: RunState::Prelaunch,
+            events: EventSink::new(queue, wake.clone()),
+            inbox,
+            pending: Vec::new(),
+            wake,
+        })
+    }
+
+    /// Assembles a machine as after power-on; the vCPUs wait for [`Machine::resume`].
+    pub fn boot(&mut self, host: SerialHost) -> Result<(), MachineError> {
+        self.kvm_part = Some(assembly::power_on(self, host)?);
+        Ok(())
+    }
+
+    /// Starts the guest afresh: RAM keeps its content, everything else is as after power-on.
+    ///
+    /// The run state stays; on an error the machine is left without vCPUs and cannot run.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        self.pending.clear();
+        let Some(old) = self.kvm_part.take() else { return Ok(()) };
+        let KvmPart { vcpus, bus, capabilities, vm } = old;
+        drop(vcpus);
+        let host = Arc::into_inner(bus).map(PortBus::into_host);
+        drop((capabilities, vm));
+        self.drain_events();
+        self.pending.clear();
+        let host = host.expect("the vCPU threads held the other references and have ended");
+        self.boot(host)?;
+        if self.run_state.is_running() {
+            self.start_vcpus();
+        }
+        Ok(())
+    }
+
+    /// What it is made from.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// RAM.
+    pub fn ram(&self) -> &RamBlock {
+        &self.ram
+    }
+
+    /// The boot image.
+    pub fn image(&self) -> Option<&BootImage> {
+        self.image.as_ref()
+    }
+
+    /// The devices; `None` before the machine is assembled.
+    pub fn bus(&self) -> Option<&Arc<PortBus>> {
+        self.kvm_part.as_ref().map(|part| &part.bus)
+    }
+
+    /// Whether and why the guest runs or stands still.
+    pub fn run_state(&self) -> RunState {
+        self.run_state
+    }
+
+    /// For states that need no vCPU to start or stop.
+    pub fn set_run_state(&mut self, state: RunState) {
+        debug_assert!(!state.is_running() && !self.run_state.is_running());
+        self.run_state = state;
+    }
+
+    /// Becomes readable when [`Machine::take_events`] may have something.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Puts events back that a previous process had seen and not dealt with.
+    pub fn put_back_events(&mut self, events: Vec<GuestEvent>) {
+        if !events.is_empty() {
+            self.pending.extend(events);
+            // The counter can only be full if a wake-up is coming anyway.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn drain_events(&mut self) {
+        self.pending.extend(self.inbox.try_iter());
+    }
+
+    /// What the vCPUs met since the last call.
+    pub fn take_events(&mut self) -> Vec<GuestEvent> {
+        // EAGAIN: nothing has been written; the queue is what counts.
+        let _ = self.wake.read();
+        self.drain_events();
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Looks for what the vCPUs met until now; [`Machine::unhandled_events`] has it then.
+    pub fn collect_events(&mut self) {
+        self.drain_events();
+    }
+
+    /// What was collected and nobody has dealt with; it stays.
+    pub fn unhandled_events(&self) -> Vec<GuestEvent> {
+        self.pending.clone()
+    }
+
+    fn vcpus(&self) -> &[VcpuHandle] {
+        self.kvm_part.as_ref().map_or(&[], |part| &part.vcpus)
+    }
+
+    fn start_vcpus(&self) {
+        for (index, vcpu) in (0..).zip(self.vcpus()) {
+            if !self.pending.iter().any(|event| event.vcpu == index) {
+                vcpu.run();
+            }
+        }
+    }
+
+    /// The thread of each vCPU.
+    pub fn vcpu_threads(&self) -> Vec<i32> {
+        self.vcpus().iter().map(VcpuHandle::thread_id).collect()
+    }
+
+    /// Lets the guest run. A vCPU that met something nobody has dealt with stays where it is.
+    pub fn resume(&mut self) {
+        self.drain_events();
+        self.start_vcpus();
+        self.run_state = RunState::Running;
+    }
+
+    /// Gets every vCPU out of the guest. On an error all that obeyed run again.
+    pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
+        let until = Instant::now() + VCPU_DEADLINE;
+        for vcpu in self.vcpus() {
+            vcpu.request_pause();
+        }
+        for vcpu in self.vcpus() {
+            if let Err(error) = vcpu.wait_paused(until) {
+                self.resume();
+                return Err(error.into());
+            }
+        }
+        self.run_state = state;
+        Ok(())
+    }
+}
+
+fn system(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
+    move |source| MachineError::System { what, source }
+}
+
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { what, source }
+}
+
+impl From<Errno> for MachineError {
+    fn from(errno: Errno) -> Self {
+        system("system call")(errno.into())
+    }
+}

@@ -1,0 +1,250 @@
+//! A RAM block: one piece of guest RAM with a name, its file, and its mapping here.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use super::backing::{self, BackingError};
+use super::layout::{self, Region};
+use super::GuestMemory;
+use crate::config::{MemoryConfig, PageKind};
+
+/// The one RAM block of this machine, named as QEMU names it on a PC.
+pub const PC_RAM: &str = "pc.ram";
+
+/// Why guest RAM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// No file for it.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// It could not be mapped.
+    #[error("cannot map {size} bytes at offset {offset} of RAM block {block}: {source}")]
+    Map {
+        /// The RAM block.
+        block: String,
+        /// Bytes.
+        size: u64,
+        /// Offset in the block.
+        offset: u64,
+        /// Why.
+        source: MmapRegionError,
+    },
+    /// KVM refused a memslot.
+    #[error("cannot register memslot {slot} at {start:#x} with KVM: {source}")]
+    Memslot {
+        /// The memslot.
+        slot: u32,
+        /// Guest-physical address.
+        start: u64,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// The descriptor that came over exec is not the RAM the command line describes.
+    #[error("RAM block {block} that was handed over has {found} bytes, the command line says {expected}")]
+    Handed {
+        /// The RAM block.
+        block: String,
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes asked for.
+        expected: u64,
+    },
+    /// The descriptor that came over exec cannot be examined.
+    #[error("cannot examine the descriptor of RAM block {block}: {source}")]
+    Examine {
+        /// The RAM block.
+        block: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What an update says about a RAM block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamBlockInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One piece of guest RAM.
+#[derive(Debug)]
+pub struct RamBlock {
+    name: &'static str,
+    size: u64,
+    /// `None`: private anonymous memory, which ends with this process.
+    file: Option<Arc<File>>,
+    memory: GuestMemory,
+}
+
+impl RamBlock {
+    /// Fresh, zeroed RAM.
+    pub fn create(config: MemoryConfig) -> Result<Self, RamError> {
+        let file = match config.share {
+            true => Some(backing::create(PC_RAM, config.size, config.pages)?),
+            false => None,
+        };
+        Self::map(config, file)
+    }
+
+    /// RAM that came over exec as `fd`.
+    pub fn adopt(config: MemoryConfig, fd: OwnedFd) -> Result<Self, RamError> {
+        let file = File::from(fd);
+        let block = || PC_RAM.to_owned();
+        let meta = file.metadata().map_err(|source| RamError::Examine { block: block(), source })?;
+        if meta.size() != config.size {
+            let (found, expected) = (meta.size(), config.size);
+            return Err(RamError::Handed { block: block(), found, expected });
+        }
+        Self::map(config, Some(file))
+    }
+
+    fn map(config: MemoryConfig, file: Option<File>) -> Result<Self, RamError> {
+        let file = file.map(Arc::new);
+        let mut mapped = Vec::new();
+        for region in layout::regions(config.size) {
+            mapped.push(Arc::new(map_region(region, file.as_ref(), config.pages)?));
+        }
+        let memory = GuestMemory::from_arc_regions(mapped)
+            .expect("the layout's regions are sorted and disjoint");
+        Ok(Self { name: PC_RAM, size: config.size, file, memory })
+    }
+
+    /// The name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file it lives in; `None` where it is private to this process.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Name and size.
+    pub fn info(&self) -> RamBlockInfo {
+        RamBlockInfo { name: self.name.to_owned(), size: self.size }
+    }
+
+    /// The mapping, by guest-physical address.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Registers one memslot per region.
+    ///
+    /// Must come before `KVM_CREATE_IRQCHIP`: afterwards each memslot waits milliseconds for an
+    /// SRCU grace period.
+    pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
+        for (slot, region) in (0u32..).zip(self.memory.iter()) {
+            let start = region.start_addr().0;
+            let memslot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: start,
+                memory_size: region.len(),
+                userspace_addr: region.get_mmap().as_ptr() as u64,
+            };
+            // SAFETY: the mapping outlives the VM: `Machine` drops its KVM part before its RAM, and
+            // a mapping of `vm_memory` is only unmapped when dropped.
+            unsafe { vm.set_user_memory_region(memslot) }
+                .map_err(|source| RamError::Memslot { slot, start, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn map_region(
+    region: Region,
+    file: Option<&Arc<File>>,
+    pages: PageKind,
+) -> Result<GuestRegionMmap, RamError> {
+    let flags = match file {
+        Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    };
+    let mut builder = MmapRegionBuilder::new(region.size as usize)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .with_hugetlbfs(pages == PageKind::Huge2M);
+    if let Some(file) = file {
+        builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), region.offset));
+    }
+    let mapping = builder.build().map_err(|source| RamError::Map {
+        block: PC_RAM.to_owned(),
+        size: region.size,
+        offset: region.offset,
+        source,
+    })?;
+    let advice = match pages {
+        PageKind::Thp => Some(libc::MADV_HUGEPAGE),
+        PageKind::Small => Some(libc::MADV_NOHUGEPAGE),
+        PageKind::Huge2M => None,
+    };
+    if let Some(advice) = advice {
+        // A kernel without THP refuses both; then all pages are small, which `pages=4k` wants and
+        // `pages=thp` has been refused for already.
+        // SAFETY: exactly the mapping just made; the advice does not change its content.
+        unsafe { libc::madvise(mapping.as_ptr().cast(), region.size as usize, advice) };
+    }
+    Ok(GuestRegionMmap::new(mapping, GuestAddress(region.start))
+        .expect("start and size come from the layout and fit in 64 bits"))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const SMALL: MemoryConfig = MemoryConfig { size: 8 << 20, share: true, pages: PageKind::Small };
+
+    #[test]
+    fn adopted_ram_holds_what_was_written() {
+        let first = RamBlock::create(SMALL).unwrap();
+        first.memory().write_obj(0x1234_5678_u32, GuestAddress(0x10_0000)).unwrap();
+        let fd = first.fd().unwrap().try_clone_to_owned().unwrap();
+        drop(first);
+        let second = RamBlock::adopt(SMALL, fd).unwrap();
+        assert_eq!(
+            second.memory().read_obj::<u32>(GuestAddress(0x10_0000)).unwrap(),
+            0x1234_5678
+        );
+    }
+
+    #[test]
+    fn high_ram_follows_low_ram_in_the_file() {
+        use std::os::unix::fs::FileExt;
+        let config = MemoryConfig { size: 4 << 30, ..SMALL };
+        let ram = RamBlock::create(config).unwrap();
+        ram.memory().write_obj(7_u8, GuestAddress(layout::HIGH_RAM_START)).unwrap();
+        let mut byte = [0];
+        ram.file.as_ref().unwrap().read_exact_at(&mut byte, layout::LOW_RAM_END).unwrap();
+        assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn ram_of_another_size_is_refused() {
+        let fd = RamBlock::create(SMALL).unwrap().fd().unwrap().try_clone_to_owned().unwrap();
+        let other = MemoryConfig { size: 16 << 20, ..SMALL };
+        insta::assert_snapshot!(RamBlock::adopt(other, fd).unwrap_err(), @"RAM block pc.ram that was handed over has 8388608 bytes, the command line says 16777216");
+    }
+
+    #[test]
+    fn private_ram_has_no_descriptor() {
+        assert!(RamBlock::create(MemoryConfig { share: false, ..SMALL }).unwrap().fd().is_none());
+    }
+}

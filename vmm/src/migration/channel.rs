@@ -1,0 +1,250 @@
+//! The migration channel: where device and vCPU state goes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use cpr_qmp::address::MigrationAddress;
+
+use crate::state::{Envelope, Fingerprint, SavedState, SectionError};
+
+/// Why a channel cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// A channel that does not swallow everything before exec.
+    #[error(
+        "cpr-exec needs a channel that takes the whole state before exec: {kind} has a reader at \
+         its other end that exec would wait for; use file:PATH"
+    )]
+    Kind {
+        /// The kind that was given.
+        kind: &'static str,
+    },
+    /// A file channel in the middle of a file.
+    #[error("a file channel with an offset ({0}) is not supported yet: use file:PATH")]
+    Offset(u64),
+    /// A file channel by an fd set.
+    #[error("a file channel by an fd set ({0}) is not supported yet: use file:PATH")]
+    FdSet(String),
+    /// The file cannot be opened.
+    #[error("cannot open the migration channel file:{path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no regular file.
+    #[error("cannot use {path} as the migration channel: it is no regular file")]
+    NotRegular {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {bytes} bytes of state to the migration channel file:{path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the whole state.
+        bytes: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file cannot be read.
+    #[error("cannot read the saved state from file:{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is larger than any state.
+    #[error("file:{path} has {bytes} bytes, more than any saved state")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// The file holds no state that can be loaded.
+    #[error("cannot load file:{path}: {source}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: SectionError,
+    },
+}
+
+/// The file that `address` names.
+pub fn file_path(address: &MigrationAddress) -> Result<PathBuf, ChannelError> {
+    match address {
+        MigrationAddress::File(file) if file.filename.starts_with("/dev/fdset/") => {
+            Err(ChannelError::FdSet(file.filename.clone()))
+        }
+        MigrationAddress::File(file) if file.offset != 0 => Err(ChannelError::Offset(file.offset)),
+        MigrationAddress::File(file) => Ok(PathBuf::from(&file.filename)),
+        other => Err(ChannelError::Kind { kind: other.kind() }),
+    }
+}
+
+/// A file opened for a saved state. Dropped before [`OutgoingFile::keep`], it leaves no state
+/// behind that somebody could take for a good one.
+#[derive(Debug)]
+pub struct OutgoingFile {
+    file: File,
+    path: PathBuf,
+    /// Device and inode, where this call made the file.
+    created: Option<(u64, u64)>,
+    keep: bool,
+}
+
+impl OutgoingFile {
+    /// Opens `path` for writing, and makes it (mode 0600) if it is not there.
+    pub fn open(path: PathBuf) -> Result<Self, ChannelError> {
+        let open_error = |source| ChannelError::Open { path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        // Nobody reads from a FIFO here, and nobody should wait for one.
+        options.write(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+        let (file, new) = match options.clone().create_new(true).open(&path) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (options.open(&path).map_err(open_error)?, false)
+            }
+            Err(error) => return Err(open_error(error)),
+        };
+        let meta = file.metadata().map_err(open_error)?;
+        if !meta.is_file() {
+            return Err(ChannelError::NotRegular { path });
+        }
+        let created = new.then(|| (meta.dev(), meta.ino()));
+        Ok(Self { file, path, created, keep: false })
+    }
+
+    /// Writes the state as the whole content of the file.
+    pub fn write(&mut self, state: &SavedState) -> Result<Fingerprint, ChannelError> {
+        let (bytes, fingerprint) = state.encode();
+        let written = self.file.set_len(0).and_then(|()| self.file.write_all(&bytes));
+        written.map_err(|source| ChannelError::Write {
+            path: self.path.clone(),
+            bytes: bytes.len(),
+            source,
+        })?;
+        Ok(fingerprint)
+    }
+
+    /// Leaves the file as it is.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for OutgoingFile {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        // Failures leave a file that its checksum shows to be no state.
+        let _ = self.file.set_len(0);
+        let here = std::fs::symlink_metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        if here.ok().is_some_and(|here| self.created == Some(here)) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Reads a saved state from a file.
+pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
+    let read_error = |source| ChannelError::Read { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file =
+        options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
+    let meta = file.metadata().map_err(read_error)?;
+    if !meta.is_file() {
+        return Err(ChannelError::NotRegular { path: path.to_owned() });
+    }
+    if meta.len() > Envelope::max_bytes() {
+        return Err(ChannelError::TooLarge { path: path.to_owned(), bytes: meta.len() });
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    (&file).take(Envelope::max_bytes()).read_to_end(&mut bytes).map_err(read_error)?;
+    SavedState::decode(&bytes)
+        .map_err(|source| ChannelError::Content { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> SavedState {
+        let mut state = SavedState::default();
+        state.put("answer", 0, 1, &42_u8);
+        state
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let mut file = OutgoingFile::open(path.clone()).unwrap();
+        let written = file.write(&state()).unwrap();
+        file.keep();
+        let (mut state, read) = read(&path).unwrap();
+        assert_eq!(read, written);
+        assert_eq!(state.take::<u8>("answer", 0, 1).unwrap(), 42);
+    }
+
+    #[test]
+    fn a_file_that_was_made_for_nothing_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        OutgoingFile::open(path.clone()).unwrap().write(&state()).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_there_is_emptied_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        std::fs::write(&path, "old").unwrap();
+        OutgoingFile::open(path.clone()).unwrap().write(&state()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_longer_old_file_leaves_no_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        std::fs::write(&path, vec![1; 1 << 16]).unwrap();
+        let mut file = OutgoingFile::open(path.clone()).unwrap();
+        file.write(&state()).unwrap();
+        file.keep();
+        read(&path).unwrap();
+    }
+
+    #[test]
+    fn devices_and_directories_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            OutgoingFile::open("/dev/null".into()),
+            Err(ChannelError::NotRegular { .. })
+        ));
+        assert!(matches!(
+            OutgoingFile::open(dir.path().to_owned()),
+            Err(ChannelError::Open { .. })
+        ));
+        assert!(matches!(read(dir.path()), Err(ChannelError::NotRegular { .. })));
+    }
+
+    #[test]
+    fn other_kinds_are_refused_with_the_reason() {
+        let refused = |uri: &str| {
+            let address = MigrationAddress::from_arguments(Some(uri), None).unwrap();
+            file_path(&address).unwrap_err().to_string()
+        };
+        let uris =
+            ["tcp:localhost:1", "unix:/s", "exec:cat", "fd:7", "file:/f,offset=0x10", "file:/dev/fdset/1"];
+        insta::assert_debug_snapshot!(uris.map(refused));
+    }
+}

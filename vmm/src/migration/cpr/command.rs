@@ -1,0 +1,208 @@
+//! The command that an update executes: checked and prepared while the guest still runs.
+
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
+
+use nix::errno::Errno;
+
+use super::state::ENV_NAME;
+
+/// Why `cpr-exec-command` cannot be executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// It was never set.
+    #[error("cpr-exec mode requires setting cpr-exec-command")]
+    Missing,
+    /// It has no words.
+    #[error("cpr-exec-command is an empty list: its first word must be the binary to execute")]
+    EmptyList,
+    /// Its first word is empty.
+    #[error("the first word of cpr-exec-command is empty: it must be the binary to execute")]
+    EmptyBinary,
+    /// A word has a NUL.
+    #[error("word {index} of cpr-exec-command, \"{}\", has a NUL character", .word.escape_default())]
+    Nul {
+        /// Which word, from 0.
+        index: usize,
+        /// The word.
+        word: String,
+    },
+}
+
+/// Why nothing was executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot execute cpr-exec-command \"{command}\": {} (os error {})", .errno.desc(), *.errno as i32)]
+pub struct ExecError {
+    command: String,
+    errno: Errno,
+}
+
+/// A command ready for `execve`.
+#[derive(Debug)]
+pub struct ExecCommand {
+    name: String,
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl ExecCommand {
+    /// Checks `words` and looks up what `PATH` offers for the first.
+    pub fn prepare(words: Option<&[String]>) -> Result<Self, CommandError> {
+        let words = words.ok_or(CommandError::Missing)?;
+        let binary = words.first().ok_or(CommandError::EmptyList)?;
+        if binary.is_empty() {
+            return Err(CommandError::EmptyBinary);
+        }
+        let mut argv = Vec::new();
+        for (index, word) in words.iter().enumerate() {
+            let nul = |_| CommandError::Nul { index, word: word.clone() };
+            argv.push(CString::new(word.as_str()).map_err(nul)?);
+        }
+        let path = std::env::var_os("PATH");
+        Ok(Self {
+            name: binary.clone(),
+            candidates: candidates(binary, path),
+            argv,
+            environment: environment(),
+        })
+    }
+
+    /// Executes it in this process, with the number of the descriptor that holds the CPR state in
+    /// the environment. Returns only if no candidate could be executed.
+    ///
+    /// `execve` on each candidate, never `execvp`: that hands a file the kernel cannot execute to
+    /// the shell, which succeeds, and the VM is gone.
+    pub fn exec(&self, state_fd: i32) -> ExecError {
+        let variable = CString::new(format!("{ENV_NAME}={state_fd}")).expect("digits have no NUL");
+        let argv = pointers(&self.argv);
+        let mut environment = pointers(&self.environment);
+        environment.insert(0, variable.as_ptr());
+        let mut denied = false;
+        let mut last = Errno::ENOENT;
+        for candidate in &self.candidates {
+            // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, and
+            // live until the call returns or this program is gone.
+            unsafe { libc::execve(candidate.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
+            last = Errno::last();
+            match last {
+                Errno::EACCES => denied = true,
+                // Not here: the next directory may have it.
+                Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV
+                | Errno::ETIMEDOUT => {}
+                _ => return self.error(last),
+            }
+        }
+        // A file that may not be executed says more than its absence elsewhere.
+        self.error(if denied { Errno::EACCES } else { last })
+    }
+
+    fn error(&self, errno: Errno) -> ExecError {
+        ExecError { command: self.name.clone(), errno }
+    }
+
+    /// The first word, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Where `binary` may be: itself if it has a slash, otherwise in every directory of `path`, of
+/// which an empty one is the current directory (POSIX.1-2024, 8.3 "PATH").
+fn candidates(binary: &str, path: Option<OsString>) -> Vec<CString> {
+    let c_string = |bytes: Vec<u8>| CString::new(bytes).ok();
+    if binary.contains('/') {
+        return c_string(binary.into()).into_iter().collect();
+    }
+    let path = path.unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into()).into_vec();
+    let in_directory = |directory: &[u8]| {
+        let mut candidate = directory.to_vec();
+        if !candidate.is_empty() {
+            candidate.push(b'/');
+        }
+        candidate.extend_from_slice(binary.as_bytes());
+        c_string(candidate)
+    };
+    path.split(|&byte| byte == b':').filter_map(in_directory).collect()
+}
+
+fn environment() -> Vec<CString> {
+    std::env::vars_os()
+        .filter(|(name, _)| name != ENV_NAME)
+        .filter_map(|(name, value)| {
+            let mut entry = name.into_vec();
+            entry.push(b'=');
+            entry.extend(value.into_vec());
+            CString::new(entry).ok()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    fn prepare(words: &[&str]) -> Result<ExecCommand, CommandError> {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        ExecCommand::prepare(Some(&words))
+    }
+
+    #[test]
+    fn bad_commands_are_refused_by_name() {
+        let errors = [
+            ExecCommand::prepare(None).unwrap_err(),
+            prepare(&[]).unwrap_err(),
+            prepare(&["", "x"]).unwrap_err(),
+            prepare(&["vmm", "a\0b"]).unwrap_err(),
+        ];
+        insta::assert_debug_snapshot!(errors.map(|error| error.to_string()));
+    }
+
+    #[rstest]
+    #[case("./vmm", "/a:/b", &["./vmm"])]
+    #[case("vmm", "/a:/b", &["/a/vmm", "/b/vmm"])]
+    #[case("vmm", ":/b:", &["vmm", "/b/vmm", "vmm"])]
+    fn candidates_follow_path(#[case] binary: &str, #[case] path: &str, #[case] expected: &[&str]) {
+        let found: Vec<_> = candidates(binary, Some(path.into()))
+            .into_iter()
+            .map(|candidate| candidate.into_string().unwrap())
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_missing_binary_is_named_with_its_errno() {
+        let command = prepare(&["/nowhere/vmm", "--incoming"]).unwrap();
+        insta::assert_snapshot!(command.exec(3), @r#"cannot execute cpr-exec-command "/nowhere/vmm": No such file or directory (os error 2)"#);
+    }
+
+    /// libc's `execvp` would start a shell here, and this test would never come back.
+    #[test]
+    fn a_text_file_is_not_handed_to_the_shell() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("vmm");
+        std::fs::write(&script, "exit 0\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let error = prepare(&[script.to_str().unwrap()]).unwrap().exec(3);
+        assert_eq!(error.errno, Errno::ENOEXEC);
+    }
+
+    #[test]
+    fn a_denied_candidate_outweighs_a_missing_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("vmm"), "").unwrap();
+        let mut command = prepare(&["vmm"]).unwrap();
+        let path = format!("{}:/nowhere", dir.path().display());
+        command.candidates = candidates("vmm", Some(path.into()));
+        assert_eq!(command.exec(3).errno, Errno::EACCES);
+    }
+}

@@ -1,0 +1,214 @@
+//! The helper that holds the old address space while the new binary takes over.
+//!
+//! `execve` in a process that has a VM waits for the VM's teardown: RCU grace periods for the
+//! irqchip, and the unmapping of all guest RAM. A second process that shares the address space
+//! (`CLONE_VM`) and has a copy of the descriptor table keeps both alive, so that `execve` only lets
+//! go of them. The helper sleeps at lowest priority; once the guest runs again it is killed, and
+//! the teardown takes place in it.
+
+use std::arch::asm;
+use std::ffi::c_void;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
+
+/// Three system calls need little.
+const STACK: usize = 16 << 10;
+const LOWEST_PRIORITY: i64 = 19;
+
+/// Why there is no helper. An update works without; it takes longer.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("cannot start the helper that holds the old address space: {call}: {errno}")]
+pub struct HelperError {
+    call: &'static str,
+    errno: Errno,
+}
+
+/// The helper, in the process that started it. Dropping it ends and reaps it.
+#[derive(Debug)]
+pub struct MmHelper {
+    pid: Pid,
+    stack: Stack,
+}
+
+#[derive(Debug)]
+struct Stack(ptr::NonNull<c_void>);
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is `STACK` bytes long and only the helper used it, which has ended.
+        unsafe { libc::munmap(self.0.as_ptr(), STACK) };
+    }
+}
+
+impl MmHelper {
+    /// Starts the helper. Must be called on the main thread: the helper dies with the thread that
+    /// started it, and of all threads only the main one outlives an exec.
+    pub fn start() -> Result<Self, HelperError> {
+        let error = |call| move |errno| HelperError { call, errno };
+        let stack = Stack::map().map_err(error("mmap"))?;
+        // SAFETY: one past the end of the mapping, as a stack that grows down begins.
+        let top = unsafe { stack.0.as_ptr().byte_add(STACK) };
+        let parent = getpid().as_raw() as usize as *mut c_void;
+        // A handler of ours that ran in the helper would run on our memory.
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
+            .map_err(error("sigprocmask"))?;
+        let flags = libc::CLONE_VM | libc::SIGCHLD;
+        // SAFETY: `helper_main` keeps to the stack it is given and to system calls that touch no
+        // memory; the stack outlives it (see `Drop`, or is lost with this address space).
+        let pid = Errno::result(unsafe { libc::clone(helper_main, top, flags, parent) });
+        let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        let helper = Self { pid: Pid::from_raw(pid.map_err(error("clone"))?), stack };
+        restored.map_err(error("sigprocmask"))?;
+        Ok(helper)
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+impl Drop for MmHelper {
+    fn drop(&mut self) {
+        let _ = &self.stack;
+        end(self.pid);
+    }
+}
+
+fn end(pid: Pid) {
+    // ESRCH: somebody else has killed it; it still waits to be reaped.
+    let _ = kill(pid, Signal::SIGKILL);
+    while waitpid(pid, None) == Err(Errno::EINTR) {}
+}
+
+impl Stack {
+    fn map() -> Result<Self, Errno> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a new anonymous mapping, which overlaps nothing.
+        let at = unsafe { libc::mmap(ptr::null_mut(), STACK, protection, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(Self(ptr::NonNull::new(at).ok_or(Errno::ENOMEM)?))
+    }
+}
+
+/// Runs in the helper, on memory that another process is using: no libc, which would write to the
+/// thread-local `errno` of the thread that is running there.
+extern "C" fn helper_main(parent: *mut c_void) -> i32 {
+    const PRIO_PROCESS: i64 = 0;
+    raw_syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0);
+    raw_syscall(libc::SYS_setpriority, PRIO_PROCESS, 0, LOWEST_PRIORITY);
+    // The parent may have died before the first call.
+    while raw_syscall(libc::SYS_getppid, 0, 0, 0) == parent as i64 {
+        raw_syscall(libc::SYS_pause, 0, 0, 0);
+    }
+    0
+}
+
+fn raw_syscall(number: i64, a: i64, b: i64, c: i64) -> i64 {
+    let result;
+    // SAFETY: the calls made here take integers only; the clobbers are those of the x86-64 ABI.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack, nomem),
+        );
+    }
+    result
+}
+
+/// The helper that a previous process image of this process started.
+#[derive(Debug)]
+pub struct AdoptedHelper {
+    pid: Pid,
+    /// Readable once it has ended.
+    ended: OwnedFd,
+}
+
+impl AdoptedHelper {
+    /// Takes it over; `None` where it is not a child of this process any more.
+    pub fn adopt(pid: i32) -> Option<Self> {
+        let pid = Pid::from_raw(pid);
+        if pid.as_raw() <= 0 || !is_child(pid) {
+            return None;
+        }
+        // SAFETY: plain integers. The kernel sets close-on-exec.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        // SAFETY: the system call just returned this descriptor.
+        let ended = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
+        Some(Self { pid, ended })
+    }
+
+    /// Lets it go: it dies, and takes the old address space with it.
+    pub fn release(&self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+
+    /// Becomes readable when it has ended.
+    pub fn ended(&self) -> &OwnedFd {
+        &self.ended
+    }
+}
+
+impl Drop for AdoptedHelper {
+    fn drop(&mut self) {
+        end(self.pid);
+    }
+}
+
+fn is_child(pid: Pid) -> bool {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(pid), flags).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_helper_sleeps_and_is_reaped() {
+        let helper = MmHelper::start().unwrap();
+        let pid = helper.pid();
+        assert!(is_child(pid));
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"), "{status}");
+        drop(helper);
+        assert!(!is_child(pid));
+    }
+
+    #[test]
+    fn an_adopted_helper_ends_when_it_is_released() {
+        use std::os::fd::AsFd;
+
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let started = std::mem::ManuallyDrop::new(MmHelper::start().unwrap());
+        let helper = AdoptedHelper::adopt(started.pid().as_raw()).unwrap();
+        helper.release();
+        let mut fds = [PollFd::new(helper.ended().as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(10_000_u16)), Ok(1));
+        drop(helper);
+        assert!(!is_child(started.pid()));
+    }
+
+    #[test]
+    fn a_stranger_is_not_adopted() {
+        assert!(AdoptedHelper::adopt(1).is_none());
+        assert!(AdoptedHelper::adopt(0).is_none());
+        assert!(AdoptedHelper::adopt(-1).is_none());
+    }
+}

@@ -1,0 +1,13 @@
+//! `cpr-exec`: the update in place.
+//!
+//! The old process walks [`update`]: check, pause, save, publish, exec. The new one starts in
+//! [`take_over`]. What passes between them: the saved state in the migration channel, and
+//! [`state::CprState`] in a sealed memfd whose number is in the environment.
+
+pub mod command;
+pub mod helper;
+pub mod named_fds;
+pub mod publish;
+pub mod state;
+pub mod take_over;
+pub mod update;

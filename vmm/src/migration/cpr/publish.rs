@@ -1,0 +1,105 @@
+//! The moment between "everything is saved" and `exec`, in which descriptors survive an exec.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::command::{ExecCommand, ExecError};
+use super::named_fds::OutgoingFds;
+use super::state::SealedFd;
+
+/// Why the descriptors could not be published.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot clear close-on-exec of descriptor {fd}: {source}")]
+pub struct PublishError {
+    fd: i32,
+    source: Errno,
+}
+
+/// Exactly the named descriptors and the CPR state stay open over an exec. Dropping this makes
+/// them close-on-exec again, and closes the CPR state.
+pub struct Published<'a> {
+    fds: OutgoingFds<'a>,
+    state: SealedFd,
+}
+
+impl<'a> Published<'a> {
+    /// Clears close-on-exec.
+    pub fn new(fds: OutgoingFds<'a>, state: SealedFd) -> Result<Self, PublishError> {
+        // From here on a failure is undone by `Drop`.
+        let published = Self { fds, state };
+        for fd in published.all() {
+            set_flags(fd, FdFlag::empty()).map_err(|source| {
+                use std::os::fd::AsRawFd;
+                PublishError { fd: fd.as_raw_fd(), source }
+            })?;
+        }
+        Ok(published)
+    }
+
+    fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.fds.iter().chain([self.state.as_fd()])
+    }
+
+    /// Executes `command`. Returns only if it could not be executed, with everything undone.
+    pub fn exec(self, command: &ExecCommand) -> ExecError {
+        use std::os::fd::AsRawFd;
+        command.exec(self.state.as_fd().as_raw_fd())
+    }
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        for fd in self.all() {
+            if let Err(error) = set_flags(fd, FdFlag::FD_CLOEXEC) {
+                tracing::error!(?fd, %error, "cpr_unpublish_failed");
+            }
+        }
+    }
+}
+
+fn set_flags(fd: BorrowedFd<'_>, flags: FdFlag) -> Result<(), Errno> {
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use cpr_qmp::run_state::RunState;
+
+    use super::super::state::{CprState, MigrationRecord, StateFd};
+    use super::*;
+    use crate::qmp::ServerState;
+    use crate::state::SavedState;
+
+    fn closes_on_exec(fd: &impl AsFd) -> bool {
+        fcntl(fd, FcntlArg::F_GETFD).unwrap() & FdFlag::FD_CLOEXEC.bits() != 0
+    }
+
+    #[test]
+    fn a_failed_exec_leaves_every_descriptor_as_it_was() {
+        let (named, other) = (File::open("/dev/null").unwrap(), File::open("/dev/null").unwrap());
+        let state = CprState {
+            run_state: RunState::Paused,
+            fds: Vec::new(),
+            ram_blocks: Vec::new(),
+            channel: SavedState::default().encode().1,
+            qmp: ServerState::default(),
+            serial_listener: None,
+            pending_events: Vec::new(),
+            helper: None,
+            migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
+        };
+        let mut fds = OutgoingFds::default();
+        fds.add("named", 0, named.as_fd());
+        let sealed = StateFd::create().unwrap().write(&state).unwrap();
+        let published = Published::new(fds, sealed).unwrap();
+        assert!(!closes_on_exec(&named));
+        assert!(closes_on_exec(&other));
+        let command = ExecCommand::prepare(Some(&["/nowhere".to_owned()])).unwrap();
+        let _ = published.exec(&command);
+        assert!(closes_on_exec(&named));
+    }
+}

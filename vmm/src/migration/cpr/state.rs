@@ -1,0 +1,273 @@
+//! The CPR state: what the new process must know before it makes anything, in a sealed memfd.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use cpr_qmp::run_state::RunState;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::named_fds::NamedFd;
+use crate::memory::RamBlockInfo;
+use crate::qmp::ServerState;
+use crate::state::{Envelope, EnvelopeError, Fingerprint};
+use crate::unix_listener::ListenerState;
+use crate::vcpu::GuestEvent;
+
+/// The environment variable with the memfd's number.
+pub const ENV_NAME: &str = "CPR_EXEC_STATE";
+/// The memfd's name.
+const MEMFD_NAME: &std::ffi::CStr = c"cpr-state";
+/// Version 1: one CBOR map.
+const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: 1 };
+/// Deepest nesting of CBOR that is followed.
+const MAX_DEPTH: usize = 32;
+/// Most bytes that are read: QMP buffers are the largest part.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What the old process tells the new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CprState {
+    /// The run state before the update.
+    pub run_state: RunState,
+    /// The descriptors that crossed.
+    pub fds: Vec<NamedFd>,
+    /// The RAM blocks among them.
+    pub ram_blocks: Vec<RamBlockInfo>,
+    /// The one saved state that goes with this.
+    pub channel: Fingerprint,
+    /// The QMP server.
+    pub qmp: ServerState,
+    /// The serial port's listening socket.
+    pub serial_listener: Option<ListenerState>,
+    /// What the guest asked for and nobody had time to do.
+    pub pending_events: Vec<GuestEvent>,
+    /// The process that holds the old address space.
+    pub helper: Option<i32>,
+    /// The migration.
+    pub migration: MigrationRecord,
+}
+
+/// What goes on of the migration in the new process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRecord {
+    /// The capability `events`.
+    pub events: bool,
+    /// `CLOCK_MONOTONIC` at `migrate`, in nanoseconds.
+    pub began_ns: u64,
+    /// `CLOCK_MONOTONIC` when the vCPUs stood still, in nanoseconds.
+    pub paused_ns: u64,
+}
+
+/// `CLOCK_MONOTONIC`, which goes on over exec.
+pub fn monotonic_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("Linux always has this clock");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// Why the CPR state could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the CPR state to a memfd: {call}: {source}")]
+pub struct WriteError {
+    call: &'static str,
+    source: io::Error,
+}
+
+/// An empty memfd, made while the guest runs.
+#[derive(Debug)]
+pub struct StateFd(OwnedFd);
+
+impl StateFd {
+    /// Makes it, close-on-exec.
+    pub fn create() -> Result<Self, WriteError> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        memfd_create(MEMFD_NAME, flags)
+            .map(Self)
+            .map_err(|errno| WriteError { call: "memfd_create", source: errno.into() })
+    }
+
+    /// Writes the state and seals it.
+    pub fn write(self, state: &CprState) -> Result<SealedFd, WriteError> {
+        let error = |call| move |source| WriteError { call, source };
+        let mut body = Vec::new();
+        ciborium::into_writer(state, &mut body)
+            .expect("writing to memory cannot fail and the state has no type CBOR lacks");
+        let mut file = File::from(self.0);
+        file.write_all(&ENVELOPE.seal(&body).0).map_err(error("write"))?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))
+            .map_err(|errno| error("seal")(errno.into()))?;
+        Ok(SealedFd(file.into()))
+    }
+}
+
+/// A memfd that nobody can change any more.
+#[derive(Debug)]
+pub struct SealedFd(OwnedFd);
+
+impl AsFd for SealedFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn all_seals() -> SealFlag {
+    SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE
+}
+
+/// Why the CPR state that the environment names is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The value is no number.
+    #[error("\"{0}\" is no descriptor number")]
+    Number(String),
+    /// The number is no open descriptor.
+    #[error("descriptor {fd} is not open: {source}")]
+    NotOpen {
+        /// The number.
+        fd: RawFd,
+        /// Why.
+        source: Errno,
+    },
+    /// The descriptor is something else.
+    #[error("descriptor {0} is no sealed memfd")]
+    NotSealed(RawFd),
+    /// The content cannot be read.
+    #[error("descriptor {fd} cannot be read: {source}")]
+    Read {
+        /// The number.
+        fd: RawFd,
+        /// Why.
+        source: io::Error,
+    },
+    /// The content is too large.
+    #[error("descriptor {fd} has {bytes} bytes, more than any CPR state")]
+    TooLarge {
+        /// The number.
+        fd: RawFd,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The content is not ours.
+    #[error("descriptor {fd} holds no CPR state: {source}")]
+    Envelope {
+        /// The number.
+        fd: RawFd,
+        /// Why.
+        source: EnvelopeError,
+    },
+    /// The content cannot be decoded.
+    #[error("the CPR state in descriptor {fd} cannot be decoded: {why}")]
+    Decode {
+        /// The number.
+        fd: RawFd,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Reads the CPR state that `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
+pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
+    let not_number = || ReadError::Number(value.to_owned());
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(not_number());
+    }
+    let fd: RawFd = value.parse().map_err(|_| not_number())?;
+    // SAFETY: a closed number gives EBADF; this is `main`'s first act, so none is closed meanwhile.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
+        Ok(seals) => SealFlag::from_bits_truncate(seals),
+        Err(Errno::EINVAL) => return Err(ReadError::NotSealed(fd)),
+        Err(source) => return Err(ReadError::NotOpen { fd, source }),
+    };
+    if !seals.contains(all_seals()) {
+        return Err(ReadError::NotSealed(fd));
+    }
+    let bytes = content(borrowed)?;
+    let (mut body, _) =
+        ENVELOPE.open(&bytes).map_err(|source| ReadError::Envelope { fd, source })?;
+    let decode = |why: String| ReadError::Decode { fd, why };
+    let state = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
+        .map_err(|error| decode(error.to_string()))?;
+    if !body.is_empty() {
+        return Err(decode(format!("{} bytes follow it", body.len())));
+    }
+    Ok((state, fd))
+}
+
+fn content(memfd: BorrowedFd<'_>) -> Result<Vec<u8>, ReadError> {
+    let fd = memfd.as_raw_fd();
+    let read = |source| ReadError::Read { fd, source };
+    let file = File::from(memfd.try_clone_to_owned().map_err(read)?);
+    let bytes = file.metadata().map_err(read)?.size();
+    if bytes > MAX_BYTES {
+        return Err(ReadError::TooLarge { fd, bytes });
+    }
+    let mut content = vec![0; bytes as usize];
+    file.read_exact_at(&mut content, 0).map_err(read)?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> CprState {
+        CprState {
+            run_state: RunState::Running,
+            fds: vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: 9 }],
+            ram_blocks: vec![RamBlockInfo { name: "pc.ram".to_owned(), size: 1 << 26 }],
+            channel: SAMPLE.seal(b"state").1,
+            qmp: ServerState::default(),
+            serial_listener: None,
+            pending_events: Vec::new(),
+            helper: Some(7),
+            migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+        }
+    }
+
+    const SAMPLE: Envelope = Envelope { magic: *b"SAMPLE  ", version: 1 };
+
+    fn error_of(fd: &impl AsRawFd) -> String {
+        let number = fd.as_raw_fd().to_string();
+        let text = read(&number).unwrap_err().to_string();
+        text.replace(&format!("descriptor {number} "), "descriptor N ")
+    }
+
+    #[test]
+    fn what_is_sealed_can_be_read() {
+        let sealed = StateFd::create().unwrap().write(&state()).unwrap();
+        let (read, fd) = read(&sealed.0.as_raw_fd().to_string()).unwrap();
+        assert_eq!((read, fd), (state(), sealed.0.as_raw_fd()));
+    }
+
+    #[test]
+    fn a_sealed_state_cannot_be_changed() {
+        let sealed = StateFd::create().unwrap().write(&state()).unwrap();
+        let file = File::from(sealed.0);
+        assert!(file.write_at(b"X", 0).is_err());
+        assert!(file.set_len(1).is_err());
+    }
+
+    #[test]
+    fn forged_values_are_refused_by_name() {
+        let unsealed = StateFd::create().unwrap().0;
+        let null = File::open("/dev/null").unwrap();
+        let foreign = StateFd::create().unwrap().0;
+        File::from(foreign.try_clone().unwrap()).write_all(&SAMPLE.seal(b"x").0).unwrap();
+        fcntl(&foreign, FcntlArg::F_ADD_SEALS(all_seals())).unwrap();
+        let mut texts: Vec<_> =
+            ["", "-1", "x", "3 ", "99999999999", "987654"].map(|v| read(v).unwrap_err().to_string()).into();
+        texts.push(error_of(&unsealed));
+        texts.push(error_of(&null));
+        texts.push(error_of(&foreign));
+        insta::assert_debug_snapshot!(texts);
+    }
+}

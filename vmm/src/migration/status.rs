@@ -1,0 +1,141 @@
+//! Where a migration stands, and who is told.
+
+use std::time::{Duration, Instant};
+
+use cpr_qmp::message::Event;
+use cpr_qmp::migration::{MigrationInfo, MigrationStatus};
+use serde_json::json;
+
+/// The status of the newest migration. Each change makes the `MIGRATION` event that goes with it,
+/// so that events and `query-migrate` cannot disagree.
+#[derive(Clone, Debug, Default)]
+pub struct Migration {
+    status: MigrationStatus,
+    error: Option<String>,
+    times: Option<Times>,
+    began: Option<Instant>,
+    events: bool,
+}
+
+/// How long a finished migration took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// From `migrate` to the end.
+    pub total: Duration,
+    /// For how long no vCPU ran; `None` if none ran before.
+    pub downtime: Option<Duration>,
+}
+
+impl Migration {
+    /// One that another process began.
+    pub fn adopted(status: MigrationStatus, events: bool) -> Self {
+        Self { status, events, ..Self::default() }
+    }
+
+    /// The status.
+    pub fn status(&self) -> MigrationStatus {
+        self.status
+    }
+
+    /// Whether a `MIGRATION` event is sent at every change (capability `events`).
+    pub fn events(&self) -> bool {
+        self.events
+    }
+
+    /// Turns the capability `events` on or off.
+    pub fn set_events(&mut self, on: bool) {
+        self.events = on;
+    }
+
+    /// True from `setup` until the end.
+    pub fn under_way(&self) -> bool {
+        matches!(
+            self.status,
+            MigrationStatus::Setup
+                | MigrationStatus::Active
+                | MigrationStatus::Device
+                | MigrationStatus::Cancelling
+        )
+    }
+
+    /// Begins.
+    #[must_use = "the event must be sent"]
+    pub fn begin(&mut self) -> Option<Event> {
+        self.error = None;
+        self.times = None;
+        self.began = Some(Instant::now());
+        self.advance(MigrationStatus::Setup)
+    }
+
+    /// Goes on to `status`.
+    #[must_use = "the event must be sent"]
+    pub fn advance(&mut self, status: MigrationStatus) -> Option<Event> {
+        tracing::info!(from = ?self.status, to = ?status, "migration_status");
+        self.status = status;
+        self.events.then(|| Event::now("MIGRATION", Some(json!({ "status": status }))))
+    }
+
+    /// Ends well.
+    #[must_use = "the event must be sent"]
+    pub fn complete(&mut self, times: Option<Times>) -> Option<Event> {
+        self.times = times;
+        self.advance(MigrationStatus::Completed)
+    }
+
+    /// Ends badly.
+    #[must_use = "the event must be sent"]
+    pub fn fail(&mut self, error: String) -> Option<Event> {
+        tracing::error!(%error, "migration_failed");
+        self.error = Some(error);
+        self.advance(MigrationStatus::Failed)
+    }
+
+    /// The answer to `query-migrate`.
+    pub fn info(&self, blocked_reasons: Vec<String>) -> MigrationInfo {
+        let millis = |duration: Duration| duration.as_millis() as u64;
+        MigrationInfo {
+            status: (self.status != MigrationStatus::None).then_some(self.status),
+            total_time: match (self.times, self.under_way(), self.began) {
+                (Some(times), ..) => Some(millis(times.total)),
+                (None, true, Some(began)) => Some(millis(began.elapsed())),
+                _ => None,
+            },
+            downtime: self.times.and_then(|times| times.downtime).map(millis),
+            error_desc: self.error.clone(),
+            blocked_reasons: (!blocked_reasons.is_empty()).then_some(blocked_reasons),
+            ..MigrationInfo::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_and_query_agree_at_every_step() {
+        let mut migration = Migration::default();
+        migration.set_events(true);
+        let mut seen = Vec::new();
+        seen.extend(migration.begin());
+        assert!(migration.under_way());
+        for status in [MigrationStatus::Active, MigrationStatus::Device] {
+            seen.extend(migration.advance(status));
+            assert_eq!(migration.info(Vec::new()).status, Some(status));
+        }
+        seen.extend(migration.fail("why".to_owned()));
+        assert!(!migration.under_way());
+        assert_eq!(migration.info(Vec::new()).error_desc.as_deref(), Some("why"));
+        let order: Vec<_> = seen.iter().map(|e| e.data.as_ref().unwrap()["status"].clone()).collect();
+        assert_eq!(order, ["setup", "active", "device", "failed"]);
+    }
+
+    #[test]
+    fn a_new_start_forgets_the_old_error() {
+        let mut migration = Migration::default();
+        assert!(migration.begin().is_none());
+        let _ = migration.fail("why".to_owned());
+        let _ = migration.begin();
+        assert_eq!(migration.info(Vec::new()).error_desc, None);
+    }
+}

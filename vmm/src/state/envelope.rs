@@ -1,0 +1,174 @@
+//! The envelope: a fixed header in front of a body, so that what is not ours, is cut short, has
+//! bytes too many or a bit flipped is told apart before anything is decoded.
+//!
+//! All numbers are little-endian:
+//!
+//! | offset | bytes | meaning |
+//! |---|---|---|
+//! | 0 | 8 | magic |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | zero |
+//! | 16 | 8 | length of the body |
+//! | 24 | 16 | XXH3-128 of the body |
+//! | 40 | | body |
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+const HEADER: usize = 40;
+/// Largest body that is looked at.
+const MAX_BODY: u64 = 256 << 20;
+
+/// A kind of envelope.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope {
+    /// What it begins with.
+    pub magic: [u8; 8],
+    /// The version of what is inside.
+    pub version: u32,
+}
+
+/// Length and checksum of a whole body: enough to tell whether a file is the very one meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Bytes of the body.
+    pub length: u64,
+    checksum: (u64, u64),
+}
+
+/// Why an envelope is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// It is too short to have a header.
+    #[error("{0} bytes are too short for a header of {HEADER}")]
+    NoHeader(usize),
+    /// It begins with something else.
+    #[error("it does not begin with \"{}\"", .0.escape_ascii())]
+    Magic([u8; 8]),
+    /// Its version is not known here.
+    #[error("it has format version {found}, this binary reads version {known}")]
+    Version {
+        /// The version it has.
+        found: u32,
+        /// The version that is known.
+        known: u32,
+    },
+    /// It ends too early or too late.
+    #[error("it has {found} bytes after its header, which says {expected}")]
+    Length {
+        /// Bytes there.
+        found: u64,
+        /// Bytes announced.
+        expected: u64,
+    },
+    /// It is larger than any state.
+    #[error("its header says {0} bytes, more than the {MAX_BODY} allowed")]
+    TooLarge(u64),
+    /// Its content changed.
+    #[error("its checksum does not match: the content changed after it was written")]
+    Checksum,
+}
+
+impl Envelope {
+    /// Puts `body` inside.
+    pub fn seal(&self, body: &[u8]) -> (Vec<u8>, Fingerprint) {
+        let checksum = xxh3_128(body);
+        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        bytes.extend_from_slice(&self.magic);
+        bytes.extend_from_slice(&self.version.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes.extend_from_slice(body);
+        (bytes, Fingerprint::new(body.len() as u64, checksum))
+    }
+
+    /// The body of `bytes`, which must be one whole envelope and nothing else.
+    pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], Fingerprint), EnvelopeError> {
+        let Some((header, body)) = bytes.split_at_checked(HEADER) else {
+            return Err(EnvelopeError::NoHeader(bytes.len()));
+        };
+        if header[..8] != self.magic {
+            return Err(EnvelopeError::Magic(self.magic));
+        }
+        let found = u32::from_le_bytes(field(header, 8));
+        let reserved = u32::from_le_bytes(field(header, 12));
+        if found != self.version || reserved != 0 {
+            return Err(EnvelopeError::Version { found, known: self.version });
+        }
+        let expected = u64::from_le_bytes(field(header, 16));
+        if expected > MAX_BODY {
+            return Err(EnvelopeError::TooLarge(expected));
+        }
+        if expected != body.len() as u64 {
+            return Err(EnvelopeError::Length { found: body.len() as u64, expected });
+        }
+        let checksum = u128::from_le_bytes(field(header, 24));
+        if checksum != xxh3_128(body) {
+            return Err(EnvelopeError::Checksum);
+        }
+        Ok((body, Fingerprint::new(expected, checksum)))
+    }
+
+    /// Most bytes an acceptable envelope can have.
+    pub const fn max_bytes() -> u64 {
+        HEADER as u64 + MAX_BODY
+    }
+}
+
+fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
+    header[at..at + N].try_into().expect("the header is long enough for its fields")
+}
+
+impl Fingerprint {
+    fn new(length: u64, checksum: u128) -> Self {
+        Self { length, checksum: ((checksum >> 64) as u64, checksum as u64) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const ENVELOPE: Envelope = Envelope { magic: *b"TESTMAG\n", version: 3 };
+
+    #[test]
+    fn what_is_sealed_can_be_opened() {
+        let (bytes, sealed) = ENVELOPE.seal(b"content");
+        assert_eq!(ENVELOPE.open(&bytes), Ok((&b"content"[..], sealed)));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (bytes, _) = ENVELOPE.seal(b"content");
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(ENVELOPE.open(&flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn every_cut_is_noticed() {
+        let (bytes, _) = ENVELOPE.seal(b"content");
+        for length in 0..bytes.len() {
+            assert!(ENVELOPE.open(&bytes[..length]).is_err(), "length {length}");
+        }
+    }
+
+    #[rstest]
+    #[case::trailing(&|bytes: &mut Vec<u8>| bytes.push(0))]
+    #[case::magic(&|bytes: &mut Vec<u8>| bytes[0] = b'X')]
+    #[case::version(&|bytes: &mut Vec<u8>| bytes[8] = 4)]
+    #[case::huge(&|bytes: &mut Vec<u8>| bytes[22] = 1)]
+    #[case::content(&|bytes: &mut Vec<u8>| bytes[41] = 1)]
+    #[case::empty(&|bytes: &mut Vec<u8>| bytes.clear())]
+    fn damage_is_named(#[case] damage: &dyn Fn(&mut Vec<u8>)) {
+        let (mut bytes, _) = ENVELOPE.seal(b"content");
+        damage(&mut bytes);
+        let name = std::thread::current().name().unwrap_or_default().replace("::", "_");
+        insta::assert_snapshot!(name, ENVELOPE.open(&bytes).unwrap_err());
+    }
+}

@@ -1,0 +1,7 @@
+//! The saved-state format: a sealed envelope, and inside it named, versioned sections.
+
+mod envelope;
+mod section;
+
+pub use envelope::{Envelope, EnvelopeError, Fingerprint};
+pub use section::{SavedState, SectionError};

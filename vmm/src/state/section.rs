@@ -1,0 +1,196 @@
+//! Sections: each with a name, an instance, a version of its own, and CBOR inside.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Envelope, EnvelopeError, Fingerprint};
+
+/// Version 1: a CBOR array of sections.
+const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: 1 };
+/// Most sections that are looked at.
+const MAX_SECTIONS: usize = 4096;
+/// Deepest nesting of CBOR that is followed.
+const MAX_DEPTH: usize = 32;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Section {
+    name: String,
+    instance: u32,
+    version: u32,
+    #[serde(with = "serde_bytes")]
+    data: Vec<u8>,
+}
+
+/// A saved state, section by section.
+#[derive(Clone, Debug, Default)]
+pub struct SavedState {
+    sections: Vec<Section>,
+}
+
+/// Why a saved state is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SectionError {
+    /// The envelope.
+    #[error("not a saved state: {0}")]
+    Envelope(#[from] EnvelopeError),
+    /// The list of sections.
+    #[error("the saved state's list of sections cannot be decoded: {0}")]
+    List(String),
+    /// A section is not there.
+    #[error("the saved state has no section {name}.{instance}")]
+    Missing {
+        /// Its name.
+        name: &'static str,
+        /// Its instance.
+        instance: u32,
+    },
+    /// A section is newer or older than this binary understands.
+    #[error("section {name}.{instance} has version {found}, this binary reads version {known}")]
+    Version {
+        /// Its name.
+        name: &'static str,
+        /// Its instance.
+        instance: u32,
+        /// The version it has.
+        found: u32,
+        /// The version that is known.
+        known: u32,
+    },
+    /// A section's content.
+    #[error("section {name}.{instance} cannot be decoded: {source}")]
+    Decode {
+        /// Its name.
+        name: &'static str,
+        /// Its instance.
+        instance: u32,
+        /// Why.
+        source: ciborium::de::Error<std::io::Error>,
+    },
+    /// Sections that nobody here knows.
+    #[error("the saved state has section {0}, which this binary does not know")]
+    Unknown(String),
+    /// There is one twice.
+    #[error("the saved state has section {0} twice")]
+    Twice(String),
+}
+
+impl SavedState {
+    /// Adds a section.
+    pub fn put<T: Serialize>(&mut self, name: &str, instance: u32, version: u32, content: &T) {
+        let mut data = Vec::new();
+        ciborium::into_writer(content, &mut data)
+            .expect("writing to memory cannot fail and no state has a type CBOR lacks");
+        self.sections.push(Section { name: name.to_owned(), instance, version, data });
+    }
+
+    /// Takes a section out.
+    pub fn take<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        instance: u32,
+        known: u32,
+    ) -> Result<T, SectionError> {
+        let at = self.sections.iter().position(|s| s.name == name && s.instance == instance);
+        let at = at.ok_or(SectionError::Missing { name, instance })?;
+        let section = self.sections.swap_remove(at);
+        if section.version != known {
+            let found = section.version;
+            return Err(SectionError::Version { name, instance, found, known });
+        }
+        ciborium::de::from_reader_with_recursion_limit(section.data.as_slice(), MAX_DEPTH)
+            .map_err(|source| SectionError::Decode { name, instance, source })
+    }
+
+    /// Succeeds if every section was taken: what nobody loads would be lost silently.
+    pub fn finish(self) -> Result<(), SectionError> {
+        match self.sections.first() {
+            None => Ok(()),
+            Some(left) => Err(SectionError::Unknown(format!("{}.{}", left.name, left.instance))),
+        }
+    }
+
+    /// The bytes of a file.
+    pub fn encode(&self) -> (Vec<u8>, Fingerprint) {
+        let mut body = Vec::new();
+        ciborium::into_writer(&self.sections, &mut body)
+            .expect("writing to memory cannot fail and sections have no type CBOR lacks");
+        ENVELOPE.seal(&body)
+    }
+
+    /// Reads the bytes of a file.
+    pub fn decode(bytes: &[u8]) -> Result<(Self, Fingerprint), SectionError> {
+        let (mut body, fingerprint) = ENVELOPE.open(bytes)?;
+        let list = |text: String| SectionError::List(text);
+        let sections: Vec<Section> =
+            ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
+                .map_err(|error| list(error.to_string()))?;
+        if !body.is_empty() {
+            return Err(list(format!("{} bytes follow it", body.len())));
+        }
+        if sections.len() > MAX_SECTIONS {
+            return Err(list(format!("{} sections are too many", sections.len())));
+        }
+        for (at, section) in sections.iter().enumerate() {
+            let same = |other: &&Section| {
+                other.name == section.name && other.instance == section.instance
+            };
+            if sections[..at].iter().any(|other| same(&other)) {
+                return Err(SectionError::Twice(format!("{}.{}", section.name, section.instance)));
+            }
+        }
+        Ok((Self { sections }, fingerprint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> SavedState {
+        let mut state = SavedState::default();
+        state.put("clock", 0, 1, &42_u64);
+        state.put("vcpu", 0, 2, &"zero");
+        state.put("vcpu", 1, 2, &"one");
+        state
+    }
+
+    fn reread(state: &SavedState) -> Result<SavedState, SectionError> {
+        SavedState::decode(&state.encode().0).map(|(state, _)| state)
+    }
+
+    #[test]
+    fn sections_come_back_by_name_and_instance() {
+        let mut state = reread(&state()).unwrap();
+        assert_eq!(state.take::<String>("vcpu", 1, 2).unwrap(), "one");
+        assert_eq!(state.take::<u64>("clock", 0, 1).unwrap(), 42);
+        assert_eq!(state.take::<String>("vcpu", 0, 2).unwrap(), "zero");
+        state.finish().unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let mut errors = Vec::new();
+        errors.push(reread(&state()).unwrap().take::<u64>("pit", 0, 1).unwrap_err());
+        errors.push(reread(&state()).unwrap().take::<u64>("clock", 0, 2).unwrap_err());
+        errors.push(reread(&state()).unwrap().take::<String>("clock", 0, 1).unwrap_err());
+        errors.push(reread(&state()).unwrap().finish().unwrap_err());
+        let mut twice = state();
+        twice.put("clock", 0, 1, &43_u64);
+        errors.push(reread(&twice).unwrap_err());
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        insta::assert_debug_snapshot!(texts);
+    }
+
+    #[test]
+    fn a_bomb_of_nesting_is_refused() {
+        let (bytes, _) = ENVELOPE.seal(&[0x81; 10_000]);
+        assert!(matches!(SavedState::decode(&bytes), Err(SectionError::List(_))));
+    }
+
+    #[test]
+    fn a_false_length_allocates_nothing() {
+        // An array that says it has 2^60 elements.
+        let (bytes, _) = ENVELOPE.seal(&[0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(matches!(SavedState::decode(&bytes), Err(SectionError::List(_))));
+    }
+}

@@ -1,0 +1,123 @@
+//! In which order the items of a vCPU are saved and restored, and why.
+
+/// One item of a vCPU's state that KVM offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Item {
+    /// `KVM_GET_CPUID2`, `KVM_SET_CPUID2`.
+    Cpuid,
+    /// `KVM_VCPU_TSC_OFFSET`, where the host has it.
+    TscOffset,
+    /// `KVM_GET_MP_STATE`, `KVM_SET_MP_STATE`.
+    MpState,
+    /// `KVM_GET_SREGS` and `KVM_GET_SREGS2`, and their setters.
+    Sregs,
+    /// `KVM_GET_XCRS`, `KVM_SET_XCRS`.
+    Xcrs,
+    /// `KVM_GET_XSAVE2`, `KVM_SET_XSAVE`.
+    Xsave,
+    /// `KVM_GET_LAPIC`, `KVM_SET_LAPIC`.
+    Lapic,
+    /// `KVM_GET_MSRS`, `KVM_SET_MSRS`.
+    Msrs,
+    /// `KVM_GET_REGS`, `KVM_SET_REGS`.
+    Regs,
+    /// `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS`.
+    DebugRegs,
+    /// `KVM_GET_VCPU_EVENTS`, `KVM_SET_VCPU_EVENTS`.
+    Events,
+}
+
+use Item::*;
+
+/// The order of saving.
+pub const SAVE: [Item; 11] = [
+    MpState, Regs, Sregs, Xcrs, Xsave, DebugRegs, Lapic, Msrs, TscOffset, Events, Cpuid,
+];
+
+/// The order of restoring.
+pub const RESTORE: [Item; 11] = [
+    Cpuid, TscOffset, Sregs, Xcrs, Xsave, Lapic, Msrs, Regs, MpState, DebugRegs, Events,
+];
+
+/// "`first` comes before `then`", and what goes wrong otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Constraint {
+    /// Its number, for messages and tests.
+    pub number: u8,
+    /// The earlier item.
+    pub first: Item,
+    /// The later item.
+    pub then: Item,
+    /// What goes wrong otherwise.
+    pub reason: &'static str,
+}
+
+const fn constraint(number: u8, first: Item, then: Item, reason: &'static str) -> Constraint {
+    Constraint { number, first, then, reason }
+}
+
+/// What [`SAVE`] must satisfy.
+pub const SAVE_CONSTRAINTS: [Constraint; 6] = [
+    constraint(1, MpState, Regs, "reading the mp state lets a pending INIT or SIPI take effect, which changes RIP"),
+    constraint(2, MpState, Sregs, "the same changes CS"),
+    constraint(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
+    constraint(4, MpState, Events, "the same changes the events"),
+    constraint(5, Lapic, Msrs, "reading the LAPIC brings its timer up to date, on which IA32_TSC_DEADLINE depends"),
+    constraint(6, Regs, Events, "an exit whose completion is still to come shows in the registers first"),
+];
+
+/// What [`RESTORE`] must satisfy.
+pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
+    constraint(11, Cpuid, Sregs, "KVM checks CR4, EFER and the APIC base against CPUID"),
+    constraint(12, Cpuid, Msrs, "KVM refuses MSRs that CPUID does not announce"),
+    constraint(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
+    constraint(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
+    constraint(15, Xcrs, Xsave, "components that XCR0 does not enable are not loaded"),
+    constraint(16, Sregs, Lapic, "the APIC base in the sregs chooses between xAPIC and x2APIC, which lay the page out differently"),
+    constraint(17, Lapic, Msrs, "IA32_TSC_DEADLINE is silently zero unless the LAPIC is in TSC-deadline mode"),
+    constraint(18, TscOffset, Msrs, "the deadline is compared with the guest's TSC as soon as it is set"),
+    constraint(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
+    constraint(20, Sregs, Regs, "RFLAGS and RIP are checked against the mode that the sregs set"),
+    constraint(21, Sregs, Events, "an interrupt to be injected needs the IDT of the sregs"),
+    constraint(22, Regs, Events, "writing the registers drops a pending exception (KVM_SET_REGS clears it)"),
+];
+
+/// The constraint that `order` breaks first.
+pub fn first_broken<'a>(order: &[Item], constraints: &'a [Constraint]) -> Option<&'a Constraint> {
+    let position = |item| order.iter().position(|&other| other == item);
+    constraints.iter().find(|constraint| position(constraint.first) >= position(constraint.then))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_satisfy_their_constraints() {
+        assert!(first_broken(&SAVE, &SAVE_CONSTRAINTS).is_none());
+        assert!(first_broken(&RESTORE, &RESTORE_CONSTRAINTS).is_none());
+    }
+
+    #[test]
+    fn both_orders_have_every_item_once() {
+        let set = |order: &[Item]| order.iter().copied().collect::<std::collections::HashSet<_>>();
+        assert_eq!(set(&SAVE), set(&RESTORE));
+        assert_eq!(set(&SAVE).len(), SAVE.len());
+    }
+
+    #[test]
+    fn a_swap_names_the_constraint_it_breaks() {
+        for constraint in &RESTORE_CONSTRAINTS {
+            let mut order = RESTORE;
+            let at = |order: &[Item], item| order.iter().position(|&i| i == item).unwrap();
+            let (a, b) = (at(&order, constraint.first), at(&order, constraint.then));
+            order.swap(a, b);
+            assert!(first_broken(&order, &[*constraint]).is_some(), "{}", constraint.number);
+        }
+    }
+
+    #[test]
+    fn the_orders_are_pinned() {
+        insta::assert_debug_snapshot!((SAVE, RESTORE));
+    }
+}

@@ -1,0 +1,480 @@
+//! Everything KVM knows of a vCPU, read from it and written back.
+
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL,
+    KVM_VCPU_TSC_OFFSET, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_sregs2,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::order::{self, Item};
+
+const MSR_IA32_TSC: u32 = 0x10;
+const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// The MSR that carries the LAPIC's base is part of the sregs, and KVM checks it there.
+const MSR_IA32_APICBASE: u32 = 0x1b;
+const SREGS2_PDPTRS_VALID: u64 = 1;
+
+/// The saved state of one vCPU.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    sregs2: Option<Sregs2Tail>,
+    xcrs: Option<kvm_xcrs>,
+    #[serde(with = "serde_bytes")]
+    xsave: Vec<u8>,
+    debug_regs: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    /// Guest TSC minus host TSC; `None` where the host's KVM offers no such thing, and the guest's
+    /// TSC is then either in `msrs` or the host's own.
+    tsc_offset: Option<u64>,
+    events: kvm_vcpu_events,
+    cpuid: Vec<kvm_cpuid_entry2>,
+}
+
+/// What `kvm_sregs2` has and `kvm_sregs` has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sregs2Tail {
+    flags: u64,
+    pdptrs: [u64; 4],
+}
+
+/// What KVM's answers depend on, asked once.
+#[derive(Clone, Debug)]
+pub struct StateCapabilities {
+    xsave_extra: usize,
+    sregs2: bool,
+    tsc_offset: bool,
+    msrs: Vec<u32>,
+}
+
+/// Why a vCPU's state could not be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// An ioctl failed.
+    #[error("vCPU {vcpu}: {call}: {source}")]
+    Ioctl {
+        /// The vCPU.
+        vcpu: u8,
+        /// The ioctl.
+        call: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// `KVM_GET_MSRS` or `KVM_SET_MSRS` stopped half-way.
+    #[error("vCPU {vcpu}: {call} stopped at MSR {msr:#x} ({done} of {all} done)")]
+    Msr {
+        /// The vCPU.
+        vcpu: u8,
+        /// The ioctl.
+        call: &'static str,
+        /// The MSR it stopped at.
+        msr: u32,
+        /// MSRs before it.
+        done: usize,
+        /// MSRs in all.
+        all: usize,
+    },
+    /// The saved XSAVE area is larger or smaller than this host's.
+    #[error("vCPU {vcpu}: the saved XSAVE area has {found} bytes, this host's KVM has {expected}")]
+    XsaveSize {
+        /// The vCPU.
+        vcpu: u8,
+        /// Bytes saved.
+        found: usize,
+        /// Bytes of this host.
+        expected: usize,
+    },
+    /// The saved state needs something this host's KVM does not offer.
+    #[error("vCPU {vcpu}: the saved state has {what}, which this host's KVM does not offer")]
+    Unsupported {
+        /// The vCPU.
+        vcpu: u8,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// There are too many entries of a kind.
+    #[error("vCPU {vcpu}: {count} {what} are more than KVM takes")]
+    TooMany {
+        /// The vCPU.
+        vcpu: u8,
+        /// Entries of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
+}
+
+mod ioctls {
+    use kvm_bindings::{KVMIO, kvm_device_attr, kvm_sregs2};
+    nix::ioctl_read!(kvm_get_sregs2, KVMIO, 0xcc, kvm_sregs2);
+    nix::ioctl_write_ptr!(kvm_set_sregs2, KVMIO, 0xcd, kvm_sregs2);
+    // kvm-ioctls has these three for the vCPUs of other architectures only.
+    nix::ioctl_write_ptr!(kvm_set_device_attr, KVMIO, 0xe1, kvm_device_attr);
+    nix::ioctl_write_ptr!(kvm_get_device_attr, KVMIO, 0xe2, kvm_device_attr);
+    nix::ioctl_write_ptr!(kvm_has_device_attr, KVMIO, 0xe3, kvm_device_attr);
+}
+
+impl StateCapabilities {
+    /// Asks KVM, on a vCPU that has not run yet. `known_msrs`: those a saved state lists already.
+    pub fn ask(
+        kvm: &Kvm,
+        vm: &VmFd,
+        vcpu: &VcpuFd,
+        known_msrs: Option<Vec<u32>>,
+    ) -> Result<Self, StateError> {
+        let xsave = vm.check_extension_raw(KVM_CAP_XSAVE2.into()).max(0) as usize;
+        // SAFETY: the descriptor is a vCPU's; HAS does not touch the attribute's address.
+        let tsc_offset = unsafe {
+            ioctls::kvm_has_device_attr(vcpu.as_raw_fd(), &tsc_offset_attr(&mut 0)).is_ok()
+        };
+        let msrs = match known_msrs {
+            Some(msrs) => msrs,
+            None => settable_msrs(kvm, vcpu, tsc_offset)?,
+        };
+        Ok(Self {
+            xsave_extra: xsave.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>()),
+            sregs2: kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
+            tsc_offset,
+            msrs,
+        })
+    }
+
+    fn xsave_bytes(&self) -> usize {
+        size_of::<kvm_xsave>() + self.xsave_extra * size_of::<u32>()
+    }
+}
+
+fn tsc_offset_attr(value: &mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: (&raw mut *value) as u64,
+        flags: 0,
+    }
+}
+
+fn msr_batch(vcpu: u8, entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    Msrs::from_entries(entries).map_err(|_| StateError::TooMany {
+        vcpu,
+        what: "MSRs",
+        count: entries.len(),
+    })
+}
+
+/// The MSRs that this host's KVM both reads and takes back, the TSC first and the deadline last.
+fn settable_msrs(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec<u32>, StateError> {
+    let error = |call| move |source| StateError::Ioctl { vcpu: 0, call, source };
+    let listed = kvm.get_msr_index_list().map_err(error("KVM_GET_MSR_INDEX_LIST"))?;
+    let mut indices = listed.as_slice().to_vec();
+    indices.retain(|&msr| msr != MSR_IA32_APICBASE && !(tsc_offset && msr == MSR_IA32_TSC));
+    indices.sort_by_key(|&msr| match msr {
+        MSR_IA32_TSC => 0,
+        MSR_IA32_TSC_DEADLINE => 2,
+        _ => 1,
+    });
+    loop {
+        let entries: Vec<_> =
+            indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let mut batch = msr_batch(0, &entries)?;
+        let read = vcpu.get_msrs(&mut batch).map_err(error("KVM_GET_MSRS"))?;
+        if read < indices.len() {
+            indices.remove(read);
+            continue;
+        }
+        let written = vcpu.set_msrs(&batch).map_err(error("KVM_SET_MSRS"))?;
+        if written == indices.len() {
+            return Ok(indices);
+        }
+        tracing::debug!(msr = format!("{:#x}", indices[written]), "msr_not_settable");
+        indices.remove(written);
+    }
+}
+
+/// One vCPU with what is needed to save and restore it.
+pub struct Access<'a> {
+    /// Its index.
+    pub index: u8,
+    /// Its descriptor.
+    pub fd: &'a VcpuFd,
+    /// What KVM offers.
+    pub capabilities: &'a StateCapabilities,
+}
+
+impl Access<'_> {
+    fn call<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, kvm_ioctls::Error>,
+    ) -> Result<T, StateError> {
+        result.map_err(|source| StateError::Ioctl { vcpu: self.index, call, source })
+    }
+
+    fn nix<T>(&self, call: &'static str, result: nix::Result<T>) -> Result<T, StateError> {
+        self.call(call, result.map_err(|errno| kvm_ioctls::Error::new(errno as i32)))
+    }
+
+    /// Reads everything, in the order of [`order::SAVE`]. The vCPU must be out of `KVM_RUN`, with
+    /// no port or MMIO access half done.
+    pub fn save(&self) -> Result<VcpuState, StateError> {
+        let mut state = VcpuState::empty();
+        for item in order::SAVE {
+            self.save_item(item, &mut state)?;
+        }
+        Ok(state)
+    }
+
+    fn save_item(&self, item: Item, state: &mut VcpuState) -> Result<(), StateError> {
+        let fd = self.fd;
+        match item {
+            Item::MpState => state.mp_state = self.call("KVM_GET_MP_STATE", fd.get_mp_state())?,
+            Item::Regs => state.regs = self.call("KVM_GET_REGS", fd.get_regs())?,
+            Item::Sregs => {
+                state.sregs = self.call("KVM_GET_SREGS", fd.get_sregs())?;
+                state.sregs2 = self.sregs2_tail()?;
+            }
+            Item::Xcrs => state.xcrs = self.optional("KVM_GET_XCRS", fd.get_xcrs())?,
+            Item::Xsave => state.xsave = self.xsave()?,
+            Item::DebugRegs => {
+                state.debug_regs = self.call("KVM_GET_DEBUGREGS", fd.get_debug_regs())?;
+            }
+            Item::Lapic => state.lapic = self.call("KVM_GET_LAPIC", fd.get_lapic())?,
+            Item::Msrs => state.msrs = self.msrs()?,
+            Item::TscOffset => state.tsc_offset = self.tsc_offset()?,
+            Item::Events => {
+                state.events = self.call("KVM_GET_VCPU_EVENTS", fd.get_vcpu_events())?;
+            }
+            Item::Cpuid => {
+                let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
+                state.cpuid = self.call("KVM_GET_CPUID2", cpuid)?.as_slice().to_vec();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything back, in the order of [`order::RESTORE`], into a vCPU that has never run.
+    pub fn restore(&self, state: &VcpuState) -> Result<(), StateError> {
+        for item in order::RESTORE {
+            self.restore_item(item, state)?;
+        }
+        Ok(())
+    }
+
+    fn restore_item(&self, item: Item, state: &VcpuState) -> Result<(), StateError> {
+        let fd = self.fd;
+        match item {
+            Item::MpState => self.call("KVM_SET_MP_STATE", fd.set_mp_state(state.mp_state)),
+            Item::Regs => self.call("KVM_SET_REGS", fd.set_regs(&state.regs)),
+            Item::Sregs => self.set_sregs(state),
+            Item::Xcrs => match &state.xcrs {
+                Some(xcrs) => self.call("KVM_SET_XCRS", fd.set_xcrs(xcrs)),
+                None => Ok(()),
+            },
+            Item::Xsave => self.set_xsave(&state.xsave),
+            Item::DebugRegs => {
+                self.call("KVM_SET_DEBUGREGS", fd.set_debug_regs(&state.debug_regs))
+            }
+            Item::Lapic => self.call("KVM_SET_LAPIC", fd.set_lapic(&state.lapic)),
+            Item::Msrs => self.set_msrs(&state.msrs),
+            Item::TscOffset => match state.tsc_offset {
+                Some(offset) => self.set_tsc_offset(offset),
+                None => Ok(()),
+            },
+            Item::Events => self.call("KVM_SET_VCPU_EVENTS", fd.set_vcpu_events(&state.events)),
+            Item::Cpuid => {
+                let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| StateError::TooMany {
+                    vcpu: self.index,
+                    what: "CPUID entries",
+                    count: state.cpuid.len(),
+                })?;
+                self.call("KVM_SET_CPUID2", fd.set_cpuid2(&cpuid))
+            }
+        }
+    }
+
+    /// `None` where KVM does not offer the ioctl (`EINVAL`: the CPU has no such registers).
+    fn optional<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, kvm_ioctls::Error>,
+    ) -> Result<Option<T>, StateError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.errno() == libc::EINVAL => Ok(None),
+            Err(error) => self.call(call, Err(error)),
+        }
+    }
+
+    fn sregs2_tail(&self) -> Result<Option<Sregs2Tail>, StateError> {
+        if !self.capabilities.sregs2 {
+            return Ok(None);
+        }
+        let mut sregs = kvm_sregs2::default();
+        // SAFETY: the descriptor is a vCPU's and `sregs` is the structure the ioctl fills.
+        let result = unsafe { ioctls::kvm_get_sregs2(self.fd.as_raw_fd(), &mut sregs) };
+        self.nix("KVM_GET_SREGS2", result)?;
+        Ok(Some(Sregs2Tail { flags: sregs.flags, pdptrs: sregs.pdptrs }))
+    }
+
+    fn set_sregs(&self, state: &VcpuState) -> Result<(), StateError> {
+        let sregs = &state.sregs;
+        // Without valid PDPTRs there is nothing in sregs2 that sregs has not.
+        let tail = state.sregs2.filter(|tail| tail.flags & SREGS2_PDPTRS_VALID != 0);
+        let Some(tail) = tail else {
+            return self.call("KVM_SET_SREGS", self.fd.set_sregs(sregs));
+        };
+        if !self.capabilities.sregs2 {
+            let what = "PDPTRs (KVM_CAP_SREGS2)";
+            return Err(StateError::Unsupported { vcpu: self.index, what });
+        }
+        let sregs2 = kvm_sregs2 {
+            cs: sregs.cs,
+            ds: sregs.ds,
+            es: sregs.es,
+            fs: sregs.fs,
+            gs: sregs.gs,
+            ss: sregs.ss,
+            tr: sregs.tr,
+            ldt: sregs.ldt,
+            gdt: sregs.gdt,
+            idt: sregs.idt,
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            cr8: sregs.cr8,
+            efer: sregs.efer,
+            apic_base: sregs.apic_base,
+            flags: tail.flags,
+            pdptrs: tail.pdptrs,
+        };
+        // SAFETY: the descriptor is a vCPU's and `sregs2` is the structure the ioctl reads.
+        let result = unsafe { ioctls::kvm_set_sregs2(self.fd.as_raw_fd(), &sregs2) };
+        self.nix("KVM_SET_SREGS2", result).map(drop)
+    }
+
+    fn xsave(&self) -> Result<Vec<u8>, StateError> {
+        let mut area = Xsave::new(self.capabilities.xsave_extra)
+            .expect("the size comes from KVM and is far below the limit of the wrapper");
+        if self.capabilities.xsave_extra == 0 {
+            let legacy = self.call("KVM_GET_XSAVE", self.fd.get_xsave())?;
+            area = Xsave::from_entries(&[]).expect("no entries");
+            // SAFETY: the length of the flexible array stays as it is, zero.
+            unsafe { area.as_mut_fam_struct() }.xsave = legacy;
+        } else {
+            // SAFETY: `area` was allocated with the size that KVM_CAP_XSAVE2 says.
+            self.call("KVM_GET_XSAVE2", unsafe { self.fd.get_xsave2(&mut area) })?;
+        }
+        let words = area.as_fam_struct_ref().xsave.region.iter().chain(area.as_slice());
+        Ok(words.flat_map(|word| word.to_le_bytes()).collect())
+    }
+
+    fn set_xsave(&self, bytes: &[u8]) -> Result<(), StateError> {
+        let expected = self.capabilities.xsave_bytes();
+        if bytes.len() != expected {
+            let found = bytes.len();
+            return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
+        }
+        let words: Vec<u32> = bytes
+            .chunks_exact(4)
+            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+            .collect();
+        let (region, extra) = words.split_at(1024);
+        let mut area = Xsave::from_entries(extra).expect("as many as KVM asked for");
+        // SAFETY: the length of the flexible array stays as it is.
+        unsafe { area.as_mut_fam_struct() }.xsave.region.copy_from_slice(region);
+        // SAFETY: the area has the size that KVM_CAP_XSAVE2 says, checked above.
+        self.call("KVM_SET_XSAVE", unsafe { self.fd.set_xsave2(&area) })
+    }
+
+    fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
+        let wanted = &self.capabilities.msrs;
+        let entries: Vec<_> =
+            wanted.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let mut batch = msr_batch(self.index, &entries)?;
+        let done = self.call("KVM_GET_MSRS", self.fd.get_msrs(&mut batch))?;
+        self.whole_batch("KVM_GET_MSRS", wanted, done)?;
+        Ok(batch.as_slice().to_vec())
+    }
+
+    fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
+        let batch = msr_batch(self.index, entries)?;
+        let done = self.call("KVM_SET_MSRS", self.fd.set_msrs(&batch))?;
+        let indices: Vec<u32> = entries.iter().map(|entry| entry.index).collect();
+        self.whole_batch("KVM_SET_MSRS", &indices, done)
+    }
+
+    fn whole_batch(
+        &self,
+        call: &'static str,
+        indices: &[u32],
+        done: usize,
+    ) -> Result<(), StateError> {
+        match indices.get(done) {
+            None => Ok(()),
+            Some(&msr) => {
+                let all = indices.len();
+                Err(StateError::Msr { vcpu: self.index, call, msr, done, all })
+            }
+        }
+    }
+
+    fn tsc_offset(&self) -> Result<Option<u64>, StateError> {
+        if !self.capabilities.tsc_offset {
+            return Ok(None);
+        }
+        let mut offset = 0_u64;
+        let attr = tsc_offset_attr(&mut offset);
+        // SAFETY: the attribute's address is `offset`, of the 8 bytes that the attribute has.
+        let result = unsafe { ioctls::kvm_get_device_attr(self.fd.as_raw_fd(), &attr) };
+        self.nix("KVM_GET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)", result)?;
+        Ok(Some(offset))
+    }
+
+    fn set_tsc_offset(&self, mut offset: u64) -> Result<(), StateError> {
+        if !self.capabilities.tsc_offset {
+            let what = "a TSC offset (KVM_VCPU_TSC_OFFSET)";
+            return Err(StateError::Unsupported { vcpu: self.index, what });
+        }
+        let attr = tsc_offset_attr(&mut offset);
+        // SAFETY: the attribute's address is `offset`, of the 8 bytes that the attribute has.
+        let result = unsafe { ioctls::kvm_set_device_attr(self.fd.as_raw_fd(), &attr) };
+        self.nix("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)", result).map(drop)
+    }
+}
+
+impl VcpuState {
+    fn empty() -> Self {
+        Self {
+            mp_state: kvm_mp_state::default(),
+            regs: kvm_regs::default(),
+            sregs: kvm_sregs::default(),
+            sregs2: None,
+            xcrs: None,
+            xsave: Vec::new(),
+            debug_regs: kvm_debugregs::default(),
+            lapic: kvm_lapic_state::default(),
+            msrs: Vec::new(),
+            tsc_offset: None,
+            events: kvm_vcpu_events::default(),
+            cpuid: Vec::new(),
+        }
+    }
+
+    /// The MSRs that this state has.
+    pub fn msr_indices(&self) -> Vec<u32> {
+        self.msrs.iter().map(|entry| entry.index).collect()
+    }
+
+    /// The instruction pointer.
+    pub fn rip(&self) -> u64 {
+        self.regs.rip
+    }
+}

@@ -1,0 +1,398 @@
+//! One vCPU, its thread, and the requests it obeys.
+
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use nix::sys::eventfd::EventFd;
+use serde::{Deserialize, Serialize};
+
+use super::exit::port_access;
+use super::kick::{Kickable, kick};
+use super::state::{Access, StateCapabilities, StateError, VcpuState};
+use crate::devices::{DeviceRequest, PortBus};
+
+/// Something a vCPU met that the machine must deal with. The vCPU stands still since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestEvent {
+    /// The vCPU.
+    pub vcpu: u8,
+    /// What it met.
+    pub kind: GuestEventKind,
+}
+
+/// See [`GuestEvent`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestEventKind {
+    /// A device asks.
+    Device(DeviceRequest),
+    /// A triple fault (`KVM_EXIT_SHUTDOWN`).
+    TripleFault {
+        /// Where; 0 where KVM did not say.
+        rip: u64,
+    },
+    /// KVM cannot go on.
+    Failed(String),
+}
+
+/// Where guest events go: a queue, and a descriptor that becomes readable.
+#[derive(Clone, Debug)]
+pub struct EventSink {
+    queue: Sender<GuestEvent>,
+    wake: Arc<EventFd>,
+}
+
+impl EventSink {
+    /// Events go to `queue`; `wake` is written after each.
+    pub fn new(queue: Sender<GuestEvent>, wake: Arc<EventFd>) -> Self {
+        Self { queue, wake }
+    }
+
+    fn send(&self, event: GuestEvent) {
+        // Without a receiver the machine is being taken down, and nobody needs the event.
+        if self.queue.send(event).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+enum Request {
+    Pause,
+    Run,
+    Save(Sender<Result<VcpuState, StateError>>),
+    Quit,
+}
+
+/// What a vCPU's thread starts with.
+pub struct VcpuStart {
+    /// Index and APIC ID.
+    pub index: u8,
+    /// Its descriptor.
+    pub fd: VcpuFd,
+    /// What KVM offers.
+    pub capabilities: Arc<StateCapabilities>,
+    /// The devices.
+    pub bus: Arc<PortBus>,
+    /// Where events go.
+    pub events: EventSink,
+    /// State to load first; without it the vCPU is ready as it is.
+    pub restore: Option<Box<VcpuState>>,
+}
+
+/// The machine's end of a vCPU's thread. It starts paused. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    index: u8,
+    requests: Sender<Request>,
+    acks: Receiver<Result<(), StateError>>,
+    kicked: Arc<AtomicBool>,
+    thread_id: Arc<OnceLock<i32>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why a vCPU does not obey.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// It did not answer in time.
+    #[error("vCPU {vcpu} did not {what} within {waited:?}")]
+    Deadline {
+        /// The vCPU.
+        vcpu: u8,
+        /// What it was asked for.
+        what: &'static str,
+        /// How long it had.
+        waited: Duration,
+    },
+    /// Its thread is gone.
+    #[error("the thread of vCPU {0} has ended")]
+    Gone(u8),
+    /// Its state could not be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl VcpuHandle {
+    /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
+    pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
+        let (requests, inbox) = channel();
+        let (ack, acks) = channel();
+        let kicked = Arc::new(AtomicBool::new(false));
+        let index = start.index;
+        let thread_id = Arc::new(OnceLock::new());
+        let thread = {
+            let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
+            std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+                thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
+                Vcpu { start, inbox, ack, kicked, unfinished: false }.main();
+            })?
+        };
+        Ok(Self { index, requests, acks, kicked, thread_id, thread: Some(thread) })
+    }
+
+    /// The thread's ID.
+    pub fn thread_id(&self) -> i32 {
+        *self.thread_id.wait()
+    }
+
+    fn send(&self, request: Request) {
+        // A thread that is gone is found out by whoever waits for its answer.
+        let _ = self.requests.send(request);
+    }
+
+    /// For requests that must get the thread out of the guest; others find it waiting.
+    fn send_and_kick(&self, request: Request) {
+        self.send(request);
+        self.kicked.store(true, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            kick(thread);
+        }
+    }
+
+    fn wait(&self, what: &'static str, until: Instant) -> Result<(), PauseError> {
+        let waited = until.saturating_duration_since(Instant::now());
+        match self.acks.recv_timeout(waited) {
+            Ok(result) => Ok(result?),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(PauseError::Deadline { vcpu: self.index, what, waited })
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(self.index)),
+        }
+    }
+
+    /// Waits until the state given at the start is loaded.
+    pub fn wait_ready(&self, until: Instant) -> Result<(), PauseError> {
+        self.wait("load its state", until)
+    }
+
+    /// Asks the vCPU to leave `KVM_RUN` and to finish a port or MMIO access that is half done.
+    pub fn request_pause(&self) {
+        self.send_and_kick(Request::Pause);
+    }
+
+    /// Waits until it has.
+    pub fn wait_paused(&self, until: Instant) -> Result<(), PauseError> {
+        self.wait("leave the guest", until)
+    }
+
+    /// Lets the guest run.
+    pub fn run(&self) {
+        self.send(Request::Run);
+    }
+
+    /// Asks for the state of a paused vCPU; the answer comes over the channel.
+    pub fn request_save(&self) -> SavedVcpu {
+        let (answer, receiver) = channel();
+        self.send(Request::Save(answer));
+        SavedVcpu { index: self.index, receiver }
+    }
+}
+
+/// The state of a vCPU, on its way.
+pub struct SavedVcpu {
+    index: u8,
+    receiver: Receiver<Result<VcpuState, StateError>>,
+}
+
+impl SavedVcpu {
+    /// Waits for it.
+    pub fn wait(self, until: Instant) -> Result<VcpuState, PauseError> {
+        let (vcpu, what) = (self.index, "save its state");
+        let waited = until.saturating_duration_since(Instant::now());
+        match self.receiver.recv_timeout(waited) {
+            Ok(state) => Ok(state?),
+            Err(RecvTimeoutError::Timeout) => Err(PauseError::Deadline { vcpu, what, waited }),
+            Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(vcpu)),
+        }
+    }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        self.send_and_kick(Request::Quit);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed; there is nothing more to do about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Vcpu {
+    start: VcpuStart,
+    inbox: Receiver<Request>,
+    ack: Sender<Result<(), StateError>>,
+    kicked: Arc<AtomicBool>,
+    /// The last exit was a port or MMIO access, which KVM completes at the next `KVM_RUN`.
+    unfinished: bool,
+}
+
+enum Next {
+    Run,
+    Stand,
+    End,
+}
+
+impl Vcpu {
+    fn main(mut self) {
+        let kickable = Kickable::new(self.start.fd.get_kvm_run());
+        if let Some(state) = self.start.restore.take()
+            && self.ack.send(self.access().restore(&state)).is_err()
+        {
+            return;
+        }
+        let mut running = false;
+        loop {
+            let request = if !running {
+                match self.inbox.recv() {
+                    Ok(request) => Some(request),
+                    Err(_) => return,
+                }
+            } else if self.kicked.swap(false, Ordering::Acquire) {
+                let request = self.inbox.try_recv().ok();
+                if request.is_some() {
+                    // There may be more behind it.
+                    self.kicked.store(true, Ordering::Release);
+                }
+                request
+            } else {
+                None
+            };
+            let next = match request {
+                Some(request) => self.obey(request, running, &kickable),
+                None => self.run_once(&kickable),
+            };
+            match next {
+                Next::Run => running = true,
+                Next::Stand => running = false,
+                Next::End => return,
+            }
+        }
+    }
+
+    fn access(&self) -> Access<'_> {
+        Access {
+            index: self.start.index,
+            fd: &self.start.fd,
+            capabilities: &self.start.capabilities,
+        }
+    }
+
+    fn obey(&mut self, request: Request, running: bool, kickable: &Kickable) -> Next {
+        match request {
+            Request::Run => Next::Run,
+            Request::Quit => Next::End,
+            Request::Pause => {
+                self.finish_access(kickable);
+                self.note_pause_to_guest();
+                // The machine that asked may have given up waiting.
+                let _ = self.ack.send(Ok(()));
+                Next::Stand
+            }
+            Request::Save(answer) => {
+                let _ = answer.send(self.access().save());
+                if running { Next::Run } else { Next::Stand }
+            }
+        }
+    }
+
+    /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).
+    fn finish_access(&mut self, kickable: &Kickable) {
+        while self.unfinished {
+            kickable.set(true);
+            self.run_once(kickable);
+        }
+    }
+
+    /// A guest with a paravirtual clock must not take the pause for a lockup of its own
+    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74).
+    fn note_pause_to_guest(&self) {
+        match self.start.fd.kvmclock_ctrl() {
+            Ok(()) => {}
+            // The guest uses no such clock.
+            Err(error) if error.errno() == libc::EINVAL => {}
+            Err(error) => tracing::debug!(vcpu = self.start.index, %error, "kvmclock_ctrl_failed"),
+        }
+    }
+
+    fn run_once(&mut self, kickable: &Kickable) -> Next {
+        let result = self.start.fd.run();
+        let outcome = match result {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Outcome::Port,
+            Ok(VcpuExit::MmioRead(_, data)) => {
+                data.fill(0xff);
+                Outcome::Mmio
+            }
+            Ok(VcpuExit::MmioWrite(..)) => Outcome::Mmio,
+            Ok(VcpuExit::Shutdown) => Outcome::Event(GuestEventKind::TripleFault { rip: 0 }),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Outcome::Nothing,
+            Ok(VcpuExit::InternalError) => Outcome::InternalError,
+            Ok(exit) => Outcome::Event(GuestEventKind::Failed(format!("{exit:?}"))),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Outcome::Nothing,
+            Err(error) => Outcome::Event(GuestEventKind::Failed(format!("KVM_RUN: {error}"))),
+        };
+        kickable.set(false);
+        self.unfinished = matches!(outcome, Outcome::Port | Outcome::Mmio);
+        let event = match outcome {
+            Outcome::Nothing | Outcome::Mmio => None,
+            Outcome::Port => self.port(),
+            Outcome::InternalError => {
+                // SAFETY: the exit reason says that KVM filled this member of the union.
+                let suberror =
+                    unsafe { self.start.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+                let rip = self.rip();
+                Some(GuestEventKind::Failed(format!(
+                    "KVM_EXIT_INTERNAL_ERROR, suberror {suberror}, rip {rip:#x}"
+                )))
+            }
+            Outcome::Event(GuestEventKind::TripleFault { .. }) => {
+                Some(GuestEventKind::TripleFault { rip: self.rip() })
+            }
+            Outcome::Event(event) => Some(event),
+        };
+        match event {
+            None => Next::Run,
+            Some(kind) => {
+                self.finish_quietly(kickable);
+                self.start.events.send(GuestEvent { vcpu: self.start.index, kind });
+                Next::Stand
+            }
+        }
+    }
+
+    /// Completes the access that led to an event, so that the vCPU stands after it, not in it.
+    fn finish_quietly(&mut self, kickable: &Kickable) {
+        if self.unfinished {
+            kickable.set(true);
+            let _ = self.start.fd.run();
+            kickable.set(false);
+            self.unfinished = false;
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.start.fd.get_regs().map_or(0, |regs| regs.rip)
+    }
+
+    fn port(&mut self) -> Option<GuestEventKind> {
+        let access = port_access(self.start.fd.get_kvm_run());
+        let mut request = None;
+        for item in access.data.chunks_exact_mut(access.size.max(1)) {
+            if access.is_in {
+                self.start.bus.read(access.port, item);
+            } else {
+                request = request.or(self.start.bus.write(access.port, item));
+            }
+        }
+        request.map(GuestEventKind::Device)
+    }
+}
+
+enum Outcome {
+    Nothing,
+    Port,
+    Mmio,
+    InternalError,
+    Event(GuestEventKind),
+}

@@ -1,0 +1,186 @@
+//! What each QMP command does.
+
+use std::fs::File;
+use std::io::Write;
+
+use cpr_qmp::command::{Command, MigrateArgs, MigrateIncomingArgs, PmemsaveArgs};
+use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
+use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::{MigrationCapability, MigrationCapabilityStatus, MigrationParameters};
+use cpr_qmp::run_state::{RunState, ShutdownCause, StatusInfo};
+use serde::Serialize;
+use serde_json::Value;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{FAILURE, Vmm};
+use crate::migration::blockers::blocked_reasons;
+use crate::migration::channel;
+use crate::migration::cpr::update;
+
+impl Vmm {
+    pub(super) fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
+        match command {
+            Command::QueryName => answer(&NameInfo { name: self.config.name.clone() }),
+            Command::QueryStatus => {
+                let status = self.machine.run_state();
+                answer(&StatusInfo { running: status.is_running(), status })
+            }
+            Command::QueryCpusFast => answer(&self.cpus()),
+            Command::QueryMemorySizeSummary => answer(&MemoryInfo {
+                base_memory: self.machine.ram().size(),
+                plugged_memory: Some(0),
+            }),
+            Command::Stop => {
+                self.stop(RunState::Paused);
+                done()
+            }
+            Command::Cont => self.qmp_cont(),
+            Command::Quit => {
+                self.end(0, false, ShutdownCause::HostQmpQuit);
+                done()
+            }
+            Command::SystemReset => self.qmp_system_reset(),
+            Command::Pmemsave(args) => self.pmemsave(&args),
+            Command::Migrate(args) => self.migrate(&args),
+            // An update is over when the next command is read: there is nothing to call off.
+            Command::MigrateCancel => done(),
+            Command::MigrateIncoming(args) => self.migrate_incoming(&args),
+            Command::QueryMigrate => {
+                answer(&self.migration.info(blocked_reasons(self.machine.ram())))
+            }
+            Command::MigrateSetParameters(new) => {
+                let old = std::mem::take(&mut self.parameters);
+                self.parameters = MigrationParameters {
+                    mode: new.mode.or(old.mode),
+                    cpr_exec_command: new.cpr_exec_command.or(old.cpr_exec_command),
+                };
+                done()
+            }
+            Command::QueryMigrateParameters => answer(&MigrationParameters {
+                mode: Some(self.parameters.mode.unwrap_or_default()),
+                cpr_exec_command: Some(
+                    self.parameters.cpr_exec_command.clone().unwrap_or_default(),
+                ),
+            }),
+            Command::MigrateSetCapabilities(args) => self.set_capabilities(&args.capabilities),
+            Command::QueryMigrateCapabilities => answer(&[MigrationCapabilityStatus {
+                capability: MigrationCapability::Events,
+                state: self.migration.events(),
+            }]),
+            Command::QmpCapabilities(_)
+            | Command::QueryVersion
+            | Command::QueryCommands
+            | Command::QueryQmpSchema => {
+                Err(QmpError::generic("this command is answered by the QMP server itself"))
+            }
+        }
+    }
+
+    fn cpus(&self) -> Vec<CpuInfoFast> {
+        let cpu = |(index, thread): (i64, i32)| CpuInfoFast {
+            cpu_index: index,
+            qom_path: format!("/machine/unattached/device[{index}]"),
+            thread_id: thread.into(),
+            target: SysEmuTarget::X86_64,
+        };
+        (0..).zip(self.machine.vcpu_threads()).map(cpu).collect()
+    }
+
+    fn qmp_cont(&mut self) -> Result<Value, QmpError> {
+        match self.machine.run_state() {
+            RunState::Inmigrate => {
+                Err(QmpError::generic("Guest is waiting for an incoming migration"))
+            }
+            RunState::InternalError | RunState::Shutdown => {
+                Err(QmpError::generic("Resetting the Virtual Machine is required"))
+            }
+            _ => {
+                self.cont();
+                done()
+            }
+        }
+    }
+
+    fn qmp_system_reset(&mut self) -> Result<Value, QmpError> {
+        if self.awaits_state() {
+            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
+        }
+        self.reset(false, ShutdownCause::HostQmpSystemReset);
+        if self.machine.run_state() == RunState::InternalError {
+            self.machine.set_run_state(RunState::Paused);
+        }
+        done()
+    }
+
+    fn pmemsave(&self, args: &PmemsaveArgs) -> Result<Value, QmpError> {
+        let PmemsaveArgs { val, size, filename } = args;
+        let failed = |why: &dyn std::fmt::Display| {
+            QmpError::generic(format!("cannot save memory to {filename}: {why}"))
+        };
+        let mut file = File::create(filename).map_err(|error| failed(&error))?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = *val;
+        let mut left = *size;
+        while left > 0 {
+            let length = left.min(buffer.len() as u64);
+            let part = &mut buffer[..length as usize];
+            self.machine
+                .ram()
+                .memory()
+                .read_slice(part, GuestAddress(at))
+                .map_err(|_| failed(&format_args!("{at:#x} + {length:#x} is not all RAM")))?;
+            file.write_all(part).map_err(|error| failed(&error))?;
+            at = at.saturating_add(length);
+            left -= length;
+        }
+        done()
+    }
+
+    fn migrate(&mut self, args: &MigrateArgs) -> Result<Value, QmpError> {
+        if args.resume == Some(true) {
+            return Err(QmpError::generic("Cannot resume if there is no paused migration"));
+        }
+        let address = args.address()?;
+        let plan = update::check(&self.parameters, &address, &self.machine, &self.migration)
+            .map_err(generic)?;
+        self.planned = Some(plan);
+        done()
+    }
+
+    fn migrate_incoming(&mut self, args: &MigrateIncomingArgs) -> Result<Value, QmpError> {
+        let path = channel::file_path(&args.address()?).map_err(generic)?;
+        let deferred = self.awaited.is_some();
+        self.load(&path).map_err(|error| {
+            if deferred && args.exit_on_error != Some(false) {
+                eprintln!("cpr-vmm: {error}");
+                self.end(FAILURE, false, ShutdownCause::HostError);
+            }
+            generic(error)
+        })?;
+        done()
+    }
+
+    fn set_capabilities(
+        &mut self,
+        capabilities: &[MigrationCapabilityStatus],
+    ) -> Result<Value, QmpError> {
+        for MigrationCapabilityStatus { capability: MigrationCapability::Events, state } in
+            capabilities
+        {
+            self.migration.set_events(*state);
+        }
+        done()
+    }
+}
+
+fn generic(error: impl std::error::Error) -> QmpError {
+    QmpError::generic(error.to_string())
+}
+
+fn done() -> Result<Value, QmpError> {
+    answer(&Empty {})
+}
+
+fn answer(of: &(impl Serialize + ?Sized)) -> Result<Value, QmpError> {
+    serde_json::to_value(of).map_err(generic)
+}

@@ -1,0 +1,200 @@
+//! The VMM as a program: start or take over, then one loop until the end.
+
+mod commands;
+mod event_loop;
+mod incoming;
+mod signals;
+mod start;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use cpr_qmp::event::EventKind;
+use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
+use cpr_qmp::run_state::{RunState, ShutdownCause};
+use nix::poll::PollTimeout;
+
+use crate::config::{Config, Switch};
+use crate::devices::DeviceRequest;
+use crate::machine::Machine;
+use crate::migration::cpr::helper::AdoptedHelper;
+use crate::migration::cpr::state::monotonic_ns;
+use crate::migration::cpr::take_over;
+use crate::migration::cpr::update::{Plan, Walk};
+use crate::migration::status::{Migration, Times};
+use crate::pid_file::PidFile;
+use crate::qmp::Server;
+use crate::vcpu::{GuestEvent, GuestEventKind};
+use incoming::AwaitedState;
+use signals::EndSignals;
+
+/// A VMM from its start to its end.
+struct Vmm {
+    config: Config,
+    machine: Machine,
+    qmp: Server,
+    migration: Migration,
+    parameters: MigrationParameters,
+    log: Option<Arc<File>>,
+    signals: EndSignals,
+    /// The other half of an update, before its state is loaded (`--incoming defer`).
+    awaited: Option<AwaitedState>,
+    /// The rest of an update, after the guest runs again.
+    finishing: Option<Finishing>,
+    /// What `migrate` found possible, until its answer is queued.
+    planned: Option<Plan>,
+    ended: Option<ExitStatus>,
+    _pid_file: Option<PidFile>,
+}
+
+/// An update whose guest runs, and whose old address space is still there.
+struct Finishing {
+    helper: Option<AdoptedHelper>,
+    began_ns: u64,
+    downtime_ns: Option<u64>,
+}
+
+/// The status to end with.
+type ExitStatus = u8;
+
+const FAILURE: ExitStatus = 1;
+
+/// See [`crate::main`].
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // SAFETY: the caller does this first thing (see `crate::main`).
+    let adopted = unsafe { take_over::adopt() };
+    let config = match Config::try_parse_from(args) {
+        Ok(config) => config,
+        Err(error) => error.exit(),
+    };
+    let result = adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a));
+    match result {
+        Ok(vmm) => ExitCode::from(vmm.run()),
+        Err(error) => {
+            tracing::error!(%error, "start_failed");
+            eprintln!("cpr-vmm: {error}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+impl Vmm {
+    fn run(mut self) -> ExitStatus {
+        loop {
+            self.deal_with_guest_events();
+            self.serve_clients();
+            if let Some(status) = self.ended {
+                self.qmp.flush();
+                return status;
+            }
+            self.wait(PollTimeout::NONE);
+        }
+    }
+
+    fn end(&mut self, status: ExitStatus, guest: bool, reason: ShutdownCause) {
+        if self.ended.is_none() {
+            tracing::info!(status, guest, ?reason, "end");
+            self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
+            self.ended = Some(status);
+        }
+    }
+
+    fn serve_clients(&mut self) {
+        while self.ended.is_none()
+            && let Some(request) = self.qmp.next_request()
+        {
+            let result = self.execute(request.command);
+            self.qmp.respond(request.client, result);
+            // The answer to `migrate` is on its way before the process is replaced.
+            if let Some(plan) = self.planned.take() {
+                self.update(plan);
+            }
+            self.deal_with_guest_events();
+        }
+    }
+
+    fn update(&mut self, plan: Plan) {
+        let mut walk = Walk {
+            machine: &mut self.machine,
+            qmp: &mut self.qmp,
+            migration: &mut self.migration,
+            log: self.log.as_deref(),
+            helper: self.config.x_mm_helper == Switch::On,
+        };
+        walk.update(plan);
+    }
+
+    fn deal_with_guest_events(&mut self) {
+        for event in self.machine.take_events() {
+            self.deal_with(event);
+        }
+    }
+
+    fn deal_with(&mut self, GuestEvent { vcpu, kind }: GuestEvent) {
+        match kind {
+            GuestEventKind::Device(DeviceRequest::Reset) => {
+                self.reset(true, ShutdownCause::GuestReset);
+            }
+            GuestEventKind::Device(DeviceRequest::Exit(status)) => {
+                self.end(status, true, ShutdownCause::GuestShutdown);
+            }
+            GuestEventKind::TripleFault { rip } => {
+                tracing::error!(vcpu, rip = format!("{rip:#x}"), "guest_triple_fault");
+                // What a PC does, and what QEMU does.
+                self.reset(true, ShutdownCause::GuestReset);
+            }
+            GuestEventKind::Failed(why) => {
+                tracing::error!(vcpu, %why, "vcpu_failed");
+                self.stop(RunState::InternalError);
+            }
+        }
+    }
+
+    fn reset(&mut self, guest: bool, reason: ShutdownCause) {
+        match self.machine.reset() {
+            Ok(()) => self.qmp.broadcast(&EventKind::Reset { guest, reason }.now()),
+            Err(error) => {
+                tracing::error!(%error, "reset_failed");
+                eprintln!("cpr-vmm: cannot reset the machine: {error}");
+                self.end(FAILURE, false, ShutdownCause::HostError);
+            }
+        }
+    }
+
+    fn stop(&mut self, state: RunState) {
+        if self.machine.run_state().is_running() {
+            match self.machine.pause(state) {
+                Ok(()) => self.qmp.broadcast(&EventKind::Stop.now()),
+                Err(error) => tracing::error!(%error, "stop_failed"),
+            }
+        } else if state == RunState::InternalError {
+            self.machine.set_run_state(state);
+        }
+    }
+
+    fn cont(&mut self) {
+        if !self.machine.run_state().is_running() {
+            self.deal_with_guest_events();
+            self.machine.resume();
+            self.qmp.broadcast(&EventKind::Resume.now());
+        }
+    }
+
+    /// The old address space is gone: the update is over.
+    fn finish_update(&mut self) {
+        let Some(Finishing { helper, began_ns, downtime_ns }) = self.finishing.take() else {
+            return;
+        };
+        drop(helper);
+        let duration = std::time::Duration::from_nanos;
+        let total = duration(monotonic_ns().saturating_sub(began_ns));
+        let times = Times { total, downtime: downtime_ns.map(duration) };
+        debug_assert_eq!(self.migration.status(), MigrationStatus::Device);
+        if let Some(event) = self.migration.complete(Some(times)) {
+            self.qmp.broadcast(&event);
+        }
+    }
+}

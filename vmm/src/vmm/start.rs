@@ -1,0 +1,168 @@
+//! Putting a VMM together, for a new guest or for one that is already there.
+
+use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
+use cpr_qmp::run_state::RunState;
+
+use super::incoming::{AwaitedState, LoadError};
+use super::signals::EndSignals;
+use super::Vmm;
+use crate::boot::{BootImage, ImageError};
+use crate::config::{Config, Incoming};
+use crate::devices::serial::{HostError, SerialHost};
+use crate::logging::{self, LOG_FD, LogError};
+use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::memory::{RamBlock, RamError};
+use crate::migration::cpr::take_over::{Adopted, TakeOverError};
+use crate::migration::status::Migration;
+use crate::pid_file::{PidFile, PidFileError};
+use crate::qmp::{RestoreError, Server};
+use crate::unix_listener::BindError;
+
+/// Why a VMM could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What came over exec.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The PID file.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    /// Signal handlers.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(std::io::Error),
+    /// QMP.
+    #[error("--qmp: {0}")]
+    Qmp(#[from] BindError),
+    /// QMP's clients.
+    #[error(transparent)]
+    QmpRestore(#[from] RestoreError),
+    /// RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The boot image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] HostError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The saved state.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A RAM block was not handed over.
+    #[error("RAM block {0} was not handed over: its descriptor is not in the CPR state")]
+    NoRam(String),
+    /// There is no guest to take over.
+    #[error(
+        "--incoming needs the guest's RAM, which only an update (cpr-exec) hands over, and this \
+         process was not started by one"
+    )]
+    NothingIncoming,
+    /// There is a guest to take over, and nobody asks for it.
+    #[error("this process was started by an update (cpr-exec), but --incoming is missing")]
+    IncomingMissing,
+}
+
+impl Vmm {
+    /// Starts a guest, or goes on with the one in `adopted`.
+    pub(super) fn start(config: Config, adopted: Option<Adopted>) -> Result<Self, StartError> {
+        match (adopted, config.incoming.clone()) {
+            (None, None) => Self::boot(config),
+            (Some(adopted), Some(incoming)) => Self::take_over(config, adopted, incoming),
+            (None, Some(_)) => Err(StartError::NothingIncoming),
+            (Some(_), None) => Err(StartError::IncomingMissing),
+        }
+    }
+
+    fn boot(config: Config) -> Result<Self, StartError> {
+        let log = logging::start(config.log, config.log_file.as_ref(), None)?;
+        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let qmp = match &config.qmp {
+            Some(qmp) => Server::bind(&qmp.0)?,
+            None => Server::none(),
+        };
+        let kernel = config.kernel.as_deref().ok_or(MachineError::NoKernel)?;
+        let image = BootImage::open(kernel, config.initrd.as_deref())?;
+        let ram = RamBlock::create(config.memory)?;
+        let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
+        let mut machine = Machine::new(machine_config(&config), ram, Some(image))?;
+        machine.boot(host)?;
+        if !config.paused {
+            machine.resume();
+        }
+        // Last: whoever reads it may expect a VMM that works.
+        let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+        Ok(Self {
+            machine,
+            qmp,
+            migration: Migration::default(),
+            parameters: MigrationParameters::default(),
+            log,
+            signals,
+            awaited: None,
+            finishing: None,
+            planned: None,
+            ended: None,
+            _pid_file: pid_file,
+            config,
+        })
+    }
+
+    fn take_over(
+        config: Config,
+        adopted: Adopted,
+        incoming: Incoming,
+    ) -> Result<Self, StartError> {
+        let Adopted { state: mut cpr, mut fds } = adopted;
+        let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
+        tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
+        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let ram = match cpr.ram_blocks.as_slice() {
+            [block] => fds
+                .take(&format!("ram.{}", block.name), 0)
+                .ok_or_else(|| StartError::NoRam(block.name.clone()))?,
+            _ => return Err(StartError::NoRam(crate::memory::PC_RAM.to_owned())),
+        };
+        let ram = RamBlock::adopt(config.memory, ram)?;
+        let image = fds
+            .take("boot.kernel", 0)
+            .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
+        let qmp = Server::restore(std::mem::take(&mut cpr.qmp), |name| fds.take(name, 0))?;
+        let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
+            fds.take(name, 0)
+        })?;
+        for name in fds.leftover() {
+            tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
+        }
+        let mut machine = Machine::new(machine_config(&config), ram, image)?;
+        machine.set_run_state(RunState::Inmigrate);
+        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events);
+        let mut vmm = Self {
+            machine,
+            qmp,
+            migration,
+            parameters: MigrationParameters::default(),
+            log,
+            signals,
+            awaited: Some(AwaitedState { cpr, host }),
+            finishing: None,
+            planned: None,
+            ended: None,
+            _pid_file: config.pid_file.as_deref().map(PidFile::adopt),
+            config,
+        };
+        if let Incoming::File(path) = incoming {
+            vmm.load(&path)?;
+        }
+        Ok(vmm)
+    }
+}
+
+fn machine_config(config: &Config) -> MachineConfig {
+    MachineConfig { memory: config.memory, cpus: config.cpus, cmdline: config.cmdline.clone() }
+}
