@@ -55,11 +55,11 @@ fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
                 "MIGRATION(completed)",
             ],
             Ending::Refused(_) => &[],
-            // Without `device` where the state could not be written.
+            // Without those of the stages that it did not reach.
             Ending::Failed(_) => &[
                 "MIGRATION(setup)",
                 "STOP",
-                "MIGRATION(active)",
+                "[MIGRATION(active)]",
                 "[MIGRATION(device)]",
                 "MIGRATION(failed)",
                 "RESUME",

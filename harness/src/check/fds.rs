@@ -97,7 +97,7 @@ fn changed(old: &Descriptor, new: &Descriptor, is_ram: bool) -> Option<String> {
 }
 
 fn rebuilt(fd: &Descriptor) -> bool {
-    fd.is_anonymous() || fd.target == "/dev/kvm"
+    fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm"
 }
 
 /// VMs are counted by the check `kvm`, left state by `leftovers`.
@@ -109,7 +109,8 @@ fn kinds(table: &FdTable) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for fd in table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)) {
         let inherited = if fd.close_on_exec { "" } else { " without close-on-exec" };
-        *kinds.entry(format!("{}{inherited}", fd.target)).or_default() += 1;
+        let kind = if fd.is_socket_pair() { "of socket pairs" } else { &fd.target };
+        *kinds.entry(format!("{kind}{inherited}")).or_default() += 1;
     }
     kinds
 }
@@ -128,6 +129,7 @@ mod tests {
             flags: 0o2,
             close_on_exec: true,
             offset: 10,
+            socket_path: None,
         }
     }
 
@@ -143,6 +145,10 @@ mod tests {
     #[case::rebuilt_under_another_number(
         &[fd(5, "anon_inode:[eventfd]", 1)],
         &[fd(9, "anon_inode:[eventfd]", 1)]
+    )]
+    #[case::talks_to_itself(
+        &[Descriptor { socket_path: Some("".into()), ..fd(5, "socket:[1]", 1) }],
+        &[Descriptor { socket_path: Some("".into()), ..fd(6, "socket:[2]", 2) }]
     )]
     #[case::ram_is_judged_elsewhere(&[fd(3, "/memfd:pc.ram", 1)], &[fd(3, "/memfd:pc.ram", 2)])]
     #[case::logs_grow(&[fd(4, "/log", 1)], &[Descriptor { offset: 11, ..fd(4, "/log", 1) }])]

@@ -27,10 +27,12 @@ pub struct Descriptor {
     pub close_on_exec: bool,
     /// File offset.
     pub offset: u64,
+    /// For a Unix socket, what it is bound or connected to; empty for one end of a pair.
+    pub socket_path: Option<String>,
 }
 
 impl Descriptor {
-    fn read(pid: i32, number: i32) -> io::Result<Self> {
+    fn read(pid: i32, number: i32, sockets: &UnixSockets) -> io::Result<Self> {
         let link = format!("/proc/{pid}/fd/{number}");
         let target = fs::read_link(&link)?.to_string_lossy().into_owned();
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
@@ -41,12 +43,16 @@ impl Descriptor {
         let flags = field("flags").and_then(|s| u32::from_str_radix(s, 8).ok()).unwrap_or(0);
         Ok(Self {
             number,
-            target,
             inode: (meta.dev(), meta.ino()),
             size: meta.len(),
             flags: flags & !CLOSE_ON_EXEC,
             close_on_exec: flags & CLOSE_ON_EXEC != 0,
             offset: field("pos").and_then(|s| s.parse().ok()).unwrap_or(0),
+            socket_path: sockets
+                .get(&meta.ino())
+                .filter(|_| target.starts_with("socket:"))
+                .cloned(),
+            target,
         })
     }
 
@@ -54,11 +60,20 @@ impl Descriptor {
     pub fn is_anonymous(&self) -> bool {
         self.target.starts_with("anon_inode:")
     }
+
+    /// True for one end of a `socketpair`, by which a process talks to itself.
+    pub fn is_socket_pair(&self) -> bool {
+        self.socket_path.as_deref() == Some("")
+    }
 }
 
 impl fmt::Display for Descriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.number, self.target)
+        write!(f, "{} -> {}", self.number, self.target)?;
+        match self.socket_path.as_deref() {
+            None | Some("") => Ok(()),
+            Some(path) => write!(f, " {path}"),
+        }
     }
 }
 
@@ -72,7 +87,12 @@ impl FdTable {
         let path = format!("/proc/{pid}/fd");
         let entries = fs::read_dir(&path).map_err(|e| ProcError::new(&path, e))?;
         let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-        Ok(Self(numbers.filter_map(|n: i32| Some((n, Descriptor::read(pid, n).ok()?))).collect()))
+        let sockets = unix_sockets(pid);
+        Ok(Self(
+            numbers
+                .filter_map(|n: i32| Some((n, Descriptor::read(pid, n, &sockets).ok()?)))
+                .collect(),
+        ))
     }
 
     /// The descriptors, in order of number.
@@ -86,14 +106,29 @@ impl FdTable {
     }
 }
 
+/// Path by inode.
+type UnixSockets = BTreeMap<u64, String>;
+
+/// The Unix sockets of the network that `pid` lives in; accepted ones have their listener's path.
+fn unix_sockets(pid: i32) -> UnixSockets {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    let socket = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(6);
+        let inode = words.next()?.parse().ok()?;
+        Some((inode, words.next().unwrap_or_default().to_owned()))
+    };
+    text.lines().skip(1).filter_map(socket).collect()
+}
+
 impl fmt::Display for FdTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for d in self.iter() {
             writeln!(
                 f,
-                "{:>4} {:<44} inode {}:{} size {} flags {:o}{} offset {}",
+                "{:>4} {:<44} {} inode {}:{} size {} flags {:o}{} offset {}",
                 d.number,
                 d.target,
+                d.socket_path.as_deref().unwrap_or("-"),
                 d.inode.0,
                 d.inode.1,
                 d.size,

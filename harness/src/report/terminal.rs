@@ -114,12 +114,12 @@ fn case_line(report: &Report, width: usize) -> String {
     let blackout = match report.blackout() {
         Some((median, max)) => {
             let ms = |d: Duration| d.as_secs_f64() * 1e3;
-            format!("blackout {:6.2} ms, max {:6.2} ms", ms(median), ms(max))
+            format!("blackout median {:.2} ms, max {:.2} ms", ms(median), ms(max))
         }
         None => "no blackout seen".to_owned(),
     };
     let took = report.took.as_secs_f64();
-    format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<32}  {took:5.2} s")
+    format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<38}  {took:5.2} s")
 }
 
 /// What a failure has to say besides.
@@ -170,7 +170,10 @@ mod tests {
         for report in reports {
             text.push_str(&case_line(&report, 24));
             text.push('\n');
-            text.push_str(&details(&report).join("\n"));
+            for line in details(&report) {
+                text.push_str(&line);
+                text.push('\n');
+            }
             terminal.case(report);
         }
         text.push_str(&terminal.summary(Duration::from_secs(3)));
