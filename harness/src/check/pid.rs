@@ -2,7 +2,7 @@
 
 use std::process::ExitStatus;
 
-use crate::observe::process::Stat;
+use crate::observe::process::{self, Stat};
 
 /// Name of this check. It runs before all others: without the process there is nothing to see.
 pub const NAME: &str = "pid";
@@ -12,7 +12,13 @@ pub fn check(started: &Stat, ended: Option<ExitStatus>, console: &str) -> Result
     let pid = started.pid;
     if let Some(status) = ended {
         let last = console.lines().last().map(|line| format!("; its last words: {line}"));
-        return Err(format!("process {pid} has ended ({status}){}", last.unwrap_or_default()));
+        let heir = process::group(pid).unwrap_or_default().into_iter().next();
+        let heir = heir.map(|heir| format!("; process {} goes on in its place", heir.pid));
+        return Err(format!(
+            "process {pid} has ended ({status}){}{}",
+            heir.unwrap_or_default(),
+            last.unwrap_or_default()
+        ));
     }
     let now = Stat::read(pid).map_err(|e| e.to_string())?;
     if !now.is_alive() {

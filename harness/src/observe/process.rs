@@ -31,6 +31,8 @@ pub struct Stat {
     pub state: char,
     /// Its parent.
     pub parent: i32,
+    /// Its process group.
+    pub group: i32,
     /// When it was started, in clock ticks since boot: two processes of one PID differ here.
     pub start_time: u64,
     /// Resident pages.
@@ -57,6 +59,7 @@ impl Stat {
             comm: comm.to_owned(),
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
             start_time: fields.get(19)?.parse().ok()?,
             rss_pages: fields.get(21)?.parse().ok()?,
         })
@@ -99,12 +102,21 @@ impl Executable {
 /// Looks at all of `/proc`: `/proc/PID/task/TID/children` knows nothing of children whose
 /// creating thread is gone, and is not in every kernel.
 pub fn children(pid: i32) -> Result<Vec<Stat>, ProcError> {
+    find(|stat| stat.parent == pid)
+}
+
+/// The living processes of process group `group`, in order of PID.
+pub fn group(group: i32) -> Result<Vec<Stat>, ProcError> {
+    find(|stat| stat.group == group && stat.is_alive())
+}
+
+fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
     let entries = fs::read_dir("/proc").map_err(|e| ProcError::new("/proc", e))?;
     let mut found: Vec<Stat> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         // A process that ends while we look is no child any more.
         .filter_map(|candidate| Stat::read(candidate).ok())
-        .filter(|stat| stat.parent == pid)
+        .filter(wanted)
         .collect();
     found.sort_by_key(|stat| stat.pid);
     Ok(found)

@@ -126,8 +126,8 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
     if session.watchdog_has_barked() {
         let limit = session.case.deadline_ms;
         let text = format!("the watchdog ended the case after {limit} ms");
-        findings.insert(0, Finding::new("watchdog", text));
-        return Ok(findings);
+        // Whatever else failed did because it killed.
+        return Ok(vec![Finding::new("watchdog", text)]);
     }
     // A conversation that broke off is explained by a process that is gone.
     let only_step = findings.iter().all(|f| f.check == "step");

@@ -54,7 +54,11 @@ impl Session<'_> {
             self.release_guest()?;
             self.obeyed(*command);
         }
-        let ids = self.qmp.send(&sent)?;
+        let ids = match self.qmp.send(&sent) {
+            // It is gone already.
+            Err(QmpFault::Send { .. }) if ends => Vec::new(),
+            sent => sent?,
+        };
         let mut accepted = 0;
         for ((command, message), id) in messages.iter().zip(ids) {
             match self.qmp.answer(message.name, id) {

@@ -23,11 +23,11 @@ pub enum Fault {
     FlipByte,
     /// Let a paused guest run.
     ResumePaused,
-    /// Say that the guest runs when it is paused, and the other way round.
-    LieAboutStatus,
+    /// Say after an update that the guest runs when it is paused, and the other way round.
+    LieAfterUpdate,
     /// Say that the guest runs, and let it stand still.
     Freeze,
-    /// Let one vCPU run on while the guest is paused.
+    /// Let one vCPU run on while the guest is paused, after an update.
     BeatWhilePaused,
     /// Let the guest take an exception.
     GuestException,
@@ -39,7 +39,7 @@ pub enum Fault {
     TripleFault,
     /// Leave out `MIGRATION(device)`.
     DropEvent,
-    /// Send `STOP` too late.
+    /// Send `RESUME` too late.
     ReorderEvents,
     /// Answer `query-migrate` with another status than the events had.
     WrongMigrateStatus,

@@ -79,7 +79,7 @@ impl Machine {
             held: None,
             args,
         };
-        machine.guest.start(machine.args.cpus, machine.args.has(Fault::BeatWhilePaused));
+        machine.guest.start(machine.args.cpus, false);
         if !machine.args.paused {
             machine.guest.boot(machine.args.cpus);
             machine.guest.set_running(true);
@@ -158,9 +158,13 @@ impl Machine {
         Ok(())
     }
 
+    fn lies(&self) -> bool {
+        self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
+    }
+
     /// `query-status`.
     pub fn status_info(&self) -> StatusInfo {
-        let status = match (self.args.has(Fault::LieAboutStatus), self.run_state) {
+        let status = match (self.lies(), self.run_state) {
             (true, RunState::Running) => RunState::Paused,
             (true, _) => RunState::Running,
             (false, state) => state,
@@ -180,7 +184,7 @@ impl Machine {
     /// Sends an event to every client.
     pub fn emit(&mut self, name: &str, data: Option<Value>) {
         let event = Event::now(name, data);
-        if self.args.has(Fault::ReorderEvents) && name == "STOP" {
+        if self.args.has(Fault::ReorderEvents) && name == "RESUME" {
             self.held = Some(event);
             return;
         }
