@@ -148,7 +148,9 @@ pub enum MemoryConfigError {
     #[error("{0} bytes of RAM is outside of 4M to 1024G")]
     Range(u64),
     /// The size is no multiple of the page size.
-    #[error("RAM of {size} bytes is no multiple of its page size, {alignment} bytes (pages={pages})")]
+    #[error(
+        "RAM of {size} bytes is no multiple of its page size, {alignment} bytes (pages={pages})"
+    )]
     Alignment {
         /// Bytes asked for.
         size: u64,

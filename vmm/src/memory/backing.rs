@@ -118,9 +118,8 @@ fn huge_tmpfs_file() -> Result<OwnedFd, Errno> {
     })?;
     let configure = |command: u32, key: *const libc::c_char, value: *const libc::c_char| {
         // SAFETY: key and value are null or NUL-terminated; the kernel keeps no pointer.
-        let ret = unsafe {
-            libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0)
-        };
+        let ret =
+            unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0) };
         Errno::result(ret).map(drop)
     };
     configure(FSCONFIG_SET_STRING, c"huge".as_ptr(), c"always".as_ptr())?;

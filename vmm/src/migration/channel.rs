@@ -158,8 +158,7 @@ impl Drop for OutgoingFile {
 pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
     let read_error = |source| ChannelError::Read { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
-    let file =
-        options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
     let meta = file.metadata().map_err(read_error)?;
     if !meta.is_file() {
         return Err(ChannelError::NotRegular { path: path.to_owned() });
@@ -243,8 +242,14 @@ mod tests {
             let address = MigrationAddress::from_arguments(Some(uri), None).unwrap();
             file_path(&address).unwrap_err().to_string()
         };
-        let uris =
-            ["tcp:localhost:1", "unix:/s", "exec:cat", "fd:7", "file:/f,offset=0x10", "file:/dev/fdset/1"];
+        let uris = [
+            "tcp:localhost:1",
+            "unix:/s",
+            "exec:cat",
+            "fd:7",
+            "file:/f,offset=0x10",
+            "file:/dev/fdset/1",
+        ];
         insta::assert_debug_snapshot!(uris.map(refused));
     }
 }

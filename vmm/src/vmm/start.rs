@@ -3,9 +3,9 @@
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
+use super::Vmm;
 use super::incoming::{AwaitedState, LoadError};
 use super::signals::EndSignals;
-use super::Vmm;
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
 use crate::devices::serial::{HostError, SerialHost};
@@ -113,11 +113,7 @@ impl Vmm {
         })
     }
 
-    fn take_over(
-        config: Config,
-        adopted: Adopted,
-        incoming: Incoming,
-    ) -> Result<Self, StartError> {
+    fn take_over(config: Config, adopted: Adopted, incoming: Incoming) -> Result<Self, StartError> {
         let Adopted { state: mut cpr, mut fds } = adopted;
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");

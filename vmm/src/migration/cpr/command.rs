@@ -89,7 +89,10 @@ impl ExecCommand {
             match last {
                 Errno::EACCES => denied = true,
                 // Not here: the next directory may have it.
-                Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV
+                Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::ESTALE
+                | Errno::ENODEV
                 | Errno::ETIMEDOUT => {}
                 _ => return self.error(last),
             }

@@ -186,7 +186,10 @@ mod tests {
         let pid = helper.pid();
         assert!(is_child(pid));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        assert!(status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"), "{status}");
+        assert!(
+            status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"),
+            "{status}"
+        );
         drop(helper);
         assert!(!is_child(pid));
     }

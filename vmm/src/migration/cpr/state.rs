@@ -116,10 +116,7 @@ impl AsFd for SealedFd {
 }
 
 fn all_seals() -> SealFlag {
-    SealFlag::F_SEAL_SEAL
-        | SealFlag::F_SEAL_SHRINK
-        | SealFlag::F_SEAL_GROW
-        | SealFlag::F_SEAL_WRITE
+    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
 
 /// Why the CPR state that the environment names is not accepted.
@@ -263,8 +260,9 @@ mod tests {
         let foreign = StateFd::create().unwrap().0;
         File::from(foreign.try_clone().unwrap()).write_all(&SAMPLE.seal(b"x").0).unwrap();
         fcntl(&foreign, FcntlArg::F_ADD_SEALS(all_seals())).unwrap();
-        let mut texts: Vec<_> =
-            ["", "-1", "x", "3 ", "99999999999", "987654"].map(|v| read(v).unwrap_err().to_string()).into();
+        let mut texts: Vec<_> = ["", "-1", "x", "3 ", "99999999999", "987654"]
+            .map(|v| read(v).unwrap_err().to_string())
+            .into();
         texts.push(error_of(&unsealed));
         texts.push(error_of(&null));
         texts.push(error_of(&foreign));
