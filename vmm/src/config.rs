@@ -323,7 +323,6 @@ mod tests {
     #[case("65M,pages=2m")]
     #[case("64M,share=maybe")]
     #[case("64M,share=off,pages=thp")]
-    #[case("64µ")]
     fn memory_is_refused(#[case] text: &str) {
         let error = text.parse::<MemoryConfig>().unwrap_err();
         insta::assert_snapshot!(

@@ -131,7 +131,7 @@ pub enum ReadError {
         /// The number.
         fd: RawFd,
         /// Why.
-        source: Errno,
+        source: io::Error,
     },
     /// The descriptor is something else.
     #[error("descriptor {0} is no sealed memfd")]
@@ -182,7 +182,7 @@ pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
     let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
         Ok(seals) => SealFlag::from_bits_truncate(seals),
         Err(Errno::EINVAL) => return Err(ReadError::NotSealed(fd)),
-        Err(source) => return Err(ReadError::NotOpen { fd, source }),
+        Err(errno) => return Err(ReadError::NotOpen { fd, source: errno.into() }),
     };
     if !seals.contains(all_seals()) {
         return Err(ReadError::NotSealed(fd));
