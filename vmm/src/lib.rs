@@ -14,7 +14,6 @@ pub mod unix_listener;
 pub mod vcpu;
 mod vmm;
 
-
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -80,8 +80,8 @@ fn copy(what: &'static str, path: &Path) -> Result<File, ImageError> {
     }
     let mut from = File::open(path).map_err(read)?;
     let name = std::ffi::CString::new(format!("boot.{what}")).expect("no NUL in a literal");
-    let memfd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| read(errno.into()))?;
+    let memfd =
+        memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).map_err(|errno| read(errno.into()))?;
     let mut to = File::from(memfd);
     io::copy(&mut from, &mut to).map_err(read)?;
     to.rewind().map_err(read)?;

@@ -205,7 +205,8 @@ impl PvhEntry {
         // SDM vol. 3, 3.4.5.1: 0xb is execute/read accessed, 0x3 read/write accessed.
         let (code, data) = (flat(0x8, 0xb), flat(0x10, 0x3));
         // SDM vol. 3, 8.2.2: a busy 32-bit TSS, of the 104 bytes it has at least.
-        let tss = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, s: 0, db: 0, g: 0, ..data };
+        let tss =
+            kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, s: 0, db: 0, g: 0, ..data };
         kvm_sregs {
             cs: code,
             ds: data,

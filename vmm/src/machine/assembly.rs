@@ -97,12 +97,9 @@ impl Parts<'_> {
     fn carry_out(&mut self, step: Step) -> Result<(), MachineError> {
         match step {
             Step::Memslots => self.memslots(),
-            Step::CreateIrqchip => {
-                self.vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))
-            }
+            Step::CreateIrqchip => self.vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP")),
             Step::CreatePit => {
-                let config =
-                    kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+                let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
                 self.vm.create_pit2(config).map_err(kvm("KVM_CREATE_PIT2"))
             }
             Step::CreateVcpus => self.create_vcpus(),
@@ -150,7 +147,8 @@ impl Parts<'_> {
         let cpus = self.machine.config.cpus;
         if self.vcpu_states.is_empty() {
             for (index, fd) in (0..).zip(&self.fds) {
-                let cpuid = cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+                let cpuid =
+                    cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
                 fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
             }
         }

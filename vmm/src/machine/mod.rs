@@ -1,7 +1,7 @@
 //! One VM: assembly, run state, pause and resume, save and restore in order.
 
 mod assembly;
-mod order;
+pub mod order;
 mod state;
 
 use std::sync::Arc;
@@ -129,7 +129,8 @@ impl Machine {
         ram: RamBlock,
         image: Option<BootImage>,
     ) -> Result<Self, MachineError> {
-        let kvm = Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?;
+        let kvm =
+            Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)
             .map_err(|errno| system("eventfd")(errno.into()))?;

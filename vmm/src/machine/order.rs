@@ -29,18 +29,42 @@ pub enum Step {
 use Step::*;
 
 /// The order.
-pub const STEPS: [Step; 10] = [
-    Memslots, CreateIrqchip, CreatePit, CreateVcpus, Devices, Vcpus, Irqchip, Pit, Clock, Run,
-];
+pub const STEPS: [Step; 10] =
+    [Memslots, CreateIrqchip, CreatePit, CreateVcpus, Devices, Vcpus, Irqchip, Pit, Clock, Run];
 
 /// "`first` comes before `then`": the reason is what goes wrong otherwise.
 pub const CONSTRAINTS: [(u8, Step, Step, &str); 10] = [
-    (31, Memslots, CreateIrqchip, "a memslot waits 7 ms for an SRCU grace period once there is an irqchip"),
-    (32, CreateIrqchip, CreateVcpus, "a vCPU gets its LAPIC when it is created, and only if there is an irqchip"),
+    (
+        31,
+        Memslots,
+        CreateIrqchip,
+        "a memslot waits 7 ms for an SRCU grace period once there is an irqchip",
+    ),
+    (
+        32,
+        CreateIrqchip,
+        CreateVcpus,
+        "a vCPU gets its LAPIC when it is created, and only if there is an irqchip",
+    ),
     (33, CreateIrqchip, CreatePit, "KVM_CREATE_PIT2 needs the irqchip"),
-    (34, Devices, Irqchip, "a device that gets its registers may raise its interrupt: what was pending is in the saved irqchip"),
-    (35, Vcpus, Irqchip, "setting the IOAPIC delivers its pending interrupts into the LAPICs, which setting the LAPICs would wipe out"),
-    (36, Irqchip, Pit, "the PIT may tick as soon as it is set, into an irqchip that must not be overwritten afterwards"),
+    (
+        34,
+        Devices,
+        Irqchip,
+        "a device that gets its registers may raise its interrupt: what was pending is in the saved irqchip",
+    ),
+    (
+        35,
+        Vcpus,
+        Irqchip,
+        "setting the IOAPIC delivers its pending interrupts into the LAPICs, which setting the LAPICs would wipe out",
+    ),
+    (
+        36,
+        Irqchip,
+        Pit,
+        "the PIT may tick as soon as it is set, into an irqchip that must not be overwritten afterwards",
+    ),
     (37, CreateVcpus, Clock, "setting the clock makes every vCPU update its own at its next run"),
     (38, Vcpus, Clock, "the clock is tied to the TSC that the vCPUs have"),
     (39, Clock, Run, "a guest that has seen a clock once must never see an earlier one"),

@@ -22,7 +22,7 @@ pub enum BackingError {
         /// The RAM block.
         block: String,
         /// Why.
-        source: Errno,
+        source: io::Error,
     },
     /// The file could not be given its size.
     #[error("cannot give RAM block {block} its {size} bytes: {source}")]
@@ -45,7 +45,7 @@ pub enum BackingError {
         /// Pages.
         need: u64,
         /// Why.
-        source: Errno,
+        source: io::Error,
     },
     /// The host gives no transparent huge pages to shared memory.
     #[error(
@@ -59,7 +59,7 @@ pub enum BackingError {
         /// The host's setting.
         setting: String,
         /// Why the tmpfs failed.
-        source: Errno,
+        source: io::Error,
     },
 }
 
@@ -76,10 +76,10 @@ pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingEr
     if pages == PageKind::Huge2M {
         // Found out now, with an errno, and not by SIGBUS when the guest touches the page.
         nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, size as i64).map_err(
-            |source| BackingError::NoHugePages {
+            |errno| BackingError::NoHugePages {
                 block: block.to_owned(),
                 need: size >> 21,
-                source,
+                source: errno.into(),
             },
         )?;
     }
@@ -87,7 +87,8 @@ pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingEr
 }
 
 fn memfd(block: &str, flags: MFdFlags) -> Result<OwnedFd, BackingError> {
-    let create = |source| BackingError::Create { block: block.to_owned(), source };
+    let create =
+        |errno: Errno| BackingError::Create { block: block.to_owned(), source: errno.into() };
     let name = CString::new(block).map_err(|_| create(Errno::EINVAL))?;
     memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | flags).map_err(create)
 }
@@ -97,10 +98,10 @@ fn thp_file(block: &str) -> Result<OwnedFd, BackingError> {
     if matches!(setting.as_str(), "always" | "within_size" | "advise" | "force") {
         return memfd(block, MFdFlags::empty());
     }
-    huge_tmpfs_file().map_err(|source| BackingError::NoThp {
+    huge_tmpfs_file().map_err(|errno| BackingError::NoThp {
         block: block.to_owned(),
         setting,
-        source,
+        source: errno.into(),
     })
 }
 
@@ -118,9 +119,8 @@ fn huge_tmpfs_file() -> Result<OwnedFd, Errno> {
     })?;
     let configure = |command: u32, key: *const libc::c_char, value: *const libc::c_char| {
         // SAFETY: key and value are null or NUL-terminated; the kernel keeps no pointer.
-        let ret = unsafe {
-            libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0)
-        };
+        let ret =
+            unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0) };
         Errno::result(ret).map(drop)
     };
     configure(FSCONFIG_SET_STRING, c"huge".as_ptr(), c"always".as_ptr())?;

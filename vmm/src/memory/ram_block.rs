@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::GuestMemory;
 use super::backing::{self, BackingError};
 use super::layout::{self, Region};
-use super::GuestMemory;
 use crate::config::{MemoryConfig, PageKind};
 
 /// The one RAM block of this machine, named as QEMU names it on a PC.
@@ -48,7 +48,9 @@ pub enum RamError {
         source: kvm_ioctls::Error,
     },
     /// The descriptor that came over exec is not the RAM the command line describes.
-    #[error("RAM block {block} that was handed over has {found} bytes, the command line says {expected}")]
+    #[error(
+        "RAM block {block} that was handed over has {found} bytes, the command line says {expected}"
+    )]
     Handed {
         /// The RAM block.
         block: String,
@@ -100,7 +102,8 @@ impl RamBlock {
     pub fn adopt(config: MemoryConfig, fd: OwnedFd) -> Result<Self, RamError> {
         let file = File::from(fd);
         let block = || PC_RAM.to_owned();
-        let meta = file.metadata().map_err(|source| RamError::Examine { block: block(), source })?;
+        let meta =
+            file.metadata().map_err(|source| RamError::Examine { block: block(), source })?;
         if meta.size() != config.size {
             let (found, expected) = (meta.size(), config.size);
             return Err(RamError::Handed { block: block(), found, expected });
@@ -160,8 +163,11 @@ impl RamBlock {
             };
             // SAFETY: the mapping outlives the VM: `Machine` drops its KVM part before its RAM, and
             // a mapping of `vm_memory` is only unmapped when dropped.
-            unsafe { vm.set_user_memory_region(memslot) }
-                .map_err(|source| RamError::Memslot { slot, start, source })?;
+            unsafe { vm.set_user_memory_region(memslot) }.map_err(|source| RamError::Memslot {
+                slot,
+                start,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -219,10 +225,7 @@ mod tests {
         let fd = first.fd().unwrap().try_clone_to_owned().unwrap();
         drop(first);
         let second = RamBlock::adopt(SMALL, fd).unwrap();
-        assert_eq!(
-            second.memory().read_obj::<u32>(GuestAddress(0x10_0000)).unwrap(),
-            0x1234_5678
-        );
+        assert_eq!(second.memory().read_obj::<u32>(GuestAddress(0x10_0000)).unwrap(), 0x1234_5678);
     }
 
     #[test]

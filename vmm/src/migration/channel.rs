@@ -101,7 +101,10 @@ pub struct OutgoingFile {
 }
 
 impl OutgoingFile {
-    /// Opens `path` for writing, and makes it (mode 0600) if it is not there.
+    /// Opens `path` for writing, empties it, and makes it (mode 0600) if it is not there.
+    ///
+    /// Emptying a file takes a file system several times as long as filling it, and here the guest
+    /// still runs.
     pub fn open(path: PathBuf) -> Result<Self, ChannelError> {
         let open_error = |source| ChannelError::Open { path: path.clone(), source };
         let mut options = OpenOptions::new();
@@ -118,6 +121,7 @@ impl OutgoingFile {
         if !meta.is_file() {
             return Err(ChannelError::NotRegular { path });
         }
+        file.set_len(0).map_err(open_error)?;
         let created = new.then(|| (meta.dev(), meta.ino()));
         Ok(Self { file, path, created, keep: false })
     }
@@ -125,8 +129,7 @@ impl OutgoingFile {
     /// Writes the state as the whole content of the file.
     pub fn write(&mut self, state: &SavedState) -> Result<Fingerprint, ChannelError> {
         let (bytes, fingerprint) = state.encode();
-        let written = self.file.set_len(0).and_then(|()| self.file.write_all(&bytes));
-        written.map_err(|source| ChannelError::Write {
+        self.file.write_all(&bytes).map_err(|source| ChannelError::Write {
             path: self.path.clone(),
             bytes: bytes.len(),
             source,
@@ -158,8 +161,7 @@ impl Drop for OutgoingFile {
 pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
     let read_error = |source| ChannelError::Read { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
-    let file =
-        options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(read_error)?;
     let meta = file.metadata().map_err(read_error)?;
     if !meta.is_file() {
         return Err(ChannelError::NotRegular { path: path.to_owned() });
@@ -243,8 +245,14 @@ mod tests {
             let address = MigrationAddress::from_arguments(Some(uri), None).unwrap();
             file_path(&address).unwrap_err().to_string()
         };
-        let uris =
-            ["tcp:localhost:1", "unix:/s", "exec:cat", "fd:7", "file:/f,offset=0x10", "file:/dev/fdset/1"];
+        let uris = [
+            "tcp:localhost:1",
+            "unix:/s",
+            "exec:cat",
+            "fd:7",
+            "file:/f,offset=0x10",
+            "file:/dev/fdset/1",
+        ];
         insta::assert_debug_snapshot!(uris.map(refused));
     }
 }

@@ -126,7 +126,8 @@ mod tests {
         seen.extend(migration.fail("why".to_owned()));
         assert!(!migration.under_way());
         assert_eq!(migration.info(Vec::new()).error_desc.as_deref(), Some("why"));
-        let order: Vec<_> = seen.iter().map(|e| e.data.as_ref().unwrap()["status"].clone()).collect();
+        let order: Vec<_> =
+            seen.iter().map(|e| e.data.as_ref().unwrap()["status"].clone()).collect();
         assert_eq!(order, ["setup", "active", "device", "failed"]);
     }
 

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::connection::{Closed, Connection};
 use super::dispatch::{self, Outcome};
-use crate::unix_listener::{BindError, Listener};
 use super::state::{RestoreError, ServerState};
+use crate::unix_listener::{BindError, Listener};
 
 /// So many clients may be connected; more wait in the backlog.
 pub const MAX_CLIENTS: usize = 64;

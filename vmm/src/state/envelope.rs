@@ -159,16 +159,15 @@ mod tests {
     }
 
     #[rstest]
-    #[case::trailing(&|bytes: &mut Vec<u8>| bytes.push(0))]
-    #[case::magic(&|bytes: &mut Vec<u8>| bytes[0] = b'X')]
-    #[case::version(&|bytes: &mut Vec<u8>| bytes[8] = 4)]
-    #[case::huge(&|bytes: &mut Vec<u8>| bytes[22] = 1)]
-    #[case::content(&|bytes: &mut Vec<u8>| bytes[41] = 1)]
-    #[case::empty(&|bytes: &mut Vec<u8>| bytes.clear())]
-    fn damage_is_named(#[case] damage: &dyn Fn(&mut Vec<u8>)) {
+    #[case("trailing", &|bytes: &mut Vec<u8>| bytes.push(0))]
+    #[case("magic", &|bytes: &mut Vec<u8>| bytes[0] = b'X')]
+    #[case("version", &|bytes: &mut Vec<u8>| bytes[8] = 4)]
+    #[case("huge", &|bytes: &mut Vec<u8>| bytes[22] = 1)]
+    #[case("content", &|bytes: &mut Vec<u8>| bytes[41] = 1)]
+    #[case("empty", &|bytes: &mut Vec<u8>| bytes.clear())]
+    fn damage_is_named(#[case] name: &str, #[case] damage: &dyn Fn(&mut Vec<u8>)) {
         let (mut bytes, _) = ENVELOPE.seal(b"content");
         damage(&mut bytes);
-        let name = std::thread::current().name().unwrap_or_default().replace("::", "_");
-        insta::assert_snapshot!(name, ENVELOPE.open(&bytes).unwrap_err());
+        insta::assert_snapshot!(format!("damage_{name}"), ENVELOPE.open(&bytes).unwrap_err());
     }
 }

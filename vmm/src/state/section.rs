@@ -131,9 +131,8 @@ impl SavedState {
             return Err(list(format!("{} sections are too many", sections.len())));
         }
         for (at, section) in sections.iter().enumerate() {
-            let same = |other: &&Section| {
-                other.name == section.name && other.instance == section.instance
-            };
+            let same =
+                |other: &&Section| other.name == section.name && other.instance == section.instance;
             if sections[..at].iter().any(|other| same(&other)) {
                 return Err(SectionError::Twice(format!("{}.{}", section.name, section.instance)));
             }
@@ -169,14 +168,16 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let mut errors = Vec::new();
-        errors.push(reread(&state()).unwrap().take::<u64>("pit", 0, 1).unwrap_err());
-        errors.push(reread(&state()).unwrap().take::<u64>("clock", 0, 2).unwrap_err());
-        errors.push(reread(&state()).unwrap().take::<String>("clock", 0, 1).unwrap_err());
-        errors.push(reread(&state()).unwrap().finish().unwrap_err());
         let mut twice = state();
         twice.put("clock", 0, 1, &43_u64);
-        errors.push(reread(&twice).unwrap_err());
+        let fresh = || reread(&state()).unwrap();
+        let errors = [
+            fresh().take::<u64>("pit", 0, 1).unwrap_err(),
+            fresh().take::<u64>("clock", 0, 2).unwrap_err(),
+            fresh().take::<String>("clock", 0, 1).unwrap_err(),
+            fresh().finish().unwrap_err(),
+            reread(&twice).unwrap_err(),
+        ];
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
         insta::assert_debug_snapshot!(texts);
     }

@@ -47,8 +47,7 @@ mod tests {
 
     #[test]
     fn leaf_1_carries_the_apic_id() {
-        let mut entry =
-            kvm_cpuid_entry2 { function: 1, ebx: 0xdead_0800, ..Default::default() };
+        let mut entry = kvm_cpuid_entry2 { function: 1, ebx: 0xdead_0800, ..Default::default() };
         adjust(&mut entry, 3, 4, true);
         assert_eq!(entry.ebx, 0x0304_0800);
         assert_eq!(entry.ecx, TSC_DEADLINE | HYPERVISOR);

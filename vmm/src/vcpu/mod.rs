@@ -10,4 +10,6 @@ mod thread;
 pub use cpuid::cpuid_for;
 pub use kick::install_kick_handler;
 pub use state::{StateCapabilities, StateError, VcpuState};
-pub use thread::{EventSink, GuestEvent, GuestEventKind, PauseError, SavedVcpu, VcpuHandle, VcpuStart};
+pub use thread::{
+    EventSink, GuestEvent, GuestEventKind, PauseError, SavedVcpu, VcpuHandle, VcpuStart,
+};

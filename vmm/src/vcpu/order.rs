@@ -30,14 +30,12 @@ pub enum Item {
 use Item::*;
 
 /// The order of saving.
-pub const SAVE: [Item; 11] = [
-    MpState, Regs, Sregs, Xcrs, Xsave, DebugRegs, Lapic, Msrs, TscOffset, Events, Cpuid,
-];
+pub const SAVE: [Item; 11] =
+    [MpState, Regs, Sregs, Xcrs, Xsave, DebugRegs, Lapic, Msrs, TscOffset, Events, Cpuid];
 
 /// The order of restoring.
-pub const RESTORE: [Item; 11] = [
-    Cpuid, TscOffset, Sregs, Xcrs, Xsave, Lapic, Msrs, Regs, MpState, DebugRegs, Events,
-];
+pub const RESTORE: [Item; 11] =
+    [Cpuid, TscOffset, Sregs, Xcrs, Xsave, Lapic, Msrs, Regs, MpState, DebugRegs, Events];
 
 /// "`first` comes before `then`", and what goes wrong otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -58,12 +56,27 @@ const fn constraint(number: u8, first: Item, then: Item, reason: &'static str) -
 
 /// What [`SAVE`] must satisfy.
 pub const SAVE_CONSTRAINTS: [Constraint; 6] = [
-    constraint(1, MpState, Regs, "reading the mp state lets a pending INIT or SIPI take effect, which changes RIP"),
+    constraint(
+        1,
+        MpState,
+        Regs,
+        "reading the mp state lets a pending INIT or SIPI take effect, which changes RIP",
+    ),
     constraint(2, MpState, Sregs, "the same changes CS"),
     constraint(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
     constraint(4, MpState, Events, "the same changes the events"),
-    constraint(5, Lapic, Msrs, "reading the LAPIC brings its timer up to date, on which IA32_TSC_DEADLINE depends"),
-    constraint(6, Regs, Events, "an exit whose completion is still to come shows in the registers first"),
+    constraint(
+        5,
+        Lapic,
+        Msrs,
+        "reading the LAPIC brings its timer up to date, on which IA32_TSC_DEADLINE depends",
+    ),
+    constraint(
+        6,
+        Regs,
+        Events,
+        "an exit whose completion is still to come shows in the registers first",
+    ),
 ];
 
 /// What [`RESTORE`] must satisfy.
@@ -73,13 +86,33 @@ pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
     constraint(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
     constraint(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
     constraint(15, Xcrs, Xsave, "components that XCR0 does not enable are not loaded"),
-    constraint(16, Sregs, Lapic, "the APIC base in the sregs chooses between xAPIC and x2APIC, which lay the page out differently"),
-    constraint(17, Lapic, Msrs, "IA32_TSC_DEADLINE is silently zero unless the LAPIC is in TSC-deadline mode"),
-    constraint(18, TscOffset, Msrs, "the deadline is compared with the guest's TSC as soon as it is set"),
+    constraint(
+        16,
+        Sregs,
+        Lapic,
+        "the APIC base in the sregs chooses between xAPIC and x2APIC, which lay the page out differently",
+    ),
+    constraint(
+        17,
+        Lapic,
+        Msrs,
+        "IA32_TSC_DEADLINE is silently zero unless the LAPIC is in TSC-deadline mode",
+    ),
+    constraint(
+        18,
+        TscOffset,
+        Msrs,
+        "the deadline is compared with the guest's TSC as soon as it is set",
+    ),
     constraint(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
     constraint(20, Sregs, Regs, "RFLAGS and RIP are checked against the mode that the sregs set"),
     constraint(21, Sregs, Events, "an interrupt to be injected needs the IDT of the sregs"),
-    constraint(22, Regs, Events, "writing the registers drops a pending exception (KVM_SET_REGS clears it)"),
+    constraint(
+        22,
+        Regs,
+        Events,
+        "writing the registers drops a pending exception (KVM_SET_REGS clears it)",
+    ),
 ];
 
 /// The constraint that `order` breaks first.

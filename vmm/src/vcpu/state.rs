@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 use kvm_bindings::{
     CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL,
     KVM_VCPU_TSC_OFFSET, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_sregs2,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_sregs2, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -278,9 +278,7 @@ impl Access<'_> {
                 None => Ok(()),
             },
             Item::Xsave => self.set_xsave(&state.xsave),
-            Item::DebugRegs => {
-                self.call("KVM_SET_DEBUGREGS", fd.set_debug_regs(&state.debug_regs))
-            }
+            Item::DebugRegs => self.call("KVM_SET_DEBUGREGS", fd.set_debug_regs(&state.debug_regs)),
             Item::Lapic => self.call("KVM_SET_LAPIC", fd.set_lapic(&state.lapic)),
             Item::Msrs => self.set_msrs(&state.msrs),
             Item::TscOffset => match state.tsc_offset {

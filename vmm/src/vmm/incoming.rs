@@ -10,6 +10,7 @@ use crate::devices::serial::SerialHost;
 use crate::machine::MachineError;
 use crate::migration::channel::{self, ChannelError};
 use crate::migration::cpr::helper::AdoptedHelper;
+use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::{CprState, monotonic_ns};
 
 /// Everything of an update but the state itself.
@@ -18,6 +19,8 @@ pub struct AwaitedState {
     pub cpr: CprState,
     /// The serial port's host side, for the machine that is to come.
     pub host: SerialHost,
+    /// When what was done until now.
+    pub phases: Phases,
 }
 
 /// Why a saved state could not be loaded.
@@ -54,8 +57,11 @@ impl Vmm {
         let machine = |source| LoadError::Machine { path: name.clone(), source };
         let state = self.machine.examine(state).map_err(machine)?;
         // Until here another file can be tried.
-        let AwaitedState { cpr, host } = self.awaited.take().ok_or(LoadError::NotAwaited)?;
+        let AwaitedState { cpr, host, mut phases } =
+            self.awaited.take().ok_or(LoadError::NotAwaited)?;
+        phases.done("read");
         self.machine.restore(host, state).map_err(machine)?;
+        phases.done("build");
         self.machine.put_back_events(cpr.pending_events);
         let runs = cpr.run_state.is_running();
         if runs {
@@ -63,13 +69,14 @@ impl Vmm {
         } else {
             self.machine.set_run_state(cpr.run_state);
         }
+        phases.done("resume");
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         // From here on nothing returns to the old binary.
         self.qmp.own_socket_file();
         if let Some(bus) = self.machine.bus() {
             bus.serial().host_mut().own_socket_file();
         }
-        tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, "cpr_state_load");
+        tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(cpr.migration.paused_ns), "cpr_state_load");
         if runs {
             self.qmp.broadcast(&EventKind::Resume.now());
         }

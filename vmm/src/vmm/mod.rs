@@ -21,6 +21,7 @@ use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
 use crate::machine::Machine;
 use crate::migration::cpr::helper::AdoptedHelper;
+use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::cpr::update::{Plan, Walk};
@@ -64,13 +65,17 @@ const FAILURE: ExitStatus = 1;
 
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut phases = Phases::begin();
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
+    phases.done("adopt");
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
         Err(error) => error.exit(),
     };
-    let result = adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a));
+    phases.done("parse");
+    let result =
+        adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
     match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {

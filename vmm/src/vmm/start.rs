@@ -3,15 +3,16 @@
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
+use super::Vmm;
 use super::incoming::{AwaitedState, LoadError};
 use super::signals::EndSignals;
-use super::Vmm;
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
 use crate::devices::serial::{HostError, SerialHost};
 use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineConfig, MachineError};
 use crate::memory::{RamBlock, RamError};
+use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
@@ -70,10 +71,14 @@ pub enum StartError {
 
 impl Vmm {
     /// Starts a guest, or goes on with the one in `adopted`.
-    pub(super) fn start(config: Config, adopted: Option<Adopted>) -> Result<Self, StartError> {
+    pub(super) fn start(
+        config: Config,
+        adopted: Option<Adopted>,
+        phases: Phases,
+    ) -> Result<Self, StartError> {
         match (adopted, config.incoming.clone()) {
             (None, None) => Self::boot(config),
-            (Some(adopted), Some(incoming)) => Self::take_over(config, adopted, incoming),
+            (Some(adopted), Some(incoming)) => Self::take_over(config, adopted, incoming, phases),
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
         }
@@ -117,11 +122,14 @@ impl Vmm {
         config: Config,
         adopted: Adopted,
         incoming: Incoming,
+        mut phases: Phases,
     ) -> Result<Self, StartError> {
         let Adopted { state: mut cpr, mut fds } = adopted;
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
+        phases.done("log");
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
         let signals = EndSignals::install().map_err(StartError::Signals)?;
+        phases.done("signals");
         let ram = match cpr.ram_blocks.as_slice() {
             [block] => fds
                 .take(&format!("ram.{}", block.name), 0)
@@ -129,6 +137,7 @@ impl Vmm {
             _ => return Err(StartError::NoRam(crate::memory::PC_RAM.to_owned())),
         };
         let ram = RamBlock::adopt(config.memory, ram)?;
+        phases.done("ram");
         let image = fds
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
@@ -139,6 +148,7 @@ impl Vmm {
         for name in fds.leftover() {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
         }
+        phases.done("qmp");
         let mut machine = Machine::new(machine_config(&config), ram, image)?;
         machine.set_run_state(RunState::Inmigrate);
         let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events);
@@ -149,7 +159,7 @@ impl Vmm {
             parameters: MigrationParameters::default(),
             log,
             signals,
-            awaited: Some(AwaitedState { cpr, host }),
+            awaited: Some(AwaitedState { cpr, host, phases }),
             finishing: None,
             planned: None,
             ended: None,

@@ -266,7 +266,8 @@ mod tests {
 
     fn unix(dir: &std::path::Path) -> (SerialHost, PathBuf) {
         let path = dir.join("serial");
-        let host = SerialHost::open(&SerialConfig::Unix(path.clone()), None, &mut |_| None).unwrap();
+        let host =
+            SerialHost::open(&SerialConfig::Unix(path.clone()), None, &mut |_| None).unwrap();
         (host, path)
     }
 

@@ -138,9 +138,8 @@ impl SerialPort {
         state: &SerialPortState,
     ) -> Result<Self, SerialError> {
         host.queue(&state.pending_output);
-        let device =
-            Serial::from_state(&state.registers(), IrqLine { vm }, WakeOnRoom(wake), host)
-                .map_err(|error| SerialError::State(error.to_string()))?;
+        let device = Serial::from_state(&state.registers(), IrqLine { vm }, WakeOnRoom(wake), host)
+            .map_err(|error| SerialError::State(error.to_string()))?;
         Ok(Self { device })
     }
 

@@ -1,6 +1,7 @@
 //! The command that an update executes: checked and prepared while the guest still runs.
 
 use std::ffi::{CString, OsString};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 
@@ -32,7 +33,7 @@ pub enum CommandError {
 
 /// Why nothing was executed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot execute cpr-exec-command \"{command}\": {} (os error {})", .errno.desc(), *.errno as i32)]
+#[error("cannot execute cpr-exec-command \"{command}\": {}", io::Error::from(*.errno))]
 pub struct ExecError {
     command: String,
     errno: Errno,
@@ -89,7 +90,10 @@ impl ExecCommand {
             match last {
                 Errno::EACCES => denied = true,
                 // Not here: the next directory may have it.
-                Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV
+                Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::ESTALE
+                | Errno::ENODEV
                 | Errno::ETIMEDOUT => {}
                 _ => return self.error(last),
             }

@@ -22,7 +22,7 @@ const LOWEST_PRIORITY: i64 = 19;
 
 /// Why there is no helper. An update works without; it takes longer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("cannot start the helper that holds the old address space: {call}: {errno}")]
+#[error("cannot start the helper that holds the old address space: {call}: {}", std::io::Error::from(*.errno))]
 pub struct HelperError {
     call: &'static str,
     errno: Errno,
@@ -186,7 +186,10 @@ mod tests {
         let pid = helper.pid();
         assert!(is_child(pid));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        assert!(status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"), "{status}");
+        assert!(
+            status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"),
+            "{status}"
+        );
         drop(helper);
         assert!(!is_child(pid));
     }

@@ -7,6 +7,7 @@
 pub mod command;
 pub mod helper;
 pub mod named_fds;
+pub mod phases;
 pub mod publish;
 pub mod state;
 pub mod take_over;

@@ -54,7 +54,7 @@ pub enum AdoptError {
         /// Which.
         named: NamedFd,
         /// Why.
-        source: Errno,
+        source: std::io::Error,
     },
     /// A descriptor or a name is listed twice.
     #[error("descriptor {} ({}.{}) is listed twice", .0.fd, .0.name, .0.id)]
@@ -88,7 +88,8 @@ impl AdoptedFds {
             }
             // SAFETY: only asks whether the number is open; a closed one gives EBADF.
             let fd = unsafe { BorrowedFd::borrow_raw(named.fd.max(0)) };
-            let closed = |source| AdoptError::NotOpen { named: named.clone(), source };
+            let closed =
+                |errno: Errno| AdoptError::NotOpen { named: named.clone(), source: errno.into() };
             if named.fd < 0 {
                 return Err(closed(Errno::EBADF));
             }

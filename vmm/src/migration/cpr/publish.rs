@@ -1,6 +1,6 @@
 //! The moment between "everything is saved" and `exec`, in which descriptors survive an exec.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -14,7 +14,7 @@ use super::state::SealedFd;
 #[error("cannot clear close-on-exec of descriptor {fd}: {source}")]
 pub struct PublishError {
     fd: i32,
-    source: Errno,
+    source: std::io::Error,
 }
 
 /// Exactly the named descriptors and the CPR state stay open over an exec. Dropping this makes
@@ -30,10 +30,8 @@ impl<'a> Published<'a> {
         // From here on a failure is undone by `Drop`.
         let published = Self { fds, state };
         for fd in published.all() {
-            set_flags(fd, FdFlag::empty()).map_err(|source| {
-                use std::os::fd::AsRawFd;
-                PublishError { fd: fd.as_raw_fd(), source }
-            })?;
+            set_flags(fd, FdFlag::empty())
+                .map_err(|errno| PublishError { fd: fd.as_raw_fd(), source: errno.into() })?;
         }
         Ok(published)
     }
@@ -44,7 +42,6 @@ impl<'a> Published<'a> {
 
     /// Executes `command`. Returns only if it could not be executed, with everything undone.
     pub fn exec(self, command: &ExecCommand) -> ExecError {
-        use std::os::fd::AsRawFd;
         command.exec(self.state.as_fd().as_raw_fd())
     }
 }

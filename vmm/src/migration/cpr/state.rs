@@ -116,10 +116,7 @@ impl AsFd for SealedFd {
 }
 
 fn all_seals() -> SealFlag {
-    SealFlag::F_SEAL_SEAL
-        | SealFlag::F_SEAL_SHRINK
-        | SealFlag::F_SEAL_GROW
-        | SealFlag::F_SEAL_WRITE
+    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
 
 /// Why the CPR state that the environment names is not accepted.
@@ -134,7 +131,7 @@ pub enum ReadError {
         /// The number.
         fd: RawFd,
         /// Why.
-        source: Errno,
+        source: io::Error,
     },
     /// The descriptor is something else.
     #[error("descriptor {0} is no sealed memfd")]
@@ -185,7 +182,7 @@ pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
     let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
         Ok(seals) => SealFlag::from_bits_truncate(seals),
         Err(Errno::EINVAL) => return Err(ReadError::NotSealed(fd)),
-        Err(source) => return Err(ReadError::NotOpen { fd, source }),
+        Err(errno) => return Err(ReadError::NotOpen { fd, source: errno.into() }),
     };
     if !seals.contains(all_seals()) {
         return Err(ReadError::NotSealed(fd));
@@ -263,8 +260,9 @@ mod tests {
         let foreign = StateFd::create().unwrap().0;
         File::from(foreign.try_clone().unwrap()).write_all(&SAMPLE.seal(b"x").0).unwrap();
         fcntl(&foreign, FcntlArg::F_ADD_SEALS(all_seals())).unwrap();
-        let mut texts: Vec<_> =
-            ["", "-1", "x", "3 ", "99999999999", "987654"].map(|v| read(v).unwrap_err().to_string()).into();
+        let mut texts: Vec<_> = ["", "-1", "x", "3 ", "99999999999", "987654"]
+            .map(|v| read(v).unwrap_err().to_string())
+            .into();
         texts.push(error_of(&unsealed));
         texts.push(error_of(&null));
         texts.push(error_of(&foreign));
