@@ -1,1 +1,15 @@
 //! Proves that a live update of a VMM keeps everything a guest and its operator rely on.
+//!
+//! The harness sees a VMM only as a process with a command line, a QMP socket, file descriptors
+//! and RAM. [`scenario`] says what to do, [`backend`] how to start a VMM, [`observe`] what can be
+//! seen from outside, [`check`] what must hold after every step, [`run`] does it all, [`report`]
+//! tells.
+
+pub mod backend;
+pub mod carry;
+pub mod check;
+pub mod cli;
+pub mod observe;
+pub mod report;
+pub mod run;
+pub mod scenario;

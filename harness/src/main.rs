@@ -1,5 +1,7 @@
 //! The harness as one file to copy to a host: it carries the VMM and the guests.
 
-fn main() -> std::process::ExitCode {
-    cpr_vmm::main(std::env::args_os().skip(2))
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cpr_harness::carry::dispatch().unwrap_or_else(cpr_harness::cli::main)
 }

@@ -1,3 +1,55 @@
 //! Turns every scenario case into a test of its own name.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use cpr_harness::backend::cpr_vmm::CprVmm;
+use cpr_harness::carry;
+use cpr_harness::observe::clock;
+use cpr_harness::report::terminal;
+use cpr_harness::run::{Options, Patience, Verdict, case, signals};
+use cpr_harness::scenario::Case;
+use cpr_harness::scenario::set::Set;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    if let Some(code) = carry::dispatch() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    clock::start();
+    signals::guard();
+    match trials() {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(e) => {
+            eprintln!("scenarios: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials() -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
+    let options = Options {
+        backend: Arc::new(CprVmm::carried()?),
+        evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("evidence"),
+        keep: false,
+        patience: Patience::default(),
+        vmm_option: String::new(),
+    };
+    let trial = |case: Case| {
+        let options = options.clone();
+        Trial::ignorable_test(case.name.clone(), move || run(&case, &options))
+    };
+    Ok(Set::embedded()?.cases.into_iter().map(trial).collect())
+}
+
+fn run(case: &Case, options: &Options) -> Result<Completion, Failed> {
+    let report = case::run(case, options);
+    match &report.verdict {
+        Verdict::Pass => Ok(Completion::Completed),
+        Verdict::Fail(_) => Err(terminal::details(&report).join("\n").into()),
+        Verdict::Ignored(why) => Ok(Completion::ignored_with(why)),
+        Verdict::Broken(why) => Err(why.into()),
+    }
+}

@@ -1,0 +1,77 @@
+//! What the mock can do wrong.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+/// One misbehaviour; all but the last few show in an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// Leave a descriptor open.
+    LeakFd,
+    /// Go on in another process.
+    ChangePid,
+    /// Execute another file than asked for.
+    OtherExecutable,
+    /// Bring a second VM along.
+    SecondVm,
+    /// Move RAM to a new file.
+    CopyRam,
+    /// Move RAM to other page frames of the same file.
+    MoveFrames,
+    /// Flip one byte of RAM.
+    FlipByte,
+    /// Let a paused guest run.
+    ResumePaused,
+    /// Say after an update that the guest runs when it is paused, and the other way round.
+    LieAfterUpdate,
+    /// Say that the guest runs, and let it stand still.
+    Freeze,
+    /// Let one vCPU run on while the guest is paused, after an update.
+    BeatWhilePaused,
+    /// Let the guest take an exception.
+    GuestException,
+    /// Let the guest panic.
+    GuestPanic,
+    /// Let the guest boot anew.
+    Reboot,
+    /// Log a triple fault of the guest.
+    TripleFault,
+    /// Leave out `MIGRATION(device)`.
+    DropEvent,
+    /// Send `RESUME` too late.
+    ReorderEvents,
+    /// Answer `query-migrate` with another status than the events had.
+    WrongMigrateStatus,
+    /// Leave `mode` set after a good update.
+    KeepMode,
+    /// Leave `CPR_EXEC_STATE` in the environment.
+    KeepVariable,
+    /// Leave the state's memfd open.
+    KeepStateFd,
+    /// Leave a child process.
+    KeepChild,
+    /// Write the PID file again.
+    RewritePidFile,
+    /// After a failed exec, leave close-on-exec cleared.
+    KeepInheritable,
+    /// Do not name the command in the error.
+    NamelessError,
+    /// Do not give the errno in the error.
+    ErrorWithoutErrno,
+    /// Report success where exec failed.
+    SuccessForFailure,
+    /// Never finish an update.
+    Hang,
+    /// End in an update.
+    Die,
+    /// Leave the socket behind at `quit`.
+    KeepSocket,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |v| v.get_name()))
+    }
+}

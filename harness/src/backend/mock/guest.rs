@@ -1,0 +1,175 @@
+//! A guest that is none: threads that keep a mailbox alive.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
+use guest_images::mailbox::{damage_state, phase};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+
+use crate::observe::clock;
+
+/// Time between two heartbeats.
+const BEAT: Duration = Duration::from_micros(200);
+
+/// RAM and the threads that play the vCPUs.
+pub struct Guest {
+    ram: File,
+    bytes: u64,
+    base: NonNull<libc::c_void>,
+    running: Arc<Mutex<bool>>,
+}
+
+impl Guest {
+    /// A guest in `ram`, standing still.
+    pub fn new(ram: OwnedFd, shared: bool) -> io::Result<Self> {
+        let ram = File::from(ram);
+        let bytes = ram.metadata()?.len();
+        let length = std::num::NonZeroUsize::new(bytes as usize)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let flags = if shared { MapFlags::MAP_SHARED } else { MapFlags::MAP_PRIVATE };
+        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
+        let base = unsafe {
+            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &ram, 0)
+        }?;
+        let guest = Self { ram, bytes, base, running: Arc::new(Mutex::new(false)) };
+        guest.touch();
+        Ok(guest)
+    }
+
+    fn mailbox(&self) -> &'static Mailbox {
+        // SAFETY: inside the mapping, which is never unmapped; every bit pattern is a `Mailbox`.
+        unsafe { self.base.byte_add(MAILBOX_GPA as usize).cast::<Mailbox>().as_ref() }
+    }
+
+    /// Touches a page in each MiB, so that there are frames to look at.
+    fn touch(&self) {
+        for offset in (0..self.bytes).step_by(1 << 20) {
+            // SAFETY: inside the mapping; no one else uses the first word of a MiB.
+            let word = unsafe { self.base.byte_add(offset as usize).cast::<AtomicU64>().as_ref() };
+            word.fetch_max(1, Relaxed);
+        }
+    }
+
+    /// Sets the mailbox up as a booted guest does.
+    pub fn boot(&self, cpus: usize) {
+        let mailbox = self.mailbox();
+        mailbox.layout.store(MAILBOX_LAYOUT, Relaxed);
+        mailbox.marker_go.store(0, Relaxed);
+        mailbox.gap_request.store(0, Relaxed);
+        for (byte, value) in mailbox.name.iter().zip(*b"mock") {
+            byte.store(value, Relaxed);
+        }
+        mailbox.boots.fetch_add(1, Relaxed);
+        mailbox.cpus_online.store(cpus as u32, Relaxed);
+        for cpu in &mailbox.cpus[..cpus] {
+            cpu.online.store(1, Relaxed);
+            cpu.tsc.store(clock::tsc(), Relaxed);
+            cpu.gap_ack.store(0, Relaxed);
+            cpu.gap.store(0, Relaxed);
+        }
+        mailbox.phase.store(phase::RUNNING, Release);
+        mailbox.magic.store(MAILBOX_MAGIC, Release);
+    }
+
+    /// Starts the threads of `cpus` vCPUs; they beat while the guest runs.
+    pub fn start(&self, cpus: usize, always: bool) {
+        for index in 0..cpus {
+            let (mailbox, running) = (self.mailbox(), self.running.clone());
+            let always = always && index == 0;
+            std::thread::spawn(move || {
+                loop {
+                    {
+                        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+                        if *running || always {
+                            beat(mailbox, index);
+                        }
+                    }
+                    std::thread::sleep(BEAT);
+                }
+            });
+        }
+    }
+
+    /// Runs or stops the vCPUs; when it returns, that is so.
+    pub fn set_running(&self, run: bool) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = run;
+    }
+
+    /// The RAM's descriptor.
+    pub fn ram(&self) -> &File {
+        &self.ram
+    }
+
+    /// Flips a byte well away from the mailbox.
+    pub fn flip_byte(&self) -> io::Result<()> {
+        let mut byte = [0];
+        self.ram.read_exact_at(&mut byte, self.bytes / 2)?;
+        self.ram.write_all_at(&[!byte[0]], self.bytes / 2)
+    }
+
+    /// Records damage, as a guest that took a page fault or panicked.
+    pub fn damage(&self, kind: u32) {
+        let damage = &self.mailbox().damage;
+        damage.kind.store(kind, Relaxed);
+        damage.vector.store(14, Relaxed);
+        damage.error_code.store(2, Relaxed);
+        damage.rip.store(0x10_1234, Relaxed);
+        damage.address.store(0xdead_b000, Relaxed);
+        if kind == damage_kind::PANIC {
+            for (byte, value) in damage.text.iter().zip(*b"sweep.rs:7: generation went back") {
+                byte.store(value, Relaxed);
+            }
+        }
+        damage.state.store(damage_state::VALID, Release);
+    }
+}
+
+/// Moves RAM to a new file under the old number.
+pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
+    let old = File::from(ram.try_clone()?);
+    let copy = super::machine::ram_file(old.metadata()?.len())?;
+    io::copy(&mut &old, &mut &File::from(copy.try_clone()?))?;
+    Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+/// Moves RAM to other page frames of the same file.
+pub fn move_frames(ram: &OwnedFd) -> io::Result<()> {
+    let file = File::from(ram.try_clone()?);
+    let bytes = file.metadata()?.len();
+    let mut content = vec![0; bytes as usize];
+    file.read_exact_at(&mut content, 0)?;
+    // The old frames are used up, or the new ones might be the same.
+    let copy = File::from(super::machine::ram_file(bytes)?);
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(ram, hole, 0, bytes as i64)?;
+    copy.write_all_at(&content, 0)?;
+    file.write_all_at(&content, 0)
+}
+
+fn beat(mailbox: &Mailbox, index: usize) {
+    let cpu = &mailbox.cpus[index];
+    let now = clock::tsc();
+    let gap = now.wrapping_sub(cpu.tsc.swap(now, Relaxed));
+    let request = mailbox.gap_request.load(Acquire);
+    if cpu.gap_ack.load(Relaxed) != request {
+        cpu.gap.store(0, Relaxed);
+        cpu.gap_ack.store(request, Release);
+    } else if gap > cpu.gap.load(Relaxed) {
+        cpu.gap_tsc.store(now, Relaxed);
+        cpu.gap.store(gap, Relaxed);
+    }
+    let beats = cpu.heartbeat.fetch_add(1, Release);
+    if index == 0 {
+        mailbox.sweeps.store(beats / 20, Relaxed);
+        mailbox.marker.store(mailbox.marker_go.load(Acquire) + 1, Release);
+    }
+}

@@ -1,0 +1,127 @@
+//! What the mock hands over an `exec`: a memfd, its number in the environment.
+
+use std::ffi::{CString, c_char};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use cpr_qmp::run_state::RunState;
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+/// The variable.
+const VARIABLE: &str = "CPR_EXEC_STATE";
+
+/// A QMP connection and what was read from it but not yet obeyed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Peer {
+    pub number: RawFd,
+    pub input: Vec<u8>,
+}
+
+/// The state that goes along.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handover {
+    pub ram: RawFd,
+    pub listener: RawFd,
+    pub log: RawFd,
+    pub clients: Vec<Peer>,
+    pub run_state: RunState,
+    pub events: bool,
+}
+
+impl Handover {
+    fn descriptors(&self) -> Vec<RawFd> {
+        let mut all = vec![self.ram, self.listener, self.log];
+        all.extend(self.clients.iter().map(|peer| peer.number));
+        all
+    }
+
+    /// Executes `command`; returns only if that fails.
+    ///
+    /// `leave_one` forgets to set close-on-exec again on the listener.
+    pub fn exec(&self, command: &[String], leave_one: bool) -> io::Error {
+        match self.try_exec(command, leave_one) {
+            Ok(never) => match never {},
+            Err(e) => e,
+        }
+    }
+
+    fn try_exec(
+        &self,
+        command: &[String],
+        leave_one: bool,
+    ) -> io::Result<std::convert::Infallible> {
+        let mut state = File::from(memfd_create(c"cpr-state", MFdFlags::empty())?);
+        serde_json::to_writer(&state, self)?;
+        state.rewind()?;
+        let words = command
+            .iter()
+            .map(|word| Ok(CString::new(word.as_str())?))
+            .collect::<io::Result<Vec<CString>>>()?;
+        let variable = CString::new(format!("{VARIABLE}={}", state.as_raw_fd()))?;
+        let environment: Vec<CString> = std::env::vars()
+            .filter_map(|(k, v)| CString::new(format!("{k}={v}")).ok())
+            .chain([variable])
+            .collect();
+        self.descriptors().into_iter().for_each(|fd| set_close_on_exec(fd, false));
+        let mut error = Errno::ENOENT;
+        for path in candidates(&command[0]) {
+            let Ok(path) = CString::new(path) else { continue };
+            let Err(e) = nix::unistd::execve(&path, &words, &environment);
+            if error == Errno::ENOENT {
+                error = e;
+            }
+        }
+        let restored =
+            self.descriptors().into_iter().filter(|fd| !leave_one || *fd != self.listener);
+        restored.for_each(|fd| set_close_on_exec(fd, true));
+        Err(error.into())
+    }
+}
+
+fn candidates(word: &str) -> Vec<String> {
+    if word.contains('/') {
+        return vec![word.to_owned()];
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').map(|folder| format!("{folder}/{word}")).collect()
+}
+
+/// Takes over what the process before left, if it did.
+pub fn adopt(keep_variable: bool) -> io::Result<Option<(Handover, OwnedFd)>> {
+    let Ok(number) = std::env::var(VARIABLE) else { return Ok(None) };
+    let number: RawFd = number.parse().map_err(io::Error::other)?;
+    if !keep_variable {
+        erase_variable();
+    }
+    // SAFETY: our own previous process left this descriptor for us, and nothing else knows it.
+    let mut state = unsafe { File::from_raw_fd(number) };
+    let mut text = String::new();
+    state.read_to_string(&mut text)?;
+    set_close_on_exec(number, true);
+    Ok(Some((serde_json::from_str(&text)?, state.into())))
+}
+
+/// Removes the variable, and its text from the memory that `/proc/PID/environ` shows.
+fn erase_variable() {
+    let Ok(name) = CString::new(VARIABLE) else { return };
+    // SAFETY: called before any thread exists. The text lies in memory that the kernel gave this
+    // process for its environment, is followed by a NUL, and has the name and `=` before it.
+    unsafe {
+        let value: *mut c_char = libc::getenv(name.as_ptr());
+        std::env::remove_var(VARIABLE);
+        if !value.is_null() {
+            let length = libc::strlen(value);
+            let before = VARIABLE.len() + 1;
+            std::ptr::write_bytes(value.sub(before), 0, before + length);
+        }
+    }
+}
+
+/// Sets or clears close-on-exec.
+pub fn set_close_on_exec(fd: RawFd, set: bool) {
+    // SAFETY: changes one flag of a descriptor of this process; a bad number is an error.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, if set { libc::FD_CLOEXEC } else { 0 }) };
+}

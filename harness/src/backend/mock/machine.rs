@@ -1,0 +1,263 @@
+//! The mock's VM: what there is, and how it starts.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use cpr_qmp::message::{Event, QmpError};
+use cpr_qmp::migration::{MigMode, MigrationStatus};
+use cpr_qmp::run_state::{RunState, StatusInfo};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::{Value, json};
+
+use super::guest::{self, Guest};
+use super::handover::{self, Handover, Peer};
+use super::{Args, Fault};
+use crate::scenario::size::Size;
+use guest_images::mailbox::damage_kind;
+
+/// `KVM_CREATE_VM`.
+const KVM_CREATE_VM: libc::c_ulong = 0xae01;
+
+/// One QMP connection.
+pub struct Client {
+    pub stream: UnixStream,
+    pub input: Vec<u8>,
+}
+
+/// Everything the mock has.
+pub struct Machine {
+    pub args: Args,
+    pub guest: Guest,
+    pub listener: UnixListener,
+    pub clients: Vec<Client>,
+    pub log: File,
+    /// Held open, never used: the descriptors of a VM.
+    _kvm: Vec<OwnedFd>,
+    pub run_state: RunState,
+    pub mode: MigMode,
+    pub command: Vec<String>,
+    pub events: bool,
+    pub status: MigrationStatus,
+    pub error: Option<String>,
+    /// An event held back by [`Fault::ReorderEvents`].
+    held: Option<Event>,
+}
+
+impl Machine {
+    /// Boots, or takes over from the process before.
+    pub fn start(args: Args) -> io::Result<Self> {
+        match handover::adopt(args.has(Fault::KeepVariable))? {
+            Some((handover, state)) => Self::resume(args, handover, state),
+            None => Self::boot(args),
+        }
+    }
+
+    fn boot(args: Args) -> io::Result<Self> {
+        let log = File::options().append(true).create(true).open(&args.log_file)?;
+        let size = args.memory.split(',').next().unwrap_or_default();
+        let size: Size = size.parse().map_err(io::Error::other)?;
+        let guest = Guest::new(ram_file(size.0)?, args.shared_ram())?;
+        let listener = UnixListener::bind(args.socket())?;
+        fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
+        write_pid_file(&args)?;
+        let kvm = create_vm();
+        let mut machine = Self {
+            guest,
+            listener,
+            clients: Vec::new(),
+            log,
+            _kvm: kvm,
+            run_state: RunState::Prelaunch,
+            mode: MigMode::Normal,
+            command: Vec::new(),
+            events: false,
+            status: MigrationStatus::None,
+            error: None,
+            held: None,
+            args,
+        };
+        machine.guest.start(machine.args.cpus, false);
+        if !machine.args.paused {
+            machine.guest.boot(machine.args.cpus);
+            machine.guest.set_running(true);
+            machine.run_state = RunState::Running;
+        }
+        Ok(machine)
+    }
+
+    fn resume(args: Args, handover: Handover, state: OwnedFd) -> io::Result<Self> {
+        let mut ram = owned(handover.ram);
+        if args.has(Fault::CopyRam) {
+            guest::copy_ram(&mut ram)?;
+        }
+        if args.has(Fault::MoveFrames) {
+            guest::move_frames(&ram)?;
+        }
+        let mut kvm = create_vm();
+        if args.has(Fault::SecondVm) {
+            kvm.extend(create_vm());
+        }
+        let shared = args.shared_ram();
+        let client = |peer: Peer| Client { stream: owned(peer.number).into(), input: peer.input };
+        let mut machine = Self {
+            guest: Guest::new(ram, shared)?,
+            listener: owned(handover.listener).into(),
+            clients: handover.clients.into_iter().map(client).collect(),
+            log: owned(handover.log).into(),
+            _kvm: kvm,
+            run_state: handover.run_state,
+            mode: MigMode::Normal,
+            command: Vec::new(),
+            events: handover.events,
+            status: MigrationStatus::Completed,
+            error: None,
+            held: None,
+            args,
+        };
+        machine.arrive(state)?;
+        Ok(machine)
+    }
+
+    /// The last part of an update, in the new process.
+    fn arrive(&mut self, state: OwnedFd) -> io::Result<()> {
+        let Some(fault) = self.args.fault else { return self.go_on() };
+        match fault {
+            Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
+            Fault::KeepStateFd => std::mem::forget(state),
+            Fault::KeepChild => {
+                std::process::Command::new("sleep").arg("600").spawn()?;
+            }
+            Fault::KeepMode => self.mode = MigMode::CprExec,
+            Fault::RewritePidFile => {
+                fs::remove_file(&self.args.pid_file)?;
+                write_pid_file(&self.args)?;
+            }
+            Fault::GuestException => self.guest.damage(damage_kind::EXCEPTION),
+            Fault::Reboot => self.guest.boot(self.args.cpus),
+            Fault::GuestPanic => self.guest.damage(damage_kind::PANIC),
+            Fault::TripleFault => writeln!(self.log, "ERROR guest_triple_fault vcpu=0")?,
+            Fault::ResumePaused if self.run_state != RunState::Running => {
+                self.run_state = RunState::Running;
+            }
+            _ => {}
+        }
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> io::Result<()> {
+        let run = self.run_state == RunState::Running;
+        self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused));
+        if run {
+            self.guest.set_running(!self.args.has(Fault::Freeze));
+            self.emit("RESUME", None);
+        }
+        self.set_status(MigrationStatus::Completed);
+        Ok(())
+    }
+
+    fn lies(&self) -> bool {
+        self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
+    }
+
+    /// `query-status`.
+    pub fn status_info(&self) -> StatusInfo {
+        let status = match (self.lies(), self.run_state) {
+            (true, RunState::Running) => RunState::Paused,
+            (true, _) => RunState::Running,
+            (false, state) => state,
+        };
+        StatusInfo { running: status.is_running(), status }
+    }
+
+    /// Moves the migration on and tells.
+    pub fn set_status(&mut self, status: MigrationStatus) {
+        self.status = status;
+        if !self.events || self.args.has(Fault::DropEvent) && status == MigrationStatus::Device {
+            return;
+        }
+        self.emit("MIGRATION", Some(json!({ "status": status })));
+    }
+
+    /// Sends an event to every client.
+    pub fn emit(&mut self, name: &str, data: Option<Value>) {
+        let event = Event::now(name, data);
+        if self.args.has(Fault::ReorderEvents) && name == "RESUME" {
+            self.held = Some(event);
+            return;
+        }
+        for event in [Some(event), self.held.take()].into_iter().flatten() {
+            let line = serde_json::to_string(&event).unwrap_or_default();
+            for client in &mut self.clients {
+                // A client that is gone is noticed when it is read.
+                let _ = writeln!(client.stream, "{line}\r");
+            }
+        }
+    }
+
+    /// Stops the guest.
+    pub fn pause(&mut self, state: RunState) {
+        if self.run_state == RunState::Running {
+            self.guest.set_running(false);
+            self.run_state = state;
+            self.emit("STOP", None);
+        }
+    }
+
+    /// Lets it run.
+    pub fn unpause(&mut self) {
+        if self.run_state == RunState::Running {
+            return;
+        }
+        if self.run_state == RunState::Prelaunch {
+            self.guest.boot(self.args.cpus);
+        }
+        self.guest.set_running(true);
+        self.run_state = RunState::Running;
+        self.emit("RESUME", None);
+    }
+
+    /// Boots the guest again.
+    pub fn reset(&mut self) {
+        self.guest.boot(self.args.cpus);
+        self.emit("RESET", Some(json!({ "guest": false, "reason": "host-qmp-system-reset" })));
+    }
+}
+
+/// A command's result.
+pub type Answer = Result<Value, QmpError>;
+
+/// A memfd for RAM.
+pub fn ram_file(bytes: u64) -> io::Result<OwnedFd> {
+    let file = File::from(memfd_create(c"pc.ram", MFdFlags::MFD_CLOEXEC)?);
+    file.set_len(bytes)?;
+    Ok(file.into())
+}
+
+/// Takes over a descriptor that the process before left open for us.
+fn owned(number: i32) -> OwnedFd {
+    // SAFETY: the handover names each descriptor once, and nothing else owns it in this process.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    handover::set_close_on_exec(fd.as_raw_fd(), true);
+    fd
+}
+
+fn write_pid_file(args: &Args) -> io::Result<()> {
+    fs::write(&args.pid_file, format!("{}\n", std::process::id()))
+}
+
+/// `/dev/kvm` and a VM, where there is KVM.
+fn create_vm() -> Vec<OwnedFd> {
+    let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
+        return Vec::new();
+    };
+    // SAFETY: KVM_CREATE_VM takes a number and returns a descriptor or -1.
+    let vm = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM as _, 0) };
+    if vm < 0 {
+        return Vec::new();
+    }
+    // SAFETY: a new descriptor that is ours alone.
+    vec![unsafe { OwnedFd::from_raw_fd(vm) }]
+}

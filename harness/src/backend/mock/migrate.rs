@@ -1,0 +1,143 @@
+//! The mock's update.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+
+use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::{MigMode, MigrationStatus};
+use cpr_qmp::run_state::RunState;
+use serde_json::{Value, json};
+
+use super::Fault;
+use super::handover::{Handover, Peer};
+use super::machine::Machine;
+
+/// What a real VMM's state may weigh; enough to fill a small file system.
+const STATE_BYTES: usize = 64 << 10;
+
+impl Machine {
+    /// `query-migrate`.
+    pub fn query_migrate(&self) -> Value {
+        let mut answer = json!({});
+        if self.status != MigrationStatus::None {
+            let wrong = self.args.has(Fault::WrongMigrateStatus);
+            let status = if wrong { MigrationStatus::Active } else { self.status };
+            answer["status"] = json!(status);
+        }
+        if let Some(error) = &self.error {
+            answer["error-desc"] = json!(error);
+        }
+        if !self.args.shared_ram() {
+            answer["blocked-reasons"] = json!(["RAM block pc.ram is not shared"]);
+        }
+        answer
+    }
+
+    /// Refuses an update that cannot work, before the guest has stopped.
+    pub fn check_update(&mut self, uri: &str) -> Result<(), QmpError> {
+        let refuse = |why: String| Err(QmpError::generic(why));
+        if self.mode != MigMode::CprExec {
+            return refuse("migration mode normal is not supported yet".into());
+        }
+        match self.command.first().map(String::as_str) {
+            None => return refuse("cpr-exec mode requires setting cpr-exec-command".into()),
+            Some("") => return refuse("cpr-exec-command: the first word is empty".into()),
+            _ => {}
+        }
+        if self.command.iter().any(|word| word.contains('\0')) {
+            return refuse("cpr-exec-command: a word holds a NUL".into());
+        }
+        if !self.args.shared_ram() {
+            return refuse("cpr-exec needs shared RAM, and RAM block pc.ram is not shared".into());
+        }
+        let Some(path) = uri.strip_prefix("file:") else {
+            return refuse(format!("{uri}: cpr-exec needs a file: channel"));
+        };
+        File::create(path).map(drop).or_else(|e| refuse(format!("cannot open {path}: {e}")))?;
+        self.error = Some(path.to_owned());
+        Ok(())
+    }
+
+    /// Updates; returns only if that failed.
+    pub fn update(&mut self) {
+        let channel = self.error.take().unwrap_or_default();
+        let before = self.run_state;
+        self.set_status(MigrationStatus::Setup);
+        self.pause(RunState::FinishMigrate);
+        self.set_status(MigrationStatus::Active);
+        let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
+        let error = error.unwrap_or_else(|| {
+            self.set_status(MigrationStatus::Device);
+            self.exec(before)
+        });
+        self.error = Some(error);
+        if self.args.has(Fault::SuccessForFailure) {
+            self.error = None;
+            self.mode = MigMode::Normal;
+            self.command.clear();
+            self.restore(before);
+            self.set_status(MigrationStatus::Completed);
+        } else {
+            self.set_status(MigrationStatus::Failed);
+            self.restore(before);
+        }
+    }
+
+    fn restore(&mut self, before: RunState) {
+        if before == RunState::Running {
+            self.unpause();
+        }
+    }
+
+    fn save(&self, channel: &str) -> io::Result<()> {
+        File::create(channel)?.write_all(&vec![0; STATE_BYTES])
+    }
+
+    /// Executes the new binary; returns the error.
+    fn exec(&mut self, before: RunState) -> String {
+        let handover = Handover {
+            ram: self.guest.ram().as_raw_fd(),
+            listener: self.listener.as_raw_fd(),
+            log: self.log.as_raw_fd(),
+            clients: self
+                .clients
+                .iter_mut()
+                .map(|c| Peer { number: c.stream.as_raw_fd(), input: std::mem::take(&mut c.input) })
+                .collect(),
+            run_state: before,
+            events: self.events,
+        };
+        let mut command = self.command.clone();
+        match self.args.fault {
+            Some(Fault::FlipByte) => drop(self.guest.flip_byte()),
+            Some(Fault::Hang) => loop {
+                std::thread::park();
+            },
+            Some(Fault::Die) => std::process::exit(3),
+            Some(Fault::ChangePid) => {
+                // SAFETY: the child does nothing but exec.
+                if unsafe { libc::fork() } > 0 {
+                    std::process::exit(0);
+                }
+            }
+            Some(Fault::OtherExecutable) => {
+                let copy = self.args.log_file.with_file_name("other-vmm");
+                if std::fs::copy(&command[0], &copy).is_ok() {
+                    command[0] = copy.to_string_lossy().into_owned();
+                }
+            }
+            _ => {}
+        }
+        let error = handover.exec(&command, self.args.has(Fault::KeepInheritable));
+        let name = if self.args.has(Fault::NamelessError) { "it" } else { &command[0] };
+        let why = match self.args.has(Fault::ErrorWithoutErrno) {
+            true => "no luck".to_owned(),
+            false => error.to_string(),
+        };
+        for (client, peer) in self.clients.iter_mut().zip(handover.clients) {
+            client.input = peer.input;
+        }
+        format!("cannot execute {name}: {why}")
+    }
+}

@@ -1,0 +1,134 @@
+//! A VMM that is none: it speaks QMP, has RAM with a fake guest in it, updates itself by a real
+//! `exec`, and misbehaves on order. It proves that every check can fail.
+
+pub mod fault;
+mod guest;
+mod handover;
+mod machine;
+mod migrate;
+mod server;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use super::{Backend, Dialect, Launch, cpr_vmm};
+use crate::carry;
+pub use fault::Fault;
+
+/// The mock, as a backend.
+#[derive(Clone, Debug)]
+pub struct Mock {
+    binary: PathBuf,
+    fault: Option<Fault>,
+}
+
+impl Mock {
+    /// The one this binary carries.
+    pub fn carried(fault: Option<Fault>) -> io::Result<Self> {
+        Ok(Self { binary: carry::own_binary()?, fault })
+    }
+
+    /// The one another binary carries.
+    pub fn at(binary: &Path, fault: Option<Fault>) -> io::Result<Self> {
+        Ok(Self { binary: std::fs::canonicalize(binary)?, fault })
+    }
+}
+
+impl Backend for Mock {
+    fn name(&self) -> &'static str {
+        "mock"
+    }
+
+    fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
+        let mut first = vec![carry::MOCK_VMM.to_owned()];
+        if let Some(fault) = self.fault {
+            first.extend(["--fault".to_owned(), fault.to_string()]);
+        }
+        [first, cpr_vmm::arguments(launch)].concat()
+    }
+
+    fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
+        [self.arguments(launch), cpr_vmm::incoming(state)].concat()
+    }
+
+    fn dialect(&self) -> Dialect {
+        cpr_vmm::DIALECT
+    }
+
+    fn uses_kvm(&self) -> bool {
+        true
+    }
+}
+
+/// The command line.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "mock-vmm", disable_version_flag = true)]
+struct Args {
+    #[arg(long)]
+    fault: Option<Fault>,
+    #[arg(long)]
+    kernel: PathBuf,
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    #[arg(long)]
+    memory: String,
+    #[arg(long)]
+    cpus: usize,
+    #[arg(long)]
+    qmp: String,
+    #[arg(long)]
+    serial: String,
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    pid_file: PathBuf,
+    #[arg(long)]
+    log: String,
+    #[arg(long)]
+    log_file: PathBuf,
+    #[arg(long)]
+    paused: bool,
+    #[arg(long)]
+    incoming: Option<String>,
+}
+
+impl Args {
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    fn socket(&self) -> &str {
+        self.qmp.strip_prefix("unix:").unwrap_or(&self.qmp)
+    }
+
+    fn shared_ram(&self) -> bool {
+        !self.memory.contains("share=off")
+    }
+}
+
+/// The mock as a program.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = std::iter::once(OsString::from("mock-vmm")).chain(args);
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(2);
+        }
+    };
+    match machine::Machine::start(args).and_then(server::serve) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("mock-vmm: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The mock's QMP server: one thread, one loop.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::MigMode;
+use cpr_qmp::run_state::RunState;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+
+use super::Fault;
+use super::machine::{Answer, Client, Machine};
+
+/// Serves until `quit`.
+pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
+    loop {
+        if obey_all(&mut machine)? {
+            if !machine.args.has(Fault::KeepSocket) {
+                std::fs::remove_file(machine.args.socket())?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let sources = std::iter::once(machine.listener.as_fd())
+            .chain(machine.clients.iter().map(|c| c.stream.as_fd()));
+        let mut waits: Vec<PollFd<'_>> =
+            sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        poll(&mut waits, PollTimeout::NONE)?;
+        let ready: Vec<bool> = waits.iter().map(|w| w.any().unwrap_or(false)).collect();
+        // Clients from the back, so that removing one moves none that is still to come.
+        for index in (0..machine.clients.len()).rev().filter(|i| ready[i + 1]) {
+            let mut part = vec![0; 1 << 16];
+            match machine.clients[index].stream.read(&mut part) {
+                Ok(0) | Err(_) => drop(machine.clients.remove(index)),
+                Ok(n) => machine.clients[index].input.extend_from_slice(&part[..n]),
+            }
+        }
+        if ready[0] {
+            let (mut stream, _) = machine.listener.accept()?;
+            let version =
+                json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": "mock" });
+            let greeting = json!({ "QMP": { "version": version, "capabilities": [] } });
+            writeln!(stream, "{greeting}\r")?;
+            machine.clients.push(Client { stream, input: Vec::new() });
+        }
+    }
+}
+
+/// Obeys every whole line that is there; true after `quit`.
+fn obey_all(machine: &mut Machine) -> io::Result<bool> {
+    for index in 0..machine.clients.len() {
+        while let Some(line) = take_line(&mut machine.clients[index].input) {
+            let message: Value = serde_json::from_slice(&line).unwrap_or_default();
+            let name = message["execute"].as_str().unwrap_or_default().to_owned();
+            let answer = obey(machine, &name, &message["arguments"]);
+            let accepted = answer.is_ok();
+            let mut reply = match answer {
+                Ok(value) => json!({ "return": value }),
+                Err(error) => json!({ "error": error }),
+            };
+            reply["id"] = message["id"].clone();
+            writeln!(machine.clients[index].stream, "{reply}\r")?;
+            if name == "quit" {
+                machine
+                    .emit("SHUTDOWN", Some(json!({ "guest": false, "reason": "host-qmp-quit" })));
+                return Ok(true);
+            }
+            if name == "migrate" && accepted {
+                machine.update();
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn take_line(input: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let end = input.iter().position(|b| *b == b'\n')? + 1;
+    Some(input.drain(..end).collect())
+}
+
+fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
+    match name {
+        "qmp_capabilities" | "quit" => {}
+        "query-version" => {
+            return Ok(
+                json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": "mock" }),
+            );
+        }
+        "query-status" => return Ok(json!(machine.status_info())),
+        "stop" => machine.pause(RunState::Paused),
+        "cont" => machine.unpause(),
+        "system_reset" => machine.reset(),
+        "query-migrate" => return Ok(machine.query_migrate()),
+        "query-migrate-parameters" => {
+            return Ok(json!({ "mode": machine.mode, "cpr-exec-command": machine.command }));
+        }
+        "migrate-set-capabilities" => {
+            machine.events = arguments["capabilities"][0]["state"].as_bool().unwrap_or(false);
+        }
+        "migrate-set-parameters" => {
+            let parse = |e: serde_json::Error| QmpError::generic(e.to_string());
+            if let Some(mode) = arguments.get("mode") {
+                machine.mode = serde_json::from_value::<MigMode>(mode.clone()).map_err(parse)?;
+            }
+            if let Some(command) = arguments.get("cpr-exec-command") {
+                machine.command = serde_json::from_value(command.clone()).map_err(parse)?;
+            }
+        }
+        "migrate" => machine.check_update(arguments["uri"].as_str().unwrap_or_default())?,
+        other => return Err(QmpError::command_not_found(other)),
+    }
+    Ok(json!({}))
+}

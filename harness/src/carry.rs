@@ -1,0 +1,35 @@
+//! The VMM inside the harness: a binary that runs scenarios starts its VMs from itself.
+//!
+//! So no stale VMM is ever tested, and neither `cargo run` nor `cargo test` needs a second build.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// First argument that makes the binary the VMM.
+pub const VMM: &str = "vmm";
+/// First argument that makes the binary the mock VMM.
+pub const MOCK_VMM: &str = "mock-vmm";
+
+/// To be called first thing in `main`: runs the VMM (or its mock) if the arguments say so.
+///
+/// None means that this process is the harness.
+pub fn dispatch() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    let first = args.next()?;
+    let rest: Vec<OsString> = args.collect();
+    // Alone it may be a filter of tests, as in `cargo test vmm`.
+    if rest.is_empty() {
+        return None;
+    }
+    match first.to_str()? {
+        VMM => Some(cpr_vmm::main(rest)),
+        MOCK_VMM => Some(crate::backend::mock::main(rest)),
+        _ => None,
+    }
+}
+
+/// The running binary, its links resolved (an update must name it by a path that lasts).
+pub fn own_binary() -> std::io::Result<PathBuf> {
+    std::fs::read_link("/proc/self/exe")
+}

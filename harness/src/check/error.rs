@@ -1,0 +1,54 @@
+//! The error of an update says what was tried, on what, and why it failed.
+
+use super::{Action, Check, Ending, Scene};
+use crate::scenario::Expect;
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "error",
+    claim: "the error of a failed update names the command and the errno",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let Action::Update { expect, ending, culprit, errno } = scene.action else { return Ok(()) };
+    match (expect, ending) {
+        (Expect::Failed(failure), Ending::Failed(error)) => {
+            let errno = errno.map(|n| errno_text(n, scene.dialect.errno_number));
+            let errno = errno.as_deref().unwrap_or("");
+            for (what, part) in [
+                ("what failed", culprit.as_str()),
+                ("the errno", errno),
+                ("the text", &failure.text),
+            ] {
+                if !error.contains(part) {
+                    return Err(format!("the error lacks {what}, {part:?}: {error:?}"));
+                }
+            }
+            one_line(error)
+        }
+        (Expect::Refused(text), Ending::Refused(error)) => {
+            if !error.contains(text.as_str()) {
+                return Err(format!("the refusal lacks the text {text:?}: {error:?}"));
+            }
+            one_line(error)
+        }
+        // That it ended otherwise is what the check `outcome` tells.
+        _ => Ok(()),
+    }
+}
+
+fn errno_text(number: i32, with_number: bool) -> String {
+    let text = std::io::Error::from_raw_os_error(number).to_string();
+    if with_number {
+        return text;
+    }
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+fn one_line(error: &str) -> Result<(), String> {
+    if error.trim().lines().count() == 1 {
+        return Ok(());
+    }
+    Err(format!("the error is not one line: {error:?}"))
+}

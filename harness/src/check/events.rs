@@ -1,0 +1,149 @@
+//! The events of a step are those that belong to it, in their order.
+
+use cpr_qmp::message::Event;
+
+use super::{Action, Check, Ending, Scene};
+use crate::observe::qmp::label;
+use crate::scenario::RaceCommand;
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "events",
+    claim: "the events are exactly those that belong to the step, in order",
+    run,
+};
+
+/// An event in a sequence; one in brackets may be missing.
+type Pattern = &'static str;
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let seen: Vec<String> = scene.events.iter().map(label).collect();
+    if let Action::Race { commands, accepted } = scene.action {
+        return race(commands, *accepted, &seen);
+    }
+    let wanted = expected(scene.action, scene.ran_before);
+    if fits(&wanted, &seen) {
+        return Ok(());
+    }
+    Err(format!("expected the events {}, saw {}", list(&wanted), list(&seen)))
+}
+
+/// True once `events` are all that will come of an action.
+pub fn complete(action: &Action, ran_before: bool, events: &[Event]) -> bool {
+    let seen: Vec<String> = events.iter().map(label).collect();
+    match action {
+        Action::Race { commands, accepted } => race(commands, *accepted, &seen).is_ok(),
+        _ => fits(&expected(action, ran_before), &seen),
+    }
+}
+
+fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
+    let all: &[Pattern] = match action {
+        Action::Nothing => &[],
+        // The guest may start before or after the first client is there.
+        Action::Boot => &["[RESUME]"],
+        Action::Stop => &["STOP"],
+        Action::Cont => &["RESUME"],
+        Action::Reset => &["RESET"],
+        Action::Update { ending, .. } => match ending {
+            Ending::Completed => &[
+                "MIGRATION(setup)",
+                "STOP",
+                "MIGRATION(active)",
+                "MIGRATION(device)",
+                "RESUME",
+                "MIGRATION(completed)",
+            ],
+            Ending::Refused(_) => &[],
+            // Without those of the stages that it did not reach.
+            Ending::Failed(_) => &[
+                "MIGRATION(setup)",
+                "STOP",
+                "[MIGRATION(active)]",
+                "[MIGRATION(device)]",
+                "MIGRATION(failed)",
+                "RESUME",
+            ],
+        },
+        Action::Race { .. } => &[],
+    };
+    let needless = |pattern: &&Pattern| match action {
+        Action::Stop => !ran,
+        Action::Cont => ran,
+        Action::Update { .. } => !ran && matches!(**pattern, "STOP" | "RESUME"),
+        _ => false,
+    };
+    all.iter().filter(|pattern| !needless(pattern)).copied().collect()
+}
+
+fn fits(wanted: &[Pattern], seen: &[String]) -> bool {
+    let mut seen = seen.iter().peekable();
+    for pattern in wanted {
+        let name = pattern.trim_start_matches('[').trim_end_matches(']');
+        let optional = name != *pattern;
+        if seen.peek().is_some_and(|s| *s == name) {
+            seen.next();
+        } else if !optional {
+            return false;
+        }
+    }
+    seen.next().is_none()
+}
+
+/// In a race the order between commands is open; what remains is the order of each update's own
+/// events and that each command has its effect exactly once.
+fn race(commands: &[RaceCommand], accepted: usize, seen: &[String]) -> Result<(), String> {
+    const UPDATE: [&str; 4] =
+        ["MIGRATION(setup)", "MIGRATION(active)", "MIGRATION(device)", "MIGRATION(completed)"];
+    let updates: Vec<&str> =
+        seen.iter().map(String::as_str).filter(|s| s.starts_with("MIGRATION")).collect();
+    let wanted = UPDATE.repeat(accepted);
+    if updates != wanted {
+        return Err(format!(
+            "expected the updates' events {}, saw {}",
+            list(&wanted),
+            list(&updates)
+        ));
+    }
+    let count = |name: &str| seen.iter().filter(|s| *s == name).count();
+    let resets = commands.iter().filter(|c| c.resets()).count();
+    if count("RESET") != resets {
+        return Err(format!("expected {resets} RESET, saw {}", list(seen)));
+    }
+    let known = |s: &&String| {
+        s.starts_with("MIGRATION") || matches!(s.as_str(), "STOP" | "RESUME" | "RESET")
+    };
+    match seen.iter().find(|s| !known(s)) {
+        Some(unknown) => Err(format!("unexpected event {unknown} in {}", list(seen))),
+        None => Ok(()),
+    }
+}
+
+fn list<S: AsRef<str>>(labels: &[S]) -> String {
+    if labels.is_empty() {
+        return "none".into();
+    }
+    labels.iter().map(S::as_ref).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(&["A", "[B]", "C"], "A B C", true)]
+    #[case(&["A", "[B]", "C"], "A C", true)]
+    #[case(&["A", "[B]", "C"], "A B", false)]
+    #[case(&["A", "[B]", "C"], "A C B", false)]
+    #[case(&["A"], "A A", false)]
+    #[case(&[], "A", false)]
+    fn brackets_may_be_missing(
+        #[case] wanted: &[&'static str],
+        #[case] seen: &str,
+        #[case] fit: bool,
+    ) {
+        let seen: Vec<String> = seen.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(fits(wanted, &seen), fit);
+    }
+}

@@ -1,0 +1,181 @@
+//! The descriptor table is as before: none missing, none more, none changed.
+
+use std::collections::BTreeMap;
+
+use super::{Check, Scene, leftovers};
+use crate::observe::fds::{Descriptor, FdTable};
+use crate::observe::poll::{self, Deadline};
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "fds",
+    claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let Some(before) = scene.before else { return Ok(()) };
+    let ram = before.ram.file.as_ref().map(|fd| fd.number);
+    settled(scene, |now| {
+        let differences = compare(&before.fds, now, ram);
+        if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
+    })
+}
+
+/// Looks at the table until it pleases; the last complaint if it does not in time.
+pub(super) fn settled(
+    scene: &Scene<'_>,
+    look: impl Fn(&FdTable) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut complaint = match look(&scene.after.fds) {
+        Ok(()) => return Ok(()),
+        Err(complaint) => complaint,
+    };
+    let pleased = poll::until(Deadline::after(scene.patience.settle), || {
+        match FdTable::read(scene.pid()).map_err(|e| e.to_string()).and_then(|now| look(&now)) {
+            Ok(()) => Some(()),
+            Err(now) => {
+                complaint = now;
+                None
+            }
+        }
+    });
+    pleased.ok_or(complaint)
+}
+
+fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>) -> Vec<String> {
+    let mut differences = Vec::new();
+    let kept = |table: &FdTable| -> BTreeMap<i32, Descriptor> {
+        let kept = table.iter().filter(|fd| !rebuilt(fd) && !judged_elsewhere(fd));
+        kept.map(|fd| (fd.number, fd.clone())).collect()
+    };
+    let (old, new) = (kept(before), kept(after));
+    for fd in old.values() {
+        match new.get(&fd.number) {
+            None => differences.push(format!("descriptor {fd} is gone")),
+            Some(now) => differences.extend(changed(fd, now, Some(fd.number) == ram)),
+        }
+    }
+    let more = new.values().filter(|fd| !old.contains_key(&fd.number));
+    differences.extend(more.map(|fd| format!("descriptor {fd} is new")));
+
+    // What a new process builds anew has no identity; only kind and number of them must agree.
+    let (old, new) = (kinds(before), kinds(after));
+    let all: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    for kind in all {
+        let count = |table: &BTreeMap<String, usize>| table.get(kind).copied().unwrap_or(0);
+        let (was, is) = (count(&old), count(&new));
+        if was != is {
+            differences.push(format!("there were {was} descriptors {kind}, now {is}"));
+        }
+    }
+    differences
+}
+
+fn changed(old: &Descriptor, new: &Descriptor, is_ram: bool) -> Option<String> {
+    // That RAM is the same file is the business of the check `ram`.
+    if !is_ram && (old.target != new.target || old.inode != new.inode) {
+        return Some(format!(
+            "descriptor {old} (inode {}) became {} (inode {})",
+            old.inode.1, new.target, new.inode.1
+        ));
+    }
+    if old.close_on_exec != new.close_on_exec {
+        let now = if new.close_on_exec { "set" } else { "cleared" };
+        return Some(format!("close-on-exec of descriptor {old} is {now} now"));
+    }
+    if old.flags != new.flags {
+        return Some(format!(
+            "flags of descriptor {old} were {:o}, are {:o}",
+            old.flags, new.flags
+        ));
+    }
+    // Logs grow.
+    (new.offset < old.offset).then(|| {
+        format!("offset of descriptor {old} went back from {} to {}", old.offset, new.offset)
+    })
+}
+
+fn rebuilt(fd: &Descriptor) -> bool {
+    fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm"
+}
+
+/// VMs are counted by the check `kvm`, left state by `leftovers`.
+fn judged_elsewhere(fd: &Descriptor) -> bool {
+    fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(leftovers::STATE_FD)
+}
+
+fn kinds(table: &FdTable) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for fd in table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)) {
+        let inherited = if fd.close_on_exec { "" } else { " without close-on-exec" };
+        let kind = if fd.is_socket_pair() { "of socket pairs" } else { &fd.target };
+        *kinds.entry(format!("{kind}{inherited}")).or_default() += 1;
+    }
+    kinds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn fd(number: i32, target: &str, inode: u64) -> Descriptor {
+        Descriptor {
+            number,
+            target: target.into(),
+            inode: (1, inode),
+            size: 0,
+            flags: 0o2,
+            close_on_exec: true,
+            offset: 10,
+            socket_path: None,
+        }
+    }
+
+    fn table(fds: &[Descriptor]) -> FdTable {
+        FdTable(fds.iter().map(|fd| (fd.number, fd.clone())).collect())
+    }
+
+    fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
+        compare(&table(before), &table(after), Some(3)).join("; ")
+    }
+
+    #[rstest]
+    #[case::rebuilt_under_another_number(
+        &[fd(5, "anon_inode:[eventfd]", 1)],
+        &[fd(9, "anon_inode:[eventfd]", 1)]
+    )]
+    #[case::talks_to_itself(
+        &[Descriptor { socket_path: Some("".into()), ..fd(5, "socket:[1]", 1) }],
+        &[Descriptor { socket_path: Some("".into()), ..fd(6, "socket:[2]", 2) }]
+    )]
+    #[case::ram_is_judged_elsewhere(&[fd(3, "/memfd:pc.ram", 1)], &[fd(3, "/memfd:pc.ram", 2)])]
+    #[case::logs_grow(&[fd(4, "/log", 1)], &[Descriptor { offset: 11, ..fd(4, "/log", 1) }])]
+    fn is_no_difference(#[case] before: &[Descriptor], #[case] after: &[Descriptor]) {
+        assert_eq!(differences(before, after), "");
+    }
+
+    #[test]
+    fn every_difference_is_told() {
+        let before = [
+            fd(3, "/memfd:pc.ram", 1),
+            fd(4, "/log", 2),
+            fd(5, "socket:[3]", 3),
+            fd(6, "/a", 4),
+            fd(7, "anon_inode:[eventfd]", 5),
+            fd(8, "/b", 6),
+            fd(9, "/c", 7),
+        ];
+        let after = [
+            Descriptor { close_on_exec: false, ..fd(3, "/memfd:pc.ram", 1) },
+            Descriptor { offset: 3, ..fd(4, "/log", 2) },
+            fd(5, "socket:[9]", 9),
+            Descriptor { flags: 0o2002, ..fd(6, "/a", 4) },
+            Descriptor { close_on_exec: false, ..fd(7, "anon_inode:[eventfd]", 5) },
+            fd(9, "/c", 8),
+            fd(10, "/d", 9),
+        ];
+        insta::assert_snapshot!(differences(&before, &after).replace("; ", "\n"));
+    }
+}

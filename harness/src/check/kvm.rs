@@ -1,0 +1,19 @@
+//! There is exactly one VM.
+
+use super::{Check, Scene, fds};
+
+/// The check.
+pub const CHECK: Check = Check { name: "kvm", claim: "the VMM holds exactly one KVM VM", run };
+
+/// Target of a VM's descriptor.
+pub(super) const VM: &str = "anon_inode:kvm-vm";
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    if !scene.kvm {
+        return Ok(());
+    }
+    fds::settled(scene, |now| match now.count(VM) {
+        1 => Ok(()),
+        n => Err(format!("the VMM holds {n} KVM VMs, must hold exactly one")),
+    })
+}

@@ -1,0 +1,53 @@
+//! `query-migrate` and the parameters agree with the events.
+
+use serde_json::Value;
+
+use super::{Check, Scene};
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "migrate_status",
+    claim: "`query-migrate` and the migration parameters agree with the events",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let migrate = &scene.after.migrate;
+    let status = migrate.get("status").and_then(Value::as_str);
+    if status != scene.last_status {
+        let tell = |s: Option<&str>| s.unwrap_or("nothing").to_owned();
+        return Err(format!(
+            "query-migrate says {}, the last MIGRATION event said {}",
+            tell(status),
+            tell(scene.last_status)
+        ));
+    }
+    let error = migrate.get("error-desc").and_then(Value::as_str);
+    if (status == Some("failed")) != error.is_some() {
+        return Err(format!(
+            "query-migrate says {migrate}: status and error-desc do not go together"
+        ));
+    }
+    let blocked = migrate.get("blocked-reasons").and_then(Value::as_array);
+    let blocked: Vec<&str> = blocked.into_iter().flatten().filter_map(Value::as_str).collect();
+    if scene.vm.share != blocked.is_empty() {
+        return Err(format!(
+            "RAM is {}, and query-migrate lists these blockers: {blocked:?}",
+            if scene.vm.share { "shared" } else { "private" }
+        ));
+    }
+    if scene.action.updated() { parameters(&scene.after.parameters) } else { Ok(()) }
+}
+
+/// A good update sets them back.
+fn parameters(parameters: &Value) -> Result<(), String> {
+    let mode = parameters.get("mode").and_then(Value::as_str);
+    if mode != Some("normal") {
+        return Err(format!("after an update `mode` is {mode:?}, must be \"normal\""));
+    }
+    match parameters.get("cpr-exec-command") {
+        None => Ok(()),
+        Some(Value::Array(words)) if words.is_empty() => Ok(()),
+        Some(other) => Err(format!("after an update `cpr-exec-command` is still {other}")),
+    }
+}

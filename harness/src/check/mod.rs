@@ -1,0 +1,75 @@
+//! What must hold after every step; one file an invariant.
+
+pub mod damage;
+pub mod error;
+pub mod events;
+pub mod executable;
+pub mod fds;
+pub mod gone;
+pub mod kvm;
+pub mod leftovers;
+pub mod migrate_status;
+pub mod outcome;
+pub mod pid;
+pub mod progress;
+pub mod ram;
+pub mod run_state;
+pub mod scene;
+pub mod startup;
+
+use serde::{Deserialize, Serialize};
+
+pub use scene::{Action, Ending, Scene};
+
+/// A check that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Its name.
+    pub check: String,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+impl Finding {
+    /// `check` says `message`.
+    pub fn new(check: &str, message: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), message: message.into() }
+    }
+}
+
+/// An invariant of a VMM that lives.
+pub struct Check {
+    /// Its name.
+    pub name: &'static str,
+    /// What it claims.
+    pub claim: &'static str,
+    /// Looks; the error says what is wrong.
+    pub run: fn(&Scene<'_>) -> Result<(), String>,
+}
+
+/// All of them, in the order in which they are run: [`progress`] waits for the guest, and
+/// [`damage`] looks at what it found meanwhile.
+pub const ALL: &[Check] = &[
+    outcome::CHECK,
+    error::CHECK,
+    executable::CHECK,
+    events::CHECK,
+    run_state::CHECK,
+    migrate_status::CHECK,
+    ram::CHECK,
+    kvm::CHECK,
+    fds::CHECK,
+    leftovers::CHECK,
+    startup::CHECK,
+    progress::CHECK,
+    damage::CHECK,
+];
+
+/// Runs them all.
+pub fn all(scene: &Scene<'_>) -> Vec<Finding> {
+    let findings = ALL.iter().filter_map(|check| {
+        let message = (check.run)(scene).err()?;
+        Some(Finding::new(check.name, message))
+    });
+    findings.collect()
+}

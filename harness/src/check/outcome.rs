@@ -1,0 +1,47 @@
+//! An update ends as the scenario says.
+
+use super::{Action, Check, Ending, Scene};
+use crate::scenario::{Expect, RaceCommand};
+
+/// The check.
+pub const CHECK: Check =
+    Check { name: "outcome", claim: "an update ends as the scenario says it must", run };
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    match scene.action {
+        Action::Update { expect, ending, .. } => {
+            let fits = matches!(
+                (expect, ending),
+                (Expect::Completed, Ending::Completed)
+                    | (Expect::Refused(_), Ending::Refused(_))
+                    | (Expect::Failed(_), Ending::Failed(_))
+            );
+            if fits {
+                return Ok(());
+            }
+            let wanted = match expect {
+                Expect::Completed => "succeed",
+                Expect::Refused(_) => "be refused",
+                Expect::Failed(_) => "fail",
+            };
+            Err(format!("the update should {wanted}; it {}", tell(ending)))
+        }
+        Action::Race { commands, accepted } => {
+            let asked = commands.iter().filter(|c| **c == RaceCommand::Migrate).count();
+            let wanted = asked.min(1);
+            if *accepted == wanted {
+                return Ok(());
+            }
+            Err(format!("of {asked} updates at once {wanted} must be accepted; {accepted} were"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn tell(ending: &Ending) -> String {
+    match ending {
+        Ending::Completed => "succeeded".into(),
+        Ending::Refused(error) => format!("was refused: {error}"),
+        Ending::Failed(error) => format!("failed: {error}"),
+    }
+}

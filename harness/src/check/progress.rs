@@ -1,0 +1,77 @@
+//! A running guest makes progress on every vCPU, a stopped one makes none.
+
+use super::{Check, Scene};
+use crate::observe::mailbox::{View, phase};
+use crate::observe::poll::{self, Deadline};
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "progress",
+    claim: "every vCPU's heartbeat goes on while the guest runs and stands still while it does not",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    if scene.run_state.is_running() { goes_on(scene) } else { stands_still(scene) }
+}
+
+fn goes_on(scene: &Scene<'_>) -> Result<(), String> {
+    let (cpus, limit) = (scene.vm.cpus, scene.patience.beat);
+    let mut start: Option<View> = None;
+    let mut last = None;
+    let moved = poll::until(Deadline::after(limit), || {
+        let now = match scene.after.page.read() {
+            Ok(now) => now,
+            Err(e) => return Some(Err(format!("cannot read the mailbox: {e}"))),
+        };
+        // Whatever ended it is for the check `damage` to tell.
+        if now.damage.is_some() || matches!(now.phase, phase::DONE | phase::DAMAGED) {
+            return Some(Ok(()));
+        }
+        let first = start.get_or_insert_with(|| now.clone());
+        let done = now.is_up(cpus)
+            && first.heartbeats(cpus).iter().zip(now.heartbeats(cpus)).all(|(a, b)| *a != b);
+        last = Some(now);
+        done.then_some(Ok(()))
+    });
+    if let Some(result) = moved {
+        return result;
+    }
+    let (Some(start), Some(last)) = (start, last) else { return Ok(()) };
+    if !last.is_up(cpus) {
+        return Err(format!(
+            "the guest is not up after {limit:?}: mailbox {}, phase {}, {} of {cpus} vCPUs online",
+            if last.ready { "set up" } else { "not set up" },
+            last.phase,
+            last.cpus_online
+        ));
+    }
+    let beats = start.heartbeats(cpus).into_iter().zip(last.heartbeats(cpus));
+    let stuck: Vec<String> = beats
+        .enumerate()
+        .filter(|(_, (a, b))| a == b)
+        .map(|(cpu, (a, _))| format!("vCPU {cpu} (at heartbeat {a})"))
+        .collect();
+    Err(format!("the guest should run; no heartbeat in {limit:?} of {}", stuck.join(", ")))
+}
+
+fn stands_still(scene: &Scene<'_>) -> Result<(), String> {
+    let beats = |view: &View| view.heartbeats(scene.vm.cpus);
+    let first = match scene.before {
+        // Between two stops nothing may have moved either, unless the guest booted anew.
+        Some(before) if !scene.ran_before && !scene.action.resets() => beats(&before.mailbox),
+        _ => beats(&scene.after.mailbox),
+    };
+    let moved = poll::during(scene.patience.still, || {
+        let now = scene.after.page.read().ok()?;
+        let now = beats(&now);
+        (0..now.len()).find(|cpu| now[*cpu] != first[*cpu]).map(|cpu| (cpu, now[cpu]))
+    });
+    match moved {
+        None => Ok(()),
+        Some((cpu, now)) => Err(format!(
+            "the guest should stand still; the heartbeat of vCPU {cpu} went from {} to {now}",
+            first[cpu]
+        )),
+    }
+}

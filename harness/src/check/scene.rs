@@ -1,0 +1,116 @@
+//! What the checks look at: a step that was done, and the VMM before and after it.
+
+use cpr_qmp::message::Event;
+use cpr_qmp::run_state::RunState;
+
+use super::startup::Startup;
+use crate::backend::Dialect;
+use crate::observe::observation::Observation;
+use crate::observe::process::Executable;
+use crate::run::Patience;
+use crate::scenario::{Expect, RaceCommand, Vm};
+
+/// How an update ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Well.
+    Completed,
+    /// It was refused, with this error.
+    Refused(String),
+    /// It failed, with this error.
+    Failed(String),
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing that the VMM took part in.
+    Nothing,
+    /// Started the VMM.
+    Boot,
+    /// `stop`.
+    Stop,
+    /// `cont`.
+    Cont,
+    /// `system_reset`.
+    Reset,
+    /// An update.
+    Update {
+        /// How it had to end.
+        expect: Expect,
+        /// How it ended.
+        ending: Ending,
+        /// What an error must name: the command, or the channel where that is the bad one.
+        culprit: String,
+        /// The errno an error must give.
+        errno: Option<i32>,
+    },
+    /// Commands in one write, and how many updates were accepted.
+    Race {
+        /// The commands.
+        commands: Vec<RaceCommand>,
+        /// Updates accepted.
+        accepted: usize,
+    },
+}
+
+impl Action {
+    /// The update that was done, if one was and succeeded.
+    pub fn updated(&self) -> bool {
+        match self {
+            Self::Update { ending, .. } => *ending == Ending::Completed,
+            Self::Race { accepted, .. } => *accepted > 0,
+            _ => false,
+        }
+    }
+
+    /// The guest booted anew.
+    pub fn resets(&self) -> bool {
+        match self {
+            Self::Reset => true,
+            Self::Race { commands, .. } => commands.iter().any(|c| c.resets()),
+            _ => false,
+        }
+    }
+}
+
+/// One step and what is seen around it.
+pub struct Scene<'a> {
+    /// The VM as it was asked for.
+    pub vm: &'a Vm,
+    /// The VMM's habits.
+    pub dialect: Dialect,
+    /// How long is waited for what.
+    pub patience: Patience,
+    /// The VMM uses KVM, and this host has it.
+    pub kvm: bool,
+    /// What the VMM must execute.
+    pub executable: &'a Executable,
+    /// What start-up left, right after boot.
+    pub startup: &'a Startup,
+    /// What was done.
+    pub action: &'a Action,
+    /// The guest ran before.
+    pub ran_before: bool,
+    /// The run state it must have now.
+    pub run_state: RunState,
+    /// How often the guest must have booted.
+    pub boots: u32,
+    /// The events since the step began.
+    pub events: &'a [Event],
+    /// The status in the newest `MIGRATION` event since boot.
+    pub last_status: Option<&'a str>,
+    /// What the VMM has logged since the step began.
+    pub log: &'a str,
+    /// The VMM before; none at boot.
+    pub before: Option<&'a Observation>,
+    /// The VMM now.
+    pub after: &'a Observation,
+}
+
+impl Scene<'_> {
+    /// The VMM's process.
+    pub fn pid(&self) -> i32 {
+        self.after.process.pid
+    }
+}

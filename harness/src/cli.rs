@@ -1,0 +1,251 @@
+//! The command line of the harness.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::backend::Backend;
+use crate::backend::cpr_vmm::CprVmm;
+use crate::backend::mock::{Fault, Mock};
+use crate::observe::clock;
+use crate::report::terminal::Terminal;
+use crate::run::{Options, Patience, schedule, signals};
+use crate::scenario::set::Set;
+use crate::scenario::{Case, parse};
+
+/// Some case failed.
+const FAILED: u8 = 1;
+/// The command line or a scenario is wrong.
+const USAGE: u8 = 2;
+/// The machine does not let the harness work.
+const ENVIRONMENT: u8 = 3;
+
+/// Proves that a live update of a VMM keeps everything a guest and its operator rely on.
+#[derive(Parser)]
+#[command(name = "cpr-harness", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run scenarios.
+    Run(Run),
+    /// List the cases that `run` would run.
+    List(Selection),
+    /// Run the case of an evidence folder again.
+    Replay(Replay),
+    /// Be the VMM (`vmm --help` tells its options).
+    #[command(disable_help_flag = true)]
+    Vmm {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// List the guests, or write their ELF files to a folder.
+    Guests {
+        /// Where to write them.
+        #[arg(long, value_name = "DIR")]
+        extract: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct Selection {
+    /// Only cases whose name contains this; several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Scenario files or folders [default: scenarios/ here, else the embedded ones].
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Vmm {
+    /// Another build of the VMM, instead of the one in this binary.
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// What to run scenarios on.
+    #[arg(long, value_enum, default_value_t = BackendKind::CprVmm)]
+    backend: BackendKind,
+    /// What the mock does wrong.
+    #[arg(long, value_enum, hide = true)]
+    fault: Option<Fault>,
+    /// Leave the VM of a failed case up and print its PID and socket.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendKind {
+    /// Our VMM.
+    CprVmm,
+    /// A process that only plays a VMM.
+    Mock,
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    vmm: Vmm,
+    /// How many cases at a time.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    jobs: usize,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
+
+#[derive(Args)]
+struct Replay {
+    /// The evidence folder of the case.
+    folder: PathBuf,
+    #[command(flatten)]
+    vmm: Vmm,
+    /// Where evidence goes [default: replay/ in the folder's parent].
+    #[arg(long, value_name = "DIR")]
+    evidence: Option<PathBuf>,
+}
+
+/// Why there is no run: the message and the exit code.
+struct Stop(String, u8);
+
+impl Stop {
+    fn usage(why: impl ToString) -> Self {
+        Self(why.to_string(), USAGE)
+    }
+
+    fn environment(why: impl ToString) -> Self {
+        Self(why.to_string(), ENVIRONMENT)
+    }
+}
+
+/// The harness as a program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are no errors.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    clock::start();
+    let done = match cli.command {
+        Command::Run(run) => run_selection(&run),
+        Command::List(selection) => list(&selection),
+        Command::Replay(replay) => run_again(&replay),
+        Command::Vmm { arguments } => {
+            return cpr_vmm::main(arguments.into_iter().map(Into::into));
+        }
+        Command::Guests { extract } => guests(extract.as_deref()),
+    };
+    done.unwrap_or_else(|Stop(why, code)| {
+        eprintln!("cpr-harness: {why}");
+        ExitCode::from(code)
+    })
+}
+
+fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
+    let set = select(&run.selection)?;
+    println!("{} cases from {}", set.cases.len(), set.origin);
+    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone())
+}
+
+fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
+    let path = replay.folder.join("case.toml");
+    let text = fs::read_to_string(&path)
+        .map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))?;
+    let case = parse::parse_case(&path.display().to_string(), &text).map_err(Stop::usage)?;
+    let beside = || replay.folder.parent().unwrap_or(Path::new(".")).join("replay");
+    let evidence = replay.evidence.clone().unwrap_or_else(beside);
+    run_cases(&[case], 1, &replay.vmm, evidence)
+}
+
+fn run_cases(cases: &[Case], jobs: usize, vmm: &Vmm, evidence: PathBuf) -> Result<ExitCode, Stop> {
+    signals::guard();
+    let options = Options {
+        backend: backend(vmm)?,
+        evidence,
+        keep: vmm.keep,
+        patience: Patience::default(),
+        vmm_option: vmm_option(vmm),
+    };
+    let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
+    let mut terminal = Terminal::new(cases.len(), width);
+    let began = Instant::now();
+    schedule::run(cases, jobs, &options, |report| terminal.case(report));
+    terminal.finish(began.elapsed());
+    Ok(ExitCode::from(match (terminal.any_failed(), terminal.any_broken()) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    }))
+}
+
+fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
+    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
+    match (vmm.backend, &vmm.vmm) {
+        (BackendKind::Mock, _) => Ok(Arc::new(Mock::carried(vmm.fault).map_err(own)?)),
+        (BackendKind::CprVmm, None) => Ok(Arc::new(CprVmm::carried().map_err(own)?)),
+        (BackendKind::CprVmm, Some(path)) => match CprVmm::at(path) {
+            Ok(backend) => Ok(Arc::new(backend)),
+            Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
+        },
+    }
+}
+
+fn vmm_option(vmm: &Vmm) -> String {
+    let mut option = String::new();
+    if let Some(path) = &vmm.vmm {
+        option.push_str(&format!(" --vmm {}", path.display()));
+    }
+    if vmm.backend == BackendKind::Mock {
+        option.push_str(" --backend mock");
+    }
+    if let Some(fault) = vmm.fault {
+        option.push_str(&format!(" --fault {fault}"));
+    }
+    option
+}
+
+fn select(selection: &Selection) -> Result<Set, Stop> {
+    let found = match selection.scenarios.as_slice() {
+        [] => Set::find(),
+        paths => Set::at(paths),
+    };
+    let mut set = found.map_err(Stop::usage)?;
+    let wanted = &selection.filter;
+    set.cases.retain(|c| wanted.is_empty() || wanted.iter().any(|text| c.name.contains(text)));
+    if set.cases.is_empty() {
+        return Err(Stop::usage(format!("no case of {} matches {wanted:?}", set.origin)));
+    }
+    Ok(set)
+}
+
+fn list(selection: &Selection) -> Result<ExitCode, Stop> {
+    for case in select(selection)?.cases {
+        println!("{}: {}", case.name, case.summary);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn guests(extract: Option<&Path>) -> Result<ExitCode, Stop> {
+    for guest in guest_images::GUESTS {
+        println!("{}: {}", guest.name, guest.summary);
+        let Some(folder) = extract else { continue };
+        let path = folder.join(format!("{}.elf", guest.name));
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, guest.elf))
+            .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))?;
+        println!("  {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}

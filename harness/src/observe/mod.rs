@@ -1,0 +1,13 @@
+//! What can be seen of a VMM from outside.
+
+pub mod clock;
+pub mod fds;
+pub mod frames;
+pub mod mailbox;
+pub mod maps;
+pub mod observation;
+pub mod poll;
+pub mod process;
+pub mod qmp;
+pub mod qmp_inbox;
+pub mod ram;

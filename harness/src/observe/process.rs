@@ -1,0 +1,158 @@
+//! A process as `/proc` shows it: identity, executable, children, environment.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// What was read and why that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}: {source}")]
+pub struct ProcError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl ProcError {
+    /// The failure to read `path`.
+    pub fn new(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self { path: path.into(), source }
+    }
+}
+
+/// The fields of `/proc/PID/stat` that tell one process from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its PID.
+    pub pid: i32,
+    /// Its command name, in which an update shows the new binary's.
+    pub comm: String,
+    /// `R`, `S`, `Z`, …
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// When it was started, in clock ticks since boot: two processes of one PID differ here.
+    pub start_time: u64,
+    /// Resident pages.
+    pub rss_pages: u64,
+}
+
+impl Stat {
+    /// Reads `/proc/PID/stat`.
+    pub fn read(pid: i32) -> Result<Self, ProcError> {
+        let path = format!("/proc/{pid}/stat");
+        let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
+        Self::parse(&text).ok_or_else(|| {
+            ProcError::new(&path, io::Error::new(io::ErrorKind::InvalidData, "not a stat line"))
+        })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The command name stands in brackets and may itself hold any character, brackets too.
+        let (pid, rest) = text.split_once(" (")?;
+        let (comm, rest) = rest.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some(Self {
+            pid: pid.parse().ok()?,
+            comm: comm.to_owned(),
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            start_time: fields.get(19)?.parse().ok()?,
+            rss_pages: fields.get(21)?.parse().ok()?,
+        })
+    }
+
+    /// False for a zombie: it has ended and waits to be reaped.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X')
+    }
+}
+
+/// The executable of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Its path, with ` (deleted)` where that is so.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub inode: (u64, u64),
+}
+
+impl Executable {
+    /// That of process `pid`.
+    pub fn of(pid: i32) -> Result<Self, ProcError> {
+        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let path = fs::read_link(&link).map_err(|e| ProcError::new(&link, e))?;
+        let meta = fs::metadata(&link).map_err(|e| ProcError::new(&link, e))?;
+        Ok(Self { path, inode: (meta.dev(), meta.ino()) })
+    }
+
+    /// The file at `path`, as a process that runs it would show it.
+    pub fn at(path: &Path) -> Result<Self, ProcError> {
+        let meta = fs::metadata(path).map_err(|e| ProcError::new(path, e))?;
+        let path = fs::canonicalize(path).map_err(|e| ProcError::new(path, e))?;
+        Ok(Self { path, inode: (meta.dev(), meta.ino()) })
+    }
+}
+
+/// The child processes of `pid`, zombies too, in order of PID.
+///
+/// Looks at all of `/proc`: `/proc/PID/task/TID/children` knows nothing of children whose
+/// creating thread is gone, and is not in every kernel.
+pub fn children(pid: i32) -> Result<Vec<Stat>, ProcError> {
+    find(|stat| stat.parent == pid)
+}
+
+/// The living processes of process group `group`, in order of PID.
+pub fn group(group: i32) -> Result<Vec<Stat>, ProcError> {
+    find(|stat| stat.group == group && stat.is_alive())
+}
+
+fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
+    let entries = fs::read_dir("/proc").map_err(|e| ProcError::new("/proc", e))?;
+    let mut found: Vec<Stat> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        // A process that ends while we look is no child any more.
+        .filter_map(|candidate| Stat::read(candidate).ok())
+        .filter(wanted)
+        .collect();
+    found.sort_by_key(|stat| stat.pid);
+    Ok(found)
+}
+
+/// The environment as the kernel shows it: the memory that held it when the binary was executed.
+pub fn environ(pid: i32) -> Result<Vec<String>, ProcError> {
+    let path = format!("/proc/{pid}/environ");
+    let bytes = fs::read(&path).map_err(|e| ProcError::new(&path, e))?;
+    Ok(bytes
+        .split(|b| *b == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_may_hold_brackets() {
+        let line = "42 (a) b (c) S 7 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 4096 99 0";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(
+            (stat.pid, stat.comm.as_str(), stat.state, stat.parent, stat.start_time),
+            (42, "a) b (c", 'S', 7, 12345)
+        );
+        assert_eq!(stat.rss_pages, 99);
+    }
+
+    #[test]
+    fn own_process_is_alive_and_runs_its_executable() {
+        let pid = std::process::id() as i32;
+        assert!(Stat::read(pid).unwrap().is_alive());
+        let exe = Executable::of(pid).unwrap();
+        assert_eq!(exe, Executable::at(&std::env::current_exe().unwrap()).unwrap());
+    }
+}

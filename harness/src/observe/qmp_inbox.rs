@@ -1,0 +1,135 @@
+//! What a QMP server has sent so far, for many waiters.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use cpr_qmp::message::{Event, Greeting, Response, ServerMessage};
+
+use super::clock;
+use super::poll::Deadline;
+
+/// Sees every message in both directions, for the record.
+pub type Tap = Arc<dyn Fn(Direction, &str) + Send + Sync>;
+
+/// Which way a message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the VMM.
+    Sent,
+    /// From the VMM.
+    Received,
+}
+
+/// An event and when it arrived here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrived {
+    /// Time since the harness started.
+    pub at: Duration,
+    /// The event.
+    pub event: Event,
+}
+
+/// All that has arrived.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// The greeting.
+    pub greeting: Option<Greeting>,
+    /// Answers, by the `id` of their command.
+    pub answers: BTreeMap<u64, Response>,
+    /// Events in order.
+    pub events: Vec<Arrived>,
+    /// Why nothing more will come.
+    pub closed: Option<String>,
+}
+
+/// Why a wait ended with nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// The deadline passed.
+    Late,
+    /// The connection ended: why.
+    Closed(String),
+}
+
+/// The shared inbox of one connection.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    content: Mutex<Content>,
+    changed: Condvar,
+}
+
+impl Inbox {
+    /// Reads messages from `stream` until it ends; runs in a thread of its own.
+    pub fn fill(&self, stream: impl Read, tap: &Tap) {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        let why = loop {
+            line.clear();
+            match reader.read_until(b'\n', &mut line) {
+                Ok(0) => break "the VMM closed the connection".to_owned(),
+                Err(e) => break format!("reading failed: {e}"),
+                Ok(_) => {}
+            }
+            let text = String::from_utf8_lossy(&line);
+            tap(Direction::Received, text.trim_end());
+            match serde_json::from_slice(&line) {
+                Ok(message) => self.put(message),
+                Err(e) => break format!("the VMM sent what is no QMP message ({e}): {text:?}"),
+            }
+        };
+        self.change(|content| content.closed = Some(why));
+    }
+
+    fn put(&self, message: ServerMessage) {
+        self.change(|content| match message {
+            ServerMessage::Greeting(greeting) => content.greeting = Some(greeting),
+            ServerMessage::Event(event) => {
+                content.events.push(Arrived { at: clock::now(), event });
+            }
+            ServerMessage::Response(response) => {
+                let (Response::Success { id, .. } | Response::Failure { id, .. }) = &response;
+                // An answer without our id answers nothing we sent; the record has it.
+                if let Some(id) = id.as_ref().and_then(serde_json::Value::as_u64) {
+                    content.answers.insert(id, response);
+                }
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Content)) {
+        change(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Looks at the content now.
+    pub fn look<T>(&self, look: impl FnOnce(&Content) -> T) -> T {
+        look(&self.content.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until `look` finds something.
+    pub fn wait<T>(
+        &self,
+        deadline: Deadline,
+        mut look: impl FnMut(&Content) -> Option<T>,
+    ) -> Result<T, Missed> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(found) = look(&content) {
+                return Ok(found);
+            }
+            if let Some(why) = &content.closed {
+                return Err(Missed::Closed(why.clone()));
+            }
+            if deadline.passed() {
+                return Err(Missed::Late);
+            }
+            content = self
+                .changed
+                .wait_timeout(content, deadline.remaining())
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The guest's RAM: where it is, its identity, its digest.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::fds::{Descriptor, FdTable};
+use super::frames::{self, Frames};
+use super::mailbox::{self, MailboxPage};
+use super::maps::{self, Mapping};
+use super::process::ProcError;
+
+/// Pages whose frames are looked at.
+const FRAME_SAMPLE: u64 = 64;
+
+/// Why the guest's RAM could not be found or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// `/proc` did not answer.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// No mapping looks like the guest's RAM.
+    #[error("no {kind} mapping of {bytes} bytes in /proc/{pid}/maps")]
+    NotFound {
+        /// Whose.
+        pid: i32,
+        /// The size looked for.
+        bytes: u64,
+        /// Shared or private.
+        kind: &'static str,
+    },
+    /// The RAM could not be read.
+    #[error("cannot read guest RAM through {path}: {source}")]
+    Read {
+        /// What was opened.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The guest's RAM in one process at one moment.
+#[derive(Clone, Debug)]
+pub struct Ram {
+    pid: i32,
+    /// Bytes.
+    pub bytes: u64,
+    /// The descriptor of the file behind it; none where RAM is private.
+    pub file: Option<Descriptor>,
+    /// Where it is mapped.
+    pub mappings: Vec<Mapping>,
+    /// Page frames of a sample.
+    pub frames: Frames,
+}
+
+impl Ram {
+    /// Finds `bytes` of RAM in process `pid`, whose descriptors are `fds`.
+    pub fn find(pid: i32, bytes: u64, shared: bool, fds: &FdTable) -> Result<Self, RamError> {
+        let maps = maps::read(pid)?;
+        let found =
+            if shared { find_shared(bytes, fds, &maps) } else { find_private(bytes, &maps) };
+        let (file, mappings) = found.ok_or(RamError::NotFound {
+            pid,
+            bytes,
+            kind: if shared { "shared" } else { "private" },
+        })?;
+        let frames = frames::sample(pid, &mappings, FRAME_SAMPLE);
+        Ok(Self { pid, bytes, file, mappings, frames })
+    }
+
+    /// Digest of all RAM but the mailbox's page, in which the harness itself writes.
+    ///
+    /// Means something only while the guest stands still. None where RAM is private.
+    pub fn digest(&self) -> Result<Option<u64>, RamError> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", self.pid, file.number));
+        let read = || -> std::io::Result<u64> {
+            let file = File::open(&path)?;
+            let mut buffer = vec![0; 1 << 20];
+            let mut digest = Xxh3::new();
+            for start in (0..self.bytes).step_by(buffer.len()) {
+                let part = &mut buffer[..(self.bytes - start).min(1 << 20) as usize];
+                file.read_exact_at(part, start)?;
+                blank_mailbox(part, start);
+                digest.update(part);
+            }
+            Ok(digest.digest())
+        };
+        read().map(Some).map_err(|source| RamError::Read { path, source })
+    }
+
+    /// The mailbox's page in this RAM.
+    pub fn mailbox(&self) -> Result<MailboxPage, RamError> {
+        match &self.file {
+            Some(file) => {
+                let path = PathBuf::from(format!("/proc/{}/fd/{}", self.pid, file.number));
+                MailboxPage::shared(&path).map_err(|source| RamError::Read { path, source })
+            }
+            None => {
+                let path = PathBuf::from(format!("/proc/{}/mem", self.pid));
+                let base = self.mappings.first().map_or(0, |m| m.addresses.start);
+                MailboxPage::foreign(&path, base).map_err(|source| RamError::Read { path, source })
+            }
+        }
+    }
+}
+
+fn blank_mailbox(part: &mut [u8], start: u64) {
+    let Some(at) = mailbox::MAILBOX_GPA.checked_sub(start) else { return };
+    if let Some(page) = part.get_mut(at as usize..at as usize + mailbox::PAGE) {
+        page.fill(0);
+    }
+}
+
+fn find_shared(
+    bytes: u64,
+    fds: &FdTable,
+    maps: &[Mapping],
+) -> Option<(Option<Descriptor>, Vec<Mapping>)> {
+    fds.iter().filter(|fd| fd.size == bytes && fd.target.contains("(deleted)")).find_map(|fd| {
+        let of_file = maps.iter().filter(|m| m.shared && m.writable && m.inode == fd.inode.1);
+        let mut mappings: Vec<Mapping> = of_file.cloned().collect();
+        mappings.sort_by_key(|m| m.offset);
+        let mapped: u64 = mappings.iter().map(Mapping::len).sum();
+        (mapped >= bytes).then(|| (Some(fd.clone()), mappings))
+    })
+}
+
+fn find_private(bytes: u64, maps: &[Mapping]) -> Option<(Option<Descriptor>, Vec<Mapping>)> {
+    // The kernel merges neighbours, so the mapping may be longer than the RAM: the shortest wins.
+    let fits = maps.iter().filter(|m| !m.shared && m.writable && m.len() >= bytes);
+    let mapping = fits.min_by_key(|m| m.len())?;
+    Some((None, vec![mapping.clone()]))
+}

@@ -1,0 +1,3 @@
+//! Telling people how it went.
+
+pub mod terminal;

@@ -1,0 +1,182 @@
+//! Reports on a terminal, or plain lines where there is none.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::run::{Report, Verdict};
+
+/// Prints reports as they come and a summary in the end.
+pub struct Terminal {
+    bar: ProgressBar,
+    width: usize,
+    passed: usize,
+    failed: Vec<Report>,
+    broken: usize,
+    ignored: BTreeMap<String, usize>,
+}
+
+impl Terminal {
+    /// For `total` cases whose names are at most `width` long.
+    pub fn new(total: usize, width: usize) -> Self {
+        let bar = if std::io::stdout().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}");
+            ProgressBar::new(total as u64)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        } else {
+            ProgressBar::hidden()
+        };
+        Self { bar, width, passed: 0, failed: Vec::new(), broken: 0, ignored: BTreeMap::new() }
+    }
+
+    /// One case is done.
+    pub fn case(&mut self, report: Report) {
+        self.line(&case_line(&report, self.width));
+        for line in details(&report) {
+            self.line(&line);
+        }
+        self.bar.inc(1);
+        match &report.verdict {
+            Verdict::Pass => self.passed += 1,
+            Verdict::Fail(_) => self.failed.push(report),
+            Verdict::Ignored(why) => *self.ignored.entry(why.clone()).or_default() += 1,
+            Verdict::Broken(_) => self.broken += 1,
+        }
+        if !self.failed.is_empty() {
+            self.bar.set_message(format!("{} failed", self.failed.len()));
+        }
+    }
+
+    /// All are done.
+    pub fn finish(&self, took: Duration) {
+        self.bar.finish_and_clear();
+        println!("{}", self.summary(took));
+    }
+
+    /// The verdict on the run.
+    pub fn summary(&self, took: Duration) -> String {
+        let ran = self.passed + self.failed.len();
+        let mut text = format!("\n{ran} ran, {} passed, {} failed", self.passed, self.failed.len());
+        let ignored: usize = self.ignored.values().sum();
+        let reasons: Vec<String> =
+            self.ignored.iter().map(|(why, count)| format!("{count}: {why}")).collect();
+        match reasons.as_slice() {
+            [] => text.push_str(", 0 ignored"),
+            reasons => text.push_str(&format!(", {ignored} ignored ({})", reasons.join("; "))),
+        }
+        if self.broken > 0 {
+            text.push_str(&format!(", {} could not be run", self.broken));
+        }
+        text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
+        for report in &self.failed {
+            text.push_str(&format!("\nfailed: {}\n  replay: {}", report.case, report.replay));
+        }
+        text
+    }
+
+    /// Some case failed.
+    pub fn any_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// Some case could not be run because of the machine.
+    pub fn any_broken(&self) -> bool {
+        self.broken > 0
+    }
+
+    fn line(&self, line: &str) {
+        if self.bar.is_hidden() {
+            println!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+/// Verdict, name, updates, blackout, time.
+fn case_line(report: &Report, width: usize) -> String {
+    let verdict = match &report.verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail(_) => "FAIL",
+        Verdict::Ignored(_) => "ignored",
+        Verdict::Broken(_) => "BROKEN",
+    };
+    let name = &report.case;
+    if let Verdict::Ignored(why) | Verdict::Broken(why) = &report.verdict {
+        return format!("{verdict:<7} {name:<width$}  {why}");
+    }
+    let updates = match report.updates {
+        1 => " 1 update ".to_owned(),
+        n => format!("{n:>2} updates"),
+    };
+    let blackout = match report.blackout() {
+        Some((median, max)) => {
+            let ms = |d: Duration| d.as_secs_f64() * 1e3;
+            format!("blackout median {:.2} ms, max {:.2} ms", ms(median), ms(max))
+        }
+        None => "no blackout seen".to_owned(),
+    };
+    let took = report.took.as_secs_f64();
+    format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<38}  {took:5.2} s")
+}
+
+/// What a failure has to say besides.
+pub fn details(report: &Report) -> Vec<String> {
+    let Verdict::Fail(findings) = &report.verdict else { return Vec::new() };
+    let mut lines = Vec::new();
+    if let Some(step) = &report.failed_step {
+        lines.push(format!("        at {step}:"));
+    }
+    for finding in findings {
+        lines.push(format!("        {}: {}", finding.check, finding.message));
+    }
+    if let Some((pid, socket)) = &report.kept {
+        lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));
+    }
+    lines.push(format!("        replay: {}", report.replay));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Finding;
+
+    fn report(name: &str, verdict: Verdict) -> Report {
+        Report {
+            case: name.into(),
+            verdict,
+            failed_step: Some("step 3 (migrate)".into()),
+            updates: 10,
+            blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
+            took: Duration::from_millis(420),
+            replay: "cpr-harness replay evidence/update/running".into(),
+            kept: None,
+        }
+    }
+
+    #[test]
+    fn a_run_as_it_is_printed() {
+        let reports = [
+            report("update/running[cpus=1]", Verdict::Pass),
+            report("update/stopped", Verdict::Fail(vec![Finding::new("ram", "guest RAM changed")])),
+            report("update/huge", Verdict::Ignored("no huge pages here".into())),
+            report("update/broken", Verdict::Broken("no room".into())),
+        ];
+        let mut terminal = Terminal::new(4, 24);
+        let mut text = String::new();
+        for report in reports {
+            text.push_str(&case_line(&report, 24));
+            text.push('\n');
+            for line in details(&report) {
+                text.push_str(&line);
+                text.push('\n');
+            }
+            terminal.case(report);
+        }
+        text.push_str(&terminal.summary(Duration::from_secs(3)));
+        insta::assert_snapshot!(text);
+    }
+}

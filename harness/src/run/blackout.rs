@@ -1,0 +1,39 @@
+//! The blackout of an update as the guest saw it: the largest gap between two heartbeats.
+
+use std::time::Duration;
+
+use crate::observe::clock;
+use crate::observe::mailbox::MailboxPage;
+use crate::observe::poll::{self, Deadline};
+
+/// How long the vCPUs may take to forget their old gaps.
+const ACKNOWLEDGED: Duration = Duration::from_secs(1);
+
+/// A measurement that has begun.
+pub struct Measurement {
+    request: u32,
+}
+
+impl Measurement {
+    /// Makes every vCPU forget its largest gap. None if one of them does not: then nothing can
+    /// be said.
+    pub fn begin(page: &MailboxPage) -> Option<Self> {
+        let view = page.read().ok().filter(|view| view.ready)?;
+        let request = view.gap_request.wrapping_add(1);
+        page.request_gap(request).ok()?;
+        poll::until(Deadline::after(ACKNOWLEDGED), || {
+            let view = page.read().ok()?;
+            let all = view.online().all(|(_, cpu)| cpu.gap_ack == request);
+            (all && view.online().next().is_some()).then_some(())
+        })?;
+        Some(Self { request })
+    }
+
+    /// The largest gap of any vCPU since; every vCPU must have beaten again.
+    pub fn end(&self, page: &MailboxPage) -> Option<Duration> {
+        let view = page.read().ok()?;
+        let same = view.online().all(|(_, cpu)| cpu.gap_ack == self.request);
+        let largest = view.online().map(|(_, cpu)| cpu.gap).max()?;
+        same.then(|| clock::ticks(largest))
+    }
+}

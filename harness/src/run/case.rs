@@ -1,0 +1,175 @@
+//! Running one case.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::evidence::{self, Evidence};
+use super::failure::StepError;
+use super::session::Session;
+use super::steps::After;
+use super::verdict::{Report, Verdict};
+use super::{EnvironmentError, Options, channel, requirements};
+use crate::check::Finding;
+use crate::scenario::{Case, Step};
+
+/// Runs `case` and reports.
+///
+/// In a thread of its own, whose mounts are private and whose end is the end of its VM.
+pub fn run(case: &Case, options: &Options) -> Report {
+    let mut report = Report {
+        case: case.name.clone(),
+        verdict: Verdict::Pass,
+        failed_step: None,
+        updates: 0,
+        blackouts: Vec::new(),
+        took: Default::default(),
+        replay: replay_line(case, options),
+        kept: None,
+    };
+    if let Some(why) = requirements::unmet(case, &*options.backend) {
+        report.verdict = Verdict::Ignored(why);
+        return report;
+    }
+    let began = Instant::now();
+    let ran = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("case".into())
+            .spawn_scoped(scope, || run_in_thread(case, options, &mut report))
+            .map_err(EnvironmentError::Thread)?;
+        thread.join().unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
+            Err(EnvironmentError::Panic(text.to_owned()))
+        })
+    });
+    if let Err(e) = ran {
+        report.verdict = Verdict::Broken(e.to_string());
+    }
+    report.took = began.elapsed();
+    report
+}
+
+fn run_in_thread(
+    case: &Case,
+    options: &Options,
+    report: &mut Report,
+) -> Result<(), EnvironmentError> {
+    if nix::unistd::geteuid().is_root() {
+        channel::private_mounts()?;
+    }
+    let evidence = Evidence::create(case, options)?;
+    let work = tempfile::Builder::new()
+        .prefix("cpr-")
+        .tempdir()
+        .map_err(EnvironmentError::file("create a folder in", std::env::temp_dir()))?;
+    let began = Instant::now();
+    let mut evidence = match Session::boot(case, options, evidence, work.path()) {
+        Err(failed) => {
+            let (evidence, error) = *failed;
+            fail(report, "step 1 (boot)", error.findings()?);
+            evidence
+        }
+        Ok(mut session) => {
+            let steps = run_steps(&mut session, report);
+            let kept = keep_or_not(&mut session, report);
+            steps?;
+            if kept {
+                // The socket must stay.
+                let path = work.keep();
+                report.kept = Some((session.vm.pid(), session.files.qmp.clone()));
+                session.evidence.timeline.say("harness", format!("kept {}", path.display()));
+            }
+            report.updates = session.updates;
+            report.blackouts = std::mem::take(&mut session.blackouts);
+            if let Some(seen) = &session.seen {
+                session.evidence.observation("after", seen)?;
+            }
+            let Session { evidence, vm, qmp, .. } = session;
+            drop((vm, qmp));
+            evidence
+        }
+    };
+    report.took = began.elapsed();
+    evidence.finish(report)
+}
+
+fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), EnvironmentError> {
+    let steps = &session.case.steps;
+    for (index, step) in steps.iter().enumerate() {
+        let label = format!("step {} ({})", index + 1, name(step));
+        session.evidence.timeline.say("harness", &label);
+        match session.step(step) {
+            Ok(After::Up) => {}
+            Ok(After::Gone) => return Ok(()),
+            Err(e) => {
+                let findings = explain(session, e)?;
+                for finding in &findings {
+                    let text = format!("{}: {}", finding.check, finding.message);
+                    session.evidence.timeline.say("harness", text);
+                }
+                fail(report, &label, findings);
+                return Ok(());
+            }
+        }
+        if *step == Step::Boot
+            && let Some(seen) = &session.seen
+        {
+            session.evidence.observation("boot", seen)?;
+        }
+    }
+    Ok(())
+}
+
+/// What went wrong, with what else is known.
+fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, EnvironmentError> {
+    let mut findings = error.findings()?;
+    if session.watchdog_has_barked() {
+        let limit = session.case.deadline_ms;
+        let text = format!("the watchdog ended the case after {limit} ms");
+        // Whatever else failed did because it killed.
+        return Ok(vec![Finding::new("watchdog", text)]);
+    }
+    // A conversation that broke off is explained by a process that is gone.
+    let only_step = findings.iter().all(|f| f.check == "step");
+    if only_step && let Err(StepError::Checks(more)) = session.check_process() {
+        findings.extend(more);
+    }
+    super::watchdog::collect(session.vm.pid(), &session.evidence.folder.join("at-failure"));
+    Ok(findings)
+}
+
+fn keep_or_not(session: &mut Session<'_>, report: &Report) -> bool {
+    let failed = matches!(report.verdict, Verdict::Fail(_));
+    let keep = session.options.keep && failed && session.vm.ended().is_none();
+    if keep {
+        session.vm.keep();
+    }
+    keep
+}
+
+fn fail(report: &mut Report, step: &str, findings: Vec<Finding>) {
+    report.verdict = Verdict::Fail(findings);
+    report.failed_step = Some(step.to_owned());
+}
+
+/// What a step is called in a scenario.
+fn name(step: &Step) -> String {
+    let name = toml::Value::try_from(step).ok();
+    match name {
+        Some(toml::Value::String(name)) => name,
+        Some(toml::Value::Table(table)) => table.keys().next().cloned().unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
+fn replay_line(case: &Case, options: &Options) -> String {
+    let folder = options.evidence.join(evidence::folder_name(&case.name));
+    let program = std::env::args_os().next().unwrap_or_default();
+    let program = Path::new(&program);
+    // The test target cannot replay; the harness can.
+    let program = match program.file_name().and_then(|n| n.to_str()) {
+        Some("cpr-harness") => program.display().to_string(),
+        _ => "cargo run --release -p cpr-harness --".to_owned(),
+    };
+    format!("{program} replay {}{}", folder.display(), options.vmm_option)
+}

@@ -1,0 +1,134 @@
+//! Commands for an update, good and bad, made in the case's folder.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::{EnvironmentError, program};
+use crate::scenario::CommandKind;
+
+/// Name under which the VMM is found through `PATH`.
+pub const NAME_IN_PATH: &str = "vmm-by-name";
+
+/// A command that is ready to be used.
+pub struct Prepared {
+    /// What `cpr-exec-command` is set to; none: it is not set.
+    pub words: Option<Vec<String>>,
+    /// What an error must name.
+    pub culprit: String,
+    /// Held open for as long as the update takes.
+    _busy: Option<File>,
+}
+
+/// Folders that commands are made in.
+pub struct Workshop<'a> {
+    /// A folder for this.
+    pub folder: &'a Path,
+    /// The VMM.
+    pub binary: &'a str,
+}
+
+impl Workshop<'_> {
+    /// Makes what `kind` needs; `arguments` are those of a good update.
+    pub fn prepare(
+        &self,
+        kind: CommandKind,
+        mut arguments: Vec<String>,
+    ) -> Result<Prepared, EnvironmentError> {
+        let mut busy = None;
+        let word = match kind {
+            CommandKind::Good
+            | CommandKind::Missing
+            | CommandKind::EmptyList
+            | CommandKind::Nul => self.binary.to_owned(),
+            CommandKind::Wrapper => self.wrapper()?,
+            CommandKind::InPath => NAME_IN_PATH.to_owned(),
+            CommandKind::EmptyWord => String::new(),
+            CommandKind::Enoent => self.path("no-such-vmm"),
+            CommandKind::EnoentInPath => "no-such-vmm-in-any-folder".to_owned(),
+            CommandKind::EaccesNotExecutable => self.file("not-executable", b"#!/bin/true\n")?,
+            CommandKind::EaccesDirectory => self.directory("directory")?,
+            CommandKind::EnoexecText => self.program("text", b"This is no program.\n")?,
+            CommandKind::EnoexecElf => self.truncated_elf()?,
+            CommandKind::Enotdir => format!("{}/vmm", self.file("plain-file", b"")?),
+            CommandKind::Eloop => self.loop_link()?,
+            CommandKind::Enametoolong => self.path(&"n".repeat(300)),
+            CommandKind::E2big => {
+                // One word may have 128 KiB at most (MAX_ARG_STRLEN).
+                arguments.push("x".repeat(200 << 10));
+                self.binary.to_owned()
+            }
+            CommandKind::Etxtbsy => {
+                let path = self.program("busy", b"#!/bin/true\n")?;
+                let open = File::options().append(true).open(&path);
+                busy = Some(open.map_err(EnvironmentError::file("open", &path))?);
+                path
+            }
+        };
+        if kind == CommandKind::Nul {
+            arguments.push("a\0b".into());
+        }
+        let words = match kind {
+            CommandKind::Missing => None,
+            CommandKind::EmptyList => Some(Vec::new()),
+            _ => Some([vec![word.clone()], arguments].concat()),
+        };
+        Ok(Prepared { words, culprit: word, _busy: busy })
+    }
+
+    /// Makes the folder of `PATH` in which the VMM is found by name.
+    pub fn path_folder(&self) -> Result<PathBuf, EnvironmentError> {
+        let folder = PathBuf::from(self.directory("bin")?);
+        let link = folder.join(NAME_IN_PATH);
+        symlink(self.binary, &link).map_err(EnvironmentError::file("create", &link))?;
+        Ok(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        // The case checked that its folder is UTF-8.
+        self.folder.join(name).to_string_lossy().into_owned()
+    }
+
+    fn file(&self, name: &str, content: &[u8]) -> Result<String, EnvironmentError> {
+        let path = self.path(name);
+        fs::write(&path, content).map_err(EnvironmentError::file("write", &path))?;
+        Ok(path)
+    }
+
+    fn program(&self, name: &str, content: &[u8]) -> Result<String, EnvironmentError> {
+        let path = self.path(name);
+        program::write(Path::new(&path), content)
+            .map_err(EnvironmentError::file("write", &path))?;
+        Ok(path)
+    }
+
+    fn directory(&self, name: &str) -> Result<String, EnvironmentError> {
+        let path = self.path(name);
+        fs::create_dir_all(&path).map_err(EnvironmentError::file("create", &path))?;
+        Ok(path)
+    }
+
+    fn wrapper(&self) -> Result<String, EnvironmentError> {
+        let quoted = self.binary.replace('\'', r"'\''");
+        self.program("wrapper", format!("#!/bin/sh\nexec '{quoted}' \"$@\"\n").as_bytes())
+    }
+
+    fn truncated_elf(&self) -> Result<String, EnvironmentError> {
+        let own = crate::carry::own_binary().unwrap_or_default();
+        let start = File::open(&own)
+            .and_then(|mut file| {
+                let mut start = [0; 40];
+                std::io::Read::read_exact(&mut file, &mut start).map(|()| start)
+            })
+            .map_err(EnvironmentError::file("read", &own))?;
+        self.program("truncated-elf", &start)
+    }
+
+    fn loop_link(&self) -> Result<String, EnvironmentError> {
+        let path = self.path("loop");
+        if fs::symlink_metadata(&path).is_err() {
+            symlink("loop", &path).map_err(EnvironmentError::file("create", &path))?;
+        }
+        Ok(path)
+    }
+}

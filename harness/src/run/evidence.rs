@@ -1,0 +1,185 @@
+//! The evidence folder of a case: enough to understand it and to run it again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+
+use super::timeline::Timeline;
+use super::verdict::Report;
+use super::{EnvironmentError, Options};
+use crate::backend::Files;
+use crate::check::startup::Startup;
+use crate::observe::observation::Observation;
+use crate::scenario::Case;
+use guest_images::GuestImage;
+
+/// The folder of a case and what is being written there.
+pub struct Evidence {
+    /// The folder, absolute.
+    pub folder: PathBuf,
+    /// The time line.
+    pub timeline: Arc<Timeline>,
+    tails: Vec<Tail>,
+    _lock: Flock<File>,
+}
+
+impl Evidence {
+    /// An empty folder for `case`, with the case and the start marker in it.
+    pub fn create(case: &Case, options: &Options) -> Result<Self, EnvironmentError> {
+        let folder = std::path::absolute(options.evidence.join(folder_name(&case.name)))
+            .map_err(EnvironmentError::file("find", &options.evidence))?;
+        fs::create_dir_all(&folder).map_err(EnvironmentError::file("create", &folder))?;
+        let lock = File::open(&folder).map_err(EnvironmentError::file("open", &folder))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| EnvironmentError::InUse(folder.clone()))?;
+        empty(&folder)?;
+        let case_text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
+        write(&folder, "case.toml", &format!("# {}\n{case_text}", case.name))?;
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let start = json!({
+            "case": case.name,
+            "seed": case.seed,
+            "started_unix": started.unwrap_or_default().as_secs_f64(),
+            "harness": env!("CARGO_PKG_VERSION"),
+            "backend": options.backend.name(),
+            "vmm": options.backend.binary(),
+            "vmm_option": options.vmm_option,
+            "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end(),
+            "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        });
+        write(&folder, "start.json", &format!("{start:#}\n"))?;
+        let path = folder.join("timeline.jsonl");
+        let timeline = Timeline::create(&path).map_err(EnvironmentError::file("create", &path))?;
+        let tail = |source, file: &str| Tail { source, path: folder.join(file), read: 0 };
+        let tails = vec![
+            tail("vmm", "vmm.log"),
+            tail("console", "console.log"),
+            tail("serial", "serial.log"),
+        ];
+        Ok(Self { folder, timeline: Arc::new(timeline), tails, _lock: lock })
+    }
+
+    /// The files of the VM: all here but the socket, whose path must be short.
+    pub fn files(&self, work: &Path, guest: &GuestImage) -> Result<Files, EnvironmentError> {
+        let kernel = self.folder.join(format!("{}.elf", guest.name));
+        fs::write(&kernel, guest.elf).map_err(EnvironmentError::file("write", &kernel))?;
+        Ok(Files {
+            kernel: utf8(&kernel)?,
+            qmp: utf8(&work.join("qmp.sock"))?,
+            serial: utf8(&self.folder.join("serial.log"))?,
+            log: utf8(&self.folder.join("vmm.log"))?,
+            pid_file: utf8(&work.join("vmm.pid"))?,
+        })
+    }
+
+    /// What start-up leaves in the file system.
+    pub fn startup(&self, files: &Files) -> Startup {
+        Startup::of(&[&files.qmp, &files.pid_file])
+    }
+
+    /// The file that gets the VMM's standard output and error.
+    pub fn console(&self) -> PathBuf {
+        self.folder.join("console.log")
+    }
+
+    /// Takes what was logged since the last call into the time line; returns the VMM's part.
+    pub fn collect(&mut self) -> String {
+        let mut vmm = String::new();
+        for tail in &mut self.tails {
+            let text = tail.more();
+            for line in text.lines() {
+                self.timeline.say_stamped(tail.source, line);
+            }
+            if tail.source == "vmm" {
+                vmm = text;
+            }
+        }
+        vmm
+    }
+
+    /// Writes what was seen of the VMM, as `proc-NAME.txt`.
+    pub fn observation(&self, name: &str, seen: &Observation) -> Result<(), EnvironmentError> {
+        write(&self.folder, &format!("proc-{name}.txt"), &describe(seen))
+    }
+
+    /// Writes the verdict and closes the time line.
+    pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
+        self.collect();
+        let path = self.folder.join("timeline.jsonl");
+        self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
+        let verdict = serde_json::to_string_pretty(report).unwrap_or_default();
+        write(&self.folder, "verdict.json", &(verdict + "\n"))
+    }
+}
+
+/// A log that grows.
+struct Tail {
+    source: &'static str,
+    path: PathBuf,
+    read: usize,
+}
+
+impl Tail {
+    /// Whole lines that are new. A log that cannot be read has none.
+    fn more(&mut self) -> String {
+        let bytes = fs::read(&self.path).unwrap_or_default();
+        let new = bytes.get(self.read..).unwrap_or_default();
+        let whole = new.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+        self.read += whole;
+        String::from_utf8_lossy(&new[..whole]).into_owned()
+    }
+}
+
+/// A case's name as a relative path that needs no quoting in a shell.
+pub fn folder_name(case: &str) -> String {
+    case.replace('[', ",").replace(']', "")
+}
+
+fn describe(seen: &Observation) -> String {
+    let Observation { process, executable, fds, children, ram, digest, mailbox, .. } = seen;
+    let mut text = format!(
+        "{process:?}\nexecutable {}\nchildren {children:?}\nstatus {:?}\nquery-migrate {}\nparameters {}\n\ndescriptors\n{fds}\nRAM {} bytes, file {:?}, digest {digest:016x?}\n",
+        executable.path.display(),
+        seen.status,
+        seen.migrate,
+        seen.parameters,
+        ram.bytes,
+        ram.file
+    );
+    for mapping in &ram.mappings {
+        text.push_str(&format!("mapped {mapping:x?}\n"));
+    }
+    text.push_str(&format!("page frames {:x?}\n", ram.frames));
+    let mailbox = serde_json::to_string_pretty(mailbox).unwrap_or_default();
+    text.push_str(&format!("\nmailbox {mailbox}\n\nenvironment\n"));
+    // Names only: an environment may hold what is nobody's business.
+    for word in &seen.environ {
+        text.push_str(word.split('=').next().unwrap_or_default());
+        text.push('\n');
+    }
+    text
+}
+
+fn utf8(path: &Path) -> Result<String, EnvironmentError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| EnvironmentError::NotUtf8(path.to_owned()))
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<(), EnvironmentError> {
+    let path = folder.join(name);
+    fs::write(&path, text).map_err(EnvironmentError::file("write", &path))
+}
+
+/// Removes what an earlier run left.
+fn empty(folder: &Path) -> Result<(), EnvironmentError> {
+    let entries = fs::read_dir(folder).map_err(EnvironmentError::file("read", folder))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(EnvironmentError::file("remove", &path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Running cases: steps under deadlines, checks after each, evidence of all of it.
+
+pub mod blackout;
+pub mod case;
+pub mod channel;
+pub mod command;
+pub mod environment;
+pub mod evidence;
+pub mod failure;
+pub mod patience;
+pub mod program;
+pub mod requirements;
+pub mod schedule;
+pub mod session;
+pub mod signals;
+pub mod steps;
+pub mod timeline;
+pub mod update;
+pub mod verdict;
+pub mod vm;
+pub mod watchdog;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use environment::EnvironmentError;
+pub use failure::StepError;
+pub use patience::Patience;
+pub use verdict::{Report, Verdict};
+
+use crate::backend::Backend;
+
+/// What all cases of a run have in common.
+#[derive(Clone)]
+pub struct Options {
+    /// The VMM.
+    pub backend: Arc<dyn Backend>,
+    /// Where evidence goes.
+    pub evidence: PathBuf,
+    /// Leave the VM of a failed case up.
+    pub keep: bool,
+    /// How long is waited for what.
+    pub patience: Patience,
+    /// How the VMM was asked for on the command line, for the replay line.
+    pub vmm_option: String,
+}

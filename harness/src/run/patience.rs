@@ -1,0 +1,53 @@
+//! How long the harness waits for what.
+
+use std::time::Duration;
+
+/// Limits of all waits but those for single QMP answers.
+///
+/// Generous by default: a busy host is no failure, and a wait that is met costs nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the start of the process to its QMP greeting.
+    pub greeting: Duration,
+    /// From there to the guest's body, on hosts that emulate its CPL0.
+    pub boot: Duration,
+    /// For the guest to get somewhere.
+    pub guest: Duration,
+    /// For an update.
+    pub update: Duration,
+    /// For a VMM that was told to end.
+    pub end: Duration,
+    /// For the last events of a step.
+    pub events: Duration,
+    /// For the next heartbeat of every vCPU.
+    pub beat: Duration,
+    /// How long a stopped guest is watched: the one wait that is always spent.
+    pub still: Duration,
+    /// For descriptors and children that are there only for a moment.
+    pub settle: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            greeting: seconds(10),
+            boot: seconds(20),
+            guest: seconds(20),
+            update: seconds(20),
+            end: seconds(10),
+            events: seconds(2),
+            beat: seconds(10),
+            still: Duration::from_millis(15),
+            settle: Duration::from_millis(500),
+        }
+    }
+}
+
+impl Patience {
+    /// For tests that wait in vain on purpose.
+    pub fn short() -> Self {
+        let half = Duration::from_millis(500);
+        Self { update: half, guest: half, events: half, beat: half, end: half, ..Self::default() }
+    }
+}

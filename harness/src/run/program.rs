@@ -1,0 +1,25 @@
+//! One lock between writing files to be executed and starting processes.
+//!
+//! A child that is forked while an executable is open for writing holds it open until it execs
+//! itself, and whoever executes the file in that moment gets ETXTBSY.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
+
+static FORK: Mutex<()> = Mutex::new(());
+
+/// Starts a process.
+pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Writes an executable file.
+pub fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
+    fs::write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}

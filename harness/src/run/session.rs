@@ -1,0 +1,300 @@
+//! A VM under test: the process, the conversation, and what is expected of it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cpr_qmp::message::Event;
+use cpr_qmp::run_state::RunState;
+use serde_json::Value;
+
+use super::blackout::Measurement;
+use super::command::Workshop;
+use super::evidence::Evidence;
+use super::failure::StepError;
+use super::vm::{Start, Vm};
+use super::watchdog::Watchdog;
+use super::{EnvironmentError, Options};
+use crate::backend::{Files, Launch};
+use crate::check::startup::Startup;
+use crate::check::{self, Action, Finding, Scene, gone, pid};
+use crate::observe::observation::{Observation, Subject};
+use crate::observe::process::Executable;
+use crate::observe::qmp::{Direction, Qmp, Tap};
+use crate::scenario::Case;
+
+/// Everything about the VM of one case.
+pub struct Session<'a> {
+    /// The case.
+    pub case: &'a Case,
+    /// The run it belongs to.
+    pub options: &'a Options,
+    /// Where evidence goes.
+    pub evidence: Evidence,
+    /// A folder with a short path, for the socket and what else is made.
+    pub work: PathBuf,
+    /// The VM's files.
+    pub files: Files,
+    /// The VMM's process.
+    pub vm: Vm,
+    /// The conversation with it.
+    pub qmp: Qmp,
+    /// The run state it must have.
+    pub run_state: RunState,
+    /// What it must execute.
+    pub executable: Executable,
+    /// The newest look at it.
+    pub seen: Option<Observation>,
+    /// Events before this one were checked.
+    pub events_checked: usize,
+    /// Status in the newest `MIGRATION` event.
+    pub last_status: Option<String>,
+    /// How often the guest must have booted.
+    pub boots: u32,
+    /// Updates that succeeded.
+    pub updates: u32,
+    /// Updates tried.
+    pub tried: u32,
+    /// A blackout that is being measured.
+    pub measuring: Option<Measurement>,
+    /// Blackouts measured.
+    pub blackouts: Vec<Duration>,
+    startup: Startup,
+    watchdog: Watchdog,
+    kvm: bool,
+}
+
+impl<'a> Session<'a> {
+    /// Starts the VMM and connects to it.
+    pub fn boot(
+        case: &'a Case,
+        options: &'a Options,
+        mut evidence: Evidence,
+        work: &Path,
+    ) -> Result<Self, Box<(Evidence, StepError)>> {
+        match Self::start(case, options, &mut evidence, work) {
+            Ok(parts) => Ok(Self::assemble(case, options, evidence, work, parts)),
+            Err(e) => Err(Box::new((evidence, e))),
+        }
+    }
+
+    fn start(
+        case: &Case,
+        options: &Options,
+        evidence: &mut Evidence,
+        work: &Path,
+    ) -> Result<Parts, StepError> {
+        let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
+            StepError::Process(format!("there is no guest named {}", case.vm.guest))
+        })?;
+        let files = evidence.files(work, guest)?;
+        let launch = Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &files };
+        let backend = &*options.backend;
+        let arguments = backend.arguments(launch);
+        let binary = backend.binary();
+        let path_folder =
+            Workshop { folder: work, binary: &binary.to_string_lossy() }.path_folder()?;
+        evidence
+            .timeline
+            .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
+        let executable = Executable::at(binary).map_err(|e| EnvironmentError::Spawn {
+            path: binary.to_owned(),
+            source: std::io::Error::other(e),
+        })?;
+        let mut vm = Vm::start(&Start {
+            binary,
+            arguments: &arguments,
+            path_folder: &path_folder,
+            console: &evidence.console(),
+            keep: options.keep,
+        })?;
+        let watchdog = Watchdog::start(
+            vm.pid(),
+            Duration::from_millis(case.deadline_ms),
+            evidence.folder.clone(),
+            evidence.timeline.clone(),
+        )?;
+        let qmp = Self::connect(&files, evidence, &mut vm, options)?;
+        Ok(Parts { files, executable, vm, qmp, watchdog })
+    }
+
+    fn connect(
+        files: &Files,
+        evidence: &Evidence,
+        vm: &mut Vm,
+        options: &Options,
+    ) -> Result<Qmp, StepError> {
+        let timeline = evidence.timeline.clone();
+        let tap: Tap = Arc::new(move |direction, text| {
+            let source = match direction {
+                Direction::Sent => "qmp-sent",
+                Direction::Received => "qmp-received",
+            };
+            timeline.say(source, text);
+        });
+        let vm = std::cell::RefCell::new(vm);
+        let console = evidence.console();
+        let hopeless = || {
+            let status = vm.borrow_mut().ended()?;
+            let said = std::fs::read_to_string(&console).unwrap_or_default();
+            let last = said.lines().last().unwrap_or("nothing").to_owned();
+            Some(format!("the VMM has ended ({status}); its last words: {last}"))
+        };
+        Ok(Qmp::connect(Path::new(&files.qmp), options.patience.greeting, tap, hopeless)?)
+    }
+
+    fn assemble(
+        case: &'a Case,
+        options: &'a Options,
+        evidence: Evidence,
+        work: &Path,
+        parts: Parts,
+    ) -> Self {
+        let Parts { files, executable, vm, qmp, watchdog } = parts;
+        let run_state = if case.vm.paused { RunState::Prelaunch } else { RunState::Running };
+        Self {
+            startup: evidence.startup(&files),
+            kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
+            case,
+            options,
+            evidence,
+            work: work.to_owned(),
+            files,
+            vm,
+            qmp,
+            run_state,
+            executable,
+            seen: None,
+            events_checked: 0,
+            last_status: None,
+            boots: u32::from(!case.vm.paused),
+            updates: 0,
+            tried: 0,
+            measuring: None,
+            blackouts: Vec::new(),
+            watchdog,
+        }
+    }
+
+    /// What to launch, for the arguments of an update.
+    pub fn launch(&self) -> Launch<'_> {
+        let case = self.case;
+        Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &self.files }
+    }
+
+    /// True once the watchdog has killed the VMM.
+    pub fn watchdog_has_barked(&self) -> bool {
+        self.watchdog.has_barked()
+    }
+
+    /// Looks at the VMM.
+    pub fn observe(&mut self) -> Result<Observation, StepError> {
+        let vm = &self.case.vm;
+        let subject = Subject {
+            pid: self.vm.pid(),
+            ram_bytes: vm.memory.0,
+            ram_shared: vm.share,
+            stopped: !self.run_state.is_running(),
+        };
+        Ok(Observation::take(subject, &mut self.qmp)?)
+    }
+
+    /// After a step: looks at the VMM and runs every check.
+    pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
+        self.check_process()?;
+        self.settle_events(action, ran_before);
+        let before = self.seen.take();
+        let after = match self.observe() {
+            Ok(after) => after,
+            Err(e) => {
+                self.seen = before;
+                return Err(e);
+            }
+        };
+        // After the observation: its QMP answers come behind every event of the step.
+        let events = self.take_events();
+        let log = self.evidence.collect();
+        let findings = check::all(&Scene {
+            vm: &self.case.vm,
+            dialect: self.options.backend.dialect(),
+            kvm: self.kvm,
+            executable: &self.executable,
+            startup: &self.startup,
+            patience: self.options.patience,
+            boots: self.boots,
+            action,
+            ran_before,
+            run_state: self.run_state,
+            events: &events,
+            last_status: self.last_status.as_deref(),
+            log: &log,
+            before: before.as_ref(),
+            after: &after,
+        });
+        if let (Some(measuring), true) = (self.measuring.take(), findings.is_empty())
+            && action.updated()
+        {
+            self.blackouts.extend(measuring.end(&after.page));
+        }
+        if !findings.is_empty()
+            && let Some(before) = &before
+        {
+            self.evidence.observation("before", before)?;
+        }
+        self.seen = Some(after);
+        if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
+    }
+
+    /// The check that comes before all others.
+    pub fn check_process(&mut self) -> Result<(), StepError> {
+        let console = std::fs::read_to_string(self.evidence.console()).unwrap_or_default();
+        let ended = self.vm.ended();
+        pid::check(&self.vm.started, ended, &console)
+            .map_err(|message| StepError::Checks(vec![Finding::new(pid::NAME, message)]))
+    }
+
+    /// The check that takes the place of all others when the VMM was told to quit.
+    pub fn check_gone(&mut self, ended: ExitStatus, by_guest: bool) -> Result<(), StepError> {
+        let events = self.take_events();
+        gone::check(ended, by_guest, Path::new(&self.files.qmp), &events)
+            .map_err(|message| StepError::Checks(vec![Finding::new(gone::NAME, message)]))
+    }
+
+    /// Events come when they come; the last ones of a step are awaited for a while.
+    fn settle_events(&self, action: &Action, ran_before: bool) {
+        let from = self.events_checked;
+        // What is missing then is for the check `events` to tell.
+        let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
+            let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
+            check::events::complete(action, ran_before, &events)
+        });
+    }
+
+    /// The events that were not checked yet.
+    fn take_events(&mut self) -> Vec<Event> {
+        let arrived = self.qmp.events_from(self.events_checked);
+        self.events_checked += arrived.len();
+        let events: Vec<Event> = arrived.into_iter().map(|a| a.event).collect();
+        let statuses = events.iter().filter(|e| e.event == "MIGRATION");
+        let status = statuses.last().and_then(|e| e.data.as_ref()?.get("status")?.as_str());
+        if let Some(status) = status {
+            self.last_status = Some(status.to_owned());
+        }
+        events
+    }
+
+    /// The error in `query-migrate`.
+    pub fn migration_error(&mut self) -> Result<String, StepError> {
+        let migrate: Value = self.qmp.query("query-migrate")?;
+        Ok(migrate.get("error-desc").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+}
+
+struct Parts {
+    files: Files,
+    executable: Executable,
+    vm: Vm,
+    qmp: Qmp,
+    watchdog: Watchdog,
+}

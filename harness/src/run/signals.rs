@@ -1,0 +1,42 @@
+//! Ctrl-C leaves no VM behind.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
+
+/// Process groups of the VMs that are up.
+static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Notes that a VM is up.
+pub fn register(group: i32) {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
+}
+
+/// Notes that it is not any more, or that it is to stay.
+pub fn forget(group: i32) {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+}
+
+/// Ends every VM and this process on SIGINT, SIGTERM and SIGHUP.
+///
+/// To be called before other threads exist: they inherit the blocked signals. The VMMs do not,
+/// because `std::process` unblocks all in a child.
+pub fn guard() {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    if signals.thread_block().is_err() {
+        return;
+    }
+    // Without the thread the VMMs still die with us, by PR_SET_PDEATHSIG.
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+        }
+        std::process::exit(128 + signal as i32);
+    });
+}

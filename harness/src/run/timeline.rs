@@ -1,0 +1,132 @@
+//! One time line of everything that happened in a case, on one clock.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::observe::clock;
+
+/// One line of `timeline.jsonl`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    /// Seconds since the harness started.
+    t: f64,
+    /// Who says it: `harness`, `qmp-sent`, `qmp-received`, `vmm`, `console`, `serial`.
+    source: String,
+    /// What.
+    text: String,
+}
+
+/// The time line while it is written.
+pub struct Timeline {
+    path: PathBuf,
+    file: Mutex<BufWriter<File>>,
+}
+
+impl Timeline {
+    /// A new time line at `path`.
+    pub fn create(path: &Path) -> std::io::Result<Self> {
+        let file = Mutex::new(BufWriter::new(File::create(path)?));
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// `source` says `text`, now.
+    pub fn say(&self, source: &str, text: impl Into<String>) {
+        self.say_at(clock::now(), source, text);
+    }
+
+    /// `source` said `text` at `time`.
+    pub fn say_at(&self, time: Duration, source: &str, text: impl Into<String>) {
+        let entry = Entry { t: time.as_secs_f64(), source: source.into(), text: text.into() };
+        let line = serde_json::to_string(&entry).unwrap_or_default();
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full disk shows when the verdict is written.
+        let _ = writeln!(file, "{line}");
+    }
+
+    /// What the VMM logged: at the time that stands in the line, where one does.
+    pub fn say_stamped(&self, source: &str, line: &str) {
+        let stamp = first_stamp(line).and_then(parse_stamp);
+        self.say_at(stamp.map_or_else(clock::now, clock::wall_since_start), source, line);
+    }
+
+    /// Writes it out, in order of time: logs are read later than they are written.
+    pub fn finish(&self) -> std::io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.flush()?;
+        let text = std::fs::read_to_string(&self.path)?;
+        let mut entries: Vec<Entry> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        entries.sort_by(|a, b| a.t.total_cmp(&b.t));
+        let mut sorted = BufWriter::new(File::create(&self.path)?);
+        for entry in &entries {
+            writeln!(sorted, "{}", serde_json::to_string(entry)?)?;
+        }
+        sorted.flush()
+    }
+}
+
+/// The first word that looks like a date, in plain and in JSON logs.
+fn first_stamp(line: &str) -> Option<&str> {
+    line.split([' ', '"']).find(|word| word.len() >= 20 && word.as_bytes()[4] == b'-')
+}
+
+/// Reads `2026-01-31T23:59:59.123456Z`.
+fn parse_stamp(stamp: &str) -> Option<SystemTime> {
+    let (date, time) = stamp.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.split('-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let mut time = time.split(':');
+    let hours: u64 = time.next()?.parse().ok()?;
+    let minutes: u64 = time.next()?.parse().ok()?;
+    let seconds: f64 = time.next()?.parse().ok()?;
+    if !(1970..10_000).contains(&year) || !(1..=12).contains(&month) || !seconds.is_finite() {
+        return None;
+    }
+    // Days since 1970-01-01 in the proleptic Gregorian calendar, years beginning in March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
+    let whole = u64::try_from(days).ok()? * 86_400 + hours * 3600 + minutes * 60;
+    let since = Duration::from_secs(whole) + Duration::try_from_secs_f64(seconds).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("2026-02-03T04:05:06.5Z", Some(1_770_091_506.5))]
+    #[case("1970-01-01T00:00:00Z", Some(0.0))]
+    #[case("2000-02-29T23:59:59.000001Z", Some(951_868_799.000001))]
+    #[case("2026-13-03T04:05:06Z", None)]
+    #[case("2026-02-03 04:05:06", None)]
+    fn stamps(#[case] stamp: &str, #[case] seconds: Option<f64>) {
+        let since = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        assert_eq!(parse_stamp(stamp).map(since), seconds);
+    }
+
+    #[test]
+    fn stamps_are_found_in_plain_and_json_lines() {
+        let stamp = "2026-02-03T04:05:06.5Z";
+        assert_eq!(first_stamp(&format!("{stamp}  INFO cpr_exec")), Some(stamp));
+        assert_eq!(first_stamp(&format!("{{\"timestamp\":\"{stamp}\",\"level\":1}}")), Some(stamp));
+    }
+
+    #[test]
+    fn comes_out_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("timeline.jsonl");
+        let timeline = Timeline::create(&path).unwrap();
+        timeline.say_at(Duration::from_secs(2), "harness", "second");
+        timeline.say_at(Duration::from_secs(1), "vmm", "first");
+        timeline.finish().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.find("first") < text.find("second"), "{text}");
+    }
+}

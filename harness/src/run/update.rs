@@ -1,0 +1,175 @@
+//! Updates, and commands that race with them.
+
+use cpr_qmp::message::Event;
+use cpr_qmp::run_state::RunState;
+use serde_json::{Value, json};
+
+use super::blackout::Measurement;
+use super::channel::{self, Prepared as PreparedChannel};
+use super::command::{Prepared as PreparedCommand, Workshop};
+use super::failure::StepError;
+use super::session::Session;
+use crate::check::{Action, Ending};
+use crate::observe::qmp::{Command, QmpFault};
+use crate::scenario::{Channel, Expect, Migrate, RaceCommand};
+
+impl Session<'_> {
+    /// Updates once.
+    pub(super) fn update(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
+        let (command, channel) = self.prepare(migrate)?;
+        self.measure();
+        let from = self.qmp.event_count();
+        let ending = match self.ask(&command, &channel) {
+            Ok(()) => self.await_ending(from)?,
+            Err(QmpFault::Refused { error, .. }) => Ending::Refused(error.desc),
+            Err(other) => return Err(other.into()),
+        };
+        if ending == Ending::Completed {
+            self.updates += 1;
+        }
+        let of_channel = migrate.channel != Channel::File;
+        let errno = match &migrate.expect {
+            Expect::Failed(failure) => failure.errno.or(migrate.command.errno()),
+            _ => None,
+        };
+        Ok(Action::Update {
+            expect: migrate.expect.clone(),
+            ending,
+            culprit: if of_channel { channel.state } else { command.culprit },
+            errno: errno.map(|e| e.number()),
+        })
+    }
+
+    /// Sends `commands` in one write. None: the VMM has quit, as it should.
+    pub(super) fn race(&mut self, commands: &[RaceCommand]) -> Result<Option<Action>, StepError> {
+        let (command, channel) = self.prepare(&Migrate::default())?;
+        self.set_parameters(&command)?;
+        let from = self.qmp.event_count();
+        let messages: Vec<(RaceCommand, Command)> =
+            commands.iter().filter_map(|c| Some((*c, message(*c, &channel)?))).collect();
+        let ends = commands.iter().any(|c| c.ends());
+        let sent: Vec<Command> = messages.iter().map(|(_, message)| message.clone()).collect();
+        // The guest's part comes first: it takes effect on another CPU while the commands travel.
+        for command in commands.iter().filter(|c| message(**c, &channel).is_none()) {
+            self.release_guest()?;
+            self.obeyed(*command);
+        }
+        let ids = match self.qmp.send(&sent) {
+            // It is gone already.
+            Err(QmpFault::Send { .. }) if ends => Vec::new(),
+            sent => sent?,
+        };
+        let mut accepted = 0;
+        for ((command, message), id) in messages.iter().zip(ids) {
+            match self.qmp.answer(message.name, id) {
+                Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
+                Ok(_) => self.obeyed(*command),
+                Err(QmpFault::Closed { .. }) if ends => break,
+                Err(QmpFault::Refused { .. }) if *command == RaceCommand::Migrate => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        if ends {
+            self.await_gone(commands.contains(&RaceCommand::GuestExit))?;
+            return Ok(None);
+        }
+        for _ in 0..accepted {
+            if let Ending::Failed(error) = self.await_ending(from)? {
+                let why = format!("an update that raced with {commands:?} failed: {error}");
+                return Err(StepError::Process(why));
+            }
+            self.updates += 1;
+        }
+        if commands.iter().any(|c| c.resets()) && self.run_state.is_running() {
+            self.await_boot(self.boots)?;
+        }
+        Ok(Some(Action::Race { commands: commands.to_vec(), accepted }))
+    }
+
+    fn obeyed(&mut self, command: RaceCommand) {
+        match command {
+            RaceCommand::Reset | RaceCommand::GuestReset => self.boots += 1,
+            RaceCommand::Stop => self.run_state = RunState::Paused,
+            RaceCommand::Cont => self.run_state = RunState::Running,
+            RaceCommand::Migrate | RaceCommand::Quit | RaceCommand::GuestExit => {}
+        }
+    }
+
+    fn prepare(
+        &mut self,
+        migrate: &Migrate,
+    ) -> Result<(PreparedCommand, PreparedChannel), StepError> {
+        self.tried += 1;
+        let channel = channel::prepare(migrate.channel, &self.work, self.tried)?;
+        let backend = &*self.options.backend;
+        let arguments = backend.update_arguments(self.launch(), &channel.state);
+        let binary = backend.binary().to_string_lossy().into_owned();
+        let workshop = Workshop { folder: &self.work, binary: &binary };
+        Ok((workshop.prepare(migrate.command, arguments)?, channel))
+    }
+
+    /// Begins to measure the blackout, where the guest can tell it.
+    fn measure(&mut self) {
+        self.measuring = match &self.seen {
+            Some(seen) if self.run_state.is_running() => Measurement::begin(&seen.page),
+            _ => None,
+        };
+    }
+
+    fn ask(
+        &mut self,
+        command: &PreparedCommand,
+        channel: &PreparedChannel,
+    ) -> Result<(), QmpFault> {
+        self.set_parameters(command)?;
+        self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
+    }
+
+    fn set_parameters(&mut self, command: &PreparedCommand) -> Result<(), QmpFault> {
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
+        let mut parameters = json!({ "mode": "cpr-exec" });
+        if let Some(words) = &command.words {
+            parameters["cpr-exec-command"] = json!(words);
+        }
+        self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)
+    }
+
+    /// Waits for the event that ends an update.
+    fn await_ending(&mut self, from: usize) -> Result<Ending, StepError> {
+        let status = |event: &Event| {
+            let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
+            data.get("status").and_then(Value::as_str).map(str::to_owned)
+        };
+        let last = |event: &Event| {
+            matches!(status(event).as_deref(), Some("completed" | "failed" | "cancelled"))
+        };
+        let what = "MIGRATION(completed) or MIGRATION(failed)";
+        let ended = self.qmp.await_event(from, what, self.options.patience.update, last);
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(e) => {
+                // If the process is gone, that is what there is to say.
+                self.check_process()?;
+                return Err(e.into());
+            }
+        };
+        match status(&ended.event).as_deref() {
+            Some("completed") => Ok(Ending::Completed),
+            _ => Ok(Ending::Failed(self.migration_error()?)),
+        }
+    }
+}
+
+/// The QMP command; none for what the guest does.
+fn message(command: RaceCommand, channel: &PreparedChannel) -> Option<Command> {
+    let command = match command {
+        RaceCommand::GuestReset | RaceCommand::GuestExit => return None,
+        RaceCommand::Migrate => Command::new("migrate", json!({ "uri": channel.uri })),
+        RaceCommand::Reset => Command::plain("system_reset"),
+        RaceCommand::Quit => Command::plain("quit"),
+        RaceCommand::Stop => Command::plain("stop"),
+        RaceCommand::Cont => Command::plain("cont"),
+    };
+    Some(command)
+}

@@ -1,0 +1,127 @@
+//! A VMM process that the harness has started.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use super::{EnvironmentError, program, signals};
+use crate::observe::poll::{self, Deadline};
+use crate::observe::process::Stat;
+
+/// How a VMM is started.
+pub struct Start<'a> {
+    /// The file to execute.
+    pub binary: &'a Path,
+    /// Its arguments.
+    pub arguments: &'a [String],
+    /// A folder put first in its `PATH`.
+    pub path_folder: &'a Path,
+    /// Where its standard output and error go.
+    pub console: &'a Path,
+    /// It may outlive the harness.
+    pub keep: bool,
+}
+
+/// A VMM process; it ends when this is dropped, unless it is to be kept.
+pub struct Vm {
+    child: Child,
+    /// The process as it was started.
+    pub started: Stat,
+    ended: Option<ExitStatus>,
+    keep: bool,
+}
+
+impl Vm {
+    /// Starts it.
+    pub fn start(start: &Start<'_>) -> Result<Self, EnvironmentError> {
+        let open = || File::options().append(true).create(true).open(start.console);
+        let console = open().map_err(EnvironmentError::file("open", start.console))?;
+        let errors = console.try_clone().map_err(EnvironmentError::file("open", start.console))?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(start.path_folder.to_owned());
+        let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)));
+        let mut command = Command::new(start.binary);
+        command
+            .args(start.arguments)
+            .env("PATH", path.unwrap_or_default())
+            .env_remove("CPR_EXEC_STATE")
+            .stdin(Stdio::null())
+            .stdout(console)
+            .stderr(errors)
+            // A group of its own: Ctrl-C is for the harness, and killing the group reaches
+            // whatever the VMM leaves behind.
+            .process_group(0);
+        if !start.keep {
+            // SAFETY: prctl is async-signal-safe and the closure touches nothing else.
+            unsafe { command.pre_exec(|| die_with_parent()) };
+        }
+        let spawn_error =
+            |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
+        let child = program::spawn(&mut command).map_err(spawn_error)?;
+        let pid = child.id() as i32;
+        signals::register(pid);
+        let read = Stat::read(pid).map_err(|e| spawn_error(std::io::Error::other(e)));
+        let started = match read {
+            Ok(started) => started,
+            Err(e) => {
+                kill_group(pid);
+                return Err(e);
+            }
+        };
+        Ok(Self { child, started, ended: None, keep: false })
+    }
+
+    /// Its PID, which is also its process group.
+    pub fn pid(&self) -> i32 {
+        self.started.pid
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().ok().flatten();
+        }
+        self.ended
+    }
+
+    /// Waits for its end.
+    pub fn await_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        poll::until(Deadline::after(limit), || self.ended())
+    }
+
+    /// Sends SIGKILL.
+    pub fn kill(&mut self) {
+        kill_group(self.pid());
+        self.ended = self.child.wait().ok().or(self.ended);
+    }
+
+    /// Leaves it up when this is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+        signals::forget(self.pid());
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.kill();
+            signals::forget(self.pid());
+        }
+    }
+}
+
+/// Kills a process group; one that is gone already is no error.
+pub fn kill_group(pid: i32) {
+    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+fn die_with_parent() -> std::io::Result<()> {
+    // It is the death of the thread that counts, and each case has one of its own.
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
+}

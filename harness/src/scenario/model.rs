@@ -1,0 +1,366 @@
+//! The model of a case: what TOML compiles to, and what Rust tests build directly.
+
+use serde::{Deserialize, Serialize};
+
+use super::size::Size;
+
+/// One run of one scenario, everything decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// `theme/scenario[key=value,…]`.
+    pub name: String,
+    /// What it shows, in one line.
+    pub summary: String,
+    /// The guest's seed.
+    pub seed: u64,
+    /// After this time the watchdog ends it.
+    pub deadline_ms: u64,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// The virtual machine.
+    pub vm: Vm,
+}
+
+/// The virtual machine of a case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vm {
+    /// Which guest boots.
+    #[serde(default = "heartbeat")]
+    pub guest: String,
+    /// vCPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// RAM.
+    #[serde(default)]
+    pub memory: Size,
+    /// RAM is shared memory, which an update needs.
+    #[serde(default = "yes")]
+    pub share: bool,
+    /// Page size of RAM.
+    #[serde(default)]
+    pub pages: Pages,
+    /// The guest does not start before `cont`.
+    #[serde(default)]
+    pub paused: bool,
+    /// More of the guest's command line; the seed is in it anyway.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            guest: heartbeat(),
+            cpus: one(),
+            memory: Size::default(),
+            share: yes(),
+            pages: Pages::default(),
+            paused: false,
+            cmdline: String::new(),
+        }
+    }
+}
+
+fn heartbeat() -> String {
+    "heartbeat".into()
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Page size of the guest's RAM on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pages {
+    /// 4 KiB.
+    #[default]
+    #[serde(rename = "4k")]
+    Small,
+    /// Transparent huge pages.
+    #[serde(rename = "thp")]
+    Transparent,
+    /// 2 MiB pages from the host's reserve.
+    #[serde(rename = "2m")]
+    Reserved,
+}
+
+impl Pages {
+    /// As it stands in a scenario and on the VMM's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Small => "4k",
+            Self::Transparent => "thp",
+            Self::Reserved => "2m",
+        }
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// Start the VMM and wait until the guest's body runs.
+    Boot,
+    /// `stop`.
+    Stop,
+    /// `cont`.
+    Cont,
+    /// `system_reset`, and wait for the next boot of the guest.
+    Reset,
+    /// `quit`: the VMM ends by itself.
+    Quit,
+    /// SIGKILL.
+    Kill,
+    /// `stop` or `cont`, whichever leads there; nothing if the guest is there already.
+    Bring(RunWish),
+    /// Wait for progress of the guest.
+    Wait(Wait),
+    /// Let the guest go on from this marker.
+    Go(u32),
+    /// Update the VMM.
+    Migrate(Migrate),
+    /// Send these commands in one write, so that each arrives while the ones before are at work.
+    Race(Vec<RaceCommand>),
+}
+
+/// A state to bring the guest to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunWish {
+    /// The vCPUs run.
+    Running,
+    /// They stand still.
+    Stopped,
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    /// This many more heartbeats of every vCPU.
+    Heartbeats(u64),
+    /// This many more sweeps over RAM by every vCPU.
+    Sweeps(u64),
+    /// The guest reaches this marker.
+    Marker(u32),
+}
+
+/// An update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The command to execute.
+    #[serde(default)]
+    pub command: CommandKind,
+    /// The migration channel.
+    #[serde(default)]
+    pub channel: Channel,
+    /// How it must end.
+    #[serde(default)]
+    pub expect: Expect,
+    /// How often, one after the other.
+    #[serde(default = "one")]
+    pub repeat: u32,
+}
+
+impl Default for Migrate {
+    fn default() -> Self {
+        Self {
+            command: CommandKind::default(),
+            channel: Channel::default(),
+            expect: Expect::default(),
+            repeat: one(),
+        }
+    }
+}
+
+/// What `cpr-exec-command` is set to; each bad kind is prepared in the case's folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CommandKind {
+    /// The same VMM, by its path.
+    #[default]
+    Good,
+    /// A `#!/bin/sh` script that execs the VMM.
+    Wrapper,
+    /// The VMM by its bare name, to be found through `PATH`.
+    InPath,
+    /// The parameter is not set.
+    Missing,
+    /// `[]`.
+    EmptyList,
+    /// `["", …]`.
+    EmptyWord,
+    /// A NUL in an argument.
+    Nul,
+    /// No such file.
+    Enoent,
+    /// A bare name that no folder of `PATH` has.
+    EnoentInPath,
+    /// A file without an execute bit.
+    EaccesNotExecutable,
+    /// A directory.
+    EaccesDirectory,
+    /// Executable text without `#!`.
+    EnoexecText,
+    /// The first bytes of an ELF file.
+    EnoexecElf,
+    /// A path through a file.
+    Enotdir,
+    /// A symbolic link to itself.
+    Eloop,
+    /// A name longer than any file's.
+    Enametoolong,
+    /// An argument longer than the kernel takes.
+    E2big,
+    /// A file that is open for writing.
+    Etxtbsy,
+}
+
+/// The errno a bad command is named for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs, reason = "the names are the kernel's")]
+pub enum Errno {
+    Enoent,
+    Eacces,
+    Enoexec,
+    Enotdir,
+    Eloop,
+    Enametoolong,
+    E2big,
+    Etxtbsy,
+    Enospc,
+    Erofs,
+    Eisdir,
+}
+
+impl Errno {
+    /// Its number.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Enoent => libc::ENOENT,
+            Self::Eacces => libc::EACCES,
+            Self::Enoexec => libc::ENOEXEC,
+            Self::Enotdir => libc::ENOTDIR,
+            Self::Eloop => libc::ELOOP,
+            Self::Enametoolong => libc::ENAMETOOLONG,
+            Self::E2big => libc::E2BIG,
+            Self::Etxtbsy => libc::ETXTBSY,
+            Self::Enospc => libc::ENOSPC,
+            Self::Erofs => libc::EROFS,
+            Self::Eisdir => libc::EISDIR,
+        }
+    }
+
+    /// What libc says of it, followed by ` (os error N)`.
+    pub fn text(self) -> String {
+        std::io::Error::from_raw_os_error(self.number()).to_string()
+    }
+}
+
+impl CommandKind {
+    /// The errno with which executing it fails.
+    pub fn errno(self) -> Option<Errno> {
+        match self {
+            Self::Enoent | Self::EnoentInPath => Some(Errno::Enoent),
+            Self::EaccesNotExecutable | Self::EaccesDirectory => Some(Errno::Eacces),
+            Self::EnoexecText | Self::EnoexecElf => Some(Errno::Enoexec),
+            Self::Enotdir => Some(Errno::Enotdir),
+            Self::Eloop => Some(Errno::Eloop),
+            Self::Enametoolong => Some(Errno::Enametoolong),
+            Self::E2big => Some(Errno::E2big),
+            Self::Etxtbsy => Some(Errno::Etxtbsy),
+            _ => None,
+        }
+    }
+}
+
+/// Where the state goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Channel {
+    /// `file:` in the case's folder.
+    #[default]
+    File,
+    /// `tcp:`.
+    Tcp,
+    /// `exec:`.
+    Exec,
+    /// `unix:`.
+    Unix,
+    /// `fd:`.
+    Fd,
+    /// `file:` in a directory that does not exist.
+    MissingDirectory,
+    /// `file:` that is a directory.
+    Directory,
+    /// `file:` on a file system that has no room.
+    Full,
+    /// `file:` on a file system mounted read-only.
+    ReadOnly,
+}
+
+/// How an update must end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expect {
+    /// It succeeds.
+    #[default]
+    Completed,
+    /// It is refused in the answer to `migrate` or to setting its parameters, before the guest
+    /// stops, with this in the error.
+    Refused(String),
+    /// It fails, and the guest goes on as before.
+    Failed(Failure),
+}
+
+/// What the error of a failed update must say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// The errno; by default that of the bad command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<Errno>,
+    /// More text that must be in it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
+}
+
+/// A command of a race.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RaceCommand {
+    /// A good update.
+    Migrate,
+    /// `system_reset`.
+    Reset,
+    /// `quit`.
+    Quit,
+    /// `stop`.
+    Stop,
+    /// `cont`.
+    Cont,
+    /// The guest, waiting at a marker with `end=reset` on its command line, goes on and resets.
+    GuestReset,
+    /// The guest, waiting at a marker with `end=exit` on its command line, goes on and powers off.
+    GuestExit,
+}
+
+impl RaceCommand {
+    /// The guest boots anew.
+    pub fn resets(self) -> bool {
+        matches!(self, Self::Reset | Self::GuestReset)
+    }
+
+    /// The VMM ends.
+    pub fn ends(self) -> bool {
+        matches!(self, Self::Quit | Self::GuestExit)
+    }
+}
