@@ -1,7 +1,7 @@
 //! QEMU's own QMP client drives the VMM through updates on one connection.
 
-// A part of it is for other tests.
-#[allow(dead_code)]
+// Parts of it are for other tests.
+#[allow(dead_code, unused_imports)]
 mod support;
 
 use std::path::{Path, PathBuf};

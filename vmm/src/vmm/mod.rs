@@ -46,7 +46,7 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// What `migrate` found possible, until its answer is queued.
     planned: Option<Plan>,
-    ended: Option<ExitStatus>,
+    ended: Option<End>,
     _pid_file: Option<PidFile>,
 }
 
@@ -55,6 +55,13 @@ struct Finishing {
     helper: Option<AdoptedHelper>,
     began_ns: u64,
     downtime_ns: Option<u64>,
+}
+
+/// How a VMM ends, told to all clients when the answers they wait for are queued.
+struct End {
+    status: ExitStatus,
+    guest: bool,
+    reason: ShutdownCause,
 }
 
 /// The status to end with.
@@ -86,7 +93,8 @@ impl Vmm {
         loop {
             self.deal_with_guest_events();
             self.serve_clients();
-            if let Some(status) = self.ended {
+            if let Some(End { status, guest, reason }) = self.ended {
+                self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
                 return status;
             }
@@ -97,8 +105,7 @@ impl Vmm {
     fn end(&mut self, status: ExitStatus, guest: bool, reason: ShutdownCause) {
         if self.ended.is_none() {
             tracing::info!(status, guest, ?reason, "end");
-            self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
-            self.ended = Some(status);
+            self.ended = Some(End { status, guest, reason });
         }
     }
 
