@@ -19,6 +19,7 @@ use nix::poll::PollTimeout;
 
 use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
+use crate::logging;
 use crate::machine::Machine;
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::state::monotonic_ns;
@@ -81,8 +82,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
-            tracing::error!(%error, "start_failed");
-            eprintln!("cpr-vmm: {error}");
+            logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
     }
@@ -164,8 +164,7 @@ impl Vmm {
         match self.machine.reset() {
             Ok(()) => self.qmp.broadcast(&EventKind::Reset { guest, reason }.now()),
             Err(error) => {
-                tracing::error!(%error, "reset_failed");
-                eprintln!("cpr-vmm: cannot reset the machine: {error}");
+                logging::fatal(&format_args!("cannot reset the machine: {error}"));
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }
         }
