@@ -1,6 +1,6 @@
 //! A listening Unix socket and the file that names it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -146,12 +146,26 @@ impl Listener {
     /// Removes the file, if it is ours.
     pub fn remove_file(&mut self) {
         // A forked child has a copy of this, and no right to the file.
-        if self.owner.take() != Some(getpid()) || identity(&self.path) != Ok(self.file) {
-            return;
+        if self.owner.take() == Some(getpid()) {
+            remove_if_same(&self.path, self.file);
         }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "removing the socket's file");
-        }
+    }
+}
+
+impl ListenerState {
+    /// Removes the file, for a new process image that cannot go on and has none to return to.
+    pub fn remove_file(&self) {
+        let path = Path::new(OsStr::from_bytes(&self.path));
+        remove_if_same(path, (self.device, self.inode));
+    }
+}
+
+fn remove_if_same(path: &Path, file: (u64, u64)) {
+    if identity(path) != Ok(file) {
+        return;
+    }
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "removing the socket's file");
     }
 }
 

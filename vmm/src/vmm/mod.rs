@@ -28,6 +28,7 @@ use crate::migration::cpr::update::{Plan, Walk};
 use crate::migration::status::{Migration, Times};
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
+use crate::unix_listener::ListenerState;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use signals::EndSignals;
@@ -74,14 +75,24 @@ const FAILURE: ExitStatus = 1;
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
+    let listeners: Vec<_> = match &adopted {
+        Ok(Some(adopted)) => adopted.state.listeners().cloned().collect(),
+        _ => Vec::new(),
+    };
+    // The place of a fall-back. Without one nobody comes back to these paths.
+    let give_up = || listeners.iter().for_each(ListenerState::remove_file);
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
-        Err(error) => error.exit(),
+        Err(error) => {
+            give_up();
+            error.exit()
+        }
     };
     let result = adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a));
     match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
+            give_up();
             logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
@@ -106,6 +117,11 @@ impl Vmm {
         if self.ended.is_none() {
             tracing::info!(status, guest, ?reason, "end");
             self.ended = Some(End { status, guest, reason });
+            // A state that is still awaited comes no more.
+            self.qmp.own_socket_file();
+            if let Some(awaited) = &mut self.awaited {
+                awaited.host.own_socket_file();
+            }
         }
     }
 
