@@ -1,9 +1,10 @@
 //! Boot images.
 
-/// Where [`echo`] is loaded.
+/// Where the guests are loaded.
 const BASE: u32 = 1 << 20;
 const EHDR: u16 = 64;
 const PHDR: u16 = 56;
+/// Up to the descriptor: `XEN_ELFNOTE_PHYS32_ENTRY` of four bytes, which are the entry.
 const NOTE: &[u8] = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0";
 
 /// A guest that sends back whatever the serial port receives.
@@ -24,36 +25,58 @@ pub fn echo() -> Vec<u8> {
     )
 }
 
+/// A guest that sends the alphabet, over and over.
+pub fn alphabet() -> Vec<u8> {
+    elf(
+        &[
+            0x66,
+            0xba,
+            0xf8,
+            0x03, //         mov dx, 0x3f8
+            0xb0,
+            b'A', //              first: mov al, 'A'
+            0xee, //                     next: out dx, al
+            0x40, //                           inc eax
+            0x3c,
+            b'Z' + 1, //                 cmp al, 'Z' + 1
+            0x75,
+            0xfa, //                     jne next
+            0xeb,
+            0xf6, //                     jmp first
+        ],
+        true,
+    )
+}
+
 /// An ELF file without the note that would make it a guest.
 pub fn without_note() -> Vec<u8> {
     elf(&[0xf4], false)
 }
 
-/// A guest of `code`, 32-bit and position-independent, as a PVH ELF file.
+/// `code`, 32-bit and position-independent, as an ELF file, with the PVH note that makes it a guest.
 fn elf(code: &[u8], note: bool) -> Vec<u8> {
-    let segments = [(1_u32, code), (4, NOTE)];
+    const LOAD: u32 = 1;
+    const NOTES: u32 = 4;
+    let base = u64::from(BASE);
+    let note_segment = [NOTE, &BASE.to_le_bytes()].concat();
+    let segments = [(LOAD, code), (NOTES, &note_segment)];
     let segments = &segments[..if note { 2 } else { 1 }];
     let headers = EHDR + PHDR * segments.len() as u16;
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     file.extend([2_u16, 62].map(u16::to_le_bytes).as_flattened());
     file.extend(1_u32.to_le_bytes());
-    file.extend([BASE.into(), u64::from(EHDR), 0].map(u64::to_le_bytes).as_flattened());
+    file.extend([base, u64::from(EHDR), 0].map(u64::to_le_bytes).as_flattened());
     file.extend(0_u32.to_le_bytes());
     let sizes = [EHDR, PHDR, segments.len() as u16, 0, 0, 0];
     file.extend(sizes.map(u16::to_le_bytes).as_flattened());
     let mut offset = u64::from(headers);
     for (kind, content) in segments {
-        let length = content.len() as u64 + if *kind == 4 { 4 } else { 0 };
+        let length = content.len() as u64;
         file.extend([*kind, 5].map(u32::to_le_bytes).as_flattened());
-        let base = u64::from(BASE);
         file.extend([offset, base, base, length, length, 4].map(u64::to_le_bytes).as_flattened());
         offset += length;
     }
-    file.extend(code);
-    if note {
-        file.extend(NOTE);
-        file.extend(BASE.to_le_bytes());
-    }
+    file.extend(segments.iter().flat_map(|(_, content)| *content));
     file
 }

@@ -25,15 +25,6 @@ pub fn descriptors(pid: u32) -> BTreeMap<i32, (String, bool)> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
-/// What the descriptors are, apart from their numbers, and without those that belong to a binary
-/// rather than to the VM: KVM's, which are made anew.
-pub fn kept_targets(pid: u32) -> Vec<String> {
-    let mut targets: Vec<_> = descriptors(pid).into_values().map(|(target, _)| target).collect();
-    targets.retain(|target| target.starts_with("/memfd:") || target.starts_with('/'));
-    targets.sort();
-    targets
-}
-
 /// Signal mask and dispositions of the main thread, as hexadecimal sets.
 pub fn signals(pid: u32) -> BTreeMap<String, u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");

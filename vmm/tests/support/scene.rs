@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -25,6 +26,7 @@ impl Scene {
         for guest in guest_images::GUESTS {
             scene.write(guest.name, guest.elf);
         }
+        scene.write("alphabet", images::alphabet());
         scene.write("echo", images::echo());
         scene.write("without-note", images::without_note());
         scene
@@ -78,6 +80,9 @@ impl Scene {
     pub fn start_with(&self, arguments: &str, change: impl FnOnce(&mut Command)) -> Vm<'_> {
         let arguments = format!("--qmp unix:DIR/qmp {arguments}");
         let mut command = self.command(&arguments);
+        // What the test was started with is not what the VMM is looked at for.
+        // SAFETY: a system call on numbers.
+        unsafe { command.pre_exec(inherit_nothing) };
         change(&mut command);
         let stderr = fs::File::create(self.path("stderr")).expect("a file for stderr");
         let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the VMM starts");
@@ -145,6 +150,13 @@ impl Drop for Vm<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn inherit_nothing() -> std::io::Result<()> {
+    // SAFETY: closes nothing before exec does.
+    let result =
+        unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+    Ok(Errno::result(result).map(drop)?)
 }
 
 fn read(path: &Path) -> String {
