@@ -117,9 +117,9 @@ impl Vmm {
         if self.ended.is_none() {
             tracing::info!(status, guest, ?reason, "end");
             self.ended = Some(End { status, guest, reason });
-            // A state that is still awaited comes no more.
-            self.qmp.own_socket_file();
+            // It comes no more, and nobody returns to these paths.
             if let Some(awaited) = &mut self.awaited {
+                self.qmp.own_socket_file();
                 awaited.host.own_socket_file();
             }
         }
