@@ -6,10 +6,11 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command as Program, ExitCode};
+use std::process::{Command as Program, ExitCode, Stdio};
 
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
 use cpr_qmp::event::EventKind;
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
         nothing_of_an_update_is_left,
         a_failed_exec_changes_nothing,
         a_serial_client_stays_connected,
+        a_serial_client_that_left_makes_room_for_the_next,
+        standard_input_reaches_the_guest_whole,
+        output_that_nobody_reads_stops_nothing,
         serial_output_is_neither_lost_nor_doubled,
         failed_updates_say_why,
         a_deferred_state_can_be_tried_again,
@@ -262,6 +266,78 @@ fn a_serial_client_stays_connected() {
     echoes(&second, b"again");
 }
 
+fn a_serial_client_that_left_makes_room_for_the_next() {
+    let scene = Scene::new();
+    // This guest never reads.
+    let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial unix:DIR/serial");
+    drop(vm.qmp());
+    let mut first = serial(&scene);
+    first.write_all(&[b'x'; 1000]).expect("the socket has room");
+    first.read_exact(&mut [0]).expect("it is the client now");
+    drop(first);
+    serial(&scene).read_exact(&mut [0]).expect("it is the next client");
+}
+
+fn with_stdio(program: &mut Program) {
+    program.stdin(Stdio::piped()).stdout(Stdio::piped());
+}
+
+fn standard_input_reaches_the_guest_whole() {
+    let scene = Scene::new();
+    let mut vm = scene.start_with("--kernel DIR/echo --memory 16M --serial stdio", with_stdio);
+    let mut qmp = vm.qmp();
+    let (mut stdin, mut stdout) = vm.stdio();
+    let sent: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
+    // More than the FIFO takes, and all there before the guest goes on.
+    qmp.done(Command::Stop);
+    stdin.write_all(&sent).expect("the pipe has room");
+    vm.update(&mut qmp);
+    qmp.done(Command::Cont);
+    drop(stdin);
+    // The end comes with the VMM's: the test would wait for it, not for bytes that are lost.
+    let mut back = vec![0; sent.len()];
+    let reader = std::thread::spawn(move || stdout.read_exact(&mut back).map(|()| back));
+    until("all of the input to come back", || {
+        if reader.is_finished() { Ok(()) } else { Err("less of it") }
+    });
+    let back = reader.join().expect("it does not panic").expect("the VMM goes on");
+    assert!(back == sent, "{}", back.escape_ascii());
+}
+
+fn output_that_nobody_reads_stops_nothing() {
+    let scene = Scene::new();
+    let mut vm = scene.start_with("--kernel DIR/alphabet --memory 16M --serial stdio", with_stdio);
+    let mut qmp = vm.qmp();
+    let (_stdin, mut stdout) = vm.stdio();
+    let (mut last, mut same) = (0, 0);
+    until("the pipe to take no more", || {
+        let before = last;
+        // SAFETY: FIONREAD writes an int.
+        Errno::result(unsafe { libc::ioctl(stdout.as_raw_fd(), libc::FIONREAD, &mut last) })
+            .expect("a pipe tells how much is in it");
+        same = if last == before && last > 0 { same + 1 } else { 0 };
+        if same == 100 { Ok(()) } else { Err(last) }
+    });
+    qmp.done(Command::Stop);
+    vm.update(&mut qmp);
+    qmp.done(Command::Cont);
+    vm.update(&mut qmp);
+    let mut output = vec![0; 80_000];
+    stdout.read_exact(&mut output).expect("the VMM goes on");
+    is_the_alphabet(&output);
+    qmp.done(Command::Quit);
+    assert_eq!(vm.end().code(), Some(0));
+}
+
+fn is_the_alphabet(output: &[u8]) {
+    let expected = (b'A'..=b'Z').cycle();
+    let wrong = output.iter().zip(expected).position(|(found, expected)| *found != expected);
+    if let Some(at) = wrong {
+        let around = &output[at.saturating_sub(30)..output.len().min(at + 30)];
+        panic!("wrong at {at} of {}: {}", output.len(), around.escape_ascii());
+    }
+}
+
 fn serial_output_is_neither_lost_nor_doubled() {
     let scene = Scene::new();
     let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial file:DIR/serial");
@@ -278,12 +354,7 @@ fn serial_output_is_neither_lost_nor_doubled() {
     }
     grows();
     qmp.done(Command::Stop);
-    let output = fs::read(&file).expect("it is there");
-    let expected = (b'A'..=b'Z').cycle();
-    let wrong = output.iter().zip(expected).position(|(found, expected)| *found != expected);
-    let around = |at: usize| output[at.saturating_sub(30)..].iter().take(60).copied().collect();
-    let around: Vec<u8> = wrong.map(around).unwrap_or_default();
-    assert_eq!(wrong, None, "of {}: {}", output.len(), around.escape_ascii());
+    is_the_alphabet(&fs::read(&file).expect("it is there"));
 }
 
 fn failed_updates_say_why() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 use cpr_qmp::migration::MigrationStatus;
 use nix::errno::Errno;
@@ -83,9 +83,10 @@ impl Scene {
         // What the test was started with is not what the VMM is looked at for.
         // SAFETY: a system call on numbers.
         unsafe { command.pre_exec(inherit_nothing) };
+        command.stdout(Stdio::null());
         change(&mut command);
         let stderr = fs::File::create(self.path("stderr")).expect("a file for stderr");
-        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the VMM starts");
+        let child = command.stderr(stderr).spawn().expect("the VMM starts");
         Vm { scene: self, child, arguments }
     }
 }
@@ -101,6 +102,12 @@ impl Vm<'_> {
     /// Its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its ends of stdin and stdout, where the test asked for pipes.
+    pub fn stdio(&mut self) -> (ChildStdin, ChildStdout) {
+        let (stdin, stdout) = (self.child.stdin.take(), self.child.stdout.take());
+        stdin.zip(stdout).expect("both are pipes")
     }
 
     /// A new QMP client. When it is there, the VMM's start is over.
