@@ -68,6 +68,9 @@ impl Scene {
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(BINARY);
         command.args(self.words(arguments)).current_dir(self.dir.path()).stdin(Stdio::null());
+        // What the test was started with is not what the VMM is looked at for.
+        // SAFETY: a system call on numbers.
+        unsafe { command.pre_exec(inherit_nothing) };
         command
     }
 
@@ -80,9 +83,6 @@ impl Scene {
     pub fn start_with(&self, arguments: &str, change: impl FnOnce(&mut Command)) -> Vm<'_> {
         let arguments = format!("--qmp unix:DIR/qmp {arguments}");
         let mut command = self.command(&arguments);
-        // What the test was started with is not what the VMM is looked at for.
-        // SAFETY: a system call on numbers.
-        unsafe { command.pre_exec(inherit_nothing) };
         command.stdout(Stdio::null());
         change(&mut command);
         let stderr = fs::File::create(self.path("stderr")).expect("a file for stderr");
