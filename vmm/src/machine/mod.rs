@@ -270,11 +270,9 @@ impl Machine {
     /// Gets every vCPU out of the guest. On an error all that obeyed run again.
     pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
         let until = Instant::now() + VCPU_DEADLINE;
-        for vcpu in self.vcpus() {
-            vcpu.request_pause();
-        }
-        for vcpu in self.vcpus() {
-            if let Err(error) = vcpu.wait_paused(until) {
+        let pausing: Vec<_> = self.vcpus().iter().map(VcpuHandle::request_pause).collect();
+        for vcpu in pausing {
+            if let Err(error) = vcpu.wait(until) {
                 self.resume();
                 return Err(error.into());
             }
