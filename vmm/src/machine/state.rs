@@ -78,7 +78,8 @@ impl PlatformState {
 
     pub(super) fn set_clock(&self, vm: &VmFd) -> Result<(), MachineError> {
         // With the real time of the save KVM adds what has passed since, so the guest's clock
-        // counts the blackout. KVM refuses every flag but this one.
+        // counts the blackout. The other flags say how the clock was read: setting it uses none of
+        // them, and KVM before 5.16 refuses them.
         let clock = kvm_clock_data { flags: self.clock.flags & KVM_CLOCK_REALTIME, ..self.clock };
         vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
     }
