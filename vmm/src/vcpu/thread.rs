@@ -271,11 +271,13 @@ impl Vcpu {
 
     fn obey(&mut self, request: Request, running: bool, kickable: &Kickable) -> Next {
         match request {
-            Request::Run => Next::Run,
+            Request::Run => {
+                self.note_pause_to_guest();
+                Next::Run
+            }
             Request::Quit => Next::End,
             Request::Pause(answer) => {
                 self.finish_access(kickable);
-                self.note_pause_to_guest();
                 // The machine that asked may have given up waiting.
                 let _ = answer.send(Ok(()));
                 Next::Stand
@@ -296,7 +298,8 @@ impl Vcpu {
     }
 
     /// A guest with a paravirtual clock must not take the pause for a lockup of its own
-    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74).
+    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74). When it goes on and not when it stops: until the vCPU
+    /// runs, KVM keeps that where no ioctl reads it, and an update would lose it.
     fn note_pause_to_guest(&self) {
         match self.start.fd.kvmclock_ctrl() {
             Ok(()) => {}
