@@ -272,9 +272,14 @@ impl Machine {
         let until = Instant::now() + VCPU_DEADLINE;
         let pausing: Vec<_> = self.vcpus().iter().map(VcpuHandle::request_pause).collect();
         for vcpu in pausing {
-            if let Err(error) = vcpu.wait(until) {
-                self.resume();
-                return Err(error.into());
+            match vcpu.wait(until) {
+                Ok(()) => {}
+                // It stands still for ever; the event that it sent says why.
+                Err(error @ PauseError::Gone(_)) => tracing::warn!(%error, "vcpu_gone"),
+                Err(error) => {
+                    self.resume();
+                    return Err(error.into());
+                }
             }
         }
         self.run_state = state;

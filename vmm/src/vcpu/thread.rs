@@ -224,8 +224,24 @@ enum Next {
     End,
 }
 
+/// Tells the machine when the thread that holds it panics: nobody else would notice.
+struct PanicReport {
+    vcpu: u8,
+    events: EventSink,
+}
+
+impl Drop for PanicReport {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kind = GuestEventKind::Failed("its thread panicked".to_owned());
+            self.events.send(GuestEvent { vcpu: self.vcpu, kind });
+        }
+    }
+}
+
 impl Vcpu {
     fn main(mut self, loaded: Sender<Result<(), StateError>>) {
+        let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
         if let Some(state) = self.start.restore.take()
             && loaded.send(self.access().restore(&state)).is_err()
@@ -419,6 +435,22 @@ mod tests {
         assert!(matches!(next.wait(Instant::now()), Err(PauseError::Deadline { .. })));
         answer(&inbox);
         next.wait(Instant::now()).unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_an_event() {
+        let (queue, inbox) = channel();
+        let events = EventSink::new(queue, Arc::new(EventFd::new().unwrap()));
+        let report = PanicReport { vcpu: 3, events: events.clone() };
+        let thread = std::thread::spawn(move || {
+            let _report = report;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        let kind = GuestEventKind::Failed("its thread panicked".to_owned());
+        assert_eq!(inbox.try_recv(), Ok(GuestEvent { vcpu: 3, kind }));
+        drop(PanicReport { vcpu: 3, events });
+        assert!(inbox.try_recv().is_err());
     }
 
     #[test]
