@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use cpr_qmp::event::EventKind;
@@ -62,6 +63,8 @@ struct Finishing {
 type ExitStatus = u8;
 
 const FAILURE: ExitStatus = 1;
+/// How long the end waits for a reader of the serial port.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -93,6 +96,9 @@ impl Vmm {
             self.serve_clients();
             if let Some(status) = self.ended {
                 self.qmp.flush();
+                if let Some(bus) = self.machine.bus() {
+                    bus.serial().host_mut().drain(LAST_OUTPUT);
+                }
                 return status;
             }
             self.wait(PollTimeout::NONE);
@@ -194,7 +200,7 @@ impl Vmm {
             return;
         };
         drop(helper);
-        let duration = std::time::Duration::from_nanos;
+        let duration = Duration::from_nanos;
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };
         debug_assert_eq!(self.migration.status(), MigrationStatus::Device);
