@@ -92,6 +92,8 @@ pub struct SerialHost {
     kind: Kind,
     pending: VecDeque<u8>,
     lost: u64,
+    /// `accept` failed, for want of descriptors probably.
+    accept_failed: bool,
 }
 
 impl SerialHost {
@@ -117,7 +119,7 @@ impl SerialHost {
                 None => Kind::Unix { listener: Listener::bind(path)?, client: None },
             },
         };
-        Ok(Self { kind, pending: VecDeque::new(), lost: 0 })
+        Ok(Self { kind, pending: VecDeque::new(), lost: 0, accept_failed: false })
     }
 
     pub(super) fn preserved_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
@@ -147,17 +149,38 @@ impl SerialHost {
         }
     }
 
-    /// A socket with nobody on it: a client may come.
-    pub(super) fn listener_fd(&self) -> Option<BorrowedFd<'_>> {
+    /// A socket with nobody on it, or with somebody who has left (see
+    /// [`client_has_left`](Self::client_has_left)) before the guest had `room` for the rest of what
+    /// they sent: a client may come.
+    pub(super) fn listener_fd(&self, room: bool) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Unix { listener, client: None } => Some(listener.as_fd()),
+            Kind::Unix { listener, .. } if !self.accept_failed && self.may_accept(room) => {
+                Some(listener.as_fd())
+            }
             _ => None,
         }
+    }
+
+    fn may_accept(&self, room: bool) -> bool {
+        let client = matches!(self.kind, Kind::Unix { client: Some(_), .. });
+        !client || !room && self.client_has_left()
+    }
+
+    /// The client can neither send nor receive any more. What it sent before may still be unread.
+    pub(super) fn client_has_left(&self) -> bool {
+        self.client_fd().is_some_and(|client| is_ready(client, PollFlags::empty()))
     }
 
     pub(super) fn input_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
             Kind::Stdio(stdio) if !stdio.ended => Some(stdio.input),
+            Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn client_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.kind {
             Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,
         }
@@ -192,18 +215,36 @@ impl SerialHost {
         self.lost += bytes as u64;
     }
 
-    pub(super) fn accept(&mut self) {
-        let Kind::Unix { listener, client: client @ None } = &mut self.kind else { return };
-        match listener.accept() {
-            Ok(Some(fd)) => {
-                let stream = UnixStream::from(fd);
-                match stream.set_nonblocking(true) {
-                    Ok(()) => *client = Some(stream),
-                    Err(error) => tracing::warn!(%error, "serial_accept_failed"),
-                }
+    /// Takes a client on; see [`listener_fd`](Self::listener_fd).
+    pub(super) fn accept(&mut self, room: bool) {
+        if !self.may_accept(room) {
+            return;
+        }
+        let Kind::Unix { listener, client } = &mut self.kind else { return };
+        let accepted = listener.accept().and_then(|fd| {
+            let stream = fd.map(UnixStream::from);
+            stream.iter().try_for_each(|stream| stream.set_nonblocking(true))?;
+            Ok(stream)
+        });
+        match accepted {
+            Ok(None) => self.accept_failed = false,
+            Ok(Some(stream)) => {
+                *client = Some(stream);
+                self.accept_failed = false;
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "serial_accept_failed"),
+            Err(error) => {
+                if !self.accept_failed {
+                    tracing::warn!(%error, "serial_accept_failed");
+                }
+                self.accept_failed = true;
+            }
+        }
+    }
+
+    /// Tries again what failed: nothing to poll for says when it can succeed.
+    pub(super) fn retry_accept(&mut self, room: bool) {
+        if self.accept_failed {
+            self.accept(room);
         }
     }
 
@@ -231,7 +272,8 @@ impl SerialHost {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) if matches!(self.kind, Kind::Unix { .. }) => return self.hang_up(),
+                // What the client sent before it left is still read.
+                Err(_) if matches!(self.kind, Kind::Unix { .. }) => self.pending.clear(),
                 Err(error) => {
                     self.lose(self.pending.len(), &error);
                     self.pending.clear();
@@ -337,7 +379,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         let mut client = UnixStream::connect(path).unwrap();
-        host.accept();
+        host.accept(true);
         let sent: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
         host.write_all(&sent).unwrap();
         assert!(host.blocked_output_fd().is_some());
@@ -351,6 +393,39 @@ mod tests {
         assert!(seen == sent);
     }
 
+    #[test]
+    fn a_client_that_leaves_while_the_guest_has_no_room_makes_room_for_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut host, path) = unix(dir.path());
+        let mut client = UnixStream::connect(&path).unwrap();
+        host.accept(true);
+        client.write_all(b"last words").unwrap();
+        assert!(host.listener_fd(false).is_none());
+        drop(client);
+        host.write_all(b"nobody listens").unwrap();
+        assert_eq!(host.receive(4), b"last");
+        assert!(host.listener_fd(true).is_none() && host.listener_fd(false).is_some());
+        host.accept(false);
+        assert_eq!(host.receive(4), b" wor");
+        let mut next = UnixStream::connect(&path).unwrap();
+        host.accept(true);
+        assert!(host.client_has_left());
+        host.accept(false);
+        next.write_all(b"hi").unwrap();
+        assert_eq!(host.receive(16), b"hi");
+    }
+
+    #[test]
+    fn an_accept_that_fails_is_not_waited_for_but_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut host, path) = unix(dir.path());
+        host.accept_failed = true;
+        assert!(host.listener_fd(true).is_none());
+        let _client = UnixStream::connect(&path).unwrap();
+        host.retry_accept(true);
+        assert!(!host.accept_failed && host.input_fd().is_some());
+    }
+
     /// Both ends of a stdio: where input is written to, where output is read from.
     fn stdio() -> (SerialHost, File, File) {
         let fixed = |fd: std::os::fd::OwnedFd| -> BorrowedFd<'static> {
@@ -360,7 +435,12 @@ mod tests {
         let (input, feed) = nix::unistd::pipe().unwrap();
         let (seen, output) = nix::unistd::pipe().unwrap();
         let stdio = Stdio { input: fixed(input), output: fixed(output), ended: false };
-        let host = SerialHost { kind: Kind::Stdio(stdio), pending: VecDeque::new(), lost: 0 };
+        let host = SerialHost {
+            kind: Kind::Stdio(stdio),
+            pending: VecDeque::new(),
+            lost: 0,
+            accept_failed: false,
+        };
         (host, feed.into(), seen.into())
     }
 
@@ -449,9 +529,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         drop(UnixStream::connect(&path).unwrap());
-        host.accept();
-        assert!(host.listener_fd().is_none());
+        host.accept(true);
+        assert!(host.listener_fd(true).is_none());
         assert!(host.receive(16).is_empty());
-        assert!(host.listener_fd().is_some());
+        assert!(host.listener_fd(true).is_some());
     }
 }

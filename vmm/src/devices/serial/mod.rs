@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use nix::poll::PollFlags;
 use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
@@ -173,23 +174,28 @@ impl SerialPort {
         self.device.writer_mut()
     }
 
-    /// Descriptors to wait for, each with whether it is for writing.
-    pub fn poll_fds(&self) -> Vec<(i32, bool)> {
+    /// Descriptors to wait for, each with for what.
+    pub fn poll_fds(&mut self) -> Vec<(i32, PollFlags)> {
+        let room = self.device.fifo_capacity() > 0;
+        self.device.writer_mut().retry_accept(room);
         let host = self.device.writer();
         let mut fds = Vec::new();
-        fds.extend(host.listener_fd().map(|fd| (fd.as_raw_fd(), false)));
-        if self.device.fifo_capacity() > 0 {
-            fds.extend(host.input_fd().map(|fd| (fd.as_raw_fd(), false)));
+        fds.extend(host.listener_fd(room).map(|fd| (fd.as_raw_fd(), PollFlags::POLLIN)));
+        if room {
+            fds.extend(host.input_fd().map(|fd| (fd.as_raw_fd(), PollFlags::POLLIN)));
+        } else if !host.client_has_left() {
+            // Without room for input it still matters when the client leaves.
+            fds.extend(host.client_fd().map(|fd| (fd.as_raw_fd(), PollFlags::empty())));
         }
-        fds.extend(host.blocked_output_fd().map(|fd| (fd.as_raw_fd(), true)));
+        fds.extend(host.blocked_output_fd().map(|fd| (fd.as_raw_fd(), PollFlags::POLLOUT)));
         fds
     }
 
     /// Moves what can be moved without waiting, in both directions.
     pub fn service(&mut self) {
-        self.device.writer_mut().accept();
-        self.device.writer_mut().flush_pending();
         let room = self.device.fifo_capacity();
+        self.device.writer_mut().accept(room > 0);
+        self.device.writer_mut().flush_pending();
         if room > 0 {
             let input = self.device.writer_mut().receive(room);
             if !input.is_empty()
