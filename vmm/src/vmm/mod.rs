@@ -139,7 +139,9 @@ impl Vmm {
     }
 
     fn deal_with_guest_events(&mut self) {
-        for event in self.machine.take_events() {
+        while self.ended.is_none()
+            && let Some(event) = self.machine.next_event()
+        {
             self.deal_with(event);
         }
     }
@@ -189,6 +191,9 @@ impl Vmm {
     fn cont(&mut self) {
         if !self.machine.run_state().is_running() {
             self.deal_with_guest_events();
+            if self.ended.is_some() {
+                return;
+            }
             self.machine.resume();
             self.qmp.broadcast(&EventKind::Resume.now());
         }
