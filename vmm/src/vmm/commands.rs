@@ -31,7 +31,7 @@ impl Vmm {
                 plugged_memory: Some(0),
             }),
             Command::Stop => {
-                self.stop(RunState::Paused);
+                self.stop(RunState::Paused).map_err(generic)?;
                 done()
             }
             Command::Cont => self.qmp_cont(),

@@ -20,7 +20,7 @@ use nix::poll::PollTimeout;
 
 use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
@@ -161,7 +161,9 @@ impl Vmm {
             }
             GuestEventKind::Failed(why) => {
                 tracing::error!(vcpu, %why, "vcpu_failed");
-                self.stop(RunState::InternalError);
+                if let Err(error) = self.stop(RunState::InternalError) {
+                    tracing::error!(%error, "stop_failed");
+                }
             }
         }
     }
@@ -177,15 +179,14 @@ impl Vmm {
         }
     }
 
-    fn stop(&mut self, state: RunState) {
+    fn stop(&mut self, state: RunState) -> Result<(), MachineError> {
         if self.machine.run_state().is_running() {
-            match self.machine.pause(state) {
-                Ok(()) => self.qmp.broadcast(&EventKind::Stop.now()),
-                Err(error) => tracing::error!(%error, "stop_failed"),
-            }
+            self.machine.pause(state)?;
+            self.qmp.broadcast(&EventKind::Stop.now());
         } else if state == RunState::InternalError {
             self.machine.set_run_state(state);
         }
+        Ok(())
     }
 
     fn cont(&mut self) {
