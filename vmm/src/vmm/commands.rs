@@ -106,9 +106,6 @@ impl Vmm {
             return Err(QmpError::generic("Guest is waiting for an incoming migration"));
         }
         self.reset(false, ShutdownCause::HostQmpSystemReset);
-        if self.machine.run_state() == RunState::InternalError {
-            self.machine.set_run_state(RunState::Paused);
-        }
         done()
     }
 

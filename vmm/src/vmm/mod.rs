@@ -170,7 +170,13 @@ impl Vmm {
 
     fn reset(&mut self, guest: bool, reason: ShutdownCause) {
         match self.machine.reset() {
-            Ok(()) => self.qmp.broadcast(&EventKind::Reset { guest, reason }.now()),
+            Ok(()) => {
+                // As in QEMU: a machine that does not run is again one that has not run yet.
+                if !self.machine.run_state().is_running() {
+                    self.machine.set_run_state(RunState::Prelaunch);
+                }
+                self.qmp.broadcast(&EventKind::Reset { guest, reason }.now());
+            }
             Err(error) => {
                 tracing::error!(%error, "reset_failed");
                 eprintln!("cpr-vmm: cannot reset the machine: {error}");
