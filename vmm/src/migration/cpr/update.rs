@@ -116,9 +116,11 @@ pub fn check(
     if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
+    let state_fd = StateFd::create()?;
+    // Last: it empties the file.
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
-    Ok(Plan { command, channel, state_fd: StateFd::create()?, began_ns })
+    Ok(Plan { command, channel, state_fd, began_ns })
 }
 
 /// The parts of the VMM that an update walks through.
