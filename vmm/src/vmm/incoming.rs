@@ -60,6 +60,8 @@ impl Vmm {
         let AwaitedState { cpr, host, mut phases } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
         phases.done("read");
+        // Before what can fail: then it ends.
+        let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         self.machine.restore(host, state).map_err(machine)?;
         phases.done("build");
         self.machine.put_back_events(cpr.pending_events);
@@ -80,7 +82,6 @@ impl Vmm {
         if runs {
             self.qmp.broadcast(&EventKind::Resume.now());
         }
-        let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         if let Some(helper) = &helper {
             helper.release();
         }
