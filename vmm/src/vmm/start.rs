@@ -1,5 +1,7 @@
 //! Putting a VMM together, for a new guest or for one that is already there.
 
+use std::time::Duration;
+
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
@@ -13,6 +15,7 @@ use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineConfig, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::cpr::phases::Phases;
+use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
@@ -151,7 +154,8 @@ impl Vmm {
         phases.done("qmp");
         let mut machine = Machine::new(machine_config(&config), ram, image)?;
         machine.set_run_state(RunState::Inmigrate);
-        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events);
+        let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
+        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
         let mut vmm = Self {
             machine,
             qmp,
