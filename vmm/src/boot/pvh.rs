@@ -271,7 +271,7 @@ const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use linux_loader::elf::PT_NOTE;
 
     use super::*;
@@ -302,7 +302,7 @@ mod tests {
 
     /// An ELF file with the PVH note and segments of `(address, bytes in the file, in memory)`, the
     /// bytes being all `0xaa`.
-    fn kernel(segments: &[(u64, u64, u64)]) -> BootImage {
+    pub(crate) fn kernel(segments: &[(u64, u64, u64)]) -> BootImage {
         const HEADERS: u64 = 0x1000;
         let note = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\x10\0";
         let mut header = Elf64_Ehdr {

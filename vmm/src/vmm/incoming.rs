@@ -75,6 +75,7 @@ impl Vmm {
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         // From here on nothing returns to the old binary.
         self.qmp.own_socket_file();
+        self.signals.forget_previous();
         if let Some(bus) = self.machine.bus() {
             bus.serial().host_mut().own_socket_file();
         }

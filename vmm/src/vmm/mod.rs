@@ -8,6 +8,7 @@ mod start;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +134,7 @@ impl Vmm {
             qmp: &mut self.qmp,
             migration: &mut self.migration,
             log: self.log.as_deref(),
+            signals: self.signals.as_fd(),
             helper: self.config.x_mm_helper == Switch::On,
         };
         walk.update(plan);

@@ -17,6 +17,7 @@ use crate::memory::{RamBlock, RamError};
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
+use crate::migration::cpr::update::SIGNALS_FD;
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
@@ -89,7 +90,7 @@ impl Vmm {
 
     fn boot(config: Config) -> Result<Self, StartError> {
         let log = logging::start(config.log, config.log_file.as_ref(), None)?;
-        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
         let qmp = match &config.qmp {
             Some(qmp) => Server::bind(&qmp.0)?,
             None => Server::none(),
@@ -131,7 +132,7 @@ impl Vmm {
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         phases.done("log");
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
-        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let signals = EndSignals::install(fds.take(SIGNALS_FD, 0)).map_err(StartError::Signals)?;
         phases.done("signals");
         let ram = match cpr.ram_blocks.as_slice() {
             [block] => fds
