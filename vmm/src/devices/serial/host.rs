@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
 use crate::config::SerialConfig;
+use crate::logging::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
 /// Output kept for a reader that does not read; beyond it the newest bytes are lost.
@@ -108,14 +109,19 @@ impl SerialHost {
             SerialConfig::Null => Kind::Null,
             SerialConfig::Stdio => Kind::Stdio(Stdio::new()),
             SerialConfig::File(path) => match take(FILE) {
-                Some(fd) => Kind::File(fd.into()),
+                Some(fd) => {
+                    let file = File::from(fd);
+                    warn_if_other(path, names(path, &file));
+                    Kind::File(file)
+                }
                 None => Kind::File(open_file(path)?),
             },
             SerialConfig::Unix(path) => match listener.and_then(|l| Some((l, take(LISTENER)?))) {
-                Some((state, fd)) => Kind::Unix {
-                    listener: Listener::restore(state, fd),
-                    client: take(CLIENT).map(UnixStream::from),
-                },
+                Some((state, fd)) => {
+                    let listener = Listener::restore(state, fd);
+                    warn_if_other(path, listener.path() == path);
+                    Kind::Unix { listener, client: take(CLIENT).map(UnixStream::from) }
+                }
                 None => Kind::Unix { listener: Listener::bind(path)?, client: None },
             },
         };
@@ -325,6 +331,13 @@ impl SerialHost {
                 Vec::new()
             }
         }
+    }
+}
+
+fn warn_if_other(path: &Path, same: bool) {
+    if !same {
+        let path = path.display();
+        tracing::warn!(%path, "--serial names another file than the one that was handed over");
     }
 }
 
