@@ -103,8 +103,8 @@ fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, B
     Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
 }
 
-/// The parts of the kernel that are to be in memory; none if it is no ELF file, which is for the
-/// loader to say.
+/// The parts of the kernel that are to be in memory; none if it is no whole ELF file, which is for
+/// the loader to say.
 fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     let mut kernel = kernel.try_clone()?;
     kernel.rewind()?;
@@ -119,7 +119,9 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     kernel.seek(SeekFrom::Start(header.e_phoff))?;
     for _ in 0..header.e_phnum {
         let mut segment = Elf64_Phdr::default();
-        kernel.read_exact(segment.as_mut_slice())?;
+        if kernel.read_exact(segment.as_mut_slice()).is_err() {
+            return Ok(Vec::new());
+        }
         segments.push(segment);
     }
     segments.retain(|segment| segment.p_type == PT_LOAD && segment.p_memsz > 0);
