@@ -10,7 +10,7 @@ use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
 use crate::devices::serial::{HostError, SerialHost};
 use crate::logging::{self, LOG_FD, LogError};
-use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
@@ -95,7 +95,7 @@ impl Vmm {
         let image = BootImage::open(kernel, config.initrd.as_deref())?;
         let ram = RamBlock::create(config.memory)?;
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
-        let mut machine = Machine::new(machine_config(&config), ram, Some(image))?;
+        let mut machine = Machine::new(config.machine(), ram, Some(image))?;
         machine.boot(host)?;
         if !config.paused {
             machine.resume();
@@ -112,6 +112,7 @@ impl Vmm {
             awaited: None,
             finishing: None,
             planned: None,
+            rehearsing: None,
             ended: None,
             _pid_file: pid_file,
             config,
@@ -149,7 +150,7 @@ impl Vmm {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
         }
         phases.done("qmp");
-        let mut machine = Machine::new(machine_config(&config), ram, image)?;
+        let mut machine = Machine::new(config.machine(), ram, image)?;
         machine.set_run_state(RunState::Inmigrate);
         let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events);
         let mut vmm = Self {
@@ -162,6 +163,7 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases }),
             finishing: None,
             planned: None,
+            rehearsing: None,
             ended: None,
             _pid_file: config.pid_file.as_deref().map(PidFile::adopt),
             config,
@@ -171,8 +173,4 @@ impl Vmm {
         }
         Ok(vmm)
     }
-}
-
-fn machine_config(config: &Config) -> MachineConfig {
-    MachineConfig { memory: config.memory, cpus: config.cpus, cmdline: config.cmdline.clone() }
 }
