@@ -44,8 +44,7 @@ impl Vmm {
             events.set(PollFlags::POLLOUT, interest.write);
             watch(Source::Qmp(interest.token), interest.fd, events);
         }
-        for (fd, write) in self.machine.bus().map(|b| b.serial().poll_fds()).unwrap_or_default() {
-            let events = if write { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        for (fd, events) in self.machine.bus().map(|b| b.serial().poll_fds()).unwrap_or_default() {
             // SAFETY: the serial port closes its descriptors on this thread only, in `service`.
             watch(Source::Serial, unsafe { BorrowedFd::borrow_raw(fd) }, events);
         }

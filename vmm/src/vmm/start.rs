@@ -126,6 +126,7 @@ impl Vmm {
         mut phases: Phases,
     ) -> Result<Self, StartError> {
         let Adopted { state: mut cpr, mut fds } = adopted;
+        let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         phases.done("log");
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
@@ -165,7 +166,7 @@ impl Vmm {
             planned: None,
             rehearsing: None,
             ended: None,
-            _pid_file: config.pid_file.as_deref().map(PidFile::adopt),
+            _pid_file: pid_file,
             config,
         };
         if let Incoming::File(path) = incoming {

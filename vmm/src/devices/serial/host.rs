@@ -13,6 +13,15 @@ use super::TakeFd;
 use crate::config::SerialConfig;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
+// SAFETY: descriptor 0 is never closed by this program.
+const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
+// SAFETY: nor is descriptor 1.
+const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
+
+/// So much can be written without waiting to a pipe that is ready (`PIPE_BUF`, pipe(7)), and to a
+/// terminal.
+const STDOUT_CHUNK: usize = 256;
+
 /// Output kept for a client that does not read; beyond it the newest bytes are lost.
 const MAX_PENDING: usize = 1 << 20;
 
@@ -39,9 +48,16 @@ pub enum HostError {
 #[derive(Debug)]
 enum Kind {
     Null,
-    Stdio { ended: bool },
+    Stdio {
+        ended: bool,
+    },
     File(File),
-    Unix { listener: Listener, client: Option<UnixStream> },
+    Unix {
+        listener: Listener,
+        client: Option<UnixStream>,
+        /// The client has hung up, and left input that the guest does not take.
+        left: bool,
+    },
 }
 
 /// What the serial port is connected to.
@@ -77,8 +93,9 @@ impl SerialHost {
                 Some((state, fd)) => Kind::Unix {
                     listener: Listener::restore(state, fd),
                     client: take(CLIENT).map(UnixStream::from),
+                    left: false,
                 },
-                None => Kind::Unix { listener: Listener::bind(path)?, client: None },
+                None => Kind::Unix { listener: Listener::bind(path)?, client: None, left: false },
             },
         };
         Ok(Self { kind, pending: VecDeque::new(), lost: 0 })
@@ -88,7 +105,7 @@ impl SerialHost {
         match &self.kind {
             Kind::Null | Kind::Stdio { .. } => Vec::new(),
             Kind::File(file) => vec![(FILE, file.as_fd())],
-            Kind::Unix { listener, client } => {
+            Kind::Unix { listener, client, .. } => {
                 let mut fds = vec![(LISTENER, listener.as_fd())];
                 fds.extend(client.as_ref().map(|client| (CLIENT, client.as_fd())));
                 fds
@@ -114,15 +131,24 @@ impl SerialHost {
     /// A socket with nobody on it: a client may come.
     pub(super) fn listener_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Unix { listener, client: None } => Some(listener.as_fd()),
+            Kind::Unix { listener, client, left } if client.is_none() || *left => {
+                Some(listener.as_fd())
+            }
+            _ => None,
+        }
+    }
+
+    /// A client of whom nothing can be read now, but who may hang up.
+    pub(super) fn hang_up_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.kind {
+            Kind::Unix { client: Some(client), left: false, .. } => Some(client.as_fd()),
             _ => None,
         }
     }
 
     pub(super) fn input_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            // SAFETY: descriptor 0 is never closed by this program.
-            Kind::Stdio { ended: false } => Some(unsafe { BorrowedFd::borrow_raw(0) }),
+            Kind::Stdio { ended: false } => Some(STDIN),
             Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,
         }
@@ -133,6 +159,7 @@ impl SerialHost {
             Kind::Unix { client: Some(client), .. } if !self.pending.is_empty() => {
                 Some(client.as_fd())
             }
+            Kind::Stdio { .. } if !self.pending.is_empty() => Some(STDOUT),
             _ => None,
         }
     }
@@ -147,19 +174,30 @@ impl SerialHost {
         self.pending.extend(kept);
         if !lost.is_empty() {
             if self.lost == 0 {
-                tracing::warn!(limit = MAX_PENDING, "serial_output_lost: the client does not read");
+                tracing::warn!(limit = MAX_PENDING, "serial_output_lost: nobody reads it");
             }
             self.lost += lost.len() as u64;
         }
     }
 
-    pub(super) fn accept(&mut self) {
-        let Kind::Unix { listener, client: client @ None } = &mut self.kind else { return };
+    /// Lets the next client in, if there is none. One that has left makes room too once the guest
+    /// has no `room` for the rest of what it sent.
+    pub(super) fn accept(&mut self, room: usize) {
+        let Kind::Unix { listener, client, left } = &mut self.kind else { return };
+        if let Some(client) = client {
+            *left = room == 0 && has_hung_up(client);
+            if !*left {
+                return;
+            }
+        }
         match listener.accept() {
             Ok(Some(fd)) => {
                 let stream = UnixStream::from(fd);
                 match stream.set_nonblocking(true) {
-                    Ok(()) => *client = Some(stream),
+                    Ok(()) => {
+                        self.pending.clear();
+                        (*client, *left) = (Some(stream), false);
+                    }
                     Err(error) => tracing::warn!(%error, "serial_accept_failed"),
                 }
             }
@@ -169,19 +207,28 @@ impl SerialHost {
     }
 
     fn hang_up(&mut self) {
-        if let Kind::Unix { client, .. } = &mut self.kind {
-            *client = None;
-            self.pending.clear();
+        self.pending.clear();
+        if let Kind::Unix { client, left, .. } = &mut self.kind {
+            (*client, *left) = (None, false);
+        }
+    }
+
+    fn end_input(&mut self) {
+        match &mut self.kind {
+            Kind::Stdio { ended } => *ended = true,
+            _ => self.hang_up(),
         }
     }
 
     pub(super) fn flush_pending(&mut self) {
         while !self.pending.is_empty() {
-            let Kind::Unix { client: Some(client), .. } = &mut self.kind else {
-                self.pending.clear();
-                return;
+            let bytes = self.pending.as_slices().0;
+            let written = match &mut self.kind {
+                Kind::Stdio { .. } => write_stdout(bytes),
+                Kind::Unix { client: Some(client), .. } => client.write(bytes),
+                _ => return self.pending.clear(),
             };
-            match client.write(self.pending.as_slices().0) {
+            match written {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -194,16 +241,16 @@ impl SerialHost {
     pub(super) fn receive(&mut self, room: usize) -> Vec<u8> {
         let mut buffer = vec![0; room];
         let result = match &mut self.kind {
-            Kind::Stdio { ended: false } if readable_now() => io::stdin().lock().read(&mut buffer),
+            // Not std's stdin, whose buffer would be lost by an update.
+            Kind::Stdio { ended: false } if is_ready(STDIN, PollFlags::POLLIN) => {
+                nix::unistd::read(STDIN, &mut buffer).map_err(io::Error::from)
+            }
             Kind::Unix { client: Some(client), .. } => client.read(&mut buffer),
             _ => return Vec::new(),
         };
         match result {
             Ok(0) => {
-                if let Kind::Stdio { ended } = &mut self.kind {
-                    *ended = true;
-                }
-                self.hang_up();
+                self.end_input();
                 Vec::new()
             }
             Ok(length) => {
@@ -216,18 +263,28 @@ impl SerialHost {
                 Vec::new()
             }
             Err(_) => {
-                self.hang_up();
+                self.end_input();
                 Vec::new()
             }
         }
     }
 }
 
-fn readable_now() -> bool {
-    // SAFETY: descriptor 0 is never closed by this program.
-    let stdin = unsafe { BorrowedFd::borrow_raw(0) };
-    let mut fds = [PollFd::new(stdin, PollFlags::POLLIN)];
+fn is_ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, wanted)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+fn has_hung_up(client: &UnixStream) -> bool {
+    is_ready(client.as_fd(), PollFlags::empty())
+}
+
+/// Others have the same stdout: it cannot be made non-blocking, so it is asked first.
+fn write_stdout(bytes: &[u8]) -> io::Result<usize> {
+    if !is_ready(STDOUT, PollFlags::POLLOUT) {
+        return Err(ErrorKind::WouldBlock.into());
+    }
+    Ok(nix::unistd::write(STDOUT, &bytes[..bytes.len().min(STDOUT_CHUNK)])?)
 }
 
 /// Output of the guest. Never waits and never fails: a UART's transmitter does not either.
@@ -235,12 +292,8 @@ impl Write for SerialHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = match &mut self.kind {
             Kind::Null | Kind::Unix { client: None, .. } => Ok(()),
-            Kind::Stdio { .. } => {
-                let mut out = io::stdout().lock();
-                out.write_all(bytes).and_then(|()| out.flush())
-            }
             Kind::File(file) => file.write_all(bytes),
-            Kind::Unix { .. } => {
+            Kind::Stdio { .. } | Kind::Unix { .. } => {
                 self.queue(bytes);
                 self.flush_pending();
                 Ok(())
@@ -276,7 +329,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         let mut client = UnixStream::connect(path).unwrap();
-        host.accept();
+        host.accept(64);
         let sent: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
         host.write_all(&sent).unwrap();
         assert!(host.blocked_output_fd().is_some());
@@ -303,7 +356,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         drop(UnixStream::connect(&path).unwrap());
-        host.accept();
+        host.accept(64);
         assert!(host.listener_fd().is_none());
         assert!(host.receive(16).is_empty());
         assert!(host.listener_fd().is_some());

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
+use nix::poll::PollFlags;
 use nix::sys::eventfd::EventFd;
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
@@ -173,23 +174,27 @@ impl SerialPort {
         self.device.writer_mut()
     }
 
-    /// Descriptors to wait for, each with whether it is for writing.
-    pub fn poll_fds(&self) -> Vec<(i32, bool)> {
+    /// Descriptors to wait for, and for what. A hang-up is always reported.
+    pub fn poll_fds(&self) -> Vec<(i32, PollFlags)> {
         let host = self.device.writer();
-        let mut fds = Vec::new();
-        fds.extend(host.listener_fd().map(|fd| (fd.as_raw_fd(), false)));
-        if self.device.fifo_capacity() > 0 {
-            fds.extend(host.input_fd().map(|fd| (fd.as_raw_fd(), false)));
-        }
-        fds.extend(host.blocked_output_fd().map(|fd| (fd.as_raw_fd(), true)));
-        fds
+        let (input, flags) = if self.device.fifo_capacity() > 0 {
+            (host.input_fd(), PollFlags::POLLIN)
+        } else {
+            (host.hang_up_fd(), PollFlags::empty())
+        };
+        let wanted = [
+            (host.listener_fd(), PollFlags::POLLIN),
+            (input, flags),
+            (host.blocked_output_fd(), PollFlags::POLLOUT),
+        ];
+        wanted.into_iter().filter_map(|(fd, flags)| Some((fd?.as_raw_fd(), flags))).collect()
     }
 
     /// Moves what can be moved without waiting, in both directions.
     pub fn service(&mut self) {
-        self.device.writer_mut().accept();
-        self.device.writer_mut().flush_pending();
         let room = self.device.fifo_capacity();
+        self.device.writer_mut().accept(room);
+        self.device.writer_mut().flush_pending();
         if room > 0 {
             let input = self.device.writer_mut().receive(room);
             if !input.is_empty()

@@ -78,7 +78,8 @@ impl Description {
             .or_else(|| self.ram_difference(new))
             .or_else(|| {
                 let (new, old) = (new.cpus, self.cpus);
-                (new != old).then(|| format!("describes {new} vCPUs, this VM has {old}"))
+                let s = if new == 1 { "" } else { "s" };
+                (new != old).then(|| format!("describes {new} vCPU{s}, this VM has {old}"))
             })
             .or_else(|| self.device_difference(new))
             .or_else(|| incoming_difference(&new.incoming, channel))

@@ -230,7 +230,7 @@ impl Rehearsal {
         let body = body.get(..length)?;
         match ciborium::de::from_reader_with_recursion_limit(body, MAX_DEPTH) {
             Ok(description) => Some(Ok(description)),
-            Err(error) => garbage(error.to_string()),
+            Err(_) => garbage(format!("{length} bytes that are no description of a machine")),
         }
     }
 
