@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 
+use crate::machine::MachineConfig;
+
 /// The largest number of vCPUs that can be asked for.
 pub const MAX_CPUS: u8 = 64;
 const MIB: u64 = 1 << 20;
@@ -73,6 +75,13 @@ pub struct Config {
     /// runs again; `off` is for measuring what that saves.
     #[arg(long, value_name = "on|off", default_value = "on", hide = true)]
     pub x_mm_helper: Switch,
+}
+
+impl Config {
+    /// The machine it describes.
+    pub fn machine(&self) -> MachineConfig {
+        MachineConfig { memory: self.memory, cpus: self.cpus, cmdline: self.cmdline.clone() }
+    }
 }
 
 /// `on` or `off`.

@@ -223,11 +223,13 @@ fn a_failed_exec_changes_nothing() {
     };
     close_on_exec_is_set(&vm);
     let (before, files) = (look(&vm), scene.files());
+    qmp.rehearsal = false;
     let status = qmp.update(&["/nowhere/cpr-vmm".to_owned()], &vm.state_file());
     assert_eq!(status, MigrationStatus::Failed);
     assert_eq!(look(&vm), before);
     assert_eq!(scene.files(), files, "the failed update leaves a file");
     assert_eq!(qmp.run_state(), RunState::Running);
+    qmp.rehearsal = true;
     vm.update(&mut qmp);
 }
 
@@ -361,6 +363,7 @@ fn failed_updates_say_why() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
+    qmp.rehearsal = false;
     let nothing = vec!["/nowhere/cpr-vmm".to_owned()];
     let state = vm.state_file();
     let mut story = Vec::new();
@@ -454,6 +457,7 @@ fn a_new_program_that_cannot_take_over_leaves_no_paths() {
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let mut vm = scene.start(&arguments);
     let mut qmp = vm.qmp();
+    qmp.rehearsal = false;
     qmp.begin_update(&vm.command_again("file:DIR/missing"), &vm.state_file())
         .expect("the new program's arguments are its own business");
     ended_badly(&scene, vm);

@@ -40,7 +40,27 @@ impl Workshop<'_> {
             CommandKind::Good
             | CommandKind::Missing
             | CommandKind::EmptyList
-            | CommandKind::Nul => self.binary.to_owned(),
+            | CommandKind::Nul
+            | CommandKind::OtherMemory
+            | CommandKind::OtherCpus
+            | CommandKind::OtherSerial
+            | CommandKind::NoQmp
+            | CommandKind::UnknownOption
+            | CommandKind::NoIncoming
+            | CommandKind::OtherIncoming => self.binary.to_owned(),
+            CommandKind::True => "true".to_owned(),
+            CommandKind::False => "false".to_owned(),
+            CommandKind::Sleep => "sleep".to_owned(),
+            CommandKind::Yes => "yes".to_owned(),
+            CommandKind::Cat => "cat".to_owned(),
+            CommandKind::ScriptExits => self.program("exits", b"#!/bin/sh\nexit 0\n")?,
+            CommandKind::ScriptKillsItself => {
+                self.program("kills-itself", b"#!/bin/sh\nkill -KILL $$\n")?
+            }
+            CommandKind::ScriptDaemonizes => {
+                self.program("daemonizes", b"#!/bin/sh\nsetsid sleep 1000 &\nexit 0\n")?
+            }
+            CommandKind::ForeignElf => self.foreign_elf()?,
             CommandKind::Wrapper => self.wrapper()?,
             CommandKind::InPath => NAME_IN_PATH.to_owned(),
             CommandKind::EmptyWord => String::new(),
@@ -67,6 +87,13 @@ impl Workshop<'_> {
         };
         if kind == CommandKind::Nul {
             arguments.push("a\0b".into());
+        }
+        match kind {
+            CommandKind::Sleep => arguments = vec!["1000".into()],
+            CommandKind::True | CommandKind::False | CommandKind::Yes | CommandKind::Cat => {
+                arguments.clear();
+            }
+            _ => change_arguments(kind, &mut arguments),
         }
         let words = match kind {
             CommandKind::Missing => None,
@@ -124,11 +151,57 @@ impl Workshop<'_> {
         self.program("truncated-elf", &start)
     }
 
+    /// As long as a header, of a machine that this one is not.
+    fn foreign_elf(&self) -> Result<String, EnvironmentError> {
+        const EM_S390: u8 = 22;
+        let mut header = [0_u8; 64];
+        // ELF, 64 bit, big-endian, version 1; an executable.
+        header[..7].copy_from_slice(b"\x7fELF\x02\x02\x01");
+        (header[17], header[19], header[23]) = (2, EM_S390, 1);
+        self.program("foreign-elf", &header)
+    }
+
     fn loop_link(&self) -> Result<String, EnvironmentError> {
         let path = self.path("loop");
         if fs::symlink_metadata(&path).is_err() {
             symlink("loop", &path).map_err(EnvironmentError::file("create", &path))?;
         }
         Ok(path)
+    }
+}
+
+/// Where the value of `option` stands.
+fn value_of(arguments: &[String], option: &str) -> Option<usize> {
+    arguments.iter().position(|word| word == option).map(|at| at + 1)
+}
+
+/// Makes the command line of a good update describe something else.
+fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
+    let change = match kind {
+        CommandKind::OtherMemory => {
+            value_of(arguments, "--memory").map(|at| (at, "32M".to_owned()))
+        }
+        CommandKind::OtherCpus => value_of(arguments, "--cpus").map(|at| (at, "7".to_owned())),
+        CommandKind::OtherSerial => {
+            value_of(arguments, "--serial").map(|at| (at, "null".to_owned()))
+        }
+        CommandKind::OtherIncoming => {
+            value_of(arguments, "--incoming").map(|at| (at, "file:/no/such/state".to_owned()))
+        }
+        _ => None,
+    };
+    if let Some((at, value)) = change {
+        arguments[at] = value;
+    }
+    let removed = match kind {
+        CommandKind::NoQmp => value_of(arguments, "--qmp"),
+        CommandKind::NoIncoming => value_of(arguments, "--incoming"),
+        _ => None,
+    };
+    if let Some(at) = removed {
+        arguments.drain(at - 1..=at);
+    }
+    if kind == CommandKind::UnknownOption {
+        arguments.push("--no-such-option".to_owned());
     }
 }

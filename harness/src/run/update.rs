@@ -19,7 +19,7 @@ impl Session<'_> {
         let (command, channel) = self.prepare(migrate)?;
         self.measure();
         let from = self.qmp.event_count();
-        let ending = match self.ask(&command, &channel) {
+        let ending = match self.ask(&command, &channel, migrate.rehearsal) {
             Ok(()) => self.await_ending(from)?,
             Err(QmpFault::Refused { error, .. }) => Ending::Refused(error.desc),
             Err(other) => return Err(other.into()),
@@ -43,7 +43,7 @@ impl Session<'_> {
     /// Sends `commands` in one write. None: the VMM has quit, as it should.
     pub(super) fn race(&mut self, commands: &[RaceCommand]) -> Result<Option<Action>, StepError> {
         let (command, channel) = self.prepare(&Migrate::default())?;
-        self.set_parameters(&command)?;
+        self.set_parameters(&command, None)?;
         let from = self.qmp.event_count();
         let messages: Vec<(RaceCommand, Command)> =
             commands.iter().filter_map(|c| Some((*c, message(*c, &channel)?))).collect();
@@ -120,17 +120,25 @@ impl Session<'_> {
         &mut self,
         command: &PreparedCommand,
         channel: &PreparedChannel,
+        rehearsal: Option<bool>,
     ) -> Result<(), QmpFault> {
-        self.set_parameters(command)?;
+        self.set_parameters(command, rehearsal)?;
         self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
     }
 
-    fn set_parameters(&mut self, command: &PreparedCommand) -> Result<(), QmpFault> {
+    fn set_parameters(
+        &mut self,
+        command: &PreparedCommand,
+        rehearsal: Option<bool>,
+    ) -> Result<(), QmpFault> {
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
         let mut parameters = json!({ "mode": "cpr-exec" });
         if let Some(words) = &command.words {
             parameters["cpr-exec-command"] = json!(words);
+        }
+        if let Some(rehearsal) = rehearsal {
+            parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)
     }

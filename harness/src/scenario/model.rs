@@ -164,6 +164,9 @@ pub struct Migrate {
     /// The migration channel.
     #[serde(default)]
     pub channel: Channel,
+    /// Whether the VMM rehearses the command before the guest stops; none: as it does by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<bool>,
     /// How it must end.
     #[serde(default)]
     pub expect: Expect,
@@ -177,6 +180,7 @@ impl Default for Migrate {
         Self {
             command: CommandKind::default(),
             channel: Channel::default(),
+            rehearsal: None,
             expect: Expect::default(),
             repeat: one(),
         }
@@ -224,6 +228,38 @@ pub enum CommandKind {
     E2big,
     /// A file that is open for writing.
     Etxtbsy,
+    /// `true`: ends well, and is no VMM.
+    True,
+    /// `false`: ends badly.
+    False,
+    /// `sleep`: does nothing for longer than anybody waits.
+    Sleep,
+    /// `yes`: writes for ever.
+    Yes,
+    /// `cat`: reads its input.
+    Cat,
+    /// A script that exits with status 0.
+    ScriptExits,
+    /// A script that kills itself.
+    ScriptKillsItself,
+    /// A script that leaves a child behind in a session of its own.
+    ScriptDaemonizes,
+    /// An ELF file of another machine.
+    ForeignElf,
+    /// The VMM with 32 MiB of RAM.
+    OtherMemory,
+    /// The VMM with seven vCPUs.
+    OtherCpus,
+    /// The VMM without its serial port's file.
+    OtherSerial,
+    /// The VMM without QMP.
+    NoQmp,
+    /// The VMM with an option it does not have.
+    UnknownOption,
+    /// The VMM without `--incoming`.
+    NoIncoming,
+    /// The VMM with another state file.
+    OtherIncoming,
 }
 
 /// The errno a bad command is named for.

@@ -86,6 +86,12 @@ pub struct MigrationParameters {
     /// For `cpr-exec`: the new binary, then its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpr_exec_command: Option<Vec<String>>,
+    /// For `cpr-exec`: whether the command is rehearsed before the guest stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_cpr_exec_rehearsal: Option<bool>,
+    /// For how many milliseconds a rehearsal may go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_cpr_exec_rehearsal_timeout: Option<u64>,
 }
 
 /// Whether a capability is on.

@@ -13,6 +13,8 @@ use kvm_ioctls::{Kvm, VmFd};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use state::LOADABLE_SECTIONS;
+
 use crate::boot::{BootError, BootImage, ImageError};
 use crate::config::MemoryConfig;
 use crate::devices::serial::{HostError, SerialError, SerialHost};

@@ -21,6 +21,9 @@ const PLATFORM: (&str, u32) = ("platform", 1);
 const DEVICES: (&str, u32) = ("devices", 1);
 const VCPU: (&str, u32) = ("vcpu", 1);
 
+/// The sections that this binary writes and loads.
+pub const LOADABLE_SECTIONS: [(&str, u32); 4] = [MACHINE, PLATFORM, DEVICES, VCPU];
+
 /// What a machine consists of: a state loads only into the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Inventory {

@@ -141,6 +141,11 @@ impl OutgoingFile {
         Ok(outgoing)
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writes the state as the whole content of the file.
     pub fn write(&mut self, state: &SavedState) -> Result<Fingerprint, ChannelError> {
         let (bytes, fingerprint) = state.encode();

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::envelope::{Envelope, EnvelopeError, Fingerprint};
 
 /// Version 1: a CBOR array of sections.
-const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: 1 };
+pub const STATE_VERSION: u32 = 1;
+const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: STATE_VERSION };
 /// Most sections that are looked at.
 const MAX_SECTIONS: usize = 4096;
 /// Deepest nesting of CBOR that is followed.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{FAILURE, Vmm};
+use super::{FAILURE, Vmm, rehearsing};
 use crate::logging;
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel;
@@ -43,8 +43,11 @@ impl Vmm {
             Command::SystemReset => self.qmp_system_reset(),
             Command::Pmemsave(args) => self.pmemsave(&args),
             Command::Migrate(args) => self.migrate(&args),
-            // An update is over when the next command is read: there is nothing to call off.
-            Command::MigrateCancel => done(),
+            Command::MigrateCancel => {
+                // Later than that an update is over before the next command is read.
+                self.cancel_rehearsal();
+                done()
+            }
             Command::MigrateIncoming(args) => self.migrate_incoming(&args),
             Command::QueryMigrate => {
                 answer(&self.migration.info(blocked_reasons(self.machine.ram())))
@@ -54,6 +57,10 @@ impl Vmm {
                 self.parameters = MigrationParameters {
                     mode: new.mode.or(old.mode),
                     cpr_exec_command: new.cpr_exec_command.or(old.cpr_exec_command),
+                    x_cpr_exec_rehearsal: new.x_cpr_exec_rehearsal.or(old.x_cpr_exec_rehearsal),
+                    x_cpr_exec_rehearsal_timeout: new
+                        .x_cpr_exec_rehearsal_timeout
+                        .or(old.x_cpr_exec_rehearsal_timeout),
                 };
                 done()
             }
@@ -61,6 +68,10 @@ impl Vmm {
                 mode: Some(self.parameters.mode.unwrap_or_default()),
                 cpr_exec_command: Some(
                     self.parameters.cpr_exec_command.clone().unwrap_or_default(),
+                ),
+                x_cpr_exec_rehearsal: Some(rehearsing::wanted(&self.parameters)),
+                x_cpr_exec_rehearsal_timeout: Some(
+                    rehearsing::timeout(&self.parameters).as_millis() as u64,
                 ),
             }),
             Command::MigrateSetCapabilities(args) => self.set_capabilities(&args.capabilities),
@@ -138,6 +149,9 @@ impl Vmm {
         if args.resume == Some(true) {
             return Err(QmpError::generic("Cannot resume if there is no paused migration"));
         }
+        if self.rehearsing.is_some() {
+            return Err(generic(update::Refused::UnderWay));
+        }
         let address = args.address()?;
         let plan = update::check(&self.parameters, &address, &self.machine, &self.migration)
             .map_err(generic)?;
@@ -171,11 +185,11 @@ impl Vmm {
     }
 }
 
-fn generic(error: impl std::error::Error) -> QmpError {
+pub(super) fn generic(error: impl std::error::Error) -> QmpError {
     QmpError::generic(error.to_string())
 }
 
-fn done() -> Result<Value, QmpError> {
+pub(super) fn done() -> Result<Value, QmpError> {
     answer(&Empty {})
 }
 

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Vmm;
+use super::rehearsing::Rehearsing;
 use crate::qmp::Token;
 
 /// Whose descriptor it is.
@@ -17,11 +18,13 @@ enum Source {
     Serial,
     Signals,
     Helper,
+    Rehearsal,
 }
 
 impl Vmm {
     /// Waits until something happens, and tells those it happened to.
-    pub(super) fn wait(&mut self, timeout: PollTimeout) {
+    pub(super) fn wait(&mut self) {
+        let timeout = self.rehearsing.as_ref().map_or(PollTimeout::NONE, Rehearsing::timeout);
         let (mut sources, mut fds) = (Vec::new(), Vec::new());
         let mut watch = |source, fd, events| {
             sources.push(source);
@@ -31,6 +34,9 @@ impl Vmm {
         watch(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN);
         if let Some(helper) = self.finishing.as_ref().and_then(|f| f.helper.as_ref()) {
             watch(Source::Helper, helper.ended().as_fd(), PollFlags::POLLIN);
+        }
+        for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
+            watch(Source::Rehearsal, fd, PollFlags::POLLIN);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -70,6 +76,8 @@ impl Vmm {
                 }
             }
             Source::Helper => self.finish_update(),
+            // The main loop looks at it in every round.
+            Source::Rehearsal => {}
             Source::Qmp(token) => {
                 let readable = events.intersects(PollFlags::POLLIN | gone);
                 let writable = events.intersects(PollFlags::POLLOUT | gone);

@@ -3,6 +3,7 @@
 mod commands;
 mod event_loop;
 mod incoming;
+mod rehearsing;
 mod signals;
 mod start;
 
@@ -17,23 +18,25 @@ use clap::Parser;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::{RunState, ShutdownCause};
-use nix::poll::PollTimeout;
 
 use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
+use crate::migration::cpr::description::Description;
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
+use crate::migration::cpr::rehearsal;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::cpr::update::{Plan, Walk};
 use crate::migration::status::{Migration, Times};
 use crate::pid_file::PidFile;
-use crate::qmp::Server;
+use crate::qmp::{ConnectionId, Server};
 use crate::unix_listener::ListenerState;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
+use rehearsing::Rehearsing;
 use signals::EndSignals;
 
 /// A VMM from its start to its end.
@@ -51,6 +54,8 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// What `migrate` found possible, until its answer is queued.
     planned: Option<Plan>,
+    /// An update whose command is being tried out, and whose answer is still to come.
+    rehearsing: Option<Rehearsing>,
     ended: Option<End>,
     _pid_file: Option<PidFile>,
 }
@@ -95,6 +100,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             error.exit()
         }
     };
+    if let Some(socket) = std::env::var_os(rehearsal::ENV_NAME) {
+        return answer_rehearsal(&socket.to_string_lossy(), &config);
+    }
     phases.done("parse");
     let result =
         adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
@@ -108,10 +116,22 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
+    match rehearsal::answer(socket, &Description::of(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let name = rehearsal::ENV_NAME;
+            eprintln!("cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
 impl Vmm {
     fn run(mut self) -> ExitStatus {
         loop {
             self.deal_with_guest_events();
+            self.look_at_rehearsal();
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
@@ -121,7 +141,7 @@ impl Vmm {
                 }
                 return status;
             }
-            self.wait(PollTimeout::NONE);
+            self.wait();
         }
     }
 
@@ -142,13 +162,18 @@ impl Vmm {
             && let Some(request) = self.qmp.next_request()
         {
             let result = self.execute(request.command);
-            self.qmp.respond(request.client, result);
-            // The answer to `migrate` is on its way before the process is replaced.
-            if let Some(plan) = self.planned.take() {
-                self.update(plan);
+            match self.planned.take() {
+                None => self.qmp.respond(request.client, result),
+                Some(plan) => self.begin_update(request.client, plan),
             }
             self.deal_with_guest_events();
         }
+    }
+
+    /// The answer to `migrate` is on its way before the process is replaced.
+    fn answer_and_update(&mut self, client: ConnectionId, plan: Plan) {
+        self.qmp.respond(client, commands::done());
+        self.update(plan);
     }
 
     fn update(&mut self, plan: Plan) {

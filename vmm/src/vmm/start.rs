@@ -12,7 +12,7 @@ use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
 use crate::devices::serial::{HostError, SerialHost};
 use crate::logging::{self, LOG_FD, LogError};
-use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
@@ -99,7 +99,7 @@ impl Vmm {
         let image = BootImage::open(kernel, config.initrd.as_deref())?;
         let ram = RamBlock::create(config.memory)?;
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
-        let mut machine = Machine::new(machine_config(&config), ram, Some(image))?;
+        let mut machine = Machine::new(config.machine(), ram, Some(image))?;
         machine.boot(host)?;
         if !config.paused {
             machine.resume();
@@ -116,6 +116,7 @@ impl Vmm {
             awaited: None,
             finishing: None,
             planned: None,
+            rehearsing: None,
             ended: None,
             _pid_file: pid_file,
             config,
@@ -157,7 +158,7 @@ impl Vmm {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
         }
         phases.done("qmp");
-        let mut machine = Machine::new(machine_config(&config), ram, image)?;
+        let mut machine = Machine::new(config.machine(), ram, image)?;
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
         let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
@@ -171,6 +172,7 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases }),
             finishing: None,
             planned: None,
+            rehearsing: None,
             ended: None,
             _pid_file: pid_file,
             config,
@@ -180,8 +182,4 @@ impl Vmm {
         }
         Ok(vmm)
     }
-}
-
-fn machine_config(config: &Config) -> MachineConfig {
-    MachineConfig { memory: config.memory, cpus: config.cpus, cmdline: config.cmdline.clone() }
 }

@@ -28,13 +28,15 @@ pub struct Qmp {
     events: VecDeque<EventKind>,
     /// All that came, for messages.
     seen: Vec<String>,
+    /// Whether commands are rehearsed; otherwise what is wrong with them shows later.
+    pub rehearsal: bool,
 }
 
 impl Qmp {
     /// Negotiates on `stream`.
     pub fn new(stream: UnixStream) -> Self {
         let (decoder, events, seen) = (Decoder::new(), VecDeque::new(), Vec::new());
-        let mut qmp = Self { stream, decoder, events, seen };
+        let mut qmp = Self { stream, decoder, events, seen, rehearsal: true };
         match qmp.receive("the greeting") {
             ServerMessage::Greeting(_) => {}
             other => panic!("this is no greeting: {other:?}"),
@@ -110,6 +112,8 @@ impl Qmp {
         self.done(Command::MigrateSetParameters(MigrationParameters {
             mode: Some(MigMode::CprExec),
             cpr_exec_command: Some(command.to_vec()),
+            x_cpr_exec_rehearsal: Some(self.rehearsal),
+            ..MigrationParameters::default()
         }));
         let uri = Some(format!("file:{}", file.display()));
         self.execute(Command::Migrate(MigrateArgs { uri, ..MigrateArgs::default() })).map(drop)

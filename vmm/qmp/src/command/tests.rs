@@ -76,7 +76,7 @@ fn a_command_serialises_as_a_request() {
     assert_eq!(stop, json!({"execute": "stop"}));
     let set = Command::MigrateSetParameters(MigrationParameters {
         mode: Some(crate::migration::MigMode::CprExec),
-        cpr_exec_command: None,
+        ..MigrationParameters::default()
     });
     let expected = json!({"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-exec"}});
     assert_eq!(serde_json::to_value(set).unwrap(), expected);

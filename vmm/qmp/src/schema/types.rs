@@ -199,7 +199,12 @@ pub static MIG_MODE: Enum =
 
 pub static MIGRATION_PARAMETERS: Object = object(
     "MigrationParameters",
-    &[opt("mode", Type::Enum(&MIG_MODE)), opt("cpr-exec-command", STRINGS)],
+    &[
+        opt("mode", Type::Enum(&MIG_MODE)),
+        opt("cpr-exec-command", STRINGS),
+        opt("x-cpr-exec-rehearsal", Type::Bool),
+        opt("x-cpr-exec-rehearsal-timeout", Type::Uint64),
+    ],
 );
 
 pub static MIGRATION_CAPABILITY: Enum = Enum { name: "MigrationCapability", values: &["events"] };

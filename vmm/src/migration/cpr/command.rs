@@ -1,11 +1,14 @@
 //! The command that an update executes: checked and prepared while the guest still runs.
 
-use std::ffi::{CString, OsString};
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
+use nix::unistd::Pid;
 
 use super::state::ENV_NAME;
 
@@ -76,17 +79,45 @@ impl ExecCommand {
     /// `execve` on each candidate, never `execvp`: that hands a file the kernel cannot execute to
     /// the shell, which succeeds, and the VM is gone.
     pub fn exec(&self, state_fd: i32) -> ExecError {
-        let variable = CString::new(format!("{ENV_NAME}={state_fd}")).expect("digits have no NUL");
+        let variable = variable(ENV_NAME, state_fd);
         let argv = pointers(&self.argv);
         let mut environment = pointers(&self.environment);
         environment.insert(0, variable.as_ptr());
-        let mut denied = false;
-        let mut last = Errno::ENOENT;
-        for candidate in &self.candidates {
+        let executed = self.first_candidate(|candidate| {
             // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, and
             // live until the call returns or this program is gone.
             unsafe { libc::execve(candidate.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
-            last = Errno::last();
+            Err::<Infallible, Errno>(Errno::last())
+        });
+        let Err(error) = executed;
+        error
+    }
+
+    /// Executes it in a new process, with `name=fd` in the environment.
+    pub fn spawn(
+        &self,
+        name: &str,
+        fd: i32,
+        actions: &PosixSpawnFileActions,
+        attributes: &PosixSpawnAttr,
+    ) -> Result<Pid, ExecError> {
+        let environment = [vec![variable(name, fd)], self.environment.clone()].concat();
+        self.first_candidate(|candidate| {
+            posix_spawn(candidate, actions, attributes, &self.argv, &environment)
+        })
+    }
+
+    fn first_candidate<T>(
+        &self,
+        mut execute: impl FnMut(&CStr) -> Result<T, Errno>,
+    ) -> Result<T, ExecError> {
+        let mut denied = false;
+        let mut last = Errno::ENOENT;
+        for candidate in &self.candidates {
+            last = match execute(candidate) {
+                Ok(done) => return Ok(done),
+                Err(errno) => errno,
+            };
             match last {
                 Errno::EACCES => denied = true,
                 // Not here: the next directory may have it.
@@ -95,11 +126,11 @@ impl ExecCommand {
                 | Errno::ESTALE
                 | Errno::ENODEV
                 | Errno::ETIMEDOUT => {}
-                _ => return self.error(last),
+                _ => return Err(self.error(last)),
             }
         }
         // A file that may not be executed says more than its absence elsewhere.
-        self.error(if denied { Errno::EACCES } else { last })
+        Err(self.error(if denied { Errno::EACCES } else { last }))
     }
 
     fn error(&self, errno: Errno) -> ExecError {
@@ -110,6 +141,10 @@ impl ExecCommand {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+fn variable(name: &str, fd: i32) -> CString {
+    CString::new(format!("{name}={fd}")).expect("neither name nor digits have a NUL")
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {

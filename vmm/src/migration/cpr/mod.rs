@@ -5,10 +5,12 @@
 //! [`state::CprState`] in a sealed memfd whose number is in the environment.
 
 pub mod command;
+pub mod description;
 pub mod helper;
 pub mod named_fds;
 pub mod phases;
 pub mod publish;
+pub mod rehearsal;
 pub mod state;
 pub mod take_over;
 pub mod update;

@@ -23,7 +23,8 @@ pub const ENV_NAME: &str = "CPR_EXEC_STATE";
 /// The memfd's name.
 const MEMFD_NAME: &std::ffi::CStr = c"cpr-state";
 /// Version 1: one CBOR map.
-const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: 1 };
+pub const CPR_VERSION: u32 = 1;
+const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
 /// Deepest nesting of CBOR that is followed.
 const MAX_DEPTH: usize = 32;
 /// Most bytes that are read: QMP buffers are the largest part.

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use cpr_qmp::address::MigrationAddress;
 use cpr_qmp::event::EventKind;
@@ -105,13 +106,7 @@ pub fn check(
     if migration.under_way() {
         return Err(Refused::UnderWay);
     }
-    match machine.run_state() {
-        RunState::Inmigrate => return Err(Refused::Incoming),
-        state @ (RunState::InternalError | RunState::Shutdown) => {
-            return Err(Refused::RunState(state));
-        }
-        _ => {}
-    }
+    check_run_state(machine)?;
     match parameters.mode.unwrap_or_default() {
         MigMode::CprExec => {}
         MigMode::Normal => return Err(Refused::Mode("normal")),
@@ -128,6 +123,27 @@ pub fn check(
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
     Ok(Plan { command, channel, state_fd, began_ns })
+}
+
+/// Whether the guest is in a state in which it can be updated.
+pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
+    match machine.run_state() {
+        RunState::Inmigrate => Err(Refused::Incoming),
+        state @ (RunState::InternalError | RunState::Shutdown) => Err(Refused::RunState(state)),
+        _ => Ok(()),
+    }
+}
+
+impl Plan {
+    /// What will be executed.
+    pub fn command(&self) -> &ExecCommand {
+        &self.command
+    }
+
+    /// Where the state will go.
+    pub fn channel(&self) -> &Path {
+        self.channel.path()
+    }
 }
 
 /// The parts of the VMM that an update walks through.

@@ -1,0 +1,227 @@
+//! What a command line describes, for the comparison of a rehearsal.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::state::CPR_VERSION;
+use crate::config::{Config, Incoming, SerialConfig};
+use crate::machine::{LOADABLE_SECTIONS, MachineConfig};
+use crate::memory::{PC_RAM, RamBlockInfo};
+use crate::state::STATE_VERSION;
+
+/// Who a VMM is, what it can load, and which machine its arguments describe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The program.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The version of the CPR state it reads.
+    pub cpr_version: u32,
+    /// The version of the saved state's envelope it reads.
+    pub state_version: u32,
+    /// The sections it loads, with their versions.
+    pub sections: BTreeMap<String, u32>,
+    /// RAM blocks that can be handed over.
+    pub ram_blocks: Vec<RamBlockInfo>,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// What is connected to the outside, such as `serial` to `unix:/path`.
+    pub devices: BTreeMap<String, String>,
+    /// Where it expects the saved state.
+    pub incoming: IncomingPath,
+}
+
+/// `--incoming`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IncomingPath {
+    /// Absent.
+    None,
+    /// When QMP says so.
+    Deferred,
+    /// This file.
+    File(PathBuf),
+}
+
+impl Description {
+    /// What `config` describes.
+    pub fn of(config: &Config) -> Self {
+        let MachineConfig { memory, cpus, .. } = config.machine();
+        let block = RamBlockInfo { name: PC_RAM.to_owned(), size: memory.size };
+        let mut devices = BTreeMap::new();
+        devices.insert("serial".to_owned(), serial(&config.serial));
+        if let Some(qmp) = &config.qmp {
+            devices.insert("qmp".to_owned(), format!("unix:{}", qmp.0.display()));
+        }
+        Self {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpr_version: CPR_VERSION,
+            state_version: STATE_VERSION,
+            sections: LOADABLE_SECTIONS.iter().map(|&(n, v)| (n.to_owned(), v)).collect(),
+            ram_blocks: if memory.share { vec![block] } else { Vec::new() },
+            cpus,
+            devices,
+            incoming: match &config.incoming {
+                None => IncomingPath::None,
+                Some(Incoming::Defer) => IncomingPath::Deferred,
+                Some(Incoming::File(path)) => IncomingPath::File(path.clone()),
+            },
+        }
+    }
+
+    /// Why `new` cannot go on with the VM that `self` describes, whose state goes to `channel`.
+    pub fn difference(&self, new: &Self, channel: &Path) -> Option<String> {
+        self.version_difference(new)
+            .or_else(|| self.ram_difference(new))
+            .or_else(|| {
+                let (new, old) = (new.cpus, self.cpus);
+                let s = if new == 1 { "" } else { "s" };
+                (new != old).then(|| format!("describes {new} vCPU{s}, this VM has {old}"))
+            })
+            .or_else(|| self.device_difference(new))
+            .or_else(|| incoming_difference(&new.incoming, channel))
+    }
+
+    fn version_difference(&self, new: &Self) -> Option<String> {
+        for (what, old, new) in [
+            ("CPR state", self.cpr_version, new.cpr_version),
+            ("saved state", self.state_version, new.state_version),
+        ] {
+            if old != new {
+                return Some(format!("reads {what} version {new}, this VM writes version {old}"));
+            }
+        }
+        self.sections.iter().find_map(|(name, old)| match new.sections.get(name) {
+            None => Some(format!("does not load section {name}, which this VM writes")),
+            Some(new) if new != old => {
+                Some(format!("loads section {name} version {new}, this VM writes version {old}"))
+            }
+            Some(_) => None,
+        })
+    }
+
+    fn ram_difference(&self, new: &Self) -> Option<String> {
+        for old in &self.ram_blocks {
+            let Some(new) = new.ram_blocks.iter().find(|block| block.name == old.name) else {
+                return Some(format!("describes no shared RAM block {}", old.name));
+            };
+            if new.size != old.size {
+                let (new, size) = (bytes(new.size), bytes(old.size));
+                return Some(format!(
+                    "describes {new} of RAM in block {}, this VM has {size}",
+                    old.name
+                ));
+            }
+        }
+        let extra =
+            new.ram_blocks.iter().find(|b| self.ram_blocks.iter().all(|o| o.name != b.name));
+        extra.map(|block| format!("describes RAM block {}, which this VM has not", block.name))
+    }
+
+    fn device_difference(&self, new: &Self) -> Option<String> {
+        let names = self.devices.keys().chain(new.devices.keys());
+        let said = |device: Option<&String>| device.map_or("none".to_owned(), String::clone);
+        names.into_iter().find_map(|name| {
+            let (old, new) = (self.devices.get(name), new.devices.get(name));
+            (old != new)
+                .then(|| format!("describes {name} as {}, this VM has {}", said(new), said(old)))
+        })
+    }
+}
+
+fn incoming_difference(incoming: &IncomingPath, channel: &Path) -> Option<String> {
+    match incoming {
+        IncomingPath::None => Some(format!(
+            "has no --incoming: it would boot a new guest; add --incoming file:{}",
+            channel.display()
+        )),
+        IncomingPath::Deferred => None,
+        IncomingPath::File(path) if same_file(path, channel) => None,
+        IncomingPath::File(path) => Some(format!(
+            "loads file:{}, this update writes file:{}",
+            path.display(),
+            channel.display()
+        )),
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn serial(config: &SerialConfig) -> String {
+    match config {
+        SerialConfig::Null => "null".to_owned(),
+        SerialConfig::Stdio => "stdio".to_owned(),
+        SerialConfig::File(path) => format!("file:{}", path.display()),
+        SerialConfig::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+fn bytes(size: u64) -> String {
+    match size {
+        _ if size.is_multiple_of(1 << 20) => format!("{} MiB", size >> 20),
+        _ => format!("{size} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn of(line: &str) -> Description {
+        Description::of(&Config::try_parse_from(line.split(' ')).unwrap())
+    }
+
+    const VM: &str = "--memory 64M --cpus 2 --qmp unix:/q --serial unix:/s --kernel k";
+
+    #[test]
+    fn the_same_machine_is_no_difference() {
+        let new = of(&format!("{VM} --incoming file:/state"));
+        assert_eq!(of(VM).difference(&new, Path::new("/state")), None);
+        let new = of(&format!("{VM} --incoming defer --paused --log debug"));
+        assert_eq!(of(VM).difference(&new, Path::new("/state")), None);
+    }
+
+    #[rstest]
+    #[case("", "")]
+    #[case("64M", "128M")]
+    #[case("64M", "64M,share=off")]
+    #[case("--cpus 2", "--cpus 1")]
+    #[case("--serial unix:/s", "--serial null")]
+    #[case("--qmp unix:/q ", "")]
+    #[case("file:/state", "file:/other")]
+    fn differences_are_named(#[case] from: &str, #[case] to: &str) {
+        let full = format!("{VM} --incoming file:/state");
+        let line = if from.is_empty() { VM.to_owned() } else { full.replace(from, to) };
+        let text = of(VM).difference(&of(&line), Path::new("/state")).unwrap();
+        let name = if from.is_empty() {
+            "no_incoming".to_owned()
+        } else {
+            to.replace([' ', ':', '/', ',', '='], "_")
+        };
+        insta::assert_snapshot!(format!("difference_{name}"), text);
+    }
+
+    #[test]
+    fn versions_are_compared() {
+        let old = of(VM);
+        let channel = Path::new("/state");
+        let mut new = of(&format!("{VM} --incoming file:/state"));
+        new.sections.insert("vcpu".to_owned(), 99);
+        let mut texts = vec![old.difference(&new, channel).unwrap()];
+        new.sections.remove("vcpu");
+        texts.push(old.difference(&new, channel).unwrap());
+        new.state_version += 1;
+        texts.push(old.difference(&new, channel).unwrap());
+        new.cpr_version += 1;
+        texts.push(old.difference(&new, channel).unwrap());
+        insta::assert_debug_snapshot!(texts);
+    }
+}

@@ -1,0 +1,99 @@
+//! An update whose command is tried out while the guest and everything else goes on.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use cpr_qmp::migration::MigrationParameters;
+use nix::poll::PollTimeout;
+
+use super::{Vmm, commands};
+use crate::migration::cpr::description::Description;
+use crate::migration::cpr::rehearsal::{Rehearsal, RehearsalError};
+use crate::migration::cpr::update::{Plan, check_run_state};
+use crate::qmp::ConnectionId;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A rehearsal, and what follows if it goes well.
+pub struct Rehearsing {
+    rehearsal: Rehearsal,
+    plan: Plan,
+    client: ConnectionId,
+    cancelled: bool,
+}
+
+impl Rehearsing {
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.rehearsal.fds()
+    }
+
+    pub(super) fn timeout(&self) -> PollTimeout {
+        // Rounded up: a poll that ends just before the deadline would be repeated without a wait.
+        let left = self.rehearsal.time_left() + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+}
+
+/// Whether commands are rehearsed.
+pub(super) fn wanted(parameters: &MigrationParameters) -> bool {
+    parameters.x_cpr_exec_rehearsal.unwrap_or(true)
+}
+
+/// For how long.
+pub(super) fn timeout(parameters: &MigrationParameters) -> Duration {
+    parameters.x_cpr_exec_rehearsal_timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis)
+}
+
+impl Vmm {
+    /// Goes on with a `migrate` that nothing stands in the way of so far.
+    pub(super) fn begin_update(&mut self, client: ConnectionId, plan: Plan) {
+        if !wanted(&self.parameters) {
+            return self.answer_and_update(client, plan);
+        }
+        match Rehearsal::start(plan.command(), timeout(&self.parameters)) {
+            Ok(rehearsal) => {
+                self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
+            }
+            Err(error) => self.refuse(client, &error),
+        }
+    }
+
+    /// The answer to `migrate` says that it was called off.
+    pub(super) fn cancel_rehearsal(&mut self) {
+        if let Some(rehearsing) = &mut self.rehearsing {
+            rehearsing.cancelled = true;
+            self.look_at_rehearsal();
+        }
+    }
+
+    /// Refuses the update, or carries it out, if the rehearsal has ended.
+    pub(super) fn look_at_rehearsal(&mut self) {
+        let Some(mut rehearsing) = self.rehearsing.take() else { return };
+        let result = match rehearsing.cancelled {
+            true => Some(Err(RehearsalError::Cancelled)),
+            false => rehearsing.rehearsal.progress(),
+        };
+        let Some(result) = result else {
+            self.rehearsing = Some(rehearsing);
+            return;
+        };
+        let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
+        // Nothing of it is left when the guest stops, or when the answer is read.
+        drop(rehearsal);
+        let difference =
+            |new: Description| Description::of(&self.config).difference(&new, plan.channel());
+        match result.map(difference) {
+            Ok(None) => match check_run_state(&self.machine) {
+                Ok(()) => self.answer_and_update(client, plan),
+                Err(error) => self.qmp.respond(client, Err(commands::generic(error))),
+            },
+            Ok(Some(difference)) => self.refuse(client, &RehearsalError::Differs(difference)),
+            Err(error) => self.refuse(client, &error),
+        }
+    }
+
+    fn refuse(&mut self, client: ConnectionId, error: &RehearsalError) {
+        tracing::warn!(%error, "cpr_rehearsal_refused");
+        self.qmp.respond(client, Err(commands::generic(error)));
+    }
+}
