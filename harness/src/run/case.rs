@@ -8,7 +8,7 @@ use super::failure::StepError;
 use super::session::Session;
 use super::steps::After;
 use super::verdict::{Report, Verdict};
-use super::{EnvironmentError, Options, channel, requirements};
+use super::{EnvironmentError, Options, channel, requirements, signals};
 use crate::check::Finding;
 use crate::scenario::{Case, Step};
 
@@ -63,6 +63,7 @@ fn run_in_thread(
         .prefix("cpr-")
         .tempdir()
         .map_err(EnvironmentError::file("create a folder in", std::env::temp_dir()))?;
+    let _guard = signals::guard_folder(work.path());
     let began = Instant::now();
     let mut evidence = match Session::boot(case, options, evidence, work.path()) {
         Err(failed) => {

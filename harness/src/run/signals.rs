@@ -1,6 +1,7 @@
 //! Ctrl-C leaves no VM behind.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal, killpg};
@@ -8,6 +9,24 @@ use nix::unistd::Pid;
 
 /// Process groups of the VMs that are up.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Folders of the cases that run.
+static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Notes that a folder must go when this process does; returns what forgets it.
+pub fn guard_folder(folder: &Path) -> FolderGuard {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+    FolderGuard(folder.to_owned())
+}
+
+/// Forgets its folder when dropped.
+pub struct FolderGuard(PathBuf);
+
+impl Drop for FolderGuard {
+    fn drop(&mut self) {
+        FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
 
 /// Notes that a VM is up.
 pub fn register(group: i32) {
@@ -36,6 +55,9 @@ pub fn guard() {
         let Ok(signal) = signals.wait() else { return };
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+        }
+        for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = std::fs::remove_dir_all(folder);
         }
         std::process::exit(128 + signal as i32);
     });
