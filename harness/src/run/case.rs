@@ -59,11 +59,8 @@ fn run_in_thread(
         channel::private_mounts()?;
     }
     let evidence = Evidence::create(case, options)?;
-    let work = tempfile::Builder::new()
-        .prefix("cpr-")
-        .tempdir()
+    let (work, _guard) = signals::guarded_folder()
         .map_err(EnvironmentError::file("create a folder in", std::env::temp_dir()))?;
-    let _guard = signals::guard_folder(work.path());
     let began = Instant::now();
     let mut evidence = match Session::boot(case, options, evidence, work.path()) {
         Err(failed) => {

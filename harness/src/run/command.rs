@@ -104,7 +104,7 @@ impl Workshop<'_> {
 
     fn directory(&self, name: &str) -> Result<String, EnvironmentError> {
         let path = self.path(name);
-        fs::create_dir_all(&path).map_err(EnvironmentError::file("create", &path))?;
+        make_folder(Path::new(&path))?;
         Ok(path)
     }
 
@@ -130,5 +130,16 @@ impl Workshop<'_> {
             symlink("loop", &path).map_err(EnvironmentError::file("create", &path))?;
         }
         Ok(path)
+    }
+}
+
+/// Makes a folder that may be there already, but none above it: once the case's folder has been
+/// removed it stays so.
+pub(super) fn make_folder(path: &Path) -> Result<(), EnvironmentError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(EnvironmentError::file("create", path)(e))
+        }
+        _ => Ok(()),
     }
 }

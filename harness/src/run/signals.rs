@@ -1,11 +1,18 @@
 //! Ctrl-C leaves no VM behind.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::observe::poll::{self, Deadline};
+
+/// How long a folder in use may take to be removed.
+const REMOVED: Duration = Duration::from_secs(1);
 
 /// Process groups of the VMs that are up.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -13,10 +20,14 @@ static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 /// Folders of the cases that run.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Notes that a folder must go when this process does; returns what forgets it.
-pub fn guard_folder(folder: &Path) -> FolderGuard {
-    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
-    FolderGuard(folder.to_owned())
+/// Makes a folder that goes when this process does.
+pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
+    // Made under the lock, which the end of this process takes and keeps.
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::Builder::new().prefix("cpr-").tempdir()?;
+    folders.insert(folder.path().to_owned());
+    let guard = FolderGuard(folder.path().to_owned());
+    Ok((folder, guard))
 }
 
 /// Forgets its folder when dropped.
@@ -56,8 +67,13 @@ pub fn guard() {
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
         }
-        for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let _ = std::fs::remove_dir_all(folder);
+        let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in folders.iter() {
+            // Its case may still be writing there.
+            poll::until(Deadline::after(REMOVED), || {
+                let _ = std::fs::remove_dir_all(folder);
+                (!folder.exists()).then_some(())
+            });
         }
         std::process::exit(128 + signal as i32);
     });
