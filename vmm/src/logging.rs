@@ -1,9 +1,10 @@
 //! Where the log goes.
 
 use std::fmt::Display;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -69,5 +70,35 @@ pub fn start(
         tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(writer);
     // A second start in one process (tests) keeps the first.
     let _ = tracing::subscriber::set_global_default(subscriber.finish());
+    if let (Some(path), Some(file)) = (path, &file)
+        && !names(path, file)
+    {
+        let path = path.display();
+        tracing::warn!(%path, "--log-file names another file than the one that was handed over");
+    }
     Ok(file)
+}
+
+/// Whether `path` is a name of the open `file`.
+pub fn names(path: &Path, file: &File) -> bool {
+    let identity = |meta: std::io::Result<Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
+    let named = identity(std::fs::metadata(path));
+    named.is_some() && named == identity(file.metadata())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_moved_has_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        let file = File::create(&old).unwrap();
+        assert!(names(&old, &file) && !names(&new, &file));
+        std::fs::rename(&old, &new).unwrap();
+        assert!(!names(&old, &file) && names(&new, &file));
+        File::create(&old).unwrap();
+        assert!(!names(&old, &file));
+    }
 }

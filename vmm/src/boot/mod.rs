@@ -3,5 +3,8 @@
 mod image;
 mod pvh;
 
+#[cfg(test)]
+pub(crate) use pvh::tests::kernel;
+
 pub use image::{BootImage, ImageError};
 pub use pvh::{BootError, PvhEntry, load};

@@ -3,17 +3,18 @@
 //! Source: Xen `docs/misc/pvh.pandoc`, `xen/include/public/arch-x86/hvm/start_info.h`.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::BootImage;
 use crate::memory::GuestMemory;
@@ -34,6 +35,14 @@ pub enum BootError {
     /// The kernel is no ELF file, or does not fit.
     #[error("the kernel is no ELF file that fits in guest RAM: {0}")]
     Elf(linux_loader::loader::Error),
+    /// A part of the kernel lies outside of RAM.
+    #[error("the kernel's segment of {size:#x} bytes at {start:#x} does not fit in guest RAM")]
+    Segment {
+        /// Guest-physical address.
+        start: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// The kernel has no PVH entry.
     #[error("the kernel has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY)")]
     NoEntry,
@@ -70,18 +79,19 @@ pub struct PvhEntry(GuestAddress);
 
 /// Puts kernel, initrd, command line and start info into guest RAM.
 pub fn load(memory: &GuestMemory, image: &BootImage, cmdline: &str) -> Result<PvhEntry, BootError> {
-    // The loader does not clear .bss, and after a reset RAM is dirty: the first pass tells how far
-    // the kernel goes, the second finds that cleared.
-    let extent = load_elf(memory, image.kernel())?;
-    let end = extent.kernel_end.min(low_end(memory));
-    zero(memory, EXTENDED_START, end)?;
+    // The loader does not clear .bss, and after a reset RAM is dirty.
+    let segments = segments(image.kernel()).map_err(BootError::Read)?;
+    let mut kernel_end = EXTENDED_START;
+    for segment in &segments {
+        kernel_end = kernel_end.max(clear_tail(memory, segment)?);
+    }
     let loaded = load_elf(memory, image.kernel())?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoEntry);
     };
     write_cmdline(memory, cmdline)?;
     let module = match image.initrd() {
-        Some(initrd) => Some(load_initrd(memory, initrd, loaded.kernel_end)?),
+        Some(initrd) => Some(load_initrd(memory, initrd, kernel_end)?),
         None => None,
     };
     write_start_info(memory, module)?;
@@ -91,6 +101,42 @@ pub fn load(memory: &GuestMemory, image: &BootImage, cmdline: &str) -> Result<Pv
 fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, BootError> {
     let mut kernel = kernel.try_clone().map_err(BootError::Read)?;
     Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
+}
+
+/// The parts of the kernel that are to be in memory; none if it is no whole ELF file, which is for
+/// the loader to say.
+fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
+    let mut kernel = kernel.try_clone()?;
+    kernel.rewind()?;
+    let mut header = Elf64_Ehdr::default();
+    let is_elf = kernel.read_exact(header.as_mut_slice()).is_ok()
+        && header.e_ident[..4] == *b"\x7fELF"
+        && usize::from(header.e_phentsize) == size_of::<Elf64_Phdr>();
+    let mut segments = Vec::new();
+    if !is_elf {
+        return Ok(segments);
+    }
+    kernel.seek(SeekFrom::Start(header.e_phoff))?;
+    for _ in 0..header.e_phnum {
+        let mut segment = Elf64_Phdr::default();
+        if kernel.read_exact(segment.as_mut_slice()).is_err() {
+            return Ok(Vec::new());
+        }
+        segments.push(segment);
+    }
+    segments.retain(|segment| segment.p_type == PT_LOAD && segment.p_memsz > 0);
+    Ok(segments)
+}
+
+/// Clears what `segment` has in memory and not in the file; returns the segment's end.
+fn clear_tail(memory: &GuestMemory, segment: &Elf64_Phdr) -> Result<u64, BootError> {
+    let (start, size) = (segment.p_paddr, segment.p_memsz);
+    if !memory.check_range(GuestAddress(start), size as usize) {
+        return Err(BootError::Segment { start, size });
+    }
+    let end = start + size;
+    zero(memory, start.saturating_add(segment.p_filesz), end)?;
+    Ok(end)
 }
 
 fn low_end(memory: &GuestMemory) -> u64 {
@@ -129,7 +175,7 @@ fn load_initrd(
     let size = initrd.metadata().map_err(BootError::Read)?.len();
     let end = low_end(memory);
     let start = end.checked_sub(size).map(|start| start & !(PAGE - 1));
-    let Some(start) = start.filter(|&start| start >= kernel_end.max(EXTENDED_START)) else {
+    let Some(start) = start.filter(|&start| start >= kernel_end) else {
         return Err(BootError::Initrd { size, end });
     };
     let mut file = initrd.try_clone().map_err(BootError::Read)?;
@@ -227,7 +273,9 @@ const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use linux_loader::elf::PT_NOTE;
+
     use super::*;
     use crate::config::{MemoryConfig, PageKind};
     use crate::memory::RamBlock;
@@ -252,6 +300,91 @@ mod tests {
         let image = BootImage::open(file.path(), None).unwrap();
         let error = load(ram(8 << 20).memory(), &image, "").unwrap_err();
         assert!(matches!(error, BootError::Elf(_)), "{error}");
+    }
+
+    /// An ELF file with the PVH note and segments of `(address, bytes in the file, in memory)`, the
+    /// bytes being all `0xaa`.
+    pub(crate) fn kernel(segments: &[(u64, u64, u64)]) -> BootImage {
+        const HEADERS: u64 = 0x1000;
+        let note = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\x10\0";
+        let mut header = Elf64_Ehdr {
+            e_phoff: size_of::<Elf64_Ehdr>() as u64,
+            e_phentsize: size_of::<Elf64_Phdr>() as u16,
+            e_phnum: segments.len() as u16 + 1,
+            ..Default::default()
+        };
+        header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let mut file = header.as_slice().to_vec();
+        let phdr = |p_type, p_offset, (p_paddr, p_filesz, p_memsz)| Elf64_Phdr {
+            p_type,
+            p_offset,
+            p_paddr,
+            p_filesz,
+            p_memsz,
+            p_align: 4,
+            ..Default::default()
+        };
+        let length = note.len() as u64;
+        file.extend_from_slice(phdr(PT_NOTE, HEADERS, (0, length, length)).as_slice());
+        for &segment in segments {
+            file.extend_from_slice(phdr(PT_LOAD, HEADERS + length, segment).as_slice());
+        }
+        file.resize(HEADERS as usize, 0);
+        file.extend_from_slice(note);
+        let most = segments.iter().map(|segment| segment.1).max().unwrap_or(0);
+        file.resize(file.len() + most as usize, 0xaa);
+        let named = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(named.path(), file).unwrap();
+        BootImage::open(named.path(), None).unwrap()
+    }
+
+    #[test]
+    fn all_that_is_not_in_the_file_is_cleared_wherever_it_lies() {
+        let ram = ram(8 << 20);
+        let dirty = vec![0xff_u8; 8 << 20];
+        ram.memory().write_slice(&dirty, GuestAddress(0)).unwrap();
+        let image = kernel(&[
+            (0x10_0000, 0x1000, 0x1800),
+            (0x20_0000, 0, 0x3000),
+            (0x3_0000, 0x10, 0x20),
+            (0x40_0000, 0x10, 0x10),
+        ]);
+        load(ram.memory(), &image, "").unwrap();
+        let bytes = |start, length| {
+            let mut bytes = vec![0_u8; length];
+            ram.memory().read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            bytes.dedup();
+            bytes
+        };
+        assert_eq!([bytes(0x10_0000, 0x1000), bytes(0x10_1000, 0x800)], [[0xaa], [0]]);
+        assert_eq!([bytes(0x10_1800, 0x100), bytes(0x20_0000, 0x3000)], [[0xff], [0]]);
+        assert_eq!([bytes(0x3_0000, 0x10), bytes(0x3_0010, 0x10)], [[0xaa], [0]]);
+        assert_eq!([bytes(0x40_0000, 0x10), bytes(0x40_0010, 0x10)], [[0xaa], [0xff]]);
+    }
+
+    #[test]
+    fn an_initrd_does_not_lie_in_the_kernels_bss() {
+        let ram = ram(8 << 20);
+        let initrd = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(initrd.path(), [1; 4096]).unwrap();
+        let adopt = |image: BootImage| {
+            let initrd = File::open(initrd.path()).unwrap();
+            BootImage::adopt(image.kernel().try_clone().unwrap().into(), Some(initrd.into()))
+        };
+        let text = (0x10_0000, 0x1000, 0x1000);
+        let fits = adopt(kernel(&[text, (0x20_0000, 0, 0x5f_f000)]));
+        load(ram.memory(), &fits, "").unwrap();
+        let not = adopt(kernel(&[text, (0x20_0000, 0, 0x5f_f001)]));
+        assert!(matches!(load(ram.memory(), &not, ""), Err(BootError::Initrd { .. })));
+    }
+
+    #[test]
+    fn a_segment_outside_of_ram_is_refused() {
+        let ram = ram(8 << 20);
+        for segment in [(0x10_0000, 0, 8 << 20), (u64::MAX, 0, 2), (0x10_0000, 0, u64::MAX)] {
+            let error = load(ram.memory(), &kernel(&[segment]), "").unwrap_err();
+            assert!(matches!(error, BootError::Segment { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -15,11 +15,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::boot::{BootError, BootImage, ImageError};
 use crate::config::MemoryConfig;
-use crate::devices::PortBus;
 use crate::devices::serial::{HostError, SerialError, SerialHost};
+use crate::devices::{DeviceRequest, PortBus};
 use crate::memory::{RamBlock, RamError};
 use crate::state::SectionError;
-use crate::vcpu::{EventSink, GuestEvent, PauseError, StateCapabilities, StateError, VcpuHandle};
+use crate::vcpu::{
+    EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError, VcpuHandle,
+};
 
 /// How long a vCPU may take to leave the guest or to save itself. On a host that emulates CPL0 an
 /// exit can take long, never this long.
@@ -207,7 +209,7 @@ impl Machine {
         self.run_state = state;
     }
 
-    /// Becomes readable when [`Machine::take_events`] may have something.
+    /// Becomes readable when [`Machine::next_event`] may have something.
     pub fn wake(&self) -> &EventFd {
         &self.wake
     }
@@ -225,12 +227,13 @@ impl Machine {
         self.pending.extend(self.inbox.try_iter());
     }
 
-    /// What the vCPUs met since the last call.
-    pub fn take_events(&mut self) -> Vec<GuestEvent> {
+    /// What the vCPUs met and nobody has dealt with, one at a time: to deal with one can make the
+    /// others those of a machine that is no more.
+    pub fn next_event(&mut self) -> Option<GuestEvent> {
         // EAGAIN: nothing has been written; the queue is what counts.
         let _ = self.wake.read();
         self.drain_events();
-        std::mem::take(&mut self.pending)
+        first_event(&mut self.pending)
     }
 
     /// Looks for what the vCPUs met until now; [`Machine::unhandled_events`] has it then.
@@ -270,18 +273,29 @@ impl Machine {
     /// Gets every vCPU out of the guest. On an error all that obeyed run again.
     pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
         let until = Instant::now() + VCPU_DEADLINE;
-        for vcpu in self.vcpus() {
-            vcpu.request_pause();
-        }
-        for vcpu in self.vcpus() {
-            if let Err(error) = vcpu.wait_paused(until) {
-                self.resume();
-                return Err(error.into());
+        let pausing: Vec<_> = self.vcpus().iter().map(VcpuHandle::request_pause).collect();
+        for vcpu in pausing {
+            match vcpu.wait(until) {
+                Ok(()) => {}
+                // It stands still for ever; the event that it sent says why.
+                Err(error @ PauseError::Gone(_)) => tracing::warn!(%error, "vcpu_gone"),
+                Err(error) => {
+                    self.resume();
+                    return Err(error.into());
+                }
             }
         }
         self.run_state = state;
         Ok(())
     }
+}
+
+/// The oldest, but an exit before all: a reset at the same time would undo it.
+fn first_event(pending: &mut Vec<GuestEvent>) -> Option<GuestEvent> {
+    let exits =
+        |event: &GuestEvent| matches!(event.kind, GuestEventKind::Device(DeviceRequest::Exit(_)));
+    let at = pending.iter().position(exits).unwrap_or(0);
+    (at < pending.len()).then(|| pending.remove(at))
 }
 
 fn system(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
@@ -295,5 +309,20 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
 impl From<Errno> for MachineError {
     fn from(errno: Errno) -> Self {
         system("system call")(errno.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_in_order_but_an_exit_comes_first() {
+        let event = |vcpu, kind| GuestEvent { vcpu, kind };
+        let reset = |vcpu| event(vcpu, GuestEventKind::Device(DeviceRequest::Reset));
+        let exit = event(2, GuestEventKind::Device(DeviceRequest::Exit(3)));
+        let mut pending = vec![reset(0), reset(1), exit.clone()];
+        let order: Vec<_> = std::iter::from_fn(|| first_event(&mut pending)).collect();
+        assert_eq!(order, [exit, reset(0), reset(1)]);
     }
 }

@@ -14,7 +14,7 @@ use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
 use crate::memory::RamBlockInfo;
 use crate::state::SavedState;
-use crate::vcpu::{SavedVcpu, VcpuState};
+use crate::vcpu::{Answer, VcpuState};
 
 const MACHINE: (&str, u32) = ("machine", 1);
 const PLATFORM: (&str, u32) = ("platform", 1);
@@ -78,7 +78,8 @@ impl PlatformState {
 
     pub(super) fn set_clock(&self, vm: &VmFd) -> Result<(), MachineError> {
         // With the real time of the save KVM adds what has passed since, so the guest's clock
-        // counts the blackout. KVM refuses every flag but this one.
+        // counts the blackout. The other flags say how the clock was read: setting it uses none of
+        // them, and KVM before 5.16 refuses them.
         let clock = kvm_clock_data { flags: self.clock.flags & KVM_CLOCK_REALTIME, ..self.clock };
         vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
     }
@@ -103,7 +104,8 @@ impl Machine {
     pub fn save(&self) -> Result<SavedState, MachineError> {
         let part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
         let until = Instant::now() + VCPU_DEADLINE;
-        let saving: Vec<SavedVcpu> = part.vcpus.iter().map(|vcpu| vcpu.request_save()).collect();
+        let saving: Vec<Answer<VcpuState>> =
+            part.vcpus.iter().map(|vcpu| vcpu.request_save()).collect();
         let mut state = SavedState::default();
         state.put(MACHINE.0, 0, MACHINE.1, &self.inventory());
         for (index, vcpu) in (0..).zip(saving) {

@@ -59,6 +59,19 @@ pub enum ChannelError {
         /// Why.
         source: io::Error,
     },
+    /// The state is larger than what can be read again.
+    #[error(
+        "cannot write {bytes} bytes of state to the migration channel file:{path}: at most {limit} \
+         can be read again"
+    )]
+    StateTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the whole state.
+        bytes: u64,
+        /// Most bytes of a state.
+        limit: u64,
+    },
     /// The file is larger than any state.
     #[error("file:{path} has {bytes} bytes, more than any saved state")]
     TooLarge {
@@ -121,20 +134,31 @@ impl OutgoingFile {
         if !meta.is_file() {
             return Err(ChannelError::NotRegular { path });
         }
-        file.set_len(0).map_err(open_error)?;
         let created = new.then(|| (meta.dev(), meta.ino()));
-        Ok(Self { file, path, created, keep: false })
+        // From here on a failure is undone by `Drop`.
+        let outgoing = Self { file, path: path.clone(), created, keep: false };
+        outgoing.file.set_len(0).map_err(open_error)?;
+        Ok(outgoing)
     }
 
     /// Writes the state as the whole content of the file.
     pub fn write(&mut self, state: &SavedState) -> Result<Fingerprint, ChannelError> {
         let (bytes, fingerprint) = state.encode();
-        self.file.write_all(&bytes).map_err(|source| ChannelError::Write {
-            path: self.path.clone(),
-            bytes: bytes.len(),
-            source,
-        })?;
+        self.write_within(&bytes, Envelope::max_bytes())?;
         Ok(fingerprint)
+    }
+
+    fn write_within(&mut self, bytes: &[u8], limit: u64) -> Result<(), ChannelError> {
+        let path = || self.path.clone();
+        let length = bytes.len();
+        if length as u64 > limit {
+            return Err(ChannelError::StateTooLarge { path: path(), bytes: length as u64, limit });
+        }
+        self.file.write_all(bytes).map_err(|source| ChannelError::Write {
+            path: path(),
+            bytes: length,
+            source,
+        })
     }
 
     /// Leaves the file as it is.
@@ -223,6 +247,18 @@ mod tests {
         file.write(&state()).unwrap();
         file.keep();
         read(&path).unwrap();
+    }
+
+    #[test]
+    fn a_state_that_could_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = OutgoingFile::open(dir.path().join("state")).unwrap();
+        assert!(matches!(
+            file.write_within(&[0; 11], 10),
+            Err(ChannelError::StateTooLarge { bytes: 11, limit: 10, .. })
+        ));
+        assert_eq!(file.file.metadata().unwrap().len(), 0);
+        file.write_within(&[0; 10], 10).unwrap();
     }
 
     #[test]

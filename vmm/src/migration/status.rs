@@ -27,9 +27,9 @@ pub struct Times {
 }
 
 impl Migration {
-    /// One that another process began.
-    pub fn adopted(status: MigrationStatus, events: bool) -> Self {
-        Self { status, events, ..Self::default() }
+    /// One that another process began `ago`.
+    pub fn adopted(status: MigrationStatus, events: bool, ago: Duration) -> Self {
+        Self { status, events, began: Instant::now().checked_sub(ago), ..Self::default() }
     }
 
     /// The status.
@@ -129,6 +129,13 @@ mod tests {
         let order: Vec<_> =
             seen.iter().map(|e| e.data.as_ref().unwrap()["status"].clone()).collect();
         assert_eq!(order, ["setup", "active", "device", "failed"]);
+    }
+
+    #[test]
+    fn a_migration_of_another_process_has_gone_on_since_its_begin() {
+        let ago = Duration::from_millis(1500);
+        let migration = Migration::adopted(MigrationStatus::Device, true, ago);
+        assert!(migration.info(Vec::new()).total_time.is_some_and(|ms| ms >= 1500));
     }
 
     #[test]

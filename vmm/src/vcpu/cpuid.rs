@@ -6,6 +6,8 @@ use kvm_ioctls::Kvm;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
 
 /// All that KVM supports, with the topology of vCPU `index` of `cpus`: one thread a core, APIC ID =
 /// index (SDM vol. 2, CPUID; vol. 3, 9.9.5).
@@ -24,6 +26,9 @@ fn adjust(entry: &mut kvm_cpuid_entry2, index: u8, cpus: u8, deadline: bool) {
     match entry.function {
         0x1 => {
             entry.ebx = entry.ebx & 0xff00 | id << 24 | u32::from(cpus) << 16;
+            // The state of a nested guest (KVM_GET_NESTED_STATE) is not saved, so a guest that ran
+            // one would not survive an update: it is not offered any.
+            entry.ecx &= !VMX;
             entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
             entry.edx = entry.edx & !HTT | if cpus > 1 { HTT } else { 0 };
         }
@@ -36,6 +41,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, index: u8, cpus: u8, deadline: bool) {
             };
             entry.edx = id;
         }
+        // As VMX above.
+        0x8000_0001 => entry.ecx &= !SVM,
         0x8000_001e => entry.eax = id,
         _ => {}
     }
@@ -52,6 +59,15 @@ mod tests {
         assert_eq!(entry.ebx, 0x0304_0800);
         assert_eq!(entry.ecx, TSC_DEADLINE | HYPERVISOR);
         assert_eq!(entry.edx, HTT);
+    }
+
+    #[test]
+    fn no_guest_is_offered_guests_of_its_own() {
+        let leaf = |function| kvm_cpuid_entry2 { function, ecx: u32::MAX, ..Default::default() };
+        let (mut vmx, mut svm) = (leaf(0x1), leaf(0x8000_0001));
+        adjust(&mut vmx, 0, 1, true);
+        adjust(&mut svm, 0, 1, true);
+        assert_eq!((vmx.ecx, svm.ecx), (!VMX, !SVM));
     }
 
     #[test]

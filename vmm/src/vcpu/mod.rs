@@ -11,5 +11,5 @@ pub use cpuid::cpuid_for;
 pub use kick::install_kick_handler;
 pub use state::{StateCapabilities, StateError, VcpuState};
 pub use thread::{
-    EventSink, GuestEvent, GuestEventKind, PauseError, SavedVcpu, VcpuHandle, VcpuStart,
+    Answer, EventSink, GuestEvent, GuestEventKind, PauseError, VcpuHandle, VcpuStart,
 };

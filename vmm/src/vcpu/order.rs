@@ -55,7 +55,7 @@ const fn constraint(number: u8, first: Item, then: Item, reason: &'static str) -
 }
 
 /// What [`SAVE`] must satisfy.
-pub const SAVE_CONSTRAINTS: [Constraint; 6] = [
+pub const SAVE_CONSTRAINTS: [Constraint; 4] = [
     constraint(
         1,
         MpState,
@@ -65,18 +65,6 @@ pub const SAVE_CONSTRAINTS: [Constraint; 6] = [
     constraint(2, MpState, Sregs, "the same changes CS"),
     constraint(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
     constraint(4, MpState, Events, "the same changes the events"),
-    constraint(
-        5,
-        Lapic,
-        Msrs,
-        "reading the LAPIC brings its timer up to date, on which IA32_TSC_DEADLINE depends",
-    ),
-    constraint(
-        6,
-        Regs,
-        Events,
-        "an exit whose completion is still to come shows in the registers first",
-    ),
 ];
 
 /// What [`RESTORE`] must satisfy.
@@ -85,7 +73,6 @@ pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
     constraint(12, Cpuid, Msrs, "KVM refuses MSRs that CPUID does not announce"),
     constraint(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
     constraint(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
-    constraint(15, Xcrs, Xsave, "components that XCR0 does not enable are not loaded"),
     constraint(
         16,
         Sregs,
@@ -105,13 +92,29 @@ pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
         "the deadline is compared with the guest's TSC as soon as it is set",
     ),
     constraint(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
-    constraint(20, Sregs, Regs, "RFLAGS and RIP are checked against the mode that the sregs set"),
-    constraint(21, Sregs, Events, "an interrupt to be injected needs the IDT of the sregs"),
+    constraint(
+        20,
+        Sregs,
+        Regs,
+        "on VMX that runs real mode as vm86, KVM_SET_SREGS rewrites RFLAGS when CR0.PE changes",
+    ),
+    constraint(
+        21,
+        Sregs,
+        Events,
+        "KVM_SET_SREGS queues an interrupt from its bitmap; the events know whether it is a soft one",
+    ),
     constraint(
         22,
         Regs,
         Events,
         "writing the registers drops a pending exception (KVM_SET_REGS clears it)",
+    ),
+    constraint(
+        23,
+        Sregs,
+        MpState,
+        "KVM_SET_SREGS makes a boot processor runnable whose CS:RIP is the reset vector",
     ),
 ];
 

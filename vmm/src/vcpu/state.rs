@@ -18,6 +18,16 @@ const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// The MSR that carries the LAPIC's base is part of the sregs, and KVM checks it there.
 const MSR_IA32_APICBASE: u32 = 0x1b;
 const SREGS2_PDPTRS_VALID: u64 = 1;
+const MSR_IA32_MCG_CAP: u32 = 0x179;
+const MSR_IA32_MCG_STATUS: u32 = 0x17a;
+const MSR_IA32_MCG_CTL: u32 = 0x17b;
+/// The first of four MSRs of each bank: `MCi_CTL`, `_STATUS`, `_ADDR`, `_MISC`.
+const MSR_IA32_MC0_CTL: u32 = 0x400;
+/// Base and mask of 8 variable ranges, the fixed ranges, the default type.
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+/// KVM takes fewer than 256 in one call (`MAX_IO_MSRS`).
+const MSR_BATCH: usize = 128;
 
 /// The saved state of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -173,29 +183,55 @@ fn msr_batch(vcpu: u8, entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
 fn settable_msrs(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec<u32>, StateError> {
     let error = |call| move |source| StateError::Ioctl { vcpu: 0, call, source };
     let listed = kvm.get_msr_index_list().map_err(error("KVM_GET_MSR_INDEX_LIST"))?;
+    let read = |batch: &mut Msrs| vcpu.get_msrs(batch).map_err(error("KVM_GET_MSRS"));
+    let mcg_cap = probe(&entries(&[MSR_IA32_MCG_CAP]), read)?.first().map_or(0, |cap| cap.data);
     let mut indices = listed.as_slice().to_vec();
+    indices.extend(unlisted_msrs(mcg_cap).filter(|msr| !listed.as_slice().contains(msr)));
     indices.retain(|&msr| msr != MSR_IA32_APICBASE && !(tsc_offset && msr == MSR_IA32_TSC));
     indices.sort_by_key(|&msr| match msr {
         MSR_IA32_TSC => 0,
         MSR_IA32_TSC_DEADLINE => 2,
         _ => 1,
     });
-    loop {
-        let entries: Vec<_> =
-            indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
-        let mut batch = msr_batch(0, &entries)?;
-        let read = vcpu.get_msrs(&mut batch).map_err(error("KVM_GET_MSRS"))?;
-        if read < indices.len() {
-            indices.remove(read);
-            continue;
+    let readable = probe(&entries(&indices), read)?;
+    let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
+    Ok(settable.iter().map(|entry| entry.index).collect())
+}
+
+/// MSRs that `KVM_GET_MSR_INDEX_LIST` does not name: machine checks, and MTRRs before Linux 6.3.
+/// `mcg_cap` is the value of IA32_MCG_CAP, which has the number of banks in its low byte.
+fn unlisted_msrs(mcg_cap: u64) -> impl Iterator<Item = u32> {
+    let banks = mcg_cap as u32 & 0xff;
+    let machine_check = MSR_IA32_MC0_CTL..MSR_IA32_MC0_CTL + 4 * banks;
+    [MSR_IA32_MCG_STATUS, MSR_IA32_MCG_CTL]
+        .into_iter()
+        .chain(machine_check)
+        .chain(MTRRS.into_iter().flatten())
+}
+
+fn entries(indices: &[u32]) -> Vec<kvm_msr_entry> {
+    indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect()
+}
+
+/// Those of `entries` that `call` does not stop at, as it leaves them. One that it stops at costs
+/// one call more.
+fn probe(
+    entries: &[kvm_msr_entry],
+    call: impl Fn(&mut Msrs) -> Result<usize, StateError>,
+) -> Result<Vec<kvm_msr_entry>, StateError> {
+    let mut kept = Vec::new();
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let mut batch = msr_batch(0, &rest[..rest.len().min(MSR_BATCH)])?;
+        let done = call(&mut batch)?;
+        kept.extend_from_slice(&batch.as_slice()[..done]);
+        rest = &rest[done..];
+        if done < batch.as_slice().len() {
+            tracing::debug!(msr = format!("{:#x}", rest[0].index), "msr_dropped");
+            rest = &rest[1..];
         }
-        let written = vcpu.set_msrs(&batch).map_err(error("KVM_SET_MSRS"))?;
-        if written == indices.len() {
-            return Ok(indices);
-        }
-        tracing::debug!(msr = format!("{:#x}", indices[written]), "msr_not_settable");
-        indices.remove(written);
     }
+    Ok(kept)
 }
 
 /// One vCPU with what is needed to save and restore it.
@@ -393,35 +429,34 @@ impl Access<'_> {
     }
 
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
-        let wanted = &self.capabilities.msrs;
-        let entries: Vec<_> =
-            wanted.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
-        let mut batch = msr_batch(self.index, &entries)?;
-        let done = self.call("KVM_GET_MSRS", self.fd.get_msrs(&mut batch))?;
-        self.whole_batch("KVM_GET_MSRS", wanted, done)?;
-        Ok(batch.as_slice().to_vec())
+        let mut msrs = Vec::with_capacity(self.capabilities.msrs.len());
+        self.whole_list("KVM_GET_MSRS", &entries(&self.capabilities.msrs), |batch| {
+            let done = self.fd.get_msrs(batch)?;
+            msrs.extend_from_slice(batch.as_slice());
+            Ok(done)
+        })?;
+        Ok(msrs)
     }
 
     fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
-        let batch = msr_batch(self.index, entries)?;
-        let done = self.call("KVM_SET_MSRS", self.fd.set_msrs(&batch))?;
-        let indices: Vec<u32> = entries.iter().map(|entry| entry.index).collect();
-        self.whole_batch("KVM_SET_MSRS", &indices, done)
+        self.whole_list("KVM_SET_MSRS", entries, |batch| self.fd.set_msrs(batch))
     }
 
-    fn whole_batch(
+    /// Calls `act` with all of `entries`, in as many batches as it takes.
+    fn whole_list(
         &self,
         call: &'static str,
-        indices: &[u32],
-        done: usize,
+        entries: &[kvm_msr_entry],
+        mut act: impl FnMut(&mut Msrs) -> Result<usize, kvm_ioctls::Error>,
     ) -> Result<(), StateError> {
-        match indices.get(done) {
-            None => Ok(()),
-            Some(&msr) => {
-                let all = indices.len();
-                Err(StateError::Msr { vcpu: self.index, call, msr, done, all })
+        for (before, part) in (0..).step_by(MSR_BATCH).zip(entries.chunks(MSR_BATCH)) {
+            let done = self.call(call, act(&mut msr_batch(self.index, part)?))?;
+            if let Some(entry) = part.get(done) {
+                let (msr, done, all) = (entry.index, before + done, entries.len());
+                return Err(StateError::Msr { vcpu: self.index, call, msr, done, all });
             }
         }
+        Ok(())
     }
 
     fn tsc_offset(&self) -> Result<Option<u64>, StateError> {
@@ -474,5 +509,33 @@ impl VcpuState {
     /// The instruction pointer.
     pub fn rip(&self) -> u64 {
         self.regs.rip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probing_drops_what_is_refused_and_nothing_else() {
+        let all: Vec<u32> = (0..300).collect();
+        let refused = [0, 1, 127, 128, 200, 299];
+        let calls = std::cell::Cell::new(0);
+        let kept = probe(&entries(&all), |batch| {
+            calls.set(calls.get() + 1);
+            assert!(batch.as_slice().len() <= MSR_BATCH);
+            let stop = batch.as_slice().iter().position(|msr| refused.contains(&msr.index));
+            Ok(stop.unwrap_or(batch.as_slice().len()))
+        });
+        let kept: Vec<u32> = kept.unwrap().iter().map(|msr| msr.index).collect();
+        assert_eq!(kept, all.into_iter().filter(|msr| !refused.contains(msr)).collect::<Vec<_>>());
+        assert!(calls.get() <= refused.len() + 3, "{} calls", calls.get());
+    }
+
+    #[test]
+    fn machine_checks_and_mtrrs_are_asked_for() {
+        let msrs: Vec<u32> = unlisted_msrs(0x0100_0102).collect();
+        assert!((0x400..0x408).all(|msr| msrs.contains(&msr)) && !msrs.contains(&0x408));
+        assert!([0x17a, 0x17b, 0x200, 0x20f, 0x250, 0x2ff].iter().all(|msr| msrs.contains(msr)));
     }
 }

@@ -59,8 +59,10 @@ impl EventSink {
     }
 }
 
+/// Each request that is answered carries a channel of its own: an answer that comes too late must
+/// not be taken for that of a later request.
 enum Request {
-    Pause,
+    Pause(Sender<Result<(), StateError>>),
     Run,
     Save(Sender<Result<VcpuState, StateError>>),
     Quit,
@@ -87,7 +89,7 @@ pub struct VcpuStart {
 pub struct VcpuHandle {
     index: u8,
     requests: Sender<Request>,
-    acks: Receiver<Result<(), StateError>>,
+    ready: Answer<()>,
     kicked: Arc<AtomicBool>,
     thread_id: Arc<OnceLock<i32>>,
     thread: Option<JoinHandle<()>>,
@@ -118,7 +120,7 @@ impl VcpuHandle {
     /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
     pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
-        let (ack, acks) = channel();
+        let (loaded, receiver) = channel();
         let kicked = Arc::new(AtomicBool::new(false));
         let index = start.index;
         let thread_id = Arc::new(OnceLock::new());
@@ -126,10 +128,11 @@ impl VcpuHandle {
             let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
             std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
                 thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
-                Vcpu { start, inbox, ack, kicked, unfinished: false }.main();
+                Vcpu { start, inbox, kicked, unfinished: false }.main(loaded);
             })?
         };
-        Ok(Self { index, requests, acks, kicked, thread_id, thread: Some(thread) })
+        let ready = Answer { vcpu: index, what: "load its state", receiver };
+        Ok(Self { index, requests, ready, kicked, thread_id, thread: Some(thread) })
     }
 
     /// The thread's ID.
@@ -151,30 +154,16 @@ impl VcpuHandle {
         }
     }
 
-    fn wait(&self, what: &'static str, until: Instant) -> Result<(), PauseError> {
-        let waited = until.saturating_duration_since(Instant::now());
-        match self.acks.recv_timeout(waited) {
-            Ok(result) => Ok(result?),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(PauseError::Deadline { vcpu: self.index, what, waited })
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(self.index)),
-        }
-    }
-
     /// Waits until the state given at the start is loaded.
     pub fn wait_ready(&self, until: Instant) -> Result<(), PauseError> {
-        self.wait("load its state", until)
+        self.ready.wait(until)
     }
 
     /// Asks the vCPU to leave `KVM_RUN` and to finish a port or MMIO access that is half done.
-    pub fn request_pause(&self) {
-        self.send_and_kick(Request::Pause);
-    }
-
-    /// Waits until it has.
-    pub fn wait_paused(&self, until: Instant) -> Result<(), PauseError> {
-        self.wait("leave the guest", until)
+    pub fn request_pause(&self) -> Answer<()> {
+        let (answer, receiver) = channel();
+        self.send_and_kick(Request::Pause(answer));
+        Answer { vcpu: self.index, what: "leave the guest", receiver }
     }
 
     /// Lets the guest run.
@@ -182,27 +171,29 @@ impl VcpuHandle {
         self.send(Request::Run);
     }
 
-    /// Asks for the state of a paused vCPU; the answer comes over the channel.
-    pub fn request_save(&self) -> SavedVcpu {
+    /// Asks for the state of a paused vCPU.
+    pub fn request_save(&self) -> Answer<VcpuState> {
         let (answer, receiver) = channel();
         self.send(Request::Save(answer));
-        SavedVcpu { index: self.index, receiver }
+        Answer { vcpu: self.index, what: "save its state", receiver }
     }
 }
 
-/// The state of a vCPU, on its way.
-pub struct SavedVcpu {
-    index: u8,
-    receiver: Receiver<Result<VcpuState, StateError>>,
+/// What a vCPU was asked for, on its way.
+#[derive(Debug)]
+pub struct Answer<T> {
+    vcpu: u8,
+    what: &'static str,
+    receiver: Receiver<Result<T, StateError>>,
 }
 
-impl SavedVcpu {
+impl<T> Answer<T> {
     /// Waits for it.
-    pub fn wait(self, until: Instant) -> Result<VcpuState, PauseError> {
-        let (vcpu, what) = (self.index, "save its state");
+    pub fn wait(&self, until: Instant) -> Result<T, PauseError> {
+        let (vcpu, what) = (self.vcpu, self.what);
         let waited = until.saturating_duration_since(Instant::now());
         match self.receiver.recv_timeout(waited) {
-            Ok(state) => Ok(state?),
+            Ok(result) => Ok(result?),
             Err(RecvTimeoutError::Timeout) => Err(PauseError::Deadline { vcpu, what, waited }),
             Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(vcpu)),
         }
@@ -222,7 +213,6 @@ impl Drop for VcpuHandle {
 struct Vcpu {
     start: VcpuStart,
     inbox: Receiver<Request>,
-    ack: Sender<Result<(), StateError>>,
     kicked: Arc<AtomicBool>,
     /// The last exit was a port or MMIO access, which KVM completes at the next `KVM_RUN`.
     unfinished: bool,
@@ -234,11 +224,27 @@ enum Next {
     End,
 }
 
+/// Tells the machine when the thread that holds it panics: nobody else would notice.
+struct PanicReport {
+    vcpu: u8,
+    events: EventSink,
+}
+
+impl Drop for PanicReport {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kind = GuestEventKind::Failed("its thread panicked".to_owned());
+            self.events.send(GuestEvent { vcpu: self.vcpu, kind });
+        }
+    }
+}
+
 impl Vcpu {
-    fn main(mut self) {
+    fn main(mut self, loaded: Sender<Result<(), StateError>>) {
+        let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
         if let Some(state) = self.start.restore.take()
-            && self.ack.send(self.access().restore(&state)).is_err()
+            && loaded.send(self.access().restore(&state)).is_err()
         {
             return;
         }
@@ -281,13 +287,15 @@ impl Vcpu {
 
     fn obey(&mut self, request: Request, running: bool, kickable: &Kickable) -> Next {
         match request {
-            Request::Run => Next::Run,
-            Request::Quit => Next::End,
-            Request::Pause => {
-                self.finish_access(kickable);
+            Request::Run => {
                 self.note_pause_to_guest();
+                Next::Run
+            }
+            Request::Quit => Next::End,
+            Request::Pause(answer) => {
+                self.finish_access(kickable);
                 // The machine that asked may have given up waiting.
-                let _ = self.ack.send(Ok(()));
+                let _ = answer.send(Ok(()));
                 Next::Stand
             }
             Request::Save(answer) => {
@@ -306,7 +314,8 @@ impl Vcpu {
     }
 
     /// A guest with a paravirtual clock must not take the pause for a lockup of its own
-    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74).
+    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74). When it goes on and not when it stops: until the vCPU
+    /// runs, KVM keeps that where no ioctl reads it, and an update would lose it.
     fn note_pause_to_guest(&self) {
         match self.start.fd.kvmclock_ctrl() {
             Ok(()) => {}
@@ -395,4 +404,60 @@ enum Outcome {
     Mmio,
     InternalError,
     Event(GuestEventKind),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handle whose vCPU is the test.
+    fn handle() -> (VcpuHandle, Receiver<Request>) {
+        let (requests, inbox) = channel();
+        let ready = Answer { vcpu: 0, what: "load its state", receiver: channel().1 };
+        let (kicked, thread_id) = Default::default();
+        (VcpuHandle { index: 0, requests, ready, kicked, thread_id, thread: None }, inbox)
+    }
+
+    fn answer(inbox: &Receiver<Request>) {
+        match inbox.recv().unwrap() {
+            Request::Pause(answer) => drop(answer.send(Ok(()))),
+            _ => panic!("not asked to pause"),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_too_late_is_not_that_of_the_next_pause() {
+        let (vcpu, inbox) = handle();
+        let missed = vcpu.request_pause();
+        assert!(matches!(missed.wait(Instant::now()), Err(PauseError::Deadline { .. })));
+        answer(&inbox);
+        let next = vcpu.request_pause();
+        assert!(matches!(next.wait(Instant::now()), Err(PauseError::Deadline { .. })));
+        answer(&inbox);
+        next.wait(Instant::now()).unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_an_event() {
+        let (queue, inbox) = channel();
+        let events = EventSink::new(queue, Arc::new(EventFd::new().unwrap()));
+        let report = PanicReport { vcpu: 3, events: events.clone() };
+        let thread = std::thread::spawn(move || {
+            let _report = report;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        let kind = GuestEventKind::Failed("its thread panicked".to_owned());
+        assert_eq!(inbox.try_recv(), Ok(GuestEvent { vcpu: 3, kind }));
+        drop(PanicReport { vcpu: 3, events });
+        assert!(inbox.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_answers_nothing() {
+        let (vcpu, inbox) = handle();
+        drop(inbox);
+        let until = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(vcpu.request_pause().wait(until), Err(PauseError::Gone(0))));
+    }
 }

@@ -32,7 +32,7 @@ impl Vmm {
                 plugged_memory: Some(0),
             }),
             Command::Stop => {
-                self.stop(RunState::Paused);
+                self.stop(RunState::Paused).map_err(generic)?;
                 done()
             }
             Command::Cont => self.qmp_cont(),
@@ -107,9 +107,6 @@ impl Vmm {
             return Err(QmpError::generic("Guest is waiting for an incoming migration"));
         }
         self.reset(false, ShutdownCause::HostQmpSystemReset);
-        if self.machine.run_state() == RunState::InternalError {
-            self.machine.set_run_state(RunState::Paused);
-        }
         done()
     }
 

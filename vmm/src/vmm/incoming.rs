@@ -60,6 +60,8 @@ impl Vmm {
         let AwaitedState { cpr, host, mut phases } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
         phases.done("read");
+        // Before what can fail: then it ends.
+        let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         self.machine.restore(host, state).map_err(machine)?;
         phases.done("build");
         self.machine.put_back_events(cpr.pending_events);
@@ -73,6 +75,7 @@ impl Vmm {
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         // From here on nothing returns to the old binary.
         self.qmp.own_socket_file();
+        self.signals.forget_previous();
         if let Some(bus) = self.machine.bus() {
             bus.serial().host_mut().own_socket_file();
         }
@@ -80,7 +83,6 @@ impl Vmm {
         if runs {
             self.qmp.broadcast(&EventKind::Resume.now());
         }
-        let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         if let Some(helper) = &helper {
             helper.release();
         }

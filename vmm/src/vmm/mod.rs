@@ -8,8 +8,10 @@ mod start;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use cpr_qmp::event::EventKind;
@@ -20,7 +22,7 @@ use nix::poll::PollTimeout;
 use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
 use crate::logging;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
@@ -71,6 +73,8 @@ struct End {
 type ExitStatus = u8;
 
 const FAILURE: ExitStatus = 1;
+/// How long the end waits for a reader of the serial port.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -112,6 +116,9 @@ impl Vmm {
             if let Some(End { status, guest, reason }) = self.ended {
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
+                if let Some(bus) = self.machine.bus() {
+                    bus.serial().host_mut().drain(LAST_OUTPUT);
+                }
                 return status;
             }
             self.wait(PollTimeout::NONE);
@@ -150,13 +157,16 @@ impl Vmm {
             qmp: &mut self.qmp,
             migration: &mut self.migration,
             log: self.log.as_deref(),
+            signals: self.signals.as_fd(),
             helper: self.config.x_mm_helper == Switch::On,
         };
         walk.update(plan);
     }
 
     fn deal_with_guest_events(&mut self) {
-        for event in self.machine.take_events() {
+        while self.ended.is_none()
+            && let Some(event) = self.machine.next_event()
+        {
             self.deal_with(event);
         }
     }
@@ -176,14 +186,22 @@ impl Vmm {
             }
             GuestEventKind::Failed(why) => {
                 tracing::error!(vcpu, %why, "vcpu_failed");
-                self.stop(RunState::InternalError);
+                if let Err(error) = self.stop(RunState::InternalError) {
+                    tracing::error!(%error, "stop_failed");
+                }
             }
         }
     }
 
     fn reset(&mut self, guest: bool, reason: ShutdownCause) {
         match self.machine.reset() {
-            Ok(()) => self.qmp.broadcast(&EventKind::Reset { guest, reason }.now()),
+            Ok(()) => {
+                // As in QEMU: a machine that does not run is again one that has not run yet.
+                if !self.machine.run_state().is_running() {
+                    self.machine.set_run_state(RunState::Prelaunch);
+                }
+                self.qmp.broadcast(&EventKind::Reset { guest, reason }.now());
+            }
             Err(error) => {
                 logging::fatal(&format_args!("cannot reset the machine: {error}"));
                 self.end(FAILURE, false, ShutdownCause::HostError);
@@ -191,20 +209,22 @@ impl Vmm {
         }
     }
 
-    fn stop(&mut self, state: RunState) {
+    fn stop(&mut self, state: RunState) -> Result<(), MachineError> {
         if self.machine.run_state().is_running() {
-            match self.machine.pause(state) {
-                Ok(()) => self.qmp.broadcast(&EventKind::Stop.now()),
-                Err(error) => tracing::error!(%error, "stop_failed"),
-            }
+            self.machine.pause(state)?;
+            self.qmp.broadcast(&EventKind::Stop.now());
         } else if state == RunState::InternalError {
             self.machine.set_run_state(state);
         }
+        Ok(())
     }
 
     fn cont(&mut self) {
         if !self.machine.run_state().is_running() {
             self.deal_with_guest_events();
+            if self.ended.is_some() {
+                return;
+            }
             self.machine.resume();
             self.qmp.broadcast(&EventKind::Resume.now());
         }
@@ -216,7 +236,7 @@ impl Vmm {
             return;
         };
         drop(helper);
-        let duration = std::time::Duration::from_nanos;
+        let duration = Duration::from_nanos;
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };
         debug_assert_eq!(self.migration.status(), MigrationStatus::Device);

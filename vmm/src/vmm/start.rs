@@ -1,5 +1,7 @@
 //! Putting a VMM together, for a new guest or for one that is already there.
 
+use std::time::Duration;
+
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
@@ -13,7 +15,9 @@ use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineConfig, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::cpr::phases::Phases;
+use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
+use crate::migration::cpr::update::SIGNALS_FD;
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
@@ -86,7 +90,7 @@ impl Vmm {
 
     fn boot(config: Config) -> Result<Self, StartError> {
         let log = logging::start(config.log, config.log_file.as_ref(), None)?;
-        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
         let qmp = match &config.qmp {
             Some(qmp) => Server::bind(&qmp.0)?,
             None => Server::none(),
@@ -129,7 +133,7 @@ impl Vmm {
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         phases.done("log");
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
-        let signals = EndSignals::install().map_err(StartError::Signals)?;
+        let signals = EndSignals::install(fds.take(SIGNALS_FD, 0)).map_err(StartError::Signals)?;
         phases.done("signals");
         let ram = match cpr.ram_blocks.as_slice() {
             [block] => fds
@@ -143,6 +147,9 @@ impl Vmm {
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
         let qmp = Server::restore(std::mem::take(&mut cpr.qmp), |name| fds.take(name, 0))?;
+        if config.qmp.as_ref().map(|qmp| qmp.0.as_path()) != qmp.path() {
+            tracing::warn!(path = ?qmp.path(), "--qmp differs: the one that was handed over goes on");
+        }
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
             fds.take(name, 0)
         })?;
@@ -152,7 +159,8 @@ impl Vmm {
         phases.done("qmp");
         let mut machine = Machine::new(machine_config(&config), ram, image)?;
         machine.set_run_state(RunState::Inmigrate);
-        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events);
+        let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
+        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
         let mut vmm = Self {
             machine,
             qmp,

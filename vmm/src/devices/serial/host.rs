@@ -4,25 +4,19 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
 use crate::config::SerialConfig;
+use crate::logging::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
-// SAFETY: descriptor 0 is never closed by this program.
-const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
-// SAFETY: nor is descriptor 1.
-const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
-
-/// So much can be written without waiting to a pipe that is ready (`PIPE_BUF`, pipe(7)), and to a
-/// terminal.
-const STDOUT_CHUNK: usize = 256;
-
-/// Output kept for a client that does not read; beyond it the newest bytes are lost.
+/// Output kept for a reader that does not read; beyond it the newest bytes are lost.
 const MAX_PENDING: usize = 1 << 20;
 
 const LISTENER: &str = "serial.listener";
@@ -43,21 +37,54 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// The file could make a writer wait.
+    #[error(
+        "--serial: {0} is no regular file: use stdio for a terminal, unix:PATH for a program that \
+         reads along, null for nothing"
+    )]
+    NotRegular(PathBuf),
 }
 
 #[derive(Debug)]
 enum Kind {
     Null,
-    Stdio {
-        ended: bool,
-    },
+    Stdio(Stdio),
     File(File),
-    Unix {
-        listener: Listener,
-        client: Option<UnixStream>,
-        /// The client has hung up, and left input that the guest does not take.
-        left: bool,
-    },
+    Unix { listener: Listener, client: Option<UnixStream> },
+}
+
+/// Two descriptors that this process shares with others, who would not like `O_NONBLOCK` on them.
+#[derive(Debug)]
+struct Stdio {
+    input: BorrowedFd<'static>,
+    output: BorrowedFd<'static>,
+    ended: bool,
+}
+
+impl Stdio {
+    fn new() -> Self {
+        // SAFETY: this program closes neither.
+        let [input, output] = [0, 1].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+        Self { input, output, ended: false }
+    }
+
+    /// Past std's buffer: what is in it is lost by an exec, and hidden from `poll`.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ended || !is_ready(self.input, PollFlags::POLLIN) {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(nix::unistd::read(self.input, buffer)?)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !is_ready(self.output, PollFlags::POLLOUT) {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        // A pipe that is ready takes so much without waiting, a terminal a single character.
+        let most =
+            if nix::unistd::isatty(self.output).unwrap_or(false) { 1 } else { libc::PIPE_BUF };
+        Ok(nix::unistd::write(self.output, &bytes[..bytes.len().min(most)])?)
+    }
 }
 
 /// What the serial port is connected to.
@@ -66,6 +93,8 @@ pub struct SerialHost {
     kind: Kind,
     pending: VecDeque<u8>,
     lost: u64,
+    /// `accept` failed, for want of descriptors probably.
+    accept_failed: bool,
 }
 
 impl SerialHost {
@@ -78,34 +107,32 @@ impl SerialHost {
     ) -> Result<Self, HostError> {
         let kind = match config {
             SerialConfig::Null => Kind::Null,
-            SerialConfig::Stdio => Kind::Stdio { ended: false },
+            SerialConfig::Stdio => Kind::Stdio(Stdio::new()),
             SerialConfig::File(path) => match take(FILE) {
-                Some(fd) => Kind::File(fd.into()),
-                None => Kind::File(
-                    OpenOptions::new()
-                        .append(true)
-                        .create(true)
-                        .open(path)
-                        .map_err(|source| HostError::Open { path: path.clone(), source })?,
-                ),
+                Some(fd) => {
+                    let file = File::from(fd);
+                    warn_if_other(path, names(path, &file));
+                    Kind::File(file)
+                }
+                None => Kind::File(open_file(path)?),
             },
             SerialConfig::Unix(path) => match listener.and_then(|l| Some((l, take(LISTENER)?))) {
-                Some((state, fd)) => Kind::Unix {
-                    listener: Listener::restore(state, fd),
-                    client: take(CLIENT).map(UnixStream::from),
-                    left: false,
-                },
-                None => Kind::Unix { listener: Listener::bind(path)?, client: None, left: false },
+                Some((state, fd)) => {
+                    let listener = Listener::restore(state, fd);
+                    warn_if_other(path, listener.path() == path);
+                    Kind::Unix { listener, client: take(CLIENT).map(UnixStream::from) }
+                }
+                None => Kind::Unix { listener: Listener::bind(path)?, client: None },
             },
         };
-        Ok(Self { kind, pending: VecDeque::new(), lost: 0 })
+        Ok(Self { kind, pending: VecDeque::new(), lost: 0, accept_failed: false })
     }
 
     pub(super) fn preserved_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
         match &self.kind {
-            Kind::Null | Kind::Stdio { .. } => Vec::new(),
+            Kind::Null | Kind::Stdio(_) => Vec::new(),
             Kind::File(file) => vec![(FILE, file.as_fd())],
-            Kind::Unix { listener, client, .. } => {
+            Kind::Unix { listener, client } => {
                 let mut fds = vec![(LISTENER, listener.as_fd())];
                 fds.extend(client.as_ref().map(|client| (CLIENT, client.as_fd())));
                 fds
@@ -128,27 +155,38 @@ impl SerialHost {
         }
     }
 
-    /// A socket with nobody on it: a client may come.
-    pub(super) fn listener_fd(&self) -> Option<BorrowedFd<'_>> {
+    /// A socket with nobody on it, or with somebody who has left (see
+    /// [`client_has_left`](Self::client_has_left)) before the guest had `room` for the rest of what
+    /// they sent: a client may come.
+    pub(super) fn listener_fd(&self, room: bool) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Unix { listener, client, left } if client.is_none() || *left => {
+            Kind::Unix { listener, .. } if !self.accept_failed && self.may_accept(room) => {
                 Some(listener.as_fd())
             }
             _ => None,
         }
     }
 
-    /// A client of whom nothing can be read now, but who may hang up.
-    pub(super) fn hang_up_fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.kind {
-            Kind::Unix { client: Some(client), left: false, .. } => Some(client.as_fd()),
-            _ => None,
-        }
+    fn may_accept(&self, room: bool) -> bool {
+        let client = matches!(self.kind, Kind::Unix { client: Some(_), .. });
+        !client || !room && self.client_has_left()
+    }
+
+    /// The client can neither send nor receive any more. What it sent before may still be unread.
+    pub(super) fn client_has_left(&self) -> bool {
+        self.client_fd().is_some_and(|client| is_ready(client, PollFlags::empty()))
     }
 
     pub(super) fn input_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Stdio { ended: false } => Some(STDIN),
+            Kind::Stdio(stdio) if !stdio.ended => Some(stdio.input),
+            Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn client_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.kind {
             Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,
         }
@@ -156,10 +194,9 @@ impl SerialHost {
 
     pub(super) fn blocked_output_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Unix { client: Some(client), .. } if !self.pending.is_empty() => {
-                Some(client.as_fd())
-            }
-            Kind::Stdio { .. } if !self.pending.is_empty() => Some(STDOUT),
+            _ if self.pending.is_empty() => None,
+            Kind::Stdio(stdio) => Some(stdio.output),
+            Kind::Unix { client: Some(client), .. } => Some(client.as_fd()),
             _ => None,
         }
     }
@@ -173,67 +210,96 @@ impl SerialHost {
         let (kept, lost) = bytes.split_at(bytes.len().min(room));
         self.pending.extend(kept);
         if !lost.is_empty() {
-            if self.lost == 0 {
-                tracing::warn!(limit = MAX_PENDING, "serial_output_lost: nobody reads it");
-            }
-            self.lost += lost.len() as u64;
+            self.lose(lost.len(), &"nobody reads it");
         }
     }
 
-    /// Lets the next client in, if there is none. One that has left makes room too once the guest
-    /// has no `room` for the rest of what it sent.
-    pub(super) fn accept(&mut self, room: usize) {
-        let Kind::Unix { listener, client, left } = &mut self.kind else { return };
-        if let Some(client) = client {
-            *left = room == 0 && has_hung_up(client);
-            if !*left {
-                return;
+    fn lose(&mut self, bytes: usize, why: &dyn std::fmt::Display) {
+        if self.lost == 0 {
+            tracing::warn!(%why, "serial_output_lost");
+        }
+        self.lost += bytes as u64;
+    }
+
+    /// Takes a client on; see [`listener_fd`](Self::listener_fd).
+    pub(super) fn accept(&mut self, room: bool) {
+        if !self.may_accept(room) {
+            return;
+        }
+        let Kind::Unix { listener, client } = &mut self.kind else { return };
+        let accepted = listener.accept().and_then(|fd| {
+            let stream = fd.map(UnixStream::from);
+            stream.iter().try_for_each(|stream| stream.set_nonblocking(true))?;
+            Ok(stream)
+        });
+        match accepted {
+            Ok(None) => self.accept_failed = false,
+            Ok(Some(stream)) => {
+                *client = Some(stream);
+                self.accept_failed = false;
+            }
+            Err(error) => {
+                if !self.accept_failed {
+                    tracing::warn!(%error, "serial_accept_failed");
+                }
+                self.accept_failed = true;
             }
         }
-        match listener.accept() {
-            Ok(Some(fd)) => {
-                let stream = UnixStream::from(fd);
-                match stream.set_nonblocking(true) {
-                    Ok(()) => {
-                        self.pending.clear();
-                        (*client, *left) = (Some(stream), false);
-                    }
-                    Err(error) => tracing::warn!(%error, "serial_accept_failed"),
-                }
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "serial_accept_failed"),
+    }
+
+    /// Tries again what failed: nothing to poll for says when it can succeed.
+    pub(super) fn retry_accept(&mut self, room: bool) {
+        if self.accept_failed {
+            self.accept(room);
         }
     }
 
     fn hang_up(&mut self) {
-        self.pending.clear();
-        if let Kind::Unix { client, left, .. } = &mut self.kind {
-            (*client, *left) = (None, false);
+        if let Kind::Unix { client, .. } = &mut self.kind {
+            *client = None;
+            self.pending.clear();
         }
     }
 
-    fn end_input(&mut self) {
-        match &mut self.kind {
-            Kind::Stdio { ended } => *ended = true,
-            _ => self.hang_up(),
-        }
-    }
-
+    /// Hands over what can be handed over without waiting.
     pub(super) fn flush_pending(&mut self) {
         while !self.pending.is_empty() {
             let bytes = self.pending.as_slices().0;
-            let written = match &mut self.kind {
-                Kind::Stdio { .. } => write_stdout(bytes),
+            let result = match &mut self.kind {
+                Kind::Null | Kind::Unix { client: None, .. } => {
+                    self.pending.clear();
+                    return;
+                }
+                Kind::Stdio(stdio) => stdio.write(bytes),
+                Kind::File(file) => file.write(bytes),
                 Kind::Unix { client: Some(client), .. } => client.write(bytes),
-                _ => return self.pending.clear(),
             };
-            match written {
+            match result {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return self.hang_up(),
+                // What the client sent before it left is still read.
+                Err(_) if matches!(self.kind, Kind::Unix { .. }) => self.pending.clear(),
+                Err(error) => {
+                    self.lose(self.pending.len(), &error);
+                    self.pending.clear();
+                }
             }
+        }
+    }
+
+    /// The last chance of what is pending: waits for its reader, at most so long.
+    pub fn drain(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        self.flush_pending();
+        while let Some(fd) = self.blocked_output_fd() {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+            if left.is_zero() || poll(&mut fds, timeout).is_err() {
+                return;
+            }
+            self.flush_pending();
         }
     }
 
@@ -241,19 +307,12 @@ impl SerialHost {
     pub(super) fn receive(&mut self, room: usize) -> Vec<u8> {
         let mut buffer = vec![0; room];
         let result = match &mut self.kind {
-            // Not std's stdin, whose buffer would be lost by an update.
-            Kind::Stdio { ended: false } if is_ready(STDIN, PollFlags::POLLIN) => {
-                nix::unistd::read(STDIN, &mut buffer).map_err(io::Error::from)
-            }
+            Kind::Stdio(stdio) => stdio.read(&mut buffer),
             Kind::Unix { client: Some(client), .. } => client.read(&mut buffer),
             _ => return Vec::new(),
         };
         match result {
-            Ok(0) => {
-                self.end_input();
-                Vec::new()
-            }
-            Ok(length) => {
+            Ok(length @ 1..) => {
                 buffer.truncate(length);
                 buffer
             }
@@ -262,49 +321,51 @@ impl SerialHost {
             {
                 Vec::new()
             }
-            Err(_) => {
-                self.end_input();
+            // The end, or an error: `poll` would report either for ever.
+            ended => {
+                if let Kind::Stdio(stdio) = &mut self.kind {
+                    stdio.ended = true;
+                    tracing::info!(?ended, "serial_input_ended");
+                }
+                self.hang_up();
                 Vec::new()
             }
         }
     }
 }
 
-fn is_ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> bool {
-    let mut fds = [PollFd::new(fd, wanted)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-fn has_hung_up(client: &UnixStream) -> bool {
-    is_ready(client.as_fd(), PollFlags::empty())
-}
-
-/// Others have the same stdout: it cannot be made non-blocking, so it is asked first.
-fn write_stdout(bytes: &[u8]) -> io::Result<usize> {
-    if !is_ready(STDOUT, PollFlags::POLLOUT) {
-        return Err(ErrorKind::WouldBlock.into());
+fn warn_if_other(path: &Path, same: bool) {
+    if !same {
+        let path = path.display();
+        tracing::warn!(%path, "--serial names another file than the one that was handed over");
     }
-    Ok(nix::unistd::write(STDOUT, &bytes[..bytes.len().min(STDOUT_CHUNK)])?)
+}
+
+/// A file that never makes a writer wait.
+fn open_file(path: &Path) -> Result<File, HostError> {
+    let not_regular = || HostError::NotRegular(path.to_owned());
+    // Before it is opened, too: to open a device can do something to it.
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(not_regular());
+    }
+    let error = |source| HostError::Open { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(error)?;
+    if file.metadata().map_err(error)?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
+/// Whether `fd` has what `events` says, or an error to tell.
+fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, events)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Output of the guest. Never waits and never fails: a UART's transmitter does not either.
 impl Write for SerialHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let result = match &mut self.kind {
-            Kind::Null | Kind::Unix { client: None, .. } => Ok(()),
-            Kind::File(file) => file.write_all(bytes),
-            Kind::Stdio { .. } | Kind::Unix { .. } => {
-                self.queue(bytes);
-                self.flush_pending();
-                Ok(())
-            }
-        };
-        if let Err(error) = result {
-            if self.lost == 0 {
-                tracing::warn!(%error, "serial_output_lost");
-            }
-            self.lost += bytes.len() as u64;
-        }
+        self.queue(bytes);
+        self.flush_pending();
         Ok(bytes.len())
     }
 
@@ -315,6 +376,8 @@ impl Write for SerialHost {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::IntoRawFd;
+
     use super::*;
 
     fn unix(dir: &std::path::Path) -> (SerialHost, PathBuf) {
@@ -329,7 +392,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         let mut client = UnixStream::connect(path).unwrap();
-        host.accept(64);
+        host.accept(true);
         let sent: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
         host.write_all(&sent).unwrap();
         assert!(host.blocked_output_fd().is_some());
@@ -341,6 +404,129 @@ mod tests {
             host.flush_pending();
         }
         assert!(seen == sent);
+    }
+
+    #[test]
+    fn a_client_that_leaves_while_the_guest_has_no_room_makes_room_for_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut host, path) = unix(dir.path());
+        let mut client = UnixStream::connect(&path).unwrap();
+        host.accept(true);
+        client.write_all(b"last words").unwrap();
+        assert!(host.listener_fd(false).is_none());
+        drop(client);
+        host.write_all(b"nobody listens").unwrap();
+        assert_eq!(host.receive(4), b"last");
+        assert!(host.listener_fd(true).is_none() && host.listener_fd(false).is_some());
+        host.accept(false);
+        assert_eq!(host.receive(4), b" wor");
+        let mut next = UnixStream::connect(&path).unwrap();
+        host.accept(true);
+        assert!(host.client_has_left());
+        host.accept(false);
+        next.write_all(b"hi").unwrap();
+        assert_eq!(host.receive(16), b"hi");
+    }
+
+    #[test]
+    fn an_accept_that_fails_is_not_waited_for_but_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut host, path) = unix(dir.path());
+        host.accept_failed = true;
+        assert!(host.listener_fd(true).is_none());
+        let _client = UnixStream::connect(&path).unwrap();
+        host.retry_accept(true);
+        assert!(!host.accept_failed && host.input_fd().is_some());
+    }
+
+    /// Both ends of a stdio: where input is written to, where output is read from.
+    fn stdio() -> (SerialHost, File, File) {
+        let fixed = |fd: std::os::fd::OwnedFd| -> BorrowedFd<'static> {
+            // SAFETY: given up and never closed.
+            unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+        };
+        let (input, feed) = nix::unistd::pipe().unwrap();
+        let (seen, output) = nix::unistd::pipe().unwrap();
+        let stdio = Stdio { input: fixed(input), output: fixed(output), ended: false };
+        let host = SerialHost {
+            kind: Kind::Stdio(stdio),
+            pending: VecDeque::new(),
+            lost: 0,
+            accept_failed: false,
+        };
+        (host, feed.into(), seen.into())
+    }
+
+    #[test]
+    fn input_that_is_not_asked_for_stays_where_an_exec_cannot_lose_it() {
+        let (mut host, mut feed, _seen) = stdio();
+        assert!(host.receive(16).is_empty());
+        feed.write_all(b"0123456789").unwrap();
+        assert_eq!(host.receive(4), b"0123");
+        let mut rest = [0; 6];
+        nix::unistd::read(host.input_fd().unwrap(), &mut rest).unwrap();
+        assert_eq!(&rest, b"456789");
+        drop(feed);
+        assert!(host.receive(16).is_empty() && host.input_fd().is_none());
+    }
+
+    #[test]
+    fn input_that_cannot_be_read_is_not_waited_for_again() {
+        let (mut host, _feed, _seen) = stdio();
+        let directory = File::open("/").unwrap();
+        let Kind::Stdio(stdio) = &mut host.kind else { unreachable!() };
+        // SAFETY: never closed.
+        stdio.input = unsafe { BorrowedFd::borrow_raw(directory.into_raw_fd()) };
+        assert!(host.receive(16).is_empty());
+        assert!(host.input_fd().is_none());
+    }
+
+    #[test]
+    fn a_reader_of_stdout_that_stops_reading_stops_nobody() {
+        let (mut host, _feed, mut seen) = stdio();
+        let sent: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
+        host.write_all(&sent).unwrap();
+        assert!(host.blocked_output_fd().is_some());
+        let mut read = Vec::new();
+        let mut buffer = [0; 65536];
+        while read.len() < sent.len() {
+            let length = seen.read(&mut buffer).unwrap();
+            read.extend_from_slice(&buffer[..length]);
+            host.flush_pending();
+        }
+        assert!(read == sent && host.blocked_output_fd().is_none());
+        drop(seen);
+        host.write_all(b"nobody listens").unwrap();
+        assert!(host.pending().is_empty());
+    }
+
+    #[test]
+    fn the_end_waits_for_a_reader_but_not_for_ever() {
+        let (mut host, _feed, mut seen) = stdio();
+        host.write_all(&[b'x'; 100_000]).unwrap();
+        host.drain(Duration::from_millis(1));
+        assert!(!host.pending().is_empty());
+        let reader = std::thread::spawn(move || {
+            seen.read_exact(&mut [0; 100_000]).unwrap();
+        });
+        host.drain(Duration::from_secs(60));
+        reader.join().unwrap();
+        assert!(host.pending().is_empty());
+    }
+
+    #[test]
+    fn what_could_make_a_writer_wait_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [fifo, "/dev/null".into(), dir.path().to_owned()] {
+            let opened = SerialHost::open(&SerialConfig::File(path), None, &mut |_| None);
+            assert!(matches!(opened, Err(HostError::NotRegular(_))));
+        }
+        let file = SerialConfig::File(dir.path().join("file"));
+        let mut host = SerialHost::open(&file, None, &mut |_| None).unwrap();
+        host.write_all(b"output").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"output");
     }
 
     #[test]
@@ -356,9 +542,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         drop(UnixStream::connect(&path).unwrap());
-        host.accept(64);
-        assert!(host.listener_fd().is_none());
+        host.accept(true);
+        assert!(host.listener_fd(true).is_none());
         assert!(host.receive(16).is_empty());
-        assert!(host.listener_fd().is_some());
+        assert!(host.listener_fd(true).is_some());
     }
 }

@@ -174,26 +174,27 @@ impl SerialPort {
         self.device.writer_mut()
     }
 
-    /// Descriptors to wait for, and for what. A hang-up is always reported.
-    pub fn poll_fds(&self) -> Vec<(i32, PollFlags)> {
+    /// Descriptors to wait for, each with for what.
+    pub fn poll_fds(&mut self) -> Vec<(i32, PollFlags)> {
+        let room = self.device.fifo_capacity() > 0;
+        self.device.writer_mut().retry_accept(room);
         let host = self.device.writer();
-        let (input, flags) = if self.device.fifo_capacity() > 0 {
-            (host.input_fd(), PollFlags::POLLIN)
-        } else {
-            (host.hang_up_fd(), PollFlags::empty())
-        };
-        let wanted = [
-            (host.listener_fd(), PollFlags::POLLIN),
-            (input, flags),
-            (host.blocked_output_fd(), PollFlags::POLLOUT),
-        ];
-        wanted.into_iter().filter_map(|(fd, flags)| Some((fd?.as_raw_fd(), flags))).collect()
+        let mut fds = Vec::new();
+        fds.extend(host.listener_fd(room).map(|fd| (fd.as_raw_fd(), PollFlags::POLLIN)));
+        if room {
+            fds.extend(host.input_fd().map(|fd| (fd.as_raw_fd(), PollFlags::POLLIN)));
+        } else if !host.client_has_left() {
+            // Without room for input it still matters when the client leaves.
+            fds.extend(host.client_fd().map(|fd| (fd.as_raw_fd(), PollFlags::empty())));
+        }
+        fds.extend(host.blocked_output_fd().map(|fd| (fd.as_raw_fd(), PollFlags::POLLOUT)));
+        fds
     }
 
     /// Moves what can be moved without waiting, in both directions.
     pub fn service(&mut self) {
         let room = self.device.fifo_capacity();
-        self.device.writer_mut().accept(room);
+        self.device.writer_mut().accept(room > 0);
         self.device.writer_mut().flush_pending();
         if room > 0 {
             let input = self.device.writer_mut().receive(room);

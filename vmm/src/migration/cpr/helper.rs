@@ -8,12 +8,12 @@
 
 use std::arch::asm;
 use std::ffi::c_void;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 
 /// Three system calls need little.
@@ -31,8 +31,34 @@ pub struct HelperError {
 /// The helper, in the process that started it. Dropping it ends and reaps it.
 #[derive(Debug)]
 pub struct MmHelper {
+    // Field order is drop order: it stands on the stack until its end.
+    child: Child,
+    _stack: Stack,
+}
+
+/// A child process, by a descriptor: its number may be another's as soon as it has ended, if
+/// SIGCHLD is ignored (which is inherited). Dropping it ends and reaps it.
+#[derive(Debug)]
+struct Child {
     pid: Pid,
-    stack: Stack,
+    fd: OwnedFd,
+}
+
+impl Child {
+    fn kill(&self) {
+        let no_info = ptr::null::<libc::siginfo_t>();
+        let (fd, signal) = (self.fd.as_raw_fd(), libc::SIGKILL);
+        // SAFETY: integers and a null pointer, which the call allows. ESRCH: it has ended already.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, no_info, 0) };
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+        // ECHILD: it is gone already.
+        while waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+    }
 }
 
 #[derive(Debug)]
@@ -58,33 +84,25 @@ impl MmHelper {
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
             .map_err(error("sigprocmask"))?;
-        let flags = libc::CLONE_VM | libc::SIGCHLD;
+        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let mut fd = -1;
         // SAFETY: `helper_main` keeps to the stack it is given and to system calls that touch no
-        // memory; the stack outlives it (see `Drop`, or is lost with this address space).
-        let pid = Errno::result(unsafe { libc::clone(helper_main, top, flags, parent) });
+        // memory; the stack outlives it (see `MmHelper`, or is lost with this address space).
+        let pid =
+            Errno::result(unsafe { libc::clone(helper_main, top, flags, parent, &raw mut fd) });
         let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-        let helper = Self { pid: Pid::from_raw(pid.map_err(error("clone"))?), stack };
+        let pid = Pid::from_raw(pid.map_err(error("clone"))?);
+        // SAFETY: CLONE_PIDFD has just made this descriptor, close-on-exec.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let helper = Self { child: Child { pid, fd }, _stack: stack };
         restored.map_err(error("sigprocmask"))?;
         Ok(helper)
     }
 
     /// Its process ID.
     pub fn pid(&self) -> Pid {
-        self.pid
+        self.child.pid
     }
-}
-
-impl Drop for MmHelper {
-    fn drop(&mut self) {
-        let _ = &self.stack;
-        end(self.pid);
-    }
-}
-
-fn end(pid: Pid) {
-    // ESRCH: somebody else has killed it; it still waits to be reaped.
-    let _ = kill(pid, Signal::SIGKILL);
-    while waitpid(pid, None) == Err(Errno::EINTR) {}
 }
 
 impl Stack {
@@ -131,49 +149,60 @@ fn raw_syscall(number: i64, a: i64, b: i64, c: i64) -> i64 {
     result
 }
 
-/// The helper that a previous process image of this process started.
+/// The helper that a previous process image of this process started. Dropping it ends and reaps
+/// it.
 #[derive(Debug)]
-pub struct AdoptedHelper {
-    pid: Pid,
-    /// Readable once it has ended.
-    ended: OwnedFd,
-}
+pub struct AdoptedHelper(Child);
 
 impl AdoptedHelper {
     /// Takes it over; `None` where it is not a child of this process any more.
     pub fn adopt(pid: i32) -> Option<Self> {
+        Self::adopt_by(pid, open_pidfd)
+    }
+
+    fn adopt_by(pid: i32, open: impl Fn(Pid) -> Result<OwnedFd, Errno>) -> Option<Self> {
         let pid = Pid::from_raw(pid);
-        if pid.as_raw() <= 0 || !is_child(pid) {
+        if pid.as_raw() <= 0 || !is_child(Id::Pid(pid)) {
             return None;
         }
-        // SAFETY: plain integers. The kernel sets close-on-exec.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-        // SAFETY: the system call just returned this descriptor.
-        let ended = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
-        Some(Self { pid, ended })
+        match open(pid) {
+            // Once more: the number may have become another's before it was opened.
+            Ok(fd) => is_child(Id::PIDFd(fd.as_fd())).then(|| Self(Child { pid, fd })),
+            Err(errno) => {
+                tracing::warn!(%errno, "cpr_helper_ended: there is no descriptor to watch it by");
+                end(pid);
+                None
+            }
+        }
     }
 
     /// Lets it go: it dies, and takes the old address space with it.
     pub fn release(&self) {
-        let _ = kill(self.pid, Signal::SIGKILL);
+        self.0.kill();
     }
 
     /// Becomes readable when it has ended.
     pub fn ended(&self) -> &OwnedFd {
-        &self.ended
+        &self.0.fd
     }
 }
 
-impl Drop for AdoptedHelper {
-    fn drop(&mut self) {
-        end(self.pid);
-    }
+fn open_pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain integers. The kernel sets close-on-exec.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the system call just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn is_child(pid: Pid) -> bool {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+fn end(pid: Pid) {
+    // ESRCH: somebody else has killed it; it still waits to be reaped.
+    let _ = kill(pid, Signal::SIGKILL);
+    while waitpid(pid, None) == Err(Errno::EINTR) {}
+}
+
+fn is_child(id: Id<'_>) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    waitid(Id::Pid(pid), flags).is_ok()
+    waitid(id, flags).is_ok()
 }
 
 #[cfg(test)]
@@ -184,20 +213,18 @@ mod tests {
     fn the_helper_sleeps_and_is_reaped() {
         let helper = MmHelper::start().unwrap();
         let pid = helper.pid();
-        assert!(is_child(pid));
+        assert!(is_child(Id::Pid(pid)));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(
             status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tffff"),
             "{status}"
         );
         drop(helper);
-        assert!(!is_child(pid));
+        assert!(!is_child(Id::Pid(pid)));
     }
 
     #[test]
     fn an_adopted_helper_ends_when_it_is_released() {
-        use std::os::fd::AsFd;
-
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let started = std::mem::ManuallyDrop::new(MmHelper::start().unwrap());
         let helper = AdoptedHelper::adopt(started.pid().as_raw()).unwrap();
@@ -205,7 +232,15 @@ mod tests {
         let mut fds = [PollFd::new(helper.ended().as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(10_000_u16)), Ok(1));
         drop(helper);
-        assert!(!is_child(started.pid()));
+        assert!(!is_child(Id::Pid(started.pid())));
+    }
+
+    #[test]
+    fn a_helper_that_cannot_be_watched_is_ended() {
+        let started = std::mem::ManuallyDrop::new(MmHelper::start().unwrap());
+        let pid = started.pid();
+        assert!(AdoptedHelper::adopt_by(pid.as_raw(), |_| Err(Errno::EMFILE)).is_none());
+        assert!(!is_child(Id::Pid(pid)));
     }
 
     #[test]

@@ -79,10 +79,23 @@ pub fn monotonic_ns() -> u64 {
 
 /// Why the CPR state could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the CPR state to a memfd: {call}: {source}")]
-pub struct WriteError {
-    call: &'static str,
-    source: io::Error,
+pub enum WriteError {
+    /// A system call failed.
+    #[error("cannot write the CPR state to a memfd: {call}: {source}")]
+    System {
+        /// Which.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The new process would not read it.
+    #[error("the CPR state has {bytes} bytes, more than the {limit} that the new process reads")]
+    TooLarge {
+        /// Bytes.
+        bytes: u64,
+        /// Most bytes.
+        limit: u64,
+    },
 }
 
 /// An empty memfd, made while the guest runs.
@@ -95,17 +108,21 @@ impl StateFd {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         memfd_create(MEMFD_NAME, flags)
             .map(Self)
-            .map_err(|errno| WriteError { call: "memfd_create", source: errno.into() })
+            .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
 
     /// Writes the state and seals it.
     pub fn write(self, state: &CprState) -> Result<SealedFd, WriteError> {
-        let error = |call| move |source| WriteError { call, source };
+        let error = |call| move |source| WriteError::System { call, source };
         let mut body = Vec::new();
         ciborium::into_writer(state, &mut body)
             .expect("writing to memory cannot fail and the state has no type CBOR lacks");
+        let (content, _) = ENVELOPE.seal(&body);
+        if content.len() as u64 > MAX_BYTES {
+            return Err(WriteError::TooLarge { bytes: content.len() as u64, limit: MAX_BYTES });
+        }
         let mut file = File::from(self.0);
-        file.write_all(&ENVELOPE.seal(&body).0).map_err(error("write"))?;
+        file.write_all(&content).map_err(error("write"))?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))
             .map_err(|errno| error("seal")(errno.into()))?;
         Ok(SealedFd(file.into()))
@@ -132,6 +149,9 @@ pub enum ReadError {
     /// The value is no number.
     #[error("\"{0}\" is no descriptor number")]
     Number(String),
+    /// One of the first three descriptors, which belong to nobody.
+    #[error("descriptor {0} is one of stdin, stdout and stderr")]
+    Standard(RawFd),
     /// The number is no open descriptor.
     #[error("descriptor {fd} is not open: {source}")]
     NotOpen {
@@ -184,6 +204,9 @@ pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
         return Err(not_number());
     }
     let fd: RawFd = value.parse().map_err(|_| not_number())?;
+    if fd <= 2 {
+        return Err(ReadError::Standard(fd));
+    }
     // SAFETY: a closed number gives EBADF; this is `main`'s first act, so none is closed meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
@@ -261,13 +284,26 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_would_not_be_read_is_not_written() {
+        let listener = ListenerState {
+            fd: String::new(),
+            path: vec![0; MAX_BYTES as usize],
+            device: 0,
+            inode: 0,
+        };
+        let large = CprState { serial_listener: Some(listener), ..state() };
+        let error = StateFd::create().unwrap().write(&large).unwrap_err();
+        assert!(matches!(error, WriteError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
     fn forged_values_are_refused_by_name() {
         let unsealed = StateFd::create().unwrap().0;
         let null = File::open("/dev/null").unwrap();
         let foreign = StateFd::create().unwrap().0;
         File::from(foreign.try_clone().unwrap()).write_all(&SAMPLE.seal(b"x").0).unwrap();
         fcntl(&foreign, FcntlArg::F_ADD_SEALS(all_seals())).unwrap();
-        let mut texts: Vec<_> = ["", "-1", "x", "3 ", "99999999999", "987654"]
+        let mut texts: Vec<_> = ["", "-1", "x", "3 ", "99999999999", "987654", "2"]
             .map(|v| read(v).unwrap_err().to_string())
             .into();
         texts.push(error_of(&unsealed));

@@ -6,13 +6,14 @@
 
 use std::convert::Infallible;
 use std::ops::Deref;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use cpr_qmp::address::MigrationAddress;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::command::{CommandError, ExecCommand, ExecError};
 use super::helper::MmHelper;
@@ -27,6 +28,9 @@ use crate::migration::channel::{self, ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
+
+/// The name of the descriptor that tells of signals.
+pub const SIGNALS_FD: &str = "signals";
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,9 @@ pub enum UpdateError {
     /// The descriptors.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The user wants something else.
+    #[error("the VMM was asked to end by a signal")]
+    AskedToEnd,
     /// The command.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -116,9 +123,11 @@ pub fn check(
     if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
+    let state_fd = StateFd::create()?;
+    // Last: it empties the file.
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
-    Ok(Plan { command, channel, state_fd: StateFd::create()?, began_ns })
+    Ok(Plan { command, channel, state_fd, began_ns })
 }
 
 /// The parts of the VMM that an update walks through.
@@ -131,6 +140,8 @@ pub struct Walk<'a> {
     pub migration: &'a mut Migration,
     /// The log file, if there is one.
     pub log: Option<&'a std::fs::File>,
+    /// Becomes readable when a signal asks the VMM to end. Nothing is read from it here.
+    pub signals: BorrowedFd<'a>,
     /// Whether to start the helper that holds the old address space.
     pub helper: bool,
 }
@@ -138,13 +149,13 @@ pub struct Walk<'a> {
 impl Walk<'_> {
     /// Carries out `plan`. Returns only if it failed, with everything undone and said.
     pub fn update(&mut self, plan: Plan) {
-        let ran = self.machine.run_state().is_running();
         let setup = self.migration.begin();
         self.tell(setup);
-        let Err(error) = self.attempt(plan);
+        let mut stopped = false;
+        let Err(error) = self.attempt(plan, &mut stopped);
         let failed = self.migration.fail(error.to_string());
         self.tell(failed);
-        if ran && self.machine.run_state().is_running() {
+        if stopped {
             self.tell(Some(EventKind::Resume.now()));
         }
     }
@@ -155,7 +166,8 @@ impl Walk<'_> {
         }
     }
 
-    fn attempt(&mut self, plan: Plan) -> Result<Infallible, UpdateError> {
+    /// `stopped` says afterwards whether clients were told that the guest has stopped.
+    fn attempt(&mut self, plan: Plan, stopped: &mut bool) -> Result<Infallible, UpdateError> {
         let Plan { command, channel, state_fd, began_ns } = plan;
         // Before the pause, as all that can be; it is the first to come and the last to go.
         let helper = match self.helper.then(MmHelper::start).transpose() {
@@ -169,16 +181,18 @@ impl Walk<'_> {
         let paused_ns = monotonic_ns();
         if paused.before.is_running() {
             self.qmp.broadcast(&EventKind::Stop.now());
+            *stopped = true;
         }
-        let active = self.migration.advance(MigrationStatus::Active);
-        let device = self.migration.advance(MigrationStatus::Device);
+        for status in [MigrationStatus::Active, MigrationStatus::Device] {
+            if let Some(event) = self.migration.advance(status) {
+                self.qmp.broadcast(&event);
+            }
+        }
         let saved = Saved::save(&paused, channel)?;
-        for event in [active, device].into_iter().flatten() {
-            self.qmp.broadcast(&event);
-        }
         self.qmp.flush();
         let serial = paused.bus().map(|bus| bus.serial());
-        let fds = outgoing_fds(&paused, serial.as_deref(), self.qmp, self.log);
+        let mut fds = outgoing_fds(&paused, serial.as_deref(), self.qmp, self.log);
+        fds.add(SIGNALS_FD, 0, self.signals);
         let state = CprState {
             run_state: paused.before,
             fds: fds.list(),
@@ -193,6 +207,10 @@ impl Walk<'_> {
         let sealed = state_fd.write(&state)?;
         tracing::info!(fds = state.fds.len(), "cpr_state_save");
         let published = Published::new(fds, sealed)?;
+        // Last: what comes later is seen in the new process, by the same descriptor.
+        if has_come(self.signals) {
+            return Err(UpdateError::AskedToEnd);
+        }
         tracing::info!(command = command.name(), "cpr_exec");
         Err(published.exec(&command).into())
     }
@@ -248,6 +266,11 @@ impl Saved {
     }
 }
 
+fn has_come(signals: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(signals, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 fn outgoing_fds<'a>(
     machine: &'a Machine,
     serial: Option<&'a SerialPort>,
@@ -275,4 +298,85 @@ fn outgoing_fds<'a>(
         fds.add(LOG_FD, 0, log.as_fd());
     }
     fds
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::boot::{self, BootImage};
+    use crate::config::{MemoryConfig, PageKind, SerialConfig};
+    use crate::devices::serial::SerialHost;
+    use crate::machine::MachineConfig;
+    use crate::memory::RamBlock;
+
+    fn machine(image: Option<BootImage>) -> Machine {
+        let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
+        let config = MachineConfig { memory, cpus: 1, cmdline: String::new() };
+        Machine::new(config, RamBlock::create(memory).unwrap(), image).unwrap()
+    }
+
+    /// What a client sees of an update that fails.
+    fn events(machine: &mut Machine, signals: BorrowedFd<'_>) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut qmp = Server::bind(&dir.path().join("qmp")).unwrap();
+        let mut client = UnixStream::connect(dir.path().join("qmp")).unwrap();
+        client.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
+        for _ in 0..2 {
+            let tokens: Vec<_> = qmp.interests().map(|interest| interest.token).collect();
+            tokens.into_iter().for_each(|token| qmp.ready(token, true, true));
+            assert!(qmp.next_request().is_none());
+        }
+        let mut migration = Migration::default();
+        migration.set_events(true);
+        let plan = Plan {
+            command: ExecCommand::prepare(Some(&["/nowhere".to_owned()])).unwrap(),
+            channel: OutgoingFile::open(dir.path().join("state")).unwrap(),
+            state_fd: StateFd::create().unwrap(),
+            began_ns: 0,
+        };
+        let (qmp_server, log) = (&mut qmp, None);
+        Walk { machine, qmp: qmp_server, migration: &mut migration, log, signals, helper: false }
+            .update(plan);
+        drop(qmp);
+        let seen = std::io::read_to_string(client).unwrap();
+        let event = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let status = line["data"]["status"].as_str().map(str::to_owned);
+            status.or_else(|| Some(line["event"].as_str()?.to_owned()))
+        };
+        let mut events: Vec<_> = seen.lines().filter_map(event).collect();
+        events.extend(migration.info(Vec::new()).error_desc);
+        events
+    }
+
+    #[test]
+    fn a_signal_to_end_ends_the_update_and_stays_to_be_seen() {
+        let mut machine = machine(Some(boot::kernel(&[(1 << 20, 1, 1)])));
+        let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
+        machine.boot(null).unwrap();
+        let (signals, mut writer) = UnixStream::pair().unwrap();
+        let tried = events(&mut machine, signals.as_fd());
+        assert_eq!(tried[..4], ["setup", "active", "device", "failed"]);
+        assert!(tried[4].contains("/nowhere"), "{tried:?}");
+        writer.write_all(b"X").unwrap();
+        let asked = events(&mut machine, signals.as_fd());
+        assert_eq!(asked[4], UpdateError::AskedToEnd.to_string());
+        assert!(has_come(signals.as_fd()));
+    }
+
+    #[test]
+    fn the_events_of_a_failed_update_are_in_order_and_in_pairs() {
+        // Never booted, so it cannot be saved.
+        let mut machine = machine(None);
+        let (signals, _writer) = UnixStream::pair().unwrap();
+        let why = MachineError::NoKernel.to_string();
+        let stopped = events(&mut machine, signals.as_fd());
+        assert_eq!(stopped, ["setup", "active", "device", "failed", &why]);
+        machine.resume();
+        let running = events(&mut machine, signals.as_fd());
+        assert_eq!(running, ["setup", "STOP", "active", "device", "failed", "RESUME", &why]);
+    }
 }
