@@ -155,7 +155,9 @@ pub fn main() -> ExitCode {
 
 fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
-    println!("{} cases from {}", set.cases.len(), set.origin);
+    let count = set.cases.len();
+    let noun = if count == 1 { "case" } else { "cases" };
+    println!("{count} {noun} from {}", set.origin);
     run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone())
 }
 

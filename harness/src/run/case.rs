@@ -8,7 +8,7 @@ use super::failure::StepError;
 use super::session::Session;
 use super::steps::After;
 use super::verdict::{Report, Verdict};
-use super::{EnvironmentError, Options, channel, requirements};
+use super::{EnvironmentError, Options, channel, requirements, signals};
 use crate::check::Finding;
 use crate::scenario::{Case, Step};
 
@@ -59,9 +59,7 @@ fn run_in_thread(
         channel::private_mounts()?;
     }
     let evidence = Evidence::create(case, options)?;
-    let work = tempfile::Builder::new()
-        .prefix("cpr-")
-        .tempdir()
+    let (work, _guard) = signals::guarded_folder()
         .map_err(EnvironmentError::file("create a folder in", std::env::temp_dir()))?;
     let began = Instant::now();
     let mut evidence = match Session::boot(case, options, evidence, work.path()) {

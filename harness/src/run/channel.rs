@@ -1,12 +1,12 @@
 //! Migration channels, good and bad.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::EnvironmentError;
+use super::command::make_folder;
 use crate::scenario::Channel;
 
 /// A channel that is ready to be used.
@@ -28,7 +28,7 @@ pub fn prepare(channel: Channel, folder: &Path, number: u32) -> Result<Prepared,
         Channel::MissingDirectory => state(&folder.join("no-such-directory")),
         Channel::Directory => {
             let path = folder.join("state-directory");
-            fs::create_dir_all(&path).map_err(EnvironmentError::file("create", &path))?;
+            make_folder(&path)?;
             path.to_string_lossy().into_owned()
         }
         Channel::Full | Channel::ReadOnly => {
@@ -65,7 +65,7 @@ struct Mounted {
 impl Mounted {
     fn new(at: PathBuf, channel: Channel) -> Result<Self, EnvironmentError> {
         let error = |source| EnvironmentError::Mount { path: at.clone(), source };
-        fs::create_dir_all(&at).map_err(EnvironmentError::file("create", &at))?;
+        make_folder(&at)?;
         let read_only = channel == Channel::ReadOnly;
         let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
         // One page: the file can be made, the state does not fit.

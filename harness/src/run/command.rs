@@ -131,7 +131,7 @@ impl Workshop<'_> {
 
     fn directory(&self, name: &str) -> Result<String, EnvironmentError> {
         let path = self.path(name);
-        fs::create_dir_all(&path).map_err(EnvironmentError::file("create", &path))?;
+        make_folder(Path::new(&path))?;
         Ok(path)
     }
 
@@ -203,5 +203,16 @@ fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
     }
     if kind == CommandKind::UnknownOption {
         arguments.push("--no-such-option".to_owned());
+    }
+}
+
+/// Makes a folder that may be there already, but none above it: once the case's folder has been
+/// removed it stays so.
+pub(super) fn make_folder(path: &Path) -> Result<(), EnvironmentError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(EnvironmentError::file("create", path)(e))
+        }
+        _ => Ok(()),
     }
 }

@@ -1,13 +1,43 @@
 //! Ctrl-C leaves no VM behind.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::observe::poll::{self, Deadline};
+
+/// How long a folder in use may take to be removed.
+const REMOVED: Duration = Duration::from_secs(1);
 
 /// Process groups of the VMs that are up.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Folders of the cases that run.
+static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Makes a folder that goes when this process does.
+pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
+    // Made under the lock, which the end of this process takes and keeps.
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::Builder::new().prefix("cpr-").tempdir()?;
+    folders.insert(folder.path().to_owned());
+    let guard = FolderGuard(folder.path().to_owned());
+    Ok((folder, guard))
+}
+
+/// Forgets its folder when dropped.
+pub struct FolderGuard(PathBuf);
+
+impl Drop for FolderGuard {
+    fn drop(&mut self) {
+        FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
 
 /// Notes that a VM is up.
 pub fn register(group: i32) {
@@ -36,6 +66,14 @@ pub fn guard() {
         let Ok(signal) = signals.wait() else { return };
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+        }
+        let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in folders.iter() {
+            // Its case may still be writing there.
+            poll::until(Deadline::after(REMOVED), || {
+                let _ = std::fs::remove_dir_all(folder);
+                (!folder.exists()).then_some(())
+            });
         }
         std::process::exit(128 + signal as i32);
     });

@@ -60,8 +60,9 @@ impl Vm {
             // whatever the VMM leaves behind.
             .process_group(0);
         if !start.keep {
-            // SAFETY: prctl is async-signal-safe and the closure touches nothing else.
-            unsafe { command.pre_exec(die_with_parent) };
+            let parent = nix::unistd::getpid();
+            // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
+            unsafe { command.pre_exec(move || die_with(parent)) };
         }
         let spawn_error =
             |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
@@ -132,7 +133,9 @@ pub fn kill_group(pid: i32) {
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-fn die_with_parent() -> std::io::Result<()> {
+fn die_with(parent: Pid) -> std::io::Result<()> {
     // It is the death of the thread that counts, and each case has one of its own.
-    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // A parent that died before that sends nothing any more.
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
 }

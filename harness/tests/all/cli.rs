@@ -91,9 +91,11 @@ fn a_kept_vm_stays_up() {
 fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
     let folder = folder();
     let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
+    std::fs::create_dir(folder.path().join("tmp")).unwrap();
     let mut run = std::process::Command::new(common::binary())
         .current_dir(folder.path())
         .args(mock(&["--fault", "hang", "--filter", "times=1"]))
+        .env("TMPDIR", folder.path().join("tmp"))
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -110,6 +112,7 @@ fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
         (!stat.is_ok_and(|stat| stat.is_alive())).then_some(())
     });
     assert_eq!(gone, Some(()));
+    assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
 }
 
 #[test]
