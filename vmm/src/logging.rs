@@ -1,10 +1,12 @@
 //! Where the log goes.
 
+use std::fmt::Display;
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -20,6 +22,17 @@ pub const LOG_FD: &str = "log.file";
 pub struct LogError {
     path: PathBuf,
     source: std::io::Error,
+}
+
+/// True once the log has a file.
+static HAS_FILE: AtomicBool = AtomicBool::new(false);
+
+/// Says why the VMM ends: in one line on stderr, and in the log where that is elsewhere.
+pub fn fatal(error: &dyn Display) {
+    if HAS_FILE.load(Ordering::Relaxed) {
+        tracing::error!(%error, "fatal");
+    }
+    eprintln!("cpr-vmm: {error}");
 }
 
 /// Starts logging; the file, if there is one, is `preserved` or opened for appending.
@@ -40,6 +53,7 @@ pub fn start(
         ),
     };
     let file = file.map(Arc::new);
+    HAS_FILE.store(file.is_some(), Ordering::Relaxed);
     let writer = match &file {
         Some(file) => BoxMakeWriter::new(file.clone()),
         None => BoxMakeWriter::new(std::io::stderr),

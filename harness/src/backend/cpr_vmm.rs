@@ -19,6 +19,11 @@ impl CprVmm {
         Ok(Self { binary: carry::own_binary()?, first: vec![carry::VMM.into()] })
     }
 
+    /// The one that another build of the harness carries.
+    pub fn carried_by(binary: &Path) -> io::Result<Self> {
+        Ok(Self { binary: std::fs::canonicalize(binary)?, first: vec![carry::VMM.into()] })
+    }
+
     /// Another build of it.
     pub fn at(binary: &Path) -> io::Result<Self> {
         Ok(Self { binary: std::fs::canonicalize(binary)?, first: Vec::new() })

@@ -1,7 +1,7 @@
 //! The guest has found no damage, taken no exception, not panicked.
 
 use super::{Check, Scene};
-use crate::observe::mailbox::phase;
+use crate::observe::mailbox::{MailboxPage, phase};
 
 /// The check.
 pub const CHECK: Check =
@@ -11,17 +11,23 @@ pub const CHECK: Check =
 const TRIPLE_FAULT: &str = "guest_triple_fault";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    if let Some(line) = scene.log.lines().find(|line| line.contains(TRIPLE_FAULT)) {
-        return Err(format!("the guest took a triple fault: {line}"));
-    }
-    let view = scene.after.page.read().map_err(|e| format!("cannot read the mailbox: {e}"))?;
+    look(&scene.after.page, scene.boots, scene.log)
+}
+
+/// Looks at the mailbox of a guest that must have booted `boots` times, and at its VMM's `log`.
+pub fn look(page: &MailboxPage, boots: u32, log: &dyn Fn() -> String) -> Result<(), String> {
+    let view = page.read().map_err(|e| format!("cannot read the mailbox: {e}"))?;
     if let Some(damage) = view.damage {
         return Err(damage.to_string());
     }
-    if view.ready && view.boots > scene.boots {
+    // After the look at the mailbox: what has led to what was seen there is in the log by now.
+    if let Some(line) = log().lines().find(|line| line.contains(TRIPLE_FAULT)) {
+        return Err(format!("the guest took a triple fault: {line}"));
+    }
+    if view.ready && view.boots > boots {
         return Err(format!(
-            "the guest has booted {} times, must have {}: it was reset, and nobody asked for it",
-            view.boots, scene.boots
+            "the guest has booted {} times, must have {boots}: it was reset, and nobody asked for it",
+            view.boots
         ));
     }
     if view.ready && view.phase == phase::DAMAGED {

@@ -100,8 +100,8 @@ pub struct Scene<'a> {
     pub events: &'a [Event],
     /// The status in the newest `MIGRATION` event since boot.
     pub last_status: Option<&'a str>,
-    /// What the VMM has logged since the step began.
-    pub log: &'a str,
+    /// What the VMM has logged since the step began, up to now.
+    pub log: &'a dyn Fn() -> String,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.

@@ -133,6 +133,8 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
     let only_step = findings.iter().all(|f| f.check == "step");
     if only_step && let Err(StepError::Checks(more)) = session.check_process() {
         findings.extend(more);
+    } else if only_step && let Err(message) = session.look_for_damage() {
+        findings.push(Finding::new(crate::check::damage::CHECK.name, message));
     }
     super::watchdog::collect(session.vm.pid(), &session.evidence.folder.join("at-failure"));
     Ok(findings)

@@ -1,6 +1,7 @@
 //! The evidence folder of a case: enough to understand it and to run it again.
 
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -86,19 +87,21 @@ impl Evidence {
         self.folder.join("console.log")
     }
 
-    /// Takes what was logged since the last call into the time line; returns the VMM's part.
-    pub fn collect(&mut self) -> String {
-        let mut vmm = String::new();
+    /// The VMM's log from where it was last collected.
+    pub fn vmm_log(&self) -> Tail {
+        self.tails[0].clone()
+    }
+
+    /// Takes what was logged since the last call into the time line.
+    pub fn collect(&mut self) {
         for tail in &mut self.tails {
-            let text = tail.more();
-            for line in text.lines() {
+            let new = tail.since();
+            let whole = new.rfind('\n').map_or(0, |end| end + 1);
+            tail.read += whole as u64;
+            for line in new[..whole].lines() {
                 self.timeline.say_stamped(tail.source, line);
             }
-            if tail.source == "vmm" {
-                vmm = text;
-            }
         }
-        vmm
     }
 
     /// Writes what was seen of the VMM, as `proc-NAME.txt`.
@@ -117,20 +120,23 @@ impl Evidence {
 }
 
 /// A log that grows.
-struct Tail {
+#[derive(Clone)]
+pub struct Tail {
     source: &'static str,
     path: PathBuf,
-    read: usize,
+    read: u64,
 }
 
 impl Tail {
-    /// Whole lines that are new. A log that cannot be read has none.
-    fn more(&mut self) -> String {
-        let bytes = fs::read(&self.path).unwrap_or_default();
-        let new = bytes.get(self.read..).unwrap_or_default();
-        let whole = new.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-        self.read += whole;
-        String::from_utf8_lossy(&new[..whole]).into_owned()
+    /// What is new, up to now. A log that cannot be read has nothing.
+    pub fn since(&self) -> String {
+        let mut new = Vec::new();
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut new)
+        });
+        // Replacing bad bytes would change the length; the logs are ours and the guest's.
+        read.ok().and_then(|_| String::from_utf8(new).ok()).unwrap_or_default()
     }
 }
 

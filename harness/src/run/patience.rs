@@ -43,11 +43,3 @@ impl Default for Patience {
         }
     }
 }
-
-impl Patience {
-    /// For tests that wait in vain on purpose.
-    pub fn short() -> Self {
-        let half = Duration::from_millis(500);
-        Self { update: half, guest: half, events: half, beat: half, end: half, ..Self::default() }
-    }
-}

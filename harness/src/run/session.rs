@@ -214,7 +214,7 @@ impl<'a> Session<'a> {
         };
         // After the observation: its QMP answers come behind every event of the step.
         let events = self.take_events();
-        let log = self.evidence.collect();
+        let log = self.evidence.vmm_log();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
             dialect: self.options.backend.dialect(),
@@ -228,10 +228,11 @@ impl<'a> Session<'a> {
             run_state: self.run_state,
             events: &events,
             last_status: self.last_status.as_deref(),
-            log: &log,
+            log: &|| log.since(),
             before: before.as_ref(),
             after: &after,
         });
+        self.evidence.collect();
         if let (Some(measuring), true) = (self.measuring.take(), findings.is_empty())
             && action.updated()
         {
@@ -249,9 +250,16 @@ impl<'a> Session<'a> {
     /// The check that comes before all others.
     pub fn check_process(&mut self) -> Result<(), StepError> {
         let console = std::fs::read_to_string(self.evidence.console()).unwrap_or_default();
-        let ended = self.vm.ended();
+        let ended = self.vm.ended_or_ending();
         pid::check(&self.vm.started, ended, &console)
             .map_err(|message| StepError::Checks(vec![Finding::new(pid::NAME, message)]))
+    }
+
+    /// What the guest itself has to say about a step that went wrong.
+    pub fn look_for_damage(&self) -> Result<(), String> {
+        let Some(seen) = &self.seen else { return Ok(()) };
+        let log = self.evidence.vmm_log();
+        check::damage::look(&seen.page, self.boots, &|| log.since())
     }
 
     /// The check that takes the place of all others when the VMM was told to quit.
@@ -276,8 +284,8 @@ impl<'a> Session<'a> {
         let arrived = self.qmp.events_from(self.events_checked);
         self.events_checked += arrived.len();
         let events: Vec<Event> = arrived.into_iter().map(|a| a.event).collect();
-        let statuses = events.iter().filter(|e| e.event == "MIGRATION");
-        let status = statuses.last().and_then(|e| e.data.as_ref()?.get("status")?.as_str());
+        let newest = events.iter().rfind(|e| e.event == "MIGRATION");
+        let status = newest.and_then(|e| e.data.as_ref()?.get("status")?.as_str());
         if let Some(status) = status {
             self.last_status = Some(status.to_owned());
         }

@@ -169,7 +169,7 @@ impl Session<'_> {
         let seen = poll::until(Deadline::after(limit), || match page.read() {
             Ok(view) if done(&view) => Some(Ok(())),
             // The checks tell what it is.
-            Ok(view) if view.damage.is_some() => Some(Ok(())),
+            Ok(view) if view.damage.is_some() || view.boots > self.boots => Some(Ok(())),
             Ok(_) => self.check_process().err().map(Err),
             Err(source) => Some(Err(self.mailbox_error(source))),
         });

@@ -27,6 +27,9 @@ pub struct Start<'a> {
     pub keep: bool,
 }
 
+/// From zombie to reaped: its threads must have ended too.
+const REAPED: Duration = Duration::from_secs(5);
+
 /// A VMM process; it ends when this is dropped, unless it is to be kept.
 pub struct Vm {
     child: Child,
@@ -58,7 +61,7 @@ impl Vm {
             .process_group(0);
         if !start.keep {
             // SAFETY: prctl is async-signal-safe and the closure touches nothing else.
-            unsafe { command.pre_exec(|| die_with_parent()) };
+            unsafe { command.pre_exec(die_with_parent) };
         }
         let spawn_error =
             |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
@@ -87,6 +90,14 @@ impl Vm {
             self.ended = self.child.try_wait().ok().flatten();
         }
         self.ended
+    }
+
+    /// How it ended, if it has or is about to: a process is a zombie before it can be reaped.
+    pub fn ended_or_ending(&mut self) -> Option<ExitStatus> {
+        match Stat::read(self.pid()) {
+            Ok(stat) if stat.is_alive() => self.ended(),
+            _ => self.await_end(REAPED),
+        }
     }
 
     /// Waits for its end.

@@ -103,8 +103,8 @@ fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, B
     Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
 }
 
-/// The parts of the kernel that are to be in memory; none if it is no ELF file, which is for the
-/// loader to say.
+/// The parts of the kernel that are to be in memory, as far as they can be read: what is wrong with
+/// the file is for the loader to say.
 fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     let mut kernel = kernel.try_clone()?;
     kernel.rewind()?;
@@ -113,13 +113,14 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
         && header.e_ident[..4] == *b"\x7fELF"
         && usize::from(header.e_phentsize) == size_of::<Elf64_Phdr>();
     let mut segments = Vec::new();
-    if !is_elf {
+    if !is_elf || kernel.seek(SeekFrom::Start(header.e_phoff)).is_err() {
         return Ok(segments);
     }
-    kernel.seek(SeekFrom::Start(header.e_phoff))?;
     for _ in 0..header.e_phnum {
         let mut segment = Elf64_Phdr::default();
-        kernel.read_exact(segment.as_mut_slice())?;
+        if kernel.read_exact(segment.as_mut_slice()).is_err() {
+            break;
+        }
         segments.push(segment);
     }
     segments.retain(|segment| segment.p_type == PT_LOAD && segment.p_memsz > 0);

@@ -13,6 +13,7 @@ use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{FAILURE, Vmm};
+use crate::logging;
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel;
 use crate::migration::cpr::update;
@@ -149,7 +150,7 @@ impl Vmm {
         let deferred = self.awaited.is_some();
         self.load(&path).map_err(|error| {
             if deferred && args.exit_on_error != Some(false) {
-                eprintln!("cpr-vmm: {error}");
+                logging::fatal(&error);
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }
             generic(error)

@@ -21,6 +21,7 @@ use nix::poll::PollTimeout;
 
 use crate::config::{Config, Switch};
 use crate::devices::DeviceRequest;
+use crate::logging;
 use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
@@ -30,6 +31,7 @@ use crate::migration::cpr::update::{Plan, Walk};
 use crate::migration::status::{Migration, Times};
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
+use crate::unix_listener::ListenerState;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use signals::EndSignals;
@@ -49,7 +51,7 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// What `migrate` found possible, until its answer is queued.
     planned: Option<Plan>,
-    ended: Option<ExitStatus>,
+    ended: Option<End>,
     _pid_file: Option<PidFile>,
 }
 
@@ -58,6 +60,13 @@ struct Finishing {
     helper: Option<AdoptedHelper>,
     began_ns: u64,
     downtime_ns: Option<u64>,
+}
+
+/// How a VMM ends, told to all clients when the answers they wait for are queued.
+struct End {
+    status: ExitStatus,
+    guest: bool,
+    reason: ShutdownCause,
 }
 
 /// The status to end with.
@@ -73,9 +82,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done("adopt");
+    let listeners: Vec<_> = match &adopted {
+        Ok(Some(adopted)) => adopted.state.listeners().cloned().collect(),
+        _ => Vec::new(),
+    };
+    // The place of a fall-back. Without one nobody comes back to these paths.
+    let give_up = || listeners.iter().for_each(ListenerState::remove_file);
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
-        Err(error) => error.exit(),
+        Err(error) => {
+            give_up();
+            error.exit()
+        }
     };
     phases.done("parse");
     let result =
@@ -83,8 +101,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
-            tracing::error!(%error, "start_failed");
-            eprintln!("cpr-vmm: {error}");
+            give_up();
+            logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
     }
@@ -95,7 +113,8 @@ impl Vmm {
         loop {
             self.deal_with_guest_events();
             self.serve_clients();
-            if let Some(status) = self.ended {
+            if let Some(End { status, guest, reason }) = self.ended {
+                self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
                 if let Some(bus) = self.machine.bus() {
                     bus.serial().host_mut().drain(LAST_OUTPUT);
@@ -109,8 +128,12 @@ impl Vmm {
     fn end(&mut self, status: ExitStatus, guest: bool, reason: ShutdownCause) {
         if self.ended.is_none() {
             tracing::info!(status, guest, ?reason, "end");
-            self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
-            self.ended = Some(status);
+            self.ended = Some(End { status, guest, reason });
+            // It comes no more, and nobody returns to these paths.
+            if let Some(awaited) = &mut self.awaited {
+                self.qmp.own_socket_file();
+                awaited.host.own_socket_file();
+            }
         }
     }
 
@@ -180,8 +203,7 @@ impl Vmm {
                 self.qmp.broadcast(&EventKind::Reset { guest, reason }.now());
             }
             Err(error) => {
-                tracing::error!(%error, "reset_failed");
-                eprintln!("cpr-vmm: cannot reset the machine: {error}");
+                logging::fatal(&format_args!("cannot reset the machine: {error}"));
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }
         }

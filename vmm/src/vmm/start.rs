@@ -129,6 +129,7 @@ impl Vmm {
         mut phases: Phases,
     ) -> Result<Self, StartError> {
         let Adopted { state: mut cpr, mut fds } = adopted;
+        let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         phases.done("log");
         tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
@@ -146,8 +147,11 @@ impl Vmm {
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
         let qmp = Server::restore(std::mem::take(&mut cpr.qmp), |name| fds.take(name, 0))?;
-        if config.qmp.as_ref().map(|qmp| qmp.0.as_path()) != qmp.path() {
-            tracing::warn!(path = ?qmp.path(), "--qmp differs: the one that was handed over goes on");
+        if let Some(path) = qmp.path()
+            && config.qmp.as_ref().is_none_or(|qmp| qmp.0 != path)
+        {
+            let path = path.display();
+            tracing::warn!(%path, "--qmp differs: the socket that was handed over goes on");
         }
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
             fds.take(name, 0)
@@ -171,7 +175,7 @@ impl Vmm {
             finishing: None,
             planned: None,
             ended: None,
-            _pid_file: config.pid_file.as_deref().map(PidFile::adopt),
+            _pid_file: pid_file,
             config,
         };
         if let Incoming::File(path) = incoming {

@@ -115,12 +115,7 @@ impl Machine {
                 std::thread::park();
             },
             Some(Fault::Die) => std::process::exit(3),
-            Some(Fault::ChangePid) => {
-                // SAFETY: the child does nothing but exec.
-                if unsafe { libc::fork() } > 0 {
-                    std::process::exit(0);
-                }
-            }
+            Some(Fault::ChangePid) => go_on_in_a_child(),
             Some(Fault::OtherExecutable) => {
                 let copy = self.args.log_file.with_file_name("other-vmm");
                 if std::fs::copy(&command[0], &copy).is_ok() {
@@ -139,5 +134,13 @@ impl Machine {
             client.input = peer.input;
         }
         format!("cannot execute {name}: {why}")
+    }
+}
+
+fn go_on_in_a_child() {
+    // SAFETY: the child does nothing but exec.
+    let child = unsafe { libc::fork() };
+    if child > 0 {
+        std::process::exit(0);
     }
 }

@@ -52,6 +52,13 @@ pub struct CprState {
     pub migration: MigrationRecord,
 }
 
+impl CprState {
+    /// The listening sockets that cross.
+    pub fn listeners(&self) -> impl Iterator<Item = &ListenerState> {
+        self.qmp.listener.iter().chain(&self.serial_listener)
+    }
+}
+
 /// What goes on of the migration in the new process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationRecord {

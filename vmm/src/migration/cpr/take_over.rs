@@ -18,10 +18,12 @@ pub struct Adopted {
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
     /// The variable has a value that is no text.
-    #[error("environment variable {ENV_NAME} is not valid: it is no text")]
+    #[error(
+        "environment variable {ENV_NAME} is not valid: it is no text; unset it to boot a new VM"
+    )]
     Text,
     /// The state.
-    #[error("environment variable {ENV_NAME} is not valid: {0}")]
+    #[error("environment variable {ENV_NAME} is not valid: {0}; unset it to boot a new VM")]
     Read(#[from] ReadError),
     /// The descriptors.
     #[error("the CPR state named by environment variable {ENV_NAME} is not valid: {0}")]

@@ -1,0 +1,173 @@
+//! The command line: what it prints, and its exit codes.
+
+use crate::common;
+use std::path::Path;
+
+use assert_cmd::Command;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const GOOD: &str = r#"
+summary = "updated twice"
+steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
+
+[matrix]
+times = [1, 2]
+"#;
+
+const USELESS_FOLDER: &str = "/proc/nowhere";
+
+/// A folder with a scenario `theme/twice` in it.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("scenarios/theme")).unwrap();
+    std::fs::write(folder.path().join("scenarios/theme/twice.toml"), GOOD).unwrap();
+    folder
+}
+
+fn harness(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(common::binary());
+    command.current_dir(folder).args(args);
+    command
+}
+
+fn mock<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&["run", "--backend", "mock"], args].concat()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_run_that_passes_leaves_evidence_and_exits_with_0() {
+    let folder = folder();
+    let done = harness(folder.path(), &mock(&["--jobs", "2"])).assert().code(0);
+    let told = text(&done.get_output().stdout);
+    assert!(told.starts_with("2 cases from scenarios\n"), "{told}");
+    assert!(told.contains("2 ran, 2 passed, 0 failed, 0 ignored"), "{told}");
+    assert!(told.contains("pass    theme/twice[times=2]   2 updates  blackout median"), "{told}");
+    let evidence = folder.path().join("evidence/theme/twice,times=2");
+    for file in ["case.toml", "start.json", "timeline.jsonl", "verdict.json", "proc-boot.txt"] {
+        assert!(evidence.join(file).exists(), "{file}");
+    }
+    let timeline = std::fs::read_to_string(evidence.join("timeline.jsonl")).unwrap();
+    for source in ["harness", "qmp-sent", "qmp-received"] {
+        assert!(timeline.contains(&format!("\"source\":\"{source}\"")), "{source}: {timeline}");
+    }
+}
+
+#[test]
+fn a_run_that_fails_says_how_to_replay_and_the_replay_fails_alike() {
+    let folder = folder();
+    let args = mock(&["--fault", "leak-fd", "--filter", "times=1"]);
+    let done = harness(folder.path(), &args).assert().code(1);
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("-> /dev/null is new"), "{told}");
+    let replay = told.lines().find_map(|l| l.trim().strip_prefix("replay: ")).unwrap();
+    let mut words = replay.split_ascii_whitespace();
+    assert_eq!(Path::new(words.next().unwrap()), common::binary());
+    let words: Vec<&str> = words.collect();
+    let again = harness(folder.path(), &words).assert().code(1);
+    assert!(text(&again.get_output().stdout).contains("-> /dev/null is new"));
+}
+
+#[test]
+fn a_kept_vm_stays_up() {
+    let folder = folder();
+    let args = mock(&["--fault", "leak-fd", "--filter", "times=1", "--keep"]);
+    let done = harness(folder.path(), &args).assert().code(1);
+    let told = text(&done.get_output().stdout);
+    let kept = told.lines().find_map(|l| l.trim().strip_prefix("kept: PID ")).unwrap();
+    let (pid, socket) = kept.split_once(", QMP socket ").unwrap();
+    let pid: i32 = pid.parse().unwrap();
+    let answers = std::os::unix::net::UnixStream::connect(socket);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    std::fs::remove_dir_all(Path::new(socket).parent().unwrap()).unwrap();
+    answers.unwrap();
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
+    let folder = folder();
+    let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
+    let mut run = std::process::Command::new(common::binary())
+        .current_dir(folder.path())
+        .args(mock(&["--fault", "hang", "--filter", "times=1"]))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let limit = cpr_harness::observe::poll::Deadline::after(std::time::Duration::from_secs(10));
+    let vmm = cpr_harness::observe::poll::until(limit, || {
+        let children = cpr_harness::observe::process::children(run.id() as i32).ok()?;
+        evidence.exists().then_some(())?;
+        children.first().map(|child| child.pid)
+    });
+    kill(Pid::from_raw(run.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(!run.wait().unwrap().success());
+    let gone = cpr_harness::observe::poll::until(limit, || {
+        let stat = cpr_harness::observe::process::Stat::read(vmm?);
+        (!stat.is_ok_and(|stat| stat.is_alive())).then_some(())
+    });
+    assert_eq!(gone, Some(()));
+}
+
+#[test]
+fn mistakes_of_usage_exit_with_2() {
+    let folder = folder();
+    let cases: &[(&[&str], &str)] = &[
+        (&["run", "--no-such-option"], "--no-such-option"),
+        (&["run", "--filter", "no such case"], "no case of scenarios matches"),
+        (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
+        (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
+        (&["replay", "."], "cannot read ./case.toml: No such file"),
+    ];
+    for (args, why) in cases {
+        let done = harness(folder.path(), args).assert().code(2);
+        let told = text(&done.get_output().stderr);
+        assert!(told.contains(why), "{args:?}: {told}");
+    }
+    std::fs::write(folder.path().join("bad.toml"), "summary = \"\"\nstep = []\n").unwrap();
+    let done = harness(folder.path(), &["list", "bad.toml"]).assert().code(2);
+    let told = text(&done.get_output().stderr);
+    assert!(told.contains("bad.toml:2:1: unknown field `step`"), "{told}");
+    assert!(told.contains("did you mean `steps`?"), "{told}");
+}
+
+#[test]
+fn a_machine_that_does_not_let_it_work_exits_with_3() {
+    let folder = folder();
+    let done = harness(folder.path(), &mock(&["--evidence", USELESS_FOLDER])).assert().code(3);
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create /proc/nowhere"), "{told}");
+    assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
+}
+
+#[test]
+fn lists_cases_and_guests() {
+    let folder = folder();
+    harness(folder.path(), &["list"])
+        .assert()
+        .success()
+        .stdout("theme/twice[times=1]: updated twice\ntheme/twice[times=2]: updated twice\n");
+    // Elsewhere it has its own.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let listed = harness(elsewhere.path(), &["list"]).assert().success();
+    assert!(text(&listed.get_output().stdout).contains("update/running[cpus=1,pages=4k]: "));
+    harness(elsewhere.path(), &["guests", "--extract", "elf"]).assert().success();
+    for guest in guest_images::GUESTS {
+        let elf = elsewhere.path().join(format!("elf/{}.elf", guest.name));
+        assert_eq!(std::fs::read(elf).unwrap(), guest.elf);
+    }
+}
+
+/// The scenarios of this repository hold on the mock, so what fails elsewhere is the VMM.
+#[test]
+fn every_scenario_passes_on_the_mock() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let only = ["update", "failed", "refused", "channel", "lifecycle/no", "lifecycle/kill"];
+    let filters: Vec<&str> = only.iter().flat_map(|theme| ["--filter", *theme]).collect();
+    let args = [mock(&["--jobs", "4"]), filters].concat();
+    let done = harness(elsewhere.path(), &args).output().unwrap();
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stdout));
+}

@@ -1,0 +1,460 @@
+//! A VMM from its start over its updates to its end, seen from outside.
+
+// Parts of it are for other tests.
+#[allow(dead_code, unused_imports)]
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command as Program, ExitCode, Stdio};
+
+use cpr_qmp::command::{Command, MigrateIncomingArgs};
+use cpr_qmp::event::EventKind;
+use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::run_state::{RunState, ShutdownCause};
+use libtest_mimic::Trial;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use support::process;
+use support::trials::{self, kvm, trial, trials};
+use support::{PATIENCE, Qmp, Scene, Vm, until};
+
+fn main() -> ExitCode {
+    let mut tests = trials![kvm();
+        killed_its_successor_starts_on_the_same_paths,
+        an_ignored_hangup_stays_ignored,
+        start_up_work_is_done_once,
+        signals_are_what_they_were,
+        nothing_of_an_update_is_left,
+        a_failed_exec_changes_nothing,
+        a_serial_client_stays_connected,
+        a_serial_client_that_left_makes_room_for_the_next,
+        standard_input_reaches_the_guest_whole,
+        output_that_nobody_reads_stops_nothing,
+        serial_output_is_neither_lost_nor_doubled,
+        failed_updates_say_why,
+        a_deferred_state_can_be_tried_again,
+        a_deferred_state_that_must_load_ends_the_vmm,
+        a_new_program_that_cannot_take_over_leaves_no_paths,
+    ];
+    tests.extend(endings());
+    trials::run(tests)
+}
+
+const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
+
+/// What a test does to end a VMM.
+#[derive(Clone, Copy)]
+enum Ending {
+    Signal(Signal),
+    Quit,
+    Guest,
+}
+
+fn endings() -> Vec<Trial> {
+    let by_signal = |signal| (Ending::Signal(signal), 0, false, ShutdownCause::HostSignal);
+    let endings = [
+        ("sigterm", by_signal(Signal::SIGTERM)),
+        ("sigint", by_signal(Signal::SIGINT)),
+        ("sighup", by_signal(Signal::SIGHUP)),
+        ("quit", (Ending::Quit, 0, false, ShutdownCause::HostQmpQuit)),
+        // The guest writes 0, which is status 1.
+        ("the_guest", (Ending::Guest, 1, true, ShutdownCause::GuestShutdown)),
+    ];
+    let mut tests = Vec::new();
+    for (name, (ending, status, guest, reason)) in endings {
+        for updated in [false, true] {
+            let when = if updated { "_after_an_update" } else { "" };
+            let shutdown = EventKind::Shutdown { guest, reason };
+            let test = move || ends_cleanly(ending, updated, status, shutdown);
+            tests.push(trial(format!("ended_by_{name}{when}"), kvm(), test));
+        }
+    }
+    tests
+}
+
+fn ends_cleanly(ending: Ending, updated: bool, status: i32, shutdown: EventKind) {
+    let scene = Scene::new();
+    let mut before = scene.files();
+    let mut vm = scene.start(&format!(
+        "{GUEST} --paused --cmdline end=exit --serial unix:DIR/serial --pid-file DIR/pid"
+    ));
+    let mut qmp = vm.qmp();
+    if updated {
+        vm.update(&mut qmp);
+    }
+    match ending {
+        Ending::Signal(signal) => process::send(vm.pid(), signal),
+        Ending::Quit => qmp.done(Command::Quit),
+        Ending::Guest => qmp.done(Command::Cont),
+    }
+    let seen =
+        qmp.event("SHUTDOWN", |event| matches!(event, EventKind::Shutdown { .. }).then_some(event));
+    assert_eq!(seen, shutdown);
+    assert_eq!(vm.end().code(), Some(status), "{}", vm.stderr());
+    assert_eq!(vm.stderr(), "");
+    before.extend(updated.then(|| "state".to_owned()));
+    before.push("stderr".to_owned());
+    before.sort();
+    assert_eq!(scene.files(), before);
+}
+
+fn killed_its_successor_starts_on_the_same_paths() {
+    let scene = Scene::new();
+    let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
+    let mut killed = scene.start(&arguments);
+    drop(killed.qmp());
+    process::send(killed.pid(), Signal::SIGKILL);
+    killed.end();
+    for left in ["qmp", "serial", "pid"] {
+        assert!(scene.path(left).exists(), "nobody was there to remove {left}");
+    }
+    let mut vm = scene.start(&arguments);
+    assert_eq!(vm.qmp().run_state(), RunState::Running);
+    UnixStream::connect(scene.path("serial")).expect("the serial socket has a listener");
+    let pid = fs::read_to_string(scene.path("pid")).expect("it is there");
+    assert_eq!(pid, format!("{}\n", vm.pid()));
+}
+
+fn an_ignored_hangup_stays_ignored() {
+    let scene = Scene::new();
+    let mut vm = scene.start_with(GUEST, |program: &mut Program| {
+        let ignore = || {
+            // SAFETY: SIG_IGN is a valid disposition.
+            let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            if before == libc::SIG_ERR { Err(Errno::last().into()) } else { Ok(()) }
+        };
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe { program.pre_exec(ignore) };
+    });
+    let mut qmp = vm.qmp();
+    for updates in 0..2 {
+        let ignored = process::signals(vm.pid())["SigIgn"];
+        assert_ne!(ignored & 1 << (libc::SIGHUP - 1), 0, "{ignored:#x} after {updates} updates");
+        process::send(vm.pid(), Signal::SIGHUP);
+        assert_eq!(qmp.run_state(), RunState::Running);
+        vm.update(&mut qmp);
+    }
+    process::send(vm.pid(), Signal::SIGTERM);
+    assert_eq!(vm.end().code(), Some(0));
+}
+
+fn start_up_work_is_done_once() {
+    let scene = Scene::new();
+    scene.write("serial", "earlier\n");
+    scene.write("log", "earlier\n");
+    let mut vm = scene.start(
+        "--kernel DIR/heartbeat --memory 16M --serial file:DIR/serial --log info \
+         --log-file DIR/log --pid-file DIR/pid",
+    );
+    let mut qmp = vm.qmp();
+    let made = ["pid", "qmp", "serial"];
+    let before = made.map(|name| process::identity(&scene.path(name)));
+    let log = scene.path("log");
+    let (inode, text) = (fs::metadata(&log).unwrap().ino(), fs::read_to_string(&log).unwrap());
+    vm.update(&mut qmp);
+    assert_eq!(made.map(|name| process::identity(&scene.path(name))), before);
+    assert_eq!(fs::metadata(&log).unwrap().ino(), inode);
+    let whole = fs::read_to_string(&log).unwrap();
+    assert!(whole.starts_with(&text) && text.starts_with("earlier\n"), "{whole}");
+    for point in ["cpr_state_save", "cpr_exec", "cpr_adopt", "cpr_state_load"] {
+        assert!(whole.contains(point), "no {point} in {whole}");
+    }
+    assert_eq!(vm.stderr(), "");
+}
+
+fn signals_are_what_they_were() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    let before = process::signals(vm.pid());
+    assert_eq!(before.len(), 3, "{before:?}");
+    for _ in 0..2 {
+        vm.update(&mut qmp);
+        assert_eq!(process::signals(vm.pid()), before);
+    }
+}
+
+fn nothing_of_an_update_is_left() {
+    let scene = Scene::new();
+    let mut vm = scene
+        .start(&format!("{GUEST} --cpus 2 --serial unix:DIR/serial --log info --log-file DIR/log"));
+    let mut qmp = vm.qmp();
+    let kept = kept_descriptors(&vm);
+    let count = close_on_exec_is_set(&vm);
+    for _ in 0..2 {
+        vm.update(&mut qmp);
+        assert_eq!(process::children(vm.pid()), [0; 0]);
+        let environment = process::environment(vm.pid());
+        assert!(!environment.iter().any(|text| text.contains("CPR_EXEC")), "{environment:?}");
+        assert_eq!(kept_descriptors(&vm), kept);
+        assert_eq!(close_on_exec_is_set(&vm), count);
+    }
+}
+
+/// Files and memfds that the VMM has open.
+fn kept_descriptors(vm: &Vm<'_>) -> Vec<String> {
+    let descriptors = process::descriptors(vm.pid()).into_values();
+    let mut targets: Vec<_> = descriptors.map(|(target, _)| target).collect();
+    targets.retain(|target| target.starts_with('/'));
+    targets.sort();
+    targets
+}
+
+/// Looks at all descriptors but the first three, and counts them.
+fn close_on_exec_is_set(vm: &Vm<'_>) -> usize {
+    let mut descriptors = process::descriptors(vm.pid());
+    descriptors.retain(|number, _| *number > 2);
+    assert!(descriptors.values().all(|(_, close_on_exec)| *close_on_exec), "{descriptors:#?}");
+    descriptors.len()
+}
+
+fn a_failed_exec_changes_nothing() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --serial unix:DIR/serial"));
+    let mut qmp = vm.qmp();
+    let look = |vm: &Vm<'_>| {
+        let pid = vm.pid();
+        (process::descriptors(pid), process::signals(pid), process::children(pid))
+    };
+    close_on_exec_is_set(&vm);
+    let (before, files) = (look(&vm), scene.files());
+    let status = qmp.update(&["/nowhere/cpr-vmm".to_owned()], &vm.state_file());
+    assert_eq!(status, MigrationStatus::Failed);
+    assert_eq!(look(&vm), before);
+    assert_eq!(scene.files(), files, "the failed update leaves a file");
+    assert_eq!(qmp.run_state(), RunState::Running);
+    vm.update(&mut qmp);
+}
+
+fn serial(scene: &Scene) -> UnixStream {
+    let client = UnixStream::connect(scene.path("serial")).expect("there is a listener");
+    client.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+    client
+}
+
+/// Sends `text`, which the guest sends back.
+fn echoes(mut client: &UnixStream, text: &[u8]) {
+    client.write_all(text).expect("the VMM takes it");
+    let mut back = vec![0; text.len()];
+    client.read_exact(&mut back).expect("the guest sends it back");
+    assert!(back == text, "{} came back as {}", text.escape_ascii(), back.escape_ascii());
+}
+
+fn a_serial_client_stays_connected() {
+    let scene = Scene::new();
+    let mut vm = scene.start("--kernel DIR/echo --memory 16M --serial unix:DIR/serial");
+    let mut qmp = vm.qmp();
+    let first = serial(&scene);
+    echoes(&first, b"before");
+    // So much that it is on its way all through the update: in the socket, the receive FIFO, the
+    // guest.
+    let long: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| echoes(&first, &long));
+        vm.update(&mut qmp);
+    });
+    echoes(&first, b"after");
+    drop(first);
+    let second = serial(&scene);
+    echoes(&second, b"another");
+    vm.update(&mut qmp);
+    echoes(&second, b"again");
+}
+
+fn a_serial_client_that_left_makes_room_for_the_next() {
+    let scene = Scene::new();
+    // This guest never reads.
+    let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial unix:DIR/serial");
+    drop(vm.qmp());
+    let mut first = serial(&scene);
+    first.write_all(&[b'x'; 1000]).expect("the socket has room");
+    first.read_exact(&mut [0]).expect("it is the client now");
+    drop(first);
+    serial(&scene).read_exact(&mut [0]).expect("it is the next client");
+}
+
+fn with_stdio(program: &mut Program) {
+    program.stdin(Stdio::piped()).stdout(Stdio::piped());
+}
+
+fn standard_input_reaches_the_guest_whole() {
+    let scene = Scene::new();
+    let mut vm = scene.start_with("--kernel DIR/echo --memory 16M --serial stdio", with_stdio);
+    let mut qmp = vm.qmp();
+    let (mut stdin, mut stdout) = vm.stdio();
+    let sent: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
+    // More than the FIFO takes, and all there before the guest goes on.
+    qmp.done(Command::Stop);
+    stdin.write_all(&sent).expect("the pipe has room");
+    vm.update(&mut qmp);
+    qmp.done(Command::Cont);
+    drop(stdin);
+    // The end comes with the VMM's: the test would wait for it, not for bytes that are lost.
+    let mut back = vec![0; sent.len()];
+    let reader = std::thread::spawn(move || stdout.read_exact(&mut back).map(|()| back));
+    until("all of the input to come back", || {
+        if reader.is_finished() { Ok(()) } else { Err("less of it") }
+    });
+    let back = reader.join().expect("it does not panic").expect("the VMM goes on");
+    assert!(back == sent, "{}", back.escape_ascii());
+}
+
+fn output_that_nobody_reads_stops_nothing() {
+    let scene = Scene::new();
+    let mut vm = scene.start_with("--kernel DIR/alphabet --memory 16M --serial stdio", with_stdio);
+    let mut qmp = vm.qmp();
+    let (_stdin, mut stdout) = vm.stdio();
+    let (mut last, mut same) = (0, 0);
+    until("the pipe to take no more", || {
+        let before = last;
+        // SAFETY: FIONREAD writes an int.
+        Errno::result(unsafe { libc::ioctl(stdout.as_raw_fd(), libc::FIONREAD, &mut last) })
+            .expect("a pipe tells how much is in it");
+        same = if last == before && last > 0 { same + 1 } else { 0 };
+        if same == 100 { Ok(()) } else { Err(last) }
+    });
+    qmp.done(Command::Stop);
+    vm.update(&mut qmp);
+    qmp.done(Command::Cont);
+    vm.update(&mut qmp);
+    let mut output = vec![0; 80_000];
+    stdout.read_exact(&mut output).expect("the VMM goes on");
+    is_the_alphabet(&output);
+    qmp.done(Command::Quit);
+    assert_eq!(vm.end().code(), Some(0));
+}
+
+fn is_the_alphabet(output: &[u8]) {
+    let expected = (b'A'..=b'Z').cycle();
+    let wrong = output.iter().zip(expected).position(|(found, expected)| *found != expected);
+    if let Some(at) = wrong {
+        let around = &output[at.saturating_sub(30)..output.len().min(at + 30)];
+        panic!("wrong at {at} of {}: {}", output.len(), around.escape_ascii());
+    }
+}
+
+fn serial_output_is_neither_lost_nor_doubled() {
+    let scene = Scene::new();
+    let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial file:DIR/serial");
+    let mut qmp = vm.qmp();
+    let file = scene.path("serial");
+    let grows = || {
+        let length = || fs::metadata(&file).expect("it is there").len();
+        let before = length();
+        until("more serial output", || if length() > before { Ok(()) } else { Err(before) });
+    };
+    for _ in 0..5 {
+        grows();
+        vm.update(&mut qmp);
+    }
+    grows();
+    qmp.done(Command::Stop);
+    is_the_alphabet(&fs::read(&file).expect("it is there"));
+}
+
+fn failed_updates_say_why() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    let nothing = vec!["/nowhere/cpr-vmm".to_owned()];
+    let state = vm.state_file();
+    let mut story = Vec::new();
+    let mut tell = |what: &str, answer: &dyn std::fmt::Debug, qmp: &mut Qmp| {
+        story.push(format!("{what}: {answer:?}"));
+        story.extend(qmp.take_events().iter().map(|event| format!("  {event:?}")));
+        story.push(format!("  {:?}, {:?}", qmp.run_state(), qmp.migration()));
+    };
+    let refused = qmp.begin_update(&[], &state).expect_err("there is no command");
+    tell("refused", &refused, &mut qmp);
+    qmp.begin_update(&nothing, &state).expect("the command is not looked at before");
+    // Once this is answered, the failure is over.
+    qmp.run_state();
+    tell("failed", &nothing, &mut qmp);
+    let refused = qmp.begin_update(&[], &state).expect_err("there is no command");
+    tell("refused after that", &refused, &mut qmp);
+    qmp.done(Command::Stop);
+    qmp.take_events();
+    qmp.begin_update(&nothing, &state).expect("the command is not looked at before");
+    qmp.run_state();
+    tell("failed while stopped", &nothing, &mut qmp);
+    insta::with_settings!({ prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("failed_updates", scene.redact(&story.join("\n")));
+    });
+}
+
+fn incoming(file: &std::path::Path, exit_on_error: Option<bool>) -> Command {
+    let uri = Some(format!("file:{}", file.display()));
+    Command::MigrateIncoming(MigrateIncomingArgs { uri, channels: None, exit_on_error })
+}
+
+/// A VMM that has been replaced and waits for a state.
+fn deferred<'a>(scene: &'a Scene, arguments: &str) -> (Vm<'a>, Qmp) {
+    let mut vm = scene.start(arguments);
+    let mut qmp = vm.qmp();
+    vm.update(&mut qmp);
+    fs::copy(vm.state_file(), scene.path("older")).expect("an update leaves its state");
+    qmp.begin_update(&vm.command_again("defer"), &vm.state_file()).expect("nothing is in its way");
+    assert_eq!(qmp.run_state(), RunState::Inmigrate);
+    (vm, qmp)
+}
+
+fn a_deferred_state_can_be_tried_again() {
+    let scene = Scene::new();
+    let (vm, mut qmp) = deferred(&scene, GUEST);
+    qmp.take_events();
+    scene.write("garbage", "no state");
+    let mut errors = Vec::new();
+    let mut refused = |qmp: &mut Qmp, command| {
+        errors.push(scene.redact(&qmp.execute(command).expect_err("it must not be").desc));
+    };
+    for wrong in ["missing", "garbage", "older"] {
+        refused(&mut qmp, incoming(&scene.path(wrong), Some(false)));
+    }
+    refused(&mut qmp, Command::Cont);
+    refused(&mut qmp, Command::SystemReset);
+    assert_eq!(qmp.run_state(), RunState::Inmigrate);
+    qmp.done(incoming(&vm.state_file(), Some(false)));
+    qmp.event("MIGRATION completed", |event| {
+        let completed = EventKind::Migration { status: MigrationStatus::Completed };
+        (event == completed).then_some(())
+    });
+    assert_eq!(qmp.run_state(), RunState::Running);
+    refused(&mut qmp, incoming(&vm.state_file(), None));
+    insta::with_settings!({ prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!("deferred_states", errors.join("\n"));
+    });
+    vm.update(&mut qmp);
+}
+
+/// The VMM ended badly, said why in one line, and left no path taken.
+fn ended_badly(scene: &Scene, mut vm: Vm<'_>) {
+    assert_eq!(vm.end().code(), Some(1), "{}", vm.stderr());
+    assert_eq!(vm.stderr().lines().count(), 1, "{}", vm.stderr());
+    let files = scene.files();
+    for path in ["qmp", "serial", "pid"] {
+        assert!(!files.iter().any(|file| file == path), "{path} is left: {files:?}");
+    }
+}
+
+fn a_deferred_state_that_must_load_ends_the_vmm() {
+    let scene = Scene::new();
+    let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
+    let (vm, mut qmp) = deferred(&scene, &arguments);
+    qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must not be");
+    ended_badly(&scene, vm);
+}
+
+fn a_new_program_that_cannot_take_over_leaves_no_paths() {
+    let scene = Scene::new();
+    let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
+    let mut vm = scene.start(&arguments);
+    let mut qmp = vm.qmp();
+    qmp.begin_update(&vm.command_again("file:DIR/missing"), &vm.state_file())
+        .expect("the new program's arguments are its own business");
+    ended_badly(&scene, vm);
+}

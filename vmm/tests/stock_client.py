@@ -1,0 +1,80 @@
+"""Drives a paused VMM through two updates with QEMU's own client, and prints what was said.
+
+Arguments: the socket, the file for the state, then the command to update to.
+"""
+
+import asyncio
+import json
+import sys
+
+from qemu.qmp import QMPClient
+
+DEADLINE_SECONDS = 30
+
+
+class Client(QMPClient):
+    """The stock client, printing every message in the order of the wire."""
+
+    def _cb_outbound(self, msg):
+        print("->", json.dumps(dict(msg)), flush=True)
+        return msg
+
+    def _cb_inbound(self, msg):
+        print("<-", json.dumps(dict(msg)), flush=True)
+        return msg
+
+
+async def update(client, state):
+    with client.listener("MIGRATION") as listener:
+        await client.execute("migrate", {
+            "channels": [{
+                "channel-type": "main",
+                "addr": {"transport": "file", "filename": state, "offset": 0},
+            }],
+        })
+        async for event in listener:
+            if event["data"]["status"] in ("completed", "failed"):
+                break
+    await client.execute("query-status")
+    await client.execute("query-migrate")
+
+
+async def session(socket, state, command):
+    client = Client("stock")
+    await client.connect(socket)
+    await client.execute("query-status")
+    await client.execute("cont")
+    await client.execute("query-status")
+    await client.execute("migrate-set-capabilities", {
+        "capabilities": [{"capability": "events", "state": True}],
+    })
+    parameters = {"mode": "cpr-exec", "cpr-exec-command": command}
+    await client.execute("migrate-set-parameters", parameters)
+    await update(client, state)
+
+    # The parameters were the old process's, as in QEMU.
+    await client.execute("query-migrate-parameters")
+    await client.execute("migrate-set-parameters", parameters)
+    await update(client, state)
+
+    await client.execute("stop")
+    await client.execute("migrate-set-parameters", parameters)
+    await update(client, state)
+    await client.execute("cont")
+    await client.execute("query-status")
+
+    with client.listener("SHUTDOWN") as listener:
+        await client.execute("quit")
+        await listener.get()
+    try:
+        await client.disconnect()
+    except EOFError:
+        pass
+
+
+async def main():
+    socket, state, *command = sys.argv[1:]
+    await asyncio.wait_for(session(socket, state, command), DEADLINE_SECONDS)
+
+
+asyncio.run(main())

@@ -1,0 +1,82 @@
+//! Boot images.
+
+/// Where the guests are loaded.
+const BASE: u32 = 1 << 20;
+const EHDR: u16 = 64;
+const PHDR: u16 = 56;
+/// Up to the descriptor: `XEN_ELFNOTE_PHYS32_ENTRY` of four bytes, which are the entry.
+const NOTE: &[u8] = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0";
+
+/// A guest that sends back whatever the serial port receives.
+pub fn echo() -> Vec<u8> {
+    elf(
+        &[
+            0x66, 0xba, 0xfd, 0x03, //         mov dx, 0x3fd
+            0xec, //                     next: in al, dx
+            0xa8, 0x01, //                     test al, 1
+            0x74, 0xfb, //                     jz next
+            0xb2, 0xf8, //                     mov dl, 0xf8
+            0xec, //                           in al, dx
+            0xee, //                           out dx, al
+            0xb2, 0xfd, //                     mov dl, 0xfd
+            0xeb, 0xf3, //                     jmp next
+        ],
+        true,
+    )
+}
+
+/// A guest that sends the alphabet, over and over.
+pub fn alphabet() -> Vec<u8> {
+    elf(
+        &[
+            0x66,
+            0xba,
+            0xf8,
+            0x03, //         mov dx, 0x3f8
+            0xb0,
+            b'A', //              first: mov al, 'A'
+            0xee, //                     next: out dx, al
+            0x40, //                           inc eax
+            0x3c,
+            b'Z' + 1, //                 cmp al, 'Z' + 1
+            0x75,
+            0xfa, //                     jne next
+            0xeb,
+            0xf6, //                     jmp first
+        ],
+        true,
+    )
+}
+
+/// An ELF file without the note that would make it a guest.
+pub fn without_note() -> Vec<u8> {
+    elf(&[0xf4], false)
+}
+
+/// `code`, 32-bit and position-independent, as an ELF file, with the PVH note that makes it a guest.
+fn elf(code: &[u8], note: bool) -> Vec<u8> {
+    const LOAD: u32 = 1;
+    const NOTES: u32 = 4;
+    let base = u64::from(BASE);
+    let note_segment = [NOTE, &BASE.to_le_bytes()].concat();
+    let segments = [(LOAD, code), (NOTES, &note_segment)];
+    let segments = &segments[..if note { 2 } else { 1 }];
+    let headers = EHDR + PHDR * segments.len() as u16;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2_u16, 62].map(u16::to_le_bytes).as_flattened());
+    file.extend(1_u32.to_le_bytes());
+    file.extend([base, u64::from(EHDR), 0].map(u64::to_le_bytes).as_flattened());
+    file.extend(0_u32.to_le_bytes());
+    let sizes = [EHDR, PHDR, segments.len() as u16, 0, 0, 0];
+    file.extend(sizes.map(u16::to_le_bytes).as_flattened());
+    let mut offset = u64::from(headers);
+    for (kind, content) in segments {
+        let length = content.len() as u64;
+        file.extend([*kind, 5].map(u32::to_le_bytes).as_flattened());
+        file.extend([offset, base, base, length, length, 4].map(u64::to_le_bytes).as_flattened());
+        offset += length;
+    }
+    file.extend(segments.iter().flat_map(|(_, content)| *content));
+    file
+}

@@ -1,0 +1,71 @@
+//! What `/proc` says about a process.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The process's open descriptors: number, what it is, whether it is close-on-exec.
+///
+/// For a VMM that is doing nothing; one that opens and closes meanwhile gives a mixture.
+pub fn descriptors(pid: u32) -> BTreeMap<i32, (String, bool)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is there");
+    let look = |entry: fs::DirEntry| {
+        let number: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?.display().to_string();
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
+        let flags = i32::from_str_radix(flags, 8).ok()?;
+        Some((number, (target, flags & libc::O_CLOEXEC != 0)))
+    };
+    entries.filter_map(|entry| look(entry.ok()?)).collect()
+}
+
+/// Signal mask and dispositions of the main thread, as hexadecimal sets.
+pub fn signals(pid: u32) -> BTreeMap<String, u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let set = |line: &str| {
+        let (name, set) = line.split_once(":\t")?;
+        let wanted = ["SigBlk", "SigIgn", "SigCgt"].contains(&name);
+        wanted.then(|| (name.to_owned(), u64::from_str_radix(set, 16).expect("it is a set")))
+    };
+    status.lines().filter_map(set).collect()
+}
+
+/// The process's children, zombies too.
+pub fn children(pid: u32) -> Vec<u32> {
+    let parent = |stat: &str| -> Option<u32> {
+        // The name may have spaces and parentheses of its own.
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    let look = |entry: fs::DirEntry| -> Option<u32> {
+        let child: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        (parent(&stat) == Some(pid)).then_some(child)
+    };
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    entries.filter_map(|entry| look(entry.ok()?)).collect()
+}
+
+/// The initial environment of the process's program, as `NAME=VALUE`.
+pub fn environment(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).expect("the process is there");
+    let texts = bytes.split(|&byte| byte == 0).filter(|text| !text.is_empty());
+    texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+}
+
+/// Device, inode and time of the last change of a file: another file or another content differs.
+pub fn identity(path: &Path) -> (u64, u64, i64, i64) {
+    let file = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    (file.dev(), file.ino(), file.mtime(), file.mtime_nsec())
+}
+
+/// Sends a signal.
+pub fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal)
+        .unwrap_or_else(|error: Errno| panic!("sending {signal} to {pid}: {error}"));
+}

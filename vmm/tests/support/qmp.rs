@@ -1,0 +1,158 @@
+//! A QMP client that waits with a deadline and says what it saw.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use cpr_qmp::codec::{self, Decoder};
+use cpr_qmp::command::{Command, MigrateArgs, MigrateSetCapabilitiesArgs, QmpCapabilitiesArgs};
+use cpr_qmp::event::EventKind;
+use cpr_qmp::message::{QmpError, Response, ServerMessage};
+use cpr_qmp::migration::{
+    MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationInfo, MigrationParameters,
+    MigrationStatus,
+};
+use cpr_qmp::run_state::{RunState, StatusInfo};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::PATIENCE;
+
+/// One connection, after negotiation.
+pub struct Qmp {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Events not asked for yet.
+    events: VecDeque<EventKind>,
+    /// All that came, for messages.
+    seen: Vec<String>,
+}
+
+impl Qmp {
+    /// Negotiates on `stream`.
+    pub fn new(stream: UnixStream) -> Self {
+        let (decoder, events, seen) = (Decoder::new(), VecDeque::new(), Vec::new());
+        let mut qmp = Self { stream, decoder, events, seen };
+        match qmp.receive("the greeting") {
+            ServerMessage::Greeting(_) => {}
+            other => panic!("this is no greeting: {other:?}"),
+        }
+        qmp.done(Command::QmpCapabilities(QmpCapabilitiesArgs::default()));
+        qmp
+    }
+
+    /// Executes a command; events that come meanwhile are kept.
+    pub fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
+        let awaited = format!("the answer to {command:?}");
+        let line = codec::encode(&command).expect("a command can be encoded");
+        self.stream.write_all(&line).unwrap_or_else(|error| panic!("{awaited}: {error}"));
+        loop {
+            match self.receive(&awaited) {
+                ServerMessage::Response(Response::Success { value, .. }) => return Ok(value),
+                ServerMessage::Response(Response::Failure { error, .. }) => return Err(error),
+                ServerMessage::Event(event) => self.events.extend(EventKind::of(&event)),
+                ServerMessage::Greeting(_) => panic!("a greeting instead of {awaited}"),
+            }
+        }
+    }
+
+    /// Executes a command that must succeed, and reads its answer.
+    pub fn query<T: DeserializeOwned>(&mut self, command: Command) -> T {
+        let shown = format!("{command:?}");
+        let value = self.execute(command).unwrap_or_else(|error| panic!("{shown}: {error}"));
+        serde_json::from_value(value).unwrap_or_else(|error| panic!("{shown}: {error}"))
+    }
+
+    /// Executes a command that must succeed.
+    pub fn done(&mut self, command: Command) {
+        let _: Value = self.query(command);
+    }
+
+    /// The run state.
+    pub fn run_state(&mut self) -> RunState {
+        self.query::<StatusInfo>(Command::QueryStatus).status
+    }
+
+    /// The migration.
+    pub fn migration(&mut self) -> MigrationInfo {
+        self.query(Command::QueryMigrate)
+    }
+
+    /// The next event that `wanted` finds something in; those before it are dropped.
+    pub fn event<T>(&mut self, awaited: &str, wanted: impl Fn(EventKind) -> Option<T>) -> T {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                if let Some(found) = wanted(event) {
+                    return found;
+                }
+            }
+            match self.receive(awaited) {
+                ServerMessage::Event(event) => self.events.extend(EventKind::of(&event)),
+                other => panic!("{other:?} while waiting for {awaited}"),
+            }
+        }
+    }
+
+    /// Events that have come and were not asked for.
+    pub fn take_events(&mut self) -> Vec<EventKind> {
+        self.events.drain(..).collect()
+    }
+
+    /// Begins an update into `command`, its state in `file`.
+    pub fn begin_update(&mut self, command: &[String], file: &Path) -> Result<(), QmpError> {
+        let events =
+            MigrationCapabilityStatus { capability: MigrationCapability::Events, state: true };
+        self.done(Command::MigrateSetCapabilities(MigrateSetCapabilitiesArgs {
+            capabilities: vec![events],
+        }));
+        self.done(Command::MigrateSetParameters(MigrationParameters {
+            mode: Some(MigMode::CprExec),
+            cpr_exec_command: Some(command.to_vec()),
+        }));
+        let uri = Some(format!("file:{}", file.display()));
+        self.execute(Command::Migrate(MigrateArgs { uri, ..MigrateArgs::default() })).map(drop)
+    }
+
+    /// Updates, and waits for the end.
+    pub fn update(&mut self, command: &[String], file: &Path) -> MigrationStatus {
+        self.begin_update(command, file).unwrap_or_else(|error| panic!("migrate: {error}"));
+        self.event("MIGRATION completed or failed", |event| match event {
+            EventKind::Migration {
+                status: status @ (MigrationStatus::Completed | MigrationStatus::Failed),
+            } => Some(status),
+            _ => None,
+        })
+    }
+
+    /// The next message.
+    fn receive(&mut self, awaited: &str) -> ServerMessage {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.decoder.next_value() {
+                Some(Ok(value)) => {
+                    self.seen.push(value.to_string());
+                    return serde_json::from_value(value)
+                        .unwrap_or_else(|error| panic!("{error}; {}", self.saw(awaited)));
+                }
+                Some(Err(error)) => panic!("{error}; {}", self.saw(awaited)),
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited {PATIENCE:?}; {}", self.saw(awaited));
+            self.stream.set_read_timeout(Some(left)).expect("a socket has a timeout");
+            let mut bytes = [0; 16 << 10];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => panic!("the VMM hung up; {}", self.saw(awaited)),
+                Ok(length) => self.decoder.feed(&bytes[..length]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => {}
+                Err(error) => panic!("{error}; {}", self.saw(awaited)),
+            }
+        }
+    }
+
+    fn saw(&self, awaited: &str) -> String {
+        format!("awaited: {awaited}; seen: {:#?}", self.seen)
+    }
+}

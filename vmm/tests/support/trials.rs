@@ -1,0 +1,43 @@
+//! Tests that may not be possible here, and then say so instead of passing.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Why a test cannot run here, and what to do about it.
+pub type Missing = Option<String>;
+
+/// What any VM needs.
+pub fn kvm() -> Missing {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    device.err().map(|error| format!("needs /dev/kvm: {error}"))
+}
+
+/// A test called `name`: run, or listed as ignored with the reason.
+pub fn trial(
+    name: impl Into<String>,
+    missing: Missing,
+    test: impl FnOnce() + Send + 'static,
+) -> Trial {
+    let trial = Trial::test(name, || {
+        test();
+        Ok(())
+    });
+    match missing {
+        None => trial,
+        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+    }
+}
+
+/// One [`trial`] for each function, of the same name.
+macro_rules! trials {
+    ($missing:expr; $($test:ident),+ $(,)?) => {
+        vec![$($crate::support::trials::trial(stringify!($test), $missing, $test)),+]
+    };
+}
+pub(crate) use trials;
+
+/// Runs the tests, as the command line says.
+pub fn run(tests: Vec<Trial>) -> ExitCode {
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
