@@ -223,6 +223,9 @@ fn select(selection: &Selection) -> Result<Set, Stop> {
     };
     let mut set = found.map_err(Stop::usage)?;
     let wanted = &selection.filter;
+    // A file that is named is a request too.
+    let requested = !(wanted.is_empty() && selection.scenarios.is_empty());
+    set.cases.retain(|c| requested || !c.on_request);
     set.cases.retain(|c| wanted.is_empty() || wanted.iter().any(|text| c.name.contains(text)));
     if set.cases.is_empty() {
         return Err(Stop::usage(format!("no case of {} matches {wanted:?}", set.origin)));

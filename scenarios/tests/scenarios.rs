@@ -39,7 +39,9 @@ fn trials() -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
     };
     let trial = |case: Case| {
         let options = options.clone();
+        let on_request = case.on_request;
         Trial::ignorable_test(case.name.clone(), move || run(&case, &options))
+            .with_ignored_flag(on_request)
     };
     Ok(Set::embedded()?.cases.into_iter().map(trial).collect())
 }

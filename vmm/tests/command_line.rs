@@ -336,7 +336,9 @@ fn forged_states() {
 fn forged_states_of_a_machine() {
     let fds = vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: RAM_FD }];
     let state = CprState { fds, ..state() };
-    let rows = forged_rows(TAKE_OVER, [("no such file", sealed(&state), ram_memfd())]);
+    // It also warns of a --qmp that was not handed over.
+    let arguments = format!("{TAKE_OVER} --log error");
+    let rows = forged_rows(&arguments, [("no such file", sealed(&state), ram_memfd())]);
     snapshot("forged_states_of_a_machine", &rows);
 }
 

@@ -57,8 +57,7 @@ impl Backend for CprVmm {
 }
 
 /// The habits of our VMM.
-pub(super) const DIALECT: Dialect =
-    Dialect { errno_number: true, keeps_connections: true, refusal_is_silent: true };
+pub(super) const DIALECT: Dialect = Dialect { errno_number: true };
 
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {

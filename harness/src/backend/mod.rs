@@ -40,10 +40,6 @@ pub struct Files {
 pub struct Dialect {
     /// Errors give the number of the errno besides its text.
     pub errno_number: bool,
-    /// QMP connections go on over an update; otherwise the client connects again.
-    pub keeps_connections: bool,
-    /// An update the VMM refuses changes neither events nor `query-migrate`.
-    pub refusal_is_silent: bool,
 }
 
 /// One kind of VMM.

@@ -1,5 +1,6 @@
 //! What must hold after every step; one file an invariant.
 
+pub mod clients;
 pub mod damage;
 pub mod error;
 pub mod events;
@@ -54,6 +55,7 @@ pub const ALL: &[Check] = &[
     error::CHECK,
     executable::CHECK,
     events::CHECK,
+    clients::CHECK,
     run_state::CHECK,
     migrate_status::CHECK,
     ram::CHECK,

@@ -1,7 +1,9 @@
 //! A running guest makes progress on every vCPU, a stopped one makes none.
 
+use std::time::Duration;
+
 use super::{Check, Scene};
-use crate::observe::mailbox::{View, phase};
+use crate::observe::mailbox::{MailboxPage, View, phase};
 use crate::observe::poll::{self, Deadline};
 
 /// The check.
@@ -12,15 +14,18 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    if scene.run_state.is_running() { goes_on(scene) } else { stands_still(scene) }
+    if !scene.run_state.is_running() {
+        return stands_still(scene);
+    }
+    goes_on(&scene.after.page, scene.vm.cpus, scene.patience.beat)
 }
 
-fn goes_on(scene: &Scene<'_>) -> Result<(), String> {
-    let (cpus, limit) = (scene.vm.cpus, scene.patience.beat);
+/// Waits up to `limit` for the next heartbeat of each of `cpus` vCPUs.
+pub fn goes_on(page: &MailboxPage, cpus: u32, limit: Duration) -> Result<(), String> {
     let mut start: Option<View> = None;
     let mut last = None;
     let moved = poll::until(Deadline::after(limit), || {
-        let now = match scene.after.page.read() {
+        let now = match page.read() {
             Ok(now) => now,
             Err(e) => return Some(Err(format!("cannot read the mailbox: {e}"))),
         };

@@ -102,6 +102,8 @@ pub struct Scene<'a> {
     pub last_status: Option<&'a str>,
     /// What the VMM has logged since the step began, up to now.
     pub log: &'a dyn Fn() -> String,
+    /// The same as another client saw them, or why it does not any more.
+    pub bystander: Result<&'a [Event], &'a str>,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.

@@ -56,6 +56,8 @@ pub struct Observation {
     pub fds: FdTable,
     /// Its child processes.
     pub children: Vec<Stat>,
+    /// Memory of its own, in KiB.
+    pub memory_kib: u64,
     /// Its environment.
     pub environ: Vec<String>,
     /// The guest's RAM.
@@ -93,6 +95,7 @@ impl Observation {
             executable,
             fds,
             children: process::children(pid)?,
+            memory_kib: process::anonymous_kib(pid)?,
             environ: process::environ(pid)?,
             ram,
             digest,

@@ -35,8 +35,6 @@ pub struct Stat {
     pub group: i32,
     /// When it was started, in clock ticks since boot: two processes of one PID differ here.
     pub start_time: u64,
-    /// Resident pages.
-    pub rss_pages: u64,
 }
 
 impl Stat {
@@ -61,7 +59,6 @@ impl Stat {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             start_time: fields.get(19)?.parse().ok()?,
-            rss_pages: fields.get(21)?.parse().ok()?,
         })
     }
 
@@ -122,6 +119,14 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
     Ok(found)
 }
 
+/// Resident anonymous memory in KiB: what a process has for itself, guest RAM not counted.
+pub fn anonymous_kib(pid: i32) -> Result<u64, ProcError> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
+}
+
 /// The environment as the kernel shows it: the memory that held it when the binary was executed.
 pub fn environ(pid: i32) -> Result<Vec<String>, ProcError> {
     let path = format!("/proc/{pid}/environ");
@@ -145,7 +150,6 @@ mod tests {
             (stat.pid, stat.comm.as_str(), stat.state, stat.parent, stat.start_time),
             (42, "a) b (c", 'S', 7, 12345)
         );
-        assert_eq!(stat.rss_pages, 99);
     }
 
     #[test]

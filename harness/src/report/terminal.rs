@@ -122,10 +122,18 @@ fn case_line(report: &Report, width: usize) -> String {
     format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<38}  {took:5.2} s")
 }
 
-/// What a failure has to say besides.
+/// After so many updates it is worth telling whether memory grows.
+const MANY: u32 = 100;
+
+/// What a long case, or a failure, has to say besides.
 pub fn details(report: &Report) -> Vec<String> {
-    let Verdict::Fail(findings) = &report.verdict else { return Vec::new() };
     let mut lines = Vec::new();
+    if let (MANY.., [boot, first, last]) = (report.updates, report.memory_kib.as_slice()) {
+        lines.push(format!(
+            "        memory of its own: {boot} KiB after boot, {first} after the first update, {last} after the last"
+        ));
+    }
+    let Verdict::Fail(findings) = &report.verdict else { return lines };
     if let Some(step) = &report.failed_step {
         lines.push(format!("        at {step}:"));
     }
@@ -152,6 +160,7 @@ mod tests {
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             took: Duration::from_millis(420),
+            memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),
             kept: None,
         }

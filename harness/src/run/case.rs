@@ -22,6 +22,7 @@ pub fn run(case: &Case, options: &Options) -> Report {
         failed_step: None,
         updates: 0,
         blackouts: Vec::new(),
+        memory_kib: Vec::new(),
         took: Default::default(),
         replay: replay_line(case, options),
         kept: None,
@@ -81,6 +82,7 @@ fn run_in_thread(
             }
             report.updates = session.updates;
             report.blackouts = std::mem::take(&mut session.blackouts);
+            report.memory_kib = session.memory();
             if let Some(seen) = &session.seen {
                 session.evidence.observation("after", seen)?;
             }
@@ -122,6 +124,7 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
 
 /// What went wrong, with what else is known.
 fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, EnvironmentError> {
+    let of_guest = matches!(error, StepError::Guest { .. });
     let mut findings = error.findings()?;
     if session.watchdog_has_barked() {
         let limit = session.case.deadline_ms;
@@ -133,10 +136,11 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
     let only_step = findings.iter().all(|f| f.check == "step");
     if only_step && let Err(StepError::Checks(more)) = session.check_process() {
         findings.extend(more);
-    } else if only_step && let Err(message) = session.look_for_damage() {
-        findings.push(Finding::new(crate::check::damage::CHECK.name, message));
+    } else if only_step {
+        findings.extend(session.look_at_guest(of_guest));
     }
     super::watchdog::collect(session.vm.pid(), &session.evidence.folder.join("at-failure"));
+    session.evidence.keep_states(&session.work);
     Ok(findings)
 }
 

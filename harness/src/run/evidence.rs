@@ -109,6 +109,16 @@ impl Evidence {
         write(&self.folder, &format!("proc-{name}.txt"), &describe(seen))
     }
 
+    /// Copies the state files from the folder `work`; one that cannot be copied is not missed.
+    pub fn keep_states(&self, work: &Path) {
+        for file in fs::read_dir(work).into_iter().flatten().flatten() {
+            let name = file.file_name();
+            if name.to_string_lossy().starts_with("state-") && file.path().is_file() {
+                let _ = fs::copy(file.path(), self.folder.join(name));
+            }
+        }
+    }
+
     /// Writes the verdict and closes the time line.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
         self.collect();

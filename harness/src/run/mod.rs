@@ -3,6 +3,7 @@
 pub mod blackout;
 pub mod case;
 pub mod channel;
+pub mod clients;
 pub mod command;
 pub mod environment;
 pub mod evidence;

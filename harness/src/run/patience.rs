@@ -35,7 +35,8 @@ impl Default for Patience {
             boot: seconds(20),
             guest: seconds(20),
             update: seconds(20),
-            end: seconds(10),
+            // On a host that emulates, a VM ends after an RCU grace period or two; seconds, if busy.
+            end: seconds(30),
             events: seconds(2),
             beat: seconds(10),
             still: Duration::from_millis(15),

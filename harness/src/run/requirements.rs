@@ -10,7 +10,6 @@ use crate::scenario::{Case, Channel, Pages, Step};
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     let kvm = Path::new("/dev/kvm");
     if backend.uses_kvm()
-        && backend.name() != "mock"
         && let Err(e) = File::options().read(true).write(true).open(kvm)
     {
         return Some(format!("no KVM here ({}: {e})", kvm.display()));

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_qmp::message::Event;
@@ -10,6 +9,7 @@ use cpr_qmp::run_state::RunState;
 use serde_json::Value;
 
 use super::blackout::Measurement;
+use super::clients::{Bystander, connect};
 use super::command::Workshop;
 use super::evidence::Evidence;
 use super::failure::StepError;
@@ -18,10 +18,10 @@ use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options};
 use crate::backend::{Files, Launch};
 use crate::check::startup::Startup;
-use crate::check::{self, Action, Finding, Scene, gone, pid};
+use crate::check::{self, Action, Finding, Scene, damage, gone, pid, progress};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::process::Executable;
-use crate::observe::qmp::{Direction, Qmp, Tap};
+use crate::observe::qmp::Qmp;
 use crate::scenario::Case;
 
 /// Everything about the VM of one case.
@@ -40,6 +40,8 @@ pub struct Session<'a> {
     pub vm: Vm,
     /// The conversation with it.
     pub qmp: Qmp,
+    /// Another client, which only listens.
+    bystander: Bystander,
     /// The run state it must have.
     pub run_state: RunState,
     /// What it must execute.
@@ -60,6 +62,8 @@ pub struct Session<'a> {
     pub measuring: Option<Measurement>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
+    /// The VMM's own memory in KiB, after boot and after each update.
+    memory_kib: Vec<u64>,
     startup: Startup,
     watchdog: Watchdog,
     kvm: bool,
@@ -115,33 +119,9 @@ impl<'a> Session<'a> {
             evidence.folder.clone(),
             evidence.timeline.clone(),
         )?;
-        let qmp = Self::connect(&files, evidence, &mut vm, options)?;
-        Ok(Parts { files, executable, vm, qmp, watchdog })
-    }
-
-    fn connect(
-        files: &Files,
-        evidence: &Evidence,
-        vm: &mut Vm,
-        options: &Options,
-    ) -> Result<Qmp, StepError> {
-        let timeline = evidence.timeline.clone();
-        let tap: Tap = Arc::new(move |direction, text| {
-            let source = match direction {
-                Direction::Sent => "qmp-sent",
-                Direction::Received => "qmp-received",
-            };
-            timeline.say(source, text);
-        });
-        let vm = std::cell::RefCell::new(vm);
-        let console = evidence.console();
-        let hopeless = || {
-            let status = vm.borrow_mut().ended()?;
-            let said = std::fs::read_to_string(&console).unwrap_or_default();
-            let last = said.lines().last().unwrap_or("nothing").to_owned();
-            Some(format!("the VMM has ended ({status}); its last words: {last}"))
-        };
-        Ok(Qmp::connect(Path::new(&files.qmp), options.patience.greeting, tap, hopeless)?)
+        let qmp = connect(&files, evidence, &mut vm, options, "")?;
+        let bystander = Bystander::new(connect(&files, evidence, &mut vm, options, "-2")?);
+        Ok(Parts { files, executable, vm, qmp, bystander, watchdog })
     }
 
     fn assemble(
@@ -151,7 +131,7 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, executable, vm, qmp, watchdog } = parts;
+        let Parts { files, executable, vm, qmp, bystander, watchdog } = parts;
         let run_state = if case.vm.paused { RunState::Prelaunch } else { RunState::Running };
         Self {
             startup: evidence.startup(&files),
@@ -163,6 +143,7 @@ impl<'a> Session<'a> {
             files,
             vm,
             qmp,
+            bystander,
             run_state,
             executable,
             seen: None,
@@ -173,6 +154,7 @@ impl<'a> Session<'a> {
             tried: 0,
             measuring: None,
             blackouts: Vec::new(),
+            memory_kib: Vec::new(),
             watchdog,
         }
     }
@@ -214,6 +196,7 @@ impl<'a> Session<'a> {
         };
         // After the observation: its QMP answers come behind every event of the step.
         let events = self.take_events();
+        let theirs = self.bystander.hear(&events, self.options.patience.events);
         let log = self.evidence.vmm_log();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
@@ -227,6 +210,7 @@ impl<'a> Session<'a> {
             ran_before,
             run_state: self.run_state,
             events: &events,
+            bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
             log: &|| log.since(),
             before: before.as_ref(),
@@ -238,6 +222,9 @@ impl<'a> Session<'a> {
         {
             self.blackouts.extend(measuring.end(&after.page));
         }
+        if *action == Action::Boot || action.updated() {
+            self.memory_kib.push(after.memory_kib);
+        }
         if !findings.is_empty()
             && let Some(before) = &before
         {
@@ -245,6 +232,12 @@ impl<'a> Session<'a> {
         }
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
+    }
+
+    /// Its own memory in KiB after boot, after the first update, and after the last.
+    pub fn memory(&self) -> Vec<u64> {
+        let all = &self.memory_kib;
+        all.iter().take(2).chain(all.get(2..).and_then(<[u64]>::last)).copied().collect()
     }
 
     /// The check that comes before all others.
@@ -255,11 +248,18 @@ impl<'a> Session<'a> {
             .map_err(|message| StepError::Checks(vec![Finding::new(pid::NAME, message)]))
     }
 
-    /// What the guest itself has to say about a step that went wrong.
-    pub fn look_for_damage(&self) -> Result<(), String> {
-        let Some(seen) = &self.seen else { return Ok(()) };
+    /// What the guest has to say about a step that went wrong; `awaited`: it was waited for.
+    pub fn look_at_guest(&self, awaited: bool) -> Option<Finding> {
+        let page = &self.seen.as_ref()?.page;
         let log = self.evidence.vmm_log();
-        check::damage::look(&seen.page, self.boots, &|| log.since())
+        if let Err(message) = damage::look(page, self.boots, &|| log.since()) {
+            return Some(Finding::new(damage::CHECK.name, message));
+        }
+        if !(awaited && self.run_state.is_running()) {
+            return None;
+        }
+        let beat = progress::goes_on(page, self.case.vm.cpus, self.options.patience.beat);
+        beat.err().map(|message| Finding::new(progress::CHECK.name, message))
     }
 
     /// The check that takes the place of all others when the VMM was told to quit.
@@ -304,5 +304,6 @@ struct Parts {
     executable: Executable,
     vm: Vm,
     qmp: Qmp,
+    bystander: Bystander,
     watchdog: Watchdog,
 }

@@ -33,6 +33,8 @@ pub struct Report {
     pub updates: u32,
     /// The blackout of each update as its guest saw it, where it could be seen.
     pub blackouts: Vec<Duration>,
+    /// The VMM's own memory in KiB after boot, after the first update and after the last.
+    pub memory_kib: Vec<u64>,
     /// How long it took.
     pub took: Duration,
     /// How to run exactly this again.

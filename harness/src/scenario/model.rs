@@ -16,6 +16,9 @@ pub struct Case {
     pub seed: u64,
     /// After this time the watchdog ends it.
     pub deadline_ms: u64,
+    /// It is run only when it is asked for by name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_request: bool,
     /// What is done, in order.
     pub steps: Vec<Step>,
     /// The virtual machine.

@@ -22,6 +22,8 @@ struct File {
     seed: Option<u64>,
     deadline_ms: Option<u64>,
     #[serde(default)]
+    on_request: bool,
+    #[serde(default)]
     #[allow(dead_code, reason = "read before, by `matrix`; here it must only be a known key")]
     matrix: toml::Table,
 }
@@ -41,6 +43,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
                 name,
                 summary: scenario.summary,
                 deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
+                on_request: scenario.on_request,
                 steps: scenario.steps,
                 vm: scenario.vm,
             };
@@ -62,6 +65,10 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
         |message: String| Err(ScenarioError::sense(file, format!("{}: {message}", case.name)));
     if case.steps.first() != Some(&Step::Boot) {
         return nonsense("the first step must be \"boot\"".into());
+    }
+    if guest_images::guest(&case.vm.guest).is_none() {
+        let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
+        return nonsense(format!("no guest `{}`; there are {}", case.vm.guest, all.join(", ")));
     }
     if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
         return nonsense(format!("vm.cpus is {}, must be 1 to {MAX_CPUS}", case.vm.cpus));
@@ -165,6 +172,7 @@ pages = ["4k", "thp"]
     #[case::unused_in_matrix("summary = \"\"\nsteps = [\"boot\"]\n[matrix]\ncpus = [1]\n")]
     #[case::empty_matrix("summary = \"${x}\"\nsteps = [\"boot\"]\n[matrix]\nx = []\n")]
     #[case::no_boot("summary = \"\"\nsteps = [\"stop\"]\n")]
+    #[case::unknown_guest("summary = \"\"\nvm = { guest = \"linux\" }\nsteps = [\"boot\"]\n")]
     #[case::after_the_end("summary = \"\"\nsteps = [\"boot\", \"quit\", \"cont\"]\n")]
     #[case::any_failure(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { expect = { failed = {} } } }]\n"

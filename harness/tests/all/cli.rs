@@ -97,7 +97,7 @@ fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let limit = cpr_harness::observe::poll::Deadline::after(std::time::Duration::from_secs(10));
+    let limit = cpr_harness::observe::poll::Deadline::after(std::time::Duration::from_secs(30));
     let vmm = cpr_harness::observe::poll::until(limit, || {
         let children = cpr_harness::observe::process::children(run.id() as i32).ok()?;
         evidence.exists().then_some(())?;

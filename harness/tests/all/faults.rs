@@ -80,6 +80,7 @@ faults! {
     guest_rebooted: Reboot, RUNNING => "damage";
     event_missing: DropEvent, RUNNING => "events";
     event_order: ReorderEvents, RUNNING => "events";
+    second_client_hears_less: MuteSecondClient, RUNNING => "clients";
     query_migrate: WrongMigrateStatus, RUNNING => "migrate_status";
     mode_kept: KeepMode, RUNNING => "migrate_status";
     variable_kept: KeepVariable, RUNNING => "leftovers";

@@ -29,8 +29,11 @@ steps = [
 #[case::triple("triple", "damage")]
 #[case::hang("hang", "progress")]
 fn a_failing_guest_is_reported(#[case] fault: &str, #[case] check: &str) {
-    let limit = if fault == "hang" { Duration::from_secs(2) } else { Patience::default().beat };
-    let patience = Patience { beat: limit, ..Patience::default() };
+    let little = Duration::from_secs(2);
+    let patience = match fault {
+        "hang" => Patience { beat: little, guest: little, ..Patience::default() },
+        _ => Patience::default(),
+    };
     let vmm = CprVmm::carried_by(common::binary()).unwrap();
     let report = common::run(vmm, fault, &SCENARIO.replace("[FAULT]", fault), patience);
     if let Verdict::Ignored(why) = &report.verdict {

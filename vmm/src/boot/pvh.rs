@@ -103,8 +103,8 @@ fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, B
     Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
 }
 
-/// The parts of the kernel that are to be in memory, as far as they can be read: what is wrong with
-/// the file is for the loader to say.
+/// The parts of the kernel that are to be in memory; none if it is no whole ELF file, which is for
+/// the loader to say.
 fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     let mut kernel = kernel.try_clone()?;
     kernel.rewind()?;
@@ -119,7 +119,7 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     for _ in 0..header.e_phnum {
         let mut segment = Elf64_Phdr::default();
         if kernel.read_exact(segment.as_mut_slice()).is_err() {
-            break;
+            return Ok(Vec::new());
         }
         segments.push(segment);
     }

@@ -41,6 +41,8 @@ pub enum Fault {
     DropEvent,
     /// Send `RESUME` too late.
     ReorderEvents,
+    /// Send events to the first client only, after an update.
+    MuteSecondClient,
     /// Answer `query-migrate` with another status than the events had.
     WrongMigrateStatus,
     /// Leave `mode` set after a good update.

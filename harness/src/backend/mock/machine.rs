@@ -63,7 +63,7 @@ impl Machine {
         let listener = UnixListener::bind(args.socket())?;
         fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
         write_pid_file(&args)?;
-        let kvm = create_vm();
+        let kvm = if args.has(Fault::SecondVm) { create_vm() } else { Vec::new() };
         let mut machine = Self {
             guest,
             listener,
@@ -96,8 +96,9 @@ impl Machine {
         if args.has(Fault::MoveFrames) {
             guest::move_frames(&ram)?;
         }
-        let mut kvm = create_vm();
+        let mut kvm = Vec::new();
         if args.has(Fault::SecondVm) {
+            kvm.extend(create_vm());
             kvm.extend(create_vm());
         }
         let shared = args.shared_ram();
@@ -190,7 +191,9 @@ impl Machine {
         }
         for event in [Some(event), self.held.take()].into_iter().flatten() {
             let line = serde_json::to_string(&event).unwrap_or_default();
-            for client in &mut self.clients {
+            let mute = self.args.has(Fault::MuteSecondClient) && self.args.incoming.is_some();
+            let heard = if mute { 1 } else { self.clients.len() };
+            for client in self.clients.iter_mut().take(heard) {
                 // A client that is gone is noticed when it is read.
                 let _ = writeln!(client.stream, "{line}\r");
             }
