@@ -113,10 +113,9 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
         && header.e_ident[..4] == *b"\x7fELF"
         && usize::from(header.e_phentsize) == size_of::<Elf64_Phdr>();
     let mut segments = Vec::new();
-    if !is_elf {
+    if !is_elf || kernel.seek(SeekFrom::Start(header.e_phoff)).is_err() {
         return Ok(segments);
     }
-    kernel.seek(SeekFrom::Start(header.e_phoff))?;
     for _ in 0..header.e_phnum {
         let mut segment = Elf64_Phdr::default();
         if kernel.read_exact(segment.as_mut_slice()).is_err() {

@@ -408,7 +408,15 @@ enum Outcome {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
+    use kvm_ioctls::Kvm;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::install_kick_handler;
     use super::*;
+    use crate::config::{MemoryConfig, PageKind, SerialConfig};
+    use crate::devices::serial::{SerialHost, SerialPort};
+    use crate::memory::RamBlock;
 
     /// A handle whose vCPU is the test.
     fn handle() -> (VcpuHandle, Receiver<Request>) {
@@ -435,6 +443,57 @@ mod tests {
         assert!(matches!(next.wait(Instant::now()), Err(PauseError::Deadline { .. })));
         answer(&inbox);
         next.wait(Instant::now()).unwrap();
+    }
+
+    #[test]
+    fn a_guest_with_a_clock_hears_of_the_pause_when_it_goes_on() {
+        const CODE: u64 = 0x1000;
+        const CLOCK: u64 = 0x2000;
+        const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+        const ENABLE: u64 = 1;
+        // `struct pvclock_vcpu_time_info`: its version, and its flags with PVCLOCK_GUEST_STOPPED.
+        const FLAGS: u64 = 29;
+        const STOPPED: u8 = 2;
+        let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
+        let ram = RamBlock::create(memory).unwrap();
+        // hlt
+        ram.memory().write_obj(0xf4_u8, GuestAddress(CODE)).unwrap();
+        let kvm = Kvm::new().unwrap();
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        ram.register(&vm).unwrap();
+        vm.create_irq_chip().unwrap();
+        let fd = vm.create_vcpu(0).unwrap();
+        fd.set_cpuid2(&crate::vcpu::cpuid_for(&kvm, 0, 1).unwrap()).unwrap();
+        let mut sregs = fd.get_sregs().unwrap();
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        fd.set_sregs(&sregs).unwrap();
+        fd.set_regs(&kvm_regs { rip: CODE, rflags: 2, ..Default::default() }).unwrap();
+        let clock = kvm_msr_entry {
+            index: MSR_KVM_SYSTEM_TIME_NEW,
+            data: CLOCK | ENABLE,
+            ..Default::default()
+        };
+        assert_eq!(fd.set_msrs(&Msrs::from_entries(&[clock]).unwrap()), Ok(1));
+        let capabilities = Arc::new(StateCapabilities::ask(&kvm, &vm, &fd, None).unwrap());
+        let wake = Arc::new(EventFd::new().unwrap());
+        let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
+        let serial = SerialPort::new(vm.clone(), wake.clone(), null, &Default::default()).unwrap();
+        let bus = Arc::new(PortBus::new(serial, Default::default()));
+        let (queue, _events) = channel();
+        let events = EventSink::new(queue, wake);
+        install_kick_handler().unwrap();
+        let start = VcpuStart { index: 0, fd, capabilities, bus, events, restore: None };
+        let vcpu = VcpuHandle::spawn(start).unwrap();
+        // As after an update: this vCPU has not been paused.
+        vcpu.run();
+        let until = Instant::now() + Duration::from_secs(30);
+        let version = || ram.memory().read_obj::<u32>(GuestAddress(CLOCK)).unwrap();
+        while version() == 0 || version() % 2 == 1 {
+            assert!(Instant::now() < until, "the clock was never written");
+            std::thread::yield_now();
+        }
+        let flags: u8 = ram.memory().read_obj(GuestAddress(CLOCK + FLAGS)).unwrap();
+        assert_eq!(flags & STOPPED, STOPPED);
     }
 
     #[test]

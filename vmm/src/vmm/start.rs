@@ -148,8 +148,9 @@ impl Vmm {
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
         let qmp = Server::restore(std::mem::take(&mut cpr.qmp), |name| fds.take(name, 0))?;
-        if config.qmp.as_ref().map(|qmp| qmp.0.as_path()) != qmp.path() {
-            tracing::warn!(path = ?qmp.path(), "--qmp differs: the one that was handed over goes on");
+        let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
+        if asked != handed_over {
+            tracing::warn!(?asked, ?handed_over, "--qmp differs: what was handed over goes on");
         }
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
             fds.take(name, 0)

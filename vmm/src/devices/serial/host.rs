@@ -236,6 +236,7 @@ impl SerialHost {
             Ok(None) => self.accept_failed = false,
             Ok(Some(stream)) => {
                 *client = Some(stream);
+                self.pending.clear();
                 self.accept_failed = false;
             }
             Err(error) => {
