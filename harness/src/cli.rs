@@ -101,6 +101,9 @@ struct Run {
     /// Where evidence goes.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
+    /// A case that cannot run here is an error (exit status 3).
+    #[arg(long)]
+    require_all: bool,
 }
 
 #[derive(Args)]
@@ -158,7 +161,7 @@ fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     let count = set.cases.len();
     let noun = if count == 1 { "case" } else { "cases" };
     println!("{count} {noun} from {}", set.origin);
-    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone())
+    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone(), run.require_all)
 }
 
 fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
@@ -168,10 +171,16 @@ fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
     let case = parse::parse_case(&path.display().to_string(), &text).map_err(Stop::usage)?;
     let beside = || replay.folder.parent().unwrap_or(Path::new(".")).join("replay");
     let evidence = replay.evidence.clone().unwrap_or_else(beside);
-    run_cases(&[case], 1, &replay.vmm, evidence)
+    run_cases(&[case], 1, &replay.vmm, evidence, false)
 }
 
-fn run_cases(cases: &[Case], jobs: usize, vmm: &Vmm, evidence: PathBuf) -> Result<ExitCode, Stop> {
+fn run_cases(
+    cases: &[Case],
+    jobs: usize,
+    vmm: &Vmm,
+    evidence: PathBuf,
+    require_all: bool,
+) -> Result<ExitCode, Stop> {
     signals::guard();
     let options = Options {
         backend: backend(vmm)?,
@@ -185,7 +194,8 @@ fn run_cases(cases: &[Case], jobs: usize, vmm: &Vmm, evidence: PathBuf) -> Resul
     let began = Instant::now();
     schedule::run(cases, jobs, &options, |report| terminal.case(report));
     terminal.finish(began.elapsed());
-    Ok(ExitCode::from(match (terminal.any_failed(), terminal.any_broken()) {
+    let broken = terminal.any_broken() || require_all && terminal.any_ignored();
+    Ok(ExitCode::from(match (terminal.any_failed(), broken) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,

@@ -51,6 +51,8 @@ fn run(case: &Case, options: &Options) -> Result<Completion, Failed> {
     match &report.verdict {
         Verdict::Pass => Ok(Completion::Completed),
         Verdict::Fail(_) => Err(terminal::details(&report).join("\n").into()),
+        // Where everything must run, as in CI, a miss is an error.
+        Verdict::Ignored(why) if std::env::var_os("CPR_REQUIRE_ALL").is_some() => Err(why.into()),
         Verdict::Ignored(why) => Ok(Completion::ignored_with(why)),
         Verdict::Broken(why) => Err(why.into()),
     }

@@ -81,6 +81,11 @@ impl Terminal {
         !self.failed.is_empty()
     }
 
+    /// Some case cannot be run here.
+    pub fn any_ignored(&self) -> bool {
+        !self.ignored.is_empty()
+    }
+
     /// Some case could not be run because of the machine.
     pub fn any_broken(&self) -> bool {
         self.broken > 0

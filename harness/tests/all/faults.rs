@@ -44,8 +44,8 @@ macro_rules! faults {
             #[test]
             fn $name() {
                 let fault = Fault::$fault;
-                if !shows_here(fault) {
-                    return;
+                if let Some(need) = unmet(fault) {
+                    panic!("cannot be seen here: needs {need}");
                 }
                 let mock = Mock::at(common::binary(), Some(fault)).unwrap();
                 let report = common::run(mock, stringify!($name), $scenario, patience(fault));
@@ -106,11 +106,12 @@ fn patience(fault: Fault) -> Patience {
 }
 
 /// Page frames are shown to root only, and VMs need KVM.
-fn shows_here(fault: Fault) -> bool {
+fn unmet(fault: Fault) -> Option<&'static str> {
+    let kvm = || std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     match fault {
-        Fault::MoveFrames => nix::unistd::geteuid().is_root(),
-        Fault::SecondVm => std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
-        _ => true,
+        Fault::MoveFrames => (!nix::unistd::geteuid().is_root()).then_some("root"),
+        Fault::SecondVm => (!kvm()).then_some("/dev/kvm"),
+        _ => None,
     }
 }
 

@@ -25,6 +25,10 @@ pub fn trial(
     });
     match missing {
         None => trial,
+        // Where everything must run, as in CI, a miss is an error.
+        Some(reason) if std::env::var_os("CPR_REQUIRE_ALL").is_some() => {
+            Trial::test(trial.name(), || Err(reason.into()))
+        }
         Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
     }
 }
