@@ -1,7 +1,10 @@
 //! The guest has found no damage, taken no exception, not panicked.
 
+use std::time::Duration;
+
 use super::{Check, Scene};
 use crate::observe::mailbox::{MailboxPage, phase};
+use crate::observe::poll::{self, Deadline};
 
 /// The check.
 pub const CHECK: Check =
@@ -10,13 +13,21 @@ pub const CHECK: Check =
 /// How the VMM's log calls a triple fault.
 const TRIPLE_FAULT: &str = "guest_triple_fault";
 
+/// How long a guest may take to write its record.
+const WRITTEN: Duration = Duration::from_secs(2);
+
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     look(&scene.after.page, scene.boots, scene.log)
 }
 
 /// Looks at the mailbox of a guest that must have booted `boots` times, and at its VMM's `log`.
 pub fn look(page: &MailboxPage, boots: u32, log: &dyn Fn() -> String) -> Result<(), String> {
-    let view = page.read().map_err(|e| format!("cannot read the mailbox: {e}"))?;
+    let read = || page.read().map_err(|e| format!("cannot read the mailbox: {e}"));
+    let whole = poll::until(Deadline::after(WRITTEN), || match read() {
+        Ok(view) if view.damage.as_ref().is_some_and(|damage| !damage.is_whole()) => None,
+        other => Some(other),
+    });
+    let view = whole.unwrap_or_else(read)?;
     if let Some(damage) = view.damage {
         return Err(damage.to_string());
     }

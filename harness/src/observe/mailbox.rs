@@ -253,6 +253,13 @@ impl Damage {
     }
 }
 
+impl Damage {
+    /// The record is complete; before that its fields mean nothing.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cpu, rip, address, expected, found, detail, .. } = self;
