@@ -70,6 +70,9 @@ struct Vmm {
     /// Another build of the VMM, instead of the one in this binary.
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
+    /// One more argument for our VMM; can be repeated.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    vmm_arg: Vec<String>,
     /// What to run scenarios on.
     #[arg(long, value_enum, default_value_t = BackendKind::CprVmm)]
     backend: BackendKind,
@@ -206,9 +209,11 @@ fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
     let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
     match (vmm.backend, &vmm.vmm) {
         (BackendKind::Mock, _) => Ok(Arc::new(Mock::carried(vmm.fault).map_err(own)?)),
-        (BackendKind::CprVmm, None) => Ok(Arc::new(CprVmm::carried().map_err(own)?)),
+        (BackendKind::CprVmm, None) => {
+            Ok(Arc::new(CprVmm::carried().map_err(own)?.with(&vmm.vmm_arg)))
+        }
         (BackendKind::CprVmm, Some(path)) => match CprVmm::at(path) {
-            Ok(backend) => Ok(Arc::new(backend)),
+            Ok(backend) => Ok(Arc::new(backend.with(&vmm.vmm_arg))),
             Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
         },
     }
@@ -218,6 +223,9 @@ fn vmm_option(vmm: &Vmm) -> String {
     let mut option = String::new();
     if let Some(path) = &vmm.vmm {
         option.push_str(&format!(" --vmm {}", path.display()));
+    }
+    for argument in &vmm.vmm_arg {
+        option.push_str(&format!(" --vmm-arg={argument}"));
     }
     if vmm.backend == BackendKind::Mock {
         option.push_str(" --backend mock");

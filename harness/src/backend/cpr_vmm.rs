@@ -11,22 +11,33 @@ use crate::carry;
 pub struct CprVmm {
     binary: PathBuf,
     first: Vec<String>,
+    last: Vec<String>,
 }
 
 impl CprVmm {
     /// The one this binary carries.
     pub fn carried() -> io::Result<Self> {
-        Ok(Self { binary: carry::own_binary()?, first: vec![carry::VMM.into()] })
+        Ok(Self { binary: carry::own_binary()?, first: vec![carry::VMM.into()], last: Vec::new() })
     }
 
     /// The one that another build of the harness carries.
     pub fn carried_by(binary: &Path) -> io::Result<Self> {
-        Ok(Self { binary: std::fs::canonicalize(binary)?, first: vec![carry::VMM.into()] })
+        Ok(Self {
+            binary: std::fs::canonicalize(binary)?,
+            first: vec![carry::VMM.into()],
+            last: Vec::new(),
+        })
     }
 
     /// Another build of it.
     pub fn at(binary: &Path) -> io::Result<Self> {
-        Ok(Self { binary: std::fs::canonicalize(binary)?, first: Vec::new() })
+        Ok(Self { binary: std::fs::canonicalize(binary)?, first: Vec::new(), last: Vec::new() })
+    }
+
+    /// With `arguments` after all others.
+    pub fn with(mut self, arguments: &[String]) -> Self {
+        self.last.extend_from_slice(arguments);
+        self
     }
 }
 
@@ -40,7 +51,7 @@ impl Backend for CprVmm {
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
-        [self.first.clone(), arguments(launch)].concat()
+        [self.first.clone(), arguments(launch), self.last.clone()].concat()
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {

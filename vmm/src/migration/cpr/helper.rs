@@ -3,7 +3,7 @@
 //! `execve` in a process that has a VM waits for the VM's teardown: RCU grace periods for the
 //! irqchip, and the unmapping of all guest RAM. A second process that shares the address space
 //! (`CLONE_VM`) and has a copy of the descriptor table keeps both alive, so that `execve` only lets
-//! go of them. The helper sleeps at lowest priority; once the guest runs again it is killed, and
+//! go of them. The helper sleeps at low priority; once the guest runs again it is killed, and
 //! the teardown takes place in it.
 
 use std::arch::asm;
@@ -18,7 +18,9 @@ use nix::unistd::{Pid, getpid};
 
 /// Three system calls need little.
 const STACK: usize = 16 << 10;
-const LOWEST_PRIORITY: i64 = 19;
+/// Low, so that the teardown takes little from the guest; not the lowest, or an update of a guest
+/// that keeps every CPU busy would be over only seconds later.
+const LOW_PRIORITY: i64 = 10;
 
 /// Why there is no helper. An update works without; it takes longer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -123,7 +125,7 @@ impl Stack {
 extern "C" fn helper_main(parent: *mut c_void) -> i32 {
     const PRIO_PROCESS: i64 = 0;
     raw_syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0);
-    raw_syscall(libc::SYS_setpriority, PRIO_PROCESS, 0, LOWEST_PRIORITY);
+    raw_syscall(libc::SYS_setpriority, PRIO_PROCESS, 0, LOW_PRIORITY);
     // The parent may have died before the first call.
     while raw_syscall(libc::SYS_getppid, 0, 0, 0) == parent as i64 {
         raw_syscall(libc::SYS_pause, 0, 0, 0);
