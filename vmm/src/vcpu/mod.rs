@@ -1,15 +1,17 @@
 //! vCPUs: their threads, how they are stopped, and their saved state.
 
 mod cpuid;
+mod events;
 mod exit;
+mod handle;
 mod kick;
+mod msrs;
 pub mod order;
 mod state;
 mod thread;
 
 pub use cpuid::cpuid_for;
+pub use events::{EventSink, GuestEvent, GuestEventKind};
+pub use handle::{Answer, PauseError, VcpuHandle, VcpuStart};
 pub use kick::install_kick_handler;
 pub use state::{StateCapabilities, StateError, VcpuState};
-pub use thread::{
-    Answer, EventSink, GuestEvent, GuestEventKind, PauseError, VcpuHandle, VcpuStart,
-};

@@ -118,15 +118,17 @@ pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
     ),
 ];
 
-/// The constraint that `order` breaks first.
-pub fn first_broken<'a>(order: &[Item], constraints: &'a [Constraint]) -> Option<&'a Constraint> {
-    let position = |item| order.iter().position(|&other| other == item);
-    constraints.iter().find(|constraint| position(constraint.first) >= position(constraint.then))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The constraint that `order` breaks first.
+    fn first_broken<'a>(order: &[Item], constraints: &'a [Constraint]) -> Option<&'a Constraint> {
+        let position = |item| order.iter().position(|&other| other == item);
+        constraints
+            .iter()
+            .find(|constraint| position(constraint.first) >= position(constraint.then))
+    }
 
     #[test]
     fn both_orders_satisfy_their_constraints() {

@@ -11,23 +11,10 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::msrs;
 use super::order::{self, Item};
 
-const MSR_IA32_TSC: u32 = 0x10;
-const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
-/// The MSR that carries the LAPIC's base is part of the sregs, and KVM checks it there.
-const MSR_IA32_APICBASE: u32 = 0x1b;
 const SREGS2_PDPTRS_VALID: u64 = 1;
-const MSR_IA32_MCG_CAP: u32 = 0x179;
-const MSR_IA32_MCG_STATUS: u32 = 0x17a;
-const MSR_IA32_MCG_CTL: u32 = 0x17b;
-/// The first of four MSRs of each bank: `MCi_CTL`, `_STATUS`, `_ADDR`, `_MISC`.
-const MSR_IA32_MC0_CTL: u32 = 0x400;
-/// Base and mask of 8 variable ranges, the fixed ranges, the default type.
-const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
-    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
-/// KVM takes fewer than 256 in one call (`MAX_IO_MSRS`).
-const MSR_BATCH: usize = 128;
 
 /// The saved state of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -147,7 +134,7 @@ impl StateCapabilities {
         };
         let msrs = match known_msrs {
             Some(msrs) => msrs,
-            None => settable_msrs(kvm, vcpu, tsc_offset)?,
+            None => msrs::settable(kvm, vcpu, tsc_offset)?,
         };
         Ok(Self {
             xsave_extra: xsave.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>()),
@@ -169,69 +156,6 @@ fn tsc_offset_attr(value: &mut u64) -> kvm_device_attr {
         addr: (&raw mut *value) as u64,
         flags: 0,
     }
-}
-
-fn msr_batch(vcpu: u8, entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
-    Msrs::from_entries(entries).map_err(|_| StateError::TooMany {
-        vcpu,
-        what: "MSRs",
-        count: entries.len(),
-    })
-}
-
-/// The MSRs that this host's KVM both reads and takes back, the TSC first and the deadline last.
-fn settable_msrs(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec<u32>, StateError> {
-    let error = |call| move |source| StateError::Ioctl { vcpu: 0, call, source };
-    let listed = kvm.get_msr_index_list().map_err(error("KVM_GET_MSR_INDEX_LIST"))?;
-    let read = |batch: &mut Msrs| vcpu.get_msrs(batch).map_err(error("KVM_GET_MSRS"));
-    let mcg_cap = probe(&entries(&[MSR_IA32_MCG_CAP]), read)?.first().map_or(0, |cap| cap.data);
-    let mut indices = listed.as_slice().to_vec();
-    indices.extend(unlisted_msrs(mcg_cap).filter(|msr| !listed.as_slice().contains(msr)));
-    indices.retain(|&msr| msr != MSR_IA32_APICBASE && !(tsc_offset && msr == MSR_IA32_TSC));
-    indices.sort_by_key(|&msr| match msr {
-        MSR_IA32_TSC => 0,
-        MSR_IA32_TSC_DEADLINE => 2,
-        _ => 1,
-    });
-    let readable = probe(&entries(&indices), read)?;
-    let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
-    Ok(settable.iter().map(|entry| entry.index).collect())
-}
-
-/// MSRs that `KVM_GET_MSR_INDEX_LIST` does not name: machine checks, and MTRRs before Linux 6.3.
-/// `mcg_cap` is the value of IA32_MCG_CAP, which has the number of banks in its low byte.
-fn unlisted_msrs(mcg_cap: u64) -> impl Iterator<Item = u32> {
-    let banks = mcg_cap as u32 & 0xff;
-    let machine_check = MSR_IA32_MC0_CTL..MSR_IA32_MC0_CTL + 4 * banks;
-    [MSR_IA32_MCG_STATUS, MSR_IA32_MCG_CTL]
-        .into_iter()
-        .chain(machine_check)
-        .chain(MTRRS.into_iter().flatten())
-}
-
-fn entries(indices: &[u32]) -> Vec<kvm_msr_entry> {
-    indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect()
-}
-
-/// Those of `entries` that `call` does not stop at, as it leaves them. One that it stops at costs
-/// one call more.
-fn probe(
-    entries: &[kvm_msr_entry],
-    call: impl Fn(&mut Msrs) -> Result<usize, StateError>,
-) -> Result<Vec<kvm_msr_entry>, StateError> {
-    let mut kept = Vec::new();
-    let mut rest = entries;
-    while !rest.is_empty() {
-        let mut batch = msr_batch(0, &rest[..rest.len().min(MSR_BATCH)])?;
-        let done = call(&mut batch)?;
-        kept.extend_from_slice(&batch.as_slice()[..done]);
-        rest = &rest[done..];
-        if done < batch.as_slice().len() {
-            tracing::debug!(msr = format!("{:#x}", rest[0].index), "msr_dropped");
-            rest = &rest[1..];
-        }
-    }
-    Ok(kept)
 }
 
 /// One vCPU with what is needed to save and restore it.
@@ -430,7 +354,7 @@ impl Access<'_> {
 
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
         let mut msrs = Vec::with_capacity(self.capabilities.msrs.len());
-        self.whole_list("KVM_GET_MSRS", &entries(&self.capabilities.msrs), |batch| {
+        self.whole_list("KVM_GET_MSRS", &msrs::entries(&self.capabilities.msrs), |batch| {
             let done = self.fd.get_msrs(batch)?;
             msrs.extend_from_slice(batch.as_slice());
             Ok(done)
@@ -449,8 +373,8 @@ impl Access<'_> {
         entries: &[kvm_msr_entry],
         mut act: impl FnMut(&mut Msrs) -> Result<usize, kvm_ioctls::Error>,
     ) -> Result<(), StateError> {
-        for (before, part) in (0..).step_by(MSR_BATCH).zip(entries.chunks(MSR_BATCH)) {
-            let done = self.call(call, act(&mut msr_batch(self.index, part)?))?;
+        for (before, part) in (0..).step_by(msrs::BATCH).zip(entries.chunks(msrs::BATCH)) {
+            let done = self.call(call, act(&mut msrs::batch(self.index, part)?))?;
             if let Some(entry) = part.get(done) {
                 let (msr, done, all) = (entry.index, before + done, entries.len());
                 return Err(StateError::Msr { vcpu: self.index, call, msr, done, all });
@@ -504,38 +428,5 @@ impl VcpuState {
     /// The MSRs that this state has.
     pub fn msr_indices(&self) -> Vec<u32> {
         self.msrs.iter().map(|entry| entry.index).collect()
-    }
-
-    /// The instruction pointer.
-    pub fn rip(&self) -> u64 {
-        self.regs.rip
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn probing_drops_what_is_refused_and_nothing_else() {
-        let all: Vec<u32> = (0..300).collect();
-        let refused = [0, 1, 127, 128, 200, 299];
-        let calls = std::cell::Cell::new(0);
-        let kept = probe(&entries(&all), |batch| {
-            calls.set(calls.get() + 1);
-            assert!(batch.as_slice().len() <= MSR_BATCH);
-            let stop = batch.as_slice().iter().position(|msr| refused.contains(&msr.index));
-            Ok(stop.unwrap_or(batch.as_slice().len()))
-        });
-        let kept: Vec<u32> = kept.unwrap().iter().map(|msr| msr.index).collect();
-        assert_eq!(kept, all.into_iter().filter(|msr| !refused.contains(msr)).collect::<Vec<_>>());
-        assert!(calls.get() <= refused.len() + 3, "{} calls", calls.get());
-    }
-
-    #[test]
-    fn machine_checks_and_mtrrs_are_asked_for() {
-        let msrs: Vec<u32> = unlisted_msrs(0x0100_0102).collect();
-        assert!((0x400..0x408).all(|msr| msrs.contains(&msr)) && !msrs.contains(&0x408));
-        assert!([0x17a, 0x17b, 0x200, 0x20f, 0x250, 0x2ff].iter().all(|msr| msrs.contains(msr)));
     }
 }

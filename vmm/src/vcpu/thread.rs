@@ -1,216 +1,19 @@
-//! One vCPU, its thread, and the requests it obeys.
+//! The thread of a vCPU: the run loop, and the requests it obeys.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, Sender};
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
-use nix::sys::eventfd::EventFd;
-use serde::{Deserialize, Serialize};
+use kvm_ioctls::VcpuExit;
 
+use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::port_access;
-use super::kick::{Kickable, kick};
-use super::state::{Access, StateCapabilities, StateError, VcpuState};
-use crate::devices::{DeviceRequest, PortBus};
+use super::handle::{Request, VcpuStart};
+use super::kick::Kickable;
+use super::state::{Access, StateError};
 
-/// Something a vCPU met that the machine must deal with. The vCPU stands still since.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestEvent {
-    /// The vCPU.
-    pub vcpu: u8,
-    /// What it met.
-    pub kind: GuestEventKind,
-}
-
-/// See [`GuestEvent`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GuestEventKind {
-    /// A device asks.
-    Device(DeviceRequest),
-    /// A triple fault (`KVM_EXIT_SHUTDOWN`).
-    TripleFault {
-        /// Where; 0 where KVM did not say.
-        rip: u64,
-    },
-    /// KVM cannot go on.
-    Failed(String),
-}
-
-/// Where guest events go: a queue, and a descriptor that becomes readable.
-#[derive(Clone, Debug)]
-pub struct EventSink {
-    queue: Sender<GuestEvent>,
-    wake: Arc<EventFd>,
-}
-
-impl EventSink {
-    /// Events go to `queue`; `wake` is written after each.
-    pub fn new(queue: Sender<GuestEvent>, wake: Arc<EventFd>) -> Self {
-        Self { queue, wake }
-    }
-
-    fn send(&self, event: GuestEvent) {
-        // Without a receiver the machine is being taken down, and nobody needs the event.
-        if self.queue.send(event).is_ok() {
-            let _ = self.wake.write(1);
-        }
-    }
-}
-
-/// Each request that is answered carries a channel of its own: an answer that comes too late must
-/// not be taken for that of a later request.
-enum Request {
-    Pause(Sender<Result<(), StateError>>),
-    Run,
-    Save(Sender<Result<VcpuState, StateError>>),
-    Quit,
-}
-
-/// What a vCPU's thread starts with.
-pub struct VcpuStart {
-    /// Index and APIC ID.
-    pub index: u8,
-    /// Its descriptor.
-    pub fd: VcpuFd,
-    /// What KVM offers.
-    pub capabilities: Arc<StateCapabilities>,
-    /// The devices.
-    pub bus: Arc<PortBus>,
-    /// Where events go.
-    pub events: EventSink,
-    /// State to load first; without it the vCPU is ready as it is.
-    pub restore: Option<Box<VcpuState>>,
-}
-
-/// The machine's end of a vCPU's thread. It starts paused. Dropping it ends the thread.
-#[derive(Debug)]
-pub struct VcpuHandle {
-    index: u8,
-    requests: Sender<Request>,
-    ready: Answer<()>,
-    kicked: Arc<AtomicBool>,
-    thread_id: Arc<OnceLock<i32>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// Why a vCPU does not obey.
-#[derive(Debug, thiserror::Error)]
-pub enum PauseError {
-    /// It did not answer in time.
-    #[error("vCPU {vcpu} did not {what} within {waited:?}")]
-    Deadline {
-        /// The vCPU.
-        vcpu: u8,
-        /// What it was asked for.
-        what: &'static str,
-        /// How long it had.
-        waited: Duration,
-    },
-    /// Its thread is gone.
-    #[error("the thread of vCPU {0} has ended")]
-    Gone(u8),
-    /// Its state could not be read or written.
-    #[error(transparent)]
-    State(#[from] StateError),
-}
-
-impl VcpuHandle {
-    /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
-    pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
-        let (requests, inbox) = channel();
-        let (loaded, receiver) = channel();
-        let kicked = Arc::new(AtomicBool::new(false));
-        let index = start.index;
-        let thread_id = Arc::new(OnceLock::new());
-        let thread = {
-            let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
-            std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-                thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
-                Vcpu { start, inbox, kicked, unfinished: false }.main(loaded);
-            })?
-        };
-        let ready = Answer { vcpu: index, what: "load its state", receiver };
-        Ok(Self { index, requests, ready, kicked, thread_id, thread: Some(thread) })
-    }
-
-    /// The thread's ID.
-    pub fn thread_id(&self) -> i32 {
-        *self.thread_id.wait()
-    }
-
-    fn send(&self, request: Request) {
-        // A thread that is gone is found out by whoever waits for its answer.
-        let _ = self.requests.send(request);
-    }
-
-    /// For requests that must get the thread out of the guest; others find it waiting.
-    fn send_and_kick(&self, request: Request) {
-        self.send(request);
-        self.kicked.store(true, Ordering::Release);
-        if let Some(thread) = &self.thread {
-            kick(thread);
-        }
-    }
-
-    /// Waits until the state given at the start is loaded.
-    pub fn wait_ready(&self, until: Instant) -> Result<(), PauseError> {
-        self.ready.wait(until)
-    }
-
-    /// Asks the vCPU to leave `KVM_RUN` and to finish a port or MMIO access that is half done.
-    pub fn request_pause(&self) -> Answer<()> {
-        let (answer, receiver) = channel();
-        self.send_and_kick(Request::Pause(answer));
-        Answer { vcpu: self.index, what: "leave the guest", receiver }
-    }
-
-    /// Lets the guest run.
-    pub fn run(&self) {
-        self.send(Request::Run);
-    }
-
-    /// Asks for the state of a paused vCPU.
-    pub fn request_save(&self) -> Answer<VcpuState> {
-        let (answer, receiver) = channel();
-        self.send(Request::Save(answer));
-        Answer { vcpu: self.index, what: "save its state", receiver }
-    }
-}
-
-/// What a vCPU was asked for, on its way.
-#[derive(Debug)]
-pub struct Answer<T> {
-    vcpu: u8,
-    what: &'static str,
-    receiver: Receiver<Result<T, StateError>>,
-}
-
-impl<T> Answer<T> {
-    /// Waits for it.
-    pub fn wait(&self, until: Instant) -> Result<T, PauseError> {
-        let (vcpu, what) = (self.vcpu, self.what);
-        let waited = until.saturating_duration_since(Instant::now());
-        match self.receiver.recv_timeout(waited) {
-            Ok(result) => Ok(result?),
-            Err(RecvTimeoutError::Timeout) => Err(PauseError::Deadline { vcpu, what, waited }),
-            Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(vcpu)),
-        }
-    }
-}
-
-impl Drop for VcpuHandle {
-    fn drop(&mut self) {
-        self.send_and_kick(Request::Quit);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; there is nothing more to do about it.
-            let _ = thread.join();
-        }
-    }
-}
-
-struct Vcpu {
+/// A vCPU, on its thread.
+pub(super) struct Vcpu {
     start: VcpuStart,
     inbox: Receiver<Request>,
     kicked: Arc<AtomicBool>,
@@ -240,7 +43,12 @@ impl Drop for PanicReport {
 }
 
 impl Vcpu {
-    fn main(mut self, loaded: Sender<Result<(), StateError>>) {
+    pub(super) fn new(start: VcpuStart, inbox: Receiver<Request>, kicked: Arc<AtomicBool>) -> Self {
+        Self { start, inbox, kicked, unfinished: false }
+    }
+
+    /// Until the machine has had enough of it; says first whether its state is `loaded`.
+    pub(super) fn main(mut self, loaded: Sender<Result<(), StateError>>) {
         let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
         if let Some(state) = self.start.restore.take()
@@ -408,42 +216,20 @@ enum Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
     use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
     use kvm_ioctls::Kvm;
+    use nix::sys::eventfd::EventFd;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::super::install_kick_handler;
+    use super::super::{StateCapabilities, VcpuHandle, install_kick_handler};
     use super::*;
     use crate::config::{MemoryConfig, PageKind, SerialConfig};
+    use crate::devices::PortBus;
     use crate::devices::serial::{SerialHost, SerialPort};
     use crate::memory::RamBlock;
-
-    /// A handle whose vCPU is the test.
-    fn handle() -> (VcpuHandle, Receiver<Request>) {
-        let (requests, inbox) = channel();
-        let ready = Answer { vcpu: 0, what: "load its state", receiver: channel().1 };
-        let (kicked, thread_id) = Default::default();
-        (VcpuHandle { index: 0, requests, ready, kicked, thread_id, thread: None }, inbox)
-    }
-
-    fn answer(inbox: &Receiver<Request>) {
-        match inbox.recv().unwrap() {
-            Request::Pause(answer) => drop(answer.send(Ok(()))),
-            _ => panic!("not asked to pause"),
-        }
-    }
-
-    #[test]
-    fn an_answer_that_came_too_late_is_not_that_of_the_next_pause() {
-        let (vcpu, inbox) = handle();
-        let missed = vcpu.request_pause();
-        assert!(matches!(missed.wait(Instant::now()), Err(PauseError::Deadline { .. })));
-        answer(&inbox);
-        let next = vcpu.request_pause();
-        assert!(matches!(next.wait(Instant::now()), Err(PauseError::Deadline { .. })));
-        answer(&inbox);
-        next.wait(Instant::now()).unwrap();
-    }
 
     #[test]
     fn a_guest_with_a_clock_hears_of_the_pause_when_it_goes_on() {
@@ -510,13 +296,5 @@ mod tests {
         assert_eq!(inbox.try_recv(), Ok(GuestEvent { vcpu: 3, kind }));
         drop(PanicReport { vcpu: 3, events });
         assert!(inbox.try_recv().is_err());
-    }
-
-    #[test]
-    fn a_thread_that_has_ended_answers_nothing() {
-        let (vcpu, inbox) = handle();
-        drop(inbox);
-        let until = Instant::now() + Duration::from_secs(60);
-        assert!(matches!(vcpu.request_pause().wait(until), Err(PauseError::Gone(0))));
     }
 }

@@ -1,0 +1,206 @@
+//! The machine's end of a vCPU: requests, and answers to wait for.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+
+use super::events::EventSink;
+use super::kick::kick;
+use super::state::{StateCapabilities, StateError, VcpuState};
+use super::thread::Vcpu;
+use crate::devices::PortBus;
+
+/// Each request that is answered carries a channel of its own: an answer that comes too late must
+/// not be taken for that of a later request.
+pub(super) enum Request {
+    Pause(Sender<Result<(), StateError>>),
+    Run,
+    Save(Sender<Result<VcpuState, StateError>>),
+    Quit,
+}
+
+/// What a vCPU's thread starts with.
+pub struct VcpuStart {
+    /// Index and APIC ID.
+    pub index: u8,
+    /// Its descriptor.
+    pub fd: VcpuFd,
+    /// What KVM offers.
+    pub capabilities: Arc<StateCapabilities>,
+    /// The devices.
+    pub bus: Arc<PortBus>,
+    /// Where events go.
+    pub events: EventSink,
+    /// State to load first; without it the vCPU is ready as it is.
+    pub restore: Option<Box<VcpuState>>,
+}
+
+/// The machine's end of a vCPU's thread. It starts paused. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    index: u8,
+    requests: Sender<Request>,
+    ready: Answer<()>,
+    kicked: Arc<AtomicBool>,
+    thread_id: Arc<OnceLock<i32>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why a vCPU does not obey.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// It did not answer in time.
+    #[error("vCPU {vcpu} did not {what} within {waited:?}")]
+    Deadline {
+        /// The vCPU.
+        vcpu: u8,
+        /// What it was asked for.
+        what: &'static str,
+        /// How long it had.
+        waited: Duration,
+    },
+    /// Its thread is gone.
+    #[error("the thread of vCPU {0} has ended")]
+    Gone(u8),
+    /// Its state could not be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl VcpuHandle {
+    /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
+    pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
+        let (requests, inbox) = channel();
+        let (loaded, receiver) = channel();
+        let kicked = Arc::new(AtomicBool::new(false));
+        let index = start.index;
+        let thread_id = Arc::new(OnceLock::new());
+        let thread = {
+            let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
+            std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+                thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
+                Vcpu::new(start, inbox, kicked).main(loaded);
+            })?
+        };
+        let ready = Answer { vcpu: index, what: "load its state", receiver };
+        Ok(Self { index, requests, ready, kicked, thread_id, thread: Some(thread) })
+    }
+
+    /// The thread's ID.
+    pub fn thread_id(&self) -> i32 {
+        *self.thread_id.wait()
+    }
+
+    fn send(&self, request: Request) {
+        // A thread that is gone is found out by whoever waits for its answer.
+        let _ = self.requests.send(request);
+    }
+
+    /// For requests that must get the thread out of the guest; others find it waiting.
+    fn send_and_kick(&self, request: Request) {
+        self.send(request);
+        self.kicked.store(true, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            kick(thread);
+        }
+    }
+
+    /// Waits until the state given at the start is loaded.
+    pub fn wait_ready(&self, until: Instant) -> Result<(), PauseError> {
+        self.ready.wait(until)
+    }
+
+    /// Asks the vCPU to leave `KVM_RUN` and to finish a port or MMIO access that is half done.
+    pub fn request_pause(&self) -> Answer<()> {
+        let (answer, receiver) = channel();
+        self.send_and_kick(Request::Pause(answer));
+        Answer { vcpu: self.index, what: "leave the guest", receiver }
+    }
+
+    /// Lets the guest run.
+    pub fn run(&self) {
+        self.send(Request::Run);
+    }
+
+    /// Asks for the state of a paused vCPU.
+    pub fn request_save(&self) -> Answer<VcpuState> {
+        let (answer, receiver) = channel();
+        self.send(Request::Save(answer));
+        Answer { vcpu: self.index, what: "save its state", receiver }
+    }
+}
+
+/// What a vCPU was asked for, on its way.
+#[derive(Debug)]
+pub struct Answer<T> {
+    vcpu: u8,
+    what: &'static str,
+    receiver: Receiver<Result<T, StateError>>,
+}
+
+impl<T> Answer<T> {
+    /// Waits for it.
+    pub fn wait(&self, until: Instant) -> Result<T, PauseError> {
+        let (vcpu, what) = (self.vcpu, self.what);
+        let waited = until.saturating_duration_since(Instant::now());
+        match self.receiver.recv_timeout(waited) {
+            Ok(result) => Ok(result?),
+            Err(RecvTimeoutError::Timeout) => Err(PauseError::Deadline { vcpu, what, waited }),
+            Err(RecvTimeoutError::Disconnected) => Err(PauseError::Gone(vcpu)),
+        }
+    }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        self.send_and_kick(Request::Quit);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed; there is nothing more to do about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handle whose vCPU is the test.
+    fn handle() -> (VcpuHandle, Receiver<Request>) {
+        let (requests, inbox) = channel();
+        let ready = Answer { vcpu: 0, what: "load its state", receiver: channel().1 };
+        let (kicked, thread_id) = Default::default();
+        (VcpuHandle { index: 0, requests, ready, kicked, thread_id, thread: None }, inbox)
+    }
+
+    fn answer(inbox: &Receiver<Request>) {
+        match inbox.recv().unwrap() {
+            Request::Pause(answer) => drop(answer.send(Ok(()))),
+            _ => panic!("not asked to pause"),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_too_late_is_not_that_of_the_next_pause() {
+        let (vcpu, inbox) = handle();
+        let missed = vcpu.request_pause();
+        assert!(matches!(missed.wait(Instant::now()), Err(PauseError::Deadline { .. })));
+        answer(&inbox);
+        let next = vcpu.request_pause();
+        assert!(matches!(next.wait(Instant::now()), Err(PauseError::Deadline { .. })));
+        answer(&inbox);
+        next.wait(Instant::now()).unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_answers_nothing() {
+        let (vcpu, inbox) = handle();
+        drop(inbox);
+        let until = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(vcpu.request_pause().wait(until), Err(PauseError::Gone(0))));
+    }
+}
