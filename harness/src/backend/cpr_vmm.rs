@@ -68,7 +68,7 @@ impl Backend for CprVmm {
 }
 
 /// The habits of our VMM.
-pub(super) const DIALECT: Dialect = Dialect { errno_number: true };
+pub(super) const DIALECT: Dialect = Dialect { errno_number: true, rehearses: true };
 
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {

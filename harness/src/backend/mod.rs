@@ -40,6 +40,8 @@ pub struct Files {
 pub struct Dialect {
     /// Errors give the number of the errno besides its text.
     pub errno_number: bool,
+    /// Commands are rehearsed before the guest stops, if `x-cpr-exec-rehearsal` says so.
+    pub rehearses: bool,
 }
 
 /// One kind of VMM.

@@ -28,6 +28,10 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         }
         Pages::Reserved => {}
     }
+    let rehearses = |step: &Step| matches!(step, Step::Migrate(m) if m.rehearsal == Some(true));
+    if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {
+        return Some(format!("{} does not rehearse commands", backend.name()));
+    }
     let mounts = case.steps.iter().any(
         |step| matches!(step, Step::Migrate(m) if matches!(m.channel, Channel::Full | Channel::ReadOnly)),
     );

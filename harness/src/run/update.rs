@@ -137,7 +137,8 @@ impl Session<'_> {
         if let Some(words) = &command.words {
             parameters["cpr-exec-command"] = json!(words);
         }
-        if let Some(rehearsal) = rehearsal {
+        // One that never rehearses has no such parameter.
+        if let Some(rehearsal) = rehearsal.filter(|_| self.options.backend.dialect().rehearses) {
             parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)

@@ -60,7 +60,7 @@ impl Backend for Mock {
     }
 
     fn dialect(&self) -> Dialect {
-        cpr_vmm::DIALECT
+        Dialect { rehearses: false, ..cpr_vmm::DIALECT }
     }
 
     /// Only to have too many: ending a VM takes a host without hardware virtualization seconds
