@@ -131,7 +131,10 @@ impl Vmm {
     fn run(mut self) -> ExitStatus {
         loop {
             self.deal_with_guest_events();
-            self.look_at_rehearsal();
+            // A VMM that is about to end must not be replaced by one that does not know it.
+            if self.ended.is_none() {
+                self.look_at_rehearsal();
+            }
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
