@@ -54,7 +54,8 @@ fn assemble(
     entry: Option<boot::PvhEntry>,
 ) -> Result<KvmPart, MachineError> {
     require(&machine.kvm)?;
-    install_kick_handler()?;
+    install_kick_handler()
+        .map_err(|errno| system("install the handler that stops vCPUs")(errno.into()))?;
     let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
     let (devices, vcpu_states, platform) = match state {
         Some(state) => (Some(state.devices), state.vcpus, Some(state.platform)),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use cpr_qmp::run_state::RunState;
 use kvm_ioctls::{Kvm, VmFd};
-use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use state::LOADABLE_SECTIONS;
@@ -306,12 +305,6 @@ fn system(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |source| MachineError::Kvm { what, source }
-}
-
-impl From<Errno> for MachineError {
-    fn from(errno: Errno) -> Self {
-        system("system call")(errno.into())
-    }
 }
 
 #[cfg(test)]
