@@ -51,6 +51,11 @@ pub struct Config {
     #[arg(long, value_name = "file:PATH|defer")]
     pub incoming: Option<Incoming>,
 
+    /// Guest RAM that a failed update has left, with --incoming file:PATH: what it names, such as
+    /// /proc/PID/fd/N.
+    #[arg(long, value_name = "PATH", requires = "incoming")]
+    pub incoming_ram: Option<PathBuf>,
+
     /// Do not start the vCPUs before QMP `cont`.
     #[arg(long)]
     pub paused: bool,

@@ -1,6 +1,6 @@
 //! A listening Unix socket and the file that names it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -149,14 +149,6 @@ impl Listener {
         if self.owner.take() == Some(getpid()) {
             remove_if_same(&self.path, self.file);
         }
-    }
-}
-
-impl ListenerState {
-    /// Removes the file, for a new process image that cannot go on and has none to return to.
-    pub fn remove_file(&self) {
-        let path = Path::new(OsStr::from_bytes(&self.path));
-        remove_if_same(path, (self.device, self.inode));
     }
 }
 

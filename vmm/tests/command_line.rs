@@ -15,10 +15,12 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::run_state::RunState;
 use cpr_vmm::memory::{PC_RAM, RamBlockInfo};
+use cpr_vmm::migration::cpr::fall_back::Record;
 use cpr_vmm::migration::cpr::named_fds::NamedFd;
-use cpr_vmm::migration::cpr::state::{CprState, ENV_NAME, MigrationRecord};
+use cpr_vmm::migration::cpr::state::{CPR_VERSION, CprState, ENV_NAME, MigrationRecord};
 use cpr_vmm::qmp::{ConnectionState, ServerState};
 use cpr_vmm::state::Envelope;
 use nix::errno::Errno;
@@ -28,7 +30,7 @@ use support::trials::{self, Missing, kvm, trial, trials};
 use support::{PATIENCE, Scene};
 
 fn main() -> ExitCode {
-    let mut tests = trials![None; bad_command_lines, forged_variables, forged_states];
+    let mut tests = trials![None; bad_command_lines, forged_variables, forged_memfds, forged_states, lost_variables];
     tests.extend(trials![kvm();
         bad_command_lines_of_a_machine,
         forged_states_of_a_machine,
@@ -192,6 +194,43 @@ fn a_socket_left_behind_is_replaced() {
 const STATE_FD: RawFd = 70;
 const RAM_FD: RawFd = 71;
 
+/// A program to go back to: it says why.
+const OLD_BINARY_FD: RawFd = 72;
+const OLD_BINARY: [&str; 3] =
+    ["sh", "-c", "printf 'gave back: %s\\n' \"$CPR_EXEC_FAILED\" >&2; exit 1"];
+
+/// Starts `command` with a state that only its own process can have: the way back names it.
+fn forge_with_way_back(
+    command: &mut Command,
+    list: Vec<NamedFd>,
+    rest: Vec<u8>,
+    ram: Option<OwnedFd>,
+) {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let state = memfd_create("forged", flags).expect("a memfd");
+    let mut file = File::from(state.try_clone().expect("a copy"));
+    let shell = File::open("/bin/sh").expect("there is a shell");
+    let mut fds = vec![(state, STATE_FD), (shell.into(), OLD_BINARY_FD)];
+    fds.extend(ram.map(|ram| (ram, RAM_FD)));
+    forge(command, STATE_FD.to_string().as_ref(), fds);
+    let record = Record {
+        argv: OLD_BINARY.map(|word| word.as_bytes().to_vec().into()).into(),
+        environment: Vec::new(),
+        binary: OLD_BINARY_FD,
+        state: STATE_FD,
+        fds: list,
+        inherited: vec![OLD_BINARY_FD, RAM_FD],
+        ..Record::prepare(PATIENCE)
+    };
+    let fill = move || {
+        let record = Record { pid: std::process::id() as i32, ..record.clone() };
+        file.write_all(&[record.seal(), rest.clone()].concat())?;
+        Ok(fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals())).map(drop)?)
+    };
+    // SAFETY: glibc makes its heap usable in a forked child, and nothing else here takes a lock.
+    unsafe { command.pre_exec(fill) };
+}
+
 /// Starts `command` with copies of `fds` at the numbers given, and [`ENV_NAME`] set to `value`.
 fn forge(command: &mut Command, value: &OsStr, fds: Vec<(OwnedFd, RawFd)>) {
     command.env(ENV_NAME, value);
@@ -219,13 +258,12 @@ fn memfd(content: &[u8], seals: SealFlag) -> OwnedFd {
 }
 
 /// The envelope the VMM expects; another version or magic is what a test gives it.
-const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: 1 };
+const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
 
 /// A state with nothing wrong, but without any descriptor.
 fn state() -> CprState {
     CprState {
         run_state: RunState::Running,
-        fds: Vec::new(),
         ram_blocks: vec![RamBlockInfo { name: PC_RAM.to_owned(), size: 16 << 20 }],
         channel: ENVELOPE.seal(b"").1,
         qmp: ServerState::default(),
@@ -233,6 +271,7 @@ fn state() -> CprState {
         pending_events: Vec::new(),
         helper: None,
         migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0 },
+        parameters: MigrationParameters::default(),
     }
 }
 
@@ -242,11 +281,11 @@ fn encoded(state: &CprState) -> Vec<u8> {
     body
 }
 
-fn sealed(state: &CprState) -> OwnedFd {
-    memfd(&ENVELOPE.seal(&encoded(state)).0, all_seals())
+fn enveloped(state: &CprState) -> Vec<u8> {
+    ENVELOPE.seal(&encoded(state)).0
 }
 
-const TAKE_OVER: &str = "--memory 16M --incoming file:DIR/state";
+const TAKE_OVER: &str = "--memory 16M --incoming file:DIR/state --log off";
 
 fn forged_variables() {
     let scene = Scene::new();
@@ -261,45 +300,76 @@ fn forged_variables() {
     snapshot("forged_variables", &rows);
 }
 
+/// What holds no way back: the VMM ends.
+fn forged_memfds() {
+    let record = Record { state: STATE_FD, ..Record::prepare(PATIENCE) };
+    let whole = [record.seal(), enveloped(&state())].concat();
+    let flip = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let huge = memfd(b"", SealFlag::empty());
+    nix::unistd::ftruncate(&huge, 65 << 20).expect("a memfd can be made longer");
+    fcntl(&huge, FcntlArg::F_ADD_SEALS(all_seals())).expect("memfds can be sealed");
+    let seal = |bytes: &[u8]| memfd(bytes, all_seals());
+    let way_back = Envelope { magic: *b"CPRBACK\n", version: 1 };
+    let cases = [
+        ("not sealed", memfd(&whole, SealFlag::empty())),
+        ("half sealed", memfd(&whole, all_seals() & !SealFlag::F_SEAL_WRITE)),
+        ("empty", seal(b"")),
+        ("another magic", seal(&flip(0))),
+        ("flipped bit", seal(&flip(60))),
+        ("truncated", seal(&whole[..60])),
+        ("huge", huge),
+        ("no CBOR", seal(&way_back.seal(b"\xff").0)),
+        (
+            "of another process",
+            seal(&[Record { pid: 1, ..record }.seal(), enveloped(&state())].concat()),
+        ),
+    ];
+    let scene = Scene::new();
+    let row = |(title, fd): (&str, OwnedFd)| {
+        let value = STATE_FD.to_string();
+        refusal(&scene, title, TAKE_OVER, |vmm| forge(vmm, value.as_ref(), vec![(fd, STATE_FD)]))
+    };
+    snapshot("forged_memfds", &cases.map(row));
+}
+
+/// What is behind a way back: it is gone.
 fn forged_states() {
-    let whole = ENVELOPE.seal(&encoded(&state())).0;
+    let whole = enveloped(&state());
     let flip = |at: usize| {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         bytes
     };
     let longer = |bytes: &[u8]| [bytes, b"\0"].concat();
-    let other_version = Envelope { version: 2, ..ENVELOPE };
+    let other_version = Envelope { version: CPR_VERSION + 1, ..ENVELOPE };
     // In a member that nobody knows: even what is skipped is bounded.
     let member = b"\xa1\x61x";
     let nested = [&member[..], &[0x81; 1 << 10], &[0x80]].concat();
     let endless = [&member[..], &[0x5b], &[0xff; 8]].concat();
-    let huge = memfd(b"", SealFlag::empty());
-    nix::unistd::ftruncate(&huge, 65 << 20).expect("a memfd can be made longer");
-    fcntl(&huge, FcntlArg::F_ADD_SEALS(all_seals())).expect("memfds can be sealed");
-    let seal = |bytes: &[u8]| memfd(bytes, all_seals());
-    let in_envelope = |body: &[u8]| seal(&ENVELOPE.seal(body).0);
-
+    let in_envelope = |body: &[u8]| ENVELOPE.seal(body).0;
     let cases = [
-        ("not sealed", memfd(&whole, SealFlag::empty())),
-        ("half sealed", memfd(&whole, all_seals() & !SealFlag::F_SEAL_WRITE)),
-        ("empty", seal(b"")),
-        ("another magic", seal(&flip(0))),
-        ("another version", seal(&other_version.seal(&encoded(&state())).0)),
-        ("truncated", seal(&whole[..whole.len() - 1])),
-        ("trailing byte", seal(&longer(&whole))),
-        ("flipped bit", seal(&flip(whole.len() - 1))),
-        ("huge", huge),
+        ("empty", Vec::new()),
+        ("another magic", flip(0)),
+        ("another version", other_version.seal(&encoded(&state())).0),
+        ("truncated", whole[..whole.len() - 1].to_vec()),
+        ("trailing byte", longer(&whole)),
+        ("flipped bit", flip(whole.len() - 1)),
         ("no CBOR", in_envelope(b"\xff")),
         ("trailing byte inside", in_envelope(&longer(&encoded(&state())))),
         ("nested too deep", in_envelope(&nested)),
         ("endless bytes", in_envelope(&endless)),
         ("another type", in_envelope(b"\x01")),
     ];
-    let mut rows = forged_rows(TAKE_OVER, cases.map(|(title, fd)| (title, fd, None)));
+    let mut rows = Vec::new();
+    for (title, rest) in cases {
+        rows.push(given_back(title, TAKE_OVER, Vec::new(), rest, None));
+    }
     let named = |name: &str, fd| NamedFd { name: name.to_owned(), id: 0, fd };
     let ram = || named("ram.pc.ram", RAM_FD);
-    let listing = |fds: Vec<NamedFd>| sealed(&CprState { fds, ..state() });
     let client = ConnectionState {
         fd: "qmp.client.1".to_owned(),
         id: 1,
@@ -312,52 +382,63 @@ fn forged_states() {
     };
     let qmp = ServerState { connections: vec![client], ..ServerState::default() };
     let without_ram = CprState { ram_blocks: Vec::new(), ..state() };
-    let with_client = CprState { qmp, fds: vec![ram()], ..state() };
+    let with_client = CprState { qmp, ..state() };
     let cases = [
-        ("lists a closed descriptor", listing(vec![named("ram.pc.ram", 69)])),
-        ("lists a negative descriptor", listing(vec![named("ram.pc.ram", -1)])),
-        ("lists stderr", listing(vec![named("log.file", 2)])),
-        ("lists one twice", listing(vec![ram(), named("log.file", RAM_FD)])),
-        ("lists itself", listing(vec![named("ram.pc.ram", STATE_FD)])),
-        ("lists no RAM", listing(Vec::new())),
-        ("knows of no RAM", sealed(&without_ram)),
-        ("RAM of another size", listing(vec![ram()])),
+        ("lists a closed descriptor", vec![named("ram.pc.ram", 69)], state()),
+        ("lists a negative descriptor", vec![named("ram.pc.ram", -1)], state()),
+        ("lists stderr", vec![named("log.file", 2)], state()),
+        ("lists one twice", vec![ram(), named("log.file", RAM_FD)], state()),
+        ("lists no RAM", Vec::new(), state()),
+        ("knows of no RAM", Vec::new(), without_ram),
+        ("RAM of another size", vec![ram()], state()),
     ];
     let small = || Some(memfd(&[0; 4096], SealFlag::empty()));
-    rows.extend(forged_rows(TAKE_OVER, cases.map(|(title, fd)| (title, fd, small()))));
-    rows.extend(forged_rows(TAKE_OVER, [("lists no client", sealed(&with_client), ram_memfd())]));
-    rows.extend(forged_rows(
-        "--memory 16M --kernel DIR/heartbeat",
-        [("not asked for", sealed(&state()), None)],
-    ));
+    for (title, list, state) in cases {
+        rows.push(given_back(title, TAKE_OVER, list, enveloped(&state), small()));
+    }
+    let list = vec![ram()];
+    rows.push(given_back("lists no client", TAKE_OVER, list, enveloped(&with_client), ram_memfd()));
+    let arguments = "--memory 16M --kernel DIR/heartbeat --log off";
+    rows.push(given_back("not asked for", arguments, Vec::new(), enveloped(&state()), None));
+    let arguments = "--no-such-option";
+    rows.push(given_back("bad option", arguments, Vec::new(), enveloped(&state()), None));
     snapshot("forged_states", &rows);
 }
 
+/// The variable does not name the state that is there.
+fn lost_variables() {
+    let scene = Scene::new();
+    let mut rows = Vec::new();
+    for value in [None, Some("x"), Some("71")] {
+        let title = format!("{ENV_NAME}={value:?}");
+        rows.push(refusal(&scene, &title, TAKE_OVER, |vmm| {
+            forge_with_way_back(vmm, Vec::new(), enveloped(&state()), ram_memfd());
+            match value {
+                Some(value) => vmm.env(ENV_NAME, value),
+                None => vmm.env_remove(ENV_NAME),
+            };
+        }));
+    }
+    snapshot("lost_variables", &rows);
+}
+
 fn forged_states_of_a_machine() {
-    let fds = vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: RAM_FD }];
-    let state = CprState { fds, ..state() };
-    // It also warns of a --qmp that was not handed over.
-    let arguments = format!("{TAKE_OVER} --log error");
-    let rows = forged_rows(&arguments, [("no such file", sealed(&state), ram_memfd())]);
-    snapshot("forged_states_of_a_machine", &rows);
+    let list = vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: RAM_FD }];
+    let row = given_back("no such file", TAKE_OVER, list, enveloped(&state()), ram_memfd());
+    snapshot("forged_states_of_a_machine", &[row]);
+}
+
+fn given_back(
+    title: &str,
+    arguments: &str,
+    list: Vec<NamedFd>,
+    rest: Vec<u8>,
+    ram: Option<OwnedFd>,
+) -> String {
+    refusal(&Scene::new(), title, arguments, |vmm| forge_with_way_back(vmm, list, rest, ram))
 }
 
 /// A memfd of the size of [`TAKE_OVER`]'s RAM.
 fn ram_memfd() -> Option<OwnedFd> {
     Some(memfd(&vec![0; 16 << 20], SealFlag::empty()))
-}
-
-/// A row for each title, state and RAM.
-fn forged_rows(
-    arguments: &str,
-    cases: impl IntoIterator<Item = (&'static str, OwnedFd, Option<OwnedFd>)>,
-) -> Vec<String> {
-    let scene = Scene::new();
-    let row = |(title, state, ram): (&str, OwnedFd, Option<OwnedFd>)| {
-        let mut fds = vec![(state, STATE_FD)];
-        fds.extend(ram.map(|ram| (ram, RAM_FD)));
-        let value = STATE_FD.to_string();
-        refusal(&scene, title, arguments, |vmm| forge(vmm, value.as_ref(), fds))
-    };
-    cases.into_iter().map(row).collect()
 }

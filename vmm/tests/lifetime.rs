@@ -38,8 +38,9 @@ fn main() -> ExitCode {
         serial_output_is_neither_lost_nor_doubled,
         failed_updates_say_why,
         a_deferred_state_can_be_tried_again,
-        a_deferred_state_that_must_load_ends_the_vmm,
-        a_new_program_that_cannot_take_over_leaves_no_paths,
+        a_deferred_state_that_must_load_goes_back,
+        a_new_program_that_cannot_take_over_goes_back,
+        what_nobody_could_go_on_with_can_be_rescued,
     ];
     tests.extend(endings());
     trials::run(tests)
@@ -434,25 +435,45 @@ fn a_deferred_state_can_be_tried_again() {
     vm.update(&mut qmp);
 }
 
-/// The VMM ended badly, said why in one line, and left no path taken.
-fn ended_badly(scene: &Scene, mut vm: Vm<'_>) {
-    assert_eq!(vm.end().code(), Some(1), "{}", vm.stderr());
-    assert_eq!(vm.stderr().lines().count(), 1, "{}", vm.stderr());
+/// The new program gave the VM back: it is as it was, says why, and can be updated.
+fn gave_back(scene: &Scene, mut vm: Vm<'_>, qmp: &mut Qmp, why: &str) {
+    qmp.event("MIGRATION failed", |event| {
+        let failed = EventKind::Migration { status: MigrationStatus::Failed };
+        (event == failed).then_some(())
+    });
+    qmp.event("RESUME", |event| (event == EventKind::Resume).then_some(()));
+    assert_eq!(qmp.run_state(), RunState::Running);
+    let error = qmp.migration().error_desc.expect("a failure says why");
+    assert!(error.contains(why), "{error}");
+    assert_eq!(process::children(vm.pid()), [0; 0]);
+    let environment = process::environment(vm.pid());
+    assert!(!environment.iter().any(|text| text.contains("CPR_EXEC")), "{environment:?}");
+    qmp.rehearsal = true;
+    vm.update(qmp);
+    qmp.done(Command::Quit);
+    assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
     let files = scene.files();
     for path in ["qmp", "serial", "pid"] {
         assert!(!files.iter().any(|file| file == path), "{path} is left: {files:?}");
     }
 }
 
-fn a_deferred_state_that_must_load_ends_the_vmm() {
+fn a_deferred_state_that_must_load_goes_back() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
-    let (vm, mut qmp) = deferred(&scene, &arguments);
-    qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must not be");
-    ended_badly(&scene, vm);
+    let (mut vm, mut qmp) = deferred(&scene, &arguments);
+    // Clients that come and go while the new program waits.
+    let mut late = vm.qmp();
+    assert_eq!(late.run_state(), RunState::Inmigrate);
+    drop(vm.qmp());
+    let error = qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must not be");
+    assert!(error.desc.contains("No such file or directory (os error 2)"), "{}", error.desc);
+    gave_back(&scene, vm, &mut qmp, "DIR/missing".replace("DIR", scene.dir()).as_str());
+    assert!(late.take_events().is_empty());
+    late.event("SHUTDOWN", |event| matches!(event, EventKind::Shutdown { .. }).then_some(()));
 }
 
-fn a_new_program_that_cannot_take_over_leaves_no_paths() {
+fn a_new_program_that_cannot_take_over_goes_back() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let mut vm = scene.start(&arguments);
@@ -460,5 +481,40 @@ fn a_new_program_that_cannot_take_over_leaves_no_paths() {
     qmp.rehearsal = false;
     qmp.begin_update(&vm.command_again("file:DIR/missing"), &vm.state_file())
         .expect("the new program's arguments are its own business");
-    ended_badly(&scene, vm);
+    gave_back(&scene, vm, &mut qmp, "No such file or directory (os error 2)");
+}
+
+/// Even the old program cannot go on: another one can, from what it has left.
+fn what_nobody_could_go_on_with_can_be_rescued() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --serial file:DIR/serial --log-file DIR/log"));
+    let mut qmp = vm.qmp();
+    // The old program finds no room for its descriptors when it comes back: the new one, a script,
+    // has taken it away.
+    let words = vm.command_again("file:DIR/missing");
+    let script =
+        format!("#!/bin/sh\n[ \"$CPR_REHEARSAL\" ] || ulimit -n 20\nexec {}\n", words.join(" "));
+    let path = scene.script("wrapper", &script);
+    qmp.rehearsal = false;
+    qmp.begin_update(&[path], &vm.state_file()).expect("nothing is in its way");
+    let said = until("the last words", || {
+        let said = vm.stderr();
+        if said.ends_with('\n') { Ok(said) } else { Err(said) }
+    });
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let word_after = |name: &str| {
+        let at = said.find(name).unwrap_or_else(|| panic!("no {name} in {said}"));
+        said[at + name.len()..].split_whitespace().next().unwrap().trim_end_matches(',').to_owned()
+    };
+    let (state, ram) = (word_after("--incoming "), word_after("--incoming-ram "));
+    let mut rescued = scene.start(&format!(
+        "{GUEST} --serial file:DIR/serial --incoming {state} --incoming-ram {ram}"
+    ));
+    let mut other = rescued.qmp();
+    assert_eq!(other.run_state(), RunState::Running);
+    process::send(vm.pid(), Signal::SIGTERM);
+    assert!(!vm.end().success());
+    other.update(&vm.command_again("file:DIR/state"), &vm.state_file());
+    other.done(Command::Quit);
+    assert_eq!(rescued.end().code(), Some(0), "{}", rescued.stderr());
 }

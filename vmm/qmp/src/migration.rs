@@ -92,6 +92,10 @@ pub struct MigrationParameters {
     /// For how many milliseconds a rehearsal may go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_cpr_exec_rehearsal_timeout: Option<u64>,
+    /// For `cpr-exec`: after how many milliseconds a new binary that has not let the guest run is
+    /// replaced by the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_cpr_exec_deadline: Option<u64>,
 }
 
 /// Whether a capability is on.

@@ -4,6 +4,7 @@ mod assembly;
 pub mod order;
 mod state;
 
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -126,14 +127,21 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The parts that outlive KVM's; [`Machine::boot`] or [`Machine::restore`] adds those.
+    /// The parts that outlive KVM's; [`Machine::boot`] or [`Machine::restore`] adds those. `kvm` is
+    /// `/dev/kvm` if it is open already.
     pub fn new(
         config: MachineConfig,
         ram: RamBlock,
         image: Option<BootImage>,
+        kvm: Option<OwnedFd>,
     ) -> Result<Self, MachineError> {
-        let kvm =
-            Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?;
+        let kvm = match kvm {
+            // SAFETY: its owner gave it up; what is not KVM's refuses the first ioctl.
+            Some(fd) => unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) },
+            None => {
+                Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?
+            }
+        };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)
             .map_err(|errno| system("eventfd")(errno.into()))?;
@@ -187,6 +195,12 @@ impl Machine {
     /// RAM.
     pub fn ram(&self) -> &RamBlock {
         &self.ram
+    }
+
+    /// `/dev/kvm`.
+    pub fn kvm_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `kvm` keeps it open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.kvm.as_raw_fd()) }
     }
 
     /// The boot image.

@@ -1,8 +1,8 @@
 //! The migration channel: where device and vCPU state goes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cpr_qmp::address::MigrationAddress;
@@ -146,11 +146,9 @@ impl OutgoingFile {
         &self.path
     }
 
-    /// Writes the state as the whole content of the file.
-    pub fn write(&mut self, state: &SavedState) -> Result<Fingerprint, ChannelError> {
-        let (bytes, fingerprint) = state.encode();
-        self.write_within(&bytes, Envelope::max_bytes())?;
-        Ok(fingerprint)
+    /// Writes an encoded state as the whole content of the file.
+    pub fn write(&mut self, state: &[u8]) -> Result<(), ChannelError> {
+        self.write_within(state, Envelope::max_bytes())
     }
 
     fn write_within(&mut self, bytes: &[u8], limit: u64) -> Result<(), ChannelError> {
@@ -195,15 +193,22 @@ pub fn read(path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
     if !meta.is_file() {
         return Err(ChannelError::NotRegular { path: path.to_owned() });
     }
+    read_open(&file, path)
+}
+
+/// Reads a saved state from an open file, called `path` in errors.
+pub fn read_open(file: &File, path: &Path) -> Result<(SavedState, Fingerprint), ChannelError> {
+    let read_error = |source| ChannelError::Read { path: path.to_owned(), source };
+    let meta = file.metadata().map_err(read_error)?;
     if meta.len() > Envelope::max_bytes() {
         return Err(ChannelError::TooLarge { path: path.to_owned(), bytes: meta.len() });
     }
-    let mut bytes = Vec::with_capacity(meta.len() as usize);
-    (&file).take(Envelope::max_bytes()).read_to_end(&mut bytes).map_err(read_error)?;
+    // Whatever its offset is: the descriptor may have been written to.
+    let mut bytes = vec![0; meta.len() as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(read_error)?;
     SavedState::decode(&bytes)
         .map_err(|source| ChannelError::Content { path: path.to_owned(), source })
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +224,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let mut file = OutgoingFile::open(path.clone()).unwrap();
-        let written = file.write(&state()).unwrap();
+        let (bytes, written) = state().encode();
+        file.write(&bytes).unwrap();
         file.keep();
         let (mut state, read) = read(&path).unwrap();
         assert_eq!(read, written);
@@ -230,7 +236,7 @@ mod tests {
     fn a_file_that_was_made_for_nothing_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        OutgoingFile::open(path.clone()).unwrap().write(&state()).unwrap();
+        OutgoingFile::open(path.clone()).unwrap().write(&state().encode().0).unwrap();
         assert!(!path.exists());
     }
 
@@ -239,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         std::fs::write(&path, "old").unwrap();
-        OutgoingFile::open(path.clone()).unwrap().write(&state()).unwrap();
+        OutgoingFile::open(path.clone()).unwrap().write(&state().encode().0).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 
@@ -249,7 +255,7 @@ mod tests {
         let path = dir.path().join("state");
         std::fs::write(&path, vec![1; 1 << 16]).unwrap();
         let mut file = OutgoingFile::open(path.clone()).unwrap();
-        file.write(&state()).unwrap();
+        file.write(&state().encode().0).unwrap();
         file.keep();
         read(&path).unwrap();
     }

@@ -15,5 +15,5 @@ mod state;
 pub use connection::{MAX_OUTPUT, PAUSE_OUTPUT};
 pub use dispatch::version;
 pub use schema::schema;
-pub use server::{ConnectionId, Interest, MAX_CLIENTS, Request, Server, Token};
+pub use server::{ConnectionId, FD_PREFIX, Interest, MAX_CLIENTS, Request, Server, Token};
 pub use state::{ConnectionState, InFlight, RestoreError, ServerState};

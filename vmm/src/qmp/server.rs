@@ -19,6 +19,8 @@ use crate::unix_listener::{BindError, Listener};
 /// So many clients may be connected; more wait in the backlog.
 pub const MAX_CLIENTS: usize = 64;
 
+/// What the names of all descriptors of the server begin with.
+pub const FD_PREFIX: &str = "qmp.";
 const LISTENER_FD: &str = "qmp.listener";
 
 /// Which of the server's descriptors: what a poll loop hands back. Zero is the listener.
@@ -231,6 +233,12 @@ impl Server {
             Some(id) => client.send(&dispatch::response(result, id)),
             None => Ok(()),
         });
+    }
+
+    /// Answers every request that is in flight, after a restart that lost what it was about.
+    pub fn refuse_in_flight(&mut self, error: &QmpError) {
+        let ids: Vec<_> = self.clients.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.respond(id, Err(error.clone())));
     }
 
     /// Sends `event` to every client that has negotiated.

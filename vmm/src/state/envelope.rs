@@ -85,7 +85,20 @@ impl Envelope {
 
     /// The body of `bytes`, which must be one whole envelope and nothing else.
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], Fingerprint), EnvelopeError> {
-        let Some((header, body)) = bytes.split_at_checked(HEADER) else {
+        let (body, fingerprint, rest) = self.open_first(bytes)?;
+        if !rest.is_empty() {
+            let found = (body.len() + rest.len()) as u64;
+            return Err(EnvelopeError::Length { found, expected: fingerprint.length });
+        }
+        Ok((body, fingerprint))
+    }
+
+    /// The body of the envelope that `bytes` begin with, and the bytes after it.
+    pub fn open_first<'a>(
+        &self,
+        bytes: &'a [u8],
+    ) -> Result<(&'a [u8], Fingerprint, &'a [u8]), EnvelopeError> {
+        let Some((header, content)) = bytes.split_at_checked(HEADER) else {
             return Err(EnvelopeError::NoHeader(bytes.len()));
         };
         if header[..8] != self.magic {
@@ -100,14 +113,14 @@ impl Envelope {
         if expected > MAX_BODY {
             return Err(EnvelopeError::TooLarge(expected));
         }
-        if expected != body.len() as u64 {
-            return Err(EnvelopeError::Length { found: body.len() as u64, expected });
-        }
+        let Some((body, rest)) = content.split_at_checked(expected as usize) else {
+            return Err(EnvelopeError::Length { found: content.len() as u64, expected });
+        };
         let checksum = u128::from_le_bytes(field(header, 24));
         if checksum != xxh3_128(body) {
             return Err(EnvelopeError::Checksum);
         }
-        Ok((body, Fingerprint::new(expected, checksum)))
+        Ok((body, Fingerprint::new(expected, checksum), rest))
     }
 
     /// Most bytes an acceptable envelope can have.

@@ -12,11 +12,12 @@ use serde::Serialize;
 use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::incoming::{LoadError, Source};
 use super::{FAILURE, Vmm, rehearsing};
 use crate::logging;
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel;
-use crate::migration::cpr::update;
+use crate::migration::cpr::{fall_back, update};
 
 impl Vmm {
     pub(super) fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
@@ -61,6 +62,7 @@ impl Vmm {
                     x_cpr_exec_rehearsal_timeout: new
                         .x_cpr_exec_rehearsal_timeout
                         .or(old.x_cpr_exec_rehearsal_timeout),
+                    x_cpr_exec_deadline: new.x_cpr_exec_deadline.or(old.x_cpr_exec_deadline),
                 };
                 done()
             }
@@ -73,6 +75,7 @@ impl Vmm {
                 x_cpr_exec_rehearsal_timeout: Some(
                     rehearsing::timeout(&self.parameters).as_millis() as u64,
                 ),
+                x_cpr_exec_deadline: Some(update::deadline(&self.parameters).as_millis() as u64),
             }),
             Command::MigrateSetCapabilities(args) => self.set_capabilities(&args.capabilities),
             Command::QueryMigrateCapabilities => answer(&[MigrationCapabilityStatus {
@@ -153,17 +156,20 @@ impl Vmm {
             return Err(generic(update::Refused::UnderWay));
         }
         let address = args.address()?;
-        let plan = update::check(&self.parameters, &address, &self.machine, &self.migration)
-            .map_err(generic)?;
+        let plan =
+            update::check(&self.parameters, &address, &self.machine, &self.qmp, &self.migration)
+                .map_err(generic)?;
         self.planned = Some(plan);
         done()
     }
 
     fn migrate_incoming(&mut self, args: &MigrateIncomingArgs) -> Result<Value, QmpError> {
         let path = channel::file_path(&args.address()?).map_err(generic)?;
-        let deferred = self.awaited.is_some();
-        self.load(&path).map_err(|error| {
-            if deferred && args.exit_on_error != Some(false) {
+        self.load(Source::File(&path)).map_err(|error| {
+            // Nothing was awaited, or another file may do.
+            let again = self.awaited.is_some() && args.exit_on_error == Some(false);
+            if !again && !matches!(error, LoadError::NotAwaited) {
+                fall_back::go_if_armed(format_args!("{error}"));
                 logging::fatal(&error);
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }

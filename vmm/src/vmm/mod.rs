@@ -9,7 +9,6 @@ mod start;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use crate::devices::DeviceRequest;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::description::Description;
+use crate::migration::cpr::fall_back;
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal;
@@ -33,7 +33,6 @@ use crate::migration::cpr::update::{Plan, Walk};
 use crate::migration::status::{Migration, Times};
 use crate::pid_file::PidFile;
 use crate::qmp::{ConnectionId, Server};
-use crate::unix_listener::ListenerState;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use rehearsing::Rehearsing;
@@ -86,30 +85,30 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut phases = Phases::begin();
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
-    phases.done("adopt");
-    let listeners: Vec<_> = match &adopted {
-        Ok(Some(adopted)) => adopted.state.listeners().cloned().collect(),
-        _ => Vec::new(),
-    };
-    // The place of a fall-back. Without one nobody comes back to these paths.
-    let give_up = || listeners.iter().for_each(ListenerState::remove_file);
+    phases.done(&"adopt");
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
         Err(error) => {
-            give_up();
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            fall_back::go_if_armed(format_args!("{line}"));
             error.exit()
         }
     };
-    if let Some(socket) = std::env::var_os(rehearsal::ENV_NAME) {
+    // Whoever has a guest to take over is not asked who it is.
+    if let (Ok(None), Some(socket)) = (&adopted, std::env::var_os(rehearsal::ENV_NAME)) {
         return answer_rehearsal(&socket.to_string_lossy(), &config);
     }
-    phases.done("parse");
+    phases.done(&"parse");
     let result =
         adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
     match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
-            give_up();
+            if fall_back::is_armed() {
+                tracing::error!(%error, "cpr_fall_back");
+            }
+            fall_back::go_if_armed(format_args!("{error}"));
             logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
@@ -130,6 +129,7 @@ fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
 impl Vmm {
     fn run(mut self) -> ExitStatus {
         loop {
+            self.checkpoint();
             self.deal_with_guest_events();
             // A VMM that is about to end must not be replaced by one that does not know it.
             if self.ended.is_none() {
@@ -164,6 +164,7 @@ impl Vmm {
         while self.ended.is_none()
             && let Some(request) = self.qmp.next_request()
         {
+            self.checkpoint();
             let result = self.execute(request.command);
             match self.planned.take() {
                 None => self.qmp.respond(request.client, result),
@@ -185,7 +186,8 @@ impl Vmm {
             qmp: &mut self.qmp,
             migration: &mut self.migration,
             log: self.log.as_deref(),
-            signals: self.signals.as_fd(),
+            signals: self.signals.ends(),
+            parameters: &self.parameters,
             helper: self.config.x_mm_helper == Switch::On,
         };
         walk.update(plan);

@@ -84,7 +84,7 @@ impl Vmm {
             |new: Description| Description::of(&self.config).difference(&new, plan.channel());
         match result.map(difference) {
             Ok(None) => match check_run_state(&self.machine) {
-                Ok(()) => self.answer_and_update(client, plan),
+                Ok(()) => self.answer_and_update(client, plan.rehearsed()),
                 Err(error) => self.qmp.respond(client, Err(commands::generic(error))),
             },
             Ok(Some(difference)) => self.refuse(client, &RehearsalError::Differs(difference)),

@@ -1,58 +1,55 @@
 //! The signals that end the VMM.
 //!
 //! Handlers and a pipe, no signal mask: the mask would be inherited over exec by whatever
-//! `cpr-exec-command` names.
+//! `cpr-exec-command` names. (For the moment of exec see `migration::cpr::held_signals`.)
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// A descriptor that becomes readable when SIGTERM, SIGINT or SIGHUP has come.
+///
+/// Both ends cross exec, so that one that comes to any image of this process is seen by the next.
 #[derive(Debug)]
 pub struct EndSignals {
-    pipe: UnixStream,
-    /// That of the previous process image, for as long as one may return to it.
-    previous: Option<OwnedFd>,
+    reader: UnixStream,
+    writer: UnixStream,
 }
 
 impl EndSignals {
-    /// Installs the handlers. A signal that was ignored when this process began (`nohup`) stays
-    /// ignored. One that came to the `previous` process image, too late for it, has come.
-    pub fn install(previous: Option<OwnedFd>) -> std::io::Result<Self> {
-        let (pipe, mut writer) = UnixStream::pair()?;
-        pipe.set_nonblocking(true)?;
+    /// Installs the handlers, on the socket pair of the `previous` process image if there is one. A
+    /// signal that was ignored when this process began (`nohup`) stays ignored.
+    pub fn install(previous: Option<[OwnedFd; 2]>) -> std::io::Result<Self> {
+        let (reader, writer) = match previous {
+            Some(ends) => ends.map(UnixStream::from).into(),
+            None => UnixStream::pair()?,
+        };
+        reader.set_nonblocking(true)?;
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             if !is_ignored(signal)? {
                 signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
             }
         }
-        // Left where it is: an update that fails later leaves it to that image.
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let seen = |fd: &OwnedFd| recv(fd.as_raw_fd(), &mut [0], flags).is_ok_and(|n| n > 0);
-        if previous.as_ref().is_some_and(seen) {
-            writer.write_all(b"X")?;
-        }
-        Ok(Self { pipe, previous })
+        Ok(Self { reader, writer })
     }
 
-    /// Nothing returns to the previous process image any more.
-    pub fn forget_previous(&mut self) {
-        self.previous.take();
+    /// The end to wait for, and the one that is written to.
+    pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
+        [self.reader.as_fd(), self.writer.as_fd()]
     }
 
     /// True if one has come since the last call.
     pub fn take(&self) -> bool {
-        (&self.pipe).read(&mut [0; 16]).is_ok_and(|bytes| bytes > 0)
+        (&self.reader).read(&mut [0; 16]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
 impl AsFd for EndSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
+        self.reader.as_fd()
     }
 }
 
@@ -74,12 +71,8 @@ mod tests {
         let signals = EndSignals::install(None).unwrap();
         assert!(!signals.take());
         signal_hook::low_level::raise(SIGHUP).unwrap();
-        let read_end = || signals.as_fd().try_clone_to_owned().unwrap();
-        let mut next = EndSignals::install(Some(read_end())).unwrap();
-        next.forget_previous();
+        let ends = || signals.ends().map(|end| end.try_clone_to_owned().unwrap());
+        let next = EndSignals::install(Some(ends())).unwrap();
         assert!(next.take() && !next.take());
-        // It was looked at only: the first image still knows.
-        assert!(signals.take());
-        assert!(!EndSignals::install(Some(read_end())).unwrap().take());
     }
 }

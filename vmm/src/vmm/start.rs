@@ -1,12 +1,16 @@
 //! Putting a VMM together, for a new guest or for one that is already there.
 
+use std::ffi::CString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
 use super::Vmm;
-use super::incoming::{AwaitedState, LoadError};
+use super::incoming::{AwaitedState, Carried, LoadError, Source};
 use super::signals::EndSignals;
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
@@ -14,10 +18,12 @@ use crate::devices::serial::{HostError, SerialHost};
 use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
+use crate::migration::channel;
+use crate::migration::cpr::held_signals;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
-use crate::migration::cpr::update::SIGNALS_FD;
+use crate::migration::cpr::update::{BINARY_FD, KVM_FD, SAVED_FD, SIGNALS_FDS};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
@@ -59,13 +65,22 @@ pub enum StartError {
     /// The saved state.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The RAM of a stranded guest.
+    #[error("--incoming-ram: cannot open {path}: {source}")]
+    OpenRam {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A RAM block was not handed over.
     #[error("RAM block {0} was not handed over: its descriptor is not in the CPR state")]
     NoRam(String),
     /// There is no guest to take over.
     #[error(
-        "--incoming needs the guest's RAM, which only an update (cpr-exec) hands over, and this \
-         process was not started by one"
+        "--incoming needs the guest's RAM, which an update (cpr-exec) hands over, and this process \
+         was not started by one: for what a failed update has left, use --incoming file:PATH with \
+         --incoming-ram"
     )]
     NothingIncoming,
     /// There is a guest to take over, and nobody asks for it.
@@ -82,7 +97,15 @@ impl Vmm {
     ) -> Result<Self, StartError> {
         match (adopted, config.incoming.clone()) {
             (None, None) => Self::boot(config),
-            (Some(adopted), Some(incoming)) => Self::take_over(config, adopted, incoming, phases),
+            (Some(adopted), _) if adopted.way_back.returned.is_some() => {
+                Self::take_over(config, adopted, None, phases)
+            }
+            (Some(adopted), Some(incoming)) => {
+                Self::take_over(config, adopted, Some(incoming), phases)
+            }
+            (None, Some(Incoming::File(state))) if config.incoming_ram.is_some() => {
+                Self::rescue(config, &state)
+            }
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
         }
@@ -99,11 +122,48 @@ impl Vmm {
         let image = BootImage::open(kernel, config.initrd.as_deref())?;
         let ram = RamBlock::create(config.memory)?;
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
-        let mut machine = Machine::new(config.machine(), ram, Some(image))?;
+        let mut machine = Machine::new(config.machine(), ram, Some(image), None)?;
         machine.boot(host)?;
         if !config.paused {
             machine.resume();
         }
+        Self::started(config, machine, qmp, log, signals)
+    }
+
+    /// Goes on with a guest that no binary could go on with (see `fall_back`), in a new process.
+    fn rescue(config: Config, state: &Path) -> Result<Self, StartError> {
+        let log = logging::start(config.log, config.log_file.as_ref(), None)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
+        let (state, _) = channel::read(state).map_err(LoadError::Channel)?;
+        let path = config.incoming_ram.as_deref().unwrap_or(Path::new(""));
+        let ram = File::options().read(true).write(true).open(path);
+        let ram = ram.map_err(|source| StartError::OpenRam { path: path.to_owned(), source })?;
+        let ram = RamBlock::adopt(config.memory, ram.into())?;
+        let image = config.kernel.as_deref();
+        let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
+        let mut machine = Machine::new(config.machine(), ram, image, None)?;
+        let state = machine.examine(state)?;
+        let qmp = match &config.qmp {
+            Some(qmp) => Server::bind(&qmp.0)?,
+            None => Server::none(),
+        };
+        let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
+        machine.restore(host, state)?;
+        if config.paused {
+            machine.set_run_state(RunState::Paused);
+        } else {
+            machine.resume();
+        }
+        Self::started(config, machine, qmp, log, signals)
+    }
+
+    fn started(
+        config: Config,
+        machine: Machine,
+        qmp: Server,
+        log: Option<Arc<File>>,
+        signals: EndSignals,
+    ) -> Result<Self, StartError> {
         // Last: whoever reads it may expect a VMM that works.
         let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
         Ok(Self {
@@ -123,19 +183,31 @@ impl Vmm {
         })
     }
 
+    /// Goes on with the guest in `adopted`: as its new binary, or (`incoming` is none) as the old one
+    /// that a failed update has returned to.
     fn take_over(
         config: Config,
         adopted: Adopted,
-        incoming: Incoming,
+        incoming: Option<Incoming>,
         mut phases: Phases,
     ) -> Result<Self, StartError> {
-        let Adopted { state: mut cpr, mut fds } = adopted;
+        let Adopted { state: cpr, mut fds, memfd, way_back } = adopted;
+        if let Some(why) = &way_back.returned {
+            let name = CString::new(way_back.record.comm.to_vec()).unwrap_or_default();
+            // A name is of no use if it is not the one that was there before.
+            let _ = nix::sys::prctl::set_name(&name);
+            tracing::warn!(%why, "cpr_returned");
+        }
         let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
-        phases.done("log");
-        tracing::info!(fds = cpr.fds.len(), run_state = ?cpr.run_state, "cpr_adopt");
-        let signals = EndSignals::install(fds.take(SIGNALS_FD, 0)).map_err(StartError::Signals)?;
-        phases.done("signals");
+        phases.done(&"log");
+        let handed = way_back.record.fds.len();
+        tracing::info!(fds = handed, run_state = ?cpr.run_state, "cpr_adopt");
+        let [reader, writer] = SIGNALS_FDS.map(|name| fds.take(name, 0));
+        let ends = reader.zip(writer).map(|(reader, writer)| [reader, writer]);
+        let signals = EndSignals::install(ends).map_err(StartError::Signals)?;
+        held_signals::release(&way_back.record.mask());
+        phases.done(&"signals");
         let ram = match cpr.ram_blocks.as_slice() {
             [block] => fds
                 .take(&format!("ram.{}", block.name), 0)
@@ -143,11 +215,11 @@ impl Vmm {
             _ => return Err(StartError::NoRam(crate::memory::PC_RAM.to_owned())),
         };
         let ram = RamBlock::adopt(config.memory, ram)?;
-        phases.done("ram");
+        phases.done(&"ram");
         let image = fds
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
-        let qmp = Server::restore(std::mem::take(&mut cpr.qmp), |name| fds.take(name, 0))?;
+        let qmp = Server::restore(cpr.qmp.clone(), |name| fds.take(name, 0))?;
         let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
         if asked != handed_over {
             tracing::warn!(?asked, ?handed_over, "--qmp differs: what was handed over goes on");
@@ -155,11 +227,17 @@ impl Vmm {
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
             fds.take(name, 0)
         })?;
+        let kvm = fds.take(KVM_FD, 0);
+        let carried = Carried {
+            memfd,
+            saved: fds.take(SAVED_FD, 0).map(File::from),
+            _binary: fds.take(BINARY_FD, 0),
+        };
         for name in fds.leftover() {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
         }
-        phases.done("qmp");
-        let mut machine = Machine::new(config.machine(), ram, image)?;
+        phases.done(&"qmp");
+        let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
         let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
@@ -170,7 +248,7 @@ impl Vmm {
             parameters: MigrationParameters::default(),
             log,
             signals,
-            awaited: Some(AwaitedState { cpr, host, phases }),
+            awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
             finishing: None,
             planned: None,
             rehearsing: None,
@@ -178,8 +256,10 @@ impl Vmm {
             _pid_file: pid_file,
             config,
         };
-        if let Incoming::File(path) = incoming {
-            vmm.load(&path)?;
+        match incoming {
+            None => vmm.load(Source::Copy)?,
+            Some(Incoming::File(path)) => vmm.load(Source::File(&path))?,
+            Some(Incoming::Defer) => vmm.await_state()?,
         }
         Ok(vmm)
     }

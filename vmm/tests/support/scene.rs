@@ -1,6 +1,7 @@
 //! A temporary directory in which a VMM is started, and the VMM.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,18 @@ impl Scene {
         let path = self.path(name);
         fs::write(&path, content).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         path
+    }
+
+    /// This place.
+    pub fn dir(&self) -> &str {
+        self.dir.path().to_str().expect("temporary directories have plain names")
+    }
+
+    /// Makes an executable file here.
+    pub fn script(&self, name: &str, content: &str) -> String {
+        let path = self.write(name, content);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        path.to_str().expect("it is in `dir`").to_owned()
     }
 
     /// What is here.

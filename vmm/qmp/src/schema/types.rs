@@ -204,6 +204,7 @@ pub static MIGRATION_PARAMETERS: Object = object(
         opt("cpr-exec-command", STRINGS),
         opt("x-cpr-exec-rehearsal", Type::Bool),
         opt("x-cpr-exec-rehearsal-timeout", Type::Uint64),
+        opt("x-cpr-exec-deadline", Type::Uint64),
     ],
 );
 

@@ -17,6 +17,13 @@ pub struct NamedFd {
     pub fd: RawFd,
 }
 
+impl NamedFd {
+    /// `fd` under a name.
+    pub fn new(name: String, id: u32, fd: BorrowedFd<'_>) -> Self {
+        Self { name, id, fd: fd.as_raw_fd() }
+    }
+}
+
 /// The descriptors an update hands over, borrowed from their owners.
 #[derive(Debug, Default)]
 pub struct OutgoingFds<'a> {
@@ -31,11 +38,8 @@ impl<'a> OutgoingFds<'a> {
 
     /// The list for the CPR state.
     pub fn list(&self) -> Vec<NamedFd> {
-        let named = |(name, id, fd): &(String, u32, BorrowedFd<'_>)| NamedFd {
-            name: name.clone(),
-            id: *id,
-            fd: fd.as_raw_fd(),
-        };
+        let named =
+            |(name, id, fd): &(String, u32, BorrowedFd<'_>)| NamedFd::new(name.clone(), *id, *fd);
         self.fds.iter().map(named).collect()
     }
 
@@ -64,18 +68,13 @@ pub enum AdoptError {
     Standard(NamedFd),
 }
 
-/// The descriptors that came over exec, until their new owners ask for them by name.
-#[derive(Debug, Default)]
-pub struct AdoptedFds {
-    fds: Vec<(String, u32, OwnedFd)>,
-}
+/// A list of descriptors that are open, each listed once, and close-on-exec now.
+#[derive(Debug)]
+pub struct CheckedFds<'a>(&'a [NamedFd]);
 
-impl AdoptedFds {
-    /// Takes over what `list` says, and sets close-on-exec on each.
-    ///
-    /// # Safety
-    /// Nobody in this process may own one of these descriptors: call it before any is opened.
-    pub unsafe fn adopt(list: &[NamedFd]) -> Result<Self, AdoptError> {
+impl<'a> CheckedFds<'a> {
+    /// Looks at what `list` says, and sets close-on-exec on each.
+    pub fn check(list: &'a [NamedFd]) -> Result<Self, AdoptError> {
         for (at, named) in list.iter().enumerate() {
             let same = |other: &&NamedFd| {
                 other.fd == named.fd || (&other.name, other.id) == (&named.name, named.id)
@@ -95,12 +94,28 @@ impl AdoptedFds {
             }
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(closed)?;
         }
+        Ok(Self(list))
+    }
+}
+
+/// The descriptors that came over exec, until their new owners ask for them by name.
+#[derive(Debug, Default)]
+pub struct AdoptedFds {
+    fds: Vec<(String, u32, OwnedFd)>,
+}
+
+impl AdoptedFds {
+    /// Takes over what is in `list`.
+    ///
+    /// # Safety
+    /// Nobody in this process may own one of these descriptors: call it before any is opened.
+    pub unsafe fn own(list: CheckedFds<'_>) -> Self {
         let own = |named: &NamedFd| {
             // SAFETY: it is open, listed once, and nobody else owns it: the caller's promise.
             let fd = unsafe { OwnedFd::from_raw_fd(named.fd) };
             (named.name.clone(), named.id, fd)
         };
-        Ok(Self { fds: list.iter().map(own).collect() })
+        Self { fds: list.0.iter().map(own).collect() }
     }
 
     /// Hands the descriptor called `name`, `id` to its new owner.
@@ -130,7 +145,7 @@ mod tests {
     fn descriptors_are_found_by_name_in_any_order() {
         let list = [open("a", 0), open("b", 0), open("a", 1)];
         // SAFETY: `open` gave up their ownership.
-        let mut fds = unsafe { AdoptedFds::adopt(&list) }.unwrap();
+        let mut fds = unsafe { AdoptedFds::own(CheckedFds::check(&list).unwrap()) };
         assert_eq!(fds.take("a", 1).unwrap().as_raw_fd(), list[2].fd);
         assert_eq!(fds.take("a", 0).unwrap().as_raw_fd(), list[0].fd);
         assert!(fds.take("a", 0).is_none());
@@ -141,7 +156,7 @@ mod tests {
     fn adopted_descriptors_close_on_exec() {
         let list = [open("a", 0)];
         // SAFETY: `open` gave up its ownership.
-        let mut fds = unsafe { AdoptedFds::adopt(&list) }.unwrap();
+        let mut fds = unsafe { AdoptedFds::own(CheckedFds::check(&list).unwrap()) };
         let fd = fds.take("a", 0).unwrap();
         let flags = fcntl(fd.as_fd(), FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
@@ -159,8 +174,7 @@ mod tests {
             vec![real.clone(), NamedFd { fd: real.fd + 500, ..real.clone() }],
         ]
         .iter()
-        // SAFETY: no list is accepted, so nothing is owned.
-        .map(|list| unsafe { AdoptedFds::adopt(list) }.unwrap_err().to_string())
+        .map(|list| CheckedFds::check(list).unwrap_err().to_string())
         .map(|text| text.replace(&format!("descriptor {} ", real.fd), "descriptor N "))
         .map(|text| text.replace(&format!("descriptor {} ", real.fd + 500), "descriptor M "))
         .collect();

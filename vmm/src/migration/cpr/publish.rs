@@ -64,8 +64,10 @@ fn set_flags(fd: BorrowedFd<'_>, flags: FdFlag) -> Result<(), Errno> {
 mod tests {
     use std::fs::File;
 
+    use cpr_qmp::migration::MigrationParameters;
     use cpr_qmp::run_state::RunState;
 
+    use super::super::fall_back::Record;
     use super::super::state::{CprState, MigrationRecord, StateFd};
     use super::*;
     use crate::qmp::ServerState;
@@ -80,7 +82,6 @@ mod tests {
         let (named, other) = (File::open("/dev/null").unwrap(), File::open("/dev/null").unwrap());
         let state = CprState {
             run_state: RunState::Paused,
-            fds: Vec::new(),
             ram_blocks: Vec::new(),
             channel: SavedState::default().encode().1,
             qmp: ServerState::default(),
@@ -88,10 +89,12 @@ mod tests {
             pending_events: Vec::new(),
             helper: None,
             migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
+            parameters: MigrationParameters::default(),
         };
+        let record = Record::prepare(std::time::Duration::ZERO);
         let mut fds = OutgoingFds::default();
         fds.add("named", 0, named.as_fd());
-        let sealed = StateFd::create().unwrap().write(&state).unwrap();
+        let sealed = StateFd::create().unwrap().write(&record, &state).unwrap();
         let published = Published::new(fds, sealed).unwrap();
         assert!(!closes_on_exec(&named));
         assert!(closes_on_exec(&other));

@@ -1,17 +1,19 @@
-//! The CPR state: what the new process must know before it makes anything, in a sealed memfd.
+//! The CPR state: what the new process must know before it makes anything, in a sealed memfd, behind
+//! the way back to the old binary.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use super::named_fds::NamedFd;
+use super::fall_back::{Record, RecordError};
 use crate::memory::RamBlockInfo;
 use crate::qmp::ServerState;
 use crate::state::{Envelope, EnvelopeError, Fingerprint};
@@ -22,8 +24,8 @@ use crate::vcpu::GuestEvent;
 pub const ENV_NAME: &str = "CPR_EXEC_STATE";
 /// The memfd's name.
 const MEMFD_NAME: &std::ffi::CStr = c"cpr-state";
-/// Version 1: one CBOR map.
-pub const CPR_VERSION: u32 = 1;
+/// Version 2: one CBOR map behind a [`Record`].
+pub const CPR_VERSION: u32 = 2;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
 /// Deepest nesting of CBOR that is followed.
 const MAX_DEPTH: usize = 32;
@@ -35,9 +37,7 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct CprState {
     /// The run state before the update.
     pub run_state: RunState,
-    /// The descriptors that crossed.
-    pub fds: Vec<NamedFd>,
-    /// The RAM blocks among them.
+    /// The RAM blocks among the descriptors that crossed.
     pub ram_blocks: Vec<RamBlockInfo>,
     /// The one saved state that goes with this.
     pub channel: Fingerprint,
@@ -51,13 +51,8 @@ pub struct CprState {
     pub helper: Option<i32>,
     /// The migration.
     pub migration: MigrationRecord,
-}
-
-impl CprState {
-    /// The listening sockets that cross.
-    pub fn listeners(&self) -> impl Iterator<Item = &ListenerState> {
-        self.qmp.listener.iter().chain(&self.serial_listener)
-    }
+    /// The migration parameters, for an old binary that is returned to.
+    pub parameters: MigrationParameters,
 }
 
 /// What goes on of the migration in the new process.
@@ -112,22 +107,53 @@ impl StateFd {
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
 
-    /// Writes the state and seals it.
-    pub fn write(self, state: &CprState) -> Result<SealedFd, WriteError> {
-        let error = |call| move |source| WriteError::System { call, source };
+    /// Writes the way back and the state, and seals them.
+    pub fn write(self, record: &Record, state: &CprState) -> Result<SealedFd, WriteError> {
         let mut body = Vec::new();
         ciborium::into_writer(state, &mut body)
             .expect("writing to memory cannot fail and the state has no type CBOR lacks");
-        let (content, _) = ENVELOPE.seal(&body);
+        let mut content = record.seal();
+        content.extend(ENVELOPE.seal(&body).0);
         if content.len() as u64 > MAX_BYTES {
             return Err(WriteError::TooLarge { bytes: content.len() as u64, limit: MAX_BYTES });
         }
-        let mut file = File::from(self.0);
-        file.write_all(&content).map_err(error("write"))?;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))
-            .map_err(|errno| error("seal")(errno.into()))?;
-        Ok(SealedFd(file.into()))
+        seal(self.0, &content)
     }
+}
+
+impl AsRawFd for StateFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// An empty memfd for a copy of the saved state: what happens to the channel's file is then no
+/// matter for an old binary that is returned to.
+#[derive(Debug)]
+pub struct SavedStateFd(OwnedFd);
+
+impl SavedStateFd {
+    /// Makes it, close-on-exec.
+    pub fn create() -> Result<Self, WriteError> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        memfd_create(c"cpr-saved-state", flags)
+            .map(Self)
+            .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
+    }
+
+    /// Writes it and seals it.
+    pub fn write(self, saved: &[u8]) -> Result<SealedFd, WriteError> {
+        seal(self.0, saved)
+    }
+}
+
+fn seal(memfd: OwnedFd, content: &[u8]) -> Result<SealedFd, WriteError> {
+    let error = |call| move |source| WriteError::System { call, source };
+    let mut file = File::from(memfd);
+    file.write_all(content).map_err(error("write"))?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))
+        .map_err(|errno| error("seal")(errno.into()))?;
+    Ok(SealedFd(file.into()))
 }
 
 /// A memfd that nobody can change any more.
@@ -188,6 +214,22 @@ pub enum ReadError {
         /// Why.
         source: EnvelopeError,
     },
+    /// There is no way back in front of the content, so it is not ours.
+    #[error("descriptor {fd} holds no CPR state: {source}")]
+    Record {
+        /// The number.
+        fd: RawFd,
+        /// Why.
+        source: RecordError,
+    },
+    /// The content is another process's.
+    #[error("descriptor {fd} holds the CPR state of process {pid}")]
+    OtherProcess {
+        /// The number.
+        fd: RawFd,
+        /// Whose it is.
+        pid: i32,
+    },
     /// The content cannot be decoded.
     #[error("the CPR state in descriptor {fd} cannot be decoded: {why}")]
     Decode {
@@ -198,8 +240,17 @@ pub enum ReadError {
     },
 }
 
-/// Reads the CPR state that `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
-pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
+/// A sealed memfd that was found to hold the way back and something behind it.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The way back.
+    pub record: Record,
+    fd: RawFd,
+    state: Vec<u8>,
+}
+
+/// Looks at what `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
+pub fn open(value: &str) -> Result<Sealed, ReadError> {
     let not_number = || ReadError::Number(value.to_owned());
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(not_number());
@@ -208,6 +259,18 @@ pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
     if fd <= 2 {
         return Err(ReadError::Standard(fd));
     }
+    open_number(fd)
+}
+
+/// Looks for it among all open descriptors: the value was lost or forged, and the guest must not be.
+pub fn find() -> Option<Sealed> {
+    let entries = std::fs::read_dir("/proc/self/fd").ok()?;
+    let numbers: Vec<RawFd> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
+}
+
+fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
     // SAFETY: a closed number gives EBADF; this is `main`'s first act, so none is closed meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
@@ -219,15 +282,33 @@ pub fn read(value: &str) -> Result<(CprState, RawFd), ReadError> {
         return Err(ReadError::NotSealed(fd));
     }
     let bytes = content(borrowed)?;
-    let (mut body, _) =
-        ENVELOPE.open(&bytes).map_err(|source| ReadError::Envelope { fd, source })?;
-    let decode = |why: String| ReadError::Decode { fd, why };
-    let state = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
-        .map_err(|error| decode(error.to_string()))?;
-    if !body.is_empty() {
-        return Err(decode(format!("{} bytes follow it", body.len())));
+    let (record, state) =
+        Record::open(&bytes).map_err(|source| ReadError::Record { fd, source })?;
+    if record.pid != std::process::id() as i32 {
+        return Err(ReadError::OtherProcess { fd, pid: record.pid });
     }
-    Ok((state, fd))
+    if record.state != fd {
+        let why = format!("it was written to descriptor {}", record.state);
+        return Err(ReadError::Record { fd, source: RecordError::Decode(why) });
+    }
+    let state = state.to_vec();
+    Ok(Sealed { record, fd, state })
+}
+
+impl Sealed {
+    /// The CPR state.
+    pub fn state(&self) -> Result<CprState, ReadError> {
+        let fd = self.fd;
+        let (mut body, _) =
+            ENVELOPE.open(&self.state).map_err(|source| ReadError::Envelope { fd, source })?;
+        let decode = |why: String| ReadError::Decode { fd, why };
+        let state = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
+            .map_err(|error| decode(error.to_string()))?;
+        if !body.is_empty() {
+            return Err(decode(format!("{} bytes follow it", body.len())));
+        }
+        Ok(state)
+    }
 }
 
 fn content(memfd: BorrowedFd<'_>) -> Result<Vec<u8>, ReadError> {
@@ -250,7 +331,6 @@ mod tests {
     fn state() -> CprState {
         CprState {
             run_state: RunState::Running,
-            fds: vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: 9 }],
             ram_blocks: vec![RamBlockInfo { name: "pc.ram".to_owned(), size: 1 << 26 }],
             channel: SAMPLE.seal(b"state").1,
             qmp: ServerState::default(),
@@ -258,27 +338,38 @@ mod tests {
             pending_events: Vec::new(),
             helper: Some(7),
             migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+            parameters: MigrationParameters::default(),
         }
+    }
+
+    fn seal_for(memfd: StateFd, record: &Record) -> SealedFd {
+        let record = Record { state: memfd.as_raw_fd(), ..record.clone() };
+        memfd.write(&record, &state()).unwrap()
+    }
+
+    fn record() -> Record {
+        Record::prepare(std::time::Duration::ZERO)
     }
 
     const SAMPLE: Envelope = Envelope { magic: *b"SAMPLE  ", version: 1 };
 
     fn error_of(fd: &impl AsRawFd) -> String {
         let number = fd.as_raw_fd().to_string();
-        let text = read(&number).unwrap_err().to_string();
+        let text = open(&number).unwrap_err().to_string();
         text.replace(&format!("descriptor {number} "), "descriptor N ")
     }
 
     #[test]
     fn what_is_sealed_can_be_read() {
-        let sealed = StateFd::create().unwrap().write(&state()).unwrap();
-        let (read, fd) = read(&sealed.0.as_raw_fd().to_string()).unwrap();
-        assert_eq!((read, fd), (state(), sealed.0.as_raw_fd()));
+        let sealed = seal_for(StateFd::create().unwrap(), &record());
+        let read = open(&sealed.0.as_raw_fd().to_string()).unwrap();
+        let record = Record { state: sealed.0.as_raw_fd(), ..record() };
+        assert_eq!((read.state().unwrap(), read.record), (state(), record));
     }
 
     #[test]
     fn a_sealed_state_cannot_be_changed() {
-        let sealed = StateFd::create().unwrap().write(&state()).unwrap();
+        let sealed = StateFd::create().unwrap().write(&record(), &state()).unwrap();
         let file = File::from(sealed.0);
         assert!(file.write_at(b"X", 0).is_err());
         assert!(file.set_len(1).is_err());
@@ -293,7 +384,7 @@ mod tests {
             inode: 0,
         };
         let large = CprState { serial_listener: Some(listener), ..state() };
-        let error = StateFd::create().unwrap().write(&large).unwrap_err();
+        let error = StateFd::create().unwrap().write(&record(), &large).unwrap_err();
         assert!(matches!(error, WriteError::TooLarge { .. }), "{error}");
     }
 
@@ -305,11 +396,19 @@ mod tests {
         File::from(foreign.try_clone().unwrap()).write_all(&SAMPLE.seal(b"x").0).unwrap();
         fcntl(&foreign, FcntlArg::F_ADD_SEALS(all_seals())).unwrap();
         let mut texts: Vec<_> = ["", "-1", "x", "3 ", "99999999999", "987654", "2"]
-            .map(|v| read(v).unwrap_err().to_string())
+            .map(|v| open(v).unwrap_err().to_string())
             .into();
         texts.push(error_of(&unsealed));
         texts.push(error_of(&null));
         texts.push(error_of(&foreign));
+        let other = Record { pid: 1, ..record() };
+        texts.push(error_of(&seal_for(StateFd::create().unwrap(), &other).as_fd()));
+        let future = StateFd::create().unwrap().0;
+        let mut content = Record { state: future.as_raw_fd(), ..record() }.seal();
+        content.extend(SAMPLE.seal(b"x").0);
+        let future = seal(future, &content).unwrap();
+        let number = future.0.as_raw_fd().to_string();
+        texts.push(open(&number).unwrap().state().unwrap_err().to_string().replace(&number, "N"));
         insta::assert_debug_snapshot!(texts);
     }
 }

@@ -1,8 +1,10 @@
-//! The first thing a process does: find out whether it is the new half of an update.
+//! The first thing a process does: find out whether it is the new half of an update, or the old one
+//! to which a failed update has returned.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use super::named_fds::{AdoptError, AdoptedFds};
+use super::fall_back::{self, ArmError, Armed, FAILED_NAME, Role};
+use super::named_fds::{AdoptError, AdoptedFds, CheckedFds};
 use super::state::{self, CprState, ENV_NAME, ReadError};
 
 /// What came over exec.
@@ -12,50 +14,124 @@ pub struct Adopted {
     pub state: CprState,
     /// The descriptors.
     pub fds: AdoptedFds,
+    /// The memfd that it stood in.
+    pub memfd: OwnedFd,
+    /// The signals that were blocked before the update, as a set of `signal - 1`.
+    pub way_back: WayBack,
+}
+
+/// What is needed until the guest runs, to go back if it cannot.
+pub struct WayBack {
+    /// What makes the process go back.
+    pub armed: Armed,
+    /// How.
+    pub record: fall_back::Record,
+    /// Why the new binary failed, in an old one that was returned to.
+    pub returned: Option<String>,
+}
+
+impl std::fmt::Debug for WayBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WayBack").field("returned", &self.returned).finish_non_exhaustive()
+    }
 }
 
 /// Why what came over exec is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
+    /// The variable means nothing, and there is nothing that it could mean.
+    #[error("{0}; unset it to boot a new VM")]
+    Stray(Box<TakeOverError>),
     /// The variable has a value that is no text.
-    #[error(
-        "environment variable {ENV_NAME} is not valid: it is no text; unset it to boot a new VM"
-    )]
+    #[error("environment variable {ENV_NAME} is not valid: it is no text")]
     Text,
+    /// The variable is not there, and what it should name is.
+    #[error(
+        "environment variable {ENV_NAME} was removed on the way to the new VMM: a wrapper must \
+         pass on its environment"
+    )]
+    Removed,
     /// The state.
-    #[error("environment variable {ENV_NAME} is not valid: {0}; unset it to boot a new VM")]
+    #[error("environment variable {ENV_NAME} is not valid: {0}")]
     Read(#[from] ReadError),
     /// The descriptors.
     #[error("the CPR state named by environment variable {ENV_NAME} is not valid: {0}")]
     Adopt(#[from] AdoptError),
+    /// The way back.
+    #[error(transparent)]
+    Arm(#[from] ArmError),
 }
 
-/// Takes over, if the environment says so; the variable is gone afterwards in any case.
+/// Takes over, if the environment says so; the variables are gone afterwards in any case. If it
+/// fails, [`fall_back::is_armed`] says whether there is an old binary to go back to.
 ///
 /// # Safety
 /// The process has one thread, and owns no descriptor but the first three.
 pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
-    let Some(value) = std::env::var_os(ENV_NAME) else { return Ok(None) };
+    let value = std::env::var_os(ENV_NAME);
+    let failed = std::env::var_os(FAILED_NAME);
     // SAFETY: there is one thread: the caller's promise.
-    unsafe { forget_variable() };
-    let value = value.to_str().ok_or(TakeOverError::Text)?;
-    let (state, memfd) = state::read(value)?;
-    // SAFETY: `read` found the CPR state there, and nobody owns it yet: the caller's promise.
-    drop(unsafe { OwnedFd::from_raw_fd(memfd) });
+    unsafe {
+        forget_variable(ENV_NAME);
+        forget_variable(FAILED_NAME);
+    }
+    let role = match &failed {
+        Some(why) => Role::Returned(why.to_string_lossy().into_owned()),
+        None => Role::New,
+    };
+    let sealed = match value.map(|value| value.into_string()) {
+        Some(Ok(value)) => state::open(&value).map_err(TakeOverError::from),
+        Some(Err(_)) => Err(TakeOverError::Text),
+        None => match state::find() {
+            None => return Ok(None),
+            Some(found) => {
+                fall_back::arm(&found.record, role)?;
+                return Err(TakeOverError::Removed);
+            }
+        },
+    };
+    let sealed = match (sealed, role.clone()) {
+        (Ok(sealed), _) => sealed,
+        (Err(error), role) => match state::find() {
+            Some(found) => {
+                // The error that is returned is the one to tell.
+                let _ = fall_back::arm(&found.record, role);
+                return Err(error);
+            }
+            None => return Err(TakeOverError::Stray(Box::new(error))),
+        },
+    };
+    // SAFETY: the caller's promise; the record lists what crossed.
+    unsafe { sealed.record.close_strays() };
+    let armed = fall_back::arm(&sealed.record, role)?;
+    let state = sealed.state()?;
+    let record = sealed.record;
+    let checked = CheckedFds::check(&record.fds)?;
+    set_close_on_exec(record.state);
+    // Before anything is owned, and could be closed.
+    armed.reserve()?;
+    // SAFETY: `open` found the CPR state there, and nobody owns it yet: the caller's promise.
+    let memfd = unsafe { OwnedFd::from_raw_fd(record.state) };
     // SAFETY: the caller's promise.
-    let fds = unsafe { AdoptedFds::adopt(&state.fds) }?;
-    Ok(Some(Adopted { state, fds }))
+    let fds = unsafe { AdoptedFds::own(checked) };
+    let returned = failed.map(|why| why.to_string_lossy().into_owned());
+    Ok(Some(Adopted { state, fds, memfd, way_back: WayBack { armed, record, returned } }))
+}
+
+fn set_close_on_exec(fd: RawFd) {
+    // SAFETY: a number that was just read from.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
 /// Removes the variable from the environment, and its text from `/proc/PID/environ`.
 ///
 /// # Safety
 /// The process has one thread.
-unsafe fn forget_variable() {
+unsafe fn forget_variable(name: &str) {
     unsafe extern "C" {
         static environ: *const *mut libc::c_char;
     }
-    let prefix = format!("{ENV_NAME}=");
+    let prefix = format!("{name}=");
     let mut text = None;
     // SAFETY: `environ` is a null-terminated array of NUL-terminated strings, which nobody changes
     // meanwhile; those of the initial environment, as this one, are in writable memory and stay
@@ -67,7 +143,7 @@ unsafe fn forget_variable() {
             text = bytes.starts_with(prefix.as_bytes()).then_some(bytes);
             entry = entry.add(1);
         }
-        std::env::remove_var(ENV_NAME);
+        std::env::remove_var(name);
     }
     if let Some(text) = text {
         text.fill(0);

@@ -5,9 +5,13 @@
 //! error.
 
 use std::convert::Infallible;
+use std::fs::File;
+use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use cpr_qmp::address::MigrationAddress;
 use cpr_qmp::event::EventKind;
@@ -15,12 +19,17 @@ use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::command::{CommandError, ExecCommand, ExecError};
+use super::fall_back::Record;
+use super::held_signals::HeldSignals;
 use super::helper::MmHelper;
 use super::named_fds::OutgoingFds;
 use super::publish::{PublishError, Published};
-use super::state::{CprState, MigrationRecord, StateFd, WriteError, monotonic_ns};
+use super::state::{
+    CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
+};
 use crate::devices::serial::SerialPort;
 use crate::logging::LOG_FD;
 use crate::machine::{Machine, MachineError};
@@ -30,8 +39,21 @@ use crate::migration::status::Migration;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
 
-/// The name of the descriptor that tells of signals.
-pub const SIGNALS_FD: &str = "signals";
+/// The names of the two ends of the socket pair that tells of signals.
+pub const SIGNALS_FDS: [&str; 2] = ["signals.reader", "signals.writer"];
+/// The name of KVM's descriptor, which is bound to no address space: who was started with it need
+/// not find `/dev/kvm` again.
+pub const KVM_FD: &str = "kvm";
+/// The name of the old binary's descriptor.
+pub const BINARY_FD: &str = "fall-back.binary";
+/// The name of the copy of the saved state.
+pub const SAVED_FD: &str = "fall-back.state";
+/// How long the new binary may take.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// Most descriptors that are handed over besides those of QMP.
+const MACHINE_FDS: usize = 12;
+/// Descriptors that a VMM opens for a moment while it starts.
+const SPARE_FDS: usize = 4;
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +82,20 @@ pub enum Refused {
     /// The memfd.
     #[error(transparent)]
     State(#[from] WriteError),
+    /// This binary cannot be held for going back to it.
+    #[error("cannot open /proc/self/exe, to be able to go back to this binary: {0}")]
+    Binary(io::Error),
+    /// The new process would run out of descriptors.
+    #[error(
+        "the update takes {needed} descriptors for a moment, and the limit is {limit}: raise \
+         RLIMIT_NOFILE of this process (prlimit --nofile)"
+    )]
+    Descriptors {
+        /// How many.
+        needed: usize,
+        /// The soft limit.
+        limit: u64,
+    },
 }
 
 /// Why an update failed after it had begun. The guest is again as it was.
@@ -92,7 +128,17 @@ pub struct Plan {
     command: ExecCommand,
     channel: OutgoingFile,
     state_fd: StateFd,
+    saved_fd: SavedStateFd,
+    binary: OwnedFd,
+    record: Record,
     began_ns: u64,
+    /// The command is known to be a VMM that unblocks the signals held for it.
+    rehearsed: bool,
+}
+
+/// How long the new binary may take.
+pub fn deadline(parameters: &MigrationParameters) -> Duration {
+    parameters.x_cpr_exec_deadline.map_or(DEFAULT_DEADLINE, Duration::from_millis)
 }
 
 /// Checks everything that can be checked before the guest stops.
@@ -100,6 +146,7 @@ pub fn check(
     parameters: &MigrationParameters,
     address: &MigrationAddress,
     machine: &Machine,
+    qmp: &Server,
     migration: &Migration,
 ) -> Result<Plan, Refused> {
     let began_ns = monotonic_ns();
@@ -118,11 +165,26 @@ pub fn check(
     if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
-    let state_fd = StateFd::create()?;
+    check_descriptors(MACHINE_FDS + qmp.named_fds().len())?;
+    let (state_fd, saved_fd) = (StateFd::create()?, SavedStateFd::create()?);
+    let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
+    let binary = own.map_err(Refused::Binary)?.into();
+    let record = Record::prepare(deadline(parameters));
     // Last: it empties the file.
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
-    Ok(Plan { command, channel, state_fd, began_ns })
+    Ok(Plan { command, channel, state_fd, saved_fd, binary, record, began_ns, rehearsed: false })
+}
+
+/// The new process has a duplicate of each of `handed_over` until the guest runs.
+fn check_descriptors(handed_over: usize) -> Result<(), Refused> {
+    // Where there is no /proc or no answer, the new process finds out, and goes back.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let needed = open + handed_over + SPARE_FDS;
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((limit, _)) if limit < needed as u64 => Err(Refused::Descriptors { needed, limit }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the guest is in a state in which it can be updated.
@@ -138,6 +200,11 @@ impl Plan {
     /// What will be executed.
     pub fn command(&self) -> &ExecCommand {
         &self.command
+    }
+
+    /// The command has answered a rehearsal.
+    pub fn rehearsed(self) -> Self {
+        Self { rehearsed: true, ..self }
     }
 
     /// Where the state will go.
@@ -156,8 +223,11 @@ pub struct Walk<'a> {
     pub migration: &'a mut Migration,
     /// The log file, if there is one.
     pub log: Option<&'a std::fs::File>,
-    /// Becomes readable when a signal asks the VMM to end. Nothing is read from it here.
-    pub signals: BorrowedFd<'a>,
+    /// Becomes readable when a signal asks the VMM to end, and the end that is written to. Nothing
+    /// is read from it here.
+    pub signals: [BorrowedFd<'a>; 2],
+    /// The parameters, for a return to this binary.
+    pub parameters: &'a MigrationParameters,
     /// Whether to start the helper that holds the old address space.
     pub helper: bool,
 }
@@ -184,7 +254,8 @@ impl Walk<'_> {
 
     /// `stopped` says afterwards whether clients were told that the guest has stopped.
     fn attempt(&mut self, plan: Plan, stopped: &mut bool) -> Result<Infallible, UpdateError> {
-        let Plan { command, channel, state_fd, began_ns } = plan;
+        let Plan { command, channel, state_fd, saved_fd, binary, mut record, began_ns, rehearsed } =
+            plan;
         // Before the pause, as all that can be; it is the first to come and the last to go.
         let helper = match self.helper.then(MmHelper::start).transpose() {
             Ok(helper) => helper,
@@ -204,14 +275,20 @@ impl Walk<'_> {
                 self.qmp.broadcast(&event);
             }
         }
-        let saved = Saved::save(&paused, channel)?;
+        let saved = Saved::save(&paused, channel, saved_fd)?;
         self.qmp.flush();
         let serial = paused.bus().map(|bus| bus.serial());
         let mut fds = outgoing_fds(&paused, serial.as_deref(), self.qmp, self.log);
-        fds.add(SIGNALS_FD, 0, self.signals);
+        for (name, fd) in SIGNALS_FDS.into_iter().zip(self.signals) {
+            fds.add(name, 0, fd);
+        }
+        fds.add(BINARY_FD, 0, binary.as_fd());
+        fds.add(SAVED_FD, 0, saved.copy.as_fd());
+        record.fds = fds.list();
+        record.helper = helper.as_ref().map_or(0, |helper| helper.pid().as_raw());
+        (record.binary, record.state) = (binary.as_raw_fd(), state_fd.as_raw_fd());
         let state = CprState {
             run_state: paused.before,
-            fds: fds.list(),
             ram_blocks: vec![paused.ram().info()],
             channel: saved.fingerprint,
             qmp: self.qmp.save(),
@@ -219,12 +296,14 @@ impl Walk<'_> {
             pending_events: paused.unhandled_events(),
             helper: helper.as_ref().map(|helper| helper.pid().as_raw()),
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
+            parameters: self.parameters.clone(),
         };
-        let sealed = state_fd.write(&state)?;
-        tracing::info!(fds = state.fds.len(), "cpr_state_save");
+        let sealed = state_fd.write(&record, &state)?;
+        tracing::info!(fds = record.fds.len(), "cpr_state_save");
         let published = Published::new(fds, sealed)?;
+        let _held = rehearsed.then(HeldSignals::hold);
         // Last: what comes later is seen in the new process, by the same descriptor.
-        if has_come(self.signals) {
+        if has_come(self.signals[0]) {
             return Err(UpdateError::AskedToEnd);
         }
         tracing::info!(command = command.name(), "cpr_exec");
@@ -269,16 +348,22 @@ impl Drop for Paused<'_> {
     }
 }
 
-/// The channel holds the whole state. Dropping it leaves no state there.
+/// The channel holds the whole state, and a memfd a copy of it. Dropping it leaves no state there.
 struct Saved {
     fingerprint: Fingerprint,
+    copy: SealedFd,
     _channel: OutgoingFile,
 }
 
 impl Saved {
-    fn save(paused: &Paused<'_>, mut channel: OutgoingFile) -> Result<Self, UpdateError> {
-        let fingerprint = channel.write(&paused.save()?)?;
-        Ok(Self { fingerprint, _channel: channel })
+    fn save(
+        paused: &Paused<'_>,
+        mut channel: OutgoingFile,
+        copy: SavedStateFd,
+    ) -> Result<Self, UpdateError> {
+        let (bytes, fingerprint) = paused.save()?.encode();
+        channel.write(&bytes)?;
+        Ok(Self { fingerprint, copy: copy.write(&bytes)?, _channel: channel })
     }
 }
 
@@ -294,6 +379,7 @@ fn outgoing_fds<'a>(
     log: Option<&'a std::fs::File>,
 ) -> OutgoingFds<'a> {
     let mut fds = OutgoingFds::default();
+    fds.add(KVM_FD, 0, machine.kvm_fd());
     let ram = machine.ram();
     if let Some(fd) = ram.fd() {
         fds.add(format!("ram.{}", ram.name()), 0, fd);
@@ -331,7 +417,7 @@ mod tests {
     fn machine(image: Option<BootImage>) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
         let config = MachineConfig { memory, cpus: 1, cmdline: String::new() };
-        Machine::new(config, RamBlock::create(memory).unwrap(), image).unwrap()
+        Machine::new(config, RamBlock::create(memory).unwrap(), image, None).unwrap()
     }
 
     /// What a client sees of an update that fails.
@@ -351,11 +437,23 @@ mod tests {
             command: ExecCommand::prepare(Some(&["/nowhere".to_owned()])).unwrap(),
             channel: OutgoingFile::open(dir.path().join("state")).unwrap(),
             state_fd: StateFd::create().unwrap(),
+            saved_fd: SavedStateFd::create().unwrap(),
+            binary: File::open("/proc/self/exe").unwrap().into(),
+            record: Record::prepare(DEFAULT_DEADLINE),
             began_ns: 0,
+            rehearsed: true,
         };
         let (qmp_server, log) = (&mut qmp, None);
-        Walk { machine, qmp: qmp_server, migration: &mut migration, log, signals, helper: false }
-            .update(plan);
+        Walk {
+            machine,
+            qmp: qmp_server,
+            migration: &mut migration,
+            log,
+            signals: [signals, signals],
+            parameters: &MigrationParameters::default(),
+            helper: false,
+        }
+        .update(plan);
         drop(qmp);
         let seen = std::io::read_to_string(client).unwrap();
         let event = |line: &str| {

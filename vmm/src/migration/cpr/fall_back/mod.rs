@@ -1,0 +1,170 @@
+//! The fall-back: from adopt to the first `KVM_RUN` whatever goes wrong makes this process the old
+//! binary again. No vCPU has run, so the guest's RAM is what it was, and the old binary goes on
+//! from the same saved state.
+//!
+//! It is bounded to once: an old binary that was returned to and fails too keeps the guest's RAM
+//! and state where an operator finds them (`stranded`).
+
+mod plan;
+mod record;
+mod stranded;
+mod text;
+mod triggers;
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use plan::Plan;
+pub use plan::Role;
+pub use record::{Record, RecordError, strings};
+use triggers::{TriggerError, Triggers};
+
+/// The environment variable by which an old binary learns why it is executed again.
+pub const FAILED_NAME: &str = "CPR_EXEC_FAILED";
+/// Bytes of the variable, its name and value.
+const FAILED_SIZE: usize = 2048;
+/// The deadline's signal, and the one by which other threads hand over to the main one.
+const ALARM: Signal = Signal::SIGALRM;
+
+static PLAN: AtomicPtr<Plan> = AtomicPtr::new(ptr::null_mut());
+static STAGE: AtomicU8 = AtomicU8::new(IDLE);
+/// Nothing to go back to, or no more.
+const IDLE: u8 = 0;
+/// Whoever fails first makes the process go back.
+const ARMED: u8 = 1;
+/// Somebody has, and is writing down why.
+const CLAIMED: u8 = 2;
+/// It is written down; the main thread goes.
+const READY: u8 = 3;
+
+/// Why there is no way back.
+#[derive(Debug, thiserror::Error)]
+pub enum ArmError {
+    /// A trigger.
+    #[error("cannot prepare to go back to the old binary: {0}")]
+    Trigger(#[from] TriggerError),
+    /// A descriptor.
+    #[error("cannot duplicate descriptor {fd} for going back to the old binary: {errno}")]
+    Reserve {
+        /// Which.
+        fd: RawFd,
+        /// Why.
+        errno: Errno,
+    },
+}
+
+/// The process goes back when something fails, until [`Armed::commit`].
+///
+/// Dropping it changes nothing: it is dropped where an error unwinds, and that is not yet the end.
+pub struct Armed {
+    triggers: std::mem::ManuallyDrop<Triggers>,
+}
+
+/// On the main thread, which is the only one: from now on a failure makes this process go back by
+/// `record`, or strand it.
+pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
+    let triggers = Triggers::install()?;
+    replace(Plan::new(record, role));
+    STAGE.store(ARMED, Ordering::SeqCst);
+    let mut armed = Armed { triggers: std::mem::ManuallyDrop::new(triggers) };
+    armed.set_deadline(Some(Duration::from_millis(record.deadline_ms)))?;
+    Ok(armed)
+}
+
+fn replace(plan: Plan) {
+    let old = PLAN.swap(Box::into_raw(Box::new(plan)), Ordering::SeqCst);
+    if !old.is_null() {
+        // SAFETY: it came from a box; there is one thread, and it is not going back.
+        let old = unsafe { Box::from_raw(old) };
+        old.release();
+    }
+}
+
+fn plan() -> Option<&'static Plan> {
+    // SAFETY: it came from a box that is freed by `replace` only, when there is one thread.
+    unsafe { PLAN.load(Ordering::SeqCst).as_ref() }
+}
+
+impl Armed {
+    /// Makes sure that nothing which is closed from now on is missing when the process goes back.
+    pub fn reserve(&self) -> Result<(), ArmError> {
+        let reserved = plan().map_or(Ok(()), Plan::reserve);
+        reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })
+    }
+
+    /// Goes back by another record. While there is one thread.
+    pub fn update(&self, record: &Record) -> Result<(), ArmError> {
+        let plan = Plan::new(record, Role::New);
+        plan.reserve().map_err(|(fd, errno)| ArmError::Reserve { fd, errno })?;
+        replace(plan);
+        Ok(())
+    }
+
+    /// Goes back after so much time; `None`: as long as it takes.
+    pub fn set_deadline(&mut self, after: Option<Duration>) -> Result<(), ArmError> {
+        Ok(self.triggers.set_deadline(after)?)
+    }
+
+    /// Nothing makes this process go back any more: the guest may run.
+    pub fn commit(self) -> Committed {
+        if STAGE.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            // Another thread was faster.
+            go_if_armed(format_args!(""));
+        }
+        Committed { _triggers: std::mem::ManuallyDrop::into_inner(self.triggers) }
+    }
+}
+
+/// A way back that is not needed any more; dropping this clears it away.
+#[must_use = "clearing it away can wait until the guest runs"]
+pub struct Committed {
+    _triggers: Triggers,
+}
+
+impl Drop for Committed {
+    fn drop(&mut self) {
+        if let Some(plan) = plan() {
+            plan.release();
+        }
+    }
+}
+
+/// True where a failure is not the end.
+pub fn is_armed() -> bool {
+    STAGE.load(Ordering::SeqCst) != IDLE
+}
+
+/// Makes this process go back because of `why`. Returns where there is nothing to go back to.
+///
+/// On any thread, and in a signal handler: `why` must then be made of what needs no memory.
+pub fn go_if_armed(why: fmt::Arguments<'_>) {
+    let Some(plan) = plan() else { return };
+    match STAGE.compare_exchange(ARMED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {
+            // SAFETY: nobody else has claimed it, and it is read once it is READY.
+            unsafe { plan.why.set(why) };
+            STAGE.store(READY, Ordering::SeqCst);
+        }
+        Err(IDLE) => return,
+        Err(_) => {}
+    }
+    // SAFETY: system calls that take numbers, and are async-signal-safe.
+    unsafe {
+        if libc::syscall(libc::SYS_gettid) as libc::pid_t == plan.main {
+            while STAGE.load(Ordering::SeqCst) != READY {
+                libc::sched_yield();
+            }
+            plan.go();
+        }
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), plan.main, ALARM as i32);
+        loop {
+            libc::pause();
+        }
+    }
+}

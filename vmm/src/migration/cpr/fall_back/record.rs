@@ -1,0 +1,196 @@
+//! What it takes to execute the old binary again, as it stands in front of the CPR state.
+//!
+//! Its format outlives that of the CPR state: a binary that cannot read the one can still go back
+//! by the other. Members may be added to it; none is ever removed or changes its meaning.
+
+use std::ffi::CString;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::super::named_fds::NamedFd;
+use crate::state::{Envelope, EnvelopeError};
+
+const ENVELOPE: Envelope = Envelope { magic: *b"CPRBACK\n", version: 1 };
+
+/// How this process becomes again what it was before exec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// This process: what another one left is not ours.
+    pub pid: i32,
+    /// The name of the main thread, which `execveat` does not keep.
+    pub comm: ByteBuf,
+    /// The arguments, the program's name first.
+    pub argv: Vec<ByteBuf>,
+    /// The environment, as `NAME=VALUE`.
+    pub environment: Vec<ByteBuf>,
+    /// The descriptor of the old binary.
+    pub binary: RawFd,
+    /// The descriptor that this stands in.
+    pub state: RawFd,
+    /// All descriptors that crossed exec but `state`, by name.
+    pub fds: Vec<NamedFd>,
+    /// Descriptors that cross every exec, because whoever started this process wanted them to.
+    pub inherited: Vec<RawFd>,
+    /// The process that holds the old address space; 0 if there is none.
+    pub helper: i32,
+    /// The signals that were blocked, as a set of `signal - 1`.
+    pub signal_mask: u64,
+    /// How long the new binary may take, in milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It is none.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// It is one, and makes no sense.
+    #[error("the way back in it cannot be decoded: {0}")]
+    Decode(String),
+}
+
+impl Record {
+    /// The record as it is known while the guest still runs: all but the descriptors.
+    pub fn prepare(deadline: Duration) -> Self {
+        let bytes = |text: std::ffi::OsString| ByteBuf::from(text.into_vec());
+        let environment = std::env::vars_os().map(|(name, value)| {
+            let mut entry = name.into_vec();
+            entry.push(b'=');
+            entry.extend(value.into_vec());
+            ByteBuf::from(entry)
+        });
+        let mut comm = std::fs::read("/proc/self/comm").unwrap_or_default();
+        comm.retain(|byte| *byte != b'\n');
+        Self {
+            pid: std::process::id() as i32,
+            comm: comm.into(),
+            argv: std::env::args_os().map(bytes).collect(),
+            environment: environment.collect(),
+            binary: -1,
+            state: -1,
+            fds: Vec::new(),
+            inherited: inherited(),
+            helper: 0,
+            signal_mask: signal_mask(),
+            deadline_ms: deadline.as_millis() as u64,
+        }
+    }
+
+    /// In front of the CPR state.
+    pub fn seal(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        ciborium::into_writer(self, &mut body)
+            .expect("writing to memory cannot fail and the record has no type CBOR lacks");
+        ENVELOPE.seal(&body).0
+    }
+
+    /// The record that `bytes` begin with, and what follows.
+    pub fn open(bytes: &[u8]) -> Result<(Self, &[u8]), RecordError> {
+        const MAX_DEPTH: usize = 16;
+        let (body, _, rest) = ENVELOPE.open_first(bytes)?;
+        let record = ciborium::de::from_reader_with_recursion_limit(body, MAX_DEPTH)
+            .map_err(|error| RecordError::Decode(error.to_string()))?;
+        Ok((record, rest))
+    }
+
+    /// Closes what a wrapper has left open on the way (some shells do so with their script).
+    ///
+    /// # Safety
+    /// Nobody in this process owns a descriptor but the first three and those that are named here.
+    pub unsafe fn close_strays(&self) {
+        let mut known: Vec<RawFd> = self.numbers().chain(self.inherited.iter().copied()).collect();
+        known.retain(|fd| *fd > 2);
+        known.sort_unstable();
+        let mut from = 3;
+        for fd in known {
+            if fd > from {
+                // SAFETY: nobody owns one of these: the caller's promise.
+                unsafe { libc::close_range(from as libc::c_uint, fd as libc::c_uint - 1, 0) };
+            }
+            from = from.max(fd + 1);
+        }
+        // SAFETY: as above.
+        unsafe { libc::close_range(from as libc::c_uint, libc::c_uint::MAX, 0) };
+    }
+
+    /// Everything that crossed.
+    pub fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        self.fds.iter().map(|named| named.fd).chain([self.state])
+    }
+
+    /// The blocked signals as a set.
+    pub fn mask(&self) -> SigSet {
+        let blocked = |signal: &Signal| self.signal_mask >> (*signal as i32 - 1) & 1 == 1;
+        Signal::iterator().filter(blocked).collect()
+    }
+}
+
+/// The strings of `execve`; one with a NUL, which no system gave us, is left out.
+pub fn strings(of: &[ByteBuf]) -> Vec<CString> {
+    of.iter().filter_map(|bytes| CString::new(bytes.as_slice()).ok()).collect()
+}
+
+fn inherited() -> Vec<RawFd> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let crosses = |fd: &RawFd| {
+        // SAFETY: only asks for the flags of a number; a closed one gives an error.
+        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
+        flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    };
+    numbers.filter(|fd| *fd > 2).filter(crosses).collect()
+}
+
+fn signal_mask() -> u64 {
+    let mut mask = SigSet::empty();
+    // It fails only on a bad `how`.
+    let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, None, Some(&mut mask));
+    mask.iter().fold(0, |set, signal| set | 1 << (signal as i32 - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_whatever_follows_it() {
+        let record = Record { binary: 7, ..Record::prepare(Duration::from_secs(1)) };
+        assert_eq!(record.argv.len(), std::env::args_os().count());
+        let mut bytes = record.seal();
+        bytes.extend(b"a CPR state of the future");
+        let (read, rest) = Record::open(&bytes).unwrap();
+        assert_eq!((read, rest), (record, &b"a CPR state of the future"[..]));
+    }
+
+    /// What version 1 has written stays readable.
+    #[test]
+    fn the_format_is_frozen() {
+        let record = Record {
+            pid: 1,
+            comm: b"vmm".to_vec().into(),
+            argv: vec![b"vmm".to_vec().into()],
+            environment: vec![b"A=B".to_vec().into()],
+            binary: 3,
+            state: 4,
+            fds: vec![NamedFd { name: "ram.pc.ram".to_owned(), id: 0, fd: 5 }],
+            inherited: vec![7],
+            helper: 6,
+            signal_mask: 1,
+            deadline_ms: 30_000,
+        };
+        insta::assert_snapshot!(record.seal().escape_ascii());
+    }
+
+    #[test]
+    fn the_mask_is_a_set() {
+        let mut record = Record::prepare(Duration::ZERO);
+        record.signal_mask = 1 << (Signal::SIGTERM as i32 - 1);
+        assert_eq!(record.mask().iter().collect::<Vec<_>>(), [Signal::SIGTERM]);
+    }
+}

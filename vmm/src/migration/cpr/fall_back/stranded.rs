@@ -1,0 +1,91 @@
+//! The last resort: no binary can go on, so this process only keeps what the guest is made of.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::ptr;
+
+use super::text::Line;
+
+/// What is kept.
+pub struct Kept {
+    /// This process.
+    pub pid: i32,
+    /// The process that holds the old address space, and the old descriptors with it; or 0.
+    pub helper: libc::pid_t,
+    /// The RAM blocks.
+    pub ram: Vec<RawFd>,
+    /// The saved state.
+    pub saved: Option<RawFd>,
+    /// The log file.
+    pub log: Option<RawFd>,
+}
+
+/// Says so, lets go of everything else, and waits to be ended. Async-signal-safe.
+///
+/// `first` is why the update failed, `second` why going back did.
+pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
+    let pid = kept.pid;
+    close_all_but(kept);
+    end_helper(kept.helper);
+    let mut buffer = [0; 4096];
+    let (ram, saved) = (kept.ram.first().copied().unwrap_or(-1), kept.saved.unwrap_or(-1));
+    let line = Line::write(
+        &mut buffer[..4095],
+        format_args!(
+            "cpr-vmm: the update failed ({first}), and going back failed too ({second}): the guest \
+             stands still, process {pid} keeps its RAM in /proc/{pid}/fd/{ram} and its state in \
+             /proc/{pid}/fd/{saved}: to go on, start the VMM with its arguments and \
+             --incoming file:/proc/{pid}/fd/{saved} --incoming-ram /proc/{pid}/fd/{ram}, then end \
+             process {pid}"
+        ),
+    );
+    let length = line.len();
+    buffer[length] = b'\n';
+    for fd in [Some(2), kept.log].into_iter().flatten() {
+        // SAFETY: the buffer has so many bytes; nobody is left to hear of a failure.
+        unsafe { libc::write(fd, buffer.as_ptr().cast(), length + 1) };
+    }
+    // SAFETY: default dispositions and an empty mask, so that the operator can end it; `pause`
+    // needs nothing.
+    unsafe {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+/// So that clients see the end of their connections, and another VMM can listen on the same paths.
+fn close_all_but(kept: &Kept) {
+    let is_kept = |fd: RawFd| {
+        kept.ram.contains(&fd) || kept.saved == Some(fd) || kept.log == Some(fd) || fd <= 2
+    };
+    let highest = kept.ram.iter().chain(&kept.saved).chain(&kept.log).copied().max().unwrap_or(2);
+    for fd in (3..=highest).filter(|fd| !is_kept(*fd)) {
+        // SAFETY: nothing in this process uses a descriptor any more.
+        unsafe { libc::close(fd) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::close_range(highest as libc::c_uint + 1, libc::c_uint::MAX, 0) };
+}
+
+fn end_helper(pid: libc::pid_t) {
+    if pid <= 0 {
+        return;
+    }
+    // SAFETY: system calls on numbers and on a structure of our own. The number is the helper's as
+    // long as it is a child that nobody has waited for.
+    unsafe {
+        let mut info = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        if libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0 {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, ptr::null_mut(), 0);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What makes this process go back by itself: a fatal signal, a panic, a deadline.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+
+use super::super::phases::last_done;
+use super::{ALARM, go_if_armed};
+
+/// The signals that end a program with a bug.
+const FATAL: [Signal; 5] =
+    [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT, Signal::SIGILL, Signal::SIGFPE];
+
+/// Why nothing can be set to go back.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{call}: {errno}")]
+pub struct TriggerError {
+    call: &'static str,
+    errno: Errno,
+}
+
+/// Everything is as it was before when this is dropped.
+pub struct Triggers {
+    before: Vec<(Signal, libc::sigaction)>,
+    timer: Timer,
+}
+
+impl Triggers {
+    /// Installs the handlers and the panic hook. The deadline is set by
+    /// [`set_deadline`](Self::set_deadline).
+    pub fn install() -> Result<Self, TriggerError> {
+        let error = |call| move |errno| TriggerError { call, errno };
+        let notify = SigevNotify::SigevSignal { signal: ALARM, si_value: 0 };
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
+            .map_err(error("timer_create"))?;
+        let mut triggers = Self { before: Vec::new(), timer };
+        for signal in FATAL.into_iter().chain([ALARM]) {
+            let before = set_handler(signal).map_err(error("sigaction"))?;
+            triggers.before.push((signal, before));
+        }
+        std::panic::set_hook(Box::new(|info| {
+            let place =
+                info.location().map_or((String::new(), 0), |at| (at.file().to_owned(), at.line()));
+            let said = info.payload_as_str().unwrap_or("without a word");
+            let (file, line) = place;
+            let after = last_done().unwrap_or("nothing");
+            go_if_armed(format_args!("after \"{after}\" it panicked at {file}:{line}: {said}"));
+        }));
+        Ok(triggers)
+    }
+
+    /// Goes back after so much time; `None`: never.
+    pub fn set_deadline(&mut self, after: Option<Duration>) -> Result<(), TriggerError> {
+        // Zero would disarm it.
+        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+        self.timer
+            .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
+            .map_err(|errno| TriggerError { call: "timer_settime", errno })
+    }
+}
+
+impl Drop for Triggers {
+    fn drop(&mut self) {
+        for (signal, before) in &self.before {
+            // SAFETY: `before` is what `sigaction` gave us.
+            unsafe { libc::sigaction(*signal as i32, before, ptr::null_mut()) };
+        }
+        drop(std::panic::take_hook());
+    }
+}
+
+fn set_handler(signal: Signal) -> Result<libc::sigaction, Errno> {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: all-zero is a valid `sigaction`; the handler keeps to what is async-signal-safe, on
+    // the alternate stack that std gives each thread (a stack overflow is a fatal signal too).
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigfillset(&mut action.sa_mask);
+        Errno::result(libc::sigaction(signal as i32, &action, before.as_mut_ptr()))?;
+        Ok(before.assume_init())
+    }
+}
+
+extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *const libc::c_void) {
+    let after = last_done().unwrap_or("nothing");
+    match Signal::try_from(number) {
+        Ok(ALARM) => go_if_armed(format_args!("after \"{after}\" its deadline passed")),
+        Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
+            // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
+            let address = unsafe { (*info).si_addr() } as usize;
+            go_if_armed(format_args!("after \"{after}\" it took {signal} at address {address:#x}"));
+        }
+        Ok(signal) => go_if_armed(format_args!("after \"{after}\" it took {signal}")),
+        Err(_) => {}
+    }
+    // Not armed any more: what would have happened without us.
+    if number != ALARM as i32 {
+        // SAFETY: the default disposition; the instruction, or `abort`, raises it again.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
