@@ -76,6 +76,11 @@ pub struct Config {
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
 
+    /// Make an update fail at this point (`query-failpoints` lists them); can be repeated.
+    #[cfg(feature = "failpoints")]
+    #[arg(long, value_name = "POINT=ACTION")]
+    pub failpoint: Vec<crate::failpoints::FailPoint>,
+
     /// Whether an update keeps the old address space alive in a sleeping helper until the guest
     /// runs again; `off` is for measuring what that saves.
     #[arg(long, value_name = "on|off", default_value = "on", hide = true)]

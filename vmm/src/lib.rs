@@ -1,8 +1,18 @@
 //! A compact KVM VMM that can replace itself by `exec` under a running guest.
 
+/// A place at which a test can make things fail (see `failpoints`); nothing without the feature.
+macro_rules! fail_point {
+    ($point:ident) => {
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::at(crate::failpoints::Point::$point)?;
+    };
+}
+
 pub mod boot;
 pub mod config;
 pub mod devices;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod logging;
 pub mod machine;
 pub mod memory;

@@ -57,6 +57,12 @@ pub enum Command {
     MigrateSetCapabilities(MigrateSetCapabilitiesArgs),
     /// All capabilities.
     QueryMigrateCapabilities,
+    /// All fail points.
+    #[cfg(feature = "failpoints")]
+    QueryFailpoints,
+    /// Arms or disarms a fail point.
+    #[cfg(feature = "failpoints")]
+    XSetFailpoint(SetFailpointArgs),
 }
 
 impl Command {
@@ -146,6 +152,16 @@ impl MigrateIncomingArgs {
     pub fn address(&self) -> Result<MigrationAddress, QmpError> {
         MigrationAddress::from_arguments(self.uri.as_deref(), self.channels.as_deref())
     }
+}
+
+/// The arguments of `x-set-failpoint`.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetFailpointArgs {
+    /// Where.
+    pub point: String,
+    /// What happens there, once; `off` disarms it.
+    pub action: String,
 }
 
 /// The arguments of `migrate-set-capabilities`.

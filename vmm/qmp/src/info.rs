@@ -54,3 +54,18 @@ pub struct CommandInfo {
 /// The empty answer of a command that has nothing to say: `{}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Empty {}
+
+/// One fail point, in the answer to `query-failpoints`.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FailpointInfo {
+    /// Its name.
+    pub name: String,
+    /// True if it is in the new process of an update.
+    pub in_new: bool,
+    /// True if what is written there can be made too short.
+    pub short_write: bool,
+    /// True if it is armed.
+    pub armed: bool,
+}

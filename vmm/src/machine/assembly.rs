@@ -76,6 +76,8 @@ fn assemble(
     };
     for step in STEPS {
         let began = Instant::now();
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::Point::before(step).map_or(Ok(()), crate::failpoints::at)?;
         parts.carry_out(step)?;
         tracing::debug!(?step, us = began.elapsed().as_micros() as u64, "machine_step");
     }

@@ -32,6 +32,10 @@ const VCPU_DEADLINE: Duration = Duration::from_secs(10);
 /// Why a machine could not be assembled, saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// KVM is not there or refuses.
     #[error("{what}: {source}")]
     Kvm {

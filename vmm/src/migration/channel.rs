@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -157,16 +158,28 @@ impl OutgoingFile {
         if length as u64 > limit {
             return Err(ChannelError::StateTooLarge { path: path(), bytes: length as u64, limit });
         }
-        self.file.write_all(bytes).map_err(|source| ChannelError::Write {
-            path: path(),
-            bytes: length,
-            source,
-        })
+        let failed = |source| ChannelError::Write { path: path(), bytes: length, source };
+        #[cfg(feature = "failpoints")]
+        let bytes = &bytes[..crate::failpoints::written(crate::failpoints::Point::Channel, length)];
+        self.file.write_all(bytes).map_err(failed)?;
+        // A file system that loses a part is found out while the guest is still here.
+        let written = self.file.metadata().map_err(failed)?.len();
+        if written != length as u64 {
+            let short = io::Error::other(format!("the file has {written} bytes after that"));
+            return Err(failed(short));
+        }
+        Ok(())
     }
 
     /// Leaves the file as it is.
     pub fn keep(mut self) {
         self.keep = true;
+    }
+}
+
+impl AsRawFd for OutgoingFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 

@@ -55,6 +55,10 @@ pub struct StateCapabilities {
 /// Why a vCPU's state could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// An ioctl failed.
     #[error("vCPU {vcpu}: {call}: {source}")]
     Ioctl {
@@ -221,6 +225,7 @@ impl Access<'_> {
 
     /// Writes everything back, in the order of [`order::RESTORE`], into a vCPU that has never run.
     pub fn restore(&self, state: &VcpuState) -> Result<(), StateError> {
+        fail_point!(VcpuRestore);
         for item in order::RESTORE {
             self.restore_item(item, state)?;
         }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
-use cpr_qmp::command::{Command, MigrateArgs, MigrateIncomingArgs, PmemsaveArgs};
+use cpr_qmp::command::{Command, MigrateIncomingArgs, PmemsaveArgs};
 use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigrationCapability, MigrationCapabilityStatus, MigrationParameters};
@@ -43,7 +43,6 @@ impl Vmm {
             }
             Command::SystemReset => self.qmp_system_reset(),
             Command::Pmemsave(args) => self.pmemsave(&args),
-            Command::Migrate(args) => self.migrate(&args),
             Command::MigrateCancel => {
                 // Later than that an update is over before the next command is read.
                 self.cancel_rehearsal();
@@ -82,11 +81,16 @@ impl Vmm {
                 capability: MigrationCapability::Events,
                 state: self.migration.events(),
             }]),
+            #[cfg(feature = "failpoints")]
+            Command::QueryFailpoints => answer(&super::failpoints::list()),
+            #[cfg(feature = "failpoints")]
+            Command::XSetFailpoint(args) => super::failpoints::set(&args),
             Command::QmpCapabilities(_)
+            | Command::Migrate(_)
             | Command::QueryVersion
             | Command::QueryCommands
             | Command::QueryQmpSchema => {
-                Err(QmpError::generic("this command is answered by the QMP server itself"))
+                Err(QmpError::generic("this command is answered elsewhere"))
             }
         }
     }
@@ -145,21 +149,6 @@ impl Vmm {
             at = at.saturating_add(length);
             left -= length;
         }
-        done()
-    }
-
-    fn migrate(&mut self, args: &MigrateArgs) -> Result<Value, QmpError> {
-        if args.resume == Some(true) {
-            return Err(QmpError::generic("Cannot resume if there is no paused migration"));
-        }
-        if self.rehearsing.is_some() {
-            return Err(generic(update::Refused::UnderWay));
-        }
-        let address = args.address()?;
-        let plan =
-            update::check(&self.parameters, &address, &self.machine, &self.qmp, &self.migration)
-                .map_err(generic)?;
-        self.planned = Some(plan);
         done()
     }
 

@@ -56,6 +56,10 @@ pub enum Source<'a> {
 /// Why a saved state could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// Nothing is awaited.
     #[error("no incoming migration is expected: the VMM was not started with --incoming defer")]
     NotAwaited,
@@ -113,6 +117,7 @@ impl Vmm {
         }
         let machine = |source| LoadError::Machine { path: name.clone(), source };
         let state = self.machine.examine(state).map_err(machine)?;
+        fail_point!(Read);
         // Until here another file can be tried.
         let AwaitedState { cpr, host, mut phases, way_back, carried } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
@@ -123,6 +128,7 @@ impl Vmm {
         phases.done(&"build");
         self.machine.put_back_events(cpr.pending_events);
         let runs = cpr.run_state.is_running();
+        fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
         if runs {
@@ -133,6 +139,8 @@ impl Vmm {
         phases.done(&"resume");
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         drop((committed, carried));
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::relieve();
         self.qmp.own_socket_file();
         if let Some(bus) = self.machine.bus() {
             bus.serial().host_mut().own_socket_file();

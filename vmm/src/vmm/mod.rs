@@ -1,7 +1,10 @@
 //! The VMM as a program: start or take over, then one loop until the end.
 
 mod commands;
+mod crash;
 mod event_loop;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod incoming;
 mod rehearsing;
 mod signals;
@@ -14,11 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use cpr_qmp::command::Command;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::{RunState, ShutdownCause};
 
-use crate::config::{Config, Switch};
+use crate::config::Config;
 use crate::devices::DeviceRequest;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
@@ -29,10 +33,9 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
-use crate::migration::cpr::update::{Plan, Walk};
 use crate::migration::status::{Migration, Times};
 use crate::pid_file::PidFile;
-use crate::qmp::{ConnectionId, Server};
+use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use rehearsing::Rehearsing;
@@ -51,10 +54,10 @@ struct Vmm {
     awaited: Option<AwaitedState>,
     /// The rest of an update, after the guest runs again.
     finishing: Option<Finishing>,
-    /// What `migrate` found possible, until its answer is queued.
-    planned: Option<Plan>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
+    /// What an update that goes on right now has to undo if its thread is lost.
+    undo: Option<crash::Undo>,
     ended: Option<End>,
     _pid_file: Option<PidFile>,
 }
@@ -83,6 +86,9 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut phases = Phases::begin();
+    let args: Vec<OsString> = args.into_iter().collect();
+    #[cfg(feature = "failpoints")]
+    failpoints::arm_early(&args);
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
@@ -165,32 +171,15 @@ impl Vmm {
             && let Some(request) = self.qmp.next_request()
         {
             self.checkpoint();
-            let result = self.execute(request.command);
-            match self.planned.take() {
-                None => self.qmp.respond(request.client, result),
-                Some(plan) => self.begin_update(request.client, plan),
+            match request.command {
+                Command::Migrate(args) => self.migrate_safely(request.client, &args),
+                other => {
+                    let result = self.execute(other);
+                    self.qmp.respond(request.client, result);
+                }
             }
             self.deal_with_guest_events();
         }
-    }
-
-    /// The answer to `migrate` is on its way before the process is replaced.
-    fn answer_and_update(&mut self, client: ConnectionId, plan: Plan) {
-        self.qmp.respond(client, commands::done());
-        self.update(plan);
-    }
-
-    fn update(&mut self, plan: Plan) {
-        let mut walk = Walk {
-            machine: &mut self.machine,
-            qmp: &mut self.qmp,
-            migration: &mut self.migration,
-            log: self.log.as_deref(),
-            signals: self.signals.ends(),
-            parameters: &self.parameters,
-            helper: self.config.x_mm_helper == Switch::On,
-        };
-        walk.update(plan);
     }
 
     fn deal_with_guest_events(&mut self) {

@@ -3,13 +3,15 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use cpr_qmp::command::MigrateArgs;
+use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
 use nix::poll::PollTimeout;
 
 use super::{Vmm, commands};
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::rehearsal::{Rehearsal, RehearsalError};
-use crate::migration::cpr::update::{Plan, check_run_state};
+use crate::migration::cpr::update::{self, Plan, Refused, check_run_state};
 use crate::qmp::ConnectionId;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,10 +47,28 @@ pub(super) fn timeout(parameters: &MigrationParameters) -> Duration {
 }
 
 impl Vmm {
-    /// Goes on with a `migrate` that nothing stands in the way of so far.
-    pub(super) fn begin_update(&mut self, client: ConnectionId, plan: Plan) {
+    /// `migrate`: checks, and begins to rehearse or to update.
+    pub(super) fn migrate_safely(&mut self, client: ConnectionId, args: &MigrateArgs) {
+        let begun = match self.stood_in_for(update::deadline(&self.parameters), None) {
+            Ok(stood_in_for) => stood_in_for.act(|vmm| vmm.begin_update(client, args)),
+            Err(error) => return self.qmp.respond(client, Err(commands::generic(error))),
+        };
+        if let Some((Some(plan), _)) = begun {
+            self.answer_and_update(client, plan);
+        }
+    }
+
+    /// Answers with an error, begins a rehearsal, or returns what can be carried out at once.
+    fn begin_update(&mut self, client: ConnectionId, args: &MigrateArgs) -> Option<Plan> {
+        let plan = match self.plan(args) {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.qmp.respond(client, Err(error));
+                return None;
+            }
+        };
         if !wanted(&self.parameters) {
-            return self.answer_and_update(client, plan);
+            return Some(plan);
         }
         match Rehearsal::start(plan.command(), timeout(&self.parameters)) {
             Ok(rehearsal) => {
@@ -56,6 +76,19 @@ impl Vmm {
             }
             Err(error) => self.refuse(client, &error),
         }
+        None
+    }
+
+    fn plan(&self, args: &MigrateArgs) -> Result<Plan, QmpError> {
+        if args.resume == Some(true) {
+            return Err(QmpError::generic("Cannot resume if there is no paused migration"));
+        }
+        if self.rehearsing.is_some() {
+            return Err(commands::generic(Refused::UnderWay));
+        }
+        let address = args.address()?;
+        update::check(&self.parameters, &address, &self.machine, &self.qmp, &self.migration)
+            .map_err(commands::generic)
     }
 
     /// The answer to `migrate` says that it was called off.

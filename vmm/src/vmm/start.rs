@@ -32,6 +32,10 @@ use crate::unix_listener::BindError;
 /// Why a VMM could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// What came over exec.
     #[error(transparent)]
     TakeOver(#[from] TakeOverError),
@@ -175,8 +179,8 @@ impl Vmm {
             signals,
             awaited: None,
             finishing: None,
-            planned: None,
             rehearsing: None,
+            undo: None,
             ended: None,
             _pid_file: pid_file,
             config,
@@ -198,9 +202,11 @@ impl Vmm {
             let _ = nix::sys::prctl::set_name(&name);
             tracing::warn!(%why, "cpr_returned");
         }
+        fail_point!(Owned);
         let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
         let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
         phases.done(&"log");
+        fail_point!(Log);
         let handed = way_back.record.fds.len();
         tracing::info!(fds = handed, run_state = ?cpr.run_state, "cpr_adopt");
         let [reader, writer] = SIGNALS_FDS.map(|name| fds.take(name, 0));
@@ -208,6 +214,7 @@ impl Vmm {
         let signals = EndSignals::install(ends).map_err(StartError::Signals)?;
         held_signals::release(&way_back.record.mask());
         phases.done(&"signals");
+        fail_point!(Signals);
         let ram = match cpr.ram_blocks.as_slice() {
             [block] => fds
                 .take(&format!("ram.{}", block.name), 0)
@@ -216,6 +223,7 @@ impl Vmm {
         };
         let ram = RamBlock::adopt(config.memory, ram)?;
         phases.done(&"ram");
+        fail_point!(Ram);
         let image = fds
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
@@ -224,9 +232,11 @@ impl Vmm {
         if asked != handed_over {
             tracing::warn!(?asked, ?handed_over, "--qmp differs: what was handed over goes on");
         }
+        fail_point!(Qmp);
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
             fds.take(name, 0)
         })?;
+        fail_point!(Serial);
         let kvm = fds.take(KVM_FD, 0);
         let carried = Carried {
             memfd,
@@ -238,6 +248,7 @@ impl Vmm {
         }
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
+        fail_point!(Machine);
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
         let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
@@ -250,8 +261,8 @@ impl Vmm {
             signals,
             awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
             finishing: None,
-            planned: None,
             rehearsing: None,
+            undo: None,
             ended: None,
             _pid_file: pid_file,
             config,

@@ -36,6 +36,10 @@ pub static COMMANDS: &[CommandSpec] = &[
     query("query-migrate-parameters", Type::Object(&MIGRATION_PARAMETERS)),
     command("migrate-set-capabilities", &MIGRATE_SET_CAPABILITIES_ARGS, NOTHING),
     query("query-migrate-capabilities", CAPABILITY_STATUSES),
+    #[cfg(feature = "failpoints")]
+    query("query-failpoints", Type::Array(&Type::Object(&FAILPOINT_INFO))),
+    #[cfg(feature = "failpoints")]
+    command("x-set-failpoint", &SET_FAILPOINT_ARGS, NOTHING),
 ];
 
 /// Every event.

@@ -220,6 +220,21 @@ pub static CAPABILITY_STATUSES: Type = Type::Array(&Type::Object(&MIGRATION_CAPA
 pub static MIGRATE_SET_CAPABILITIES_ARGS: Object =
     object("q_obj_migrate-set-capabilities-arg", &[req("capabilities", CAPABILITY_STATUSES)]);
 
+#[cfg(feature = "failpoints")]
+pub static FAILPOINT_INFO: Object = object(
+    "FailpointInfo",
+    &[
+        req("name", Type::Str),
+        req("in-new", Type::Bool),
+        req("short-write", Type::Bool),
+        req("armed", Type::Bool),
+    ],
+);
+
+#[cfg(feature = "failpoints")]
+pub static SET_FAILPOINT_ARGS: Object =
+    object("q_obj_x-set-failpoint-arg", &[req("point", Type::Str), req("action", Type::Str)]);
+
 pub static SHUTDOWN_CAUSE: Enum = Enum {
     name: "ShutdownCause",
     values: &[

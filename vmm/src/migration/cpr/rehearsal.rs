@@ -37,6 +37,10 @@ const HUNT: Duration = Duration::from_secs(1);
 /// Why a command is not executed.
 #[derive(Debug, thiserror::Error)]
 pub enum RehearsalError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// It cannot be executed at all.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -114,6 +118,7 @@ impl Rehearsal {
             let command = command.name().to_owned();
             move |source: io::Error| RehearsalError::Setup { command, call, source }
         };
+        fail_point!(Rehearsal);
         let (socket, theirs) = UnixStream::pair().map_err(setup("socketpair"))?;
         socket.set_nonblocking(true).map_err(setup("fcntl"))?;
         let (stderr, their_stderr) =
@@ -335,6 +340,15 @@ impl Drop for Child {
             }
         }
         tracing::error!("rehearsal_left_processes");
+    }
+}
+
+/// Ends every child process, and with them a rehearsal that was left half done.
+pub fn end_all() {
+    drop(Subreaper);
+    for pid in children() {
+        let _ = kill(pid, Signal::SIGKILL);
+        while waitpid(pid, None) == Err(Errno::EINTR) {}
     }
 }
 

@@ -147,10 +147,26 @@ impl SavedStateFd {
     }
 }
 
+impl AsRawFd for SavedStateFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 fn seal(memfd: OwnedFd, content: &[u8]) -> Result<SealedFd, WriteError> {
     let error = |call| move |source| WriteError::System { call, source };
     let mut file = File::from(memfd);
-    file.write_all(content).map_err(error("write"))?;
+    #[cfg(feature = "failpoints")]
+    let part =
+        &content[..crate::failpoints::written(crate::failpoints::Point::State, content.len())];
+    #[cfg(not(feature = "failpoints"))]
+    let part = content;
+    file.write_all(part).map_err(error("write"))?;
+    let written = file.metadata().map_err(error("fstat"))?.len();
+    if written != content.len() as u64 {
+        let short = format!("it has {written} bytes after writing {}", content.len());
+        return Err(error("write")(io::Error::other(short)));
+    }
     fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))
         .map_err(|errno| error("seal")(errno.into()))?;
     Ok(SealedFd(file.into()))

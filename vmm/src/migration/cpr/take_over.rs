@@ -39,6 +39,10 @@ impl std::fmt::Debug for WayBack {
 /// Why what came over exec is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// The variable means nothing, and there is nothing that it could mean.
     #[error("{0}; unset it to boot a new VM")]
     Stray(Box<TakeOverError>),
@@ -104,6 +108,9 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     // SAFETY: the caller's promise; the record lists what crossed.
     unsafe { sealed.record.close_strays() };
     let armed = fall_back::arm(&sealed.record, role)?;
+    #[cfg(feature = "failpoints")]
+    crate::failpoints::set_helper(sealed.record.helper);
+    fail_point!(Adopt);
     let state = sealed.state()?;
     let record = sealed.record;
     let checked = CheckedFds::check(&record.fds)?;

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -58,6 +58,10 @@ const SPARE_FDS: usize = 4;
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// There is one already.
     #[error("There's a migration process in progress")]
     UnderWay,
@@ -101,6 +105,10 @@ pub enum Refused {
 /// Why an update failed after it had begun. The guest is again as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
+    /// A fail point.
+    #[cfg(feature = "failpoints")]
+    #[error(transparent)]
+    Injected(#[from] crate::failpoints::Injected),
     /// The machine could not be paused or saved.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -170,6 +178,7 @@ pub fn check(
     let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
     let binary = own.map_err(Refused::Binary)?.into();
     let record = Record::prepare(deadline(parameters));
+    fail_point!(Check);
     // Last: it empties the file.
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
@@ -207,6 +216,26 @@ impl Plan {
         Self { rehearsed: true, ..self }
     }
 
+    /// How long the old process may take too.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.record.deadline_ms)
+    }
+
+    /// The descriptors it has opened.
+    pub fn fds(&self) -> [RawFd; 4] {
+        [
+            self.channel.as_raw_fd(),
+            self.state_fd.as_raw_fd(),
+            self.saved_fd.as_raw_fd(),
+            self.binary.as_raw_fd(),
+        ]
+    }
+
+    /// The descriptors of this process that are not closed on exec.
+    pub fn inherited(&self) -> &[RawFd] {
+        &self.record.inherited
+    }
+
     /// Where the state will go.
     pub fn channel(&self) -> &Path {
         self.channel.path()
@@ -230,20 +259,17 @@ pub struct Walk<'a> {
     pub parameters: &'a MigrationParameters,
     /// Whether to start the helper that holds the old address space.
     pub helper: bool,
+    /// Says afterwards whether clients were told that the guest has stopped.
+    pub stopped: &'a mut bool,
 }
 
 impl Walk<'_> {
-    /// Carries out `plan`. Returns only if it failed, with everything undone and said.
-    pub fn update(&mut self, plan: Plan) {
+    /// Carries out `plan`. Returns only if it failed, with everything undone and nothing said.
+    pub fn update(&mut self, plan: Plan) -> UpdateError {
         let setup = self.migration.begin();
         self.tell(setup);
-        let mut stopped = false;
-        let Err(error) = self.attempt(plan, &mut stopped);
-        let failed = self.migration.fail(error.to_string());
-        self.tell(failed);
-        if stopped {
-            self.tell(Some(EventKind::Resume.now()));
-        }
+        let Err(error) = self.attempt(plan);
+        error
     }
 
     fn tell(&mut self, event: Option<Event>) {
@@ -252,10 +278,10 @@ impl Walk<'_> {
         }
     }
 
-    /// `stopped` says afterwards whether clients were told that the guest has stopped.
-    fn attempt(&mut self, plan: Plan, stopped: &mut bool) -> Result<Infallible, UpdateError> {
+    fn attempt(&mut self, plan: Plan) -> Result<Infallible, UpdateError> {
         let Plan { command, channel, state_fd, saved_fd, binary, mut record, began_ns, rehearsed } =
             plan;
+        fail_point!(Helper);
         // Before the pause, as all that can be; it is the first to come and the last to go.
         let helper = match self.helper.then(MmHelper::start).transpose() {
             Ok(helper) => helper,
@@ -264,12 +290,16 @@ impl Walk<'_> {
                 None
             }
         };
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::set_helper(helper.as_ref().map_or(0, |helper| helper.pid().as_raw()));
+        fail_point!(Pause);
         let paused = Paused::pause(self.machine)?;
         let paused_ns = monotonic_ns();
         if paused.before.is_running() {
             self.qmp.broadcast(&EventKind::Stop.now());
-            *stopped = true;
+            *self.stopped = true;
         }
+        fail_point!(Paused);
         for status in [MigrationStatus::Active, MigrationStatus::Device] {
             if let Some(event) = self.migration.advance(status) {
                 self.qmp.broadcast(&event);
@@ -298,17 +328,29 @@ impl Walk<'_> {
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
             parameters: self.parameters.clone(),
         };
+        fail_point!(State);
         let sealed = state_fd.write(&record, &state)?;
         tracing::info!(fds = record.fds.len(), "cpr_state_save");
+        fail_point!(Publish);
         let published = Published::new(fds, sealed)?;
+        fail_point!(Exec);
         let _held = rehearsed.then(HeldSignals::hold);
         // Last: what comes later is seen in the new process, by the same descriptor.
         if has_come(self.signals[0]) {
             return Err(UpdateError::AskedToEnd);
         }
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::relieve();
         tracing::info!(command = command.name(), "cpr_exec");
         Err(published.exec(&command).into())
     }
+}
+
+/// Says that an update failed; `stopped`: clients were told that the guest has stopped.
+pub fn tell_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
+    let failed = migration.fail(error);
+    let resumed = stopped.then(|| EventKind::Resume.now());
+    failed.into_iter().chain(resumed).for_each(|event| qmp.broadcast(&event));
 }
 
 /// No vCPU runs. Dropping it makes the machine what it was before.
@@ -361,8 +403,11 @@ impl Saved {
         mut channel: OutgoingFile,
         copy: SavedStateFd,
     ) -> Result<Self, UpdateError> {
+        fail_point!(Save);
         let (bytes, fingerprint) = paused.save()?.encode();
+        fail_point!(Channel);
         channel.write(&bytes)?;
+        fail_point!(Copy);
         Ok(Self { fingerprint, copy: copy.write(&bytes)?, _channel: channel })
     }
 }
@@ -444,7 +489,8 @@ mod tests {
             rehearsed: true,
         };
         let (qmp_server, log) = (&mut qmp, None);
-        Walk {
+        let mut stopped = false;
+        let error = Walk {
             machine,
             qmp: qmp_server,
             migration: &mut migration,
@@ -452,8 +498,10 @@ mod tests {
             signals: [signals, signals],
             parameters: &MigrationParameters::default(),
             helper: false,
+            stopped: &mut stopped,
         }
         .update(plan);
+        tell_failure(&mut qmp, &mut migration, error.to_string(), stopped);
         drop(qmp);
         let seen = std::io::read_to_string(client).unwrap();
         let event = |line: &str| {

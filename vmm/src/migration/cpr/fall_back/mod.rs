@@ -4,9 +4,13 @@
 //!
 //! It is bounded to once: an old binary that was returned to and fails too keeps the guest's RAM
 //! and state where an operator finds them (`stranded`).
+//!
+//! Before exec the same triggers do something else: another thread goes on in the place of the one
+//! that crashed or hangs ([`stand_in`]).
 
 mod plan;
 mod record;
+pub mod stand_in;
 mod stranded;
 mod text;
 mod triggers;
@@ -23,6 +27,7 @@ use nix::sys::signal::Signal;
 use plan::Plan;
 pub use plan::Role;
 pub use record::{Record, RecordError, strings};
+use text::Variable;
 use triggers::{TriggerError, Triggers};
 
 /// The environment variable by which an old binary learns why it is executed again.
@@ -32,7 +37,7 @@ const FAILED_SIZE: usize = 2048;
 /// The deadline's signal, and the one by which other threads hand over to the main one.
 const ALARM: Signal = Signal::SIGALRM;
 
-static PLAN: AtomicPtr<Plan> = AtomicPtr::new(ptr::null_mut());
+static ESCAPE: AtomicPtr<Escape> = AtomicPtr::new(ptr::null_mut());
 static STAGE: AtomicU8 = AtomicU8::new(IDLE);
 /// Nothing to go back to, or no more.
 const IDLE: u8 = 0;
@@ -42,6 +47,38 @@ const ARMED: u8 = 1;
 const CLAIMED: u8 = 2;
 /// It is written down; the main thread goes.
 const READY: u8 = 3;
+
+/// What a failure leads to.
+enum Escape {
+    /// The old binary, or at least the guest's RAM.
+    GoBack(Plan),
+    /// Another thread of this one.
+    StandIn(stand_in::Plan),
+}
+
+impl Escape {
+    /// The thread on which it takes place.
+    fn main(&self) -> libc::pid_t {
+        match self {
+            Self::GoBack(plan) => plan.main,
+            Self::StandIn(plan) => plan.main,
+        }
+    }
+
+    fn why(&self) -> &Variable<FAILED_SIZE> {
+        match self {
+            Self::GoBack(plan) => &plan.why,
+            Self::StandIn(plan) => &plan.why,
+        }
+    }
+
+    fn go(&self) -> ! {
+        match self {
+            Self::GoBack(plan) => plan.go(),
+            Self::StandIn(plan) => plan.go(),
+        }
+    }
+}
 
 /// Why there is no way back.
 #[derive(Debug, thiserror::Error)]
@@ -70,25 +107,41 @@ pub struct Armed {
 /// `record`, or strand it.
 pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     let triggers = Triggers::install()?;
-    replace(Plan::new(record, role));
+    triggers.hook_panics();
+    replace(Escape::GoBack(Plan::new(record, role)));
     STAGE.store(ARMED, Ordering::SeqCst);
     let mut armed = Armed { triggers: std::mem::ManuallyDrop::new(triggers) };
     armed.set_deadline(Some(Duration::from_millis(record.deadline_ms)))?;
     Ok(armed)
 }
 
-fn replace(plan: Plan) {
-    let old = PLAN.swap(Box::into_raw(Box::new(plan)), Ordering::SeqCst);
+/// While nobody is about to escape: before there are other threads, or on the one that armed it.
+fn replace(escape: Escape) {
+    let old = ESCAPE.swap(Box::into_raw(Box::new(escape)), Ordering::SeqCst);
     if !old.is_null() {
-        // SAFETY: it came from a box; there is one thread, and it is not going back.
+        // SAFETY: it came from a box, and nobody uses it: the stage was IDLE, or there is one thread.
         let old = unsafe { Box::from_raw(old) };
-        old.release();
+        if let Escape::GoBack(plan) = &*old {
+            plan.release();
+        }
     }
 }
 
+fn escape() -> Option<&'static Escape> {
+    // SAFETY: it came from a box that is freed by `replace` only, when nobody uses it.
+    unsafe { ESCAPE.load(Ordering::SeqCst).as_ref() }
+}
+
+/// The thread that escapes.
+fn main_thread() -> Option<libc::pid_t> {
+    escape().map(Escape::main)
+}
+
 fn plan() -> Option<&'static Plan> {
-    // SAFETY: it came from a box that is freed by `replace` only, when there is one thread.
-    unsafe { PLAN.load(Ordering::SeqCst).as_ref() }
+    match escape() {
+        Some(Escape::GoBack(plan)) => Some(plan),
+        _ => None,
+    }
 }
 
 impl Armed {
@@ -102,7 +155,7 @@ impl Armed {
     pub fn update(&self, record: &Record) -> Result<(), ArmError> {
         let plan = Plan::new(record, Role::New);
         plan.reserve().map_err(|(fd, errno)| ArmError::Reserve { fd, errno })?;
-        replace(plan);
+        replace(Escape::GoBack(plan));
         Ok(())
     }
 
@@ -144,11 +197,18 @@ pub fn is_armed() -> bool {
 ///
 /// On any thread, and in a signal handler: `why` must then be made of what needs no memory.
 pub fn go_if_armed(why: fmt::Arguments<'_>) {
-    let Some(plan) = plan() else { return };
+    let Some(escape) = escape() else { return };
+    let main = escape.main();
+    // SAFETY: a system call without arguments.
+    let here = unsafe { libc::syscall(libc::SYS_gettid) } as libc::pid_t;
+    if here != main && matches!(escape, Escape::StandIn(_)) {
+        // Nobody stands in for a vCPU.
+        return;
+    }
     match STAGE.compare_exchange(ARMED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {
             // SAFETY: nobody else has claimed it, and it is read once it is READY.
-            unsafe { plan.why.set(why) };
+            unsafe { escape.why().set(why) };
             STAGE.store(READY, Ordering::SeqCst);
         }
         Err(IDLE) => return,
@@ -156,13 +216,13 @@ pub fn go_if_armed(why: fmt::Arguments<'_>) {
     }
     // SAFETY: system calls that take numbers, and are async-signal-safe.
     unsafe {
-        if libc::syscall(libc::SYS_gettid) as libc::pid_t == plan.main {
+        if here == main {
             while STAGE.load(Ordering::SeqCst) != READY {
                 libc::sched_yield();
             }
-            plan.go();
+            escape.go();
         }
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), plan.main, ALARM as i32);
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), main, ALARM as i32);
         loop {
             libc::pause();
         }

@@ -1,5 +1,6 @@
 //! What makes this process go back by itself: a fatal signal, a panic, a deadline.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
@@ -24,34 +25,42 @@ pub struct TriggerError {
     errno: Errno,
 }
 
+// SAFETY: timers and dispositions belong to the process, not to a thread.
+unsafe impl Send for Triggers {}
+
 /// Everything is as it was before when this is dropped.
 pub struct Triggers {
     before: Vec<(Signal, libc::sigaction)>,
     timer: Timer,
+    hooked: Cell<bool>,
 }
 
 impl Triggers {
-    /// Installs the handlers and the panic hook. The deadline is set by
+    /// Installs the handlers. The deadline is set by
     /// [`set_deadline`](Self::set_deadline).
     pub fn install() -> Result<Self, TriggerError> {
         let error = |call| move |errno| TriggerError { call, errno };
-        let notify = SigevNotify::SigevSignal { signal: ALARM, si_value: 0 };
+        let thread_id = nix::unistd::gettid().as_raw();
+        let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
         let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
             .map_err(error("timer_create"))?;
-        let mut triggers = Self { before: Vec::new(), timer };
+        let mut triggers = Self { before: Vec::new(), timer, hooked: Cell::new(false) };
         for signal in FATAL.into_iter().chain([ALARM]) {
             let before = set_handler(signal).map_err(error("sigaction"))?;
             triggers.before.push((signal, before));
         }
+        Ok(triggers)
+    }
+
+    /// A panic is a trigger too, before it unwinds.
+    pub fn hook_panics(&self) {
+        self.hooked.set(true);
         std::panic::set_hook(Box::new(|info| {
-            let place =
-                info.location().map_or((String::new(), 0), |at| (at.file().to_owned(), at.line()));
             let said = info.payload_as_str().unwrap_or("without a word");
-            let (file, line) = place;
+            let (file, line) = info.location().map_or(("", 0), |at| (at.file(), at.line()));
             let after = last_done().unwrap_or("nothing");
             go_if_armed(format_args!("after \"{after}\" it panicked at {file}:{line}: {said}"));
         }));
-        Ok(triggers)
     }
 
     /// Goes back after so much time; `None`: never.
@@ -70,7 +79,9 @@ impl Drop for Triggers {
             // SAFETY: `before` is what `sigaction` gave us.
             unsafe { libc::sigaction(*signal as i32, before, ptr::null_mut()) };
         }
-        drop(std::panic::take_hook());
+        if self.hooked.get() {
+            drop(std::panic::take_hook());
+        }
     }
 }
 
@@ -89,6 +100,9 @@ fn set_handler(signal: Signal) -> Result<libc::sigaction, Errno> {
 }
 
 extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *const libc::c_void) {
+    if hand_over(number) {
+        return;
+    }
     let after = last_done().unwrap_or("nothing");
     match Signal::try_from(number) {
         Ok(ALARM) => go_if_armed(format_args!("after \"{after}\" its deadline passed")),
@@ -104,5 +118,18 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     if number != ALARM as i32 {
         // SAFETY: the default disposition; the instruction, or `abort`, raises it again.
         unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
+
+/// A deadline is the main thread's business only.
+fn hand_over(number: i32) -> bool {
+    let Some(main) = super::main_thread().filter(|_| number == ALARM as i32) else { return false };
+    // SAFETY: system calls on numbers.
+    unsafe {
+        let elsewhere = libc::syscall(libc::SYS_gettid) as libc::pid_t != main;
+        if elsewhere {
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), main, number);
+        }
+        elsewhere
     }
 }

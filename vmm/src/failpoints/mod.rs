@@ -1,0 +1,166 @@
+//! Fail points: named places on every edge of an update at which a test makes it fail, or worse.
+//!
+//! Armed by `--failpoint POINT=ACTION` or QMP `x-set-failpoint`, listed by `query-failpoints`; each
+//! acts once. Without the feature `failpoints` there is nothing of this in the binary.
+
+mod action;
+mod point;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+
+pub use action::{Action, ActionError, relieve};
+pub use point::{Point, Side};
+
+static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());
+/// So that the points cost a load where nothing is armed.
+static ANY: AtomicBool = AtomicBool::new(false);
+static HELPER: AtomicI32 = AtomicI32::new(0);
+
+/// A fail point made this fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("fail point {point}: {}", std::io::Error::from(*.errno))]
+pub struct Injected {
+    point: Point,
+    errno: Errno,
+}
+
+/// `POINT=ACTION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailPoint {
+    /// Where.
+    pub point: Point,
+    /// What.
+    pub action: Action,
+}
+
+/// `POINT=ACTION` is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FailPointError {
+    /// No such point.
+    #[error("there is no fail point \"{0}\": query-failpoints lists them")]
+    Point(String),
+    /// No such action.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+}
+
+impl FailPoint {
+    /// `action` at `point`.
+    pub fn new(point: &str, action: &str) -> Result<Self, FailPointError> {
+        let known = Point::ALL.iter().find(|known| known.name() == point);
+        let point = *known.ok_or_else(|| FailPointError::Point(point.to_owned()))?;
+        Ok(Self { point, action: action.parse()? })
+    }
+}
+
+impl FromStr for FailPoint {
+    type Err = FailPointError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (point, action) = text.split_once('=').unwrap_or((text, ""));
+        Self::new(point, action)
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn armed_points() -> std::sync::MutexGuard<'static, BTreeMap<Point, Action>> {
+    ARMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Arms a point.
+pub fn arm(FailPoint { point, action }: FailPoint) {
+    let mut armed = armed_points();
+    match action {
+        Action::Off => drop(armed.remove(&point)),
+        action => drop(armed.insert(point, action)),
+    }
+    ANY.store(!armed.is_empty(), Ordering::SeqCst);
+}
+
+/// What is armed at `point`.
+pub fn armed(point: Point) -> Option<Action> {
+    armed_points().get(&point).cloned()
+}
+
+/// The helper, which an action may kill.
+pub fn set_helper(pid: i32) {
+    HELPER.store(pid, Ordering::SeqCst);
+}
+
+/// Does what is armed at `point`, once.
+pub fn at(point: Point) -> Result<(), Injected> {
+    match take(point) {
+        Some(action) => action.act(point),
+        None => Ok(()),
+    }
+}
+
+/// How many of `length` bytes are written at `point`.
+pub fn written(point: Point, length: usize) -> usize {
+    let mut armed = armed_points();
+    match armed.get(&point) {
+        Some(Action::ShortWrite) => {
+            armed.remove(&point);
+            length / 2
+        }
+        _ => length,
+    }
+}
+
+fn take(point: Point) -> Option<Action> {
+    if !ANY.load(Ordering::SeqCst) {
+        return None;
+    }
+    let mut armed = armed_points();
+    // That one is for `written`.
+    if armed.get(&point) == Some(&Action::ShortWrite) {
+        return None;
+    }
+    armed.remove(&point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_acts_once() {
+        arm("serial=errno=EIO".parse().unwrap());
+        let failed = at(Point::Serial).unwrap_err();
+        assert_eq!(failed.to_string(), "fail point serial: Input/output error (os error 5)");
+        assert_eq!(at(Point::Serial), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let errors =
+            ["", "x=panic", "save", "save=explode", "save=errno=EWHAT", "save=signal=KILL"]
+                .map(|text| text.parse::<FailPoint>().unwrap_err().to_string());
+        insta::assert_debug_snapshot!(errors);
+    }
+
+    #[test]
+    fn a_short_write_is_for_who_writes() {
+        arm("channel=short-write".parse().unwrap());
+        assert_eq!(at(Point::Channel), Ok(()));
+        assert_eq!(written(Point::Channel, 10), 5);
+        assert_eq!(written(Point::Channel, 10), 10);
+    }
+
+    #[test]
+    fn every_point_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<_> = Point::ALL.iter().map(|p| p.name()).collect();
+        assert_eq!(names.len(), Point::ALL.len());
+    }
+}
