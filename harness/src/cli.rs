@@ -13,7 +13,7 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::observe::clock;
 use crate::report::terminal::Terminal;
-use crate::run::{Options, Patience, schedule, signals};
+use crate::run::{Options, Patience, orphans, schedule, signals};
 use crate::scenario::set::Set;
 use crate::scenario::{Case, parse};
 
@@ -185,6 +185,7 @@ fn run_cases(
     require_all: bool,
 ) -> Result<ExitCode, Stop> {
     signals::guard();
+    orphans::adopt();
     let options = Options {
         backend: backend(vmm)?,
         evidence,

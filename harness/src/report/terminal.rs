@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::run::verdict::Kill;
 use crate::run::{Report, Verdict};
 
 /// Prints reports as they come and a summary in the end.
@@ -138,6 +139,9 @@ pub fn details(report: &Report) -> Vec<String> {
             "        memory of its own: {boot} KiB after boot, {first} after the first update, {last} after the last"
         ));
     }
+    if !report.kills.is_empty() {
+        lines.push(kills_line(&report.kills));
+    }
     let Verdict::Fail(findings) = &report.verdict else { return lines };
     if let Some(step) = &report.failed_step {
         lines.push(format!("        at {step}:"));
@@ -150,6 +154,23 @@ pub fn details(report: &Report) -> Vec<String> {
     }
     lines.push(format!("        replay: {}", report.replay));
     lines
+}
+
+/// In which part of the update the kills have come.
+fn kills_line(kills: &[Kill]) -> String {
+    let (mut before, mut during, mut after) = (0, 0, 0);
+    for kill in kills {
+        match kill.last_event.as_deref() {
+            None | Some("MIGRATION(setup)") => before += 1,
+            Some("RESUME" | "MIGRATION(completed)") => after += 1,
+            Some(_) => during += 1,
+        }
+    }
+    let gone = kills.iter().map(|kill| kill.gone).max().unwrap_or_default();
+    format!(
+        "        killed before the guest stopped {before} times, while it stood still {during}, when it went on {after}; nothing left within {:.0} ms",
+        gone.as_secs_f64() * 1e3
+    )
 }
 
 #[cfg(test)]
@@ -165,6 +186,7 @@ mod tests {
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             took: Duration::from_millis(420),
+            kills: Vec::new(),
             memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),
             kept: None,

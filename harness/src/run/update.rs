@@ -95,7 +95,7 @@ impl Session<'_> {
         }
     }
 
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         migrate: &Migrate,
     ) -> Result<(PreparedCommand, PreparedChannel), StepError> {
@@ -126,7 +126,7 @@ impl Session<'_> {
         self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
     }
 
-    fn set_parameters(
+    pub(super) fn set_parameters(
         &mut self,
         command: &PreparedCommand,
         rehearsal: Option<bool>,

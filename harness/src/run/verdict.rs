@@ -33,6 +33,9 @@ pub struct Report {
     pub updates: u32,
     /// The blackout of each update as its guest saw it, where it could be seen.
     pub blackouts: Vec<Duration>,
+    /// Updates cut off by SIGKILL.
+    #[serde(default)]
+    pub kills: Vec<Kill>,
     /// The VMM's own memory in KiB after boot, after the first update and after the last.
     pub memory_kib: Vec<u64>,
     /// How long it took.
@@ -41,6 +44,17 @@ pub struct Report {
     pub replay: String,
     /// The VM that was left up: PID and socket.
     pub kept: Option<(i32, String)>,
+}
+
+/// One SIGKILL in an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kill {
+    /// When it was sent, in microseconds after `migrate`; negative before it.
+    pub moment_us: i64,
+    /// The last event of the update, if one was heard.
+    pub last_event: Option<String>,
+    /// How long it took until nothing was left.
+    pub gone: Duration,
 }
 
 impl Report {
