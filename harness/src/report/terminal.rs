@@ -186,6 +186,7 @@ mod tests {
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             took: Duration::from_millis(420),
+            failed_updates: Vec::new(),
             kills: Vec::new(),
             memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),

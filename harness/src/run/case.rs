@@ -22,6 +22,7 @@ pub fn run(case: &Case, options: &Options) -> Report {
         failed_step: None,
         updates: 0,
         blackouts: Vec::new(),
+        failed_updates: Vec::new(),
         kills: Vec::new(),
         memory_kib: Vec::new(),
         took: Default::default(),
@@ -81,6 +82,7 @@ fn run_in_thread(
             }
             report.updates = session.updates;
             report.blackouts = std::mem::take(&mut session.blackouts);
+            report.failed_updates = std::mem::take(&mut session.failed_updates);
             report.kills = std::mem::take(&mut session.kills);
             report.memory_kib = session.memory();
             if let Some(seen) = &session.seen {

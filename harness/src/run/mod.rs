@@ -7,6 +7,7 @@ pub mod clients;
 pub mod command;
 pub mod environment;
 pub mod evidence;
+pub mod failed_update;
 pub mod failure;
 pub mod kill_in_update;
 pub mod orphans;

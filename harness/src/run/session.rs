@@ -14,7 +14,7 @@ use super::command::{PATH_FOLDER, Workshop};
 use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
-use super::verdict::Kill;
+use super::verdict::{FailedUpdate, Kill};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options};
@@ -64,6 +64,8 @@ pub struct Session<'a> {
     pub measuring: Option<Measurement>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
+    /// The errors of updates that did not succeed.
+    pub failed_updates: Vec<FailedUpdate>,
     /// Updates cut off by SIGKILL.
     pub kills: Vec<Kill>,
     /// What there was outside the case's folder before the VMM was started.
@@ -187,6 +189,7 @@ impl<'a> Session<'a> {
             tried: 0,
             measuring: None,
             blackouts: Vec::new(),
+            failed_updates: Vec::new(),
             kills: Vec::new(),
             outside,
             memory_kib: Vec::new(),

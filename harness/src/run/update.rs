@@ -24,6 +24,7 @@ impl Session<'_> {
             Err(QmpFault::Refused { error, .. }) => Ending::Refused(error.desc),
             Err(other) => return Err(other.into()),
         };
+        self.note_failure(migrate, &ending);
         if ending == Ending::Completed {
             self.updates += 1;
         }

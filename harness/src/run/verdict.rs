@@ -33,6 +33,9 @@ pub struct Report {
     pub updates: u32,
     /// The blackout of each update as its guest saw it, where it could be seen.
     pub blackouts: Vec<Duration>,
+    /// The errors of updates that did not succeed, each once.
+    #[serde(default)]
+    pub failed_updates: Vec<FailedUpdate>,
     /// Updates cut off by SIGKILL.
     #[serde(default)]
     pub kills: Vec<Kill>,
@@ -44,6 +47,17 @@ pub struct Report {
     pub replay: String,
     /// The VM that was left up: PID and socket.
     pub kept: Option<(i32, String)>,
+}
+
+/// An update that did not succeed, in words that are the same on every machine and in every run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedUpdate {
+    /// What was wrong with it.
+    pub what: String,
+    /// `refused` or `failed`.
+    pub ended: String,
+    /// The error that its operator reads.
+    pub error: String,
 }
 
 /// One SIGKILL in an update.

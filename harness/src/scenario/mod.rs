@@ -7,6 +7,7 @@ pub mod model;
 pub mod parse;
 pub mod set;
 pub mod size;
+pub mod what_is_wrong;
 
 pub use error::ScenarioError;
 pub use kill_in_update::KillInUpdate;

@@ -1,3 +1,4 @@
 //! The harness, tested from outside.
 
 mod cli;
+mod errors;
