@@ -14,6 +14,7 @@ pub mod orphans;
 pub mod outside;
 pub mod patience;
 pub mod program;
+pub mod refusal;
 pub mod requirements;
 pub mod schedule;
 pub mod session;

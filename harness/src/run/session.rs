@@ -14,7 +14,7 @@ use super::command::{PATH_FOLDER, Workshop};
 use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
-use super::verdict::{FailedUpdate, Kill};
+use super::verdict::{FailedUpdate, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options};
@@ -66,6 +66,8 @@ pub struct Session<'a> {
     pub blackouts: Vec<Duration>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
+    /// What the guest noticed of updates that were refused.
+    pub refusals: Vec<Refusal>,
     /// Updates cut off by SIGKILL.
     pub kills: Vec<Kill>,
     /// What there was outside the case's folder before the VMM was started.
@@ -190,6 +192,7 @@ impl<'a> Session<'a> {
             measuring: None,
             blackouts: Vec::new(),
             failed_updates: Vec::new(),
+            refusals: Vec::new(),
             kills: Vec::new(),
             outside,
             memory_kib: Vec::new(),
