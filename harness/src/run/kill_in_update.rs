@@ -32,7 +32,8 @@ impl Session<'_> {
                 let message = format!("{which}, {moment} us after migrate: {message}");
                 StepError::Checks(vec![Finding::new(killed::NAME, message)])
             };
-            self.kill_at(moment, &failed)?;
+            let migrate = Migrate { command: wanted.command, ..Migrate::default() };
+            self.kill_at(moment, &migrate, &failed)?;
             self.evidence.collect();
             self.boot_again().map_err(|error| match error {
                 StepError::Environment(_) => error,
@@ -45,9 +46,10 @@ impl Session<'_> {
     fn kill_at(
         &mut self,
         moment: i64,
+        migrate: &Migrate,
         failed: &impl Fn(String) -> StepError,
     ) -> Result<(), StepError> {
-        let (command, channel) = self.prepare(&Migrate::default())?;
+        let (command, channel) = self.prepare(migrate)?;
         self.set_parameters(&command, Some(true))?;
         let from = self.qmp.event_count();
         let migrate = [Command::new("migrate", json!({ "uri": channel.uri }))];

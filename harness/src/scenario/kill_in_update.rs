@@ -3,10 +3,15 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::model::CommandKind;
+
 /// How often an update is cut off by SIGKILL, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
+    /// The command of the update, which is rehearsed first.
+    #[serde(default)]
+    pub command: CommandKind,
     /// The earliest moment: milliseconds before `migrate` is sent.
     #[serde(default = "before")]
     pub before_ms: u32,
@@ -47,9 +52,13 @@ impl KillInUpdate {
 mod tests {
     use super::*;
 
+    fn kills(before_ms: u32, after_ms: u32) -> KillInUpdate {
+        KillInUpdate { command: CommandKind::Good, before_ms, after_ms, repeat: 200 }
+    }
+
     #[test]
     fn moments_cover_the_span_and_can_be_drawn_again() {
-        let kills = KillInUpdate { before_ms: 1, after_ms: 20, repeat: 200 };
+        let kills = kills(1, 20);
         let moments: Vec<i64> = (0..200).map(|n| kills.moment(7, n)).collect();
         assert!(moments.iter().all(|m| (-1000..20_000).contains(m)), "{moments:?}");
         // A twentieth of the span is missed by all of them once in 30,000 seeds.
@@ -62,6 +71,6 @@ mod tests {
 
     #[test]
     fn an_empty_span_is_one_moment() {
-        assert_eq!(KillInUpdate { before_ms: 0, after_ms: 0, repeat: 1 }.moment(7, 0), 0);
+        assert_eq!(kills(0, 0).moment(7, 0), 0);
     }
 }
