@@ -12,8 +12,9 @@ use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::observe::clock;
+use crate::report::errors::{Errors, Wish};
 use crate::report::terminal::Terminal;
-use crate::run::{Options, Patience, schedule, signals};
+use crate::run::{Options, Patience, orphans, schedule, signals};
 use crate::scenario::set::Set;
 use crate::scenario::{Case, parse};
 
@@ -107,6 +108,12 @@ struct Run {
     /// A case that cannot run here is an error (exit status 3).
     #[arg(long)]
     require_all: bool,
+    /// Write the table of all errors that operators read; takes a run of all cases.
+    #[arg(long, value_name = "FILE", conflicts_with = "check_errors")]
+    errors: Option<PathBuf>,
+    /// Fail if the table in this file is not what the run shows; takes a run of all cases.
+    #[arg(long, value_name = "FILE")]
+    check_errors: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -162,9 +169,10 @@ pub fn main() -> ExitCode {
 fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let count = set.cases.len();
+    let errors = errors_table(run)?;
     let noun = if count == 1 { "case" } else { "cases" };
     println!("{count} {noun} from {}", set.origin);
-    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone(), run.require_all)
+    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone(), run.require_all, errors)
 }
 
 fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
@@ -174,7 +182,22 @@ fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {
     let case = parse::parse_case(&path.display().to_string(), &text).map_err(Stop::usage)?;
     let beside = || replay.folder.parent().unwrap_or(Path::new(".")).join("replay");
     let evidence = replay.evidence.clone().unwrap_or_else(beside);
-    run_cases(&[case], 1, &replay.vmm, evidence, false)
+    run_cases(&[case], 1, &replay.vmm, evidence, false, None)
+}
+
+/// The table of errors that is to be written or compared.
+fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
+    let (path, wish, option) = match (&run.errors, &run.check_errors) {
+        (Some(path), _) => (path, Wish::Write, "--errors"),
+        (_, Some(path)) => (path, Wish::Check, "--check-errors"),
+        _ => return Ok(None),
+    };
+    if !(run.selection.filter.is_empty() && run.selection.scenarios.is_empty()) {
+        let why = format!("{option} takes a run of all cases: leave --filter and SCENARIO out");
+        return Err(Stop::usage(why));
+    }
+    let errors = Errors::new(path, wish);
+    errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
 }
 
 fn run_cases(
@@ -183,8 +206,10 @@ fn run_cases(
     vmm: &Vmm,
     evidence: PathBuf,
     require_all: bool,
+    mut errors: Option<Errors>,
 ) -> Result<ExitCode, Stop> {
     signals::guard();
+    orphans::adopt();
     let options = Options {
         backend: backend(vmm)?,
         evidence,
@@ -195,10 +220,22 @@ fn run_cases(
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
     let began = Instant::now();
-    schedule::run(cases, jobs, &options, |report| terminal.case(report));
+    schedule::run(cases, jobs, &options, |report| {
+        let case = cases.iter().find(|case| case.name == report.case);
+        if let (Some(errors), Some(case)) = (&mut errors, case) {
+            errors.case(case, &report);
+        }
+        terminal.case(report);
+    });
     terminal.finish(began.elapsed());
+    let (told, same) = match errors.map(|errors| errors.finish()) {
+        None => (Vec::new(), true),
+        Some(finished) => finished
+            .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
+    };
+    told.iter().for_each(|line| println!("{line}"));
     let broken = terminal.any_broken() || require_all && terminal.any_ignored();
-    Ok(ExitCode::from(match (terminal.any_failed(), broken) {
+    Ok(ExitCode::from(match (terminal.any_failed() || !same, broken) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,

@@ -8,7 +8,7 @@ use cpr_harness::backend::cpr_vmm::CprVmm;
 use cpr_harness::carry;
 use cpr_harness::observe::clock;
 use cpr_harness::report::terminal;
-use cpr_harness::run::{Options, Patience, Verdict, case, signals};
+use cpr_harness::run::{Options, Patience, Verdict, case, orphans, signals};
 use cpr_harness::scenario::Case;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     clock::start();
     signals::guard();
+    orphans::adopt();
     match trials() {
         Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
         Err(e) => {

@@ -107,6 +107,18 @@ pub fn group(group: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.group == group && stat.is_alive())
 }
 
+/// The living processes, other than this one, that have `word` in their environment, in order of
+/// PID: whoever is started by a process that has it has it too, whatever it does afterwards.
+pub fn with_environment(word: &[u8]) -> Result<Vec<Stat>, ProcError> {
+    let has = |pid: i32| {
+        // Not ours to read, or gone.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.windows(word.len()).any(|part| part == word)
+    };
+    let own = std::process::id() as i32;
+    find(|stat| stat.pid != own && stat.is_alive() && has(stat.pid))
+}
+
 fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
     let entries = fs::read_dir("/proc").map_err(|e| ProcError::new("/proc", e))?;
     let mut found: Vec<Stat> = entries

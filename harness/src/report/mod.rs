@@ -1,3 +1,4 @@
 //! Telling people how it went.
 
+pub mod errors;
 pub mod terminal;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::run::verdict::{Kill, Refusal};
 use crate::run::{Report, Verdict};
 
 /// Prints reports as they come and a summary in the end.
@@ -16,6 +17,9 @@ pub struct Terminal {
     failed: Vec<Report>,
     broken: usize,
     ignored: BTreeMap<String, usize>,
+    lost: usize,
+    /// For each update refused: the gap between heartbeats, in gaps of calm times.
+    ratios: Vec<f64>,
 }
 
 impl Terminal {
@@ -28,7 +32,16 @@ impl Terminal {
         } else {
             ProgressBar::hidden()
         };
-        Self { bar, width, passed: 0, failed: Vec::new(), broken: 0, ignored: BTreeMap::new() }
+        Self {
+            bar,
+            width,
+            passed: 0,
+            failed: Vec::new(),
+            broken: 0,
+            ignored: BTreeMap::new(),
+            lost: 0,
+            ratios: Vec::new(),
+        }
     }
 
     /// One case is done.
@@ -38,6 +51,8 @@ impl Terminal {
             self.line(&line);
         }
         self.bar.inc(1);
+        self.lost += usize::from(report.lost_its_vm());
+        self.ratios.extend(report.refusals.iter().map(Refusal::ratio));
         match &report.verdict {
             Verdict::Pass => self.passed += 1,
             Verdict::Fail(_) => self.failed.push(report),
@@ -70,10 +85,23 @@ impl Terminal {
             text.push_str(&format!(", {} could not be run", self.broken));
         }
         text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
+        text.push_str(&format!("\nVMs lost: {}", self.lost));
+        text.extend(self.refusals());
         for report in &self.failed {
             text.push_str(&format!("\nfailed: {}\n  replay: {}", report.case, report.replay));
         }
         text
+    }
+
+    /// Whether guests notice that an update is refused.
+    fn refusals(&self) -> Option<String> {
+        let mut sorted = self.ratios.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (median, max) = (sorted.get(sorted.len() / 2)?, sorted.last()?);
+        Some(format!(
+            "\nrefusals measured: {}; largest gap between heartbeats, to that of as long a calm time: median {median:.2}, max {max:.2}",
+            sorted.len()
+        ))
     }
 
     /// Some case failed.
@@ -138,6 +166,9 @@ pub fn details(report: &Report) -> Vec<String> {
             "        memory of its own: {boot} KiB after boot, {first} after the first update, {last} after the last"
         ));
     }
+    if !report.kills.is_empty() {
+        lines.push(kills_line(&report.kills));
+    }
     let Verdict::Fail(findings) = &report.verdict else { return lines };
     if let Some(step) = &report.failed_step {
         lines.push(format!("        at {step}:"));
@@ -150,6 +181,23 @@ pub fn details(report: &Report) -> Vec<String> {
     }
     lines.push(format!("        replay: {}", report.replay));
     lines
+}
+
+/// In which part of the update the kills have come.
+fn kills_line(kills: &[Kill]) -> String {
+    let (mut before, mut during, mut after) = (0, 0, 0);
+    for kill in kills {
+        match kill.last_event.as_deref() {
+            None | Some("MIGRATION(setup)") => before += 1,
+            Some("RESUME" | "MIGRATION(completed)") => after += 1,
+            Some(_) => during += 1,
+        }
+    }
+    let gone = kills.iter().map(|kill| kill.gone).max().unwrap_or_default();
+    format!(
+        "        killed before the guest stopped {before} times, while it stood still {during}, when it went on {after}; nothing left within {:.0} ms",
+        gone.as_secs_f64() * 1e3
+    )
 }
 
 #[cfg(test)]
@@ -165,10 +213,26 @@ mod tests {
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             took: Duration::from_millis(420),
+            failed_updates: Vec::new(),
+            refusals: vec![Refusal {
+                took: Duration::from_millis(20),
+                calm: Duration::from_micros(500),
+                during: Duration::from_micros(600),
+            }],
+            kills: vec![
+                kill(-1, None),
+                kill(4, Some("MIGRATION(device)")),
+                kill(9, Some("RESUME")),
+            ],
             memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),
             kept: None,
         }
+    }
+
+    fn kill(ms: i64, last: Option<&str>) -> Kill {
+        let gone = Duration::from_millis(30);
+        Kill { moment_us: ms * 1000, last_event: last.map(str::to_owned), gone }
     }
 
     #[test]

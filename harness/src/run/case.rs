@@ -7,7 +7,7 @@ use super::evidence::{self, Evidence};
 use super::failure::StepError;
 use super::session::Session;
 use super::steps::After;
-use super::verdict::{Report, Verdict};
+use super::verdict::{self, Report, Verdict};
 use super::{EnvironmentError, Options, channel, requirements, signals};
 use crate::check::Finding;
 use crate::scenario::{Case, Step};
@@ -22,6 +22,9 @@ pub fn run(case: &Case, options: &Options) -> Report {
         failed_step: None,
         updates: 0,
         blackouts: Vec::new(),
+        failed_updates: Vec::new(),
+        refusals: Vec::new(),
+        kills: Vec::new(),
         memory_kib: Vec::new(),
         took: Default::default(),
         replay: replay_line(case, options),
@@ -80,6 +83,9 @@ fn run_in_thread(
             }
             report.updates = session.updates;
             report.blackouts = std::mem::take(&mut session.blackouts);
+            report.failed_updates = std::mem::take(&mut session.failed_updates);
+            report.refusals = std::mem::take(&mut session.refusals);
+            report.kills = std::mem::take(&mut session.kills);
             report.memory_kib = session.memory();
             if let Some(seen) = &session.seen {
                 session.evidence.observation("after", seen)?;
@@ -128,7 +134,7 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
         let limit = session.case.deadline_ms;
         let text = format!("the watchdog ended the case after {limit} ms");
         // Whatever else failed did because it killed.
-        return Ok(vec![Finding::new("watchdog", text)]);
+        return Ok(vec![Finding::new(verdict::WATCHDOG, text)]);
     }
     // A conversation that broke off is explained by a process that is gone.
     let only_step = findings.iter().all(|f| f.check == "step");

@@ -10,6 +10,9 @@ use crate::scenario::CommandKind;
 /// Name under which the VMM is found through `PATH`.
 pub const NAME_IN_PATH: &str = "vmm-by-name";
 
+/// The folder of `PATH` in which it is.
+pub const PATH_FOLDER: &str = "bin";
+
 /// A command that is ready to be used.
 pub struct Prepared {
     /// What `cpr-exec-command` is set to; none: it is not set.
@@ -105,7 +108,7 @@ impl Workshop<'_> {
 
     /// Makes the folder of `PATH` in which the VMM is found by name.
     pub fn path_folder(&self) -> Result<PathBuf, EnvironmentError> {
-        let folder = PathBuf::from(self.directory("bin")?);
+        let folder = PathBuf::from(self.directory(PATH_FOLDER)?);
         let link = folder.join(NAME_IN_PATH);
         symlink(self.binary, &link).map_err(EnvironmentError::file("create", &link))?;
         Ok(folder)

@@ -9,12 +9,21 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Mutex, PoisonError};
 
+use super::signals;
+
 static FORK: Mutex<()> = Mutex::new(());
 
-/// Starts a process.
+/// Starts a process, and registers it as a VM that is up.
 pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
     let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
-    command.spawn()
+    // Under the lock: a child that nobody has registered is an orphan (see `orphans`).
+    command.spawn().inspect(|child| signals::register(child.id() as i32))
+}
+
+/// Does `what` while no process is being started.
+pub fn alone<T>(what: impl FnOnce() -> T) -> T {
+    let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
+    what()
 }
 
 /// Writes an executable file.

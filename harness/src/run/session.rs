@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
@@ -10,9 +10,11 @@ use serde_json::Value;
 
 use super::blackout::Measurement;
 use super::clients::{Bystander, connect};
-use super::command::Workshop;
+use super::command::{PATH_FOLDER, Workshop};
 use super::evidence::Evidence;
 use super::failure::StepError;
+use super::outside::Outside;
+use super::verdict::{FailedUpdate, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options};
@@ -62,11 +64,20 @@ pub struct Session<'a> {
     pub measuring: Option<Measurement>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
+    /// The errors of updates that did not succeed.
+    pub failed_updates: Vec<FailedUpdate>,
+    /// What the guest noticed of updates that were refused.
+    pub refusals: Vec<Refusal>,
+    /// Updates cut off by SIGKILL.
+    pub kills: Vec<Kill>,
+    /// What there was outside the case's folder before the VMM was started.
+    pub(super) outside: Outside,
     /// The VMM's own memory in KiB, after boot and after each update.
     memory_kib: Vec<u64>,
     startup: Startup,
     watchdog: Watchdog,
     kvm: bool,
+    began: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -93,12 +104,25 @@ impl<'a> Session<'a> {
             StepError::Process(format!("there is no guest named {}", case.vm.guest))
         })?;
         let files = evidence.files(work, guest)?;
+        let binary = options.backend.binary();
+        Workshop { folder: work, binary: &binary.to_string_lossy() }.path_folder()?;
+        let limit = Duration::from_millis(case.deadline_ms);
+        Self::launch_vmm(case, options, evidence, work, files, limit)
+    }
+
+    /// Starts a VMM where everything is prepared.
+    fn launch_vmm(
+        case: &Case,
+        options: &Options,
+        evidence: &Evidence,
+        work: &Path,
+        files: Files,
+        limit: Duration,
+    ) -> Result<Parts, StepError> {
         let launch = Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &files };
         let backend = &*options.backend;
         let arguments = backend.arguments(launch);
         let binary = backend.binary();
-        let path_folder =
-            Workshop { folder: work, binary: &binary.to_string_lossy() }.path_folder()?;
         evidence
             .timeline
             .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
@@ -106,22 +130,36 @@ impl<'a> Session<'a> {
             path: binary.to_owned(),
             source: std::io::Error::other(e),
         })?;
+        let outside = Outside::look(work);
         let mut vm = Vm::start(&Start {
             binary,
             arguments: &arguments,
-            path_folder: &path_folder,
+            path_folder: &work.join(PATH_FOLDER),
             console: &evidence.console(),
             keep: options.keep,
         })?;
-        let watchdog = Watchdog::start(
-            vm.pid(),
-            Duration::from_millis(case.deadline_ms),
-            evidence.folder.clone(),
-            evidence.timeline.clone(),
-        )?;
+        let watchdog =
+            Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
         let qmp = connect(&files, evidence, &mut vm, options, "")?;
         let bystander = Bystander::new(connect(&files, evidence, &mut vm, options, "-2")?);
-        Ok(Parts { files, executable, vm, qmp, bystander, watchdog })
+        Ok(Parts { files, executable, vm, qmp, bystander, watchdog, outside })
+    }
+
+    /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
+    pub(super) fn boot_again(&mut self) -> Result<(), StepError> {
+        let limit = Duration::from_millis(self.case.deadline_ms);
+        let limit = limit.saturating_sub(self.began.elapsed());
+        let (case, options, evidence) = (self.case, self.options, &self.evidence);
+        let files = self.files.clone();
+        let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit)?;
+        self.startup = evidence.startup(&parts.files);
+        self.run_state = booted(case);
+        self.boots = u32::from(!case.vm.paused);
+        (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
+        (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
+        (self.seen, self.measuring, self.last_status) = (None, None, None);
+        self.events_checked = 0;
+        if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
     }
 
     fn assemble(
@@ -131,8 +169,7 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, executable, vm, qmp, bystander, watchdog } = parts;
-        let run_state = if case.vm.paused { RunState::Prelaunch } else { RunState::Running };
+        let Parts { files, executable, vm, qmp, bystander, watchdog, outside } = parts;
         Self {
             startup: evidence.startup(&files),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -144,7 +181,7 @@ impl<'a> Session<'a> {
             vm,
             qmp,
             bystander,
-            run_state,
+            run_state: booted(case),
             executable,
             seen: None,
             events_checked: 0,
@@ -154,8 +191,13 @@ impl<'a> Session<'a> {
             tried: 0,
             measuring: None,
             blackouts: Vec::new(),
+            failed_updates: Vec::new(),
+            refusals: Vec::new(),
+            kills: Vec::new(),
+            outside,
             memory_kib: Vec::new(),
             watchdog,
+            began: Instant::now(),
         }
     }
 
@@ -299,6 +341,11 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The run state of a VM that has just been started.
+fn booted(case: &Case) -> RunState {
+    if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
+}
+
 struct Parts {
     files: Files,
     executable: Executable,
@@ -306,4 +353,5 @@ struct Parts {
     qmp: Qmp,
     bystander: Bystander,
     watchdog: Watchdog,
+    outside: Outside,
 }

@@ -49,6 +49,11 @@ pub fn forget(group: i32) {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
 }
 
+/// True from the start of a VM to its end.
+pub fn is_registered(pid: i32) -> bool {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+}
+
 /// Ends every VM and this process on SIGINT, SIGTERM and SIGHUP.
 ///
 /// To be called before other threads exist: they inherit the blocked signals. The VMMs do not,

@@ -55,6 +55,7 @@ impl Session<'_> {
                 }
                 self.update(migrate)?
             }
+            Step::KillInUpdate(kill) => self.kill_in_update(kill)?,
             Step::Race(commands) => match self.race(commands)? {
                 Some(action) => action,
                 None => return Ok(After::Gone),

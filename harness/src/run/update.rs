@@ -1,5 +1,7 @@
 //! Updates, and commands that race with them.
 
+use std::time::Instant;
+
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
@@ -17,13 +19,18 @@ impl Session<'_> {
     /// Updates once.
     pub(super) fn update(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
         let (command, channel) = self.prepare(migrate)?;
+        let calm = self.calm(migrate);
         self.measure();
-        let from = self.qmp.event_count();
+        let (from, asked) = (self.qmp.event_count(), Instant::now());
         let ending = match self.ask(&command, &channel, migrate.rehearsal) {
             Ok(()) => self.await_ending(from)?,
-            Err(QmpFault::Refused { error, .. }) => Ending::Refused(error.desc),
+            Err(QmpFault::Refused { error, .. }) => {
+                self.measure_refusal(calm, asked);
+                Ending::Refused(error.desc)
+            }
             Err(other) => return Err(other.into()),
         };
+        self.note_failure(migrate, &ending);
         if ending == Ending::Completed {
             self.updates += 1;
         }
@@ -95,7 +102,7 @@ impl Session<'_> {
         }
     }
 
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         migrate: &Migrate,
     ) -> Result<(PreparedCommand, PreparedChannel), StepError> {
@@ -126,7 +133,7 @@ impl Session<'_> {
         self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
     }
 
-    fn set_parameters(
+    pub(super) fn set_parameters(
         &mut self,
         command: &PreparedCommand,
         rehearsal: Option<bool>,

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::check::Finding;
+use crate::check::{Finding, damage, pid, progress, ram};
+
+/// The name under which the watchdog reports.
+pub const WATCHDOG: &str = "watchdog";
 
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,15 @@ pub struct Report {
     pub updates: u32,
     /// The blackout of each update as its guest saw it, where it could be seen.
     pub blackouts: Vec<Duration>,
+    /// The errors of updates that did not succeed, each once.
+    #[serde(default)]
+    pub failed_updates: Vec<FailedUpdate>,
+    /// What the guest noticed of updates that were refused, where it could be seen.
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
+    /// Updates cut off by SIGKILL.
+    #[serde(default)]
+    pub kills: Vec<Kill>,
     /// The VMM's own memory in KiB after boot, after the first update and after the last.
     pub memory_kib: Vec<u64>,
     /// How long it took.
@@ -43,11 +55,102 @@ pub struct Report {
     pub kept: Option<(i32, String)>,
 }
 
+/// An update that did not succeed, in words that are the same on every machine and in every run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedUpdate {
+    /// What was wrong with it.
+    pub what: String,
+    /// `refused` or `failed`.
+    pub ended: String,
+    /// The error that its operator reads.
+    pub error: String,
+}
+
+/// What a running guest noticed of an update that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// How long it was watched.
+    pub took: Duration,
+    /// The largest gap between its heartbeats in as long a time in which nothing was asked.
+    pub calm: Duration,
+    /// The largest gap while the update was refused.
+    pub during: Duration,
+}
+
+impl Refusal {
+    /// How much larger the gap was than without.
+    pub fn ratio(&self) -> f64 {
+        self.during.as_secs_f64() / self.calm.as_secs_f64().max(1e-9)
+    }
+}
+
+/// One SIGKILL in an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kill {
+    /// When it was sent, in microseconds after `migrate`; negative before it.
+    pub moment_us: i64,
+    /// The last event of the update, if one was heard.
+    pub last_event: Option<String>,
+    /// How long it took until nothing was left.
+    pub gone: Duration,
+}
+
 impl Report {
+    /// True if its VM was lost: the process died, the guest hangs, was reset or damaged, or the
+    /// watchdog had to end it.
+    pub fn lost_its_vm(&self) -> bool {
+        let fatal =
+            [pid::NAME, progress::CHECK.name, damage::CHECK.name, ram::CHECK.name, WATCHDOG];
+        let Verdict::Fail(findings) = &self.verdict else { return false };
+        findings.iter().any(|finding| fatal.contains(&finding.check.as_str()))
+    }
+
     /// Median and largest blackout.
     pub fn blackout(&self) -> Option<(Duration, Duration)> {
         let mut sorted = self.blackouts.clone();
         sorted.sort();
         Some((*sorted.get(sorted.len() / 2)?, *sorted.last()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn report(verdict: Verdict) -> Report {
+        Report {
+            case: String::new(),
+            verdict,
+            failed_step: None,
+            updates: 0,
+            blackouts: Vec::new(),
+            failed_updates: Vec::new(),
+            refusals: Vec::new(),
+            kills: Vec::new(),
+            memory_kib: Vec::new(),
+            took: Duration::ZERO,
+            replay: String::new(),
+            kept: None,
+        }
+    }
+
+    #[rstest]
+    #[case(&["pid"], true)]
+    #[case(&["events", "progress"], true)]
+    #[case(&["damage"], true)]
+    #[case(&["ram"], true)]
+    #[case(&["watchdog"], true)]
+    #[case(&["fds", "leftovers"], false)]
+    #[case(&["killed"], false)]
+    #[case(&["step"], false)]
+    fn a_vm_is_lost_with_its_process_or_its_guest(#[case] checks: &[&str], #[case] lost: bool) {
+        let findings = checks.iter().map(|check| Finding::new(check, "")).collect();
+        assert_eq!(report(Verdict::Fail(findings)).lost_its_vm(), lost);
+    }
+
+    #[test]
+    fn a_vm_is_not_lost_by_a_case_that_does_not_fail() {
+        assert!(!report(Verdict::Pass).lost_its_vm());
     }
 }

@@ -68,7 +68,6 @@ impl Vm {
             |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
         let child = program::spawn(&mut command).map_err(spawn_error)?;
         let pid = child.id() as i32;
-        signals::register(pid);
         let read = Stat::read(pid).map_err(|e| spawn_error(std::io::Error::other(e)));
         let started = match read {
             Ok(started) => started,

@@ -1,13 +1,16 @@
 //! What to do with a VM: scenario files, and the cases they expand to.
 
 pub mod error;
+pub mod kill_in_update;
 pub mod matrix;
 pub mod model;
 pub mod parse;
 pub mod set;
 pub mod size;
+pub mod what_is_wrong;
 
 pub use error::ScenarioError;
+pub use kill_in_update::KillInUpdate;
 pub use model::{
     Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand, RunWish, Step,
     Vm, Wait,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::kill_in_update::KillInUpdate;
 use super::size::Size;
 
 /// One run of one scenario, everything decided.
@@ -128,6 +129,8 @@ pub enum Step {
     Go(u32),
     /// Update the VMM.
     Migrate(Migrate),
+    /// Cut off updates by SIGKILL, each time start a VMM in the same place.
+    KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
     Race(Vec<RaceCommand>),
 }

@@ -89,6 +89,9 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
             Step::Race(commands) if commands.is_empty() => {
                 return nonsense(format!("step {number}: a race without commands"));
             }
+            Step::KillInUpdate(kill) if kill.repeat == 0 => {
+                return nonsense(format!("step {number}: repeat is 0"));
+            }
             Step::Migrate(migrate) => {
                 if migrate.repeat == 0 {
                     return nonsense(format!("step {number}: repeat is 0"));

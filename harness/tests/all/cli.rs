@@ -1,6 +1,5 @@
 //! The command line: what it prints, and its exit codes.
 
-use crate::common;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -17,6 +16,10 @@ times = [1, 2]
 
 const USELESS_FOLDER: &str = "/proc/nowhere";
 
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
+}
+
 /// A folder with a scenario `theme/twice` in it.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -26,7 +29,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn harness(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(common::binary());
+    let mut command = Command::new(binary());
     command.current_dir(folder).args(args);
     command
 }
@@ -66,7 +69,7 @@ fn a_run_that_fails_says_how_to_replay_and_the_replay_fails_alike() {
     assert!(told.contains("-> /dev/null is new"), "{told}");
     let replay = told.lines().find_map(|l| l.trim().strip_prefix("replay: ")).unwrap();
     let mut words = replay.split_ascii_whitespace();
-    assert_eq!(Path::new(words.next().unwrap()), common::binary());
+    assert_eq!(Path::new(words.next().unwrap()), binary());
     let words: Vec<&str> = words.collect();
     let again = harness(folder.path(), &words).assert().code(1);
     assert!(text(&again.get_output().stdout).contains("-> /dev/null is new"));
@@ -92,7 +95,7 @@ fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
     let folder = folder();
     let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
     std::fs::create_dir(folder.path().join("tmp")).unwrap();
-    let mut run = std::process::Command::new(common::binary())
+    let mut run = std::process::Command::new(binary())
         .current_dir(folder.path())
         .args(mock(&["--fault", "hang", "--filter", "times=1"]))
         .env("TMPDIR", folder.path().join("tmp"))

@@ -67,6 +67,12 @@ pub enum Fault {
     Hang,
     /// End in an update.
     Die,
+    /// Leave a process that hides from its parent.
+    Outlived,
+    /// Leave a file outside the VM's folder.
+    FileOutside,
+    /// Do not start where another VMM has been.
+    NoSecondStart,
     /// Leave the socket behind at `quit`.
     KeepSocket,
 }

@@ -60,6 +60,7 @@ impl Machine {
         let size = args.memory.split(',').next().unwrap_or_default();
         let size: Size = size.parse().map_err(io::Error::other)?;
         let guest = Guest::new(ram_file(size.0)?, args.shared_ram())?;
+        before_listening(&args)?;
         let listener = UnixListener::bind(args.socket())?;
         fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
         write_pid_file(&args)?;
@@ -245,6 +246,26 @@ fn owned(number: i32) -> OwnedFd {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     handover::set_close_on_exec(fd.as_raw_fd(), true);
     fd
+}
+
+/// Makes room for the socket, and does what must not be done at a start.
+fn before_listening(args: &Args) -> io::Result<()> {
+    if !args.has(Fault::NoSecondStart) && UnixStream::connect(args.socket()).is_err() {
+        // There may be none.
+        let _ = fs::remove_file(args.socket());
+    }
+    match args.fault {
+        Some(Fault::Outlived) => {
+            // Its parent is gone at once, so that it is no child of ours.
+            let script = ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"];
+            std::process::Command::new("sh").args(script).status().map(drop)
+        }
+        Some(Fault::FileOutside) => {
+            let name = format!("mock-vmm-{}", std::process::id());
+            fs::write(std::env::temp_dir().join(name), "")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn write_pid_file(args: &Args) -> io::Result<()> {

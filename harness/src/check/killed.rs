@@ -1,0 +1,78 @@
+//! A VMM that was killed leaves nothing behind but its files, in which another one can start.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::observe::poll::{self, Deadline};
+use crate::observe::process::{self, Stat};
+use crate::run::orphans;
+use crate::run::outside::Outside;
+
+/// Name of this check. It takes the place of all others when the VMM was killed.
+pub const NAME: &str = "killed";
+
+/// A VMM that was killed and reaped.
+#[derive(Clone, Copy)]
+pub struct Killed<'a> {
+    /// Its PID, which was its process group too.
+    pub pid: i32,
+    /// The folder of its case, which its `PATH` has, and that of everything it has started.
+    pub work: &'a Path,
+    /// Its QMP socket.
+    pub socket: &'a Path,
+    /// What there was outside `work` before it was started.
+    pub outside: &'a Outside,
+    /// What has to end may take so long.
+    pub limit: Duration,
+}
+
+/// Waits until nothing is left; what outlives the limit is told, and ended.
+pub fn check(killed: &Killed<'_>) -> Result<(), String> {
+    let deadline = Deadline::after(killed.limit);
+    let Killed { pid, limit, .. } = killed;
+    // Twice: in the middle of an exec a process has no environment.
+    let mut quiet = 0;
+    let mut left = Vec::new();
+    poll::until(deadline, || {
+        orphans::reap();
+        left = killed.processes();
+        quiet = if left.is_empty() { quiet + 1 } else { 0 };
+        (quiet == 2).then_some(())
+    });
+    if !left.is_empty() {
+        let told: Vec<String> =
+            left.iter().map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
+        for process in &left {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        return Err(format!(
+            "{limit:?} after SIGKILL to process {pid} there are still its processes: {}",
+            told.join(", ")
+        ));
+    }
+    let silent =
+        poll::until(deadline, || UnixStream::connect(killed.socket).is_err().then_some(()));
+    if silent.is_none() {
+        let socket = killed.socket.display();
+        return Err(format!("after SIGKILL somebody still listens on {socket}"));
+    }
+    match killed.outside.new_of(*pid).as_slice() {
+        [] => Ok(()),
+        files => Err(format!("after SIGKILL there are files outside the VM's folder: {files:?}")),
+    }
+}
+
+impl Killed<'_> {
+    fn processes(&self) -> Vec<Stat> {
+        let path = self.work.as_os_str().as_encoded_bytes();
+        let mut left = process::with_environment(path).unwrap_or_default();
+        left.extend(process::group(self.pid).unwrap_or_default());
+        left.sort_by_key(|process| process.pid);
+        left.dedup_by_key(|process| process.pid);
+        left
+    }
+}

@@ -1,0 +1,83 @@
+//! The error lines of updates that did not succeed, made the same on every machine and in every run.
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use super::session::Session;
+use super::verdict::FailedUpdate;
+use crate::check::Ending;
+use crate::scenario::Migrate;
+
+/// What differs from run to run besides paths, and what it becomes.
+static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    [
+        (r"state-\d+", "state-N"),
+        (r"\b(PID|process|child|descriptor|fd) \d+", "$1 N"),
+        (r"\b\d+ bytes", "N bytes"),
+        (r"\bn{20,}", "nnn…"),
+        (r"\s+", " "),
+    ]
+    .into_iter()
+    .filter_map(|(pattern, becomes)| Some((Regex::new(pattern).ok()?, becomes)))
+    .collect()
+});
+
+impl Session<'_> {
+    /// Takes down what the operator has read, each line once.
+    pub(super) fn note_failure(&mut self, migrate: &Migrate, ending: &Ending) {
+        let (ended, error) = match ending {
+            Ending::Completed => return,
+            Ending::Refused(error) => ("refused", error),
+            Ending::Failed(error) => ("failed", error),
+        };
+        let places = [
+            (self.options.backend.binary(), "<vmm>"),
+            (&*self.evidence.folder, "<evidence>"),
+            (&*self.work, "<work>"),
+        ];
+        let failed = FailedUpdate {
+            what: migrate.what_is_wrong(&self.case.vm),
+            ended: ended.to_owned(),
+            error: redacted(error, &places),
+        };
+        if !self.failed_updates.contains(&failed) {
+            self.failed_updates.push(failed);
+        }
+    }
+}
+
+fn redacted(error: &str, places: &[(&Path, &str)]) -> String {
+    let mut text = error.trim().to_owned();
+    for (path, name) in places {
+        text = text.replace(&*path.to_string_lossy(), name);
+    }
+    for (varying, becomes) in VARYING.iter() {
+        text = varying.replace_all(&text, *becomes).into_owned();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("cannot open file:/tmp/cpr-a/state-12: No", "cannot open file:<work>/state-N: No")]
+    #[case("cannot execute \"/b/vmm\" (os error 2)", "cannot execute \"<vmm>\" (os error 2)")]
+    #[case("cannot write 14992 bytes", "cannot write N bytes")]
+    #[case("descriptor 17 of process 4711", "descriptor N of process N")]
+    #[case("has 64 MiB, within 2000 ms", "has 64 MiB, within 2000 ms")]
+    #[case("/tmp/cpr-a/nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: two\nlines", "<work>/nnn…: two lines")]
+    fn what_varies_is_named(#[case] error: &str, #[case] told: &str) {
+        let places = [(Path::new("/b/vmm"), "<vmm>"), (Path::new("/tmp/cpr-a"), "<work>")];
+        assert_eq!(redacted(error, &places), told);
+    }
+
+    #[test]
+    fn every_pattern_is_valid() {
+        assert_eq!(VARYING.len(), 5);
+    }
+}

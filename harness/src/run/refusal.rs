@@ -1,0 +1,69 @@
+//! Whether a guest notices an update that is refused: the largest gap between its heartbeats, next to
+//! that of as long a time in which nothing was asked of the VMM.
+
+use std::time::{Duration, Instant};
+
+use super::blackout::Measurement;
+use super::session::Session;
+use super::verdict::Refusal;
+use crate::observe::mailbox::MailboxPage;
+use crate::observe::poll::{self, Deadline};
+use crate::scenario::{Expect, Migrate};
+
+/// The least time that is compared: a shorter one sees hardly a heartbeat.
+const WINDOW: Duration = Duration::from_millis(20);
+
+/// The largest gap in a time in which nothing was asked.
+pub(super) struct Calm(Duration);
+
+impl Session<'_> {
+    /// Watches the guest before an update that is to be refused, where it can be watched.
+    pub(super) fn calm(&self, migrate: &Migrate) -> Option<Calm> {
+        let refused = matches!(migrate.expect, Expect::Refused(_));
+        let page = &self.seen.as_ref().filter(|_| refused && self.run_state.is_running())?.page;
+        self.largest_gap(page, WINDOW).map(Calm)
+    }
+
+    /// An update that was asked for at `asked` has been refused.
+    pub(super) fn measure_refusal(&mut self, calm: Option<Calm>, asked: Instant) {
+        let measuring = self.measuring.take();
+        let (Some(Calm(before)), Some(measuring), Some(seen)) = (calm, measuring, &self.seen)
+        else {
+            return;
+        };
+        spend(WINDOW.saturating_sub(asked.elapsed()));
+        let during = self.end(measuring, &seen.page);
+        let took = asked.elapsed();
+        // How long it would take was not known before: what lacks is watched now.
+        let rest = took.saturating_sub(WINDOW);
+        let after = match rest.is_zero() {
+            true => Some(Duration::ZERO),
+            false => self.largest_gap(&seen.page, rest),
+        };
+        if let (Some(during), Some(after)) = (during, after) {
+            self.refusals.push(Refusal { took, calm: before.max(after), during });
+        }
+    }
+
+    fn largest_gap(&self, page: &MailboxPage, time: Duration) -> Option<Duration> {
+        let measuring = Measurement::begin(page)?;
+        spend(time);
+        self.end(measuring, page)
+    }
+
+    /// Ends a measurement with the next heartbeat: the gap before it counts.
+    fn end(&self, measuring: Measurement, page: &MailboxPage) -> Option<Duration> {
+        let cpus = self.case.vm.cpus;
+        let start = page.read().ok()?.heartbeats(cpus);
+        poll::until(Deadline::after(self.options.patience.beat), || {
+            let now = page.read().ok()?.heartbeats(cpus);
+            start.iter().zip(&now).all(|(a, b)| a != b).then_some(())
+        })?;
+        measuring.end(page)
+    }
+}
+
+/// Lets time go by in which the guest is watched.
+fn spend(time: Duration) {
+    poll::during(time, || None::<()>);
+}

@@ -1,0 +1,76 @@
+//! SIGKILL at random moments of an update.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::model::CommandKind;
+
+/// How often an update is cut off by SIGKILL, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillInUpdate {
+    /// The command of the update, which is rehearsed first.
+    #[serde(default)]
+    pub command: CommandKind,
+    /// The earliest moment: milliseconds before `migrate` is sent.
+    #[serde(default = "before")]
+    pub before_ms: u32,
+    /// The latest: milliseconds after that.
+    #[serde(default = "after")]
+    pub after_ms: u32,
+    /// How often, each time on a VMM that was started anew.
+    #[serde(default = "once")]
+    pub repeat: u32,
+}
+
+fn before() -> u32 {
+    1
+}
+
+/// As long as an update takes on a busy machine.
+fn after() -> u32 {
+    30
+}
+
+fn once() -> u32 {
+    1
+}
+
+impl KillInUpdate {
+    /// The moment of kill `number`, in microseconds after `migrate` is sent; the same for the same
+    /// seed.
+    pub fn moment(&self, seed: u64, number: u32) -> i64 {
+        let before = i64::from(self.before_ms) * 1000;
+        let span = before + i64::from(self.after_ms) * 1000;
+        let drawn = xxh3_64_with_seed(&number.to_le_bytes(), seed) >> 1;
+        // Masked, so it is not negative; and less than the span, which is an `i64`.
+        drawn as i64 % span.max(1) - before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kills(before_ms: u32, after_ms: u32) -> KillInUpdate {
+        KillInUpdate { command: CommandKind::Good, before_ms, after_ms, repeat: 200 }
+    }
+
+    #[test]
+    fn moments_cover_the_span_and_can_be_drawn_again() {
+        let kills = kills(1, 20);
+        let moments: Vec<i64> = (0..200).map(|n| kills.moment(7, n)).collect();
+        assert!(moments.iter().all(|m| (-1000..20_000).contains(m)), "{moments:?}");
+        // A twentieth of the span is missed by all of them once in 30,000 seeds.
+        for start in (-1000..20_000).step_by(1050) {
+            assert!(moments.iter().any(|m| (start..start + 1050).contains(m)), "{start}");
+        }
+        assert_eq!(moments, (0..200).map(|n| kills.moment(7, n)).collect::<Vec<_>>());
+        assert_ne!(moments[0], kills.moment(8, 0));
+    }
+
+    #[test]
+    fn an_empty_span_is_one_moment() {
+        assert_eq!(kills(0, 0).moment(7, 0), 0);
+    }
+}

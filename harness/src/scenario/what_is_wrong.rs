@@ -1,0 +1,65 @@
+//! What is wrong with an update that must not succeed, in the words of its scenario.
+
+use serde::Serialize;
+
+use super::model::{Case, Channel, CommandKind, Expect, Migrate, Step, Vm};
+
+impl Migrate {
+    /// What is wrong with it on `vm`: what `scenarios/ERRORS.md` tells failures apart by.
+    pub fn what_is_wrong(&self, vm: &Vm) -> String {
+        let mut wrong = Vec::new();
+        if !vm.share {
+            wrong.push("RAM is private".to_owned());
+        }
+        if self.command != CommandKind::Good {
+            wrong.push(format!("command {}", word(&self.command)));
+        }
+        if self.channel != Channel::File {
+            wrong.push(format!("channel {}", word(&self.channel)));
+        }
+        if self.rehearsal == Some(false) {
+            wrong.push("not rehearsed".to_owned());
+        }
+        if wrong.is_empty() { "nothing".to_owned() } else { wrong.join(", ") }
+    }
+}
+
+impl Case {
+    /// What is wrong with each of its updates that must not succeed.
+    pub fn failures(&self) -> Vec<String> {
+        let failure = |step: &Step| match step {
+            Step::Migrate(migrate) if migrate.expect != Expect::Completed => {
+                Some(migrate.what_is_wrong(&self.vm))
+            }
+            _ => None,
+        };
+        self.steps.iter().filter_map(failure).collect()
+    }
+}
+
+/// As it stands in a scenario.
+fn word(value: &impl Serialize) -> String {
+    let value = toml::Value::try_from(value).ok();
+    value.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_wrong_is_told_in_the_words_of_the_scenario() {
+        let migrate = Migrate {
+            command: CommandKind::EaccesDirectory,
+            channel: Channel::ReadOnly,
+            rehearsal: Some(false),
+            ..Migrate::default()
+        };
+        let private = Vm { share: false, ..Vm::default() };
+        assert_eq!(
+            migrate.what_is_wrong(&private),
+            "RAM is private, command eacces-directory, channel read-only, not rehearsed"
+        );
+        assert_eq!(Migrate::default().what_is_wrong(&Vm::default()), "nothing");
+    }
+}

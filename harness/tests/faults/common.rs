@@ -1,0 +1,98 @@
+//! Running single cases on a backend, and what came of it as text that is the same every time.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cpr_harness::backend::Backend;
+use cpr_harness::run::{Options, Patience, Report, Verdict, case};
+use cpr_harness::scenario::parse;
+use libtest_mimic::Trial;
+
+/// The harness's binary, which carries the VMM and its mock.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
+}
+
+/// What any VM needs and is not here.
+pub fn kvm_missing() -> Option<String> {
+    let device = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    device.err().map(|e| format!("needs /dev/kvm: {e}"))
+}
+
+/// A test that is reported as ignored, with the reason, where something is `missing`.
+pub fn trial(name: &str, missing: Option<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    let trial = Trial::test(name, || {
+        test();
+        Ok(())
+    });
+    match missing {
+        None => trial,
+        // Where everything must run, as in CI, a miss is an error.
+        Some(why) if std::env::var_os("CPR_REQUIRE_ALL").is_some() => {
+            Trial::test(name, || Err(why.into()))
+        }
+        Some(why) => trial.with_kind(why).with_ignored_flag(true),
+    }
+}
+
+/// Runs the steps of a scenario.
+pub fn run(
+    backend: impl Backend + 'static,
+    name: &str,
+    scenario: &str,
+    patience: Patience,
+) -> Report {
+    let evidence = tempfile::tempdir().unwrap();
+    let options = Options {
+        backend: Arc::new(backend),
+        evidence: evidence.path().to_owned(),
+        keep: false,
+        patience,
+        vmm_option: String::new(),
+    };
+    let cases = parse::parse("test.toml", &format!("test/{name}"), scenario).unwrap();
+    case::run(&cases[0], &options)
+}
+
+/// The names of the checks that failed.
+pub fn failed_checks(report: &Report) -> Vec<&str> {
+    match &report.verdict {
+        Verdict::Fail(findings) => findings.iter().map(|f| f.check.as_str()).collect(),
+        Verdict::Pass => Vec::new(),
+        other => panic!("not run: {other:?}"),
+    }
+}
+
+/// What failed, where and why, without what differs from run to run.
+pub fn told(report: &Report) -> String {
+    let Verdict::Fail(findings) = &report.verdict else { return "nothing failed".into() };
+    let step = report.failed_step.as_deref().unwrap_or("nowhere");
+    let lines: Vec<String> =
+        findings.iter().map(|f| format!("{}: {}", f.check, f.message)).collect();
+    format!("at {step}\n{}", lines.join("\n"))
+}
+
+/// Replaces numbers that differ from run to run.
+pub fn stable() -> insta::internals::SettingsBindDropGuard {
+    let mut settings = insta::Settings::clone_current();
+    for (pattern, name) in [
+        (r"/\S*/cpr-\w{6}\b", "[WORK]"),
+        (r"/\S*/other-vmm", "[EVIDENCE]/other-vmm"),
+        (r"not /\S*/cpr-harness", "not [BINARY]"),
+        (r"process \d+", "process [PID]"),
+        (r"processes: \d+", "processes: [PID]"),
+        (r"inode \d+", "inode [INODE]"),
+        (r"socket:\[\d+\]", "socket:[[INODE]]"),
+        (r"(is|was) \d+ -> ", "$1 [FD] -> "),
+        (r"/\S*/mock-vmm-\d+", "[TMPDIR]/mock-vmm-[PID]"),
+        (r"descriptor \d+ -> ", "descriptor [FD] -> "),
+        (r"STATE=\d+", "STATE=[FD]"),
+        (r"\b[0-9a-f]{16}\b", "[DIGEST]"),
+        (r"heartbeat \d+", "heartbeat [N]"),
+        (r"went from \d+ to \d+", "went from [N] to [N]"),
+        (r"\d+ of \d+ pages", "[N] of [N] pages"),
+    ] {
+        settings.add_filter(pattern, name);
+    }
+    settings.bind_to_scope()
+}

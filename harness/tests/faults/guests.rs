@@ -1,0 +1,61 @@
+//! What goes wrong in a real guest is reported as what it was.
+
+use std::time::Duration;
+
+use crate::common;
+use cpr_harness::backend::cpr_vmm::CprVmm;
+use cpr_harness::run::{Patience, Verdict};
+use libtest_mimic::Trial;
+
+/// The guest fails after it has reached its marker, on the last of its vCPUs.
+const SCENARIO: &str = r#"
+summary = "a guest that fails on purpose"
+vm = { guest = "faulty", cpus = 2, cmdline = "markers=1 fault=[FAULT]" }
+steps = [
+  "boot",
+  { wait = { marker = 1 } },
+  { migrate = {} },
+  { go = 1 },
+  { wait = { heartbeats = 1000000000 } },
+]
+"#;
+
+/// What the guest does, and the check that must tell it.
+const FAULTS: &[(&str, &str)] = &[
+    ("divide", "damage"),
+    ("ud", "damage"),
+    ("gp", "damage"),
+    ("page", "damage"),
+    ("panic", "damage"),
+    ("triple", "damage"),
+    ("hang", "progress"),
+];
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    let trial = |(fault, check): &'static (&str, &str)| {
+        let name = format!("guest_{fault}");
+        common::trial(&name, common::kvm_missing(), || a_failing_guest_is_reported(fault, check))
+    };
+    FAULTS.iter().map(trial).collect()
+}
+
+fn a_failing_guest_is_reported(fault: &str, check: &str) {
+    let little = Duration::from_secs(2);
+    let patience = match fault {
+        "hang" => Patience { beat: little, guest: little, ..Patience::default() },
+        _ => Patience::default(),
+    };
+    let vmm = CprVmm::carried_by(common::binary()).unwrap();
+    let report = common::run(vmm, fault, &SCENARIO.replace("[FAULT]", fault), patience);
+    let mut stable = insta::Settings::clone_current();
+    stable.add_filter(r"RIP 0x\w+", "RIP [RIP]");
+    stable.add_filter(r"heartbeat \d+", "heartbeat [N]");
+    stable.add_filter(r"\d{4}-\d\d-\d\dT\S+Z", "[TIME]");
+    let _stable = stable.bind_to_scope();
+    let Verdict::Fail(findings) = &report.verdict else { panic!("{:?}", report.verdict) };
+    // Others may have noticed too: a triple fault is followed by a reset.
+    let finding = findings.iter().find(|finding| finding.check == check);
+    let message = finding.map(|finding| finding.message.as_str());
+    insta::assert_snapshot!(fault, message.unwrap_or("was not noticed"));
+}

@@ -1,0 +1,180 @@
+//! Every check fails when it should: the mock misbehaves in one way, exactly one check notices.
+
+use std::time::Duration;
+
+use crate::common;
+use cpr_harness::backend::mock::{Fault, Mock};
+use cpr_harness::check;
+use cpr_harness::run::Patience;
+use libtest_mimic::Trial;
+
+/// An update of a running guest, and one that fails.
+const RUNNING: &str = r#"
+summary = "running"
+steps = [
+  "boot",
+  { migrate = {} },
+  { migrate = { command = "enoent", expect = { failed = {} } } },
+  "quit",
+]
+"#;
+
+/// The same of a stopped guest.
+const STOPPED: &str = r#"
+summary = "stopped"
+steps = [
+  "boot",
+  "stop",
+  { migrate = {} },
+  { migrate = { command = "enoent", expect = { failed = {} } } },
+  "cont",
+  "quit",
+]
+"#;
+
+/// Less time than the mock takes when it hangs.
+const WATCHED: &str = r#"
+summary = "watched"
+deadline_ms = 300
+steps = ["boot", { migrate = {} }]
+"#;
+
+/// Kills the VMM once.
+const KILLED: &str = r#"
+summary = "killed"
+steps = ["boot", { kill-in-update = {} }, "quit"]
+"#;
+
+/// A fault, the scenario in which it shows, and the check that must notice it.
+struct Row {
+    name: &'static str,
+    fault: Fault,
+    scenario: &'static str,
+    check: &'static str,
+}
+
+macro_rules! faults {
+    ($($name:ident: $fault:ident, $scenario:ident => $check:literal;)*) => {
+        const ROWS: &[Row] = &[$(Row {
+            name: stringify!($name),
+            fault: Fault::$fault,
+            scenario: $scenario,
+            check: $check,
+        }),*];
+    };
+}
+
+faults! {
+    leaked_descriptor: LeakFd, RUNNING => "fds";
+    close_on_exec_left_cleared: KeepInheritable, RUNNING => "fds";
+    another_pid: ChangePid, RUNNING => "pid";
+    dead: Die, RUNNING => "pid";
+    another_executable: OtherExecutable, RUNNING => "executable";
+    second_vm: SecondVm, RUNNING => "kvm";
+    ram_copied: CopyRam, STOPPED => "ram";
+    ram_in_other_frames: MoveFrames, STOPPED => "ram";
+    ram_byte_flipped: FlipByte, STOPPED => "ram";
+    run_state_of_a_stopped_guest: LieAfterUpdate, STOPPED => "run_state";
+    run_state_of_a_running_guest: LieAfterUpdate, RUNNING => "run_state";
+    guest_frozen: Freeze, RUNNING => "progress";
+    paused_guest_resumed: BeatWhilePaused, STOPPED => "progress";
+    guest_exception: GuestException, RUNNING => "damage";
+    guest_panic: GuestPanic, RUNNING => "damage";
+    guest_triple_fault: TripleFault, RUNNING => "damage";
+    guest_rebooted: Reboot, RUNNING => "damage";
+    event_missing: DropEvent, RUNNING => "events";
+    event_order: ReorderEvents, RUNNING => "events";
+    second_client_hears_less: MuteSecondClient, RUNNING => "clients";
+    query_migrate: WrongMigrateStatus, RUNNING => "migrate_status";
+    mode_kept: KeepMode, RUNNING => "migrate_status";
+    variable_kept: KeepVariable, RUNNING => "leftovers";
+    state_descriptor_kept: KeepStateFd, RUNNING => "leftovers";
+    child_kept: KeepChild, RUNNING => "leftovers";
+    pid_file_written_again: RewritePidFile, RUNNING => "startup";
+    error_without_command: NamelessError, RUNNING => "error";
+    error_without_errno: ErrorWithoutErrno, RUNNING => "error";
+    success_for_failure: SuccessForFailure, RUNNING => "outcome";
+    process_outlives_the_vmm: Outlived, KILLED => "killed";
+    file_outside_the_folder: FileOutside, KILLED => "killed";
+    no_start_in_the_place_of_another: NoSecondStart, KILLED => "killed";
+    socket_kept: KeepSocket, RUNNING => "gone";
+    hanging: Hang, RUNNING => "step";
+    hanging_until_the_watchdog: Hang, WATCHED => "watchdog";
+}
+
+/// Little where it is waited in vain.
+fn patience(fault: Fault) -> Patience {
+    let little = Duration::from_secs(1);
+    match fault {
+        Fault::Freeze => Patience { beat: little, ..Patience::default() },
+        Fault::Hang => Patience { update: little, ..Patience::default() },
+        Fault::Outlived => Patience { end: little, ..Patience::default() },
+        _ => Patience::default(),
+    }
+}
+
+/// What a fault needs to show and is not here.
+fn missing(fault: Fault) -> Option<String> {
+    let root = nix::unistd::geteuid().is_root();
+    match fault {
+        Fault::MoveFrames if !root => {
+            Some("needs root: page frames are shown to nobody else".into())
+        }
+        Fault::SecondVm => common::kvm_missing(),
+        _ => None,
+    }
+}
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    let rows = ROWS
+        .iter()
+        .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
+    let others: [(&str, fn()); 3] = [
+        ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
+        (
+            "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
+            a_paused_guest_that_is_resumed_is_noticed_from_all_sides,
+        ),
+        ("without_a_fault_nothing_fails", without_a_fault_nothing_fails),
+    ];
+    rows.chain(others.map(|(name, test)| common::trial(name, None, test))).collect()
+}
+
+fn exactly_one_check_notices(row: &Row) {
+    let mock = Mock::at(common::binary(), Some(row.fault)).unwrap();
+    let report = common::run(mock, row.name, row.scenario, patience(row.fault));
+    let told = common::told(&report);
+    // The check tells of such a file, and leaves it where it is.
+    for file in told.split('"').filter(|_| row.fault == Fault::FileOutside) {
+        let _ = std::fs::remove_file(file);
+    }
+    let _stable = common::stable();
+    insta::assert_snapshot!(row.name, told);
+    assert_eq!(common::failed_checks(&report), [row.check]);
+}
+
+fn every_check_has_been_seen_failing() {
+    let of_the_end = [check::pid::NAME, check::gone::NAME, check::killed::NAME];
+    let all = check::ALL.iter().map(|check| check.name).chain(of_the_end);
+    let unseen: Vec<&str> = all.filter(|name| !ROWS.iter().any(|row| row.check == *name)).collect();
+    assert_eq!(unseen, [""; 0]);
+}
+
+/// Not one check but all that look at it.
+fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
+    let mock = Mock::at(common::binary(), Some(Fault::ResumePaused)).unwrap();
+    let report = common::run(mock, "resumed", STOPPED, Patience::default());
+    assert_eq!(common::failed_checks(&report), ["events", "run_state", "progress"]);
+}
+
+fn without_a_fault_nothing_fails() {
+    for (scenario, updates) in [(RUNNING, 1), (STOPPED, 1), (KILLED, 0)] {
+        let report = {
+            let mock = Mock::at(common::binary(), None).unwrap();
+            common::run(mock, "good", scenario, Patience::default())
+        };
+        assert_eq!(common::told(&report), "nothing failed");
+        assert_eq!(report.updates, updates);
+    }
+}
