@@ -10,6 +10,7 @@ pub mod gone;
 pub mod kvm;
 pub mod leftovers;
 pub mod migrate_status;
+pub mod neighbours;
 pub mod outcome;
 pub mod pid;
 pub mod progress;
@@ -63,6 +64,7 @@ pub const ALL: &[Check] = &[
     fds::CHECK,
     leftovers::CHECK,
     startup::CHECK,
+    neighbours::CHECK,
     progress::CHECK,
     damage::CHECK,
 ];

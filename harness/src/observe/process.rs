@@ -48,10 +48,7 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The command name stands in brackets and may itself hold any character, brackets too.
-        let (pid, rest) = text.split_once(" (")?;
-        let (comm, rest) = rest.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let (pid, comm, fields) = fields(text)?;
         Some(Self {
             pid: pid.parse().ok()?,
             comm: comm.to_owned(),
@@ -66,6 +63,14 @@ impl Stat {
     pub fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
+}
+
+/// PID, command name, and the other fields of a line of `/proc/PID/stat`.
+pub(super) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
+    // The command name stands in brackets and may itself hold any character, brackets too.
+    let (pid, rest) = text.split_once(" (")?;
+    let (comm, rest) = rest.rsplit_once(") ")?;
+    Some((pid, comm, rest.split_ascii_whitespace().collect()))
 }
 
 /// The executable of a process.

@@ -86,6 +86,13 @@ faults! {
     variable_kept: KeepVariable, RUNNING => "leftovers";
     state_descriptor_kept: KeepStateFd, RUNNING => "leftovers";
     child_kept: KeepChild, RUNNING => "leftovers";
+    umask_changed: ChangeUmask, RUNNING => "neighbours";
+    signal_left_blocked: BlockSignal, RUNNING => "neighbours";
+    signal_left_ignored: IgnoreSignal, STOPPED => "neighbours";
+    nice_value_raised: Renice, RUNNING => "neighbours";
+    limit_lowered: LowerLimit, STOPPED => "neighbours";
+    directory_left: ChangeDirectory, RUNNING => "neighbours";
+    process_name_taken: Rename, RUNNING => "neighbours";
     pid_file_written_again: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
     error_without_errno: ErrorWithoutErrno, RUNNING => "error";

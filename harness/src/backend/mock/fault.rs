@@ -53,6 +53,20 @@ pub enum Fault {
     KeepStateFd,
     /// Leave a child process.
     KeepChild,
+    /// Change the umask.
+    ChangeUmask,
+    /// Leave a signal blocked.
+    BlockSignal,
+    /// Ignore a signal.
+    IgnoreSignal,
+    /// Raise the nice value.
+    Renice,
+    /// Lower the soft limit on open files.
+    LowerLimit,
+    /// Go to another directory.
+    ChangeDirectory,
+    /// Take another process name.
+    Rename,
     /// Write the PID file again.
     RewritePidFile,
     /// After a failed exec, leave close-on-exec cleared.
