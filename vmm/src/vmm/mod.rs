@@ -87,6 +87,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done("adopt");
+    signals::survive_file_size_limit();
     let listeners: Vec<_> = match &adopted {
         Ok(Some(adopted)) => adopted.state.listeners().cloned().collect(),
         _ => Vec::new(),
