@@ -126,9 +126,18 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
 
 /// Resident anonymous memory in KiB: what a process has for itself, guest RAM not counted.
 pub fn anonymous_kib(pid: i32) -> Result<u64, ProcError> {
+    status_kib(pid, "RssAnon:")
+}
+
+/// Bytes of address space that are mapped.
+pub fn address_space(pid: i32) -> Result<u64, ProcError> {
+    Ok(status_kib(pid, "VmSize:")? << 10)
+}
+
+fn status_kib(pid: i32, field: &str) -> Result<u64, ProcError> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
 }
 

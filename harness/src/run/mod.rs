@@ -2,12 +2,17 @@
 
 pub mod blackout;
 pub mod case;
+pub mod cgroup;
 pub mod channel;
 pub mod clients;
 pub mod command;
 pub mod environment;
 pub mod evidence;
 pub mod failure;
+pub mod filtered;
+pub mod limit;
+pub mod mounts;
+pub mod own_binary;
 pub mod patience;
 pub mod program;
 pub mod requirements;
@@ -24,7 +29,7 @@ pub mod watchdog;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use environment::EnvironmentError;
+pub use environment::{EnvironmentError, RlimitError};
 pub use failure::StepError;
 pub use patience::Patience;
 pub use verdict::{Report, Verdict};

@@ -9,13 +9,14 @@ use cpr_qmp::run_state::RunState;
 use serde_json::Value;
 
 use super::blackout::Measurement;
+use super::cgroup::Cgroup;
 use super::clients::{Bystander, connect};
 use super::command::Workshop;
 use super::evidence::Evidence;
 use super::failure::StepError;
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
-use super::{EnvironmentError, Options};
+use super::{EnvironmentError, Options, limit, own_binary};
 use crate::backend::{Files, Launch};
 use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, pid, progress};
@@ -46,6 +47,14 @@ pub struct Session<'a> {
     pub run_state: RunState,
     /// What it must execute.
     pub executable: Executable,
+    /// The file that it was started from.
+    pub started_from: PathBuf,
+    /// What it executes after an update that succeeded.
+    updated: Executable,
+    /// Limits that were changed, as they were.
+    pub limits: Vec<limit::Saved>,
+    /// The state file of the last update that succeeded.
+    pub earlier_state: Option<String>,
     /// The newest look at it.
     pub seen: Option<Observation>,
     /// Events before this one were checked.
@@ -102,16 +111,23 @@ impl<'a> Session<'a> {
         evidence
             .timeline
             .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
-        let executable = Executable::at(binary).map_err(|e| EnvironmentError::Spawn {
-            path: binary.to_owned(),
-            source: std::io::Error::other(e),
-        })?;
-        let mut vm = Vm::start(&Start {
-            binary,
+        let started_from = match case.vm.own_binary {
+            true => own_binary::copy(binary, work)?,
+            false => binary.to_owned(),
+        };
+        let executable = |path: &Path| {
+            let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
+            Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
+        };
+        let (executable, updated) = (executable(&started_from)?, executable(binary)?);
+        let mut vm = Vm::start(Start {
+            binary: &started_from,
             arguments: &arguments,
             path_folder: &path_folder,
             console: &evidence.console(),
             keep: options.keep,
+            seccomp: case.vm.seccomp,
+            cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
         })?;
         let watchdog = Watchdog::start(
             vm.pid(),
@@ -121,7 +137,7 @@ impl<'a> Session<'a> {
         )?;
         let qmp = connect(&files, evidence, &mut vm, options, "")?;
         let bystander = Bystander::new(connect(&files, evidence, &mut vm, options, "-2")?);
-        Ok(Parts { files, executable, vm, qmp, bystander, watchdog })
+        Ok(Parts { files, started_from, executable, updated, vm, qmp, bystander, watchdog })
     }
 
     fn assemble(
@@ -131,7 +147,8 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, executable, vm, qmp, bystander, watchdog } = parts;
+        let Parts { files, started_from, executable, updated, vm, qmp, bystander, watchdog } =
+            parts;
         let run_state = if case.vm.paused { RunState::Prelaunch } else { RunState::Running };
         Self {
             startup: evidence.startup(&files),
@@ -146,6 +163,10 @@ impl<'a> Session<'a> {
             bystander,
             run_state,
             executable,
+            started_from,
+            updated,
+            limits: Vec::new(),
+            earlier_state: None,
             seen: None,
             events_checked: 0,
             last_status: None,
@@ -163,6 +184,13 @@ impl<'a> Session<'a> {
     pub fn launch(&self) -> Launch<'_> {
         let case = self.case;
         Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &self.files }
+    }
+
+    /// Notes an update that succeeded, with its state file.
+    pub fn note_update(&mut self, state: String) {
+        self.updates += 1;
+        self.executable = self.updated.clone();
+        self.earlier_state = Some(state);
     }
 
     /// True once the watchdog has killed the VMM.
@@ -301,7 +329,9 @@ impl<'a> Session<'a> {
 
 struct Parts {
     files: Files,
+    started_from: PathBuf,
     executable: Executable,
+    updated: Executable,
     vm: Vm,
     qmp: Qmp,
     bystander: Bystander,

@@ -1,6 +1,7 @@
 //! What to do with a VM: scenario files, and the cases they expand to.
 
 pub mod error;
+pub mod limit;
 pub mod matrix;
 pub mod model;
 pub mod parse;
@@ -8,7 +9,8 @@ pub mod set;
 pub mod size;
 
 pub use error::ScenarioError;
+pub use limit::{Amount, Limit};
 pub use model::{
-    Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand, RunWish, Step,
-    Vm, Wait,
+    BinaryChange, Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand,
+    RunWish, Seccomp, Step, Vm, Wait,
 };

@@ -31,6 +31,12 @@ steps = [
 ]
 "#;
 
+/// An update of which only counts that the guest goes on.
+const KEPT: &str = r#"
+summary = "kept"
+steps = ["boot", { migrate = { command = "enoent", expect = "kept" } }, { migrate = { expect = "kept" } }]
+"#;
+
 /// Less time than the mock takes when it hangs.
 const WATCHED: &str = r#"
 summary = "watched"
@@ -95,6 +101,7 @@ faults! {
     process_name_taken: Rename, RUNNING => "neighbours";
     pid_file_written_again: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
+    error_without_a_word: EmptyError, KEPT => "error";
     error_without_errno: ErrorWithoutErrno, RUNNING => "error";
     success_for_failure: SuccessForFailure, RUNNING => "outcome";
     socket_kept: KeepSocket, RUNNING => "gone";

@@ -73,6 +73,8 @@ pub enum Fault {
     KeepInheritable,
     /// Do not name the command in the error.
     NamelessError,
+    /// Fail without any error.
+    EmptyError,
     /// Do not give the errno in the error.
     ErrorWithoutErrno,
     /// Report success where exec failed.
