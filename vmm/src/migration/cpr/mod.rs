@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod description;
+pub mod headroom;
 pub mod helper;
 pub mod named_fds;
 pub mod phases;

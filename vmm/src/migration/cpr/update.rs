@@ -17,6 +17,7 @@ use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::command::{CommandError, ExecCommand, ExecError};
+use super::headroom::{self, NoRoom};
 use super::helper::MmHelper;
 use super::named_fds::OutgoingFds;
 use super::publish::{PublishError, Published};
@@ -57,6 +58,9 @@ pub enum Refused {
     /// A blocker.
     #[error("the update is blocked: {0}")]
     Blocked(String),
+    /// The memory.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The memfd.
     #[error(transparent)]
     State(#[from] WriteError),
@@ -118,6 +122,7 @@ pub fn check(
     if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
+    headroom::check(machine.config().cpus.into())?;
     let state_fd = StateFd::create()?;
     // Last: it empties the file.
     let channel = OutgoingFile::open(path)?;
