@@ -66,8 +66,12 @@ pub fn start(
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(writer);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(writer)
+        // They would go to stderr by `eprintln!`, which panics where stderr is as full as the log.
+        .log_internal_errors(false);
     // A second start in one process (tests) keeps the first.
     let _ = tracing::subscriber::set_global_default(subscriber.finish());
     if let (Some(path), Some(file)) = (path, &file)

@@ -33,6 +33,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             one_line(error)
         }
+        (Expect::Kept, Ending::Refused(error) | Ending::Failed(error)) => one_line(error),
         // That it ended otherwise is what the check `outcome` tells.
         _ => Ok(()),
     }

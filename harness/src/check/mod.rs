@@ -11,6 +11,7 @@ pub mod killed;
 pub mod kvm;
 pub mod leftovers;
 pub mod migrate_status;
+pub mod neighbours;
 pub mod outcome;
 pub mod pid;
 pub mod progress;
@@ -64,6 +65,7 @@ pub const ALL: &[Check] = &[
     fds::CHECK,
     leftovers::CHECK,
     startup::CHECK,
+    neighbours::CHECK,
     progress::CHECK,
     damage::CHECK,
 ];

@@ -8,6 +8,7 @@ use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
 use super::ram::{Ram, RamError};
+use super::surroundings::Surroundings;
 
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,8 @@ pub struct Observation {
     pub children: Vec<Stat>,
     /// Memory of its own, in KiB.
     pub memory_kib: u64,
+    /// What it has around it.
+    pub surroundings: Surroundings,
     /// Its environment.
     pub environ: Vec<String>,
     /// The guest's RAM.
@@ -96,6 +99,7 @@ impl Observation {
             fds,
             children: process::children(pid)?,
             memory_kib: process::anonymous_kib(pid)?,
+            surroundings: Surroundings::of(pid)?,
             environ: process::environ(pid)?,
             ram,
             digest,

@@ -48,10 +48,7 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The command name stands in brackets and may itself hold any character, brackets too.
-        let (pid, rest) = text.split_once(" (")?;
-        let (comm, rest) = rest.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let (pid, comm, fields) = fields(text)?;
         Some(Self {
             pid: pid.parse().ok()?,
             comm: comm.to_owned(),
@@ -66,6 +63,14 @@ impl Stat {
     pub fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
+}
+
+/// PID, command name, and the other fields of a line of `/proc/PID/stat`.
+pub(super) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
+    // The command name stands in brackets and may itself hold any character, brackets too.
+    let (pid, rest) = text.split_once(" (")?;
+    let (comm, rest) = rest.rsplit_once(") ")?;
+    Some((pid, comm, rest.split_ascii_whitespace().collect()))
 }
 
 /// The executable of a process.
@@ -133,9 +138,18 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
 
 /// Resident anonymous memory in KiB: what a process has for itself, guest RAM not counted.
 pub fn anonymous_kib(pid: i32) -> Result<u64, ProcError> {
+    status_kib(pid, "RssAnon:")
+}
+
+/// Bytes of address space that are mapped.
+pub fn address_space(pid: i32) -> Result<u64, ProcError> {
+    Ok(status_kib(pid, "VmSize:")? << 10)
+}
+
+fn status_kib(pid: i32, field: &str) -> Result<u64, ProcError> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
 }
 

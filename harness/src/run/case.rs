@@ -8,7 +8,7 @@ use super::failure::StepError;
 use super::session::Session;
 use super::steps::After;
 use super::verdict::{self, Report, Verdict};
-use super::{EnvironmentError, Options, channel, requirements, signals};
+use super::{EnvironmentError, Options, mounts, requirements, signals};
 use crate::check::Finding;
 use crate::scenario::{Case, Step};
 
@@ -59,7 +59,7 @@ fn run_in_thread(
     report: &mut Report,
 ) -> Result<(), EnvironmentError> {
     if nix::unistd::geteuid().is_root() {
-        channel::private_mounts()?;
+        mounts::private_mounts()?;
     }
     let evidence = Evidence::create(case, options)?;
     let (work, _guard) = signals::guarded_folder()

@@ -1,9 +1,15 @@
 //! Commands for an update, good and bad, made in the case's folder.
 
+mod damaging;
+mod elf;
+
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+pub use damaging::Targets;
+
+use super::mounts::Mounted;
 use super::{EnvironmentError, program};
 use crate::scenario::CommandKind;
 
@@ -21,6 +27,8 @@ pub struct Prepared {
     pub culprit: String,
     /// Held open for as long as the update takes.
     _busy: Option<File>,
+    /// Mounted for as long as the update takes.
+    _mounted: Option<Mounted>,
 }
 
 /// Folders that commands are made in.
@@ -32,13 +40,15 @@ pub struct Workshop<'a> {
 }
 
 impl Workshop<'_> {
-    /// Makes what `kind` needs; `arguments` are those of a good update.
+    /// Makes what `kind` needs; `arguments` are those of a good update, `targets` what can be
+    /// damaged in it.
     pub fn prepare(
         &self,
         kind: CommandKind,
         mut arguments: Vec<String>,
+        targets: Targets<'_>,
     ) -> Result<Prepared, EnvironmentError> {
-        let mut busy = None;
+        let (mut busy, mut mounted) = (None, None);
         let word = match kind {
             CommandKind::Good
             | CommandKind::Missing
@@ -63,8 +73,35 @@ impl Workshop<'_> {
             CommandKind::ScriptDaemonizes => {
                 self.program("daemonizes", b"#!/bin/sh\nsetsid sleep 1000 &\nexit 0\n")?
             }
-            CommandKind::ForeignElf => self.foreign_elf()?,
-            CommandKind::Wrapper => self.wrapper()?,
+            CommandKind::ForeignElf => self.program("foreign-elf", &elf::foreign())?,
+            CommandKind::Elf32 => self.program("elf-32", &elf::i386())?,
+            CommandKind::TruncatedVmm => self.truncated_vmm()?,
+            CommandKind::NoexecMount => {
+                let at = self.folder.join("vmm-on-noexec-mount");
+                let bound = Mounted::not_executable(Path::new(self.binary), at)?;
+                let path = bound.at.to_string_lossy().into_owned();
+                mounted = Some(bound);
+                path
+            }
+            CommandKind::Wrapper
+            | CommandKind::TruncatesState
+            | CommandKind::FlipsState
+            | CommandKind::EmptiesState
+            | CommandKind::ReplacesState
+            | CommandKind::StateBecomesFifo
+            | CommandKind::StateBecomesDirectory
+            | CommandKind::RemovesState
+            | CommandKind::EnvNotANumber
+            | CommandKind::EnvNegative
+            | CommandKind::EnvHuge
+            | CommandKind::EnvClosed
+            | CommandKind::EnvNotMemfd
+            | CommandKind::EnvEmpty
+            | CommandKind::EnvRemoved
+            | CommandKind::EnvOtherFd
+            | CommandKind::WithoutKvm => {
+                self.program("wrapper", damaging::script(kind, self.binary, targets).as_bytes())?
+            }
             CommandKind::InPath => NAME_IN_PATH.to_owned(),
             CommandKind::EmptyWord => String::new(),
             CommandKind::Enoent => self.path("no-such-vmm"),
@@ -103,7 +140,7 @@ impl Workshop<'_> {
             CommandKind::EmptyList => Some(Vec::new()),
             _ => Some([vec![word.clone()], arguments].concat()),
         };
-        Ok(Prepared { words, culprit: word, _busy: busy })
+        Ok(Prepared { words, culprit: word, _busy: busy, _mounted: mounted })
     }
 
     /// Makes the folder of `PATH` in which the VMM is found by name.
@@ -138,9 +175,9 @@ impl Workshop<'_> {
         Ok(path)
     }
 
-    fn wrapper(&self) -> Result<String, EnvironmentError> {
-        let quoted = self.binary.replace('\'', r"'\''");
-        self.program("wrapper", format!("#!/bin/sh\nexec '{quoted}' \"$@\"\n").as_bytes())
+    fn truncated_vmm(&self) -> Result<String, EnvironmentError> {
+        let content = fs::read(self.binary).map_err(EnvironmentError::file("read", self.binary))?;
+        self.program("truncated-vmm", elf::half(&content))
     }
 
     fn truncated_elf(&self) -> Result<String, EnvironmentError> {
@@ -152,16 +189,6 @@ impl Workshop<'_> {
             })
             .map_err(EnvironmentError::file("read", &own))?;
         self.program("truncated-elf", &start)
-    }
-
-    /// As long as a header, of a machine that this one is not.
-    fn foreign_elf(&self) -> Result<String, EnvironmentError> {
-        const EM_S390: u8 = 22;
-        let mut header = [0_u8; 64];
-        // ELF, 64 bit, big-endian, version 1; an executable.
-        header[..7].copy_from_slice(b"\x7fELF\x02\x02\x01");
-        (header[17], header[19], header[23]) = (2, EM_S390, 1);
-        self.program("foreign-elf", &header)
     }
 
     fn loop_link(&self) -> Result<String, EnvironmentError> {

@@ -32,7 +32,7 @@ pub enum EnvironmentError {
         source: std::io::Error,
     },
     /// A file system could not be mounted.
-    #[error("cannot mount a tmpfs on {path}: {source}")]
+    #[error("cannot mount something on {path}: {source}")]
     Mount {
         /// Where.
         path: PathBuf,
@@ -40,6 +40,9 @@ pub enum EnvironmentError {
         #[source]
         source: nix::errno::Errno,
     },
+    /// A limit of the VMM could not be set.
+    #[error(transparent)]
+    Rlimit(#[from] RlimitError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -57,4 +60,14 @@ impl EnvironmentError {
         let path = path.into();
         move |source| Self::File { what, path, source }
     }
+}
+
+/// A limit could not be set.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set the limit `{name}` of the VMM: {}", std::io::Error::from(*.source))]
+pub struct RlimitError {
+    /// What the kernel calls it.
+    pub name: &'static str,
+    /// Why not.
+    pub source: nix::errno::Errno,
 }

@@ -158,8 +158,9 @@ pub fn folder_name(case: &str) -> String {
 fn describe(seen: &Observation) -> String {
     let Observation { process, executable, fds, children, ram, digest, mailbox, .. } = seen;
     let mut text = format!(
-        "{process:?}\nexecutable {}\nchildren {children:?}\nstatus {:?}\nquery-migrate {}\nparameters {}\n\ndescriptors\n{fds}\nRAM {} bytes, file {:?}, digest {digest:016x?}\n",
+        "{process:?}\nexecutable {}\nchildren {children:?}\nsurroundings {:#?}\nstatus {:?}\nquery-migrate {}\nparameters {}\n\ndescriptors\n{fds}\nRAM {} bytes, file {:?}, digest {digest:016x?}\n",
         executable.path.display(),
+        seen.surroundings,
         seen.status,
         seen.migrate,
         seen.parameters,

@@ -2,6 +2,7 @@
 
 pub mod blackout;
 pub mod case;
+pub mod cgroup;
 pub mod channel;
 pub mod clients;
 pub mod command;
@@ -9,9 +10,13 @@ pub mod environment;
 pub mod evidence;
 pub mod failed_update;
 pub mod failure;
+pub mod filtered;
 pub mod kill_in_update;
+pub mod limit;
+pub mod mounts;
 pub mod orphans;
 pub mod outside;
+pub mod own_binary;
 pub mod patience;
 pub mod program;
 pub mod refusal;
@@ -29,7 +34,7 @@ pub mod watchdog;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use environment::EnvironmentError;
+pub use environment::{EnvironmentError, RlimitError};
 pub use failure::StepError;
 pub use patience::Patience;
 pub use verdict::{Report, Verdict};

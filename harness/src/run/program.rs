@@ -26,6 +26,12 @@ pub fn alone<T>(what: impl FnOnce() -> T) -> T {
     what()
 }
 
+/// Copies an executable file.
+pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
+    fs::copy(from, to).map(drop)
+}
+
 /// Writes an executable file.
 pub fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use super::cgroup;
 use crate::backend::Backend;
-use crate::scenario::{Case, Channel, Pages, Step};
+use crate::scenario::{Case, Channel, CommandKind, Pages, Step};
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -32,13 +33,16 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {
         return Some(format!("{} does not rehearse commands", backend.name()));
     }
-    let mounts = case.steps.iter().any(
-        |step| matches!(step, Step::Migrate(m) if matches!(m.channel, Channel::Full | Channel::ReadOnly)),
-    );
-    if mounts && !nix::unistd::geteuid().is_root() {
-        return Some("mounting a small tmpfs needs root".into());
+    if case.steps.iter().any(mounts) && !nix::unistd::geteuid().is_root() {
+        return Some("mounting needs root".into());
     }
-    None
+    case.vm.memory_limit.and_then(|_| cgroup::unmet())
+}
+
+fn mounts(step: &Step) -> bool {
+    let Step::Migrate(migrate) = step else { return false };
+    matches!(migrate.channel, Channel::Full | Channel::ReadOnly)
+        || matches!(migrate.command, CommandKind::NoexecMount | CommandKind::WithoutKvm)
 }
 
 fn shared_huge_pages() -> bool {

@@ -9,6 +9,7 @@ use cpr_qmp::run_state::RunState;
 use serde_json::Value;
 
 use super::blackout::Measurement;
+use super::cgroup::Cgroup;
 use super::clients::{Bystander, connect};
 use super::command::{PATH_FOLDER, Workshop};
 use super::evidence::Evidence;
@@ -17,7 +18,7 @@ use super::outside::Outside;
 use super::verdict::{FailedUpdate, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
-use super::{EnvironmentError, Options};
+use super::{EnvironmentError, Options, limit, own_binary};
 use crate::backend::{Files, Launch};
 use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, pid, progress};
@@ -48,6 +49,14 @@ pub struct Session<'a> {
     pub run_state: RunState,
     /// What it must execute.
     pub executable: Executable,
+    /// The file that it was started from.
+    pub started_from: PathBuf,
+    /// What it executes after an update that succeeded.
+    updated: Executable,
+    /// Limits that were changed, as they were.
+    pub limits: Vec<limit::Saved>,
+    /// The state file of the last update that succeeded.
+    pub earlier_state: Option<String>,
     /// The newest look at it.
     pub seen: Option<Observation>,
     /// Events before this one were checked.
@@ -126,23 +135,40 @@ impl<'a> Session<'a> {
         evidence
             .timeline
             .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
-        let executable = Executable::at(binary).map_err(|e| EnvironmentError::Spawn {
-            path: binary.to_owned(),
-            source: std::io::Error::other(e),
-        })?;
+        let started_from = match case.vm.own_binary {
+            true => own_binary::copy(binary, work)?,
+            false => binary.to_owned(),
+        };
+        let executable = |path: &Path| {
+            let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
+            Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
+        };
+        let (executable, updated) = (executable(&started_from)?, executable(binary)?);
         let outside = Outside::look(work);
-        let mut vm = Vm::start(&Start {
-            binary,
+        let mut vm = Vm::start(Start {
+            binary: &started_from,
             arguments: &arguments,
             path_folder: &work.join(PATH_FOLDER),
             console: &evidence.console(),
             keep: options.keep,
+            seccomp: case.vm.seccomp,
+            cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
         let qmp = connect(&files, evidence, &mut vm, options, "")?;
         let bystander = Bystander::new(connect(&files, evidence, &mut vm, options, "-2")?);
-        Ok(Parts { files, executable, vm, qmp, bystander, watchdog, outside })
+        Ok(Parts {
+            files,
+            started_from,
+            executable,
+            updated,
+            vm,
+            qmp,
+            bystander,
+            watchdog,
+            outside,
+        })
     }
 
     /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
@@ -169,7 +195,17 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, executable, vm, qmp, bystander, watchdog, outside } = parts;
+        let Parts {
+            files,
+            started_from,
+            executable,
+            updated,
+            vm,
+            qmp,
+            bystander,
+            watchdog,
+            outside,
+        } = parts;
         Self {
             startup: evidence.startup(&files),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -183,6 +219,10 @@ impl<'a> Session<'a> {
             bystander,
             run_state: booted(case),
             executable,
+            started_from,
+            updated,
+            limits: Vec::new(),
+            earlier_state: None,
             seen: None,
             events_checked: 0,
             last_status: None,
@@ -205,6 +245,13 @@ impl<'a> Session<'a> {
     pub fn launch(&self) -> Launch<'_> {
         let case = self.case;
         Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &self.files }
+    }
+
+    /// Notes an update that succeeded, with its state file.
+    pub fn note_update(&mut self, state: String) {
+        self.updates += 1;
+        self.executable = self.updated.clone();
+        self.earlier_state = Some(state);
     }
 
     /// True once the watchdog has killed the VMM.
@@ -348,7 +395,9 @@ fn booted(case: &Case) -> RunState {
 
 struct Parts {
     files: Files,
+    started_from: PathBuf,
     executable: Executable,
+    updated: Executable,
     vm: Vm,
     qmp: Qmp,
     bystander: Bystander,

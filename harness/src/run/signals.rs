@@ -1,7 +1,7 @@
 //! Ctrl-C leaves no VM behind.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,12 @@ pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
     folders.insert(folder.path().to_owned());
     let guard = FolderGuard(folder.path().to_owned());
     Ok((folder, guard))
+}
+
+/// Has `folder` go when this process does.
+pub fn guard_folder(folder: &Path) -> FolderGuard {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+    FolderGuard(folder.to_owned())
 }
 
 /// Forgets its folder when dropped.
@@ -76,7 +82,8 @@ pub fn guard() {
         for folder in folders.iter() {
             // Its case may still be writing there.
             poll::until(Deadline::after(REMOVED), || {
-                let _ = std::fs::remove_dir_all(folder);
+                // The files of a cgroup cannot be removed, and need not be.
+                let _ = std::fs::remove_dir(folder).or_else(|_| std::fs::remove_dir_all(folder));
                 (!folder.exists()).then_some(())
             });
         }

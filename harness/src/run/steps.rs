@@ -31,6 +31,7 @@ impl Session<'_> {
                 if ran {
                     self.await_boot(self.boots)?;
                 }
+                self.limit_memory()?;
                 Action::Boot
             }
             Step::Stop => self.stop()?,
@@ -60,6 +61,14 @@ impl Session<'_> {
                 Some(action) => action,
                 None => return Ok(After::Gone),
             },
+            Step::Limit(limit) => {
+                self.limit(*limit)?;
+                Action::Nothing
+            }
+            Step::Binary(change) => {
+                self.change_binary(*change)?;
+                Action::Nothing
+            }
             Step::Quit => {
                 self.quit()?;
                 return Ok(After::Gone);

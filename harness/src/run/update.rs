@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::blackout::Measurement;
 use super::channel::{self, Prepared as PreparedChannel};
-use super::command::{Prepared as PreparedCommand, Workshop};
+use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
 use super::session::Session;
 use crate::check::{Action, Ending};
@@ -32,13 +32,14 @@ impl Session<'_> {
         };
         self.note_failure(migrate, &ending);
         if ending == Ending::Completed {
-            self.updates += 1;
+            self.note_update(channel.state.clone());
         }
-        let of_channel = migrate.channel != Channel::File;
         let errno = match &migrate.expect {
             Expect::Failed(failure) => failure.errno.or(migrate.command.errno()),
             _ => None,
         };
+        let of_channel =
+            migrate.channel != Channel::File || errno.is_some_and(|errno| errno.is_of_writing());
         Ok(Action::Update {
             expect: migrate.expect.clone(),
             ending,
@@ -85,7 +86,7 @@ impl Session<'_> {
                 let why = format!("an update that raced with {commands:?} failed: {error}");
                 return Err(StepError::Process(why));
             }
-            self.updates += 1;
+            self.note_update(channel.state.clone());
         }
         if commands.iter().any(|c| c.resets()) && self.run_state.is_running() {
             self.await_boot(self.boots)?;
@@ -112,7 +113,9 @@ impl Session<'_> {
         let arguments = backend.update_arguments(self.launch(), &channel.state);
         let binary = backend.binary().to_string_lossy().into_owned();
         let workshop = Workshop { folder: &self.work, binary: &binary };
-        Ok((workshop.prepare(migrate.command, arguments)?, channel))
+        let earlier = self.earlier_state.as_deref();
+        let targets = Targets { state: &channel.state, earlier, log: &self.files.log };
+        Ok((workshop.prepare(migrate.command, arguments, targets)?, channel))
     }
 
     /// Begins to measure the blackout, where the guest can tell it.
@@ -165,7 +168,10 @@ impl Session<'_> {
         let ended = match ended {
             Ok(ended) => ended,
             Err(e) => {
-                // If the process is gone, that is what there is to say.
+                // If the process is gone, or about to be, that is what there is to say.
+                if matches!(e, QmpFault::Closed { .. }) {
+                    self.vm.await_end(self.options.patience.settle);
+                }
                 self.check_process()?;
                 return Err(e.into());
             }

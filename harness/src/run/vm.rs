@@ -1,6 +1,7 @@
 //! A VMM process that the harness has started.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,9 +10,12 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::cgroup::Cgroup;
+use super::filtered::NoExecve;
 use super::{EnvironmentError, program, signals};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::Stat;
+use crate::scenario::Seccomp;
 
 /// How a VMM is started.
 pub struct Start<'a> {
@@ -25,7 +29,14 @@ pub struct Start<'a> {
     pub console: &'a Path,
     /// It may outlive the harness.
     pub keep: bool,
+    /// A filter that it is started under.
+    pub seccomp: Option<Seccomp>,
+    /// A memory cgroup that it is started in.
+    pub cgroup: Option<Cgroup>,
 }
+
+/// A VMM that finds this takes over instead of booting.
+const STATE_VARIABLE: &str = "CPR_EXEC_STATE";
 
 /// From zombie to reaped: its threads must have ended too.
 const REAPED: Duration = Duration::from_secs(5);
@@ -35,24 +46,29 @@ pub struct Vm {
     child: Child,
     /// The process as it was started.
     pub started: Stat,
+    /// Its memory cgroup, if it has one of its own; removed last.
+    pub cgroup: Option<Cgroup>,
     ended: Option<ExitStatus>,
     keep: bool,
 }
 
 impl Vm {
     /// Starts it.
-    pub fn start(start: &Start<'_>) -> Result<Self, EnvironmentError> {
+    pub fn start(start: Start<'_>) -> Result<Self, EnvironmentError> {
         let open = || File::options().append(true).create(true).open(start.console);
         let console = open().map_err(EnvironmentError::file("open", start.console))?;
         let errors = console.try_clone().map_err(EnvironmentError::file("open", start.console))?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(start.path_folder.to_owned());
         let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)));
+        let path = path.unwrap_or_default();
+        let spawn_error =
+            |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
         let mut command = Command::new(start.binary);
         command
             .args(start.arguments)
-            .env("PATH", path.unwrap_or_default())
-            .env_remove("CPR_EXEC_STATE")
+            .env("PATH", &path)
+            .env_remove(STATE_VARIABLE)
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
@@ -64,8 +80,21 @@ impl Vm {
             // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
             unsafe { command.pre_exec(move || die_with(parent)) };
         }
-        let spawn_error =
-            |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
+        if let Some(cgroup) = &start.cgroup {
+            let processes = cgroup.processes()?;
+            // SAFETY: write is async-signal-safe and the closure calls nothing else.
+            unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
+        }
+        if start.seccomp == Some(Seccomp::NoExecve) {
+            let others =
+                std::env::vars_os().filter(|(name, _)| name != "PATH" && name != STATE_VARIABLE);
+            let environment: Vec<_> = others.chain([("PATH".into(), path)]).collect();
+            let program = NoExecve::new(start.binary, start.arguments, &environment);
+            let program = program.map_err(spawn_error)?;
+            // SAFETY: system calls only, on what was made before. It comes last, in place of the
+            // `execve` that would follow.
+            unsafe { command.pre_exec(move || Err(program.exec())) };
+        }
         let child = program::spawn(&mut command).map_err(spawn_error)?;
         let pid = child.id() as i32;
         let read = Stat::read(pid).map_err(|e| spawn_error(std::io::Error::other(e)));
@@ -76,7 +105,7 @@ impl Vm {
                 return Err(e);
             }
         };
-        Ok(Self { child, started, ended: None, keep: false })
+        Ok(Self { child, started, cgroup: start.cgroup, ended: None, keep: false })
     }
 
     /// Its PID, which is also its process group.
@@ -114,6 +143,9 @@ impl Vm {
     /// Leaves it up when this is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.keep();
+        }
         signals::forget(self.pid());
     }
 }

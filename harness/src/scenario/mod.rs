@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod kill_in_update;
+pub mod limit;
 pub mod matrix;
 pub mod model;
 pub mod parse;
@@ -11,7 +12,8 @@ pub mod what_is_wrong;
 
 pub use error::ScenarioError;
 pub use kill_in_update::KillInUpdate;
+pub use limit::{Amount, Limit};
 pub use model::{
-    Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand, RunWish, Step,
-    Vm, Wait,
+    BinaryChange, Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand,
+    RunWish, Seccomp, Step, Vm, Wait,
 };

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::kill_in_update::KillInUpdate;
+use super::limit::{Amount, Limit};
 use super::size::Size;
 
 /// One run of one scenario, everything decided.
@@ -51,6 +52,15 @@ pub struct Vm {
     /// More of the guest's command line; the seed is in it anyway.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
+    /// A system call filter that it is started under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
+    /// It has a memory cgroup of its own, with this limit once the guest has booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Amount>,
+    /// It is started from a copy of its binary in the case's folder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_binary: bool,
 }
 
 impl Default for Vm {
@@ -63,8 +73,19 @@ impl Default for Vm {
             pages: Pages::default(),
             paused: false,
             cmdline: String::new(),
+            seccomp: None,
+            memory_limit: None,
+            own_binary: false,
         }
     }
+}
+
+/// A system call filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// `execve` fails with EPERM, `execveat` works.
+    NoExecve,
 }
 
 fn heartbeat() -> String {
@@ -133,6 +154,22 @@ pub enum Step {
     KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
     Race(Vec<RaceCommand>),
+    /// Set a soft limit of the VMM.
+    Limit(Limit),
+    /// Change the file that the VMM was started from.
+    Binary(BinaryChange),
+}
+
+/// What becomes of the file that the VMM was started from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BinaryChange {
+    /// It is removed.
+    Deleted,
+    /// Another file takes its name.
+    Replaced,
+    /// It is opened for writing, and written if nobody executes it.
+    Overwritten,
 }
 
 /// A state to bring the guest to.
@@ -263,6 +300,46 @@ pub enum CommandKind {
     NoIncoming,
     /// The VMM with another state file.
     OtherIncoming,
+    /// The VMM on a mount from which nothing may be executed.
+    NoexecMount,
+    /// A whole i386 program, which exits with status 0 where the kernel executes it.
+    #[serde(rename = "elf-32")]
+    Elf32,
+    /// The first half of what is loaded of the VMM's file.
+    TruncatedVmm,
+    /// A wrapper that passes the rehearsal; then it cuts the state file in half. Those that
+    /// follow are of this kind, too.
+    TruncatesState,
+    /// It flips one bit in the middle of the state file.
+    FlipsState,
+    /// It empties the state file.
+    EmptiesState,
+    /// It puts the state of an earlier update in its place.
+    ReplacesState,
+    /// It puts a FIFO in its place.
+    StateBecomesFifo,
+    /// It puts a directory in its place.
+    StateBecomesDirectory,
+    /// It removes the state file.
+    RemovesState,
+    /// It sets `CPR_EXEC_STATE` to a word.
+    EnvNotANumber,
+    /// To -1.
+    EnvNegative,
+    /// To more than any descriptor.
+    EnvHuge,
+    /// To a number that is not open.
+    EnvClosed,
+    /// To the number of an ordinary file.
+    EnvNotMemfd,
+    /// To the empty word.
+    EnvEmpty,
+    /// It unsets it.
+    EnvRemoved,
+    /// It sets it to the number of RAM's memfd.
+    EnvOtherFd,
+    /// It has no usable `/dev/kvm`.
+    WithoutKvm,
 }
 
 /// The errno a bad command is named for.
@@ -270,6 +347,7 @@ pub enum CommandKind {
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names are the kernel's")]
 pub enum Errno {
+    Eperm,
     Enoent,
     Eacces,
     Enoexec,
@@ -278,6 +356,7 @@ pub enum Errno {
     Enametoolong,
     E2big,
     Etxtbsy,
+    Efbig,
     Enospc,
     Erofs,
     Eisdir,
@@ -287,6 +366,7 @@ impl Errno {
     /// Its number.
     pub fn number(self) -> i32 {
         match self {
+            Self::Eperm => libc::EPERM,
             Self::Enoent => libc::ENOENT,
             Self::Eacces => libc::EACCES,
             Self::Enoexec => libc::ENOEXEC,
@@ -295,10 +375,16 @@ impl Errno {
             Self::Enametoolong => libc::ENAMETOOLONG,
             Self::E2big => libc::E2BIG,
             Self::Etxtbsy => libc::ETXTBSY,
+            Self::Efbig => libc::EFBIG,
             Self::Enospc => libc::ENOSPC,
             Self::Erofs => libc::EROFS,
             Self::Eisdir => libc::EISDIR,
         }
+    }
+
+    /// What has it is a file that is written, and not a command.
+    pub fn is_of_writing(self) -> bool {
+        matches!(self, Self::Efbig | Self::Enospc)
     }
 
     /// What libc says of it, followed by ` (os error N)`.
@@ -312,7 +398,9 @@ impl CommandKind {
     pub fn errno(self) -> Option<Errno> {
         match self {
             Self::Enoent | Self::EnoentInPath => Some(Errno::Enoent),
-            Self::EaccesNotExecutable | Self::EaccesDirectory => Some(Errno::Eacces),
+            Self::EaccesNotExecutable | Self::EaccesDirectory | Self::NoexecMount => {
+                Some(Errno::Eacces)
+            }
             Self::EnoexecText | Self::EnoexecElf => Some(Errno::Enoexec),
             Self::Enotdir => Some(Errno::Enotdir),
             Self::Eloop => Some(Errno::Eloop),
@@ -361,6 +449,8 @@ pub enum Expect {
     Refused(String),
     /// It fails, and the guest goes on as before.
     Failed(Failure),
+    /// It succeeds, is refused or fails; in any case the guest goes on.
+    Kept,
 }
 
 /// What the error of a failed update must say.

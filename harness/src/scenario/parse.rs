@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::model::{Case, Expect, Step, Vm};
+use super::limit::Limit;
+use super::model::{Case, Channel, CommandKind, Expect, Step, Vm};
 use super::{ScenarioError, matrix};
 
 /// Time for one case unless the scenario says otherwise.
@@ -77,6 +78,7 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
         return nonsense(format!("vm.memory is {}, must be 2M or more", case.vm.memory));
     }
     let last = case.steps.len() - 1;
+    let (mut limited, mut saved) = (false, false);
     for (index, step) in case.steps.iter().enumerate() {
         let number = index + 1;
         match step {
@@ -92,7 +94,25 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
             Step::KillInUpdate(kill) if kill.repeat == 0 => {
                 return nonsense(format!("step {number}: repeat is 0"));
             }
+            Step::Limit(Limit::Restore) if !limited => {
+                return nonsense(format!("step {number}: no limit was set that could be restored"));
+            }
+            Step::Limit(limit) if limit.is_relative_to_nothing() => {
+                return nonsense(format!(
+                    "step {number}: nproc and fsize are what they are set to; write no +"
+                ));
+            }
+            Step::Limit(limit) => limited = *limit != Limit::Restore,
+            Step::Binary(_) if !case.vm.own_binary => {
+                return nonsense(format!("step {number}: only with vm.own_binary = true"));
+            }
             Step::Migrate(migrate) => {
+                if migrate.command == CommandKind::ReplacesState && !saved {
+                    return nonsense(format!(
+                        "step {number}: there is no state of an earlier update to put there"
+                    ));
+                }
+                saved |= migrate.expect == Expect::Completed && migrate.channel == Channel::File;
                 if migrate.repeat == 0 {
                     return nonsense(format!("step {number}: repeat is 0"));
                 }
@@ -118,7 +138,7 @@ mod tests {
 
     const GOOD: &str = r#"
 summary = "a running guest"
-vm = { guest = "pattern", cpus = "${cpus}", pages = "${pages}", memory = "128M" }
+vm = { guest = "pattern", cpus = "${cpus}", pages = "${pages}", memory = "128M", own_binary = true, seccomp = "no-execve", memory_limit = "+8M" }
 steps = [
   "boot",
   { wait = { sweeps = 1 } },
@@ -126,6 +146,11 @@ steps = [
   { migrate = { command = "enoent", expect = { failed = {} } } },
   { migrate = { channel = "tcp", expect = { refused = "tcp" } } },
   { bring = "stopped" },
+  { limit = { nofile = "+3" } },
+  { migrate = { command = "elf-32", expect = "kept" } },
+  { limit = "restore" },
+  { binary = "deleted" },
+  { migrate = { command = "replaces-state", expect = { failed = { text = "state" } } } },
   { race = ["migrate", "reset"] },
   "quit",
 ]
@@ -179,6 +204,20 @@ pages = ["4k", "thp"]
     #[case::after_the_end("summary = \"\"\nsteps = [\"boot\", \"quit\", \"cont\"]\n")]
     #[case::any_failure(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { expect = { failed = {} } } }]\n"
+    )]
+    #[case::unknown_limit("summary = \"\"\nsteps = [\"boot\", { limit = { nofiles = \"3\" } }]\n")]
+    #[case::bad_limit("summary = \"\"\nsteps = [\"boot\", { limit = { as = \"3X\" } }]\n")]
+    #[case::limit_above_nothing(
+        "summary = \"\"\nsteps = [\"boot\", { limit = { nproc = \"+3\" } }]\n"
+    )]
+    #[case::nothing_to_restore("summary = \"\"\nsteps = [\"boot\", { limit = \"restore\" }]\n")]
+    #[case::no_binary_of_its_own("summary = \"\"\nsteps = [\"boot\", { binary = \"deleted\" }]\n")]
+    #[case::unknown_change(
+        "summary = \"\"\nvm = { own_binary = true }\nsteps = [\"boot\", { binary = \"delete\" }]\n"
+    )]
+    #[case::unknown_filter("summary = \"\"\nvm = { seccomp = \"no-exec\" }\nsteps = [\"boot\"]\n")]
+    #[case::no_earlier_state(
+        "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"replaces-state\", expect = \"kept\" } }]\n"
     )]
     fn mistakes_are_told(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();

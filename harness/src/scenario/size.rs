@@ -33,6 +33,8 @@ impl FromStr for Size {
             (at, 'G') => (&text[..at], 30),
             _ => (text, 0),
         };
+        // `parse` would take a sign.
+        let number = Some(number).filter(|n| !n.starts_with('+')).ok_or_else(bad)?;
         let number: u64 = number.parse().map_err(|_| bad())?;
         number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).map(Self).ok_or_else(bad)
     }
@@ -78,7 +80,8 @@ mod tests {
 
     #[rstest]
     fn refuses(
-        #[values("", "M", "64m", "0", "-1", "99999999999999999999", "20000000000G")] text: &str,
+        #[values("", "M", "64m", "0", "-1", "+1", "99999999999999999999", "20000000000G")]
+        text: &str,
     ) {
         assert_eq!(text.parse::<Size>(), Err(BadSize(text.to_owned())));
     }

@@ -32,6 +32,12 @@ steps = [
 ]
 "#;
 
+/// An update of which only counts that the guest goes on.
+const KEPT: &str = r#"
+summary = "kept"
+steps = ["boot", { migrate = { command = "enoent", expect = "kept" } }, { migrate = { expect = "kept" } }]
+"#;
+
 /// Less time than the mock takes when it hangs.
 const WATCHED: &str = r#"
 summary = "watched"
@@ -90,8 +96,16 @@ faults! {
     variable_kept: KeepVariable, RUNNING => "leftovers";
     state_descriptor_kept: KeepStateFd, RUNNING => "leftovers";
     child_kept: KeepChild, RUNNING => "leftovers";
+    umask_changed: ChangeUmask, RUNNING => "neighbours";
+    signal_left_blocked: BlockSignal, RUNNING => "neighbours";
+    signal_left_ignored: IgnoreSignal, STOPPED => "neighbours";
+    nice_value_raised: Renice, RUNNING => "neighbours";
+    limit_lowered: LowerLimit, STOPPED => "neighbours";
+    directory_left: ChangeDirectory, RUNNING => "neighbours";
+    process_name_taken: Rename, RUNNING => "neighbours";
     pid_file_written_again: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
+    error_without_a_word: EmptyError, KEPT => "error";
     error_without_errno: ErrorWithoutErrno, RUNNING => "error";
     success_for_failure: SuccessForFailure, RUNNING => "outcome";
     process_outlives_the_vmm: Outlived, KILLED => "killed";

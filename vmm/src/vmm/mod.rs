@@ -92,6 +92,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
+    signals::survive_file_size_limit();
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
         Err(error) => {

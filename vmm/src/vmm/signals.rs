@@ -53,6 +53,15 @@ impl AsFd for EndSignals {
     }
 }
 
+/// A file that would be longer than RLIMIT_FSIZE allows is an error (EFBIG) and not the end.
+///
+/// To be called first thing, so that it holds before and after an update alike.
+pub fn survive_file_size_limit() {
+    // SAFETY: no handler is installed, so none of our code runs when the signal comes. The call
+    // fails for signals that do not exist.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 fn is_ignored(signal: i32) -> Result<bool, Errno> {
     // SAFETY: all-zero is a valid `sigaction`; a null new action only asks.
     unsafe {
@@ -64,7 +73,24 @@ fn is_ignored(signal: i32) -> Result<bool, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn a_file_that_is_too_long_is_an_error() {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        survive_file_size_limit();
+        // More than any other test of this process writes meanwhile.
+        const LIMIT: u64 = 1 << 40;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, LIMIT, hard).unwrap();
+        let error = file.set_len(LIMIT + 1).unwrap_err();
+        setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+        assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+        file.write_all(b"X").unwrap();
+    }
 
     #[test]
     fn a_signal_is_not_lost_between_two_images() {

@@ -53,12 +53,28 @@ pub enum Fault {
     KeepStateFd,
     /// Leave a child process.
     KeepChild,
+    /// Change the umask.
+    ChangeUmask,
+    /// Leave a signal blocked.
+    BlockSignal,
+    /// Ignore a signal.
+    IgnoreSignal,
+    /// Raise the nice value.
+    Renice,
+    /// Lower the soft limit on open files.
+    LowerLimit,
+    /// Go to another directory.
+    ChangeDirectory,
+    /// Take another process name.
+    Rename,
     /// Write the PID file again.
     RewritePidFile,
     /// After a failed exec, leave close-on-exec cleared.
     KeepInheritable,
     /// Do not name the command in the error.
     NamelessError,
+    /// Fail without any error.
+    EmptyError,
     /// Do not give the errno in the error.
     ErrorWithoutErrno,
     /// Report success where exec failed.

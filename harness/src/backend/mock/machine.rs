@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::guest::{self, Guest};
 use super::handover::{self, Handover, Peer};
-use super::{Args, Fault};
+use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
 
@@ -144,7 +144,7 @@ impl Machine {
             Fault::ResumePaused if self.run_state != RunState::Running => {
                 self.run_state = RunState::Running;
             }
-            _ => {}
+            _ => surroundings::change(fault)?,
         }
         self.go_on()
     }

@@ -7,6 +7,7 @@ mod handover;
 mod machine;
 mod migrate;
 mod server;
+mod surroundings;
 
 use std::ffi::OsString;
 use std::io;

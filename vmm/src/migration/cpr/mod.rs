@@ -8,6 +8,7 @@
 pub mod command;
 pub mod description;
 pub mod fall_back;
+pub mod headroom;
 pub mod held_signals;
 pub mod helper;
 pub mod named_fds;

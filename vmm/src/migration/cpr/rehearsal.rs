@@ -139,6 +139,7 @@ impl Rehearsal {
         // What leaves its parent behind becomes our child, and cannot hide.
         let reaper = Subreaper::become_one().map_err(|errno| setup("prctl")(errno.into()))?;
         let pid = command.spawn(ENV_NAME, CHILD_SOCKET, &actions, &attributes)?;
+        offer_to_oom_killer(pid);
         let child =
             Child::new(pid, before, reaper).map_err(|errno| setup("pidfd_open")(errno.into()))?;
         Ok(Self {
@@ -267,6 +268,15 @@ pub fn answer(value: &str, description: &Description) -> io::Result<()> {
         .expect("writing to memory cannot fail and no description has a type CBOR lacks");
     socket.write_all(&(body.len() as u32).to_le_bytes())?;
     socket.write_all(&body)
+}
+
+/// Where memory runs out, it is this child that goes, and not the VMM with all of the guest's RAM.
+///
+/// Now that it executes the command it shares no memory with the VMM, so this is its own alone.
+fn offer_to_oom_killer(pid: Pid) {
+    const FIRST_TO_GO: &str = "1000";
+    // It may have ended already; and a system without such a thing has nothing to set.
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), FIRST_TO_GO);
 }
 
 fn set_nonblocking(fd: &impl AsFd) -> Result<(), Errno> {
@@ -420,6 +430,16 @@ mod tests {
     fn a_flood_on_stderr_is_cut() {
         let error = rehearse("exec yes 1>&2", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(error.contains("did not answer") && error.len() < 600, "{error}");
+    }
+
+    #[test]
+    #[serial_test::serial(children)]
+    fn the_oom_killer_takes_the_child_first() {
+        let script = "until [ $(cat /proc/$$/oom_score_adj) = 1000 ]; do :; done; exit 7";
+        let error = rehearse(script, Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(error.contains("status 7"), "{error}");
+        let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        assert_ne!(own.trim(), "1000");
     }
 
     #[test]

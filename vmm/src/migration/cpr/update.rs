@@ -19,10 +19,10 @@ use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit};
 
 use super::command::{CommandError, ExecCommand, ExecError};
 use super::fall_back::Record;
+use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
 use super::helper::MmHelper;
 use super::named_fds::OutgoingFds;
@@ -52,8 +52,6 @@ pub const SAVED_FD: &str = "fall-back.state";
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// Most descriptors that are handed over besides those of QMP.
 const MACHINE_FDS: usize = 12;
-/// Descriptors that a VMM opens for a moment while it starts.
-const SPARE_FDS: usize = 4;
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -83,23 +81,15 @@ pub enum Refused {
     /// A blocker.
     #[error("the update is blocked: {0}")]
     Blocked(String),
+    /// The memory.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The memfd.
     #[error(transparent)]
     State(#[from] WriteError),
     /// This binary cannot be held for going back to it.
     #[error("cannot open /proc/self/exe, to be able to go back to this binary: {0}")]
     Binary(io::Error),
-    /// The new process would run out of descriptors.
-    #[error(
-        "the update takes {needed} descriptors for a moment, and the limit is {limit}: raise \
-         RLIMIT_NOFILE of this process (prlimit --nofile)"
-    )]
-    Descriptors {
-        /// How many.
-        needed: usize,
-        /// The soft limit.
-        limit: u64,
-    },
 }
 
 /// Why an update failed after it had begun. The guest is again as it was.
@@ -173,7 +163,8 @@ pub fn check(
     if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
-    check_descriptors(MACHINE_FDS + qmp.named_fds().len())?;
+    headroom::address_space(machine.config().cpus.into())?;
+    headroom::descriptors(MACHINE_FDS + qmp.named_fds().len())?;
     let (state_fd, saved_fd) = (StateFd::create()?, SavedStateFd::create()?);
     let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
     let binary = own.map_err(Refused::Binary)?.into();
@@ -183,17 +174,6 @@ pub fn check(
     let channel = OutgoingFile::open(path)?;
     tracing::info!(command = command.name(), "cpr_check");
     Ok(Plan { command, channel, state_fd, saved_fd, binary, record, began_ns, rehearsed: false })
-}
-
-/// The new process has a duplicate of each of `handed_over` until the guest runs.
-fn check_descriptors(handed_over: usize) -> Result<(), Refused> {
-    // Where there is no /proc or no answer, the new process finds out, and goes back.
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let needed = open + handed_over + SPARE_FDS;
-    match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((limit, _)) if limit < needed as u64 => Err(Refused::Descriptors { needed, limit }),
-        _ => Ok(()),
-    }
 }
 
 /// Whether the guest is in a state in which it can be updated.

@@ -1,0 +1,114 @@
+//! Scripts that pass the rehearsal, and in the real run do damage before they exec the VMM.
+
+use crate::scenario::CommandKind;
+
+/// What there is to damage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Targets<'a> {
+    /// The state file of this update.
+    pub state: &'a str,
+    /// That of an earlier one.
+    pub earlier: Option<&'a str>,
+    /// An ordinary file that the VMM has open and hands over.
+    pub log: &'a str,
+}
+
+/// A number that no process has open.
+const NOT_OPEN: &str = "987654";
+
+/// The script for `kind`; one that only execs `binary` if the kind does no damage.
+pub fn script(kind: CommandKind, binary: &str, targets: Targets<'_>) -> String {
+    let binary = quoted(binary);
+    let exec = format!("exec {binary} \"$@\"\n");
+    match lines(kind, &binary, targets) {
+        None => format!("#!/bin/sh\n{exec}"),
+        Some(lines) => {
+            format!("#!/bin/sh\nif [ -z \"${{CPR_REHEARSAL+x}}\" ]; then\n{lines}\nfi\n{exec}")
+        }
+    }
+}
+
+fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String> {
+    let (state, log) = (quoted(targets.state), quoted(targets.log));
+    let earlier = quoted(targets.earlier.unwrap_or_default());
+    let variable = |value: &str| format!("CPR_EXEC_STATE={value}");
+    // `$fd` is each descriptor that the VMM has left open.
+    let descriptor = |condition: &str| {
+        format!(
+            "for fd in /proc/$$/fd/*; do\n  {condition} && CPR_EXEC_STATE=${{fd##*/}} && break\ndone"
+        )
+    };
+    Some(match kind {
+        CommandKind::TruncatesState => {
+            format!("truncate -s $(($(stat -c %s {state}) / 2)) {state}")
+        }
+        CommandKind::FlipsState => format!(
+            "at=$(($(stat -c %s {state}) / 2))\n\
+             byte=$(od -An -tu1 -j $at -N 1 {state})\n\
+             printf \"\\\\$(printf %03o $((byte ^ 1)))\" |\n  \
+             dd of={state} bs=1 seek=$at conv=notrunc 2>/dev/null"
+        ),
+        CommandKind::EmptiesState => format!(": >{state}"),
+        CommandKind::ReplacesState => format!("cp {earlier} {state}"),
+        CommandKind::StateBecomesFifo => format!("rm {state} && mkfifo {state}"),
+        CommandKind::StateBecomesDirectory => format!("rm {state} && mkdir {state}"),
+        CommandKind::RemovesState => format!("rm {state}"),
+        CommandKind::EnvNotANumber => variable("seven"),
+        CommandKind::EnvNegative => variable("-1"),
+        CommandKind::EnvHuge => variable("99999999999999999999"),
+        CommandKind::EnvClosed => variable(NOT_OPEN),
+        CommandKind::EnvEmpty => variable(""),
+        CommandKind::EnvRemoved => "unset CPR_EXEC_STATE".to_owned(),
+        CommandKind::EnvNotMemfd => descriptor(&format!("[ $fd -ef {log} ]")),
+        CommandKind::EnvOtherFd => {
+            descriptor("case $(readlink $fd) in /memfd:pc.ram*) ;; *) false ;; esac")
+        }
+        CommandKind::WithoutKvm => format!(
+            "exec unshare -m /bin/sh -c \
+             'mount --bind /dev/null /dev/kvm && exec \"$0\" \"$@\"' {binary} \"$@\""
+        ),
+        _ => return None,
+    })
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What the script leaves of a state of 100 bytes, as a hexadecimal dump.
+    fn damaged(kind: CommandKind) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("it's the state");
+        std::fs::write(&state, [0xff; 100]).unwrap();
+        let targets = Targets { state: state.to_str().unwrap(), ..Targets::default() };
+        let path = folder.path().join("script");
+        crate::run::program::write(&path, script(kind, "/bin/true", targets).as_bytes()).unwrap();
+        let run = |rehearsal: bool| {
+            let mut command = Command::new("/bin/sh");
+            command.arg(&path);
+            if rehearsal {
+                command.env("CPR_REHEARSAL", "3");
+            }
+            assert!(command.status().unwrap().success());
+        };
+        run(true);
+        assert_eq!(std::fs::read(&state).unwrap(), [0xff; 100], "damaged in the rehearsal");
+        run(false);
+        std::fs::read(&state).unwrap()
+    }
+
+    #[test]
+    fn a_state_is_damaged_in_the_real_run_only() {
+        assert_eq!(damaged(CommandKind::TruncatesState), [0xff; 50]);
+        assert_eq!(damaged(CommandKind::EmptiesState), [0; 0]);
+        let flipped = damaged(CommandKind::FlipsState);
+        assert_eq!((flipped.len(), flipped[50]), (100, 0xfe));
+        assert_eq!(flipped.iter().filter(|byte| **byte != 0xff).count(), 1);
+    }
+}

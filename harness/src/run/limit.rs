@@ -1,0 +1,118 @@
+//! Soft limits of the running VMM, set from outside.
+
+use std::ptr;
+
+use nix::errno::Errno;
+
+use super::failure::StepError;
+use super::session::Session;
+use super::{EnvironmentError, RlimitError};
+use crate::observe::fds::FdTable;
+use crate::observe::process;
+use crate::scenario::{Amount, Limit};
+
+/// A limit as it was.
+#[derive(Clone, Copy)]
+pub struct Saved {
+    resource: Resource,
+    limit: libc::rlimit64,
+}
+
+/// A resource, and what the kernel calls it.
+#[derive(Clone, Copy)]
+struct Resource {
+    number: libc::__rlimit_resource_t,
+    name: &'static str,
+}
+
+impl Session<'_> {
+    /// Sets a limit, or puts all back.
+    pub(super) fn limit(&mut self, limit: Limit) -> Result<(), StepError> {
+        let (number, name, amount) = match limit {
+            Limit::Restore => {
+                while let Some(Saved { resource, limit }) = self.limits.pop() {
+                    self.set_limit(resource, limit)?;
+                }
+                return Ok(());
+            }
+            Limit::Nofile(amount) => (libc::RLIMIT_NOFILE, "Max open files", amount),
+            Limit::As(amount) => (libc::RLIMIT_AS, "Max address space", amount),
+            Limit::Nproc(amount) => (libc::RLIMIT_NPROC, "Max processes", amount),
+            Limit::Fsize(amount) => (libc::RLIMIT_FSIZE, "Max file size", amount),
+        };
+        let resource = Resource { number, name };
+        let before = self.prlimit(resource, None)?;
+        let wanted = self.wanted(limit, amount)?;
+        self.limits.push(Saved { resource, limit: before });
+        let rlim_cur = wanted.min(before.rlim_max);
+        self.set_limit(resource, libc::rlimit64 { rlim_cur, ..before })
+    }
+
+    /// Sets the limit of the VMM's cgroup, if it has one of its own.
+    pub(super) fn limit_memory(&mut self) -> Result<(), EnvironmentError> {
+        if let (Some(cgroup), Some(amount)) = (&self.vm.cgroup, self.case.vm.memory_limit) {
+            let limit = cgroup.limit(amount)?;
+            self.evidence.timeline.say("harness", format!("memory cgroup: {limit} bytes"));
+        }
+        Ok(())
+    }
+
+    /// The limit that leaves the VMM what it has, and `amount`.
+    fn wanted(&mut self, limit: Limit, amount: Amount) -> Result<u64, StepError> {
+        Ok(match (limit, amount) {
+            (Limit::Nofile(_), Amount::Above(more)) => lowest_free(&self.observe()?.fds, more),
+            (Limit::As(_), Amount::Above(_)) => {
+                let used = process::address_space(self.vm.pid());
+                amount.of(used.map_err(|e| StepError::Process(e.to_string()))?)
+            }
+            _ => amount.of(0),
+        })
+    }
+
+    fn set_limit(&mut self, resource: Resource, new: libc::rlimit64) -> Result<(), StepError> {
+        self.prlimit(resource, Some(new))?;
+        self.evidence.timeline.say("harness", format!("{}: {}", resource.name, new.rlim_cur));
+        if let Some(seen) = &mut self.seen {
+            seen.surroundings.note_limit(resource.name, new.rlim_cur);
+        }
+        Ok(())
+    }
+
+    /// The limit as it was, after setting a `new` one.
+    fn prlimit(
+        &self,
+        resource: Resource,
+        new: Option<libc::rlimit64>,
+    ) -> Result<libc::rlimit64, EnvironmentError> {
+        let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: both pointers are to live limits, or null, which the call allows.
+        let done = unsafe { libc::prlimit64(self.vm.pid(), resource.number, new, &raw mut old) };
+        match Errno::result(done) {
+            Ok(_) => Ok(old),
+            Err(source) => Err(RlimitError { name: resource.name, source }.into()),
+        }
+    }
+}
+
+/// The limit below which `more` numbers are free: there may be gaps.
+fn lowest_free(fds: &FdTable, more: u64) -> u64 {
+    let mut free = (0..).filter(|number| !fds.0.contains_key(number));
+    free.nth(more as usize).map_or(0, |number| number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(0, 2)]
+    #[case(1, 4)]
+    #[case(2, 5)]
+    fn gaps_count(#[case] more: u64, #[case] limit: u64) {
+        let open = FdTable::read(std::process::id() as i32).unwrap().0[&0].clone();
+        let fds = FdTable([0, 1, 3, 9].map(|number| (number, open.clone())).into());
+        assert_eq!(lowest_free(&fds, more), limit);
+    }
+}

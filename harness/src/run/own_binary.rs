@@ -1,0 +1,64 @@
+//! The file that the VMM was started from, if it is the case's own, and what becomes of it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::failure::StepError;
+use super::session::Session;
+use super::{EnvironmentError, command, program};
+use crate::observe::process::Executable;
+use crate::scenario::BinaryChange;
+
+/// Copies `binary` to a folder of its own in `work`, under the same name.
+pub fn copy(binary: &Path, work: &Path) -> Result<PathBuf, EnvironmentError> {
+    let folder = work.join("own");
+    command::make_folder(&folder)?;
+    let copy = folder.join(binary.file_name().unwrap_or_default());
+    program::copy(binary, &copy).map_err(EnvironmentError::file("write", &copy))?;
+    Ok(copy)
+}
+
+impl Session<'_> {
+    /// Changes the file that the VMM was started from.
+    pub(super) fn change_binary(&mut self, change: BinaryChange) -> Result<(), StepError> {
+        let path = self.started_from.clone();
+        let done = match change {
+            BinaryChange::Deleted => {
+                fs::remove_file(&path).map_err(EnvironmentError::file("remove", &path))?;
+                "deleted"
+            }
+            BinaryChange::Replaced => {
+                let other = path.with_extension("other");
+                program::write(&other, b"#!/bin/sh\nexit 1\n")
+                    .and_then(|()| fs::rename(&other, &path))
+                    .map_err(EnvironmentError::file("replace", &path))?;
+                "replaced"
+            }
+            BinaryChange::Overwritten => self.overwrite(&path)?,
+        };
+        self.evidence.timeline.say("harness", format!("{} is {done}", path.display()));
+        Ok(())
+    }
+
+    fn overwrite(&self, path: &Path) -> Result<&'static str, StepError> {
+        let running = Executable::of(self.vm.pid()).is_ok_and(|executable| {
+            Executable::at(path).is_ok_and(|file| file.inode == executable.inode)
+        });
+        match File::options().write(true).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => {
+                Ok("as it was: a file that is executed cannot be opened for writing (ETXTBSY)")
+            }
+            Err(e) => Err(EnvironmentError::file("open", path)(e).into()),
+            // Some kernels (6.11, 6.12) let everybody; then to write is to destroy the VMM.
+            Ok(_) if running => {
+                Ok("as it was: this kernel lets it be opened for writing while it is executed")
+            }
+            Ok(mut file) => {
+                let written = file.write_all(&[0; 4096]);
+                written.map_err(EnvironmentError::file("write", path))?;
+                Ok("overwritten: nobody executes it")
+            }
+        }
+    }
+}
