@@ -270,7 +270,8 @@ pub fn answer(value: &str, description: &Description) -> io::Result<()> {
     socket.write_all(&body)
 }
 
-/// Where memory runs out, it is this child that goes, and not the VMM with all of the guest's RAM.
+/// Where memory runs out, this child should go, and not the VMM with all of the guest's RAM. No
+/// promise: in a cgroup that the VMM fills to the last MiB or so the two weigh the same.
 ///
 /// Now that it executes the command it shares no memory with the VMM, so this is its own alone.
 fn offer_to_oom_killer(pid: Pid) {
@@ -434,7 +435,7 @@ mod tests {
 
     #[test]
     #[serial_test::serial(children)]
-    fn the_oom_killer_takes_the_child_first() {
+    fn the_child_is_offered_to_the_oom_killer() {
         let script = "until [ $(cat /proc/$$/oom_score_adj) = 1000 ]; do :; done; exit 7";
         let error = rehearse(script, Duration::from_secs(10)).unwrap_err().to_string();
         assert!(error.contains("status 7"), "{error}");
