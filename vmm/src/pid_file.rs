@@ -11,10 +11,11 @@ pub struct PidFileError {
     source: std::io::Error,
 }
 
-/// A PID file that dropping this removes.
+/// A PID file that dropping this removes, if it is owned.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
+    owned: bool,
 }
 
 impl PidFile {
@@ -22,19 +23,28 @@ impl PidFile {
     pub fn write(path: &Path) -> Result<Self, PidFileError> {
         let error = |source| PidFileError { path: path.to_owned(), source };
         let mut file = std::fs::File::create(path).map_err(error)?;
-        let pid_file = Self { path: path.to_owned() };
+        let pid_file = Self { path: path.to_owned(), owned: true };
         writeln!(file, "{}", std::process::id()).map_err(error)?;
         Ok(pid_file)
     }
 
-    /// Goes on with the file that an earlier binary of this process wrote.
+    /// Goes on with the file that an earlier binary of this process wrote, and may want back: it is
+    /// not owned yet.
     pub fn adopt(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), owned: false }
+    }
+
+    /// Nobody can want it back any more.
+    pub fn own(&mut self) {
+        self.owned = true;
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         // Somebody may have removed it already, or written another process's ID: leave that.
         let ours = format!("{}\n", std::process::id());
         if std::fs::read_to_string(&self.path).is_ok_and(|text| text == ours) {
@@ -53,6 +63,8 @@ mod tests {
         let path = dir.path().join("pid");
         let file = PidFile::write(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        drop(PidFile::adopt(&path));
+        assert!(path.exists());
         drop(file);
         assert!(!path.exists());
         let file = PidFile::write(&path).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use super::{Backend, Dialect, Launch};
 use crate::carry;
@@ -12,12 +13,13 @@ pub struct CprVmm {
     binary: PathBuf,
     first: Vec<String>,
     last: Vec<String>,
+    fail_points: bool,
 }
 
 impl CprVmm {
     /// The one this binary carries.
     pub fn carried() -> io::Result<Self> {
-        Ok(Self { binary: carry::own_binary()?, first: vec![carry::VMM.into()], last: Vec::new() })
+        Self::carried_by(&carry::own_binary()?)
     }
 
     /// The one that another build of the harness carries.
@@ -26,12 +28,18 @@ impl CprVmm {
             binary: std::fs::canonicalize(binary)?,
             first: vec![carry::VMM.into()],
             last: Vec::new(),
+            fail_points: true,
         })
     }
 
     /// Another build of it.
     pub fn at(binary: &Path) -> io::Result<Self> {
-        Ok(Self { binary: std::fs::canonicalize(binary)?, first: Vec::new(), last: Vec::new() })
+        let binary = std::fs::canonicalize(binary)?;
+        // A build without them does not know the option.
+        let mut ask = Command::new(&binary);
+        let ask = ask.args(["--failpoint", "save=off", "--version"]).stdin(Stdio::null());
+        let fail_points = ask.output()?.status.success();
+        Ok(Self { binary, first: Vec::new(), last: Vec::new(), fail_points })
     }
 
     /// With `arguments` after all others.
@@ -59,7 +67,7 @@ impl Backend for CprVmm {
     }
 
     fn dialect(&self) -> Dialect {
-        DIALECT
+        Dialect { fail_points: self.fail_points, ..DIALECT }
     }
 
     fn uses_kvm(&self) -> bool {
@@ -68,7 +76,8 @@ impl Backend for CprVmm {
 }
 
 /// The habits of our VMM.
-pub(super) const DIALECT: Dialect = Dialect { errno_number: true, rehearses: true };
+pub(super) const DIALECT: Dialect =
+    Dialect { errno_number: true, rehearses: true, fail_points: false };
 
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {

@@ -42,6 +42,8 @@ pub struct Dialect {
     pub errno_number: bool,
     /// Commands are rehearsed before the guest stops, if `x-cpr-exec-rehearsal` says so.
     pub rehearses: bool,
+    /// It has fail points.
+    pub fail_points: bool,
 }
 
 /// One kind of VMM.

@@ -33,6 +33,12 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             one_line(error)
         }
+        (Expect::Undone(text), Ending::Refused(error) | Ending::Failed(error)) => {
+            if !error.contains(text.as_str()) {
+                return Err(format!("the error lacks the text {text:?}: {error:?}"));
+            }
+            one_line(error)
+        }
         (Expect::Kept, Ending::Refused(error) | Ending::Failed(error)) => one_line(error),
         // That it ended otherwise is what the check `outcome` tells.
         _ => Ok(()),

@@ -15,6 +15,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 (Expect::Completed, Ending::Completed)
                     | (Expect::Refused(_), Ending::Refused(_))
                     | (Expect::Failed(_), Ending::Failed(_))
+                    | (Expect::Undone(_), Ending::Refused(_) | Ending::Failed(_))
                     | (Expect::Kept, _)
             );
             if fits {
@@ -24,6 +25,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Completed => "succeed",
                 Expect::Refused(_) => "be refused",
                 Expect::Failed(_) => "fail",
+                Expect::Undone(_) => "be refused or fail",
                 Expect::Kept => "end",
             };
             Err(format!("the update should {wanted}; it {}", tell(ending)))

@@ -8,7 +8,7 @@ use regex::Regex;
 use super::session::Session;
 use super::verdict::FailedUpdate;
 use crate::check::Ending;
-use crate::scenario::Migrate;
+use crate::scenario::{Inject, Migrate};
 
 /// What differs from run to run besides paths, and what it becomes.
 static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
@@ -26,7 +26,12 @@ static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 
 impl Session<'_> {
     /// Takes down what the operator has read, each line once.
-    pub(super) fn note_failure(&mut self, migrate: &Migrate, ending: &Ending) {
+    pub(super) fn note_failure(
+        &mut self,
+        migrate: &Migrate,
+        injected: Option<&Inject>,
+        ending: &Ending,
+    ) {
         let (ended, error) = match ending {
             Ending::Completed => return,
             Ending::Refused(error) => ("refused", error),
@@ -38,7 +43,7 @@ impl Session<'_> {
             (&*self.work, "<work>"),
         ];
         let failed = FailedUpdate {
-            what: migrate.what_is_wrong(&self.case.vm),
+            what: migrate.what_is_wrong(&self.case.vm, injected),
             ended: ended.to_owned(),
             error: redacted(error, &places),
         };

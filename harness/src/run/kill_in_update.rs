@@ -32,7 +32,8 @@ impl Session<'_> {
                 let message = format!("{which}, {moment} us after migrate: {message}");
                 StepError::Checks(vec![Finding::new(killed::NAME, message)])
             };
-            let migrate = Migrate { command: wanted.command, ..Migrate::default() };
+            let rehearsal = Some(true);
+            let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
             self.kill_at(moment, &migrate, &failed)?;
             self.evidence.collect();
             self.boot_again().map_err(|error| match error {
@@ -49,8 +50,8 @@ impl Session<'_> {
         migrate: &Migrate,
         failed: &impl Fn(String) -> StepError,
     ) -> Result<(), StepError> {
-        let (command, channel) = self.prepare(migrate)?;
-        self.set_parameters(&command, Some(true))?;
+        let (command, channel) = self.prepare(migrate, None)?;
+        self.set_parameters(&command, migrate)?;
         let from = self.qmp.event_count();
         let migrate = [Command::new("migrate", json!({ "uri": channel.uri }))];
         let pause = Duration::from_micros(moment.unsigned_abs());

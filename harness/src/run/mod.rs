@@ -10,6 +10,7 @@ pub mod environment;
 pub mod evidence;
 pub mod failed_update;
 pub mod failure;
+pub mod fault;
 pub mod filtered;
 pub mod kill_in_update;
 pub mod limit;

@@ -29,6 +29,13 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         }
         Pages::Reserved => {}
     }
+    let injects = |step: &Step| matches!(step, Step::Inject(_));
+    if !backend.dialect().fail_points && case.steps.iter().any(injects) {
+        let name = backend.name();
+        return Some(format!(
+            "this {name} has no fail points: build it with --features failpoints"
+        ));
+    }
     let rehearses = |step: &Step| matches!(step, Step::Migrate(m) if m.rehearsal == Some(true));
     if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {
         return Some(format!("{} does not rehearse commands", backend.name()));

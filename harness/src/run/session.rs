@@ -25,7 +25,7 @@ use crate::check::{self, Action, Finding, Scene, damage, gone, pid, progress};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
-use crate::scenario::Case;
+use crate::scenario::{Case, Inject};
 
 /// Everything about the VM of one case.
 pub struct Session<'a> {
@@ -69,6 +69,8 @@ pub struct Session<'a> {
     pub updates: u32,
     /// Updates tried.
     pub tried: u32,
+    /// What the next update meets.
+    pub injection: Option<Inject>,
     /// A blackout that is being measured.
     pub measuring: Option<Measurement>,
     /// Blackouts measured.
@@ -229,6 +231,7 @@ impl<'a> Session<'a> {
             boots: u32::from(!case.vm.paused),
             updates: 0,
             tried: 0,
+            injection: None,
             measuring: None,
             blackouts: Vec::new(),
             failed_updates: Vec::new(),

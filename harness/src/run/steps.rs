@@ -49,6 +49,14 @@ impl Session<'_> {
                 page.go(*marker).map_err(|source| self.mailbox_error(source))?;
                 Action::Nothing
             }
+            Step::Inject(inject) => {
+                self.injection = Some(inject.clone());
+                return Ok(After::Up);
+            }
+            Step::Faults(_) => {
+                let why = "faults is taken apart when a scenario is read".to_owned();
+                return Err(StepError::Process(why));
+            }
             Step::Migrate(migrate) => {
                 for _ in 1..migrate.repeat {
                     let action = self.update(migrate)?;

@@ -10,19 +10,24 @@ use super::blackout::Measurement;
 use super::channel::{self, Prepared as PreparedChannel};
 use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
+use super::fault;
 use super::session::Session;
 use crate::check::{Action, Ending};
 use crate::observe::qmp::{Command, QmpFault};
-use crate::scenario::{Channel, Expect, Migrate, RaceCommand};
+use crate::scenario::{Channel, Expect, Inject, Migrate, RaceCommand};
+
+/// How long an update may take unless the scenario says otherwise; less than the harness waits.
+const DEADLINE_MS: u64 = 15_000;
 
 impl Session<'_> {
     /// Updates once.
     pub(super) fn update(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
-        let (command, channel) = self.prepare(migrate)?;
+        let injected = self.injection.take();
+        let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         let calm = self.calm(migrate);
         self.measure();
         let (from, asked) = (self.qmp.event_count(), Instant::now());
-        let ending = match self.ask(&command, &channel, migrate.rehearsal) {
+        let ending = match self.ask(&command, &channel, migrate) {
             Ok(()) => self.await_ending(from)?,
             Err(QmpFault::Refused { error, .. }) => {
                 self.measure_refusal(calm, asked);
@@ -30,7 +35,7 @@ impl Session<'_> {
             }
             Err(other) => return Err(other.into()),
         };
-        self.note_failure(migrate, &ending);
+        self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
             self.note_update(channel.state.clone());
         }
@@ -50,8 +55,8 @@ impl Session<'_> {
 
     /// Sends `commands` in one write. None: the VMM has quit, as it should.
     pub(super) fn race(&mut self, commands: &[RaceCommand]) -> Result<Option<Action>, StepError> {
-        let (command, channel) = self.prepare(&Migrate::default())?;
-        self.set_parameters(&command, None)?;
+        let (command, channel) = self.prepare(&Migrate::default(), None)?;
+        self.set_parameters(&command, &Migrate::default())?;
         let from = self.qmp.event_count();
         let messages: Vec<(RaceCommand, Command)> =
             commands.iter().filter_map(|c| Some((*c, message(*c, &channel)?))).collect();
@@ -106,11 +111,15 @@ impl Session<'_> {
     pub(super) fn prepare(
         &mut self,
         migrate: &Migrate,
+        injected: Option<&Inject>,
     ) -> Result<(PreparedCommand, PreparedChannel), StepError> {
         self.tried += 1;
         let channel = channel::prepare(migrate.channel, &self.work, self.tried)?;
         let backend = &*self.options.backend;
-        let arguments = backend.update_arguments(self.launch(), &channel.state);
+        let mut arguments = backend.update_arguments(self.launch(), &channel.state);
+        if let Some(inject) = injected {
+            arguments.extend(fault::arm(&mut self.qmp, inject)?);
+        }
         let binary = backend.binary().to_string_lossy().into_owned();
         let workshop = Workshop { folder: &self.work, binary: &binary };
         let earlier = self.earlier_state.as_deref();
@@ -130,16 +139,16 @@ impl Session<'_> {
         &mut self,
         command: &PreparedCommand,
         channel: &PreparedChannel,
-        rehearsal: Option<bool>,
+        migrate: &Migrate,
     ) -> Result<(), QmpFault> {
-        self.set_parameters(command, rehearsal)?;
+        self.set_parameters(command, migrate)?;
         self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
     }
 
     pub(super) fn set_parameters(
         &mut self,
         command: &PreparedCommand,
-        rehearsal: Option<bool>,
+        migrate: &Migrate,
     ) -> Result<(), QmpFault> {
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
@@ -147,9 +156,13 @@ impl Session<'_> {
         if let Some(words) = &command.words {
             parameters["cpr-exec-command"] = json!(words);
         }
-        // One that never rehearses has no such parameter.
-        if let Some(rehearsal) = rehearsal.filter(|_| self.options.backend.dialect().rehearses) {
-            parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
+        // One that never rehearses has no such parameters.
+        if self.options.backend.dialect().rehearses {
+            if let Some(rehearsal) = migrate.rehearsal {
+                parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
+            }
+            // The one before may have set it.
+            parameters["x-cpr-exec-deadline"] = json!(migrate.deadline_ms.unwrap_or(DEADLINE_MS));
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)
     }

@@ -1,6 +1,7 @@
 //! What to do with a VM: scenario files, and the cases they expand to.
 
 pub mod error;
+pub mod fault;
 pub mod kill_in_update;
 pub mod limit;
 pub mod matrix;
@@ -11,6 +12,7 @@ pub mod size;
 pub mod what_is_wrong;
 
 pub use error::ScenarioError;
+pub use fault::Inject;
 pub use kill_in_update::KillInUpdate;
 pub use limit::{Amount, Limit};
 pub use model::{

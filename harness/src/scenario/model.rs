@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::Inject;
 use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
 use super::size::Size;
@@ -150,6 +151,10 @@ pub enum Step {
     Go(u32),
     /// Update the VMM.
     Migrate(Migrate),
+    /// Let the next update meet a fault.
+    Inject(Inject),
+    /// Let updates meet every fault at this point, each followed by a good one.
+    Faults(String),
     /// Cut off updates by SIGKILL, each time start a VMM in the same place.
     KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
@@ -207,6 +212,9 @@ pub struct Migrate {
     /// Whether the VMM rehearses the command before the guest stops; none: as it does by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<bool>,
+    /// After how many milliseconds the VMM must have come to an end; none: as it does by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
     /// How it must end.
     #[serde(default)]
     pub expect: Expect,
@@ -221,6 +229,7 @@ impl Default for Migrate {
             command: CommandKind::default(),
             channel: Channel::default(),
             rehearsal: None,
+            deadline_ms: None,
             expect: Expect::default(),
             repeat: one(),
         }
@@ -449,6 +458,8 @@ pub enum Expect {
     Refused(String),
     /// It fails, and the guest goes on as before.
     Failed(Failure),
+    /// It is refused or fails, with this in the error, and the guest goes on as before.
+    Undone(String),
     /// It succeeds, is refused or fails; in any case the guest goes on.
     Kept,
 }

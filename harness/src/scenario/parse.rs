@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::fault::every_action;
 use super::limit::Limit;
 use super::model::{Case, Channel, CommandKind, Expect, Step, Vm};
 use super::{ScenarioError, matrix};
@@ -45,13 +46,22 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
                 summary: scenario.summary,
                 deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
                 on_request: scenario.on_request,
-                steps: scenario.steps,
+                steps: expand(scenario.steps),
                 vm: scenario.vm,
             };
             check(file, &case)?;
             Ok(case)
         })
         .collect()
+}
+
+/// `faults` is many steps.
+fn expand(steps: Vec<Step>) -> Vec<Step> {
+    let expand = |step| match step {
+        Step::Faults(point) => every_action(&point),
+        step => vec![step],
+    };
+    steps.into_iter().flat_map(expand).collect()
 }
 
 /// Reads one expanded case, as an evidence folder holds it.
@@ -105,6 +115,9 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
             Step::Limit(limit) => limited = *limit != Limit::Restore,
             Step::Binary(_) if !case.vm.own_binary => {
                 return nonsense(format!("step {number}: only with vm.own_binary = true"));
+            }
+            Step::Inject(_) if !matches!(case.steps.get(index + 1), Some(Step::Migrate(_))) => {
+                return nonsense(format!("step {number}: inject must be followed by migrate"));
             }
             Step::Migrate(migrate) => {
                 if migrate.command == CommandKind::ReplacesState && !saved {

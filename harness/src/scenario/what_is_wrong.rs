@@ -2,12 +2,16 @@
 
 use serde::Serialize;
 
+use super::fault::Inject;
 use super::model::{Case, Channel, CommandKind, Expect, Migrate, Step, Vm};
 
 impl Migrate {
     /// What is wrong with it on `vm`: what `scenarios/ERRORS.md` tells failures apart by.
-    pub fn what_is_wrong(&self, vm: &Vm) -> String {
+    pub fn what_is_wrong(&self, vm: &Vm, injected: Option<&Inject>) -> String {
         let mut wrong = Vec::new();
+        if let Some(Inject { point, action }) = injected {
+            wrong.push(format!("{action} at {point}"));
+        }
         if !vm.share {
             wrong.push("RAM is private".to_owned());
         }
@@ -17,7 +21,7 @@ impl Migrate {
         if self.channel != Channel::File {
             wrong.push(format!("channel {}", word(&self.channel)));
         }
-        if self.rehearsal == Some(false) {
+        if self.rehearsal == Some(false) && injected.is_none() {
             wrong.push("not rehearsed".to_owned());
         }
         if wrong.is_empty() { "nothing".to_owned() } else { wrong.join(", ") }
@@ -27,13 +31,22 @@ impl Migrate {
 impl Case {
     /// What is wrong with each of its updates that must not succeed.
     pub fn failures(&self) -> Vec<String> {
-        let failure = |step: &Step| match step {
-            Step::Migrate(migrate) if migrate.expect != Expect::Completed => {
-                Some(migrate.what_is_wrong(&self.vm))
+        let mut injected = None;
+        let mut failures = Vec::new();
+        for step in &self.steps {
+            match step {
+                Step::Inject(inject) => injected = Some(inject),
+                Step::Migrate(migrate) => {
+                    let injected = injected.take();
+                    // What may succeed need not have an error.
+                    if !matches!(migrate.expect, Expect::Completed | Expect::Kept) {
+                        failures.push(migrate.what_is_wrong(&self.vm, injected));
+                    }
+                }
+                _ => {}
             }
-            _ => None,
-        };
-        self.steps.iter().filter_map(failure).collect()
+        }
+        failures
     }
 }
 
@@ -57,9 +70,9 @@ mod tests {
         };
         let private = Vm { share: false, ..Vm::default() };
         assert_eq!(
-            migrate.what_is_wrong(&private),
+            migrate.what_is_wrong(&private, None),
             "RAM is private, command eacces-directory, channel read-only, not rehearsed"
         );
-        assert_eq!(Migrate::default().what_is_wrong(&Vm::default()), "nothing");
+        assert_eq!(Migrate::default().what_is_wrong(&Vm::default(), None), "nothing");
     }
 }

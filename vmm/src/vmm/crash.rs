@@ -179,5 +179,9 @@ fn go_on(vmm: *mut Vmm, why: &str) {
 fn open_descriptors() -> BTreeSet<RawFd> {
     let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    numbers.filter(|fd| *fd > 2).collect()
+    let mut open: BTreeSet<RawFd> = numbers.filter(|fd| *fd > 2).collect();
+    // That of the directory itself is closed now.
+    // SAFETY: only asks for the flags of a number.
+    open.retain(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0);
+    open
 }

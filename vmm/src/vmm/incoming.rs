@@ -138,13 +138,11 @@ impl Vmm {
         }
         phases.done(&"resume");
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
+        phases.end();
         drop((committed, carried));
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
-        self.qmp.own_socket_file();
-        if let Some(bus) = self.machine.bus() {
-            bus.serial().host_mut().own_socket_file();
-        }
+        self.own_files();
         tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(cpr.migration.paused_ns), "cpr_state_load");
         if let Some(helper) = &helper {
             helper.release();
@@ -167,6 +165,20 @@ impl Vmm {
             self.finish_update();
         }
         Ok(())
+    }
+
+    /// Nobody returns to these paths any more: they go with this process.
+    pub(super) fn own_files(&mut self) {
+        self.qmp.own_socket_file();
+        if let Some(bus) = self.machine.bus() {
+            bus.serial().host_mut().own_socket_file();
+        }
+        if let Some(awaited) = &mut self.awaited {
+            awaited.host.own_socket_file();
+        }
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.own();
+        }
     }
 
     /// Waits for `migrate-incoming`, as long as it takes.

@@ -59,7 +59,7 @@ struct Vmm {
     /// What an update that goes on right now has to undo if its thread is lost.
     undo: Option<crash::Undo>,
     ended: Option<End>,
-    _pid_file: Option<PidFile>,
+    pid_file: Option<PidFile>,
 }
 
 /// An update whose guest runs, and whose old address space is still there.
@@ -159,11 +159,7 @@ impl Vmm {
         if self.ended.is_none() {
             tracing::info!(status, guest, ?reason, "end");
             self.ended = Some(End { status, guest, reason });
-            // It comes no more, and nobody returns to these paths.
-            if let Some(awaited) = &mut self.awaited {
-                self.qmp.own_socket_file();
-                awaited.host.own_socket_file();
-            }
+            self.own_files();
         }
     }
 

@@ -182,7 +182,7 @@ impl Vmm {
             rehearsing: None,
             undo: None,
             ended: None,
-            _pid_file: pid_file,
+            pid_file,
             config,
         })
     }
@@ -264,7 +264,7 @@ impl Vmm {
             rehearsing: None,
             undo: None,
             ended: None,
-            _pid_file: pid_file,
+            pid_file,
             config,
         };
         match incoming {

@@ -1,6 +1,7 @@
 //! When the steps of a take-over were done, for the log; and which was the last, for the error of
 //! one that is never done.
 
+use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -8,10 +9,26 @@ use super::state::monotonic_ns;
 
 static LAST: AtomicPtr<&'static str> = AtomicPtr::new(ptr::null_mut());
 
-/// The newest stamp of this process. Async-signal-safe.
-pub fn last_done() -> Option<&'static str> {
-    // SAFETY: null, or what `done` got: a reference to a static that is only read.
-    unsafe { LAST.load(Ordering::Relaxed).as_ref() }.copied()
+/// How far a take-over has come, in words for an error; nothing if there is none. Made without
+/// memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress(Option<&'static str>);
+
+impl Progress {
+    /// As it is now. Async-signal-safe.
+    pub fn now() -> Self {
+        // SAFETY: null, or what `done` got: a reference to a static that is only read.
+        Self(unsafe { LAST.load(Ordering::Relaxed).as_ref() }.copied())
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(last) => write!(f, "after \"{last}\" "),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Stamps of `CLOCK_MONOTONIC`, each with what had been done by then.
@@ -30,6 +47,11 @@ impl Phases {
     pub fn done(&mut self, what: &'static &'static str) {
         LAST.store(ptr::from_ref(what).cast_mut(), Ordering::Relaxed);
         self.stamps.push((what, monotonic_ns()));
+    }
+
+    /// The take-over is over.
+    pub fn end(&self) {
+        LAST.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
     /// Microseconds since `start_ns` at each stamp, as `main=512 adopt=530 …`.

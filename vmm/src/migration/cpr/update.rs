@@ -30,7 +30,6 @@ use super::publish::{PublishError, Published};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
-use crate::devices::serial::SerialPort;
 use crate::logging::LOG_FD;
 use crate::machine::{Machine, MachineError};
 use crate::migration::blockers::blocked_reasons;
@@ -38,6 +37,7 @@ use crate::migration::channel::{self, ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
+use crate::unix_listener::ListenerState;
 
 /// The names of the two ends of the socket pair that tells of signals.
 pub const SIGNALS_FDS: [&str; 2] = ["signals.reader", "signals.writer"];
@@ -287,8 +287,8 @@ impl Walk<'_> {
         }
         let saved = Saved::save(&paused, channel, saved_fd)?;
         self.qmp.flush();
-        let serial = paused.bus().map(|bus| bus.serial());
-        let mut fds = outgoing_fds(&paused, serial.as_deref(), self.qmp, self.log);
+        let serial = SerialHandOver::of(&paused);
+        let mut fds = outgoing_fds(&paused, &serial, self.qmp, self.log);
         for (name, fd) in SIGNALS_FDS.into_iter().zip(self.signals) {
             fds.add(name, 0, fd);
         }
@@ -302,7 +302,7 @@ impl Walk<'_> {
             ram_blocks: vec![paused.ram().info()],
             channel: saved.fingerprint,
             qmp: self.qmp.save(),
-            serial_listener: serial.as_ref().and_then(|serial| serial.host().listener_state()),
+            serial_listener: serial.listener,
             pending_events: paused.unhandled_events(),
             helper: helper.as_ref().map(|helper| helper.pid().as_raw()),
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
@@ -397,9 +397,25 @@ fn has_come(signals: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
+/// What the serial port hands over. Its lock is not held: a thread that crashes with it would take
+/// it away from the one that stands in for it.
+struct SerialHandOver {
+    fds: Vec<(&'static str, RawFd)>,
+    listener: Option<ListenerState>,
+}
+
+impl SerialHandOver {
+    fn of(machine: &Machine) -> Self {
+        let Some(bus) = machine.bus() else { return Self { fds: Vec::new(), listener: None } };
+        let serial = bus.serial();
+        let fds = serial.preserved_fds().into_iter().map(|(name, fd)| (name, fd.as_raw_fd()));
+        Self { fds: fds.collect(), listener: serial.host().listener_state() }
+    }
+}
+
 fn outgoing_fds<'a>(
     machine: &'a Machine,
-    serial: Option<&'a SerialPort>,
+    serial: &SerialHandOver,
     qmp: &'a Server,
     log: Option<&'a std::fs::File>,
 ) -> OutgoingFds<'a> {
@@ -415,8 +431,9 @@ fn outgoing_fds<'a>(
             fds.add("boot.initrd", 0, fd);
         }
     }
-    for (name, fd) in serial.map(SerialPort::preserved_fds).unwrap_or_default() {
-        fds.add(name, 0, fd);
+    for &(name, fd) in &serial.fds {
+        // SAFETY: the serial port closes its descriptors on this thread only, when it is serviced.
+        fds.add(name, 0, unsafe { BorrowedFd::borrow_raw(fd) });
     }
     for (name, fd) in qmp.named_fds() {
         fds.add(name, 0, fd);

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -95,10 +96,12 @@ impl StandIn {
             .map_err(|errno| StandInError::System("sigprocmask", errno.into()))?;
         let (sent, awaited, shared) = (Sent(of), wake.clone(), triggers.clone());
         let death = nix::sys::prctl::get_pdeathsig().ok().flatten();
+        let (ready, is_ready) = channel();
         let thread = std::thread::Builder::new().name("stand-in".to_owned()).spawn(move || {
             let sent = sent;
             // The process is to end with its parent, whichever thread has the main part.
             let _ = nix::sys::prctl::set_pdeathsig(death);
+            let _ = ready.send(());
             let call = loop {
                 match awaited.read() {
                     Err(Errno::EINTR) => {}
@@ -123,6 +126,9 @@ impl StandIn {
         // From here on the thread is sent home if something fails.
         let stand_in = Self { wake: wake.clone(), thread: Some(thread), triggers };
         restored.map_err(|errno| StandInError::System("sigprocmask", errno.into()))?;
+        // What it takes to start a thread may be short later.
+        let died = |_| StandInError::System("start a thread", io::Error::other("it ended at once"));
+        is_ready.recv().map_err(died)?;
         let mut triggers = Triggers::install().map_err(ArmError::from)?;
         replace(Escape::StandIn(Plan {
             main: nix::unistd::gettid().as_raw(),

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
-use super::super::phases::last_done;
+use super::super::phases::Progress;
 use super::{ALARM, go_if_armed};
 
 /// The signals that end a program with a bug.
@@ -58,8 +58,8 @@ impl Triggers {
         std::panic::set_hook(Box::new(|info| {
             let said = info.payload_as_str().unwrap_or("without a word");
             let (file, line) = info.location().map_or(("", 0), |at| (at.file(), at.line()));
-            let after = last_done().unwrap_or("nothing");
-            go_if_armed(format_args!("after \"{after}\" it panicked at {file}:{line}: {said}"));
+            let after = Progress::now();
+            go_if_armed(format_args!("{after}it panicked at {file}:{line}: {said}"));
         }));
     }
 
@@ -103,15 +103,15 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     if hand_over(number) {
         return;
     }
-    let after = last_done().unwrap_or("nothing");
+    let after = Progress::now();
     match Signal::try_from(number) {
-        Ok(ALARM) => go_if_armed(format_args!("after \"{after}\" its deadline passed")),
+        Ok(ALARM) => go_if_armed(format_args!("{after}its deadline passed")),
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
             let address = unsafe { (*info).si_addr() } as usize;
-            go_if_armed(format_args!("after \"{after}\" it took {signal} at address {address:#x}"));
+            go_if_armed(format_args!("{after}it took {signal} at address {address:#x}"));
         }
-        Ok(signal) => go_if_armed(format_args!("after \"{after}\" it took {signal}")),
+        Ok(signal) => go_if_armed(format_args!("{after}it took {signal}")),
         Err(_) => {}
     }
     // Not armed any more: what would have happened without us.
