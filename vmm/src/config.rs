@@ -81,6 +81,11 @@ pub struct Config {
     #[arg(long, value_name = "POINT=ACTION")]
     pub failpoint: Vec<crate::failpoints::FailPoint>,
 
+    /// Pretend to be a VMM that reads this version of the saved state.
+    #[cfg(feature = "failpoints")]
+    #[arg(long, value_name = "N", hide = true)]
+    pub x_state_version: Option<u32>,
+
     /// Whether an update keeps the old address space alive in a sleeping helper until the guest
     /// runs again; `off` is for measuring what that saves.
     #[arg(long, value_name = "on|off", default_value = "on", hide = true)]

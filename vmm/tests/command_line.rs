@@ -302,7 +302,16 @@ fn forged_variables() {
 
 /// What holds no way back: the VMM ends.
 fn forged_memfds() {
-    let record = Record { state: STATE_FD, ..Record::prepare(PATIENCE) };
+    let record = Record {
+        // The same everywhere: its length is part of a message.
+        pid: 1,
+        comm: Vec::new().into(),
+        argv: Vec::new(),
+        environment: Vec::new(),
+        inherited: Vec::new(),
+        state: STATE_FD,
+        ..Record::prepare(PATIENCE)
+    };
     let whole = [record.seal(), enveloped(&state())].concat();
     let flip = |at: usize| {
         let mut bytes = whole.clone();
@@ -323,10 +332,7 @@ fn forged_memfds() {
         ("truncated", seal(&whole[..60])),
         ("huge", huge),
         ("no CBOR", seal(&way_back.seal(b"\xff").0)),
-        (
-            "of another process",
-            seal(&[Record { pid: 1, ..record }.seal(), enveloped(&state())].concat()),
-        ),
+        ("of another process", seal(&whole)),
     ];
     let scene = Scene::new();
     let row = |(title, fd): (&str, OwnedFd)| {

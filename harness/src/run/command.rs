@@ -60,6 +60,8 @@ impl Workshop<'_> {
             | CommandKind::NoQmp
             | CommandKind::UnknownOption
             | CommandKind::NoIncoming
+            | CommandKind::OlderState
+            | CommandKind::NewerState
             | CommandKind::OtherIncoming => self.binary.to_owned(),
             CommandKind::True => "true".to_owned(),
             CommandKind::False => "false".to_owned(),
@@ -231,9 +233,13 @@ fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
     if let Some(at) = removed {
         arguments.drain(at - 1..=at);
     }
-    if kind == CommandKind::UnknownOption {
-        arguments.push("--no-such-option".to_owned());
-    }
+    let more: &[&str] = match kind {
+        CommandKind::UnknownOption => &["--no-such-option"],
+        CommandKind::OlderState => &["--x-state-version", "0"],
+        CommandKind::NewerState => &["--x-state-version", "99"],
+        _ => &[],
+    };
+    arguments.extend(more.iter().map(|&word| word.to_owned()));
 }
 
 /// Makes a folder that may be there already, but none above it: once the case's folder has been

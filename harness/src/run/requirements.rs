@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::cgroup;
 use crate::backend::Backend;
-use crate::scenario::{Case, Channel, CommandKind, Pages, Step};
+use crate::scenario::{Case, Channel, CommandKind, Migrate, Pages, Step};
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -29,7 +29,13 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         }
         Pages::Reserved => {}
     }
-    let injects = |step: &Step| matches!(step, Step::Inject(_));
+    let pretends =
+        |m: &Migrate| matches!(m.command, CommandKind::OlderState | CommandKind::NewerState);
+    let injects = |step: &Step| match step {
+        Step::Inject(_) => true,
+        Step::Migrate(migrate) => pretends(migrate),
+        _ => false,
+    };
     if !backend.dialect().fail_points && case.steps.iter().any(injects) {
         let name = backend.name();
         return Some(format!(

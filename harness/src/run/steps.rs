@@ -53,8 +53,8 @@ impl Session<'_> {
                 self.injection = Some(inject.clone());
                 return Ok(After::Up);
             }
-            Step::Faults(_) => {
-                let why = "faults is taken apart when a scenario is read".to_owned();
+            Step::Faults(_) | Step::Repeat(_) => {
+                let why = "this step is taken apart when a scenario is read".to_owned();
                 return Err(StepError::Process(why));
             }
             Step::Migrate(migrate) => {

@@ -155,6 +155,8 @@ pub enum Step {
     Inject(Inject),
     /// Let updates meet every fault at this point, each followed by a good one.
     Faults(String),
+    /// These steps, so often.
+    Repeat(Repeat),
     /// Cut off updates by SIGKILL, each time start a VMM in the same place.
     KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
@@ -163,6 +165,16 @@ pub enum Step {
     Limit(Limit),
     /// Change the file that the VMM was started from.
     Binary(BinaryChange),
+}
+
+/// Steps that are done several times, one round after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repeat {
+    /// How often.
+    pub times: u32,
+    /// What.
+    pub steps: Vec<Step>,
 }
 
 /// What becomes of the file that the VMM was started from.
@@ -307,6 +319,10 @@ pub enum CommandKind {
     UnknownOption,
     /// The VMM without `--incoming`.
     NoIncoming,
+    /// A VMM that reads an older version of the saved state.
+    OlderState,
+    /// A VMM that reads a newer version of it.
+    NewerState,
     /// The VMM with another state file.
     OtherIncoming,
     /// The VMM on a mount from which nothing may be executed.

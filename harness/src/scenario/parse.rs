@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::fault::every_action;
 use super::limit::Limit;
-use super::model::{Case, Channel, CommandKind, Expect, Step, Vm};
+use super::model::{Case, Channel, CommandKind, Expect, Repeat, Step, Vm};
 use super::{ScenarioError, matrix};
 
 /// Time for one case unless the scenario says otherwise.
@@ -55,10 +55,14 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
         .collect()
 }
 
-/// `faults` is many steps.
+/// `faults` and `repeat` are many steps.
 fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
+        Step::Repeat(Repeat { times, steps }) => {
+            let round = expand(steps);
+            std::iter::repeat_n(round, times as usize).flatten().collect()
+        }
         step => vec![step],
     };
     steps.into_iter().flat_map(expand).collect()

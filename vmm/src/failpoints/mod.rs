@@ -9,7 +9,7 @@ mod point;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -21,6 +21,8 @@ static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());
 /// So that the points cost a load where nothing is armed.
 static ANY: AtomicBool = AtomicBool::new(false);
 static HELPER: AtomicI32 = AtomicI32::new(0);
+/// No number of a version: none is pretended.
+static PRETENDED: AtomicI64 = AtomicI64::new(-1);
 
 /// A fail point made this fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +78,16 @@ impl fmt::Display for Point {
 
 fn armed_points() -> std::sync::MutexGuard<'static, BTreeMap<Point, Action>> {
     ARMED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes this binary one that reads another version of the saved state.
+pub fn pretend_version(version: u32) {
+    PRETENDED.store(version.into(), Ordering::SeqCst);
+}
+
+/// The version it pretends to read, if it does.
+pub fn pretended_version() -> Option<u32> {
+    u32::try_from(PRETENDED.load(Ordering::SeqCst)).ok()
 }
 
 /// Arms a point.

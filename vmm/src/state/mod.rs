@@ -4,4 +4,4 @@ mod envelope;
 mod section;
 
 pub use envelope::{Envelope, EnvelopeError, Fingerprint};
-pub use section::{STATE_VERSION, SavedState, SectionError};
+pub use section::{STATE_VERSION, SavedState, SectionError, readable_version};

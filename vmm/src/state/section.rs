@@ -8,6 +8,14 @@ use super::envelope::{Envelope, EnvelopeError, Fingerprint};
 /// Version 1: a CBOR array of sections.
 pub const STATE_VERSION: u32 = 1;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: STATE_VERSION };
+
+/// The version that this binary reads.
+pub fn readable_version() -> u32 {
+    #[cfg(feature = "failpoints")]
+    return crate::failpoints::pretended_version().unwrap_or(STATE_VERSION);
+    #[cfg(not(feature = "failpoints"))]
+    STATE_VERSION
+}
 /// Most sections that are looked at.
 const MAX_SECTIONS: usize = 4096;
 /// Deepest nesting of CBOR that is followed.
@@ -120,7 +128,8 @@ impl SavedState {
 
     /// Reads the bytes of a file.
     pub fn decode(bytes: &[u8]) -> Result<(Self, Fingerprint), SectionError> {
-        let (mut body, fingerprint) = ENVELOPE.open(bytes)?;
+        let envelope = Envelope { version: readable_version(), ..ENVELOPE };
+        let (mut body, fingerprint) = envelope.open(bytes)?;
         let list = |text: String| SectionError::List(text);
         let sections: Vec<Section> =
             ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)

@@ -102,6 +102,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             error.exit()
         }
     };
+    #[cfg(feature = "failpoints")]
+    config.x_state_version.into_iter().for_each(crate::failpoints::pretend_version);
     // Whoever has a guest to take over is not asked who it is.
     if let (Ok(None), Some(socket)) = (&adopted, std::env::var_os(rehearsal::ENV_NAME)) {
         return answer_rehearsal(&socket.to_string_lossy(), &config);

@@ -1,13 +1,14 @@
 //! The command that an update executes: checked and prepared while the guest still runs.
 
-use std::convert::Infallible;
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CString, OsString, c_char};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::ptr;
 
 use nix::errno::Errno;
-use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::unistd::Pid;
 
 use super::state::ENV_NAME;
@@ -83,54 +84,42 @@ impl ExecCommand {
         let argv = pointers(&self.argv);
         let mut environment = pointers(&self.environment);
         environment.insert(0, variable.as_ptr());
-        let executed = self.first_candidate(|candidate| {
-            // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, and
-            // live until the call returns or this program is gone.
-            unsafe { libc::execve(candidate.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
-            Err::<Infallible, Errno>(Errno::last())
-        });
-        let Err(error) = executed;
-        error
+        self.error(execute(&pointers(&self.candidates), &argv, &environment))
     }
 
-    /// Executes it in a new process, with `name=fd` in the environment.
+    /// Executes it in a new process that dies with this thread, in a process group of its own, with
+    /// `socket` as descriptor `number` and `name=number` in the environment.
     pub fn spawn(
         &self,
         name: &str,
-        fd: i32,
-        actions: &PosixSpawnFileActions,
-        attributes: &PosixSpawnAttr,
+        socket: BorrowedFd<'_>,
+        number: RawFd,
+        stdio: [Stdio; 3],
     ) -> Result<Pid, ExecError> {
-        let environment = [vec![variable(name, fd)], self.environment.clone()].concat();
-        self.first_candidate(|candidate| {
-            posix_spawn(candidate, actions, attributes, &self.argv, &environment)
-        })
-    }
-
-    fn first_candidate<T>(
-        &self,
-        mut execute: impl FnMut(&CStr) -> Result<T, Errno>,
-    ) -> Result<T, ExecError> {
-        let mut denied = false;
-        let mut last = Errno::ENOENT;
-        for candidate in &self.candidates {
-            last = match execute(candidate) {
-                Ok(done) => return Ok(done),
-                Err(errno) => errno,
-            };
-            match last {
-                Errno::EACCES => denied = true,
-                // Not here: the next directory may have it.
-                Errno::ENOENT
-                | Errno::ENOTDIR
-                | Errno::ESTALE
-                | Errno::ENODEV
-                | Errno::ETIMEDOUT => {}
-                _ => return Err(self.error(last)),
+        let [stdin, stdout, stderr] = stdio;
+        let variable = variable(name, number);
+        let (argv, mut environment) = (pointers(&self.argv), pointers(&self.environment));
+        environment.insert(0, variable.as_ptr());
+        let call = Call {
+            candidates: pointers(&self.candidates),
+            argv,
+            environment,
+            socket: socket.as_raw_fd(),
+            number,
+            parent: nix::unistd::getpid(),
+        };
+        // std's part is the fork, the three streams, and the way back of an errno.
+        let mut command = Command::new("/");
+        command.stdin(stdin).stdout(stdout).stderr(stderr).process_group(0);
+        // SAFETY: `in_child` makes system calls on what was prepared here and is alive until `spawn`
+        // returns, and nothing else.
+        let spawned = unsafe { command.pre_exec(move || Err(call.in_child().into())) }.spawn();
+        match spawned {
+            Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
+            Err(error) => {
+                Err(self.error(Errno::from_raw(error.raw_os_error().unwrap_or_default())))
             }
         }
-        // A file that may not be executed says more than its absence elsewhere.
-        Err(self.error(if denied { Errno::EACCES } else { last }))
     }
 
     fn error(&self, errno: Errno) -> ExecError {
@@ -143,11 +132,72 @@ impl ExecCommand {
     }
 }
 
+/// Executes the first candidate that can be. Async-signal-safe; the arrays end with a null.
+fn execute(
+    candidates: &[*const c_char],
+    argv: &[*const c_char],
+    environment: &[*const c_char],
+) -> Errno {
+    let mut denied = false;
+    let mut last = Errno::ENOENT;
+    for candidate in candidates.iter().take_while(|candidate| !candidate.is_null()) {
+        // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, and live
+        // until the call returns or this program is gone.
+        unsafe { libc::execve(*candidate, argv.as_ptr(), environment.as_ptr()) };
+        last = Errno::last();
+        match last {
+            Errno::EACCES => denied = true,
+            // Not here: the next directory may have it.
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT => {}
+            _ => return last,
+        }
+    }
+    // A file that may not be executed says more than its absence elsewhere.
+    if denied { Errno::EACCES } else { last }
+}
+
+/// What a child needs between fork and exec.
+struct Call {
+    candidates: Vec<*const c_char>,
+    argv: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    socket: RawFd,
+    number: RawFd,
+    parent: Pid,
+}
+
+// SAFETY: the pointers lead into strings that nobody changes, and that outlive the call.
+unsafe impl Send for Call {}
+// SAFETY: as above.
+unsafe impl Sync for Call {}
+
+impl Call {
+    /// Returns only if nothing can be executed. Async-signal-safe.
+    fn in_child(&self) -> Errno {
+        // What the VMM started must not outlive it, even if it dies by SIGKILL.
+        // SAFETY: system calls on numbers.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != self.parent.as_raw() {
+                return Errno::ESRCH;
+            }
+            let moved = match self.socket == self.number {
+                true => libc::fcntl(self.number, libc::F_SETFD, 0),
+                false => libc::dup2(self.socket, self.number),
+            };
+            if moved < 0 {
+                return Errno::last();
+            }
+        }
+        execute(&self.candidates, &self.argv, &self.environment)
+    }
+}
+
 fn variable(name: &str, fd: i32) -> CString {
     CString::new(format!("{name}={fd}")).expect("neither name nor digits have a NUL")
 }
 
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 

@@ -9,7 +9,7 @@ use super::state::CPR_VERSION;
 use crate::config::{Config, Incoming, SerialConfig};
 use crate::machine::{LOADABLE_SECTIONS, MachineConfig};
 use crate::memory::{PC_RAM, RamBlockInfo};
-use crate::state::STATE_VERSION;
+use crate::state::readable_version;
 
 /// Who a VMM is, what it can load, and which machine its arguments describe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl Description {
             name: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cpr_version: CPR_VERSION,
-            state_version: STATE_VERSION,
+            state_version: readable_version(),
             sections: LOADABLE_SECTIONS.iter().map(|&(n, v)| (n.to_owned(), v)).collect(),
             ram_blocks: if memory.share { vec![block] } else { Vec::new() },
             cpus,

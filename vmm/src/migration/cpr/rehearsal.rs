@@ -2,15 +2,14 @@
 //! is, what it can load and which machine its arguments describe.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, fcntl};
-use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -25,10 +24,10 @@ pub const ENV_NAME: &str = "CPR_REHEARSAL";
 const CHILD_SOCKET: RawFd = 3;
 /// Most bytes of an answer.
 const MAX_ANSWER: usize = 64 << 10;
-/// Bytes of stderr that are kept, from its end.
-const STDERR_TAIL: usize = 2048;
-/// Characters of stderr that an error quotes.
-const QUOTED: usize = 300;
+/// Bytes of stderr that are kept, from its beginning and from its end.
+const STDERR_KEPT: usize = 2048;
+/// Characters that an error quotes of either.
+const QUOTED: usize = 150;
 /// Deepest nesting of CBOR that is followed.
 const MAX_DEPTH: usize = 16;
 /// How long the children of a command that escapes into the background are hunted for.
@@ -104,7 +103,7 @@ pub struct Rehearsal {
     socket: UnixStream,
     answer: Vec<u8>,
     stderr: io::PipeReader,
-    tail: Vec<u8>,
+    said: Said,
     stderr_open: bool,
     socket_open: bool,
     began: Instant,
@@ -125,20 +124,10 @@ impl Rehearsal {
             pipe2(OFlag::O_CLOEXEC).map_err(|errno| setup("pipe2")(errno.into()))?;
         set_nonblocking(&stderr).map_err(|errno| setup("fcntl")(errno.into()))?;
         let before = children();
-        let spawn = |errno: Errno| setup("posix_spawn")(errno.into());
-        let mut actions = PosixSpawnFileActions::init().map_err(spawn)?;
-        let null = File::options().read(true).write(true).open("/dev/null");
-        let null = null.map_err(setup("open /dev/null"))?;
-        actions.add_dup2(null.as_raw_fd(), 0).map_err(spawn)?;
-        actions.add_dup2(null.as_raw_fd(), 1).map_err(spawn)?;
-        actions.add_dup2(their_stderr.as_raw_fd(), 2).map_err(spawn)?;
-        actions.add_dup2(theirs.as_raw_fd(), CHILD_SOCKET).map_err(spawn)?;
-        let mut attributes = PosixSpawnAttr::init().map_err(spawn)?;
-        attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETPGROUP).map_err(spawn)?;
-        attributes.set_pgroup(Pid::from_raw(0)).map_err(spawn)?;
         // What leaves its parent behind becomes our child, and cannot hide.
         let reaper = Subreaper::become_one().map_err(|errno| setup("prctl")(errno.into()))?;
-        let pid = command.spawn(ENV_NAME, CHILD_SOCKET, &actions, &attributes)?;
+        let stdio = [Stdio::null(), Stdio::null(), their_stderr.into()];
+        let pid = command.spawn(ENV_NAME, theirs.as_fd(), CHILD_SOCKET, stdio)?;
         offer_to_oom_killer(pid);
         let child =
             Child::new(pid, before, reaper).map_err(|errno| setup("pidfd_open")(errno.into()))?;
@@ -148,7 +137,7 @@ impl Rehearsal {
             socket,
             answer: Vec::new(),
             stderr: stderr.into(),
-            tail: Vec::new(),
+            said: Said::default(),
             stderr_open: true,
             socket_open: true,
             began: Instant::now(),
@@ -196,9 +185,7 @@ impl Rehearsal {
             match self.stderr.read(&mut buffer) {
                 Ok(0) => self.stderr_open = false,
                 Ok(length) => {
-                    self.tail.extend_from_slice(&buffer[..length]);
-                    let excess = self.tail.len().saturating_sub(STDERR_TAIL);
-                    self.tail.drain(..excess);
+                    self.said.add(&buffer[..length]);
                     continue;
                 }
                 Err(_) => {}
@@ -241,15 +228,45 @@ impl Rehearsal {
     }
 
     fn quoted_stderr(&self) -> String {
-        let text = String::from_utf8_lossy(&self.tail);
-        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let skipped = words.chars().count().saturating_sub(QUOTED);
-        let end: String = words.chars().skip(skipped).filter(|c| !c.is_control()).collect();
-        match (end.is_empty(), skipped) {
-            (true, _) => String::new(),
-            (false, 0) => format!("; it said: {end}"),
-            (false, _) => format!("; it said: …{end}"),
+        match self.said.quote() {
+            quote if quote.is_empty() => quote,
+            quote => format!("; it said: {quote}"),
         }
+    }
+}
+
+/// What a command has written to stderr: programs name their trouble first or last.
+#[derive(Debug, Default)]
+struct Said {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    /// Bytes between the two.
+    lost: bool,
+}
+
+impl Said {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = STDERR_KEPT - self.head.len();
+        let (head, tail) = bytes.split_at(bytes.len().min(room));
+        self.head.extend_from_slice(head);
+        self.tail.extend_from_slice(tail);
+        let excess = self.tail.len().saturating_sub(STDERR_KEPT);
+        self.lost |= excess > 0;
+        self.tail.drain(..excess);
+    }
+
+    fn quote(&self) -> String {
+        let line = |bytes: &[u8]| -> Vec<char> {
+            let text = String::from_utf8_lossy(bytes);
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            words.chars().filter(|c| !c.is_control()).collect()
+        };
+        let whole = line(&[self.head.as_slice(), &self.tail].concat());
+        if whole.len() <= 2 * QUOTED && !self.lost {
+            return whole.into_iter().collect();
+        }
+        let (head, tail) = (&whole[..QUOTED.min(whole.len())], whole.len().saturating_sub(QUOTED));
+        format!("{} … {}", String::from_iter(head), String::from_iter(&whole[tail..]))
     }
 }
 
@@ -441,6 +458,19 @@ mod tests {
         assert!(error.contains("status 7"), "{error}");
         let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
         assert_ne!(own.trim(), "1000");
+    }
+
+    #[test]
+    fn beginning_and_end_are_quoted() {
+        let mut said = Said::default();
+        assert_eq!(said.quote(), "");
+        said.add(b"error: no\n such option\n");
+        assert_eq!(said.quote(), "error: no such option");
+        said.add(&[b'.'; 10_000]);
+        said.add(b" last words");
+        let quote = said.quote();
+        assert!(quote.starts_with("error: no such option ...."), "{quote}");
+        assert!(quote.contains("... … ...") && quote.ends_with("... last words"), "{quote}");
     }
 
     #[test]
