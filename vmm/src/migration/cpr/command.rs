@@ -4,13 +4,12 @@ use std::ffi::{CString, OsString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use super::spawn::{self, Call};
 use super::state::ENV_NAME;
 
 /// Why `cpr-exec-command` cannot be executed.
@@ -84,42 +83,29 @@ impl ExecCommand {
         let argv = pointers(&self.argv);
         let mut environment = pointers(&self.environment);
         environment.insert(0, variable.as_ptr());
-        self.error(execute(&pointers(&self.candidates), &argv, &environment))
+        self.error(spawn::execute(&pointers(&self.candidates), &argv, &environment))
     }
 
     /// Executes it in a new process that dies with this thread, in a process group of its own, with
-    /// `socket` as descriptor `number` and `name=number` in the environment.
+    /// `streams` as its first three descriptors, `socket` as descriptor `number`, and `name=number`
+    /// in its environment.
     pub fn spawn(
         &self,
         name: &str,
         socket: BorrowedFd<'_>,
         number: RawFd,
-        stdio: [Stdio; 3],
+        streams: [BorrowedFd<'_>; 3],
     ) -> Result<Pid, ExecError> {
-        let [stdin, stdout, stderr] = stdio;
         let variable = variable(name, number);
-        let (argv, mut environment) = (pointers(&self.argv), pointers(&self.environment));
+        let (candidates, argv) = (pointers(&self.candidates), pointers(&self.argv));
+        let mut environment = pointers(&self.environment);
         environment.insert(0, variable.as_ptr());
-        let call = Call {
-            candidates: pointers(&self.candidates),
-            argv,
-            environment,
-            socket: socket.as_raw_fd(),
-            number,
-            parent: nix::unistd::getpid(),
-        };
-        // std's part is the fork, the three streams, and the way back of an errno.
-        let mut command = Command::new("/");
-        command.stdin(stdin).stdout(stdout).stderr(stderr).process_group(0);
-        // SAFETY: `in_child` makes system calls on what was prepared here and is alive until `spawn`
-        // returns, and nothing else.
-        let spawned = unsafe { command.pre_exec(move || Err(call.in_child().into())) }.spawn();
-        match spawned {
-            Ok(child) => Ok(Pid::from_raw(child.id() as i32)),
-            Err(error) => {
-                Err(self.error(Errno::from_raw(error.raw_os_error().unwrap_or_default())))
-            }
-        }
+        let targets = [0, 1, 2, number];
+        let sources = streams.into_iter().chain([socket]).map(|fd| fd.as_raw_fd());
+        let descriptors: Vec<_> = sources.zip(targets).collect();
+        let execute = || spawn::execute(&candidates, &argv, &environment);
+        spawn::spawn(&Call { execute: &execute, descriptors: &descriptors })
+            .map_err(|errno| self.error(errno))
     }
 
     fn error(&self, errno: Errno) -> ExecError {
@@ -129,67 +115,6 @@ impl ExecCommand {
     /// The first word, for messages.
     pub fn name(&self) -> &str {
         &self.name
-    }
-}
-
-/// Executes the first candidate that can be. Async-signal-safe; the arrays end with a null.
-fn execute(
-    candidates: &[*const c_char],
-    argv: &[*const c_char],
-    environment: &[*const c_char],
-) -> Errno {
-    let mut denied = false;
-    let mut last = Errno::ENOENT;
-    for candidate in candidates.iter().take_while(|candidate| !candidate.is_null()) {
-        // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, and live
-        // until the call returns or this program is gone.
-        unsafe { libc::execve(*candidate, argv.as_ptr(), environment.as_ptr()) };
-        last = Errno::last();
-        match last {
-            Errno::EACCES => denied = true,
-            // Not here: the next directory may have it.
-            Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT => {}
-            _ => return last,
-        }
-    }
-    // A file that may not be executed says more than its absence elsewhere.
-    if denied { Errno::EACCES } else { last }
-}
-
-/// What a child needs between fork and exec.
-struct Call {
-    candidates: Vec<*const c_char>,
-    argv: Vec<*const c_char>,
-    environment: Vec<*const c_char>,
-    socket: RawFd,
-    number: RawFd,
-    parent: Pid,
-}
-
-// SAFETY: the pointers lead into strings that nobody changes, and that outlive the call.
-unsafe impl Send for Call {}
-// SAFETY: as above.
-unsafe impl Sync for Call {}
-
-impl Call {
-    /// Returns only if nothing can be executed. Async-signal-safe.
-    fn in_child(&self) -> Errno {
-        // What the VMM started must not outlive it, even if it dies by SIGKILL.
-        // SAFETY: system calls on numbers.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() != self.parent.as_raw() {
-                return Errno::ESRCH;
-            }
-            let moved = match self.socket == self.number {
-                true => libc::fcntl(self.number, libc::F_SETFD, 0),
-                false => libc::dup2(self.socket, self.number),
-            };
-            if moved < 0 {
-                return Errno::last();
-            }
-        }
-        execute(&self.candidates, &self.argv, &self.environment)
     }
 }
 

@@ -16,6 +16,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 
+use super::stack::Stack;
+
 /// Three system calls need little.
 const STACK: usize = 16 << 10;
 /// Low, so that the teardown takes little from the guest; not the lowest, or an update of a guest
@@ -63,24 +65,13 @@ impl Drop for Child {
     }
 }
 
-#[derive(Debug)]
-struct Stack(ptr::NonNull<c_void>);
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is `STACK` bytes long and only the helper used it, which has ended.
-        unsafe { libc::munmap(self.0.as_ptr(), STACK) };
-    }
-}
-
 impl MmHelper {
     /// Starts the helper. Must be called on the main thread: the helper dies with the thread that
     /// started it, and of all threads only the main one outlives an exec.
     pub fn start() -> Result<Self, HelperError> {
         let error = |call| move |errno| HelperError { call, errno };
-        let stack = Stack::map().map_err(error("mmap"))?;
-        // SAFETY: one past the end of the mapping, as a stack that grows down begins.
-        let top = unsafe { stack.0.as_ptr().byte_add(STACK) };
+        let stack = Stack::map(STACK).map_err(error("mmap"))?;
+        let top = stack.top();
         let parent = getpid().as_raw() as usize as *mut c_void;
         // A handler of ours that ran in the helper would run on our memory.
         let mut before = SigSet::empty();
@@ -104,19 +95,6 @@ impl MmHelper {
     /// Its process ID.
     pub fn pid(&self) -> Pid {
         self.child.pid
-    }
-}
-
-impl Stack {
-    fn map() -> Result<Self, Errno> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
-        // SAFETY: a new anonymous mapping, which overlaps nothing.
-        let at = unsafe { libc::mmap(ptr::null_mut(), STACK, protection, flags, -1, 0) };
-        if at == libc::MAP_FAILED {
-            return Err(Errno::last());
-        }
-        Ok(Self(ptr::NonNull::new(at).ok_or(Errno::ENOMEM)?))
     }
 }
 

@@ -15,6 +15,8 @@ pub mod named_fds;
 pub mod phases;
 pub mod publish;
 pub mod rehearsal;
+mod spawn;
+mod stack;
 pub mod state;
 pub mod take_over;
 pub mod update;

@@ -2,10 +2,10 @@
 //! is, what it can load and which machine its arguments describe.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -126,8 +126,10 @@ impl Rehearsal {
         let before = children();
         // What leaves its parent behind becomes our child, and cannot hide.
         let reaper = Subreaper::become_one().map_err(|errno| setup("prctl")(errno.into()))?;
-        let stdio = [Stdio::null(), Stdio::null(), their_stderr.into()];
-        let pid = command.spawn(ENV_NAME, theirs.as_fd(), CHILD_SOCKET, stdio)?;
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(setup("open /dev/null"))?;
+        let streams = [null.as_fd(), null.as_fd(), their_stderr.as_fd()];
+        let pid = command.spawn(ENV_NAME, theirs.as_fd(), CHILD_SOCKET, streams)?;
         offer_to_oom_killer(pid);
         let child =
             Child::new(pid, before, reaper).map_err(|errno| setup("pidfd_open")(errno.into()))?;
