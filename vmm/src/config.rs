@@ -81,6 +81,11 @@ pub struct Config {
     #[arg(long, value_name = "POINT=ACTION")]
     pub failpoint: Vec<crate::failpoints::FailPoint>,
 
+    /// Have this bug; can be repeated.
+    #[cfg(feature = "failpoints")]
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub plant: Vec<crate::failpoints::Planted>,
+
     /// Pretend to be a VMM that reads this version of the saved state.
     #[cfg(feature = "failpoints")]
     #[arg(long, value_name = "N", hide = true)]

@@ -8,6 +8,17 @@ macro_rules! fail_point {
     };
 }
 
+/// Whether a bug is planted (see `failpoints`); never without the feature.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(feature = "failpoints")]
+        let planted = crate::failpoints::planted(crate::failpoints::Planted::$bug);
+        #[cfg(not(feature = "failpoints"))]
+        let planted = false;
+        planted
+    }};
+}
+
 pub mod boot;
 pub mod config;
 pub mod devices;

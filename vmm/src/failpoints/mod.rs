@@ -4,6 +4,7 @@
 //! acts once. Without the feature `failpoints` there is nothing of this in the binary.
 
 mod action;
+mod planted;
 mod point;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 
 pub use action::{Action, ActionError, relieve};
+pub use planted::{Planted, plant, planted};
 pub use point::{Point, Side};
 
 static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());

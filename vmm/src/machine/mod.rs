@@ -207,6 +207,13 @@ impl Machine {
         unsafe { BorrowedFd::borrow_raw(self.kvm.as_raw_fd()) }
     }
 
+    /// The VM's descriptor, which is of no use to another process image.
+    #[cfg(feature = "failpoints")]
+    pub fn vm_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: `vm` keeps it open for as long as `self` is borrowed.
+        self.kvm_part.as_ref().map(|p| unsafe { BorrowedFd::borrow_raw(p.vm.as_raw_fd()) })
+    }
+
     /// The boot image.
     pub fn image(&self) -> Option<&BootImage> {
         self.image.as_ref()

@@ -179,6 +179,7 @@ fn map_region(
     pages: PageKind,
 ) -> Result<GuestRegionMmap, RamError> {
     let flags = match file {
+        Some(_) if planted!(PrivateMapping) => libc::MAP_PRIVATE | libc::MAP_NORESERVE,
         Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
         None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     };
@@ -187,7 +188,8 @@ fn map_region(
         .with_mmap_flags(flags)
         .with_hugetlbfs(pages == PageKind::Huge2M);
     if let Some(file) = file {
-        builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), region.offset));
+        let offset = if planted!(WrongOffset) { 0 } else { region.offset };
+        builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
     }
     let mapping = builder.build().map_err(|source| RamError::Map {
         block: PC_RAM.to_owned(),

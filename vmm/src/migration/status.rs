@@ -49,13 +49,14 @@ impl Migration {
 
     /// True from `setup` until the end.
     pub fn under_way(&self) -> bool {
-        matches!(
-            self.status,
-            MigrationStatus::Setup
-                | MigrationStatus::Active
-                | MigrationStatus::Device
-                | MigrationStatus::Cancelling
-        )
+        planted!(NeverOver) && self.status == MigrationStatus::Completed
+            || matches!(
+                self.status,
+                MigrationStatus::Setup
+                    | MigrationStatus::Active
+                    | MigrationStatus::Device
+                    | MigrationStatus::Cancelling
+            )
     }
 
     /// Begins.

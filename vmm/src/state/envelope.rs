@@ -117,7 +117,7 @@ impl Envelope {
             return Err(EnvelopeError::Length { found: content.len() as u64, expected });
         };
         let checksum = u128::from_le_bytes(field(header, 24));
-        if checksum != xxh3_128(body) {
+        if checksum != xxh3_128(body) && !planted!(NoChecksum) {
             return Err(EnvelopeError::Checksum);
         }
         Ok((body, Fingerprint::new(expected, checksum), rest))

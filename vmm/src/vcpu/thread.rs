@@ -101,6 +101,10 @@ impl Vcpu {
             }
             Request::Quit => Next::End,
             Request::Pause(answer) => {
+                if planted!(DeafVcpu) {
+                    std::mem::forget(answer);
+                    return Next::Stand;
+                }
                 self.finish_access(kickable);
                 // The machine that asked may have given up waiting.
                 let _ = answer.send(Ok(()));
@@ -149,7 +153,9 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Outcome::Nothing,
             Err(error) => Outcome::Event(GuestEventKind::Failed(format!("KVM_RUN: {error}"))),
         };
-        kickable.set(false);
+        if !planted!(KeepImmediateExit) {
+            kickable.set(false);
+        }
         self.unfinished = matches!(outcome, Outcome::Port | Outcome::Mmio);
         let event = match outcome {
             Outcome::Nothing | Outcome::Mmio => None,

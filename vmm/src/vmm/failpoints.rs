@@ -16,6 +16,9 @@ pub(super) fn arm_early(args: &[OsString]) {
     let options = args.windows(2).filter(|pair| pair[0] == "--failpoint");
     let points = options.filter_map(|pair| pair[1].to_str()?.parse::<FailPoint>().ok());
     points.for_each(failpoints::arm);
+    let options = args.windows(2).filter(|pair| pair[0] == "--plant");
+    let bugs = options.filter_map(|pair| pair[1].to_str()?.parse().ok());
+    bugs.for_each(failpoints::plant);
 }
 
 /// All points.

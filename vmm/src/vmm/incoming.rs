@@ -126,8 +126,10 @@ impl Vmm {
         let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         self.machine.restore(host, state).map_err(machine)?;
         phases.done(&"build");
-        self.machine.put_back_events(cpr.pending_events);
-        let runs = cpr.run_state.is_running();
+        if !planted!(ForgetEvents) {
+            self.machine.put_back_events(cpr.pending_events);
+        }
+        let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
@@ -139,7 +141,12 @@ impl Vmm {
         phases.done(&"resume");
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         phases.end();
-        drop((committed, carried));
+        drop(committed);
+        if planted!(KeepStateFd) {
+            std::mem::forget(carried);
+        } else {
+            drop(carried);
+        }
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
         self.own_files();
@@ -154,7 +161,14 @@ impl Vmm {
             self.tell_failure(&why, runs);
             return Ok(());
         }
+        if planted!(EarlyCompleted) {
+            let early = self.migration.complete(None);
+            early.into_iter().for_each(|event| self.qmp.broadcast(&event));
+        }
         if runs {
+            self.qmp.broadcast(&EventKind::Resume.now());
+        }
+        if runs && planted!(DoubleResume) {
             self.qmp.broadcast(&EventKind::Resume.now());
         }
         let waits = helper.is_some();
@@ -169,6 +183,9 @@ impl Vmm {
 
     /// Nobody returns to these paths any more: they go with this process.
     pub(super) fn own_files(&mut self) {
+        if planted!(StaleSocket) {
+            return;
+        }
         self.qmp.own_socket_file();
         if let Some(bus) = self.machine.bus() {
             bus.serial().host_mut().own_socket_file();

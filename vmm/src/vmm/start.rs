@@ -213,6 +213,12 @@ impl Vmm {
         let ends = reader.zip(writer).map(|(reader, writer)| [reader, writer]);
         let signals = EndSignals::install(ends).map_err(StartError::Signals)?;
         held_signals::release(&way_back.record.mask());
+        if planted!(LowerLimit) {
+            use nix::sys::resource::{Resource, getrlimit, setrlimit};
+            let limited = getrlimit(Resource::RLIMIT_NOFILE)
+                .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft - 1, hard));
+            tracing::debug!(?limited, "planted");
+        }
         phases.done(&"signals");
         fail_point!(Signals);
         let ram = match cpr.ram_blocks.as_slice() {

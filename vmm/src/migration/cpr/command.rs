@@ -55,7 +55,8 @@ impl ExecCommand {
     /// Checks `words` and looks up what `PATH` offers for the first.
     pub fn prepare(words: Option<&[String]>) -> Result<Self, CommandError> {
         let words = words.ok_or(CommandError::Missing)?;
-        let binary = words.first().ok_or(CommandError::EmptyList)?;
+        let fallback = planted!(EmptyCommand).then(|| "/bin/false".to_owned());
+        let binary = words.first().or(fallback.as_ref()).ok_or(CommandError::EmptyList)?;
         if binary.is_empty() {
             return Err(CommandError::EmptyBinary);
         }
@@ -109,7 +110,9 @@ impl ExecCommand {
     }
 
     fn error(&self, errno: Errno) -> ExecError {
-        ExecError { command: self.name.clone(), errno }
+        let errno = if planted!(WrongErrno) { Errno::EINTR } else { errno };
+        let command = if planted!(StaleError) { String::new() } else { self.name.clone() };
+        ExecError { command, errno }
     }
 
     /// The first word, for messages.

@@ -92,7 +92,9 @@ impl<'a> CheckedFds<'a> {
             if named.fd < 0 {
                 return Err(closed(Errno::EBADF));
             }
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(closed)?;
+            let flags =
+                if planted!(ForgetCloseOnExec) { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+            fcntl(fd, FcntlArg::F_SETFD(flags)).map_err(closed)?;
         }
         Ok(Self(list))
     }
@@ -120,7 +122,13 @@ impl AdoptedFds {
 
     /// Hands the descriptor called `name`, `id` to its new owner.
     pub fn take(&mut self, name: &str, id: u32) -> Option<OwnedFd> {
-        let at = self.fds.iter().position(|(n, i, _)| n == name && *i == id)?;
+        let at = match planted!(ByOrder) {
+            true => 0,
+            false => self.fds.iter().position(|(n, i, _)| n == name && *i == id)?,
+        };
+        if planted!(FirstIsAbsent) && at == 0 || self.fds.is_empty() {
+            return None;
+        }
         Some(self.fds.swap_remove(at).2)
     }
 

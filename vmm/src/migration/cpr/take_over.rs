@@ -135,6 +135,9 @@ fn set_close_on_exec(fd: RawFd) {
 /// # Safety
 /// The process has one thread.
 unsafe fn forget_variable(name: &str) {
+    if planted!(KeepVariable) {
+        return;
+    }
     unsafe extern "C" {
         static environ: *const *mut libc::c_char;
     }

@@ -276,7 +276,9 @@ impl Walk<'_> {
         let paused = Paused::pause(self.machine)?;
         let paused_ns = monotonic_ns();
         if paused.before.is_running() {
-            self.qmp.broadcast(&EventKind::Stop.now());
+            if !planted!(NoStopEvent) {
+                self.qmp.broadcast(&EventKind::Stop.now());
+            }
             *self.stopped = true;
         }
         fail_point!(Paused);
@@ -312,6 +314,9 @@ impl Walk<'_> {
         let sealed = state_fd.write(&record, &state)?;
         tracing::info!(fds = record.fds.len(), "cpr_state_save");
         fail_point!(Publish);
+        if planted!(LeakFd) {
+            std::mem::forget(binary.try_clone());
+        }
         let published = Published::new(fds, sealed)?;
         fail_point!(Exec);
         let _held = rehearsed.then(HeldSignals::hold);
@@ -328,7 +333,10 @@ impl Walk<'_> {
 
 /// Says that an update failed; `stopped`: clients were told that the guest has stopped.
 pub fn tell_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
-    let failed = migration.fail(error);
+    let failed = match planted!(FailureIsSuccess) {
+        true => migration.complete(None),
+        false => migration.fail(error),
+    };
     let resumed = stopped.then(|| EventKind::Resume.now());
     failed.into_iter().chain(resumed).for_each(|event| qmp.broadcast(&event));
 }
@@ -362,7 +370,9 @@ impl Deref for Paused<'_> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        if self.before.is_running() {
+        if planted!(StayPaused) && self.before.is_running() {
+            self.machine.set_run_state(RunState::Paused);
+        } else if self.before.is_running() {
             self.machine.resume();
         } else {
             self.machine.set_run_state(self.before);
@@ -421,6 +431,10 @@ fn outgoing_fds<'a>(
 ) -> OutgoingFds<'a> {
     let mut fds = OutgoingFds::default();
     fds.add(KVM_FD, 0, machine.kvm_fd());
+    #[cfg(feature = "failpoints")]
+    if let Some(vm) = machine.vm_fd().filter(|_| planted!(StaleVm)) {
+        fds.add("kvm.vm", 0, vm);
+    }
     let ram = machine.ram();
     if let Some(fd) = ram.fd() {
         fds.add(format!("ram.{}", ram.name()), 0, fd);

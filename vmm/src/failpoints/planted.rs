@@ -1,0 +1,138 @@
+//! Planted bugs: each a mistake that some VMM has made, to prove that a scenario notices it.
+//!
+//! Planted by `--plant NAME`; `scenarios/BUG-CLASSES.md` lists the classes.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident: $name:literal,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Planted {
+            $($(#[$doc])* $bug,)*
+        }
+
+        impl Planted {
+            /// All.
+            pub const ALL: &[Self] = &[$(Self::$bug),*];
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$bug => $name),* }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// The error of a failed exec names the old file of an earlier update.
+    StaleError: "stale-error",
+    /// The errno is read after other system calls.
+    WrongErrno: "wrong-errno",
+    /// An empty command is accepted.
+    EmptyCommand: "empty-command",
+    /// The CPR state's memfd stays open.
+    KeepStateFd: "keep-state-fd",
+    /// The variable stays in the environment.
+    KeepVariable: "keep-variable",
+    /// A guest that ran stays paused after a failure.
+    StayPaused: "stay-paused",
+    /// A guest that was paused runs after an update.
+    AlwaysResume: "always-resume",
+    /// A failure is reported as success.
+    FailureIsSuccess: "failure-is-success",
+    /// A second update finds the first one still under way.
+    NeverOver: "never-over",
+    /// A failed update leaves a descriptor open.
+    LeakFd: "leak-fd",
+    /// Descriptors stay open over later execs.
+    KeepInheritable: "keep-inheritable",
+    /// The new process leaves descriptors open over later execs.
+    ForgetCloseOnExec: "forget-close-on-exec",
+    /// Descriptors are found by their place in the list.
+    ByOrder: "by-order",
+    /// STOP is missing.
+    NoStopEvent: "no-stop-event",
+    /// `completed` comes before RESUME.
+    EarlyCompleted: "early-completed",
+    /// RESUME comes twice.
+    DoubleResume: "double-resume",
+    /// The socket's path is taken by every start.
+    StaleSocket: "stale-socket",
+    /// SIGTERM stays blocked.
+    KeepMask: "keep-mask",
+    /// The limit of descriptors is lowered.
+    LowerLimit: "lower-limit",
+    /// What the guest asked for during the update is forgotten.
+    ForgetEvents: "forget-events",
+    /// The state is written short, and nobody looks.
+    ShortState: "short-state",
+    /// The state's checksum is not compared.
+    NoChecksum: "no-checksum",
+    /// A state of any version is read.
+    AnyVersion: "any-version",
+    /// The first descriptor of the list is taken for none.
+    FirstIsAbsent: "first-is-absent",
+    /// The VM's descriptor crosses exec.
+    StaleVm: "stale-vm",
+    /// RAM is mapped privately by the new process.
+    PrivateMapping: "private-mapping",
+    /// RAM above the hole is mapped from the beginning of its file.
+    WrongOffset: "wrong-offset",
+    /// A vCPU does not answer a request to pause.
+    DeafVcpu: "deaf-vcpu",
+    /// `immediate_exit` stays set after a pause.
+    KeepImmediateExit: "keep-immediate-exit",
+}
+
+static SET: AtomicU64 = AtomicU64::new(0);
+
+/// Plants a bug.
+pub fn plant(bug: Planted) {
+    SET.fetch_or(1 << bug as u32, Ordering::SeqCst);
+}
+
+/// Whether it is planted.
+pub fn planted(bug: Planted) -> bool {
+    SET.load(Ordering::SeqCst) >> bug as u32 & 1 == 1
+}
+
+/// No such bug.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no bug \"{0}\" to plant; there are {list}", list = names())]
+pub struct PlantedError(String);
+
+impl FromStr for Planted {
+    type Err = PlantedError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL.iter().find(|bug| bug.name() == name);
+        known.copied().ok_or_else(|| PlantedError(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Planted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn names() -> String {
+    Planted::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bugs_are_told_apart() {
+        assert!(Planted::ALL.len() <= 64);
+        for bug in Planted::ALL {
+            assert_eq!(bug.name().parse(), Ok(*bug));
+        }
+        assert!("no-such-bug".parse::<Planted>().unwrap_err().to_string().contains("stale-error"));
+    }
+}
