@@ -48,6 +48,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Plant each known class of bug, and show that its scenario notices it.
+    Catalogue(Catalogue),
     /// List the guests, or write their ELF files to a folder.
     Guests {
         /// Where to write them.
@@ -117,6 +119,22 @@ struct Run {
 }
 
 #[derive(Args)]
+struct Catalogue {
+    /// Only classes whose bug or case contains this; several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// How often each case is run without its bug.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    clean: u32,
+    /// Write the catalogue to this file, and run nothing.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
+
+#[derive(Args)]
 struct Replay {
     /// The evidence folder of the case.
     folder: PathBuf,
@@ -126,6 +144,8 @@ struct Replay {
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
 }
+
+mod catalogue;
 
 /// Why there is no run: the message and the exit code.
 struct Stop(String, u8);
@@ -155,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run_selection(&run),
         Command::List(selection) => list(&selection),
         Command::Replay(replay) => run_again(&replay),
+        Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod carry;
+pub mod catalogue;
 pub mod check;
 pub mod cli;
 pub mod observe;

@@ -13,6 +13,8 @@ pub struct CprVmm {
     binary: PathBuf,
     first: Vec<String>,
     last: Vec<String>,
+    /// Only where a VM is taken over.
+    last_of_new: Vec<String>,
     fail_points: bool,
 }
 
@@ -28,6 +30,7 @@ impl CprVmm {
             binary: std::fs::canonicalize(binary)?,
             first: vec![carry::VMM.into()],
             last: Vec::new(),
+            last_of_new: Vec::new(),
             fail_points: true,
         })
     }
@@ -39,12 +42,19 @@ impl CprVmm {
         let mut ask = Command::new(&binary);
         let ask = ask.args(["--failpoint", "save=off", "--version"]).stdin(Stdio::null());
         let fail_points = ask.output()?.status.success();
-        Ok(Self { binary, first: Vec::new(), last: Vec::new(), fail_points })
+        let (first, last, last_of_new) = Default::default();
+        Ok(Self { binary, first, last, last_of_new, fail_points })
     }
 
     /// With `arguments` after all others.
     pub fn with(mut self, arguments: &[String]) -> Self {
         self.last.extend_from_slice(arguments);
+        self
+    }
+
+    /// With `arguments` besides, where a VM is taken over.
+    pub fn with_new(mut self, arguments: &[String]) -> Self {
+        self.last_of_new.extend_from_slice(arguments);
         self
     }
 }
@@ -63,7 +73,7 @@ impl Backend for CprVmm {
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
-        [self.arguments(launch), incoming(state)].concat()
+        [self.arguments(launch), self.last_of_new.clone(), incoming(state)].concat()
     }
 
     fn dialect(&self) -> Dialect {

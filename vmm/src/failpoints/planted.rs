@@ -73,8 +73,8 @@ bugs! {
     NoChecksum: "no-checksum",
     /// A state of any version is read.
     AnyVersion: "any-version",
-    /// The first descriptor of the list is taken for none.
-    FirstIsAbsent: "first-is-absent",
+    /// A descriptor whose ID is 0 is taken for none.
+    ZeroIsAbsent: "zero-is-absent",
     /// The VM's descriptor crosses exec.
     StaleVm: "stale-vm",
     /// RAM is mapped privately by the new process.

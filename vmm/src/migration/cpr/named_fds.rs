@@ -126,7 +126,7 @@ impl AdoptedFds {
             true => 0,
             false => self.fds.iter().position(|(n, i, _)| n == name && *i == id)?,
         };
-        if planted!(FirstIsAbsent) && at == 0 || self.fds.is_empty() {
+        if planted!(ZeroIsAbsent) && id == 0 || self.fds.is_empty() {
             return None;
         }
         Some(self.fds.swap_remove(at).2)
@@ -134,6 +134,10 @@ impl AdoptedFds {
 
     /// The names nobody asked for; their descriptors are closed.
     pub fn leftover(self) -> Vec<String> {
+        if planted!(StaleVm) {
+            self.fds.into_iter().for_each(|(_, _, fd)| std::mem::forget(fd));
+            return Vec::new();
+        }
         self.fds.into_iter().map(|(name, id, _)| format!("{name}.{id}")).collect()
     }
 }

@@ -1,0 +1,65 @@
+//! Trying out one class: its case with and without the planted bug.
+
+use std::sync::Arc;
+
+use super::{BugClass, InProcess};
+use crate::backend::cpr_vmm::CprVmm;
+use crate::run::{Options, Report, Verdict, case};
+use crate::scenario::Case;
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing failed.
+    Passed,
+    /// These checks failed; the first says why.
+    Failed {
+        /// Their names.
+        checks: Vec<String>,
+        /// What the first said.
+        message: String,
+    },
+    /// It did not run: why.
+    NotRun(String),
+}
+
+impl From<&Report> for Outcome {
+    fn from(report: &Report) -> Self {
+        match &report.verdict {
+            Verdict::Pass => Self::Passed,
+            Verdict::Fail(findings) => Self::Failed {
+                checks: findings.iter().map(|finding| finding.check.clone()).collect(),
+                message: findings.first().map(|f| f.message.clone()).unwrap_or_default(),
+            },
+            Verdict::Ignored(why) | Verdict::Broken(why) => Self::NotRun(why.clone()),
+        }
+    }
+}
+
+impl Outcome {
+    /// The bug was noticed, by the check that is expected to.
+    pub fn is_caught_by(&self, check: &str) -> bool {
+        matches!(self, Self::Failed { checks, .. } if checks.iter().any(|failed| failed == check))
+    }
+}
+
+/// Runs `case` as it is.
+pub fn clean(case: &Case, options: &Options) -> Outcome {
+    Outcome::from(&case::run(case, options))
+}
+
+/// Runs `case` with the bug of `class` in `vmm`.
+pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -> Outcome {
+    let argument = ["--plant".to_owned(), class.planted.clone()];
+    let vmm = match class.in_process {
+        InProcess::Both => vmm.clone().with(&argument),
+        InProcess::New => vmm.clone().with_new(&argument),
+    };
+    let options = Options {
+        backend: Arc::new(vmm),
+        evidence: options.evidence.join("planted").join(&class.planted),
+        vmm_option: format!(" (with the bug {} planted)", class.planted),
+        ..options.clone()
+    };
+    Outcome::from(&case::run(case, &options))
+}

@@ -1,0 +1,112 @@
+//! `catalogue`.
+
+use std::fs;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::{Catalogue, FAILED, Stop};
+use crate::backend::cpr_vmm::CprVmm;
+use crate::catalogue::trial::{self, Outcome};
+use crate::catalogue::{BugClass, all, table};
+use crate::run::{Options, Patience, signals};
+use crate::scenario::Case;
+use crate::scenario::set::Set;
+
+/// Runs it.
+pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
+    let classes = all().map_err(Stop::usage)?;
+    if let Some(path) = &catalogue.write {
+        let text = table::markdown(&classes);
+        let cannot = |e| Stop::environment(format!("cannot write {}: {e}", path.display()));
+        return fs::write(path, text).map(|()| ExitCode::SUCCESS).map_err(cannot);
+    }
+    signals::guard();
+    let vmm = CprVmm::carried()
+        .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
+    let options = Options {
+        backend: Arc::new(vmm.clone()),
+        evidence: catalogue.evidence.join("catalogue"),
+        keep: false,
+        patience: Patience::default(),
+        vmm_option: String::new(),
+    };
+    let cases = Set::embedded().map_err(Stop::usage)?.cases;
+    let wanted = |class: &&BugClass| {
+        let named = |text: &String| class.planted.contains(text) || class.case.contains(text);
+        catalogue.filter.is_empty() || catalogue.filter.iter().any(named)
+    };
+    let mut seen = Seen::default();
+    println!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean");
+    for class in classes.iter().filter(wanted) {
+        let case = class.find(&cases).map_err(Stop::usage)?;
+        seen.class(class, case, &vmm, &options, catalogue.clean);
+    }
+    println!("\n{}", seen.summary());
+    Ok(ExitCode::from(if seen.is_good() { 0 } else { FAILED }))
+}
+
+#[derive(Default)]
+struct Seen {
+    classes: u32,
+    caught: u32,
+    clean: u32,
+    alarms: u32,
+}
+
+impl Seen {
+    fn class(
+        &mut self,
+        class: &BugClass,
+        case: &Case,
+        vmm: &CprVmm,
+        options: &Options,
+        clean: u32,
+    ) {
+        self.classes += 1;
+        let mut troubles = Vec::new();
+        for _ in 0..clean {
+            self.clean += 1;
+            match trial::clean(case, options) {
+                Outcome::Passed => {}
+                trouble => {
+                    self.alarms += 1;
+                    troubles.push(trouble);
+                }
+            }
+        }
+        let planted = trial::planted(class, case, vmm, options);
+        let (caught, how) = match &planted {
+            Outcome::Passed => (false, "NOT NOTICED".to_owned()),
+            Outcome::NotRun(why) => (false, format!("not run: {why}")),
+            Outcome::Failed { checks, .. } if planted.is_caught_by(&class.check) => {
+                (true, format!("caught by {}", checks.join(", ")))
+            }
+            Outcome::Failed { checks, message } => {
+                let checks = checks.join(", ");
+                (false, format!("WRONG: {checks}, not {}: {message}", class.check))
+            }
+        };
+        self.caught += u32::from(caught);
+        let good = clean as usize - troubles.len();
+        println!(
+            "{:<22} {:<58} {:<14} {how}",
+            class.planted,
+            case.name,
+            format!("{good} of {clean} pass")
+        );
+        for trouble in troubles {
+            println!("    clean: {trouble:?}");
+        }
+    }
+
+    fn summary(&self) -> String {
+        let Self { classes, caught, clean, alarms } = self;
+        format!(
+            "{caught} of {classes} planted bugs caught, {alarms} false alarms in {clean} clean runs"
+        )
+    }
+
+    fn is_good(&self) -> bool {
+        self.caught == self.classes && self.alarms == 0
+    }
+}
