@@ -12,7 +12,16 @@ const STARTUP: u32 = 0x4600;
 /// Where a vCPU starts in real mode: a page below 1 MiB.
 const TRAMPOLINE_GPA: usize = 0x8000;
 
-fn write(register: u64, value: u32) {
+/// Reads a register.
+pub fn read(register: u64) -> u32 {
+    // SAFETY: the LAPIC's page is mapped uncached, and to read a register changes no memory.
+    unsafe {
+        core::ptr::with_exposed_provenance::<u32>((LAPIC + register) as usize).read_volatile()
+    }
+}
+
+/// Writes a register.
+pub fn write(register: u64, value: u32) {
     // SAFETY: the LAPIC's page is mapped uncached, and none of the registers used here makes it
     // write to memory.
     unsafe {

@@ -54,6 +54,11 @@ pub struct Mailbox {
     pub damage: Damage,
     /// Per vCPU, indexed by APIC ID.
     pub cpus: [CpuMailbox; MAX_CPUS],
+    /// What the host lacks for what the command line asks for, zero-padded, cut to fit; empty if
+    /// nothing. Valid once the body runs, and the body then does nothing but heartbeats.
+    pub unavailable: [AtomicU8; 128],
+    /// The most that an expected instant was late, in TSC ticks (guests that arm timers).
+    pub lateness: AtomicU64,
 }
 
 /// What one vCPU shows; a cache line of its own.
@@ -96,9 +101,9 @@ pub struct Damage {
     pub expected: AtomicU64,
     /// What was found.
     pub found: AtomicU64,
-    /// Generation of the pattern; CS of an exception (its low two bits are the CPL); the missing vCPU.
+    /// A detail of the kind: generation of the pattern; CS of an exception (its low two bits are the CPL); the missing vCPU.
     pub detail: AtomicU64,
-    /// Text of a panic, zero-padded, cut to fit.
+    /// Text of a panic, name of a value, zero-padded, cut to fit.
     pub text: [AtomicU8; 120],
 }
 
@@ -140,4 +145,6 @@ pub mod damage_kind {
     pub const TSC_BACK: u32 = 4;
     /// A vCPU that was asked for did not come up.
     pub const CPU_MISSING: u32 = 5;
+    /// A value is not what it must be; the text names it.
+    pub const VALUE: u32 = 6;
 }

@@ -11,7 +11,7 @@ use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
-use crate::scenario::{RunWish, Step, Wait};
+use crate::scenario::{Migrate, RunWish, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,6 +46,16 @@ impl Session<'_> {
             Step::Go(marker) => {
                 let page = self.page()?;
                 page.go(*marker).map_err(|source| self.mailbox_error(source))?;
+                Action::Nothing
+            }
+            Step::EachMarker(last) => {
+                for n in 1..=*last {
+                    self.wait(Wait::Marker(n))?;
+                    let action = self.update(&Migrate::default())?;
+                    self.check(&action, ran)?;
+                    let page = self.page()?;
+                    page.go(n).map_err(|source| self.mailbox_error(source))?;
+                }
                 Action::Nothing
             }
             Step::Migrate(migrate) => {

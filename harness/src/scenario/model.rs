@@ -126,6 +126,8 @@ pub enum Step {
     Wait(Wait),
     /// Let the guest go on from this marker.
     Go(u32),
+    /// At each of the guest's markers up to this one: wait for it, update, let the guest go on.
+    EachMarker(u32),
     /// Update the VMM.
     Migrate(Migrate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
