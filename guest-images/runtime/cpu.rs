@@ -123,6 +123,11 @@ impl Cpu {
         }
     }
 
+    /// Notes how late an expected instant was.
+    pub fn note_lateness(&self, ticks: u64) {
+        mailbox().lateness.fetch_max(ticks, Relaxed);
+    }
+
     /// Whether the command line wants this part of the guest: all are wanted if it names none.
     pub fn wants(&self, test: &str) -> bool {
         let wanted = self.info.options.test.as_str();

@@ -6,6 +6,12 @@ use super::shim::{LAPIC, trampoline_code};
 const SPURIOUS: u64 = 0xf0;
 const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
+const TIMER: u64 = 0x320;
+const TIMER_INITIAL: u64 = 0x380;
+const TIMER_CURRENT: u64 = 0x390;
+const TIMER_DIVIDE: u64 = 0x3e0;
+const DIVIDE_BY_1: u32 = 0xb;
+const MASKED: u32 = 1 << 16;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
 
@@ -39,6 +45,54 @@ pub fn mask_8259s() {
 /// Enables the LAPIC of this vCPU.
 pub fn enable() {
     write(SPURIOUS, 0x1ff);
+}
+
+/// What the timer does when it has counted down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TimerMode {
+    /// Interrupts once.
+    OneShot = 0,
+    /// Interrupts and starts again.
+    Periodic = 1 << 17,
+    /// It does not count: it interrupts once the TSC has reached `IA32_TSC_DEADLINE`.
+    Deadline = 1 << 18,
+}
+
+/// Sets the timer up, stopped.
+pub fn set_timer(vector: u8, mode: TimerMode) {
+    write(TIMER_DIVIDE, DIVIDE_BY_1);
+    write(TIMER, u32::from(vector) | mode as u32);
+}
+
+/// Starts the timer.
+pub fn start_timer(count: u32) {
+    write(TIMER_INITIAL, count);
+}
+
+/// TSC ticks that pass in 1024 of the timer's, measured with the timer masked.
+pub fn tsc_per_1024_ticks() -> u64 {
+    const TICKS: u32 = 10_000_000;
+    // A look that something came between is no good.
+    let look = || loop {
+        let before = rdtsc();
+        let left = read(TIMER_CURRENT);
+        let after = rdtsc();
+        if after - before < 1 << 18 {
+            return (left, before);
+        }
+    };
+    write(TIMER_DIVIDE, DIVIDE_BY_1);
+    write(TIMER, MASKED);
+    write(TIMER_INITIAL, u32::MAX);
+    let (start, began) = look();
+    loop {
+        let (left, now) = look();
+        let ticks = start - left;
+        if ticks > TICKS {
+            write(TIMER_INITIAL, 0);
+            return (now - began) * 1024 / u64::from(ticks);
+        }
+    }
 }
 
 /// Puts the code in place with which vCPUs start.

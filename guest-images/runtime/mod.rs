@@ -19,6 +19,7 @@ pub mod cpl0;
 pub mod cpu;
 pub mod damage;
 pub mod interrupts;
+pub mod ioapic;
 pub mod lapic;
 pub mod mailbox;
 mod mem;

@@ -10,7 +10,8 @@ use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::port_access;
 use super::handle::{Request, VcpuStart};
 use super::kick::Kickable;
-use super::state::{Access, StateError};
+use super::one_shot;
+use super::state::{Access, StateError, VcpuState};
 
 /// A vCPU, on its thread.
 pub(super) struct Vcpu {
@@ -107,10 +108,27 @@ impl Vcpu {
                 Next::Stand
             }
             Request::Save(answer) => {
-                let _ = answer.send(self.access().save());
+                let _ = answer.send(self.save(kickable));
                 if running { Next::Run } else { Next::Stand }
             }
         }
+    }
+
+    /// Reads everything. It executes nothing, but an interrupt that is due may arrive.
+    fn save(&mut self, kickable: &Kickable) -> Result<VcpuState, StateError> {
+        let state = self.access().save()?;
+        if !state.one_shot_has_run_down() {
+            return Ok(state);
+        }
+        let vcpu = self.start.index;
+        one_shot::settle(&mut self.start.fd, kickable).map_err(|source| StateError::Ioctl {
+            vcpu,
+            call: "KVM_RUN",
+            source,
+        })?;
+        let mut state = self.access().save()?;
+        state.stop_one_shot();
+        Ok(state)
     }
 
     /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).
