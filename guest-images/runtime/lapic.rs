@@ -3,6 +3,7 @@
 use super::arch::{outb, pause, rdtsc};
 use super::shim::{LAPIC, trampoline_code};
 
+const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
 const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
@@ -12,6 +13,8 @@ const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
 const DIVIDE_BY_1: u32 = 0xb;
 const MASKED: u32 = 1 << 16;
+const NMI: u32 = 0x4400;
+const OTHERS: u32 = 0xc_4000;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
 
@@ -45,6 +48,28 @@ pub fn mask_8259s() {
 /// Enables the LAPIC of this vCPU.
 pub fn enable() {
     write(SPURIOUS, 0x1ff);
+}
+
+/// Ends the interrupt that is in service.
+pub fn end_of_interrupt() {
+    write(EOI, 0);
+}
+
+/// Sends an interrupt to the vCPU with that APIC ID.
+pub fn send_to(cpu: usize, vector: u8) {
+    write(COMMAND_HIGH, (cpu as u32) << 24);
+    write(COMMAND_LOW, u32::from(vector));
+}
+
+/// Sends an NMI to the vCPU with that APIC ID.
+pub fn send_nmi_to(cpu: usize) {
+    write(COMMAND_HIGH, (cpu as u32) << 24);
+    write(COMMAND_LOW, NMI);
+}
+
+/// Sends an interrupt to every other vCPU.
+pub fn send_to_others(vector: u8) {
+    write(COMMAND_LOW, OTHERS | u32::from(vector));
 }
 
 /// What the timer does when it has counted down.
