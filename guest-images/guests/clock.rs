@@ -134,8 +134,7 @@ struct Round {
 impl Round {
     fn new(cpu: &Cpu) -> Self {
         let test = cpu.options().test.as_str();
-        let first =
-            (test == "pvclock" || test == "wallclock").then(|| read_pvclock(cpu.index()));
+        let first = (test == "pvclock" || test == "wallclock").then(|| read_pvclock(cpu.index()));
         let epoch = (test == "wallclock" && cpu.index() == 0).then(read_epoch);
         Self { first, last: 0, epoch }
     }

@@ -123,7 +123,8 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
     loop {
         shot += 1;
         let before = interrupts::count(VECTOR);
-        let marker = if shot.is_multiple_of(SHOTS_PER_MARKER) { shot / SHOTS_PER_MARKER } else { 0 };
+        let marker =
+            if shot.is_multiple_of(SHOTS_PER_MARKER) { shot / SHOTS_PER_MARKER } else { 0 };
         let is_idle = shot % 2 == 1 || marker % 2 == 1;
         let us = match marker % 3 {
             _ if marker == 0 => 200 + shot % 5 * 300,
@@ -244,7 +245,11 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
             damage::wrong(most, count, format_args!("interrupts of a periodic timer: too many"));
         }
         if waited > PATIENCE {
-            damage::wrong(seen + 1, count, format_args!("interrupts of a periodic timer: it stopped"));
+            damage::wrong(
+                seen + 1,
+                count,
+                format_args!("interrupts of a periodic timer: it stopped"),
+            );
         }
     }
 }

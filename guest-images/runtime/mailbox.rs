@@ -15,6 +15,13 @@ pub const MAILBOX_LAYOUT: u32 = 1;
 pub const MAX_CPUS: usize = 8;
 /// I/O port of the test port: a 32-bit write says "marker n reached".
 pub const TEST_PORT: u16 = 0x580;
+/// I/O port of a sequence, 1, 2 or 4 bytes wide: answers 0, 1, 2 and so on, and is written the same.
+pub const SEQUENCE_PORT: u16 = 0x590;
+/// I/O ports, 4 bytes wide: reads of the sequence, writes, and writes that were not the next number.
+pub const SEQUENCE_COUNTS: [u16; 3] = [0x594, 0x598, 0x59c];
+/// A page with another sequence at 0, up to 8 bytes wide; its counts at 0x10, 0x18, 0x20; at 0x40 a
+/// cell of 8 bytes that keeps what is written, and at 0x48 and 0x50 how often it was read and written.
+pub const SEQUENCE_PAGE: u64 = 0xfeb0_0000;
 /// I/O port of the debug exit (QEMU's `isa-debug-exit` default): writing v ends the VMM with status `v << 1 | 1`.
 pub const DEBUG_EXIT_PORT: u16 = 0x501;
 

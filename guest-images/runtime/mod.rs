@@ -21,6 +21,7 @@ pub mod damage;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
+pub mod lock;
 pub mod mailbox;
 mod mem;
 pub mod options;

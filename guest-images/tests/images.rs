@@ -69,7 +69,10 @@ fn the_mailbox_has_its_layout() {
 #[test]
 fn guests_are_found_by_name() {
     let names: Vec<_> = GUESTS.iter().map(|guest| guest.name).collect();
-    assert_eq!(names, ["clock", "faulty", "heartbeat", "pattern", "registers", "smp", "timer"]);
+    assert_eq!(
+        names,
+        ["clock", "faulty", "heartbeat", "mmio", "pattern", "port-io", "registers", "smp", "timer"]
+    );
     for name in names {
         // A name has to fit into the mailbox.
         assert!(name.len() < 16, "{name}");

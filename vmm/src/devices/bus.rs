@@ -1,4 +1,4 @@
-//! Which device answers on which port. Unclaimed reads are all ones, unclaimed writes are lost, as
+//! Which device answers on which port or MMIO address. Unclaimed reads are all ones, unclaimed writes are lost, as
 //! on a PC.
 
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
+
+const TEST_FIRST: u16 = test_port::PORT;
+const TEST_LAST: u16 = test_port::PORT + 0x1f;
 
 /// Every device behind a port.
 #[derive(Debug)]
@@ -58,9 +61,7 @@ impl PortBus {
                 *byte = self.serial().read((port - serial::BASE) as u8);
             }
             (i8042::COMMAND, [byte]) => *byte = i8042::read(),
-            (test_port::PORT, data) if data.len() == 4 => {
-                data.copy_from_slice(&self.test_port().read().to_le_bytes());
-            }
+            (TEST_FIRST..=TEST_LAST, data) => self.test_port().read(port, data),
             _ => {}
         }
     }
@@ -75,11 +76,26 @@ impl PortBus {
             }
             (i8042::COMMAND, &[byte]) => i8042::write(byte),
             (debug_exit::BASE..=DEBUG_EXIT_LAST, &[value, ..]) => Some(debug_exit::write(value)),
-            (test_port::PORT, &[a, b, c, d]) => {
-                self.test_port().write(u32::from_le_bytes([a, b, c, d]));
+            (TEST_FIRST..=TEST_LAST, data) => {
+                self.test_port().write(port, data);
                 None
             }
             _ => None,
+        }
+    }
+
+    /// The guest reads up to 8 bytes from an address that is no RAM.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let test_port::PAGE..test_port::PAGE_END = address {
+            self.test_port().page.read(address - test_port::PAGE, data);
+        }
+    }
+
+    /// The guest writes up to 8 bytes to an address that is no RAM.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let test_port::PAGE..test_port::PAGE_END = address {
+            self.test_port().page.write(address - test_port::PAGE, data);
         }
     }
 }

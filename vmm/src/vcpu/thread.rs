@@ -155,11 +155,14 @@ impl Vcpu {
         let result = self.start.fd.run();
         let outcome = match result {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Outcome::Port,
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.start.bus.mmio_read(address, data);
                 Outcome::Mmio
             }
-            Ok(VcpuExit::MmioWrite(..)) => Outcome::Mmio,
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.start.bus.mmio_write(address, data);
+                Outcome::Mmio
+            }
             Ok(VcpuExit::Shutdown) => Outcome::Event(GuestEventKind::TripleFault { rip: 0 }),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Outcome::Nothing,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
