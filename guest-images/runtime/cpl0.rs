@@ -25,6 +25,21 @@ global_asm!(
     "    hlt",
     "    cli",
     "    ret",
+    // The instruction in the shadow is one that leaves the guest.
+    "cpl0_sti_shadow:",
+    "    movl $0x80, %edx",
+    "    sti",
+    "    outb %al, %dx",
+    "    cli",
+    "    ret",
+    "cpl0_mov_ss_shadow:",
+    "    movl $0x80, %edx",
+    "    xorl %ecx, %ecx",
+    "    sti",
+    "    movl %ecx, %ss",
+    "    outb %al, %dx",
+    "    cli",
+    "    ret",
     "cpl0_cpuid:",
     "    movl %esi, %eax",
     "    movl %edx, %ecx",
@@ -92,7 +107,7 @@ macro_rules! functions {
 }
 
 functions! {
-    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_halt cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
+    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
     cpl0_xgetbv cpl0_xsetbv cpl0_read_cr4 cpl0_write_cr4
     cpl0_read_dr0 cpl0_read_dr1 cpl0_read_dr2 cpl0_read_dr3 cpl0_read_dr6 cpl0_read_dr7
     cpl0_write_dr0 cpl0_write_dr1 cpl0_write_dr2 cpl0_write_dr3 cpl0_write_dr6 cpl0_write_dr7
@@ -135,6 +150,16 @@ pub fn interrupts_off() {
 /// pending then comes at once.
 pub fn halt() {
     call(cpl0_halt::address(), 0, 0, 0);
+}
+
+/// Lets interrupts come after an access to a port that does nothing, in the shadow of `sti`.
+pub fn open_in_sti_shadow() {
+    call(cpl0_sti_shadow::address(), 0, 0, 0);
+}
+
+/// The same in the shadow of `mov ss`.
+pub fn open_in_mov_ss_shadow() {
+    call(cpl0_mov_ss_shadow::address(), 0, 0, 0);
 }
 
 /// EAX, EBX, ECX and EDX of a leaf, as the VM has it (at CPL3 some hosts show their own).

@@ -4,9 +4,12 @@ use super::arch::{outb, pause, rdtsc};
 use super::shim::{LAPIC, trampoline_code};
 
 const EOI: u64 = 0xb0;
+const IN_SERVICE: u64 = 0x100;
 const SPURIOUS: u64 = 0xf0;
 const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
+const LINT0: u64 = 0x350;
+const EXTINT: u32 = 0x700;
 const TIMER: u64 = 0x320;
 const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
@@ -39,6 +42,21 @@ pub fn write(register: u64, value: u32) {
     }
 }
 
+/// Sets both 8259s up: inputs 0 to 7 come as `vector` and up, those of the slave 8 above. All but
+/// `input` stay masked, and what comes goes to this vCPU.
+pub fn open_8259s(vector: u8, input: u8, is_level: bool) {
+    for (command, base, wiring) in [(0x20, vector, 4), (0xa0, vector + 8, 2)] {
+        outb(command, 0x11);
+        outb(command + 1, base);
+        outb(command + 1, wiring);
+        outb(command + 1, 1);
+    }
+    outb(0x4d0, if is_level { 1 << input } else { 0 });
+    outb(0xa1, 0xff);
+    outb(0x21, !(1 << input));
+    write(LINT0, EXTINT);
+}
+
 /// Masks all inputs of both 8259s: an interrupt of theirs would come as an exception's vector.
 pub fn mask_8259s() {
     outb(0x21, 0xff);
@@ -48,6 +66,12 @@ pub fn mask_8259s() {
 /// Enables the LAPIC of this vCPU.
 pub fn enable() {
     write(SPURIOUS, 0x1ff);
+}
+
+/// Whether an interrupt of that vector has been delivered and not ended.
+pub fn is_in_service(vector: u8) -> bool {
+    let register = IN_SERVICE + 0x10 * u64::from(vector / 32);
+    read(register) >> (vector % 32) & 1 == 1
 }
 
 /// Ends the interrupt that is in service.

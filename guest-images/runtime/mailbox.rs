@@ -15,6 +15,8 @@ pub const MAILBOX_LAYOUT: u32 = 1;
 pub const MAX_CPUS: usize = 8;
 /// I/O port of the test port: a 32-bit write says "marker n reached".
 pub const TEST_PORT: u16 = 0x580;
+/// I/O port that moves an interrupt line, in the low byte; above it 0 to pulse, 1 raise, 2 lower it.
+pub const LINES_PORT: u16 = 0x584;
 /// I/O port of a sequence, 1, 2 or 4 bytes wide: answers 0, 1, 2 and so on, and is written the same.
 pub const SEQUENCE_PORT: u16 = 0x590;
 /// I/O ports, 4 bytes wide: reads of the sequence, writes, and writes that were not the next number.

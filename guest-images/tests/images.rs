@@ -71,7 +71,18 @@ fn guests_are_found_by_name() {
     let names: Vec<_> = GUESTS.iter().map(|guest| guest.name).collect();
     assert_eq!(
         names,
-        ["clock", "faulty", "heartbeat", "mmio", "pattern", "port-io", "registers", "smp", "timer"]
+        [
+            "clock",
+            "faulty",
+            "heartbeat",
+            "interrupts",
+            "mmio",
+            "pattern",
+            "port-io",
+            "registers",
+            "smp",
+            "timer"
+        ]
     );
     for name in names {
         // A name has to fit into the mailbox.

@@ -1,8 +1,9 @@
 //! Which device answers on which port or MMIO address. Unclaimed reads are all ones, unclaimed writes are lost, as
 //! on a PC.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
@@ -16,6 +17,8 @@ const TEST_LAST: u16 = test_port::PORT + 0x1f;
 pub struct PortBus {
     serial: Mutex<SerialPort>,
     test_port: Mutex<TestPortState>,
+    /// Where the test device's interrupts go.
+    vm: Arc<VmFd>,
 }
 
 /// The saved state of every device behind a port.
@@ -29,8 +32,8 @@ pub struct DevicesState {
 
 impl PortBus {
     /// Devices as after power-on, or as they were saved.
-    pub fn new(serial: SerialPort, test_port: TestPortState) -> Self {
-        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port) }
+    pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
+        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm }
     }
 
     /// The serial port, for the side of the host.
@@ -76,11 +79,24 @@ impl PortBus {
             }
             (i8042::COMMAND, &[byte]) => i8042::write(byte),
             (debug_exit::BASE..=DEBUG_EXIT_LAST, &[value, ..]) => Some(debug_exit::write(value)),
+            (test_port::LINES, &[line, order, ..]) => {
+                self.order_line(line, order);
+                None
+            }
             (TEST_FIRST..=TEST_LAST, data) => {
                 self.test_port().write(port, data);
                 None
             }
             _ => None,
+        }
+    }
+
+    /// The guest has the test device move an interrupt line.
+    fn order_line(&self, line: u8, order: u8) {
+        for level in test_port::levels(order) {
+            if let Err(error) = self.vm.set_irq_line(line.into(), *level) {
+                tracing::warn!(line, %error, "test_line_failed");
+            }
         }
     }
 

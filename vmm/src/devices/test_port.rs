@@ -1,5 +1,5 @@
 //! The test device: a port to which a guest writes marker n, so that the log shows when it got
-//! there; and a [sequence](super::sequence) behind ports, another behind a page of MMIO.
+//! there; another that moves interrupt lines; and a [sequence](super::sequence) behind ports, another behind a page of MMIO.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +7,8 @@ use super::sequence::{self, SequenceState};
 
 /// The port of the markers, 32 bits wide.
 pub const PORT: u16 = 0x580;
+/// The port that moves interrupt lines: the line in the first byte, an order in the second.
+pub const LINES: u16 = 0x584;
 /// The port of the numbers, of any width.
 pub const SEQUENCE: u16 = 0x590;
 /// How many reads there were, how many writes, and how many of these were wrong: 32 bits each.
@@ -16,6 +18,16 @@ pub const COUNTS: [(u16, u64); 3] =
 pub const PAGE: u64 = 0xfeb0_0000;
 /// One past its last address.
 pub const PAGE_END: u64 = PAGE + 0x1000;
+
+/// What an order does to a line: 0 pulses it, 1 raises it, 2 lowers it.
+pub fn levels(order: u8) -> &'static [bool] {
+    match order {
+        0 => &[true, false],
+        1 => &[true],
+        2 => &[false],
+        _ => &[],
+    }
+}
 
 /// What the device has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -285,7 +285,7 @@ mod tests {
         let wake = Arc::new(EventFd::new().unwrap());
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         let serial = SerialPort::new(vm.clone(), wake.clone(), null, &Default::default()).unwrap();
-        let bus = Arc::new(PortBus::new(serial, Default::default()));
+        let bus = Arc::new(PortBus::new(serial, Default::default(), vm.clone()));
         let (queue, _events) = channel();
         let events = EventSink::new(queue, wake);
         install_kick_handler().unwrap();
