@@ -80,6 +80,7 @@ fn guests_are_found_by_name() {
             "pattern",
             "port-io",
             "registers",
+            "serial",
             "smp",
             "timer"
         ]

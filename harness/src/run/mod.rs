@@ -12,6 +12,7 @@ pub mod patience;
 pub mod program;
 pub mod requirements;
 pub mod schedule;
+pub mod serial;
 pub mod session;
 pub mod signals;
 pub mod steps;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use cpr_qmp::message::Event;
@@ -13,6 +15,7 @@ use super::clients::{Bystander, connect};
 use super::command::Workshop;
 use super::evidence::Evidence;
 use super::failure::StepError;
+use super::serial::SerialClient;
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options};
@@ -60,6 +63,10 @@ pub struct Session<'a> {
     pub tried: u32,
     /// A blackout that is being measured.
     pub measuring: Option<Measurement>,
+    /// The serial port's client.
+    pub serial: Option<SerialClient>,
+    /// The number of the next line that a client of the serial port sends.
+    pub serial_next: Arc<AtomicU32>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
     /// The VMM's own memory in KiB, after boot and after each update.
@@ -153,6 +160,8 @@ impl<'a> Session<'a> {
             updates: 0,
             tried: 0,
             measuring: None,
+            serial: None,
+            serial_next: Arc::default(),
             blackouts: Vec::new(),
             memory_kib: Vec::new(),
             watchdog,
@@ -185,6 +194,7 @@ impl<'a> Session<'a> {
     /// After a step: looks at the VMM and runs every check.
     pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
         self.check_process()?;
+        self.check_serial()?;
         self.settle_events(action, ran_before);
         let before = self.seen.take();
         let after = match self.observe() {

@@ -9,6 +9,6 @@ pub mod size;
 
 pub use error::ScenarioError;
 pub use model::{
-    Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand, RunWish, Step,
-    Vm, Wait,
+    Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand, RunWish,
+    SerialKind, SerialWish, Step, Vm, Wait,
 };
