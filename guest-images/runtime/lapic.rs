@@ -156,11 +156,24 @@ pub fn place_trampoline() {
 
 /// Starts the vCPU with that APIC ID: INIT, then twice "start up", of which it obeys one.
 pub fn start_cpu(id: usize) {
-    for command in
-        [INIT, STARTUP | (TRAMPOLINE_GPA >> 12) as u32, STARTUP | (TRAMPOLINE_GPA >> 12) as u32]
-    {
+    send_init_to(id);
+    start_cpu_at(id, TRAMPOLINE_GPA);
+}
+
+/// Has the vCPU with that APIC ID wait for its start.
+pub fn send_init_to(id: usize) {
+    command(id, &[INIT]);
+}
+
+/// Starts a vCPU that waits for it, in real mode at a page below 1 MiB.
+pub fn start_cpu_at(id: usize, page: usize) {
+    command(id, &[STARTUP | (page >> 12) as u32; 2]);
+}
+
+fn command(id: usize, commands: &[u32]) {
+    for command in commands {
         write(COMMAND_HIGH, (id as u32) << 24);
-        write(COMMAND_LOW, command);
+        write(COMMAND_LOW, *command);
         // Virtual LAPICs need no rest between these; a short one costs nothing.
         let start = rdtsc();
         while rdtsc() - start < 1 << 18 {

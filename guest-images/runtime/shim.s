@@ -244,7 +244,7 @@ stop:
 // Entry. EDI is the address of hvm_start_info on the boot vCPU, 0 on the others.
 
     .code32
-    .globl pvh_entry
+    .globl pvh_entry, long_mode, ap_entry, gdt_pointer, idt_pointer, pml4
 pvh_entry:
     cli
     cld

@@ -77,6 +77,7 @@ fn guests_are_found_by_name() {
             "heartbeat",
             "interrupts",
             "mmio",
+            "modes",
             "pattern",
             "port-io",
             "registers",
