@@ -1,8 +1,7 @@
-//! Reads and writes a page of MMIO that counts: in every width, by string instructions, and
-//! reading and writing at once.
+//! Reads and writes a page of MMIO that counts, in every width and reading and writing at once.
 //!
-//! Proves that an access that an update falls upon is neither lost nor done twice, nor
-//! half of it. vCPUs take turns. Marker n comes after n hundred accesses of vCPU 0, which go on while it waits.
+//! Proves that an access that an update falls upon is neither lost nor done twice, nor half of it.
+//! vCPUs take turns. Marker n comes after n hundred accesses of vCPU 0, which go on while it waits.
 
 #![no_std]
 #![no_main]
@@ -20,7 +19,7 @@ use runtime::mailbox::SEQUENCE_PAGE;
 const ACCESSES_PER_MARKER: u32 = 100;
 /// Accesses between two looks at what the device has counted.
 const LOOK_EVERY: u64 = 16;
-/// Items of a string instruction.
+/// String instructions in a row.
 const ITEMS: usize = 12;
 
 const DATA: usize = SEQUENCE_PAGE as usize;

@@ -64,6 +64,7 @@ fn a_command_line_is_read() {
             fault: Fault::Page,
         })
     );
+    assert_eq!(Options::parse(b"test=x87").expect("a word").test.as_str(), "x87");
     for (word, fault) in [
         ("divide", Fault::Divide),
         ("ud", Fault::Undefined),
