@@ -30,7 +30,8 @@ impl Compiler {
         // Nothing of what cargo was told reaches `rustc` but by its command line.
         rustc
             .arg(sources.join("guests").join(name).with_extension("rs"))
-            .args(["--edition=2024", "--crate-type=bin", "--crate-name", name])
+            .args(["--edition=2024", "--crate-type=bin"])
+            .args(["--crate-name", &name.replace('-', "_")])
             .args(["--target", TARGET])
             .args(["-Copt-level=2", "-Ccodegen-units=1", "-Cpanic=abort"])
             .args(["-Cforce-unwind-tables=no", "-Crelocation-model=static"])

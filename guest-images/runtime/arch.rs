@@ -29,6 +29,16 @@ pub fn outb(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
 }
 
+/// Reads a byte from an I/O port below 4096.
+pub fn inb(port: u16) -> u8 {
+    let value;
+    // SAFETY: guests drive only devices that do not write to memory.
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags));
+    }
+    value
+}
+
 /// Writes 32 bits to an I/O port below 4096.
 pub fn outl(port: u16, value: u32) {
     // SAFETY: guests drive only devices that do not write to memory.

@@ -105,12 +105,38 @@ impl Cpu {
     /// A point at which the host may want to do something. If the command line has `markers=` of
     /// at least `n`, tells the host and waits, with heartbeats, until it says go on.
     pub fn marker(&mut self, n: u32) {
+        self.marker_with(n, |cpu| {
+            pause();
+            cpu.tick();
+        });
+    }
+
+    /// The same, but does that while it waits; it must have heartbeats.
+    pub fn marker_with(&mut self, n: u32, mut meanwhile: impl FnMut(&mut Self)) {
         if n > self.info.options.markers {
             return;
         }
         mailbox().marker.fetch_max(n, Release);
         outl(TEST_PORT, n);
-        self.tick_until(|| mailbox().marker_go.load(Acquire) >= n);
+        while mailbox().marker_go.load(Acquire) < n {
+            meanwhile(self);
+        }
+    }
+
+    /// Notes how late an expected instant was.
+    pub fn note_lateness(&self, ticks: u64) {
+        mailbox().lateness.fetch_max(ticks, Relaxed);
+    }
+
+    /// Whether the command line wants this part of the guest: all are wanted if it names none.
+    pub fn wants(&self, test: &str) -> bool {
+        let wanted = self.info.options.test.as_str();
+        wanted.is_empty() || wanted == test
+    }
+
+    /// Whether the command line wants this part of the guest and no other.
+    pub fn wants_only(&self, test: &str) -> bool {
+        self.info.options.test.as_str() == test
     }
 
     /// Ends the guest as the command line asks, or returns.

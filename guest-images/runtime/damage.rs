@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{
-    AtomicU8,
+    AtomicBool, AtomicU8,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -56,6 +56,30 @@ fn claim(record: &Damage) -> bool {
         .state
         .compare_exchange(damage_state::NONE, damage_state::WRITING, AcqRel, Relaxed)
         .is_ok()
+}
+
+/// Records that `name` is `found`, and stops, unless it is as `expected`.
+#[inline]
+pub fn verify(expected: u64, found: u64, name: fmt::Arguments<'_>) {
+    if expected != found {
+        wrong(expected, found, name);
+    }
+}
+
+/// Records a value that is not what it must be.
+#[cold]
+pub fn wrong(expected: u64, found: u64, name: fmt::Arguments<'_>) -> ! {
+    report(Report { kind: damage_kind::VALUE, expected, found, ..Report::default() }, name)
+}
+
+/// Says what the host lacks for what the command line asks for; the first to say so is heard.
+/// For `prepare`.
+pub fn unavailable(what: fmt::Arguments<'_>) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, AcqRel) {
+        // A text that does not fit is cut; nothing else can fail.
+        let _ = Text { bytes: &mailbox().unavailable, len: 0 }.write_fmt(what);
+    }
 }
 
 struct Text<'a> {

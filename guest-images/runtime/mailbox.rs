@@ -15,6 +15,15 @@ pub const MAILBOX_LAYOUT: u32 = 1;
 pub const MAX_CPUS: usize = 8;
 /// I/O port of the test port: a 32-bit write says "marker n reached".
 pub const TEST_PORT: u16 = 0x580;
+/// I/O port that moves an interrupt line, in the low byte; above it 0 to pulse, 1 raise, 2 lower it.
+pub const LINES_PORT: u16 = 0x584;
+/// I/O port of a sequence, 1, 2 or 4 bytes wide: answers 0, 1, 2 and so on, and is written the same.
+pub const SEQUENCE_PORT: u16 = 0x590;
+/// I/O ports, 4 bytes wide: reads of the sequence, writes, and writes that were not the next number.
+pub const SEQUENCE_COUNTS: [u16; 3] = [0x594, 0x598, 0x59c];
+/// A page with another sequence at 0, up to 8 bytes wide; its counts at 0x10, 0x18, 0x20; at 0x40 a
+/// cell of 8 bytes that keeps what is written, and at 0x48 and 0x50 how often it was read and written.
+pub const SEQUENCE_PAGE: u64 = 0xfeb0_0000;
 /// I/O port of the debug exit (QEMU's `isa-debug-exit` default): writing v ends the VMM with status `v << 1 | 1`.
 pub const DEBUG_EXIT_PORT: u16 = 0x501;
 
@@ -54,6 +63,11 @@ pub struct Mailbox {
     pub damage: Damage,
     /// Per vCPU, indexed by APIC ID.
     pub cpus: [CpuMailbox; MAX_CPUS],
+    /// What the host lacks for what the command line asks for, zero-padded, cut to fit; empty if
+    /// nothing. Valid once the body runs, and the body then does nothing but heartbeats.
+    pub unavailable: [AtomicU8; 128],
+    /// The most that an expected instant was late, in TSC ticks (guests that arm timers).
+    pub lateness: AtomicU64,
 }
 
 /// What one vCPU shows; a cache line of its own.
@@ -96,9 +110,9 @@ pub struct Damage {
     pub expected: AtomicU64,
     /// What was found.
     pub found: AtomicU64,
-    /// Generation of the pattern; CS of an exception (its low two bits are the CPL); the missing vCPU.
+    /// A detail of the kind: generation of the pattern; CS of an exception (its low two bits are the CPL); the missing vCPU.
     pub detail: AtomicU64,
-    /// Text of a panic, zero-padded, cut to fit.
+    /// Text of a panic, name of a value, zero-padded, cut to fit.
     pub text: [AtomicU8; 120],
 }
 
@@ -140,4 +154,6 @@ pub mod damage_kind {
     pub const TSC_BACK: u32 = 4;
     /// A vCPU that was asked for did not come up.
     pub const CPU_MISSING: u32 = 5;
+    /// A value is not what it must be; the text names it.
+    pub const VALUE: u32 = 6;
 }

@@ -15,9 +15,13 @@ use core::sync::atomic::{
 
 pub mod arch;
 pub mod boot_info;
+pub mod cpl0;
 pub mod cpu;
 pub mod damage;
-mod lapic;
+pub mod interrupts;
+pub mod ioapic;
+pub mod lapic;
+pub mod lock;
 pub mod mailbox;
 mod mem;
 pub mod options;
@@ -79,7 +83,7 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     prepare(&mut cpu);
     cpu.tick_until(|| PREPARED.load(Acquire) as usize == info.options.cpus);
     page.phase.store(phase::RUNNING, Release);
-    crate::run(&mut cpu)
+    body(&mut cpu)
 }
 
 fn other_cpu(index: usize) -> ! {
@@ -93,7 +97,14 @@ fn other_cpu(index: usize) -> ! {
     cpu.go_online();
     prepare(&mut cpu);
     cpu.tick_until(|| mailbox().phase.load(Acquire) != phase::PREPARING);
-    crate::run(&mut cpu)
+    body(&mut cpu)
+}
+
+fn body(cpu: &mut Cpu) -> ! {
+    if mailbox().unavailable[0].load(Acquire) != 0 {
+        cpu.tick_until(|| false);
+    }
+    crate::run(cpu)
 }
 
 /// What every vCPU does before the guest counts as running; gaps in that are of no interest.

@@ -17,8 +17,31 @@ pub struct Options {
     pub markers: u32,
     /// `end=reset` or `end=exit`: what happens after the last marker.
     pub end: End,
+    /// `test=NAME`: the one part of the guest that is wanted.
+    pub test: Word,
     /// `fault=KIND`: what the guest `faulty` does to itself.
     pub fault: Fault,
+}
+
+/// A word of up to 16 bytes, zero-padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(pub [u8; 16]);
+
+impl Word {
+    /// No word.
+    pub const EMPTY: Self = Self([0; 16]);
+
+    fn new(text: &[u8]) -> Option<Self> {
+        let mut word = Self::EMPTY;
+        word.0.get_mut(..text.len())?.copy_from_slice(text);
+        Some(word)
+    }
+
+    /// The word.
+    pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
+        core::str::from_utf8(&self.0[..len]).unwrap_or("")
+    }
 }
 
 /// How a guest ends.
@@ -61,6 +84,7 @@ impl Options {
             ram: u64::MAX,
             markers: 0,
             end: End::Never,
+            test: Word::EMPTY,
             fault: Fault::Undefined,
         };
         for word in line.split(u8::is_ascii_whitespace) {
@@ -92,6 +116,10 @@ impl Options {
                         b"exit" => End::Exit,
                         _ => return Err("command line: end= takes never, reset or exit"),
                     };
+                }
+                b"test" => {
+                    options.test = Word::new(value)
+                        .ok_or("command line: test= takes a word of up to 16 letters")?;
                 }
                 b"fault" => {
                     options.fault = match value {

@@ -2,6 +2,7 @@
 
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::mailbox::{Damage, MAILBOX_GPA, MAX_CPUS, Mailbox, damage_kind, damage_state, phase};
 
@@ -13,15 +14,19 @@ pub const HIGH_GIB: usize = 60;
 const USER_STACK: usize = 1 << USER_STACK_SHIFT;
 const USER_STACK_SHIFT: u32 = 15;
 /// Bytes of stack of each vCPU for exceptions; a power of two.
-const KERNEL_STACK_SHIFT: u32 = 9;
+const KERNEL_STACK_SHIFT: u32 = 11;
 
-/// EAX at an `int3` that asks the shim to stop the vCPU for good.
+/// EAX at a `ud2` that asks the shim to stop the vCPU for good.
 const GATE_STOP: u32 = 0x5354_4f50;
+/// EAX at a `ud2` that asks the shim to call a function of cpl0.rs.
+pub(super) const GATE_CALL: u32 = 0x4341_4c4c;
+/// See [`super::interrupts::Eoi`].
+pub(super) const MODE_EOI: u8 = 1;
 
 global_asm!(
     include_str!("shim.s"),
     tables = const 0x10_0000,
-    shim = const 0x10_9000,
+    shim = const 0x10_a000,
     lapic = const LAPIC,
     max_cpus = const MAX_CPUS,
     tss_stride = const 1024,
@@ -31,6 +36,8 @@ global_asm!(
     user_stack = const USER_STACK,
     user_stack_shift = const USER_STACK_SHIFT,
     gate_stop = const GATE_STOP,
+    gate_call = const GATE_CALL,
+    mode_eoi = const MODE_EOI,
     phase = const MAILBOX_GPA as usize + offset_of!(Mailbox, phase),
     damaged = const phase::DAMAGED,
     damage = const MAILBOX_GPA as usize + offset_of!(Mailbox, damage),
@@ -54,12 +61,40 @@ unsafe extern "C" {
     static user_stacks: u8;
     static mut idt: u8;
     static idt_end: u8;
+    static fixups: [AtomicU64; MAX_CPUS];
+    static faults: [AtomicU64; MAX_CPUS];
 }
 
 /// Stops this vCPU for good, in `hlt` with interrupts off: it costs the host nothing.
 pub fn stop() -> ! {
     // SAFETY: the gate does not return, so nothing after it can be affected.
-    unsafe { asm!("int3", "ud2", in("eax") GATE_STOP, options(noreturn)) }
+    unsafe { asm!("ud2", in("eax") GATE_STOP, options(noreturn)) }
+}
+
+/// Prepares this vCPU for one exception: it goes on at `address`, on the stack it was on.
+pub fn arm_fixup(address: usize) {
+    let cpu = cpu_index();
+    // SAFETY: tables of the shim, accessed through atomics and by its handlers.
+    unsafe {
+        faults[cpu].store(0, SeqCst);
+        fixups[cpu].store(address as u64, SeqCst);
+    }
+}
+
+/// Where the address goes that [`arm_fixup`] sets, for code that sets it itself.
+pub fn fixup_slot() -> *mut u64 {
+    // SAFETY: a table of the shim; the pointer stays in it.
+    unsafe { fixups[cpu_index()].as_ptr() }
+}
+
+/// Ends that; the vector of the exception, if there was one.
+pub fn disarm_fixup() -> Option<u32> {
+    let cpu = cpu_index();
+    // SAFETY: as above.
+    unsafe {
+        fixups[cpu].store(0, SeqCst);
+        faults[cpu].load(SeqCst).checked_sub(1).map(|vector| vector as u32)
+    }
 }
 
 /// Takes the exception handlers away from all vCPUs: the next exception is a triple fault.

@@ -83,13 +83,9 @@ gdt_end:
     .globl idt, idt_end
 idt:
     .set vector, 0
-    .rept 32
+    .rept 256
     .short ({shim} + vector * 16) & 0xffff, 0x10
-    .if vector == 3
-    .short 0xee00                       // `int3` is the gate from CPL3
-    .else
     .short 0x8e00
-    .endif
     .short ({shim} + vector * 16) >> 16
     .quad 0
     .set vector, vector + 1
@@ -115,34 +111,106 @@ kernel_stacks:
 user_stacks:
     .skip {max_cpus} * {user_stack}
 
+// What the handlers below share with interrupts.rs: all zero at boot, never in need of clearing.
+
+    .section .data
+    .balign 64
+    .globl interrupt_counts, interrupt_modes, fixups, faults
+interrupt_counts:                       // a word per vCPU and vector
+    .fill {max_cpus} * 256, 8, 0
+interrupt_modes:                        // a byte per vector
+    .fill 256, 1, 0
+fixups:                                 // a word per vCPU: where to go on after an exception
+    .fill {max_cpus}, 8, 0
+faults:                                 // a word per vCPU: the vector that went there, plus 1
+    .fill {max_cpus}, 8, 0
+
 // ---------------------------------------------------------------------------------------------
-// Exceptions: 32 stubs of 16 bytes, at the very start of `.shim`.
+// Exceptions and interrupts: 256 stubs of 16 bytes, at the very start of `.shim`.
 
     .section .shim, "ax", @progbits
     .code64
     .globl stubs
 stubs:
     .set vector, 0
-    .rept 32
+    .rept 256
     .balign 16, 0xcc
-    .if (0x60227d00 >> vector) & 1      // 8, 10 to 14, 17, 21, 29, 30 push an error code
+    .if vector < 32 && (0x60227d00 >> vector) & 1 // 8, 10 to 14, 17, 21, 29, 30 push an error code
     .else
     pushq $0
     .endif
     pushq $vector
+    .if vector == 2 || vector >= 32
+    jmp interrupt
+    .else
     jmp exception
+    .endif
     .set vector, vector + 1
     .endr
     .balign 16, 0xcc
 
-// No exception is ever returned from, so registers are free for use. The first one of the machine
-// is recorded; then, as after a call through the gate, the vCPU stands still.
+// An interrupt that the body expects is counted, per vCPU and vector; any other is damage.
+interrupt:
+    pushq %rax
+    pushq %rcx
+    movl 16(%rsp), %ecx
+    movzbl interrupt_modes(%rcx), %eax
+    testl %eax, %eax
+    jz 2f
+    pushq %rax
+    movl %esp, %eax
+    subl $kernel_stacks, %eax
+    shrl ${kernel_stack_shift}, %eax
+    shll $8, %eax
+    addl %ecx, %eax
+    incq interrupt_counts(,%rax,8)
+    popq %rax
+    cmpl ${mode_eoi}, %eax
+    jne 1f
+    movl ${lapic}, %eax
+    movl $0, 0xb0(%rax)
+1:  popq %rcx
+    popq %rax
+    addq $16, %rsp
+    iretq
+2:  popq %rcx
+    popq %rax
+
+// `ud2` with the right EAX is the gate from CPL3: it stops the vCPU, or calls the function at RDI
+// here. (A fault, and no `int3`: KVM does not save a breakpoint that is on its way to its handler.)
+// An exception that the body is prepared for goes on at its fixup. Any other is damage, and never
+// returned from. The first one of the machine is recorded; then the vCPU stands still.
 exception:
-    cmpl $3, (%rsp)
+    cmpl $6, (%rsp)
     jne 1f
     cmpl ${gate_stop}, %eax
     je stop
-1:  movl ${damage}, %ebx
+    cmpl ${gate_call}, %eax
+    jne 1f
+    addq $16, %rsp
+    addq $2, (%rsp)
+    call *%rdi
+    iretq
+1:  pushq %rax
+    pushq %rcx
+    movl %esp, %eax
+    subl $kernel_stacks, %eax
+    shrl ${kernel_stack_shift}, %eax
+    movq fixups(,%rax,8), %rcx
+    testq %rcx, %rcx
+    jz 2f
+    movq $0, fixups(,%rax,8)
+    movq %rcx, 32(%rsp)                 // RIP
+    movl 16(%rsp), %ecx
+    incl %ecx
+    movq %rcx, faults(,%rax,8)
+    popq %rcx
+    popq %rax
+    addq $16, %rsp
+    iretq
+2:  popq %rcx
+    popq %rax
+    movl ${damage}, %ebx
     xorl %eax, %eax                     // NONE
     movl ${writing}, %ecx
     lock cmpxchgl %ecx, {state}(%rbx)
@@ -156,9 +224,9 @@ exception:
     movl %eax, {vector}(%rbx)
     xorl %edx, %edx
     cmpl $14, %eax
-    jne 2f
+    jne 3f
     movq %cr2, %rdx
-2:  movq %rdx, {address}(%rbx)
+3:  movq %rdx, {address}(%rbx)
     popq %rax
     movq %rax, {error_code}(%rbx)
     popq %rax
@@ -176,7 +244,7 @@ stop:
 // Entry. EDI is the address of hvm_start_info on the boot vCPU, 0 on the others.
 
     .code32
-    .globl pvh_entry
+    .globl pvh_entry, long_mode, ap_entry, gdt_pointer, idt_pointer, pml4
 pvh_entry:
     cli
     cld

@@ -34,8 +34,10 @@ fn the_mailbox_has_its_layout() {
         offset_of!(Mailbox, sweeps),
         offset_of!(Mailbox, damage),
         offset_of!(Mailbox, cpus),
+        offset_of!(Mailbox, unavailable),
+        offset_of!(Mailbox, lateness),
     ];
-    assert_eq!(offsets, [0, 8, 12, 16, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 128, 320]);
+    assert_eq!(offsets, [0, 8, 12, 16, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 128, 320, 832, 960]);
 
     assert_eq!((size_of::<Damage>(), size_of::<CpuMailbox>()), (192, 64));
     let offsets = [
@@ -67,7 +69,23 @@ fn the_mailbox_has_its_layout() {
 #[test]
 fn guests_are_found_by_name() {
     let names: Vec<_> = GUESTS.iter().map(|guest| guest.name).collect();
-    assert_eq!(names, ["faulty", "heartbeat", "pattern"]);
+    assert_eq!(
+        names,
+        [
+            "clock",
+            "faulty",
+            "heartbeat",
+            "interrupts",
+            "mmio",
+            "modes",
+            "pattern",
+            "port-io",
+            "registers",
+            "serial",
+            "smp",
+            "timer"
+        ]
+    );
     for name in names {
         // A name has to fit into the mailbox.
         assert!(name.len() < 16, "{name}");

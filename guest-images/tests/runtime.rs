@@ -1,7 +1,7 @@
 //! The parts of the guests' runtime that run on the host as well.
 
 use guest_images::mailbox;
-use options::{End, Fault, Options};
+use options::{End, Fault, Options, Word};
 use words::{STEP, WORDS, Words};
 
 #[path = "../runtime/options.rs"]
@@ -41,6 +41,7 @@ fn an_empty_command_line_gives_the_defaults() {
         ram: u64::MAX,
         markers: 0,
         end: End::Never,
+        test: Word::EMPTY,
         fault: Fault::Undefined,
     };
     assert_eq!(Options::parse(b""), Ok(defaults));
@@ -49,7 +50,8 @@ fn an_empty_command_line_gives_the_defaults() {
 
 #[test]
 fn a_command_line_is_read() {
-    let line = b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page ";
+    let line =
+        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 ";
     assert_eq!(
         Options::parse(line),
         Ok(Options {
@@ -58,9 +60,11 @@ fn a_command_line_is_read() {
             ram: 64 << 20,
             markers: 3,
             end: End::Reset,
+            test: Word(*b"x87\0\0\0\0\0\0\0\0\0\0\0\0\0"),
             fault: Fault::Page,
         })
     );
+    assert_eq!(Options::parse(b"test=x87").expect("a word").test.as_str(), "x87");
     for (word, fault) in [
         ("divide", Fault::Divide),
         ("ud", Fault::Undefined),
@@ -91,6 +95,7 @@ fn a_bad_value_is_an_error_that_names_the_word() {
         "ram=99999999999G",
         "markers=4294967296",
         "end=now",
+        "test=longer-than-it-may",
         "fault=",
     ] {
         let error = Options::parse(word.as_bytes()).expect_err(word);

@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Backend, Dialect, Launch};
+use super::{Backend, Dialect, Files, Launch};
 use crate::carry;
+use crate::scenario::SerialKind;
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -101,7 +102,7 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         ("--memory", memory),
         ("--cpus", vm.cpus.to_string()),
         ("--qmp", format!("unix:{}", files.qmp)),
-        ("--serial", format!("file:{}", files.serial)),
+        ("--serial", serial(vm.serial, files)),
         ("--name", name.to_owned()),
         ("--pid-file", files.pid_file.clone()),
         ("--log", "debug".into()),
@@ -114,6 +115,13 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         arguments.push("--paused".into());
     }
     arguments
+}
+
+fn serial(kind: SerialKind, files: &Files) -> String {
+    match kind {
+        SerialKind::File => format!("file:{}", files.serial),
+        SerialKind::Unix => format!("unix:{}", files.serial_socket),
+    }
 }
 
 /// What the command line of an updated VMM has besides.

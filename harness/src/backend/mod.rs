@@ -29,6 +29,8 @@ pub struct Files {
     pub qmp: String,
     /// What the guest says on its serial port.
     pub serial: String,
+    /// The socket of the serial port, where it has one.
+    pub serial_socket: String,
     /// The VMM's log.
     pub log: String,
     /// The VMM's PID file.

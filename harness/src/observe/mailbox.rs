@@ -155,6 +155,10 @@ pub struct View {
     pub sweeps: u64,
     /// The first damage.
     pub damage: Option<Damage>,
+    /// What the host lacks for what the guest was asked for; empty if nothing.
+    pub unavailable: String,
+    /// The most that an expected instant was late, in TSC ticks.
+    pub lateness: u64,
     /// Per vCPU.
     pub cpus: Vec<Cpu>,
 }
@@ -186,6 +190,8 @@ impl View {
             gap_request: mailbox.gap_request.load(Ordering::Relaxed),
             sweeps: mailbox.sweeps.load(Ordering::Relaxed),
             damage: Damage::of(&mailbox.damage),
+            unavailable: text(&mailbox.unavailable),
+            lateness: mailbox.lateness.load(Ordering::Relaxed),
             cpus,
         }
     }
@@ -288,6 +294,13 @@ impl fmt::Display for Damage {
             ),
             damage_kind::CPU_MISSING => {
                 write!(f, "of {expected} vCPUs only {found} came up")
+            }
+            damage_kind::VALUE => {
+                let name = &self.text;
+                write!(
+                    f,
+                    "vCPU {cpu} found a wrong value, {name}: {found:#x}, must be {expected:#x}"
+                )
             }
             kind => write!(
                 f,

@@ -121,6 +121,11 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
             && let Some(seen) = &session.seen
         {
             session.evidence.observation("boot", seen)?;
+            if !seen.mailbox.unavailable.is_empty() {
+                let why = format!("not available here: {}", seen.mailbox.unavailable);
+                report.verdict = Verdict::Ignored(why);
+                return Ok(());
+            }
         }
     }
     Ok(())

@@ -72,6 +72,7 @@ impl Evidence {
             kernel: utf8(&kernel)?,
             qmp: utf8(&work.join("qmp.sock"))?,
             serial: utf8(&self.folder.join("serial.log"))?,
+            serial_socket: utf8(&work.join("serial.sock"))?,
             log: utf8(&self.folder.join("vmm.log"))?,
             pid_file: utf8(&work.join("vmm.pid"))?,
         })

@@ -23,6 +23,7 @@ pub mod program;
 pub mod refusal;
 pub mod requirements;
 pub mod schedule;
+pub mod serial;
 pub mod session;
 pub mod signals;
 pub mod steps;

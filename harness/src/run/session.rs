@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
@@ -15,6 +17,7 @@ use super::command::{PATH_FOLDER, Workshop};
 use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
+use super::serial::SerialClient;
 use super::verdict::{FailedUpdate, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
@@ -73,6 +76,10 @@ pub struct Session<'a> {
     pub injection: Option<Inject>,
     /// A blackout that is being measured.
     pub measuring: Option<Measurement>,
+    /// The serial port's client.
+    pub serial: Option<SerialClient>,
+    /// The number of the next line that a client of the serial port sends.
+    pub serial_next: Arc<AtomicU32>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
     /// The errors of updates that did not succeed.
@@ -233,6 +240,8 @@ impl<'a> Session<'a> {
             tried: 0,
             injection: None,
             measuring: None,
+            serial: None,
+            serial_next: Arc::default(),
             blackouts: Vec::new(),
             failed_updates: Vec::new(),
             refusals: Vec::new(),
@@ -277,6 +286,7 @@ impl<'a> Session<'a> {
     /// After a step: looks at the VMM and runs every check.
     pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
         self.check_process()?;
+        self.check_serial()?;
         self.settle_events(action, ran_before);
         let before = self.seen.take();
         let after = match self.observe() {

@@ -1,17 +1,20 @@
 //! Carrying out one step.
 
+use std::path::Path;
 use std::time::Duration;
 
 use cpr_qmp::run_state::RunState;
 
 use super::failure::StepError;
+use super::serial::SerialClient;
 use super::session::Session;
-use crate::check::Action;
+use crate::check::{Action, Finding};
+use crate::observe::fds::FdTable;
 use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
-use crate::scenario::{RunWish, Step, Wait};
+use crate::scenario::{Migrate, RunWish, SerialWish, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +59,20 @@ impl Session<'_> {
             Step::Faults(_) | Step::Repeat(_) => {
                 let why = "this step is taken apart when a scenario is read".to_owned();
                 return Err(StepError::Process(why));
+            }
+            Step::EachMarker(last) => {
+                for n in 1..=*last {
+                    self.wait(Wait::Marker(n))?;
+                    let action = self.update(&Migrate::default())?;
+                    self.check(&action, ran)?;
+                    let page = self.page()?;
+                    page.go(n).map_err(|source| self.mailbox_error(source))?;
+                }
+                Action::Nothing
+            }
+            Step::Serial(wish) => {
+                self.serial(*wish)?;
+                Action::Nothing
             }
             Step::Migrate(migrate) => {
                 for _ in 1..migrate.repeat {
@@ -170,9 +187,55 @@ impl Session<'_> {
                 let wanted = start.sweeps + n;
                 self.await_guest(&format!("sweep {wanted}"), limit, |view| view.sweeps >= wanted)
             }
+            Wait::SerialLines(n) => {
+                let lines = |session: &Self| session.serial.as_ref().map_or(0, SerialClient::lines);
+                let wanted = lines(self) + n;
+                poll::until(Deadline::after(limit), || {
+                    (lines(self) >= wanted || self.check_serial().is_err()).then_some(())
+                })
+                .ok_or_else(|| StepError::Guest {
+                    what: format!("{n} lines on the serial port"),
+                    limit,
+                    seen: format!("{} lines", lines(self)),
+                })
+            }
             Wait::Marker(n) => {
                 self.await_guest(&format!("marker {n}"), limit, |view| view.marker >= n)
             }
+        }
+    }
+
+    /// A client comes or goes. The VMM's descriptors change with it, so the next step is compared
+    /// with what there is then.
+    fn serial(&mut self, wish: SerialWish) -> Result<(), StepError> {
+        let pid = self.vm.pid();
+        let count = || FdTable::read(pid).map_or(0, |table| table.iter().count());
+        let before = count();
+        match wish {
+            SerialWish::Connect => {
+                let path = Path::new(&self.files.serial_socket);
+                let client = SerialClient::connect(path, self.serial_next.clone());
+                let client = client.map_err(|e| {
+                    StepError::Process(format!("cannot connect to {}: {e}", path.display()))
+                })?;
+                self.serial = Some(client);
+            }
+            SerialWish::Leave => drop(self.serial.take()),
+        }
+        let wanted = if wish == SerialWish::Connect { before + 1 } else { before - 1 };
+        poll::until(Deadline::after(self.options.patience.guest), || {
+            (count() == wanted).then_some(())
+        })
+        .ok_or_else(|| StepError::Process("the VMM took no notice of the client".into()))?;
+        self.seen = Some(self.observe()?);
+        Ok(())
+    }
+
+    /// What the serial port's client has to complain about.
+    pub(super) fn check_serial(&self) -> Result<(), StepError> {
+        match self.serial.as_ref().and_then(SerialClient::wrong) {
+            Some(why) => Err(StepError::Checks(vec![Finding::new("serial", why)])),
+            None => Ok(()),
         }
     }
 

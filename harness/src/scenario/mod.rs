@@ -17,5 +17,5 @@ pub use kill_in_update::KillInUpdate;
 pub use limit::{Amount, Limit};
 pub use model::{
     BinaryChange, Case, Channel, CommandKind, Errno, Expect, Failure, Migrate, Pages, RaceCommand,
-    Repeat, RunWish, Seccomp, Step, Vm, Wait,
+    Repeat, RunWish, Seccomp, SerialKind, SerialWish, Step, Vm, Wait,
 };

@@ -47,6 +47,9 @@ pub struct Vm {
     /// Page size of RAM.
     #[serde(default)]
     pub pages: Pages,
+    /// What its serial port is connected to.
+    #[serde(default, skip_serializing_if = "SerialKind::is_default")]
+    pub serial: SerialKind,
     /// The guest does not start before `cont`.
     #[serde(default)]
     pub paused: bool,
@@ -72,6 +75,7 @@ impl Default for Vm {
             memory: Size::default(),
             share: yes(),
             pages: Pages::default(),
+            serial: SerialKind::default(),
             paused: false,
             cmdline: String::new(),
             seccomp: None,
@@ -99,6 +103,23 @@ fn one() -> u32 {
 
 fn yes() -> bool {
     true
+}
+
+/// What the guest's serial port is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SerialKind {
+    /// A file.
+    #[default]
+    File,
+    /// A socket.
+    Unix,
+}
+
+impl SerialKind {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Page size of the guest's RAM on the host.
@@ -149,6 +170,10 @@ pub enum Step {
     Wait(Wait),
     /// Let the guest go on from this marker.
     Go(u32),
+    /// At each of the guest's markers up to this one: wait for it, update, let the guest go on.
+    EachMarker(u32),
+    /// A client comes to the serial port's socket, or leaves it.
+    Serial(SerialWish),
     /// Update the VMM.
     Migrate(Migrate),
     /// Let the next update meet a fault.
@@ -199,6 +224,16 @@ pub enum RunWish {
     Stopped,
 }
 
+/// What a client of the serial port does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SerialWish {
+    /// It connects; from then on it sends numbered lines and checks those it gets.
+    Connect,
+    /// It closes its connection.
+    Leave,
+}
+
 /// What to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -209,6 +244,8 @@ pub enum Wait {
     Sweeps(u64),
     /// The guest reaches this marker.
     Marker(u32),
+    /// The serial port's client gets this many more lines.
+    SerialLines(u64),
 }
 
 /// An update.

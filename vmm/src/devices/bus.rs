@@ -1,18 +1,24 @@
-//! Which device answers on which port. Unclaimed reads are all ones, unclaimed writes are lost, as
+//! Which device answers on which port or MMIO address. Unclaimed reads are all ones, unclaimed writes are lost, as
 //! on a PC.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
+
+const TEST_FIRST: u16 = test_port::PORT;
+const TEST_LAST: u16 = test_port::PORT + 0x1f;
 
 /// Every device behind a port.
 #[derive(Debug)]
 pub struct PortBus {
     serial: Mutex<SerialPort>,
     test_port: Mutex<TestPortState>,
+    /// Where the test device's interrupts go.
+    vm: Arc<VmFd>,
 }
 
 /// The saved state of every device behind a port.
@@ -26,8 +32,8 @@ pub struct DevicesState {
 
 impl PortBus {
     /// Devices as after power-on, or as they were saved.
-    pub fn new(serial: SerialPort, test_port: TestPortState) -> Self {
-        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port) }
+    pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
+        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm }
     }
 
     /// The serial port, for the side of the host.
@@ -58,9 +64,7 @@ impl PortBus {
                 *byte = self.serial().read((port - serial::BASE) as u8);
             }
             (i8042::COMMAND, [byte]) => *byte = i8042::read(),
-            (test_port::PORT, data) if data.len() == 4 => {
-                data.copy_from_slice(&self.test_port().read().to_le_bytes());
-            }
+            (TEST_FIRST..=TEST_LAST, data) => self.test_port().read(port, data),
             _ => {}
         }
     }
@@ -75,11 +79,39 @@ impl PortBus {
             }
             (i8042::COMMAND, &[byte]) => i8042::write(byte),
             (debug_exit::BASE..=DEBUG_EXIT_LAST, &[value, ..]) => Some(debug_exit::write(value)),
-            (test_port::PORT, &[a, b, c, d]) => {
-                self.test_port().write(u32::from_le_bytes([a, b, c, d]));
+            (test_port::LINES, &[line, order, ..]) => {
+                self.order_line(line, order);
+                None
+            }
+            (TEST_FIRST..=TEST_LAST, data) => {
+                self.test_port().write(port, data);
                 None
             }
             _ => None,
+        }
+    }
+
+    /// The guest has the test device move an interrupt line.
+    fn order_line(&self, line: u8, order: u8) {
+        for level in test_port::levels(order) {
+            if let Err(error) = self.vm.set_irq_line(line.into(), *level) {
+                tracing::warn!(line, %error, "test_line_failed");
+            }
+        }
+    }
+
+    /// The guest reads up to 8 bytes from an address that is no RAM.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let test_port::PAGE..test_port::PAGE_END = address {
+            self.test_port().page.read(address - test_port::PAGE, data);
+        }
+    }
+
+    /// The guest writes up to 8 bytes to an address that is no RAM.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let test_port::PAGE..test_port::PAGE_END = address {
+            self.test_port().page.write(address - test_port::PAGE, data);
         }
     }
 }

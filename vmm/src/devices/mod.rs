@@ -3,6 +3,7 @@
 mod bus;
 mod debug_exit;
 mod i8042;
+mod sequence;
 pub mod serial;
 mod test_port;
 

@@ -141,7 +141,7 @@ impl Parts<'_> {
         let host = self.host.take().expect("taken once");
         let serial =
             SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
-        self.bus = Some(Arc::new(PortBus::new(serial, state.test_port)));
+        self.bus = Some(Arc::new(PortBus::new(serial, state.test_port, self.vm.clone())));
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use crate::vcpu::{Answer, VcpuState};
 
 const MACHINE: (&str, u32) = ("machine", 1);
 const PLATFORM: (&str, u32) = ("platform", 1);
-const DEVICES: (&str, u32) = ("devices", 1);
+const DEVICES: (&str, u32) = ("devices", 2);
 const VCPU: (&str, u32) = ("vcpu", 1);
 
 /// The sections that this binary writes and loads.

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
 use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 
 thread_local! {
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
@@ -68,6 +69,33 @@ impl Drop for Kickable {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.with(|slot| slot.set(ptr::null()));
     }
+}
+
+/// The kick signal, to block it.
+pub fn signal_set() -> SigSet {
+    // SAFETY: all-zero is a valid `sigset_t`, and the two calls write only to it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal_number());
+        SigSet::from_sigset_t_unchecked(set)
+    }
+}
+
+/// Sends the kick signal to the thread that calls.
+pub fn kick_self() -> Result<(), Errno> {
+    // SAFETY: the thread that calls exists.
+    match unsafe { libc::pthread_kill(libc::pthread_self(), signal_number()) } {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw(errno)),
+    }
+}
+
+/// Takes one of the signals that are pending and blocked, if there is one.
+pub fn take_pending(set: &SigSet) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both structures live for the call; none is asked for what the signal tells.
+    unsafe { libc::sigtimedwait(set.as_ref(), ptr::null_mut(), &at_once) > 0 }
 }
 
 /// Sends the kick signal; a thread that has ended already is fine.

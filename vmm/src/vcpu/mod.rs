@@ -6,6 +6,7 @@ mod exit;
 mod handle;
 mod kick;
 mod msrs;
+mod one_shot;
 pub mod order;
 mod state;
 mod thread;

@@ -9,6 +9,8 @@ const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// The MSR that carries the LAPIC's base is part of the sregs, and KVM checks it there.
 const MSR_IA32_APICBASE: u32 = 0x1b;
+/// To set one of these makes KVM write the real time into the guest's RAM: an order, and no state.
+const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 const MSR_IA32_MCG_CAP: u32 = 0x179;
 const MSR_IA32_MCG_STATUS: u32 = 0x17a;
 const MSR_IA32_MCG_CTL: u32 = 0x17b;
@@ -37,7 +39,7 @@ pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec
     let mcg_cap = probe(&entries(&[MSR_IA32_MCG_CAP]), read)?.first().map_or(0, |cap| cap.data);
     let mut indices = listed.as_slice().to_vec();
     indices.extend(unlisted_msrs(mcg_cap).filter(|msr| !listed.as_slice().contains(msr)));
-    indices.retain(|&msr| msr != MSR_IA32_APICBASE && !(tsc_offset && msr == MSR_IA32_TSC));
+    indices.retain(|msr| is_state(*msr) && !(tsc_offset && *msr == MSR_IA32_TSC));
     indices.sort_by_key(|&msr| match msr {
         MSR_IA32_TSC => 0,
         MSR_IA32_TSC_DEADLINE => 2,
@@ -46,6 +48,10 @@ pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec
     let readable = probe(&entries(&indices), read)?;
     let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
     Ok(settable.iter().map(|entry| entry.index).collect())
+}
+
+fn is_state(msr: u32) -> bool {
+    msr != MSR_IA32_APICBASE && !MSR_KVM_WALL_CLOCK.contains(&msr)
 }
 
 /// MSRs that `KVM_GET_MSR_INDEX_LIST` does not name: machine checks, and MTRRs before Linux 6.3.
@@ -103,6 +109,12 @@ mod tests {
         let kept: Vec<u32> = kept.unwrap().iter().map(|msr| msr.index).collect();
         assert_eq!(kept, all.into_iter().filter(|msr| !refused.contains(msr)).collect::<Vec<_>>());
         assert!(calls.get() <= refused.len() + 3, "{} calls", calls.get());
+    }
+
+    #[test]
+    fn what_writes_to_ram_is_no_state() {
+        assert!(!is_state(0x11) && !is_state(0x4b56_4d00));
+        assert!(is_state(0x4b56_4d01) && is_state(MSR_IA32_TSC_DEADLINE));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::msrs;
+use super::one_shot;
 use super::order::{self, Item};
 
 const SREGS2_PDPTRS_VALID: u64 = 1;
@@ -428,6 +429,16 @@ impl VcpuState {
             events: kvm_vcpu_events::default(),
             cpuid: Vec::new(),
         }
+    }
+
+    /// The LAPIC's timer is in one-shot mode and has run down.
+    pub(super) fn one_shot_has_run_down(&self) -> bool {
+        one_shot::has_run_down(&self.lapic)
+    }
+
+    /// Saves it as stopped.
+    pub(super) fn stop_one_shot(&mut self) {
+        one_shot::stop(&mut self.lapic);
     }
 
     /// The MSRs that this state has.

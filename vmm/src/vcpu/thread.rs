@@ -10,7 +10,8 @@ use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::port_access;
 use super::handle::{Request, VcpuStart};
 use super::kick::Kickable;
-use super::state::{Access, StateError};
+use super::one_shot;
+use super::state::{Access, StateError, VcpuState};
 
 /// A vCPU, on its thread.
 pub(super) struct Vcpu {
@@ -111,10 +112,27 @@ impl Vcpu {
                 Next::Stand
             }
             Request::Save(answer) => {
-                let _ = answer.send(self.access().save());
+                let _ = answer.send(self.save(kickable));
                 if running { Next::Run } else { Next::Stand }
             }
         }
+    }
+
+    /// Reads everything. It executes nothing, but an interrupt that is due may arrive.
+    fn save(&mut self, kickable: &Kickable) -> Result<VcpuState, StateError> {
+        let state = self.access().save()?;
+        if !state.one_shot_has_run_down() {
+            return Ok(state);
+        }
+        let vcpu = self.start.index;
+        one_shot::settle(&mut self.start.fd, kickable).map_err(|source| StateError::Ioctl {
+            vcpu,
+            call: "KVM_RUN",
+            source,
+        })?;
+        let mut state = self.access().save()?;
+        state.stop_one_shot();
+        Ok(state)
     }
 
     /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).
@@ -141,11 +159,14 @@ impl Vcpu {
         let result = self.start.fd.run();
         let outcome = match result {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Outcome::Port,
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.start.bus.mmio_read(address, data);
                 Outcome::Mmio
             }
-            Ok(VcpuExit::MmioWrite(..)) => Outcome::Mmio,
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.start.bus.mmio_write(address, data);
+                Outcome::Mmio
+            }
             Ok(VcpuExit::Shutdown) => Outcome::Event(GuestEventKind::TripleFault { rip: 0 }),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Outcome::Nothing,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
@@ -270,7 +291,7 @@ mod tests {
         let wake = Arc::new(EventFd::new().unwrap());
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         let serial = SerialPort::new(vm.clone(), wake.clone(), null, &Default::default()).unwrap();
-        let bus = Arc::new(PortBus::new(serial, Default::default()));
+        let bus = Arc::new(PortBus::new(serial, Default::default(), vm.clone()));
         let (queue, _events) = channel();
         let events = EventSink::new(queue, wake);
         install_kick_handler().unwrap();

@@ -21,12 +21,11 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A new place with the guests in it.
+    /// A new place with guests in it.
     pub fn new() -> Self {
         let scene = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        for guest in guest_images::GUESTS {
-            scene.write(guest.name, guest.elf);
-        }
+        let heartbeat = guest_images::guest("heartbeat").expect("it is embedded");
+        scene.write(heartbeat.name, heartbeat.elf);
         scene.write("alphabet", images::alphabet());
         scene.write("echo", images::echo());
         scene.write("without-note", images::without_note());

@@ -1,0 +1,255 @@
+//! Arms timers and counts what comes of them: each shot once, none early, none lost.
+//!
+//! `test=` says which: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
+//! pit-periodic (on vCPU 0). Every other shot is waited for in `hlt`. Marker n of vCPU 0 comes with
+//! a timer armed that fires while the guest waits (n = 1, 4, …), one that fires long after (2, 5,
+//! …), and one that has fired while interrupts were off (3, 6, …). The largest lateness is shown in
+//! the mailbox.
+
+#![no_std]
+#![no_main]
+
+#[path = "../runtime/mod.rs"]
+mod runtime;
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use runtime::arch::{outb, pause, rdtsc};
+use runtime::damage::{self, unavailable};
+use runtime::interrupts::{self, Eoi};
+use runtime::ioapic::{self, Trigger};
+use runtime::lapic::{self, TimerMode};
+use runtime::{Cpu, cpl0};
+
+const VECTOR: u8 = 0x40;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Ticks of the LAPIC's timer in a microsecond: KVM's counts nanoseconds.
+const TICKS_PER_US: u64 = 1000;
+/// Its ticks in 1024 of the PIT's.
+const TICKS_PER_1024_PIT: u64 = 858_208;
+/// Shots from one marker to the next.
+const SHOTS_PER_MARKER: u64 = 8;
+/// TSC ticks after which a timer that is due counts as lost: some five seconds.
+const PATIENCE: u64 = 15 << 30;
+/// The most that one look may count as, so that a guest that is stopped loses no patience.
+const ONE_LOOK: u64 = 1 << 24;
+
+/// TSC ticks in 1024 of the LAPIC timer's.
+static TSC_PER_1024: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    OneShot,
+    Periodic,
+    Deadline,
+    Pit,
+    PitPeriodic,
+}
+
+fn kind(cpu: &Cpu) -> Kind {
+    match cpu.options().test.as_str() {
+        "" | "oneshot" => Kind::OneShot,
+        "periodic" => Kind::Periodic,
+        "deadline" => Kind::Deadline,
+        "pit" => Kind::Pit,
+        "pit-periodic" => Kind::PitPeriodic,
+        other => panic!("test={other} is none of this guest's"),
+    }
+}
+
+fn prepare(cpu: &mut Cpu) {
+    if kind(cpu) == Kind::Deadline && cpl0::cpuid(1, 0)[2] >> 24 & 1 == 0 {
+        unavailable(format_args!("TSC-deadline mode of the LAPIC's timer"));
+    }
+    if cpu.index() == 0 {
+        TSC_PER_1024.store(lapic::tsc_per_1024_ticks(), Relaxed);
+    }
+    interrupts::expect(VECTOR, Eoi::Lapic);
+}
+
+fn run(cpu: &mut Cpu) -> ! {
+    let kind = kind(cpu);
+    match kind {
+        Kind::OneShot => lapic::set_timer(VECTOR, TimerMode::OneShot),
+        Kind::Periodic => lapic::set_timer(VECTOR, TimerMode::Periodic),
+        Kind::Deadline => lapic::set_timer(VECTOR, TimerMode::Deadline),
+        Kind::Pit | Kind::PitPeriodic if cpu.index() > 0 => loop {
+            cpu.tick();
+        },
+        Kind::Pit | Kind::PitPeriodic => ioapic::route(0, VECTOR, Trigger::Edge, 0),
+    }
+    match kind {
+        Kind::OneShot | Kind::Deadline | Kind::Pit => shots(cpu, kind),
+        Kind::Periodic | Kind::PitPeriodic => periods(cpu, kind),
+    }
+}
+
+/// TSC ticks in so many of the LAPIC timer's.
+fn tsc_ticks(ticks: u64) -> u64 {
+    ticks * TSC_PER_1024.load(Relaxed) / 1024
+}
+
+/// KVM does not tell how far the PIT's counter is, so a restored one starts anew: a shot that was
+/// there comes again.
+fn may_come_again(kind: Kind) -> bool {
+    kind == Kind::Pit
+}
+
+/// Arms the timer, and says when it is due.
+fn arm(kind: Kind, us: u64) -> u64 {
+    let now = rdtsc();
+    let ticks = us * TICKS_PER_US;
+    match kind {
+        Kind::OneShot | Kind::Periodic => lapic::start_timer(ticks as u32),
+        Kind::Deadline => {
+            let armed = cpl0::wrmsr(IA32_TSC_DEADLINE, now + tsc_ticks(ticks));
+            assert!(armed.is_ok(), "IA32_TSC_DEADLINE cannot be written");
+        }
+        Kind::Pit | Kind::PitPeriodic => {
+            let count = ticks * 1024 / TICKS_PER_1024_PIT;
+            let [low, high, ..] = count.to_le_bytes();
+            // Channel 0, low byte first: mode 0 or 2.
+            outb(0x43, if kind == Kind::Pit { 0x30 } else { 0x34 });
+            outb(0x40, low);
+            outb(0x40, high);
+        }
+    }
+    now + tsc_ticks(ticks)
+}
+
+fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
+    let markers = if cpu.index() == 0 { u64::from(cpu.options().markers) } else { 0 };
+    let mut shot = 0_u64;
+    loop {
+        shot += 1;
+        let before = interrupts::count(VECTOR);
+        let marker =
+            if shot.is_multiple_of(SHOTS_PER_MARKER) { shot / SHOTS_PER_MARKER } else { 0 };
+        let is_idle = shot % 2 == 1 || marker % 2 == 1;
+        let us = match marker % 3 {
+            _ if marker == 0 => 200 + shot % 5 * 300,
+            1 => 4_000,
+            2 => 50_000,
+            _ => 1_000,
+        };
+        let began = rdtsc();
+        let due = arm(kind, us);
+        let before = if may_come_again(kind) { interrupts::count(VECTOR) } else { before };
+        if (1..=markers).contains(&marker) {
+            if marker % 3 == 0 {
+                // It fires with interrupts off.
+                while rdtsc() < due + tsc_ticks(1000 * TICKS_PER_US) {
+                    cpu.tick();
+                }
+                cpu.marker(marker as u32);
+            } else {
+                if !is_idle {
+                    cpl0::interrupts_on();
+                }
+                cpu.marker_with(marker as u32, |cpu| {
+                    if is_idle && interrupts::count(VECTOR) == before {
+                        cpl0::halt();
+                    }
+                    pause();
+                    cpu.tick();
+                });
+                cpl0::interrupts_off();
+            }
+        }
+        let fired = wait(cpu, kind, before + 1, due, is_idle);
+        // The clocks are not the same: a fiftieth is nobody's damage.
+        let least = (due - began) / 50 * 49;
+        if marker == 0 && !may_come_again(kind) && fired - began < least {
+            damage::wrong(least, fired - began, format_args!("TSC ticks to shot {shot}: early"));
+        }
+        cpu.note_lateness(fired.saturating_sub(due));
+        if marker == markers && markers > 0 {
+            cpu.end();
+        }
+    }
+}
+
+/// Waits for interrupt number `shot`, and a while for one too many; says when it was there.
+fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, due: u64, is_idle: bool) -> u64 {
+    if !is_idle {
+        cpl0::interrupts_on();
+    }
+    let mut waited = 0;
+    let mut last = rdtsc();
+    while interrupts::count(VECTOR) < shot {
+        if is_idle {
+            cpl0::halt();
+        }
+        cpu.tick();
+        let now = rdtsc();
+        if now > due {
+            waited += (now - last).min(ONE_LOOK);
+        }
+        last = now;
+        if waited > PATIENCE {
+            let count = interrupts::count(VECTOR);
+            damage::wrong(shot, count, format_args!("interrupts of a one-shot timer: lost"));
+        }
+    }
+    let fired = rdtsc();
+    cpl0::interrupts_on();
+    while rdtsc() - fired < tsc_ticks(100 * TICKS_PER_US) {
+        cpu.tick();
+    }
+    cpl0::interrupts_off();
+    if !may_come_again(kind) {
+        let count = interrupts::count(VECTOR);
+        damage::verify(shot, count, format_args!("interrupts of a one-shot timer"));
+    }
+    fired
+}
+
+/// Interrupts of a periodic timer: they may be merged and be late, never stop, never be too many.
+fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
+    const PERIOD_US: u64 = 2_000;
+    let markers = if cpu.index() == 0 { u64::from(cpu.options().markers) } else { 0 };
+    let period = tsc_ticks(PERIOD_US * TICKS_PER_US);
+    let began = rdtsc();
+    let _ = arm(kind, PERIOD_US);
+    let (mut seen, mut last, mut waited, mut looked) = (0, began, 0, began);
+    let mut marker = 1;
+    loop {
+        if marker <= markers && seen >= marker * SHOTS_PER_MARKER {
+            cpl0::interrupts_on();
+            cpu.marker(marker as u32);
+            cpl0::interrupts_off();
+            marker += 1;
+            if marker > markers {
+                cpu.end();
+            }
+        }
+        if seen % 2 == 1 {
+            cpl0::halt();
+        } else {
+            cpl0::interrupts_on();
+            pause();
+            cpl0::interrupts_off();
+        }
+        cpu.tick();
+        let now = rdtsc();
+        let count = interrupts::count(VECTOR);
+        waited += (now - looked).min(ONE_LOOK);
+        looked = now;
+        if count > seen {
+            cpu.note_lateness((now - last).saturating_sub(period));
+            (seen, last, waited) = (count, now, 0);
+        }
+        // One more for the clocks' not being the same, and a fiftieth.
+        let most = (now - began) / period;
+        if count > most + most / 50 + 2 {
+            damage::wrong(most, count, format_args!("interrupts of a periodic timer: too many"));
+        }
+        if waited > PATIENCE {
+            damage::wrong(
+                seen + 1,
+                count,
+                format_args!("interrupts of a periodic timer: it stopped"),
+            );
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What only CPL0 can do, called from CPL3 through the shim's gate.
+//!
+//! Each function is a few plain instructions at the depth of its `ret`, so that an exception in it
+//! can go on at one common place.
+
+use core::arch::{asm, global_asm};
+
+use super::shim::{self, GATE_CALL};
+
+global_asm!(
+    "    .section .text.cpl0, \"ax\", @progbits",
+    "    .code64",
+    // What a function that met an exception goes on with.
+    "cpl0_faulted:",
+    "    ret",
+    // At entry the return address is followed by RIP, CS and RFLAGS of the caller.
+    "cpl0_interrupts_on:",
+    "    orl $0x200, 24(%rsp)",
+    "    ret",
+    "cpl0_interrupts_off:",
+    "    andl $~0x200, 24(%rsp)",
+    "    ret",
+    "cpl0_halt:",
+    "    sti",
+    "    hlt",
+    "    cli",
+    "    ret",
+    // The instruction in the shadow is one that leaves the guest.
+    "cpl0_sti_shadow:",
+    "    movl $0x80, %edx",
+    "    sti",
+    "    outb %al, %dx",
+    "    cli",
+    "    ret",
+    "cpl0_mov_ss_shadow:",
+    "    movl $0x80, %edx",
+    "    xorl %ecx, %ecx",
+    "    sti",
+    "    movl %ecx, %ss",
+    "    outb %al, %dx",
+    "    cli",
+    "    ret",
+    "cpl0_cpuid:",
+    "    movl %esi, %eax",
+    "    movl %edx, %ecx",
+    "    movq %rbx, %r9",
+    "    cpuid",
+    "    movl %eax, (%r8)",
+    "    movl %ebx, 4(%r8)",
+    "    movl %ecx, 8(%r8)",
+    "    movl %edx, 12(%r8)",
+    "    movq %r9, %rbx",
+    "    ret",
+    "cpl0_rdmsr:",
+    "    movl %esi, %ecx",
+    "    rdmsr",
+    "    jmp cpl0_join",
+    "cpl0_wrmsr:",
+    "    movl %esi, %ecx",
+    "    movl %edx, %eax",
+    "    shrq $32, %rdx",
+    "    wrmsr",
+    "    ret",
+    "cpl0_xgetbv:",
+    "    movl %esi, %ecx",
+    "    xgetbv",
+    "cpl0_join:",
+    "    shlq $32, %rdx",
+    "    movl %eax, %eax",
+    "    orq %rdx, %rax",
+    "    ret",
+    "cpl0_xsetbv:",
+    "    movl %esi, %ecx",
+    "    movl %edx, %eax",
+    "    shrq $32, %rdx",
+    "    xsetbv",
+    "    ret",
+    "cpl0_read_cr4:",
+    "    movq %cr4, %rax",
+    "    ret",
+    "cpl0_write_cr4:",
+    "    movq %rsi, %cr4",
+    "    ret",
+    ".irp n, 0, 1, 2, 3, 6, 7",
+    "cpl0_read_dr\\n:",
+    "    movq %dr\\n, %rax",
+    "    ret",
+    "cpl0_write_dr\\n:",
+    "    movq %rsi, %dr\\n",
+    "    ret",
+    ".endr",
+    options(att_syntax)
+);
+
+macro_rules! functions {
+    ($($name:ident)*) => {
+        unsafe extern "C" { $(static $name: u8;)* }
+        $(
+            #[allow(non_snake_case)]
+            mod $name {
+                pub fn address() -> usize {
+                    (&raw const super::$name).addr()
+                }
+            }
+        )*
+    };
+}
+
+functions! {
+    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
+    cpl0_xgetbv cpl0_xsetbv cpl0_read_cr4 cpl0_write_cr4
+    cpl0_read_dr0 cpl0_read_dr1 cpl0_read_dr2 cpl0_read_dr3 cpl0_read_dr6 cpl0_read_dr7
+    cpl0_write_dr0 cpl0_write_dr1 cpl0_write_dr2 cpl0_write_dr3 cpl0_write_dr6 cpl0_write_dr7
+}
+
+/// An exception that an instruction met: its vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(pub u32);
+
+/// Calls a function above with RSI, RDX and R8 set.
+fn call(function: usize, rsi: u64, rdx: u64, r8: u64) -> u64 {
+    let result;
+    // SAFETY: the functions keep to these registers, and write only to what R8 points to.
+    unsafe {
+        asm!("ud2", inlateout("rax") u64::from(GATE_CALL) => result, in("rdi") function,
+             inlateout("rsi") rsi => _, inlateout("rdx") rdx => _, inlateout("r8") r8 => _,
+             lateout("rcx") _, lateout("r9") _);
+    }
+    result
+}
+
+/// The same, where the function may meet an exception.
+fn try_call(function: usize, rsi: u64, rdx: u64) -> Result<u64, Fault> {
+    shim::arm_fixup(cpl0_faulted::address());
+    let result = call(function, rsi, rdx, 0);
+    shim::disarm_fixup().map_or(Ok(result), |vector| Err(Fault(vector)))
+}
+
+/// Lets interrupts come, from now on.
+pub fn interrupts_on() {
+    call(cpl0_interrupts_on::address(), 0, 0, 0);
+}
+
+/// Keeps interrupts off, from now on.
+pub fn interrupts_off() {
+    call(cpl0_interrupts_off::address(), 0, 0, 0);
+}
+
+/// Stands still until there was an interrupt. With interrupts off before, none is missed: what is
+/// pending then comes at once.
+pub fn halt() {
+    call(cpl0_halt::address(), 0, 0, 0);
+}
+
+/// Lets interrupts come after an access to a port that does nothing, in the shadow of `sti`.
+pub fn open_in_sti_shadow() {
+    call(cpl0_sti_shadow::address(), 0, 0, 0);
+}
+
+/// The same in the shadow of `mov ss`.
+pub fn open_in_mov_ss_shadow() {
+    call(cpl0_mov_ss_shadow::address(), 0, 0, 0);
+}
+
+/// EAX, EBX, ECX and EDX of a leaf, as the VM has it (at CPL3 some hosts show their own).
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let mut registers = [0; 4];
+    let at = (&raw mut registers).expose_provenance();
+    call(cpl0_cpuid::address(), leaf.into(), subleaf.into(), at as u64);
+    core::hint::black_box(registers)
+}
+
+/// Reads an MSR.
+pub fn rdmsr(msr: u32) -> Result<u64, Fault> {
+    try_call(cpl0_rdmsr::address(), msr.into(), 0)
+}
+
+/// Writes an MSR.
+pub fn wrmsr(msr: u32, value: u64) -> Result<(), Fault> {
+    try_call(cpl0_wrmsr::address(), msr.into(), value).map(drop)
+}
+
+/// Reads an extended control register.
+pub fn xgetbv(register: u32) -> Result<u64, Fault> {
+    try_call(cpl0_xgetbv::address(), register.into(), 0)
+}
+
+/// Writes an extended control register.
+pub fn xsetbv(register: u32, value: u64) -> Result<(), Fault> {
+    try_call(cpl0_xsetbv::address(), register.into(), value).map(drop)
+}
+
+/// Reads CR4.
+pub fn cr4() -> u64 {
+    call(cpl0_read_cr4::address(), 0, 0, 0)
+}
+
+/// Writes CR4.
+pub fn set_cr4(value: u64) -> Result<(), Fault> {
+    try_call(cpl0_write_cr4::address(), value, 0).map(drop)
+}
+
+/// The debug registers that a guest uses.
+pub const DEBUG_REGISTERS: [u8; 6] = [0, 1, 2, 3, 6, 7];
+
+/// Reads the debug register of that place in [`DEBUG_REGISTERS`].
+pub fn debug_register(place: usize) -> Result<u64, Fault> {
+    let functions = [
+        cpl0_read_dr0::address(),
+        cpl0_read_dr1::address(),
+        cpl0_read_dr2::address(),
+        cpl0_read_dr3::address(),
+        cpl0_read_dr6::address(),
+        cpl0_read_dr7::address(),
+    ];
+    try_call(functions[place], 0, 0)
+}
+
+/// Writes the debug register of that place in [`DEBUG_REGISTERS`].
+pub fn set_debug_register(place: usize, value: u64) -> Result<(), Fault> {
+    let functions = [
+        cpl0_write_dr0::address(),
+        cpl0_write_dr1::address(),
+        cpl0_write_dr2::address(),
+        cpl0_write_dr3::address(),
+        cpl0_write_dr6::address(),
+        cpl0_write_dr7::address(),
+    ];
+    try_call(functions[place], value, 0).map(drop)
+}

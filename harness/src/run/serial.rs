@@ -1,0 +1,151 @@
+//! A client of the serial port's socket: it sends numbered lines, and checks those it gets.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long one read waits, and with it the end of a client.
+const TURN: Duration = Duration::from_millis(5);
+/// Lines got for one line sent: what is sent must not pile up.
+const GOT_FOR_SENT: u64 = 2;
+
+/// One client, on a thread of its own; dropping it closes the connection.
+#[derive(Debug)]
+pub struct SerialClient {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    leave: AtomicBool,
+    got: AtomicU64,
+    wrong: Mutex<Option<String>>,
+}
+
+impl SerialClient {
+    /// Connects. `next` is the number of the next line to send; it outlives the client.
+    pub fn connect(path: &Path, next: Arc<AtomicU32>) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(TURN))?;
+        let shared = Arc::new(Shared::default());
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new().name("serial".into()).spawn(move || {
+            if let Err(why) = converse(stream, &theirs, &next) {
+                *theirs.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+            }
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Whole lines got so far.
+    pub fn lines(&self) -> u64 {
+        self.shared.got.load(Ordering::Acquire)
+    }
+
+    /// What went wrong, if something did.
+    pub fn wrong(&self) -> Option<String> {
+        self.shared.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for SerialClient {
+    fn drop(&mut self) {
+        self.shared.leave.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result<(), String> {
+    let mut lines = Lines::default();
+    let mut sent = 0;
+    let mut buffer = [0; 4096];
+    while !shared.leave.load(Ordering::Acquire) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err("the VMM has hung up".into()),
+            Ok(length) => {
+                for byte in &buffer[..length] {
+                    lines.take(*byte)?;
+                }
+                shared.got.store(lines.whole, Ordering::Release);
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(e) => return Err(format!("cannot read from the serial port: {e}")),
+        }
+        while sent < lines.whole / GOT_FOR_SENT {
+            let line = format!("{:08x}\n", next.load(Ordering::Relaxed));
+            let wrote = stream.write_all(line.as_bytes());
+            wrote.map_err(|e| format!("cannot write to the serial port: {e}"))?;
+            next.fetch_add(1, Ordering::Relaxed);
+            sent += 1;
+        }
+    }
+    Ok(())
+}
+
+/// What comes from the guest, from the middle of some line on.
+#[derive(Default)]
+struct Lines {
+    began: bool,
+    text: Vec<u8>,
+    last: Option<u32>,
+    whole: u64,
+}
+
+impl Lines {
+    fn take(&mut self, byte: u8) -> Result<(), String> {
+        if byte != b'\n' {
+            self.text.push(byte);
+            return Ok(());
+        }
+        let text = std::mem::take(&mut self.text);
+        if !std::mem::replace(&mut self.began, true) {
+            return Ok(());
+        }
+        let shown = String::from_utf8_lossy(&text).into_owned();
+        let number = (text.len() == 8).then(|| u32::from_str_radix(&shown, 16).ok()).flatten();
+        let number = number.ok_or_else(|| format!("the guest's line {shown:?} is none it sent"))?;
+        if let Some(last) = self.last
+            && number != last.wrapping_add(1)
+        {
+            return Err(format!("after the guest's line {last:08x} came {number:08x}"));
+        }
+        self.last = Some(number);
+        self.whole += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(text: &str) -> Result<u64, String> {
+        let mut lines = Lines::default();
+        text.bytes().try_for_each(|byte| lines.take(byte)).map(|()| lines.whole)
+    }
+
+    #[test]
+    fn lines_count_from_the_first_whole_one() {
+        assert_eq!(take("0041\n00000042\n00000043\n000"), Ok(2));
+    }
+
+    #[test]
+    fn what_is_lost_doubled_or_changed_is_told() {
+        for (text, told) in [
+            ("\n00000042\n00000044\n", "after the guest's line 00000042 came 00000044"),
+            ("\n00000042\n00000042\n", "after the guest's line 00000042 came 00000042"),
+            ("\n00000042\n0000043\n", "the guest's line \"0000043\" is none it sent"),
+            ("\n0000x042\n", "the guest's line \"0000x042\" is none it sent"),
+        ] {
+            assert_eq!(take(text).unwrap_err(), told);
+        }
+    }
+}
