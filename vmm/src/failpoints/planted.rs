@@ -83,6 +83,44 @@ bugs! {
     WrongOffset: "wrong-offset",
     /// A vCPU does not answer a request to pause.
     DeafVcpu: "deaf-vcpu",
+    /// MSRs are set before the LAPIC that gates them.
+    MsrsBeforeLapic: "msrs-before-lapic",
+    /// The second half of the MSRs is not set, and nobody counts.
+    PartialMsrs: "partial-msrs",
+    /// The guest's clock does not count the blackout.
+    ClockStandsStill: "clock-stands-still",
+    /// A feature is gone from CPUID.
+    LoseCpuid: "lose-cpuid",
+    /// Only the legacy part of the XSAVE area is kept.
+    TruncateXsave: "truncate-xsave",
+    /// XCR0 is what it is after a reset.
+    ForgetXcr0: "forget-xcr0",
+    /// The debug registers are forgotten.
+    ForgetDebugRegs: "forget-debug-regs",
+    /// A port or MMIO access that is half done is not completed.
+    HalfDoneAccess: "half-done-access",
+    /// What is requested in the LAPIC is forgotten.
+    ForgetIrr: "forget-irr",
+    /// What is in service in the LAPIC is forgotten.
+    ForgetIsr: "forget-isr",
+    /// A pending NMI is forgotten.
+    ForgetNmi: "forget-nmi",
+    /// The interrupt shadow is forgotten.
+    ForgetShadow: "forget-shadow",
+    /// The slave PIC is forgotten.
+    ForgetSlavePic: "forget-slave-pic",
+    /// The IOAPIC is forgotten.
+    ForgetIoapic: "forget-ioapic",
+    /// The PIT is forgotten.
+    ForgetPit: "forget-pit",
+    /// The mp state is forgotten.
+    ForgetMpState: "forget-mp-state",
+    /// The one-shot timer that has fired fires again.
+    OneShotTwice: "one-shot-twice",
+    /// The UART is as after power-on.
+    ForgetUart: "forget-uart",
+    /// Devices are saved before the vCPUs that write to them stand still.
+    DevicesFirst: "devices-first",
     /// `immediate_exit` stays set after a pause.
     KeepImmediateExit: "keep-immediate-exit",
 }

@@ -128,6 +128,9 @@ pub struct Machine {
     /// Events seen while the machine was paused, not dealt with yet.
     pending: Vec<GuestEvent>,
     wake: Arc<EventFd>,
+    /// A planted bug: the devices as they were before the vCPUs stood still.
+    #[cfg(feature = "failpoints")]
+    early_devices: std::cell::RefCell<Option<crate::devices::DevicesState>>,
 }
 
 impl Machine {
@@ -162,6 +165,8 @@ impl Machine {
             inbox,
             pending: Vec::new(),
             wake,
+            #[cfg(feature = "failpoints")]
+            early_devices: Default::default(),
         })
     }
 
@@ -298,6 +303,10 @@ impl Machine {
 
     /// Gets every vCPU out of the guest. On an error all that obeyed run again.
     pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
+        #[cfg(feature = "failpoints")]
+        if planted!(DevicesFirst) {
+            *self.early_devices.borrow_mut() = self.bus().map(|bus| bus.state());
+        }
         let until = Instant::now() + VCPU_DEADLINE;
         let pausing: Vec<_> = self.vcpus().iter().map(VcpuHandle::request_pause).collect();
         for vcpu in pausing {

@@ -70,12 +70,20 @@ impl PlatformState {
 
     pub(super) fn set_irqchip(&self, vm: &VmFd) -> Result<(), MachineError> {
         for chip in [&self.pic_master, &self.pic_slave, &self.ioapic] {
+            if planted!(ForgetSlavePic) && chip.chip_id == KVM_IRQCHIP_PIC_SLAVE
+                || planted!(ForgetIoapic) && chip.chip_id == KVM_IRQCHIP_IOAPIC
+            {
+                continue;
+            }
             vm.set_irqchip(chip).map_err(kvm("KVM_SET_IRQCHIP"))?;
         }
         Ok(())
     }
 
     pub(super) fn set_pit(&self, vm: &VmFd) -> Result<(), MachineError> {
+        if planted!(ForgetPit) {
+            return Ok(());
+        }
         vm.set_pit2(&self.pit).map_err(kvm("KVM_SET_PIT2"))
     }
 
@@ -83,7 +91,9 @@ impl PlatformState {
         // With the real time of the save KVM adds what has passed since, so the guest's clock
         // counts the blackout. The other flags say how the clock was read: setting it uses none of
         // them, and KVM before 5.16 refuses them.
-        let clock = kvm_clock_data { flags: self.clock.flags & KVM_CLOCK_REALTIME, ..self.clock };
+        let flags = self.clock.flags & KVM_CLOCK_REALTIME;
+        let flags = if planted!(ClockStandsStill) { 0 } else { flags };
+        let clock = kvm_clock_data { flags, ..self.clock };
         vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
     }
 }
@@ -115,7 +125,10 @@ impl Machine {
             state.put(VCPU.0, index, VCPU.1, &vcpu.wait(until)?);
         }
         state.put(PLATFORM.0, 0, PLATFORM.1, &PlatformState::save(&part.vm)?);
-        state.put(DEVICES.0, 0, DEVICES.1, &part.bus.state());
+        let devices = part.bus.state();
+        #[cfg(feature = "failpoints")]
+        let devices = self.early_devices.borrow_mut().take().unwrap_or(devices);
+        state.put(DEVICES.0, 0, DEVICES.1, &devices);
         Ok(state)
     }
 

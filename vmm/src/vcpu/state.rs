@@ -44,6 +44,22 @@ struct Sregs2Tail {
     pdptrs: [u64; 4],
 }
 
+impl VcpuState {
+    /// The LAPIC as it is restored: another one only if a bug is planted.
+    fn planted_lapic(&self, lapic: &kvm_lapic_state) -> kvm_lapic_state {
+        const ISR: std::ops::Range<usize> = 0x100..0x180;
+        const IRR: std::ops::Range<usize> = 0x200..0x280;
+        let mut lapic = *lapic;
+        if planted!(ForgetIsr) {
+            lapic.regs[ISR].fill(0);
+        }
+        if planted!(ForgetIrr) {
+            lapic.regs[IRR].fill(0);
+        }
+        lapic
+    }
+}
+
 /// What KVM's answers depend on, asked once.
 #[derive(Clone, Debug)]
 pub struct StateCapabilities {
@@ -227,7 +243,14 @@ impl Access<'_> {
     /// Writes everything back, in the order of [`order::RESTORE`], into a vCPU that has never run.
     pub fn restore(&self, state: &VcpuState) -> Result<(), StateError> {
         fail_point!(VcpuRestore);
-        for item in order::RESTORE {
+        let mut order = order::RESTORE;
+        if planted!(MsrsBeforeLapic) {
+            let at = |wanted| order.iter().position(|item| *item == wanted);
+            if let (Some(lapic), Some(msrs)) = (at(Item::Lapic), at(Item::Msrs)) {
+                order.swap(lapic, msrs);
+            }
+        }
+        for item in order {
             self.restore_item(item, state)?;
         }
         Ok(())
@@ -236,6 +259,9 @@ impl Access<'_> {
     fn restore_item(&self, item: Item, state: &VcpuState) -> Result<(), StateError> {
         let fd = self.fd;
         match item {
+            Item::MpState if planted!(ForgetMpState) => Ok(()),
+            Item::DebugRegs if planted!(ForgetDebugRegs) => Ok(()),
+            Item::Xcrs if planted!(ForgetXcr0) => Ok(()),
             Item::MpState => self.call("KVM_SET_MP_STATE", fd.set_mp_state(state.mp_state)),
             Item::Regs => self.call("KVM_SET_REGS", fd.set_regs(&state.regs)),
             Item::Sregs => self.set_sregs(state),
@@ -245,15 +271,35 @@ impl Access<'_> {
             },
             Item::Xsave => self.set_xsave(&state.xsave),
             Item::DebugRegs => self.call("KVM_SET_DEBUGREGS", fd.set_debug_regs(&state.debug_regs)),
-            Item::Lapic => self.call("KVM_SET_LAPIC", fd.set_lapic(&state.lapic)),
+            Item::Lapic => {
+                self.call("KVM_SET_LAPIC", fd.set_lapic(&state.planted_lapic(&state.lapic)))
+            }
+            Item::Msrs if planted!(PartialMsrs) => {
+                self.set_msrs(&state.msrs[..state.msrs.len() / 2])
+            }
             Item::Msrs => self.set_msrs(&state.msrs),
             Item::TscOffset => match state.tsc_offset {
                 Some(offset) => self.set_tsc_offset(offset),
                 None => Ok(()),
             },
-            Item::Events => self.call("KVM_SET_VCPU_EVENTS", fd.set_vcpu_events(&state.events)),
+            Item::Events => {
+                let mut events = state.events;
+                if planted!(ForgetShadow) {
+                    events.interrupt.shadow = 0;
+                }
+                if planted!(ForgetNmi) {
+                    (events.nmi.pending, events.nmi.injected) = (0, 0);
+                }
+                self.call("KVM_SET_VCPU_EVENTS", fd.set_vcpu_events(&events))
+            }
             Item::Cpuid => {
-                let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| StateError::TooMany {
+                let mut entries = state.cpuid.clone();
+                if planted!(LoseCpuid) {
+                    // RDRAND: nothing is checked against it.
+                    let features = entries.iter_mut().find(|entry| entry.function == 1);
+                    features.into_iter().for_each(|entry| entry.ecx &= !(1 << 30));
+                }
+                let cpuid = CpuId::from_entries(&entries).map_err(|_| StateError::TooMany {
                     vcpu: self.index,
                     what: "CPUID entries",
                     count: state.cpuid.len(),
@@ -345,6 +391,12 @@ impl Access<'_> {
         if bytes.len() != expected {
             let found = bytes.len();
             return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
+        }
+        // The legacy area and the header, which says what else there is.
+        const LEGACY: usize = 512 + 64;
+        let mut bytes = bytes.to_vec();
+        if planted!(TruncateXsave) {
+            bytes[LEGACY..].fill(0);
         }
         let words: Vec<u32> = bytes
             .chunks_exact(4)

@@ -121,7 +121,7 @@ impl Vcpu {
     /// Reads everything. It executes nothing, but an interrupt that is due may arrive.
     fn save(&mut self, kickable: &Kickable) -> Result<VcpuState, StateError> {
         let state = self.access().save()?;
-        if !state.one_shot_has_run_down() {
+        if !state.one_shot_has_run_down() || planted!(OneShotTwice) {
             return Ok(state);
         }
         let vcpu = self.start.index;
@@ -137,6 +137,9 @@ impl Vcpu {
 
     /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).
     fn finish_access(&mut self, kickable: &Kickable) {
+        if planted!(HalfDoneAccess) {
+            return;
+        }
         while self.unfinished {
             kickable.set(true);
             self.run_once(kickable);
