@@ -29,7 +29,7 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         }
         Pages::Reserved => {}
     }
-    let injects = |step: &Step| matches!(step, Step::Inject(_));
+    let injects = |step: &Step| matches!(step, Step::Inject(_) | Step::Interrupt(_));
     if !backend.dialect().fail_points && case.steps.iter().any(injects) {
         let name = backend.name();
         return Some(format!(

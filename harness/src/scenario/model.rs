@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::fault::Inject;
+use super::interrupt::{Interrupt, Interruption};
 use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
+use super::signal::SignalAt;
 use super::size::Size;
 
 /// One run of one scenario, everything decided.
@@ -155,7 +157,13 @@ pub enum Step {
     Inject(Inject),
     /// Let updates meet every fault at this point, each followed by a good one.
     Faults(String),
-    /// Cut off updates by SIGKILL, each time start a VMM in the same place.
+    /// Let an update meet a signal at this point: the VMM ends.
+    Signal(SignalAt),
+    /// Let something come while an update is held at a point.
+    Interrupt(Interrupt),
+    /// Let everything come while updates are held at this point, at last `quit`.
+    Interrupts(String),
+    /// Cut off updates by a signal, each time start a VMM in the same place.
     KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
     Race(Vec<RaceCommand>),
@@ -163,6 +171,18 @@ pub enum Step {
     Limit(Limit),
     /// Change the file that the VMM was started from.
     Binary(BinaryChange),
+}
+
+impl Step {
+    /// Nothing can follow it.
+    pub fn ends(&self) -> bool {
+        match self {
+            Self::Quit | Self::Kill => true,
+            Self::Migrate(migrate) => migrate.expect == Expect::Ended,
+            Self::Interrupt(interrupt) => interrupt.with == Interruption::Quit,
+            _ => false,
+        }
+    }
 }
 
 /// What becomes of the file that the VMM was started from.
@@ -462,6 +482,8 @@ pub enum Expect {
     Undone(String),
     /// It succeeds, is refused or fails; in any case the guest goes on.
     Kept,
+    /// Whatever comes of it, the VMM ends well, as a signal has asked it to.
+    Ended,
 }
 
 /// What the error of a failed update must say.

@@ -4,8 +4,10 @@ use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::fault::every_action;
+use super::interrupt::every_interruption;
 use super::limit::Limit;
 use super::model::{Case, Channel, CommandKind, Expect, Step, Vm};
+use super::signal::ending_by;
 use super::{ScenarioError, matrix};
 
 /// Time for one case unless the scenario says otherwise.
@@ -55,10 +57,12 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
         .collect()
 }
 
-/// `faults` is many steps.
+/// `faults`, `signal` and `interrupts` are many steps.
 fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
+        Step::Signal(signal) => ending_by(signal).into(),
+        Step::Interrupts(point) => every_interruption(&point),
         step => vec![step],
     };
     steps.into_iter().flat_map(expand).collect()
@@ -95,7 +99,7 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
             Step::Boot if index > 0 => {
                 return nonsense(format!("step {number}: the VM is booted already"));
             }
-            Step::Quit | Step::Kill if index < last => {
+            step if step.ends() && index < last => {
                 return nonsense(format!("step {number} ends the VMM; nothing can follow it"));
             }
             Step::Race(commands) if commands.is_empty() => {
