@@ -77,12 +77,30 @@ mod tests {
     #[rstest]
     #[case(Interruption::Stop, false, true, "setup STOP active device RESUME completed STOP", true)]
     #[case(Interruption::Stop, false, true, "setup STOP active device RESUME STOP completed", true)]
-    #[case(Interruption::Stop, false, true, "setup STOP active device STOP RESUME completed", false)]
+    #[case(
+        Interruption::Stop,
+        false,
+        true,
+        "setup STOP active device STOP RESUME completed",
+        false
+    )]
     #[case(Interruption::Stop, false, true, RAN, false)]
     #[case(Interruption::Stop, false, false, STOOD, true)]
     #[case(Interruption::Stop, true, true, "STOP setup active device completed", true)]
-    #[case(Interruption::Cont, true, false, "RESUME setup STOP active device RESUME completed", true)]
-    #[case(Interruption::Reset, false, true, "RESET setup STOP active device RESUME completed", false)]
+    #[case(
+        Interruption::Cont,
+        true,
+        false,
+        "RESUME setup STOP active device RESUME completed",
+        true
+    )]
+    #[case(
+        Interruption::Reset,
+        false,
+        true,
+        "RESET setup STOP active device RESUME completed",
+        false
+    )]
     #[case(Interruption::MigrateCancel, false, true, RAN, true)]
     #[case(Interruption::MigrateCancel, true, true, RAN, false)]
     #[case(Interruption::MigrateCancel, true, true, "", true)]

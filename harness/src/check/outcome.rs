@@ -43,7 +43,10 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             (Ending::Refused(error), true) if error.contains("cancelled") => Ok(()),
             (ending, cancelled) => {
                 let wanted = if cancelled { "be refused as cancelled" } else { "succeed" };
-                Err(format!("the update that {with:?} interrupted should {wanted}; it {}", tell(ending)))
+                Err(format!(
+                    "the update that {with:?} interrupted should {wanted}; it {}",
+                    tell(ending)
+                ))
             }
         },
         _ => Ok(()),

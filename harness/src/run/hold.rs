@@ -41,7 +41,8 @@ impl Hold {
     pub fn in_rehearsal(&self, binary: &str) -> Result<String, EnvironmentError> {
         let path = self.path.with_extension("sh");
         let (fifo, rehearses) = (self.path.display(), "[ -n \"$CPR_REHEARSAL\" ]");
-        let text = format!("#!/bin/sh\n{rehearses} && read -r _ <'{fifo}'\nexec '{binary}' \"$@\"\n");
+        let text =
+            format!("#!/bin/sh\n{rehearses} && read -r _ <'{fifo}'\nexec '{binary}' \"$@\"\n");
         program::write(&path, text.as_bytes()).map_err(EnvironmentError::file("write", &path))?;
         Ok(path.to_string_lossy().into_owned())
     }

@@ -12,6 +12,7 @@ use super::session::Session;
 use super::stranger::Stranger;
 use crate::check::gone::Cause;
 use crate::check::{Action, Ending, Finding, interrupted};
+use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, Qmp, QmpFault, label};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{Inject, Interrupt, Interruption, Migrate};
@@ -39,11 +40,10 @@ impl Session<'_> {
             StepError::Process(format!("a client that interrupts with {with:?}: {error}"))
         };
         let socket = PathBuf::from(&self.files.qmp);
+        let descriptors = self.descriptors();
         // Only another client is answered while one waits for its update.
         let mut other = match early {
-            true => {
-                Some(connect(&self.files, &self.evidence, &mut self.vm, self.options, "-3")?)
-            }
+            true => Some(connect(&self.files, &self.evidence, &mut self.vm, self.options, "-3")?),
             false => None,
         };
         let mut stranger = Visitor::before(with, &socket).map_err(failed)?;
@@ -97,7 +97,18 @@ impl Session<'_> {
             _ => {}
         }
         stranger.after(&self.labels(from)).map_err(failed)?;
+        drop(other);
+        // Or a look at the VMM would find clients that have left; if they stay, a check tells.
+        poll::until(Deadline::after(self.options.patience.settle), || {
+            (self.descriptors() == descriptors).then_some(())
+        });
         Ok(Some(Action::Interrupted { with, early, ending }))
+    }
+
+    /// How many the VMM has open.
+    fn descriptors(&self) -> usize {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.vm.pid()));
+        folder.map_or(0, Iterator::count)
     }
 
     fn labels(&self, from: usize) -> Vec<String> {

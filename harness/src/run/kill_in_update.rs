@@ -89,7 +89,9 @@ impl Session<'_> {
             })?,
             false => killed::check(&self.killed(name)).map_err(failed)?,
         }
-        let last = self.qmp.events_from(from).last().map(|arrived| label(&arrived.event));
+        let events = self.qmp.events_from(from);
+        let mut labels = events.iter().rev().map(|arrived| label(&arrived.event));
+        let last = labels.find(|label| label != "SHUTDOWN");
         let gone = killed_at.elapsed();
         let heard = last.as_deref().unwrap_or("none");
         let text =

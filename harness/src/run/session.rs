@@ -359,9 +359,8 @@ impl<'a> Session<'a> {
     /// The checks that take the place of all others when the VMM was told to end.
     pub fn check_gone(&mut self, ended: ExitStatus, cause: Cause) -> Result<(), StepError> {
         let events = self.take_events();
-        let finding = |name| {
-            move |message: String| StepError::Checks(vec![Finding::new(name, message)])
-        };
+        let finding =
+            |name| move |message: String| StepError::Checks(vec![Finding::new(name, message)]);
         let Files { qmp, pid_file, .. } = &self.files;
         let (socket, pid_file) = (Path::new(qmp), Path::new(pid_file));
         gone::check(&Gone { ended, cause, socket, pid_file, events: &events })

@@ -52,8 +52,7 @@ impl Interruption {
 pub fn every_interruption(point: &str) -> Vec<Step> {
     use Interruption::{Cont, Garbage, Half, Migrate, MigrateCancel, Quit, Reset, Silent, Stop};
     // Twice what leads to a state in which the guest is already.
-    let all =
-        [Stop, Stop, Half, Cont, Cont, Reset, Migrate, MigrateCancel, Garbage, Half, Silent, Quit];
+    let all = [Stop, Stop, Half, Cont, Cont, Reset, Migrate, MigrateCancel, Garbage, Silent, Quit];
     let step = |with| Step::Interrupt(Interrupt { point: point.to_owned(), with });
     all.map(step).into()
 }

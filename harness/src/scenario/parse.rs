@@ -169,7 +169,9 @@ steps = [
   { binary = "deleted" },
   { migrate = { command = "replaces-state", expect = { failed = { text = "state" } } } },
   { race = ["migrate", "reset"] },
-  "quit",
+  { kill-in-update = { signal = "SIGTERM" } },
+  { interrupt = { point = "save", with = "migrate-cancel" } },
+  { signal = { point = "exec", signal = "SIGHUP" } },
 ]
 [matrix]
 cpus = [1, 2]
@@ -235,6 +237,18 @@ pages = ["4k", "thp"]
     #[case::unknown_filter("summary = \"\"\nvm = { seccomp = \"no-exec\" }\nsteps = [\"boot\"]\n")]
     #[case::no_earlier_state(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"replaces-state\", expect = \"kept\" } }]\n"
+    )]
+    #[case::unknown_signal(
+        "summary = \"\"\nsteps = [\"boot\", { kill-in-update = { signal = \"SIGUSR1\" } }]\n"
+    )]
+    #[case::unknown_interruption(
+        "summary = \"\"\nsteps = [\"boot\", { interrupt = { point = \"save\", with = \"cancel\" } }]\n"
+    )]
+    #[case::after_an_interrupting_quit(
+        "summary = \"\"\nsteps = [\"boot\", { interrupts = \"save\" }, \"cont\"]\n"
+    )]
+    #[case::after_a_signal(
+        "summary = \"\"\nsteps = [\"boot\", { signal = { point = \"save\", signal = \"SIGINT\" } }, \"cont\"]\n"
     )]
     fn mistakes_are_told(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();
