@@ -45,16 +45,11 @@ pub struct SignalAt {
     pub signal: EndSignal,
 }
 
-/// Between exec and the new VMM's handlers only an update that was rehearsed can hold signals back.
-const WITHOUT_HANDLERS: [&str; 3] = ["adopt", "owned", "log"];
-
 /// An update of a running guest, or with SIGINT of a stopped one, in which the VMM must end. With
 /// SIGTERM each is rehearsed.
 pub fn ending_by(SignalAt { point, signal }: SignalAt) -> [Step; 3] {
     let guest = if signal == EndSignal::Sigint { RunWish::Stopped } else { RunWish::Running };
-    let rehearsed = point == "rehearsal"
-        || WITHOUT_HANDLERS.contains(&point.as_str())
-        || signal == EndSignal::Sigterm;
+    let rehearsed = point == "rehearsal" || signal == EndSignal::Sigterm;
     let update =
         Migrate { rehearsal: Some(rehearsed), expect: Expect::Ended, ..Migrate::default() };
     let action = format!("signal={}", signal.name());
