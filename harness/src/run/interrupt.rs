@@ -156,7 +156,11 @@ enum Visitor {
 impl Visitor {
     fn before(with: Interruption, socket: &Path) -> std::io::Result<Self> {
         Ok(match with {
-            Interruption::Half => Self::Half(Stranger::connect(socket)?),
+            Interruption::Half => {
+                let mut half = Stranger::connect(socket)?;
+                half.begin()?;
+                Self::Half(half)
+            }
             Interruption::Silent => {
                 let mut silent = Stranger::connect(socket)?;
                 silent.ask_without_reading()?;
@@ -168,7 +172,6 @@ impl Visitor {
 
     fn meanwhile(&mut self, with: Interruption, socket: &Path) -> std::io::Result<()> {
         match self {
-            Self::Half(half) => half.begin(),
             Self::None if with == Interruption::Garbage => {
                 *self = Self::Garbage(Stranger::garbage(socket)?);
                 Ok(())

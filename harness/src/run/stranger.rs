@@ -119,6 +119,9 @@ impl Stranger {
         match self.reader.read_until(b'\n', &mut line) {
             Ok(0) => Err(failed(ErrorKind::UnexpectedEof, "it was disconnected".to_owned())),
             Ok(_) => Ok(String::from_utf8_lossy(&line).into_owned()),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                Err(failed(e.kind(), format!("nothing came for {ANSWER:?}")))
+            }
             Err(e) => Err(failed(e.kind(), e.to_string())),
         }
     }

@@ -35,7 +35,7 @@ pub enum Interruption {
     MigrateCancel,
     /// A new client sends what is no JSON.
     Garbage,
-    /// A client has sent half a command; the rest comes after the update.
+    /// A client has sent half a command before; the rest comes after the update.
     Half,
     /// A client asks and asks, and reads nothing before the update is over.
     Silent,
