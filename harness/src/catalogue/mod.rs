@@ -27,8 +27,8 @@ pub struct BugClass {
     pub in_process: InProcess,
     /// The case that notices it.
     pub case: String,
-    /// The check of the harness that does.
-    pub check: String,
+    /// The check of the harness that does; where it is chance which, each that may.
+    pub checks: Vec<String>,
 }
 
 /// Which process a bug is planted in.
@@ -80,7 +80,8 @@ mod tests {
             class.find(&cases).unwrap();
             let known = check::ALL.iter().map(|check| check.name);
             let known: Vec<_> = known.chain(["pid", "gone", "step", "killed"]).collect();
-            assert!(known.contains(&class.check.as_str()), "{class:?}");
+            assert!(!class.checks.is_empty());
+            assert!(class.checks.iter().all(|c| known.contains(&c.as_str())), "{class:?}");
             bugs.push(class.planted);
         }
         let all = bugs.len();

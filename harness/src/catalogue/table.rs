@@ -21,7 +21,8 @@ Made from `bug-classes.toml` by `cargo run --release -- catalogue --write scenar
 /// The whole file.
 pub fn markdown(classes: &[BugClass]) -> String {
     let mut text = HEADER.to_owned();
-    for BugClass { class, example, planted, case, check, .. } in classes {
+    for BugClass { class, example, planted, case, checks, .. } in classes {
+        let check = checks.join("`, `");
         // Writing to a String cannot fail.
         let _ = writeln!(text, "| {class} | {example} | `{case}` | `{planted}` | `{check}` |");
     }

@@ -2,7 +2,7 @@
 
 use cpr_qmp::message::Event;
 
-use super::{Action, Check, Ending, Scene};
+use super::{Action, Check, Ending, Scene, interrupted};
 use crate::observe::qmp::label;
 use crate::scenario::RaceCommand;
 
@@ -22,6 +22,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         return race(commands, *accepted, &seen);
     }
     let wanted = expected(scene.action, scene.ran_before);
+    if let Action::Interrupted { with, early, .. } = scene.action {
+        return interrupted::check(*with, *early, scene.ran_before, &seen);
+    }
     if fits(&wanted, &seen) || fails_early(scene.action, &seen) {
         return Ok(());
     }
@@ -33,6 +36,9 @@ pub fn complete(action: &Action, ran_before: bool, events: &[Event]) -> bool {
     let seen: Vec<String> = events.iter().map(label).collect();
     match action {
         Action::Race { commands, accepted } => race(commands, *accepted, &seen).is_ok(),
+        Action::Interrupted { with, early, .. } => {
+            interrupted::check(*with, *early, ran_before, &seen).is_ok()
+        }
         _ => fits(&expected(action, ran_before), &seen) || fails_early(action, &seen),
     }
 }
@@ -71,7 +77,7 @@ fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
                 "RESUME",
             ],
         },
-        Action::Race { .. } => &[],
+        Action::Race { .. } | Action::Interrupted { .. } => &[],
     };
     let needless = |pattern: &&Pattern| match action {
         Action::Stop => !ran,

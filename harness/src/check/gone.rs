@@ -1,9 +1,10 @@
-//! A VMM that was told to quit ends well and leaves its socket's path free.
+//! A VMM that was told to end ends well and leaves its paths free.
 
 use std::path::Path;
 use std::process::ExitStatus;
 
 use cpr_qmp::message::Event;
+use serde_json::Value;
 
 use crate::observe::qmp::label;
 
@@ -13,24 +14,76 @@ pub const NAME: &str = "gone";
 /// What the guests write to the debug exit port is 0, of which the port makes this.
 const EXIT_BY_GUEST: i32 = 1;
 
-/// How the VMM `ended` (`by_guest`: by the debug exit port), its `socket`, and the `events` of the
-/// last step.
-pub fn check(
-    ended: ExitStatus,
-    by_guest: bool,
-    socket: &Path,
-    events: &[Event],
-) -> Result<(), String> {
-    let wanted = if by_guest { EXIT_BY_GUEST } else { 0 };
+/// Who told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// `quit`.
+    Quit,
+    /// The guest, by the debug exit port.
+    Guest,
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal,
+}
+
+impl Cause {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quit => "quit",
+            Self::Guest => "the guest's end",
+            Self::Signal => "the signal",
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Quit => "host-qmp-quit",
+            Self::Guest => "guest-shutdown",
+            Self::Signal => "host-signal",
+        }
+    }
+}
+
+/// A VMM that has ended.
+#[derive(Clone, Copy)]
+pub struct Gone<'a> {
+    /// How.
+    pub ended: ExitStatus,
+    /// Why.
+    pub cause: Cause,
+    /// Its QMP socket.
+    pub socket: &'a Path,
+    /// Its PID file.
+    pub pid_file: &'a Path,
+    /// The events of the last step.
+    pub events: &'a [Event],
+}
+
+/// Looks.
+pub fn check(gone: &Gone<'_>) -> Result<(), String> {
+    let Gone { ended, cause, events, .. } = gone;
+    let wanted = if *cause == Cause::Guest { EXIT_BY_GUEST } else { 0 };
     if ended.code() != Some(wanted) {
         return Err(format!("the VMM must end with exit status {wanted}, ended with {ended}"));
     }
-    if socket.exists() {
-        return Err(format!("after quit the socket {} is still there", socket.display()));
+    for (what, path) in [("socket", gone.socket), ("PID file", gone.pid_file)] {
+        if path.exists() {
+            let after = cause.name();
+            return Err(format!("after {after} the {what} {} is still there", path.display()));
+        }
     }
-    let shutdowns = events.iter().filter(|e| label(e) == "SHUTDOWN").count();
-    if shutdowns > 1 || (shutdowns == 0 && !by_guest) {
-        return Err(format!("the VMM must send one SHUTDOWN event, sent {shutdowns}"));
+    let shutdowns: Vec<&Event> = events.iter().filter(|e| label(e) == "SHUTDOWN").collect();
+    let [shutdown] = shutdowns[..] else {
+        // Its end may be seen by nobody.
+        return match (cause, shutdowns.len()) {
+            (Cause::Guest, 0) => Ok(()),
+            (_, sent) => Err(format!("the VMM must send one SHUTDOWN event, sent {sent}")),
+        };
+    };
+    let reason = shutdown.data.as_ref().and_then(|data| data.get("reason")).and_then(Value::as_str);
+    if reason != Some(cause.reason()) {
+        let (wanted, reason) = (cause.reason(), reason.unwrap_or("nothing"));
+        return Err(format!("the reason of SHUTDOWN must be {wanted}, is {reason}"));
     }
     Ok(())
 }

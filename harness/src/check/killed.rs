@@ -1,4 +1,4 @@
-//! A VMM that was killed leaves nothing behind but its files, in which another one can start.
+//! A VMM that was killed, or has ended otherwise, leaves nothing behind but its files, in which another one can start.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,12 +12,14 @@ use crate::observe::process::{self, Stat};
 use crate::run::orphans;
 use crate::run::outside::Outside;
 
-/// Name of this check. It takes the place of all others when the VMM was killed.
+/// Name of this check. It takes the place of those that look at a VMM that lives.
 pub const NAME: &str = "killed";
 
-/// A VMM that was killed and reaped.
+/// A VMM that has ended and was reaped.
 #[derive(Clone, Copy)]
 pub struct Killed<'a> {
+    /// What has ended it, such as "SIGKILL".
+    pub by: &'a str,
     /// Its PID, which was its process group too.
     pub pid: i32,
     /// The folder of its case, which its `PATH` has, and that of everything it has started.
@@ -33,7 +35,7 @@ pub struct Killed<'a> {
 /// Waits until nothing is left; what outlives the limit is told, and ended.
 pub fn check(killed: &Killed<'_>) -> Result<(), String> {
     let deadline = Deadline::after(killed.limit);
-    let Killed { pid, limit, .. } = killed;
+    let Killed { by, pid, limit, .. } = killed;
     // Twice: in the middle of an exec a process has no environment.
     let mut quiet = 0;
     let mut left = Vec::new();
@@ -50,7 +52,7 @@ pub fn check(killed: &Killed<'_>) -> Result<(), String> {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         return Err(format!(
-            "{limit:?} after SIGKILL to process {pid} there are still its processes: {}",
+            "{limit:?} after {by} to process {pid} there are still its processes: {}",
             told.join(", ")
         ));
     }
@@ -58,11 +60,11 @@ pub fn check(killed: &Killed<'_>) -> Result<(), String> {
         poll::until(deadline, || UnixStream::connect(killed.socket).is_err().then_some(()));
     if silent.is_none() {
         let socket = killed.socket.display();
-        return Err(format!("after SIGKILL somebody still listens on {socket}"));
+        return Err(format!("after {by} somebody still listens on {socket}"));
     }
     match killed.outside.new_of(*pid).as_slice() {
         [] => Ok(()),
-        files => Err(format!("after SIGKILL there are files outside the VM's folder: {files:?}")),
+        files => Err(format!("after {by} there are files outside the VM's folder: {files:?}")),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod events;
 pub mod executable;
 pub mod fds;
 pub mod gone;
+pub mod interrupted;
 pub mod killed;
 pub mod kvm;
 pub mod leftovers;

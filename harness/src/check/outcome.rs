@@ -26,7 +26,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Refused(_) => "be refused",
                 Expect::Failed(_) => "fail",
                 Expect::Undone(_) => "be refused or fail",
-                Expect::Kept => "end",
+                Expect::Kept | Expect::Ended => "end",
             };
             Err(format!("the update should {wanted}; it {}", tell(ending)))
         }
@@ -38,6 +38,17 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             Err(format!("of {asked} updates at once {wanted} must be accepted; {accepted} were"))
         }
+        Action::Interrupted { with, early, ending } => match (ending, *early && with.cancels()) {
+            (Ending::Completed, false) => Ok(()),
+            (Ending::Refused(error), true) if error.contains("cancelled") => Ok(()),
+            (ending, cancelled) => {
+                let wanted = if cancelled { "be refused as cancelled" } else { "succeed" };
+                Err(format!(
+                    "the update that {with:?} interrupted should {wanted}; it {}",
+                    tell(ending)
+                ))
+            }
+        },
         _ => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use crate::backend::Dialect;
 use crate::observe::observation::Observation;
 use crate::observe::process::Executable;
 use crate::run::Patience;
-use crate::scenario::{Expect, RaceCommand, Vm};
+use crate::scenario::{Expect, Interruption, RaceCommand, Vm};
 
 /// How an update ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +52,24 @@ pub enum Action {
         /// Updates accepted.
         accepted: usize,
     },
+    /// An update that was held at a point.
+    Interrupted {
+        /// What came meanwhile.
+        with: Interruption,
+        /// It was seen to before the guest stopped, otherwise after the update.
+        early: bool,
+        /// How the update ended.
+        ending: Ending,
+    },
 }
 
 impl Action {
     /// The update that was done, if one was and succeeded.
     pub fn updated(&self) -> bool {
         match self {
-            Self::Update { ending, .. } => *ending == Ending::Completed,
+            Self::Update { ending, .. } | Self::Interrupted { ending, .. } => {
+                *ending == Ending::Completed
+            }
             Self::Race { accepted, .. } => *accepted > 0,
             _ => false,
         }
@@ -69,6 +80,7 @@ impl Action {
         match self {
             Self::Reset => true,
             Self::Race { commands, .. } => commands.iter().any(|c| c.resets()),
+            Self::Interrupted { with, .. } => *with == Interruption::Reset,
             _ => false,
         }
     }

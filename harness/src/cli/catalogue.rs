@@ -51,6 +51,8 @@ struct Seen {
     caught: u32,
     clean: u32,
     alarms: u32,
+    /// Classes that this host cannot show.
+    ignored: u32,
 }
 
 impl Seen {
@@ -62,28 +64,33 @@ impl Seen {
         options: &Options,
         clean: u32,
     ) {
-        self.classes += 1;
         let mut troubles = Vec::new();
         for _ in 0..clean {
-            self.clean += 1;
             match trial::clean(case, options) {
-                Outcome::Passed => {}
+                Outcome::Passed => self.clean += 1,
+                Outcome::NotRun(why) => {
+                    self.ignored += 1;
+                    println!("{:<22} {:<58} ignored: {why}", class.planted, case.name);
+                    return;
+                }
                 trouble => {
+                    self.clean += 1;
                     self.alarms += 1;
                     troubles.push(trouble);
                 }
             }
         }
+        self.classes += 1;
         let planted = trial::planted(class, case, vmm, options);
         let (caught, how) = match &planted {
             Outcome::Passed => (false, "NOT NOTICED".to_owned()),
             Outcome::NotRun(why) => (false, format!("not run: {why}")),
-            Outcome::Failed { checks, .. } if planted.is_caught_by(&class.check) => {
+            Outcome::Failed { checks, .. } if planted.is_caught_by(&class.checks) => {
                 (true, format!("caught by {}", checks.join(", ")))
             }
             Outcome::Failed { checks, message } => {
                 let checks = checks.join(", ");
-                (false, format!("WRONG: {checks}, not {}: {message}", class.check))
+                (false, format!("WRONG: {checks}, not {}: {message}", class.checks.join(", ")))
             }
         };
         self.caught += u32::from(caught);
@@ -100,9 +107,9 @@ impl Seen {
     }
 
     fn summary(&self) -> String {
-        let Self { classes, caught, clean, alarms } = self;
+        let Self { classes, caught, clean, alarms, ignored } = self;
         format!(
-            "{caught} of {classes} planted bugs caught, {alarms} false alarms in {clean} clean runs"
+            "{caught} of {classes} planted bugs caught, {ignored} ignored, {alarms} false alarms in {clean} clean runs"
         )
     }
 

@@ -1,6 +1,5 @@
-//! Cutting off updates by SIGKILL.
+//! Cutting off updates by signals.
 
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,13 @@ use serde_json::json;
 use super::failure::StepError;
 use super::session::Session;
 use super::verdict::Kill;
-use crate::check::killed::{self, Killed};
-use crate::check::{Action, Finding};
+use crate::check::gone::Cause;
+use crate::check::{Action, Finding, killed};
 use crate::observe::qmp::{Command, label};
-use crate::scenario::{KillInUpdate, Migrate};
+use crate::scenario::{EndSignal, KillInUpdate, Migrate};
 
 impl Session<'_> {
-    /// Kills the VMM in an update, looks at what is left, starts one in its place; as often as
+    /// Ends the VMM in an update, looks at what is left, starts one in its place; as often as
     /// wanted. The last one is for the caller to check.
     pub(super) fn kill_in_update(&mut self, wanted: &KillInUpdate) -> Result<Action, StepError> {
         for number in 0..wanted.repeat {
@@ -25,8 +24,9 @@ impl Session<'_> {
                 self.check(&Action::Boot, true)?;
             }
             let moment = wanted.moment(self.case.seed, number);
-            let which = format!("kill {} of {}", number + 1, wanted.repeat);
-            let text = format!("{which}: SIGKILL {moment} us after migrate is sent");
+            let name = wanted.signal.name();
+            let which = format!("{name} {} of {}", number + 1, wanted.repeat);
+            let text = format!("{which}: {moment} us after migrate is sent");
             self.evidence.timeline.say("harness", text);
             let failed = |message| {
                 let message = format!("{which}, {moment} us after migrate: {message}");
@@ -34,7 +34,7 @@ impl Session<'_> {
             };
             let rehearsal = Some(true);
             let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
-            self.kill_at(moment, &migrate, &failed)?;
+            self.kill_at(wanted.signal, moment, &migrate, &failed)?;
             self.evidence.collect();
             self.boot_again().map_err(|error| match error {
                 StepError::Environment(_) => error,
@@ -46,6 +46,7 @@ impl Session<'_> {
 
     fn kill_at(
         &mut self,
+        signal: EndSignal,
         moment: i64,
         migrate: &Migrate,
         failed: &impl Fn(String) -> StepError,
@@ -60,7 +61,7 @@ impl Session<'_> {
         let pid = self.vm.pid();
         let mut strike = || {
             killed_at = Instant::now();
-            kill(Pid::from_raw(pid), Signal::SIGKILL)
+            kill(Pid::from_raw(pid), number(signal))
         };
         // Nothing is waited for here: the moment is what was drawn.
         let struck = if moment < 0 {
@@ -76,25 +77,40 @@ impl Session<'_> {
         };
         struck.map_err(|errno| failed(format!("cannot kill process {pid}: {errno}")))?;
         let limit = self.options.patience.end;
-        if self.vm.await_end(limit).is_none() {
-            return Err(failed(format!("process {pid} has not ended {limit:?} after SIGKILL")));
-        }
+        let name = signal.name();
+        let Some(ended) = self.vm.await_end(limit) else {
+            return Err(failed(format!("process {pid} has not ended {limit:?} after {name}")));
+        };
         self.qmp.await_end(limit).map_err(|e| failed(e.to_string()))?;
-        killed::check(&Killed {
-            pid,
-            work: &self.work,
-            socket: Path::new(&self.files.qmp),
-            outside: &self.outside,
-            limit,
-        })
-        .map_err(failed)?;
-        let last = self.qmp.events_from(from).last().map(|arrived| label(&arrived.event));
+        match signal.asks() {
+            true => self.check_gone(ended, Cause::Signal).map_err(|error| match error {
+                StepError::Checks(findings) => failed(told(&findings)),
+                other => other,
+            })?,
+            false => killed::check(&self.killed(name)).map_err(failed)?,
+        }
+        let events = self.qmp.events_from(from);
+        let mut labels = events.iter().rev().map(|arrived| label(&arrived.event));
+        let last = labels.find(|label| label != "SHUTDOWN");
         let gone = killed_at.elapsed();
         let heard = last.as_deref().unwrap_or("none");
         let text =
-            format!("nothing is left {gone:?} after SIGKILL; last event of the update: {heard}");
+            format!("nothing is left {gone:?} after {name}; last event of the update: {heard}");
         self.evidence.timeline.say("harness", text);
         self.kills.push(Kill { moment_us: moment, last_event: last, gone });
         Ok(())
     }
+}
+
+fn number(signal: EndSignal) -> Signal {
+    match signal {
+        EndSignal::Sigkill => Signal::SIGKILL,
+        EndSignal::Sigterm => Signal::SIGTERM,
+        EndSignal::Sigint => Signal::SIGINT,
+        EndSignal::Sighup => Signal::SIGHUP,
+    }
+}
+
+fn told(findings: &[Finding]) -> String {
+    findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; ")
 }

@@ -32,7 +32,7 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     let pretends =
         |m: &Migrate| matches!(m.command, CommandKind::OlderState | CommandKind::NewerState);
     let injects = |step: &Step| match step {
-        Step::Inject(_) => true,
+        Step::Inject(_) | Step::Interrupt(_) => true,
         Step::Migrate(migrate) => pretends(migrate),
         _ => false,
     };
@@ -42,7 +42,12 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
             "this {name} has no fail points: build it with --features failpoints"
         ));
     }
-    let rehearses = |step: &Step| matches!(step, Step::Migrate(m) if m.rehearsal == Some(true));
+    let rehearses = |step: &Step| match step {
+        Step::Migrate(migrate) => migrate.rehearsal == Some(true),
+        // Only then can signals be held back over exec.
+        Step::KillInUpdate(kill) => kill.signal.asks(),
+        _ => false,
+    };
     if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {
         return Some(format!("{} does not rehearse commands", backend.name()));
     }

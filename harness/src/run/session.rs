@@ -23,8 +23,10 @@ use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary};
 use crate::backend::{Files, Launch};
+use crate::check::gone::{Cause, Gone};
+use crate::check::killed::Killed;
 use crate::check::startup::Startup;
-use crate::check::{self, Action, Finding, Scene, damage, gone, pid, progress};
+use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
@@ -364,11 +366,28 @@ impl<'a> Session<'a> {
         beat.err().map(|message| Finding::new(progress::CHECK.name, message))
     }
 
-    /// The check that takes the place of all others when the VMM was told to quit.
-    pub fn check_gone(&mut self, ended: ExitStatus, by_guest: bool) -> Result<(), StepError> {
+    /// The checks that take the place of all others when the VMM was told to end.
+    pub fn check_gone(&mut self, ended: ExitStatus, cause: Cause) -> Result<(), StepError> {
         let events = self.take_events();
-        gone::check(ended, by_guest, Path::new(&self.files.qmp), &events)
-            .map_err(|message| StepError::Checks(vec![Finding::new(gone::NAME, message)]))
+        let finding =
+            |name| move |message: String| StepError::Checks(vec![Finding::new(name, message)]);
+        let Files { qmp, pid_file, .. } = &self.files;
+        let (socket, pid_file) = (Path::new(qmp), Path::new(pid_file));
+        gone::check(&Gone { ended, cause, socket, pid_file, events: &events })
+            .map_err(finding(gone::NAME))?;
+        killed::check(&self.killed(cause.name())).map_err(finding(killed::NAME))
+    }
+
+    /// The VMM, which has ended after `by`.
+    pub(super) fn killed<'b>(&'b self, by: &'b str) -> Killed<'b> {
+        Killed {
+            by,
+            pid: self.vm.pid(),
+            work: &self.work,
+            socket: Path::new(&self.files.qmp),
+            outside: &self.outside,
+            limit: self.options.patience.end,
+        }
     }
 
     /// Events come when they come; the last ones of a step are awaited for a while.

@@ -14,6 +14,9 @@ use crate::observe::poll::{self, Deadline};
 /// How long a folder in use may take to be removed.
 const REMOVED: Duration = Duration::from_secs(1);
 
+/// What ends this process.
+const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
 /// Process groups of the VMs that are up.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
@@ -60,15 +63,17 @@ pub fn is_registered(pid: i32) -> bool {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
 }
 
+/// In a child: what [`guard`] has blocked comes through. Async-signal-safe.
+pub fn unblock() -> std::io::Result<()> {
+    Ok(SigSet::from_iter(GUARDED).thread_unblock()?)
+}
+
 /// Ends every VM and this process on SIGINT, SIGTERM and SIGHUP.
 ///
-/// To be called before other threads exist: they inherit the blocked signals. The VMMs do not,
-/// because `std::process` unblocks all in a child.
+/// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
+/// see [`unblock`].
 pub fn guard() {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
+    let signals = SigSet::from_iter(GUARDED);
     if signals.thread_block().is_err() {
         return;
     }

@@ -8,13 +8,14 @@ use cpr_qmp::run_state::RunState;
 use super::failure::StepError;
 use super::serial::SerialClient;
 use super::session::Session;
+use crate::check::gone::Cause;
 use crate::check::{Action, Finding};
 use crate::observe::fds::FdTable;
 use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
-use crate::scenario::{Migrate, RunWish, SerialWish, Step, Wait};
+use crate::scenario::{Expect, Migrate, RunWish, SerialWish, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Session<'_> {
                 self.injection = Some(inject.clone());
                 return Ok(After::Up);
             }
-            Step::Faults(_) | Step::Repeat(_) => {
+            Step::Faults(_) | Step::Repeat(_) | Step::Signal(_) | Step::Interrupts(_) => {
                 let why = "this step is taken apart when a scenario is read".to_owned();
                 return Err(StepError::Process(why));
             }
@@ -74,6 +75,10 @@ impl Session<'_> {
                 self.serial(*wish)?;
                 Action::Nothing
             }
+            Step::Migrate(migrate) if migrate.expect == Expect::Ended => {
+                self.update_to_the_end(migrate)?;
+                return Ok(After::Gone);
+            }
             Step::Migrate(migrate) => {
                 for _ in 1..migrate.repeat {
                     let action = self.update(migrate)?;
@@ -82,6 +87,10 @@ impl Session<'_> {
                 self.update(migrate)?
             }
             Step::KillInUpdate(kill) => self.kill_in_update(kill)?,
+            Step::Interrupt(interrupt) => match self.interrupt(interrupt)? {
+                Some(action) => action,
+                None => return Ok(After::Gone),
+            },
             Step::Race(commands) => match self.race(commands)? {
                 Some(action) => action,
                 None => return Ok(After::Gone),
@@ -139,7 +148,7 @@ impl Session<'_> {
             Ok(_) | Err(QmpFault::Closed { .. }) => {}
             Err(e) => return Err(e.into()),
         }
-        self.await_gone(false)
+        self.await_gone(Cause::Quit)
     }
 
     /// Lets the guest go on from the marker it waits at.
@@ -149,17 +158,18 @@ impl Session<'_> {
         marker.and_then(|n| page.go(n)).map_err(|source| self.mailbox_error(source))
     }
 
-    /// Waits for the end of a VMM that was told to quit, or whose guest powers off.
-    pub(super) fn await_gone(&mut self, by_guest: bool) -> Result<(), StepError> {
+    /// Waits for the end of a VMM that was told to end, and looks at what is left.
+    pub(super) fn await_gone(&mut self, cause: Cause) -> Result<(), StepError> {
         let Some(ended) = self.vm.await_end(self.options.patience.end) else {
             return Err(StepError::Process(format!(
-                "process {} still runs {:?} after quit",
+                "process {} still runs {:?} after {}",
                 self.vm.pid(),
-                self.options.patience.end
+                self.options.patience.end,
+                cause.name()
             )));
         };
         self.qmp.await_end(self.options.patience.end)?;
-        self.check_gone(ended, by_guest)
+        self.check_gone(ended, cause)
     }
 
     /// Waits until the guest's body runs on all vCPUs, in its boot number `boots`.

@@ -12,6 +12,7 @@ use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
 use super::fault;
 use super::session::Session;
+use crate::check::gone::Cause;
 use crate::check::{Action, Ending};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::scenario::{Channel, Expect, Inject, Migrate, RaceCommand};
@@ -53,6 +54,15 @@ impl Session<'_> {
         })
     }
 
+    /// Asks for an update in which the VMM ends, and waits for that.
+    pub(super) fn update_to_the_end(&mut self, migrate: &Migrate) -> Result<(), StepError> {
+        let injected = self.injection.take();
+        let (command, channel) = self.prepare(migrate, injected.as_ref())?;
+        self.set_parameters(&command, migrate)?;
+        self.qmp.send(&[Command::new("migrate", json!({ "uri": channel.uri }))])?;
+        self.await_gone(Cause::Signal)
+    }
+
     /// Sends `commands` in one write. None: the VMM has quit, as it should.
     pub(super) fn race(&mut self, commands: &[RaceCommand]) -> Result<Option<Action>, StepError> {
         let (command, channel) = self.prepare(&Migrate::default(), None)?;
@@ -83,7 +93,8 @@ impl Session<'_> {
             }
         }
         if ends {
-            self.await_gone(commands.contains(&RaceCommand::GuestExit))?;
+            let by_guest = commands.contains(&RaceCommand::GuestExit);
+            self.await_gone(if by_guest { Cause::Guest } else { Cause::Quit })?;
             return Ok(None);
         }
         for _ in 0..accepted {
@@ -168,7 +179,7 @@ impl Session<'_> {
     }
 
     /// Waits for the event that ends an update.
-    fn await_ending(&mut self, from: usize) -> Result<Ending, StepError> {
+    pub(super) fn await_ending(&mut self, from: usize) -> Result<Ending, StepError> {
         let status = |event: &Event| {
             let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
             data.get("status").and_then(Value::as_str).map(str::to_owned)

@@ -75,6 +75,8 @@ impl Vm {
             // A group of its own: Ctrl-C is for the harness, and killing the group reaches
             // whatever the VMM leaves behind.
             .process_group(0);
+        // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(signals::unblock) };
         if !start.keep {
             let parent = nix::unistd::getpid();
             // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.

@@ -1,17 +1,21 @@
-//! SIGKILL at random moments of an update.
+//! Signals at random moments of an update.
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::model::CommandKind;
+use super::command_kind::CommandKind;
+use super::signal::EndSignal;
 
-/// How often an update is cut off by SIGKILL, and when.
+/// How often an update is cut off by a signal, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
     /// The command of the update, which is rehearsed first.
     #[serde(default)]
     pub command: CommandKind,
+    /// The signal.
+    #[serde(default)]
+    pub signal: EndSignal,
     /// The earliest moment: milliseconds before `migrate` is sent.
     #[serde(default = "before")]
     pub before_ms: u32,
@@ -53,7 +57,8 @@ mod tests {
     use super::*;
 
     fn kills(before_ms: u32, after_ms: u32) -> KillInUpdate {
-        KillInUpdate { command: CommandKind::Good, before_ms, after_ms, repeat: 200 }
+        let (command, signal) = (CommandKind::Good, EndSignal::Sigkill);
+        KillInUpdate { command, signal, before_ms, after_ms, repeat: 200 }
     }
 
     #[test]

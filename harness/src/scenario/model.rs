@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::command_kind::{CommandKind, Errno};
 use super::fault::Inject;
+use super::interrupt::{Interrupt, Interruption};
 use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
+use super::signal::SignalAt;
 use super::size::Size;
 
 /// One run of one scenario, everything decided.
@@ -182,7 +185,13 @@ pub enum Step {
     Faults(String),
     /// These steps, so often.
     Repeat(Repeat),
-    /// Cut off updates by SIGKILL, each time start a VMM in the same place.
+    /// Let an update meet a signal at this point: the VMM ends.
+    Signal(SignalAt),
+    /// Let something come while an update is held at a point.
+    Interrupt(Interrupt),
+    /// Let everything come while updates are held at this point, at last `quit`.
+    Interrupts(String),
+    /// Cut off updates by a signal, each time start a VMM in the same place.
     KillInUpdate(KillInUpdate),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
     Race(Vec<RaceCommand>),
@@ -200,6 +209,18 @@ pub struct Repeat {
     pub times: u32,
     /// What.
     pub steps: Vec<Step>,
+}
+
+impl Step {
+    /// Nothing can follow it.
+    pub fn ends(&self) -> bool {
+        match self {
+            Self::Quit | Self::Kill => true,
+            Self::Migrate(migrate) => migrate.expect == Expect::Ended,
+            Self::Interrupt(interrupt) => interrupt.with == Interruption::Quit,
+            _ => false,
+        }
+    }
 }
 
 /// What becomes of the file that the VMM was started from.
@@ -285,195 +306,6 @@ impl Default for Migrate {
     }
 }
 
-/// What `cpr-exec-command` is set to; each bad kind is prepared in the case's folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CommandKind {
-    /// The same VMM, by its path.
-    #[default]
-    Good,
-    /// A `#!/bin/sh` script that execs the VMM.
-    Wrapper,
-    /// The VMM by its bare name, to be found through `PATH`.
-    InPath,
-    /// The parameter is not set.
-    Missing,
-    /// `[]`.
-    EmptyList,
-    /// `["", …]`.
-    EmptyWord,
-    /// A NUL in an argument.
-    Nul,
-    /// No such file.
-    Enoent,
-    /// A bare name that no folder of `PATH` has.
-    EnoentInPath,
-    /// A file without an execute bit.
-    EaccesNotExecutable,
-    /// A directory.
-    EaccesDirectory,
-    /// Executable text without `#!`.
-    EnoexecText,
-    /// The first bytes of an ELF file.
-    EnoexecElf,
-    /// A path through a file.
-    Enotdir,
-    /// A symbolic link to itself.
-    Eloop,
-    /// A name longer than any file's.
-    Enametoolong,
-    /// An argument longer than the kernel takes.
-    E2big,
-    /// A file that is open for writing.
-    Etxtbsy,
-    /// `true`: ends well, and is no VMM.
-    True,
-    /// `false`: ends badly.
-    False,
-    /// `sleep`: does nothing for longer than anybody waits.
-    Sleep,
-    /// `yes`: writes for ever.
-    Yes,
-    /// `cat`: reads its input.
-    Cat,
-    /// A script that exits with status 0.
-    ScriptExits,
-    /// A script that kills itself.
-    ScriptKillsItself,
-    /// A script that leaves a child behind in a session of its own.
-    ScriptDaemonizes,
-    /// An ELF file of another machine.
-    ForeignElf,
-    /// The VMM with 32 MiB of RAM.
-    OtherMemory,
-    /// The VMM with seven vCPUs.
-    OtherCpus,
-    /// The VMM without its serial port's file.
-    OtherSerial,
-    /// The VMM without QMP.
-    NoQmp,
-    /// The VMM with an option it does not have.
-    UnknownOption,
-    /// The VMM without `--incoming`.
-    NoIncoming,
-    /// A VMM that reads an older version of the saved state.
-    OlderState,
-    /// A VMM that reads a newer version of it.
-    NewerState,
-    /// The VMM with another state file.
-    OtherIncoming,
-    /// The VMM on a mount from which nothing may be executed.
-    NoexecMount,
-    /// A whole i386 program, which exits with status 0 where the kernel executes it.
-    #[serde(rename = "elf-32")]
-    Elf32,
-    /// The first half of what is loaded of the VMM's file.
-    TruncatedVmm,
-    /// A wrapper that passes the rehearsal; then it cuts the state file in half. Those that
-    /// follow are of this kind, too.
-    TruncatesState,
-    /// It flips one bit in the middle of the state file.
-    FlipsState,
-    /// It empties the state file.
-    EmptiesState,
-    /// It puts the state of an earlier update in its place.
-    ReplacesState,
-    /// It puts a FIFO in its place.
-    StateBecomesFifo,
-    /// It puts a directory in its place.
-    StateBecomesDirectory,
-    /// It removes the state file.
-    RemovesState,
-    /// It sets `CPR_EXEC_STATE` to a word.
-    EnvNotANumber,
-    /// To -1.
-    EnvNegative,
-    /// To more than any descriptor.
-    EnvHuge,
-    /// To a number that is not open.
-    EnvClosed,
-    /// To the number of an ordinary file.
-    EnvNotMemfd,
-    /// To the empty word.
-    EnvEmpty,
-    /// It unsets it.
-    EnvRemoved,
-    /// It sets it to the number of RAM's memfd.
-    EnvOtherFd,
-    /// It has no usable `/dev/kvm`.
-    WithoutKvm,
-}
-
-/// The errno a bad command is named for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-#[allow(missing_docs, reason = "the names are the kernel's")]
-pub enum Errno {
-    Eperm,
-    Enoent,
-    Eacces,
-    Enoexec,
-    Enotdir,
-    Eloop,
-    Enametoolong,
-    E2big,
-    Etxtbsy,
-    Efbig,
-    Enospc,
-    Erofs,
-    Eisdir,
-}
-
-impl Errno {
-    /// Its number.
-    pub fn number(self) -> i32 {
-        match self {
-            Self::Eperm => libc::EPERM,
-            Self::Enoent => libc::ENOENT,
-            Self::Eacces => libc::EACCES,
-            Self::Enoexec => libc::ENOEXEC,
-            Self::Enotdir => libc::ENOTDIR,
-            Self::Eloop => libc::ELOOP,
-            Self::Enametoolong => libc::ENAMETOOLONG,
-            Self::E2big => libc::E2BIG,
-            Self::Etxtbsy => libc::ETXTBSY,
-            Self::Efbig => libc::EFBIG,
-            Self::Enospc => libc::ENOSPC,
-            Self::Erofs => libc::EROFS,
-            Self::Eisdir => libc::EISDIR,
-        }
-    }
-
-    /// What has it is a file that is written, and not a command.
-    pub fn is_of_writing(self) -> bool {
-        matches!(self, Self::Efbig | Self::Enospc)
-    }
-
-    /// What libc says of it, followed by ` (os error N)`.
-    pub fn text(self) -> String {
-        std::io::Error::from_raw_os_error(self.number()).to_string()
-    }
-}
-
-impl CommandKind {
-    /// The errno with which executing it fails.
-    pub fn errno(self) -> Option<Errno> {
-        match self {
-            Self::Enoent | Self::EnoentInPath => Some(Errno::Enoent),
-            Self::EaccesNotExecutable | Self::EaccesDirectory | Self::NoexecMount => {
-                Some(Errno::Eacces)
-            }
-            Self::EnoexecText | Self::EnoexecElf => Some(Errno::Enoexec),
-            Self::Enotdir => Some(Errno::Enotdir),
-            Self::Eloop => Some(Errno::Eloop),
-            Self::Enametoolong => Some(Errno::Enametoolong),
-            Self::E2big => Some(Errno::E2big),
-            Self::Etxtbsy => Some(Errno::Etxtbsy),
-            _ => None,
-        }
-    }
-}
-
 /// Where the state goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -515,6 +347,8 @@ pub enum Expect {
     Undone(String),
     /// It succeeds, is refused or fails; in any case the guest goes on.
     Kept,
+    /// Whatever comes of it, the VMM ends well, as a signal has asked it to.
+    Ended,
 }
 
 /// What the error of a failed update must say.

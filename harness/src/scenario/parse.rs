@@ -3,9 +3,12 @@
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::command_kind::CommandKind;
 use super::fault::every_action;
+use super::interrupt::every_interruption;
 use super::limit::Limit;
-use super::model::{Case, Channel, CommandKind, Expect, Repeat, Step, Vm};
+use super::model::{Case, Channel, Expect, Repeat, Step, Vm};
+use super::signal::ending_by;
 use super::{ScenarioError, matrix};
 
 /// Time for one case unless the scenario says otherwise.
@@ -55,7 +58,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
         .collect()
 }
 
-/// `faults` and `repeat` are many steps.
+/// `faults`, `signal`, `interrupts` and `repeat` are many steps.
 fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
@@ -63,6 +66,8 @@ fn expand(steps: Vec<Step>) -> Vec<Step> {
             let round = expand(steps);
             std::iter::repeat_n(round, times as usize).flatten().collect()
         }
+        Step::Signal(signal) => ending_by(signal).into(),
+        Step::Interrupts(point) => every_interruption(&point),
         step => vec![step],
     };
     steps.into_iter().flat_map(expand).collect()
@@ -99,7 +104,7 @@ fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
             Step::Boot if index > 0 => {
                 return nonsense(format!("step {number}: the VM is booted already"));
             }
-            Step::Quit | Step::Kill if index < last => {
+            step if step.ends() && index < last => {
                 return nonsense(format!("step {number} ends the VMM; nothing can follow it"));
             }
             Step::Race(commands) if commands.is_empty() => {
@@ -169,7 +174,9 @@ steps = [
   { binary = "deleted" },
   { migrate = { command = "replaces-state", expect = { failed = { text = "state" } } } },
   { race = ["migrate", "reset"] },
-  "quit",
+  { kill-in-update = { signal = "SIGTERM" } },
+  { interrupt = { point = "save", with = "migrate-cancel" } },
+  { signal = { point = "exec", signal = "SIGHUP" } },
 ]
 [matrix]
 cpus = [1, 2]
@@ -235,6 +242,18 @@ pages = ["4k", "thp"]
     #[case::unknown_filter("summary = \"\"\nvm = { seccomp = \"no-exec\" }\nsteps = [\"boot\"]\n")]
     #[case::no_earlier_state(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"replaces-state\", expect = \"kept\" } }]\n"
+    )]
+    #[case::unknown_signal(
+        "summary = \"\"\nsteps = [\"boot\", { kill-in-update = { signal = \"SIGUSR1\" } }]\n"
+    )]
+    #[case::unknown_interruption(
+        "summary = \"\"\nsteps = [\"boot\", { interrupt = { point = \"save\", with = \"cancel\" } }]\n"
+    )]
+    #[case::after_an_interrupting_quit(
+        "summary = \"\"\nsteps = [\"boot\", { interrupts = \"save\" }, \"cont\"]\n"
+    )]
+    #[case::after_a_signal(
+        "summary = \"\"\nsteps = [\"boot\", { signal = { point = \"save\", signal = \"SIGINT\" } }, \"cont\"]\n"
     )]
     fn mistakes_are_told(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();

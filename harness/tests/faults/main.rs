@@ -3,12 +3,13 @@
 mod common;
 mod guests;
 mod mock;
+mod points;
 
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    let trials = mock::trials().into_iter().chain(guests::trials()).collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let trials = mock::trials().into_iter().chain(guests::trials()).chain(points::trials());
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

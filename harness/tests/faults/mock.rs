@@ -112,6 +112,8 @@ faults! {
     file_outside_the_folder: FileOutside, KILLED => "killed";
     no_start_in_the_place_of_another: NoSecondStart, KILLED => "killed";
     socket_kept: KeepSocket, RUNNING => "gone";
+    pid_file_kept: KeepPidFile, RUNNING => "gone";
+    another_reason: OtherReason, RUNNING => "gone";
     hanging: Hang, RUNNING => "step";
     hanging_until_the_watchdog: Hang, WATCHED => "watchdog";
 }

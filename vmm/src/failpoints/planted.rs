@@ -91,7 +91,7 @@ bugs! {
     ClockStandsStill: "clock-stands-still",
     /// A feature is gone from CPUID.
     LoseCpuid: "lose-cpuid",
-    /// Only the legacy part of the XSAVE area is kept.
+    /// Only the first bytes of the XSAVE area are kept.
     TruncateXsave: "truncate-xsave",
     /// XCR0 is what it is after a reset.
     ForgetXcr0: "forget-xcr0",

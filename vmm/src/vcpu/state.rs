@@ -295,9 +295,9 @@ impl Access<'_> {
             Item::Cpuid => {
                 let mut entries = state.cpuid.clone();
                 if planted!(LoseCpuid) {
-                    // RDRAND: nothing is checked against it.
+                    // The LAPIC's TSC-deadline mode.
                     let features = entries.iter_mut().find(|entry| entry.function == 1);
-                    features.into_iter().for_each(|entry| entry.ecx &= !(1 << 30));
+                    features.into_iter().for_each(|entry| entry.ecx &= !(1 << 24));
                 }
                 let cpuid = CpuId::from_entries(&entries).map_err(|_| StateError::TooMany {
                     vcpu: self.index,
@@ -392,11 +392,11 @@ impl Access<'_> {
             let found = bytes.len();
             return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
         }
-        // The legacy area and the header, which says what else there is.
-        const LEGACY: usize = 512 + 64;
+        // Up to MXCSR.
+        const FIRST_BYTES: usize = 24;
         let mut bytes = bytes.to_vec();
         if planted!(TruncateXsave) {
-            bytes[LEGACY..].fill(0);
+            bytes[FIRST_BYTES..].fill(0);
         }
         let words: Vec<u32> = bytes
             .chunks_exact(4)

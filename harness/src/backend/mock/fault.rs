@@ -91,6 +91,10 @@ pub enum Fault {
     NoSecondStart,
     /// Leave the socket behind at `quit`.
     KeepSocket,
+    /// Leave the PID file behind at `quit`.
+    KeepPidFile,
+    /// Say at `quit` that a signal has ended it.
+    OtherReason,
 }
 
 impl fmt::Display for Fault {

@@ -20,6 +20,9 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
             if !machine.args.has(Fault::KeepSocket) {
                 std::fs::remove_file(machine.args.socket())?;
             }
+            if !machine.args.has(Fault::KeepPidFile) {
+                std::fs::remove_file(&machine.args.pid_file)?;
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let sources = std::iter::once(machine.listener.as_fd())
@@ -62,8 +65,9 @@ fn obey_all(machine: &mut Machine) -> io::Result<bool> {
             reply["id"] = message["id"].clone();
             writeln!(machine.clients[index].stream, "{reply}\r")?;
             if name == "quit" {
-                machine
-                    .emit("SHUTDOWN", Some(json!({ "guest": false, "reason": "host-qmp-quit" })));
+                let other = machine.args.has(Fault::OtherReason);
+                let reason = if other { "host-signal" } else { "host-qmp-quit" };
+                machine.emit("SHUTDOWN", Some(json!({ "guest": false, "reason": reason })));
                 return Ok(true);
             }
             if name == "migrate" && accepted {

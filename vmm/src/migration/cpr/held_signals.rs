@@ -1,8 +1,9 @@
 //! The signals that ask a VMM to end, held back over exec: between two binaries nobody has a handler
 //! for them, and the default action would end the VM.
 //!
-//! A blocked signal stays blocked over exec, so this is only for commands that are known to take
-//! over, and to [`release`] them.
+//! A blocked signal stays blocked over exec, so before it this is only for commands that are known
+//! to take over, and to [`release`] them. A new binary that nobody has rehearsed holds them itself,
+//! first thing.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
@@ -23,6 +24,11 @@ impl HeldSignals {
         // It fails only on a bad `how`.
         let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&held), Some(&mut before));
         Self { before }
+    }
+
+    /// They wait until [`release`].
+    pub fn until_release(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use super::fall_back::{self, ArmError, Armed, FAILED_NAME, Role};
+use super::held_signals::HeldSignals;
 use super::named_fds::{AdoptError, AdoptedFds, CheckedFds};
 use super::state::{self, CprState, ENV_NAME, ReadError};
 
@@ -108,6 +109,8 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     // SAFETY: the caller's promise; the record lists what crossed.
     unsafe { sealed.record.close_strays() };
     let armed = fall_back::arm(&sealed.record, role)?;
+    // If it was rehearsed they are held already.
+    HeldSignals::hold().until_release();
     #[cfg(feature = "failpoints")]
     crate::failpoints::set_helper(sealed.record.helper);
     fail_point!(Adopt);

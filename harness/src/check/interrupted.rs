@@ -1,0 +1,125 @@
+//! The events of an update that something came into: all of the update's, and once, at a place where
+//! it can be, that of what came.
+
+use crate::scenario::Interruption;
+
+/// Whether `seen` is what an update of a guest that `ran` and `with` may tell; `early`: `with` was
+/// seen to before the guest stopped, otherwise after it has gone on.
+pub fn check(with: Interruption, early: bool, ran: bool, seen: &[String]) -> Result<(), String> {
+    let allowed = sequences(with, early, ran);
+    if allowed.iter().any(|sequence| sequence == seen) {
+        return Ok(());
+    }
+    let tell = |sequence: &Vec<&str>| format!("[{}]", sequence.join(" "));
+    let allowed: Vec<String> = allowed.iter().map(tell).collect();
+    Err(format!("expected the events {}, saw [{}]", allowed.join(" or "), seen.join(" ")))
+}
+
+fn sequences(with: Interruption, early: bool, ran: bool) -> Vec<Vec<&'static str>> {
+    let own = match with {
+        Interruption::Stop => ran.then_some("STOP"),
+        Interruption::Cont => (!ran).then_some("RESUME"),
+        Interruption::Reset => Some("RESET"),
+        Interruption::Quit => Some("SHUTDOWN"),
+        _ => None,
+    };
+    let runs = match with {
+        Interruption::Stop if early => false,
+        Interruption::Cont if early => true,
+        _ => ran,
+    };
+    let update = update(runs);
+    let Some(own) = own else {
+        return if early && with.cancels() { vec![Vec::new()] } else { vec![update] };
+    };
+    if with == Interruption::Quit {
+        return match early {
+            true => vec![vec![own]],
+            // The old address space may outlive the new VMM.
+            false => [&update[..update.len() - 1], &update]
+                .map(|update| [update, &[own]].concat())
+                .into(),
+        };
+    }
+    let all = [vec![own], update.clone()].concat();
+    if early {
+        return vec![all];
+    }
+    // The guest goes on before the update is complete.
+    let place = |at: usize| {
+        let mut sequence = update.clone();
+        sequence.insert(at, own);
+        sequence
+    };
+    vec![place(update.len() - 1), place(update.len())]
+}
+
+fn update(runs: bool) -> Vec<&'static str> {
+    let all = [
+        "MIGRATION(setup)",
+        "STOP",
+        "MIGRATION(active)",
+        "MIGRATION(device)",
+        "RESUME",
+        "MIGRATION(completed)",
+    ];
+    all.into_iter().filter(|event| runs || event.starts_with("MIGRATION")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const RAN: &str = "setup STOP active device RESUME completed";
+    const STOOD: &str = "setup active device completed";
+
+    #[rstest]
+    #[case(Interruption::Stop, false, true, "setup STOP active device RESUME completed STOP", true)]
+    #[case(Interruption::Stop, false, true, "setup STOP active device RESUME STOP completed", true)]
+    #[case(
+        Interruption::Stop,
+        false,
+        true,
+        "setup STOP active device STOP RESUME completed",
+        false
+    )]
+    #[case(Interruption::Stop, false, true, RAN, false)]
+    #[case(Interruption::Stop, false, false, STOOD, true)]
+    #[case(Interruption::Stop, true, true, "STOP setup active device completed", true)]
+    #[case(
+        Interruption::Cont,
+        true,
+        false,
+        "RESUME setup STOP active device RESUME completed",
+        true
+    )]
+    #[case(
+        Interruption::Reset,
+        false,
+        true,
+        "RESET setup STOP active device RESUME completed",
+        false
+    )]
+    #[case(Interruption::MigrateCancel, false, true, RAN, true)]
+    #[case(Interruption::MigrateCancel, true, true, RAN, false)]
+    #[case(Interruption::MigrateCancel, true, true, "", true)]
+    #[case(Interruption::Quit, false, true, "setup STOP active device RESUME SHUTDOWN", true)]
+    #[case(Interruption::Quit, false, true, "setup STOP active device SHUTDOWN", false)]
+    #[case(Interruption::Quit, true, true, "SHUTDOWN", true)]
+    #[case(Interruption::Half, false, true, "setup STOP active device RESUME", false)]
+    fn what_came_is_told_once_and_in_its_place(
+        #[case] with: Interruption,
+        #[case] early: bool,
+        #[case] ran: bool,
+        #[case] seen: &str,
+        #[case] allowed: bool,
+    ) {
+        let full = |event: &str| match event.starts_with(char::is_lowercase) {
+            true => format!("MIGRATION({event})"),
+            false => event.to_owned(),
+        };
+        let seen: Vec<String> = seen.split_whitespace().map(full).collect();
+        assert_eq!(check(with, early, ran, &seen).is_ok(), allowed);
+    }
+}

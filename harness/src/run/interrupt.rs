@@ -1,0 +1,191 @@
+//! An update that is held at a point while a command comes, or a client that misbehaves.
+
+use std::path::{Path, PathBuf};
+
+use cpr_qmp::run_state::RunState;
+use serde_json::json;
+
+use super::clients::connect;
+use super::failure::StepError;
+use super::hold::Hold;
+use super::session::Session;
+use super::stranger::Stranger;
+use crate::check::gone::Cause;
+use crate::check::{Action, Ending, Finding, interrupted};
+use crate::observe::poll::{self, Deadline};
+use crate::observe::qmp::{Command, Qmp, QmpFault, label};
+use crate::scenario::interrupt::REHEARSING;
+use crate::scenario::{Inject, Interrupt, Interruption, Migrate};
+
+/// Longer than any update is held, in milliseconds.
+const REHEARSAL_MS: u64 = 15_000;
+
+impl Session<'_> {
+    /// None: the VMM has quit, as it should.
+    pub(super) fn interrupt(&mut self, wanted: &Interrupt) -> Result<Option<Action>, StepError> {
+        let Interrupt { point, with } = wanted;
+        let (with, early, ran) = (*with, point == REHEARSING, self.run_state.is_running());
+        let hold = Hold::new(&self.work, self.tried)?;
+        let held_there = Inject { point: point.clone(), action: hold.action() };
+        let rehearsal = Some(early || point == "rehearsal");
+        let migrate = Migrate { rehearsal, ..Migrate::default() };
+        let (mut command, channel) = self.prepare(&migrate, (!early).then_some(&held_there))?;
+        if let (true, Some(words)) = (early, &mut command.words) {
+            words[0] = hold.in_rehearsal(&words[0])?;
+        }
+        self.set_parameters(&command, &migrate)?;
+        let parameters = json!({ "x-cpr-exec-rehearsal-timeout": REHEARSAL_MS });
+        self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
+        let failed = |error: std::io::Error| {
+            StepError::Process(format!("a client that interrupts with {with:?}: {error}"))
+        };
+        let socket = PathBuf::from(&self.files.qmp);
+        let descriptors = self.descriptors();
+        // Only another client is answered while one waits for its update.
+        let mut other = match early {
+            true => Some(connect(&self.files, &self.evidence, &mut self.vm, self.options, "-3")?),
+            false => None,
+        };
+        let mut stranger = Visitor::before(with, &socket).map_err(failed)?;
+        let from = self.qmp.event_count();
+        let update = Command::new("migrate", json!({ "uri": channel.uri }));
+        let asked = self.qmp.send(std::slice::from_ref(&update))?[0];
+        let held = hold.await_held(self)?;
+        self.evidence.timeline.say("harness", format!("held at {point}: {with:?}"));
+        let message = match with {
+            Interruption::Migrate => Some(update),
+            _ => message(with),
+        };
+        let client = other.as_mut().unwrap_or(&mut self.qmp);
+        let id = match &message {
+            Some(message) => Some((message.name, client.send(std::slice::from_ref(message))?[0])),
+            None => None,
+        };
+        stranger.meanwhile(with, &socket).map_err(failed)?;
+        if let (Some((name, id)), Some(other)) = (id, &other) {
+            obeyed(with, other, name, id)?;
+        }
+        // Where the VMM is told to end it need not come that far.
+        drop(held);
+        if with == Interruption::Quit {
+            drop(other);
+            self.await_gone(Cause::Quit)?;
+            let events = self.labels(from);
+            return match interrupted::check(with, early, ran, &events) {
+                Ok(()) => Ok(None),
+                Err(why) => Err(StepError::Checks(vec![Finding::new("events", why)])),
+            };
+        }
+        let ending = match self.qmp.answer("migrate", asked) {
+            Ok(_) => self.await_ending(from)?,
+            Err(QmpFault::Refused { error, .. }) => Ending::Refused(error.desc),
+            Err(other) => return Err(other.into()),
+        };
+        if ending == Ending::Completed {
+            self.note_update(channel.state.clone());
+        }
+        if let (Some((name, id)), None) = (id, &other) {
+            obeyed(with, &self.qmp, name, id)?;
+        }
+        match with {
+            Interruption::Stop if ran => self.run_state = RunState::Paused,
+            Interruption::Cont => self.run_state = RunState::Running,
+            Interruption::Reset => {
+                self.boots += 1;
+                self.await_boot(self.boots)?;
+            }
+            _ => {}
+        }
+        stranger.after(&self.labels(from)).map_err(failed)?;
+        drop(other);
+        // Or a look at the VMM would find clients that have left; if they stay, a check tells.
+        poll::until(Deadline::after(self.options.patience.settle), || {
+            (self.descriptors() == descriptors).then_some(())
+        });
+        Ok(Some(Action::Interrupted { with, early, ending }))
+    }
+
+    /// How many the VMM has open.
+    fn descriptors(&self) -> usize {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.vm.pid()));
+        folder.map_or(0, Iterator::count)
+    }
+
+    fn labels(&self, from: usize) -> Vec<String> {
+        self.qmp.events_from(from).iter().map(|arrived| label(&arrived.event)).collect()
+    }
+}
+
+/// The answer to what came is what it must be.
+fn obeyed(with: Interruption, client: &Qmp, name: &str, id: u64) -> Result<(), StepError> {
+    match (client.answer(name, id), with) {
+        (Ok(_), Interruption::Migrate) => {
+            Err(StepError::Process("a second update was accepted while one was under way".into()))
+        }
+        (Ok(_), _) | (Err(QmpFault::Refused { .. }), Interruption::Migrate) => Ok(()),
+        // It may be gone before its answer is written.
+        (Err(QmpFault::Closed { .. }), Interruption::Quit) => Ok(()),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+/// The command that comes; none for a client that misbehaves.
+fn message(with: Interruption) -> Option<Command> {
+    let name = match with {
+        Interruption::Stop => "stop",
+        Interruption::Cont => "cont",
+        Interruption::Reset => "system_reset",
+        Interruption::Quit => "quit",
+        Interruption::MigrateCancel => "migrate_cancel",
+        Interruption::Migrate
+        | Interruption::Garbage
+        | Interruption::Half
+        | Interruption::Silent => return None,
+    };
+    Some(Command::plain(name))
+}
+
+/// A client that misbehaves, if one is to.
+enum Visitor {
+    None,
+    Garbage(Stranger),
+    Half(Stranger),
+    Silent(Stranger),
+}
+
+impl Visitor {
+    fn before(with: Interruption, socket: &Path) -> std::io::Result<Self> {
+        Ok(match with {
+            Interruption::Half => {
+                let mut half = Stranger::connect(socket)?;
+                half.begin()?;
+                Self::Half(half)
+            }
+            Interruption::Silent => {
+                let mut silent = Stranger::connect(socket)?;
+                silent.ask_without_reading()?;
+                Self::Silent(silent)
+            }
+            _ => Self::None,
+        })
+    }
+
+    fn meanwhile(&mut self, with: Interruption, socket: &Path) -> std::io::Result<()> {
+        match self {
+            Self::None if with == Interruption::Garbage => {
+                *self = Self::Garbage(Stranger::garbage(socket)?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn after(self, events: &[String]) -> std::io::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Garbage(mut garbage) => garbage.is_told_off(),
+            Self::Half(mut half) => half.complete(),
+            Self::Silent(mut silent) => silent.has_missed(events),
+        }
+    }
+}
