@@ -24,9 +24,11 @@ const PIC: u8 = 0x30;
 const LOW: u8 = 0x64;
 const HIGH: u8 = 0x75;
 const PROBE: u8 = 0x80;
-/// Interrupt lines of the test device that nothing else uses.
+/// A line of the test device that nothing else uses.
 const LINE: u8 = 5;
-const PIC_COMMAND: u16 = 0x20;
+/// Another, which comes by both 8259s.
+const PIC_LINE: u8 = 11;
+const PIC_COMMANDS: [u16; 2] = [0xa0, 0x20];
 const PIC_EOI: u8 = 0x20;
 
 /// TSC ticks after which an interrupt counts as lost: some five seconds.
@@ -42,15 +44,15 @@ fn prepare(cpu: &mut Cpu) {
         "edge" => ioapic::route(LINE, LOW, Trigger::Edge, 0),
         "level" => ioapic::route(LINE, LOW, Trigger::Level, 0),
         "pic-edge" | "pic-level" => {
-            ioapic::mask(LINE);
-            lapic::open_8259s(PIC, LINE, cpu.wants_only("pic-level"));
+            ioapic::mask(PIC_LINE);
+            lapic::open_8259s(PIC, PIC_LINE, cpu.wants_only("pic-level"));
         }
         _ => {}
     }
     let low = if cpu.wants_only("level") { Eoi::Body } else { Eoi::Lapic };
     interrupts::expect(LOW, low);
     interrupts::expect(HIGH, if cpu.wants_only("service") { Eoi::Body } else { Eoi::Lapic });
-    interrupts::expect(PIC + LINE, Eoi::Body);
+    interrupts::expect(PIC + PIC_LINE, Eoi::Body);
     interrupts::expect(NMI, Eoi::Body);
     if (cpu.wants_only("level") || cpu.wants_only("service")) && !service_lasts(cpu) {
         unavailable(format_args!(
@@ -110,6 +112,18 @@ fn line(order: u32) {
     outl(LINES_PORT, u32::from(LINE) | order << 8);
 }
 
+/// The same for the line of the 8259s.
+fn pic_line(order: u32) {
+    outl(LINES_PORT, u32::from(PIC_LINE) | order << 8);
+}
+
+/// Ends the interrupt that is in service, in both.
+fn end_pic() {
+    for command in PIC_COMMANDS {
+        outb(command, PIC_EOI);
+    }
+}
+
 /// What must have come on this vCPU, by vector.
 struct Counts {
     low: u64,
@@ -121,7 +135,7 @@ struct Counts {
 impl Counts {
     fn verify(&self, when: &str) {
         for (vector, expected) in
-            [(LOW, self.low), (HIGH, self.high), (PIC + LINE, self.pic), (NMI, self.nmi)]
+            [(LOW, self.low), (HIGH, self.high), (PIC + PIC_LINE, self.pic), (NMI, self.nmi)]
         {
             let found = interrupts::count(vector);
             verify(expected, found, format_args!("interrupts {vector:#x} {when}"));
@@ -143,7 +157,7 @@ impl Counts {
         let mut waited = 0;
         let mut last = rdtsc();
         for (vector, expected) in
-            [(LOW, self.low), (HIGH, self.high), (PIC + LINE, self.pic), (NMI, self.nmi)]
+            [(LOW, self.low), (HIGH, self.high), (PIC + PIC_LINE, self.pic), (NMI, self.nmi)]
         {
             while interrupts::count(vector) < expected {
                 let now = rdtsc();
@@ -185,36 +199,36 @@ impl Counts {
     }
 
     fn pic_edge(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
-        line(1);
+        pic_line(1);
         instant(cpu);
         self.verify("with interrupts off");
         self.pic += 1;
         self.collect(cpu);
         // Another waits while the first is in service.
-        line(2);
-        line(1);
+        pic_line(2);
+        pic_line(1);
         instant(cpu);
         self.collect(cpu);
-        outb(PIC_COMMAND, PIC_EOI);
+        end_pic();
         self.pic += 1;
         self.collect(cpu);
-        line(2);
-        outb(PIC_COMMAND, PIC_EOI);
+        pic_line(2);
+        end_pic();
         self.collect(cpu);
     }
 
     fn pic_level(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
-        line(1);
+        pic_line(1);
         instant(cpu);
         self.verify("with interrupts off");
         self.pic += 1;
         self.collect(cpu);
-        outb(PIC_COMMAND, PIC_EOI);
+        end_pic();
         self.pic += 1;
         self.collect(cpu);
-        line(2);
+        pic_line(2);
         instant(cpu);
-        outb(PIC_COMMAND, PIC_EOI);
+        end_pic();
         self.collect(cpu);
     }
 

@@ -51,9 +51,14 @@ pub fn open_8259s(vector: u8, input: u8, is_level: bool) {
         outb(command + 1, wiring);
         outb(command + 1, 1);
     }
-    outb(0x4d0, if is_level { 1 << input } else { 0 });
-    outb(0xa1, 0xff);
-    outb(0x21, !(1 << input));
+    let inputs = 1_u16 << input;
+    let level = if is_level { inputs } else { 0 };
+    outb(0x4d0, level as u8);
+    outb(0x4d1, (level >> 8) as u8);
+    // The slave comes by input 2 of the master.
+    let open = if input < 8 { inputs } else { inputs | 1 << 2 };
+    outb(0xa1, !((open >> 8) as u8));
+    outb(0x21, !(open as u8));
     write(LINT0, EXTINT);
 }
 

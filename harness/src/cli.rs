@@ -255,7 +255,7 @@ fn run_cases(
             .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
     };
     told.iter().for_each(|line| println!("{line}"));
-    let broken = terminal.any_broken() || require_all && terminal.any_ignored();
+    let broken = terminal.any_broken() || require_all && terminal.any_missed();
     Ok(ExitCode::from(match (terminal.any_failed() || !same, broken) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,

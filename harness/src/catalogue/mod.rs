@@ -25,7 +25,10 @@ pub struct BugClass {
     /// Which process has it.
     #[serde(default)]
     pub in_process: InProcess,
-    /// The case that notices it.
+    /// Why no scenario has been seen to notice it, where that is so.
+    #[serde(default)]
+    pub unproved: Option<String>,
+    /// The case that notices it, or should.
     pub case: String,
     /// The check of the harness that does; where it is chance which, each that may.
     pub checks: Vec<String>,

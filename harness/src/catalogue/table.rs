@@ -21,10 +21,13 @@ Made from `bug-classes.toml` by `cargo run --release -- catalogue --write scenar
 /// The whole file.
 pub fn markdown(classes: &[BugClass]) -> String {
     let mut text = HEADER.to_owned();
-    for BugClass { class, example, planted, case, checks, .. } in classes {
-        let check = checks.join("`, `");
+    for BugClass { class, example, planted, case, checks, unproved, .. } in classes {
+        let check = match unproved {
+            None => format!("`{}`", checks.join("`, `")),
+            Some(why) => format!("unproved: {why}"),
+        };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "| {class} | {example} | `{case}` | `{planted}` | `{check}` |");
+        let _ = writeln!(text, "| {class} | {example} | `{case}` | `{planted}` | {check} |");
     }
     text
 }

@@ -19,7 +19,7 @@ fn sequences(with: Interruption, early: bool, ran: bool) -> Vec<Vec<&'static str
     let own = match with {
         Interruption::Stop => ran.then_some("STOP"),
         Interruption::Cont => (!ran).then_some("RESUME"),
-        Interruption::Reset => Some("RESET"),
+        Interruption::Reset | Interruption::GuestReset => Some("RESET"),
         Interruption::Quit => Some("SHUTDOWN"),
         _ => None,
     };

@@ -38,6 +38,11 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
     let mut seen = Seen::default();
     println!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean");
     for class in classes.iter().filter(wanted) {
+        if let Some(why) = &class.unproved {
+            println!("{:<22} {:<58} UNPROVED: {why}", class.planted, class.case);
+            seen.unproved += 1;
+            continue;
+        }
         let case = class.find(&cases).map_err(Stop::usage)?;
         seen.class(class, case, &vmm, &options, catalogue.clean);
     }
@@ -53,6 +58,8 @@ struct Seen {
     alarms: u32,
     /// Classes that this host cannot show.
     ignored: u32,
+    /// Classes that nothing has been seen to notice yet.
+    unproved: u32,
 }
 
 impl Seen {
@@ -107,9 +114,9 @@ impl Seen {
     }
 
     fn summary(&self) -> String {
-        let Self { classes, caught, clean, alarms, ignored } = self;
+        let Self { classes, caught, clean, alarms, ignored, unproved } = self;
         format!(
-            "{caught} of {classes} planted bugs caught, {ignored} ignored, {alarms} false alarms in {clean} clean runs"
+            "{caught} of {classes} planted bugs caught, {ignored} ignored, {unproved} unproved, {alarms} false alarms in {clean} clean runs"
         )
     }
 

@@ -17,6 +17,7 @@ pub struct Terminal {
     failed: Vec<Report>,
     broken: usize,
     ignored: BTreeMap<String, usize>,
+    missed: bool,
     lost: usize,
     /// For each update refused: the gap between heartbeats, in gaps of calm times.
     ratios: Vec<f64>,
@@ -39,6 +40,7 @@ impl Terminal {
             failed: Vec::new(),
             broken: 0,
             ignored: BTreeMap::new(),
+            missed: false,
             lost: 0,
             ratios: Vec::new(),
         }
@@ -53,6 +55,7 @@ impl Terminal {
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
         self.ratios.extend(report.refusals.iter().map(Refusal::ratio));
+        self.missed |= report.verdict.miss().is_some();
         match &report.verdict {
             Verdict::Pass => self.passed += 1,
             Verdict::Fail(_) => self.failed.push(report),
@@ -109,9 +112,9 @@ impl Terminal {
         !self.failed.is_empty()
     }
 
-    /// Some case cannot be run here.
-    pub fn any_ignored(&self) -> bool {
-        !self.ignored.is_empty()
+    /// Some case was not run that could be, if this machine had what is missing.
+    pub fn any_missed(&self) -> bool {
+        self.missed
     }
 
     /// Some case could not be run because of the machine.

@@ -122,7 +122,7 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
         {
             session.evidence.observation("boot", seen)?;
             if !seen.mailbox.unavailable.is_empty() {
-                let why = format!("not available here: {}", seen.mailbox.unavailable);
+                let why = format!("{}{}", verdict::HOST_LACKS, seen.mailbox.unavailable);
                 report.verdict = Verdict::Ignored(why);
                 return Ok(());
             }

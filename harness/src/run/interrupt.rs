@@ -62,6 +62,10 @@ impl Session<'_> {
             None => None,
         };
         stranger.meanwhile(with, &socket).map_err(failed)?;
+        if with == Interruption::GuestReset {
+            self.release_guest()?;
+            self.await_standstill()?;
+        }
         if let (Some((name, id)), Some(other)) = (id, &other) {
             obeyed(with, other, name, id)?;
         }
@@ -90,7 +94,7 @@ impl Session<'_> {
         match with {
             Interruption::Stop if ran => self.run_state = RunState::Paused,
             Interruption::Cont => self.run_state = RunState::Running,
-            Interruption::Reset => {
+            Interruption::Reset | Interruption::GuestReset => {
                 self.boots += 1;
                 self.await_boot(self.boots)?;
             }
@@ -103,6 +107,22 @@ impl Session<'_> {
             (self.descriptors() == descriptors).then_some(())
         });
         Ok(Some(Action::Interrupted { with, early, ending }))
+    }
+
+    /// Waits until no vCPU beats any more: the guest has asked for something, and stands still.
+    fn await_standstill(&mut self) -> Result<(), StepError> {
+        let Some(page) = self.seen.as_ref().map(|seen| seen.page.clone()) else { return Ok(()) };
+        let cpus = self.case.vm.cpus;
+        let limit = self.options.patience.guest;
+        let stands = poll::until(Deadline::after(limit), || {
+            let beats = || page.read().map(|view| view.heartbeats(cpus)).ok();
+            let first = beats();
+            poll::during(self.options.patience.still, || (beats() != first).then_some(()))
+                .is_none()
+                .then_some(())
+        });
+        let what = "the guest to stand still".to_owned();
+        stands.ok_or(StepError::Guest { what, limit, seen: "heartbeats".to_owned() })
     }
 
     /// How many the VMM has open.
@@ -138,6 +158,7 @@ fn message(with: Interruption) -> Option<Command> {
         Interruption::Quit => "quit",
         Interruption::MigrateCancel => "migrate_cancel",
         Interruption::Migrate
+        | Interruption::GuestReset
         | Interruption::Garbage
         | Interruption::Half
         | Interruption::Silent => return None,

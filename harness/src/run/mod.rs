@@ -29,6 +29,7 @@ pub mod serial;
 pub mod session;
 pub mod signals;
 pub mod steps;
+pub mod storm;
 mod stranger;
 pub mod timeline;
 pub mod update;

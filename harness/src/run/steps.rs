@@ -71,6 +71,10 @@ impl Session<'_> {
                 }
                 Action::Nothing
             }
+            Step::Storm(storm) => {
+                self.storm(storm)?;
+                Action::Nothing
+            }
             Step::Serial(wish) => {
                 self.serial(*wish)?;
                 Action::Nothing
@@ -117,13 +121,13 @@ impl Session<'_> {
         Ok(After::Up)
     }
 
-    fn stop(&mut self) -> Result<Action, StepError> {
+    pub(super) fn stop(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("stop"))?;
         self.run_state = RunState::Paused;
         Ok(Action::Stop)
     }
 
-    fn cont(&mut self) -> Result<Action, StepError> {
+    pub(super) fn cont(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("cont"))?;
         if self.run_state == RunState::Prelaunch {
             self.boots += 1;

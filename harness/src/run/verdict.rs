@@ -23,6 +23,20 @@ pub enum Verdict {
     Broken(String),
 }
 
+/// What the reason begins with where the host's KVM lacks what the guest is about: nobody can
+/// install it, so it is no miss even where everything must run.
+pub const HOST_LACKS: &str = "not available here: ";
+
+impl Verdict {
+    /// Why it was not run, where that could be mended.
+    pub fn miss(&self) -> Option<&str> {
+        match self {
+            Self::Ignored(why) if !why.starts_with(HOST_LACKS) => Some(why),
+            _ => None,
+        }
+    }
+}
+
 /// The report on one case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {

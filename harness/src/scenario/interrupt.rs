@@ -27,6 +27,8 @@ pub enum Interruption {
     Cont,
     /// `system_reset`.
     Reset,
+    /// The guest, waiting at a marker with `end=reset`, goes on and resets.
+    GuestReset,
     /// `quit`.
     Quit,
     /// Another `migrate`.

@@ -12,6 +12,7 @@ pub mod parse;
 pub mod set;
 pub mod signal;
 pub mod size;
+pub mod storm;
 pub mod what_is_wrong;
 
 pub use command_kind::{CommandKind, Errno};
@@ -25,3 +26,4 @@ pub use model::{
     Seccomp, SerialKind, SerialWish, Step, Vm, Wait,
 };
 pub use signal::{EndSignal, SignalAt};
+pub use storm::{GustKind, Storm};

@@ -9,6 +9,7 @@ use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
 use super::size::Size;
+use super::storm::Storm;
 
 /// One run of one scenario, everything decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +186,8 @@ pub enum Step {
     Faults(String),
     /// These steps, so often.
     Repeat(Repeat),
+    /// Updates at random moments, from the case's seed.
+    Storm(Storm),
     /// Let an update meet a signal at this point: the VMM ends.
     Signal(SignalAt),
     /// Let something come while an update is held at a point.

@@ -1,0 +1,49 @@
+//! Updates at random moments.
+
+use super::failure::StepError;
+use super::session::Session;
+use crate::check::Action;
+use crate::observe::poll;
+use crate::scenario::{GustKind, Migrate, Storm};
+
+impl Session<'_> {
+    /// Lets the storm of the case's seed pass over a running guest.
+    pub(super) fn storm(&mut self, storm: &Storm) -> Result<(), StepError> {
+        let seed = self.case.seed;
+        let text = format!("a storm of {} updates from seed {seed}", storm.updates);
+        self.evidence.timeline.say("harness", text);
+        for number in 0..storm.updates {
+            let gust = storm.gust(seed, number);
+            self.evidence.timeline.say("harness", format!("gust {number}: {gust:?}"));
+            // The moment is the point: nothing is awaited, the guest is only given this time.
+            poll::during(gust.after, || None::<()>);
+            match gust.kind {
+                GustKind::Update => self.checked_update(true)?,
+                GustKind::PauseThenUpdate => {
+                    self.checked(Self::stop, true)?;
+                    self.checked(Self::cont, false)?;
+                    self.checked_update(true)?;
+                }
+                GustKind::UpdatePaused => {
+                    self.checked(Self::stop, true)?;
+                    self.checked_update(false)?;
+                    self.checked(Self::cont, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn checked_update(&mut self, ran: bool) -> Result<(), StepError> {
+        self.checked(|session| session.update(&Migrate::default()), ran)
+    }
+
+    fn checked(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<Action, StepError>,
+        ran: bool,
+    ) -> Result<(), StepError> {
+        let action = act(self)?;
+        self.check(&action, ran)
+    }
+}
