@@ -109,20 +109,19 @@ impl Session<'_> {
         Ok(Some(Action::Interrupted { with, early, ending }))
     }
 
-    /// Waits until no vCPU beats any more: the guest has asked for something, and stands still.
+    /// Waits until the first vCPU does not beat any more: it has asked for something, and stands
+    /// still until that is done.
     fn await_standstill(&mut self) -> Result<(), StepError> {
         let Some(page) = self.seen.as_ref().map(|seen| seen.page.clone()) else { return Ok(()) };
-        let cpus = self.case.vm.cpus;
-        let limit = self.options.patience.guest;
+        let (limit, still) = (self.options.patience.guest, self.options.patience.still);
+        let beat = || page.read().ok().map(|view| view.heartbeats(1));
         let stands = poll::until(Deadline::after(limit), || {
-            let beats = || page.read().map(|view| view.heartbeats(cpus)).ok();
-            let first = beats();
-            poll::during(self.options.patience.still, || (beats() != first).then_some(()))
-                .is_none()
-                .then_some(())
+            let first = beat();
+            let moved = poll::during(still, || (beat() != first).then_some(()));
+            moved.is_none().then_some(())
         });
-        let what = "the guest to stand still".to_owned();
-        stands.ok_or(StepError::Guest { what, limit, seen: "heartbeats".to_owned() })
+        let what = "the first vCPU to stand still".to_owned();
+        stands.ok_or_else(|| StepError::Guest { what, limit, seen: format!("{:?}", beat()) })
     }
 
     /// How many the VMM has open.
