@@ -6,12 +6,12 @@ use crate::observe::process;
 
 /// The check.
 pub const CHECK: Check =
-    Check { name: "leftovers", claim: "no CPR_EXEC_STATE, no state memfd, no child process", run };
+    Check { name: "leftovers", claim: "no CPR_EXEC_ variable, no state memfd, no child process", run };
 
 /// Target of the state's memfd.
 pub(super) const STATE_FD: &str = "/memfd:cpr-state";
-/// The variable that tells its number.
-const VARIABLE: &str = "CPR_EXEC_STATE";
+/// What the variables of an update begin with: its number, and why another binary failed.
+const VARIABLE: &str = "CPR_EXEC_";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(word) = scene.after.environ.iter().find(|w| w.starts_with(VARIABLE)) {
