@@ -101,9 +101,10 @@ struct Run {
     selection: Selection,
     #[command(flatten)]
     vmm: Vmm,
-    /// How many cases at a time.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    jobs: usize,
+    /// How many cases at a time [default: as many as there are CPUs]; blackouts are best measured
+    /// with 1.
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
     /// Where evidence goes.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
@@ -193,7 +194,14 @@ fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     let errors = errors_table(run)?;
     let noun = if count == 1 { "case" } else { "cases" };
     println!("{count} {noun} from {}", set.origin);
-    run_cases(&set.cases, run.jobs, &run.vmm, run.evidence.clone(), run.require_all, errors)
+    run_cases(
+        &set.cases,
+        run.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        &run.vmm,
+        run.evidence.clone(),
+        run.require_all,
+        errors,
+    )
 }
 
 fn run_again(replay: &Replay) -> Result<ExitCode, Stop> {

@@ -466,6 +466,11 @@ fn a_deferred_state_that_must_load_goes_back() {
     let mut late = vm.qmp();
     assert_eq!(late.run_state(), RunState::Inmigrate);
     drop(vm.qmp());
+    // What is refused must not take the way back away.
+    let command = vm.command_again("file:DIR/state");
+    let refused = qmp.begin_update(&command, &vm.state_file()).expect_err("it is not time yet");
+    assert!(refused.desc.contains("incoming migration"), "{}", refused.desc);
+    qmp.execute(incoming(&scene.path("older"), Some(false))).expect_err("it must not be");
     let error = qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must not be");
     assert!(error.desc.contains("No such file or directory (os error 2)"), "{}", error.desc);
     gave_back(&scene, vm, &mut qmp, "DIR/missing".replace("DIR", scene.dir()).as_str());

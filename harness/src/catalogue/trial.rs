@@ -7,6 +7,9 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::Case;
 
+/// What a report calls the first step.
+const BOOT: &str = "step 1 (boot)";
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -27,6 +30,11 @@ impl From<&Report> for Outcome {
     fn from(report: &Report) -> Self {
         match &report.verdict {
             Verdict::Pass => Self::Passed,
+            // A bug that keeps the guest from booting, or that the VMM does not know, proves nothing.
+            Verdict::Fail(findings) if report.failed_step.as_deref() == Some(BOOT) => {
+                let why = findings.first().map_or("", |finding| finding.message.as_str());
+                Self::NotRun(format!("at {BOOT}: {why}"))
+            }
             Verdict::Fail(findings) => Self::Failed {
                 checks: findings.iter().map(|finding| finding.check.clone()).collect(),
                 message: findings.first().map(|f| f.message.clone()).unwrap_or_default(),

@@ -5,8 +5,11 @@ use crate::observe::poll::{self, Deadline};
 use crate::observe::process;
 
 /// The check.
-pub const CHECK: Check =
-    Check { name: "leftovers", claim: "no CPR_EXEC_ variable, no state memfd, no child process", run };
+pub const CHECK: Check = Check {
+    name: "leftovers",
+    claim: "no CPR_EXEC_ variable, no state memfd, no child process",
+    run,
+};
 
 /// Target of the state's memfd.
 pub(super) const STATE_FD: &str = "/memfd:cpr-state";

@@ -121,6 +121,10 @@ bugs! {
     ForgetUart: "forget-uart",
     /// Devices are saved before the vCPUs that write to them stand still.
     DevicesFirst: "devices-first",
+    /// The guest is not told of its pause.
+    NoKvmclockCtrl: "no-kvmclock-ctrl",
+    /// The second vCPU's TSC is ahead.
+    SkewTsc: "skew-tsc",
     /// `immediate_exit` stays set after a pause.
     KeepImmediateExit: "keep-immediate-exit",
 }

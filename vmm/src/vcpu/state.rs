@@ -279,6 +279,9 @@ impl Access<'_> {
             }
             Item::Msrs => self.set_msrs(&state.msrs),
             Item::TscOffset => match state.tsc_offset {
+                Some(offset) if planted!(SkewTsc) && self.index == 1 => {
+                    self.set_tsc_offset(offset.wrapping_add(1 << 30))
+                }
                 Some(offset) => self.set_tsc_offset(offset),
                 None => Ok(()),
             },

@@ -162,6 +162,9 @@ impl Vmm {
                 logging::fatal(&error);
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }
+            if again && let Err(error) = self.await_state() {
+                tracing::warn!(%error, "cpr_deadline");
+            }
             generic(error)
         })?;
         done()

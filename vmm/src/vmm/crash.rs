@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct Undo {
     inherited: Vec<RawFd>,
     /// Clients were told that the guest has stopped.
     stopped: bool,
+    /// A rehearsal was going on before.
+    rehearsed: bool,
 }
 
 /// The main thread, while another one stands by.
@@ -45,7 +48,8 @@ impl Vmm {
         deadline: Duration,
         plan: Option<&Plan>,
     ) -> Result<StoodInFor<'_>, StandInError> {
-        let mut kept = open_descriptors();
+        let kept = open_descriptors();
+        let mut kept = kept.map_err(|source| StandInError::System("read /proc/self/fd", source))?;
         if let Some(plan) = plan {
             kept.retain(|fd| !plan.fds().contains(fd));
         }
@@ -55,6 +59,7 @@ impl Vmm {
             kept,
             inherited: plan.map_or_else(Vec::new, |plan| plan.inherited().to_vec()),
             stopped: false,
+            rehearsed: self.rehearsing.is_some(),
         });
         // SAFETY: the VMM is the main thread's, which uses it until it has stopped for ever; all
         // else that it shares with others is behind locks and channels.
@@ -70,8 +75,17 @@ impl Vmm {
 
     /// What the guards would have done.
     fn undo(&mut self, undo: &Undo) {
+        // The guest first: files can make one wait.
+        match undo.run_state {
+            RunState::Running => self.machine.resume(),
+            before => self.machine.set_run_state(before),
+        }
+        if !undo.rehearsed {
+            // Its descriptors are closed below, and its child is ended.
+            std::mem::forget(self.rehearsing.take());
+        }
         rehearsal::end_all();
-        for fd in open_descriptors() {
+        for fd in open_descriptors().unwrap_or_default() {
             // SAFETY: the owner of what was opened since is a thread that does nothing any more;
             // the flag of the others is what it was before.
             unsafe {
@@ -84,11 +98,11 @@ impl Vmm {
         }
         if let Some(channel) = &undo.channel {
             // It fails where there is no file, and then there is no state in it.
-            let _ = File::options().write(true).truncate(true).open(channel);
-        }
-        match undo.run_state {
-            RunState::Running => self.machine.resume(),
-            before => self.machine.set_run_state(before),
+            let _ = File::options()
+                .write(true)
+                .truncate(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(channel);
         }
     }
 
@@ -176,12 +190,12 @@ fn go_on(vmm: *mut Vmm, why: &str) {
     std::process::exit(status.into());
 }
 
-fn open_descriptors() -> BTreeSet<RawFd> {
-    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+fn open_descriptors() -> std::io::Result<BTreeSet<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let mut open: BTreeSet<RawFd> = numbers.filter(|fd| *fd > 2).collect();
     // That of the directory itself is closed now.
     // SAFETY: only asks for the flags of a number.
     open.retain(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0);
-    open
+    Ok(open)
 }

@@ -42,6 +42,8 @@ pub struct Carried {
     pub saved: Option<File>,
     /// The old binary.
     pub _binary: Option<OwnedFd>,
+    /// What the new command line has no use for: its numbers must not become others'.
+    pub unused: Vec<OwnedFd>,
 }
 
 /// Where the saved state is.
@@ -142,10 +144,12 @@ impl Vmm {
         let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
         phases.end();
         drop(committed);
+        let Carried { memfd, unused, .. } = carried;
         if planted!(KeepStateFd) {
-            std::mem::forget(carried);
-        } else {
-            drop(carried);
+            std::mem::forget(memfd);
+        }
+        if planted!(StaleVm) {
+            std::mem::forget(unused);
         }
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
@@ -254,5 +258,8 @@ fn rewrite(awaited: &mut AwaitedState) -> Result<(), CheckpointError> {
     let sealed = StateFd::create()?.write(&way_back.record, cpr)?;
     nix::unistd::dup3(sealed.as_fd(), &mut carried.memfd, nix::fcntl::OFlag::O_CLOEXEC)
         .map_err(CheckpointError::Replace)?;
-    Ok(way_back.armed.update(&way_back.record)?)
+    let of_qmp = |named: &&NamedFd| named.name.starts_with(crate::qmp::FD_PREFIX);
+    let live = way_back.record.fds.iter().filter(of_qmp).map(|named| named.fd);
+    let live: Vec<_> = live.chain([way_back.record.state]).collect();
+    Ok(way_back.armed.update(&way_back.record, &live)?)
 }

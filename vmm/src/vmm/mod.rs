@@ -153,6 +153,7 @@ impl Vmm {
                 }
                 return status;
             }
+            self.checkpoint();
             self.wait();
         }
     }

@@ -153,12 +153,14 @@ impl Vmm {
         };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         machine.restore(host, state)?;
-        if config.paused {
-            machine.set_run_state(RunState::Paused);
-        } else {
-            machine.resume();
+        machine.set_run_state(RunState::Paused);
+        let paused = config.paused;
+        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        // Last: from here on the state is not that of the RAM any more.
+        if !paused {
+            vmm.machine.resume();
         }
-        Self::started(config, machine, qmp, log, signals)
+        Ok(vmm)
     }
 
     fn started(
@@ -204,7 +206,8 @@ impl Vmm {
         }
         fail_point!(Owned);
         let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
-        let log = logging::start(config.log, config.log_file.as_ref(), fds.take(LOG_FD, 0))?;
+        let log = config.log_file.as_ref().and_then(|_| fds.take(LOG_FD, 0));
+        let log = logging::start(config.log, config.log_file.as_ref(), log)?;
         phases.done(&"log");
         fail_point!(Log);
         let handed = way_back.record.fds.len();
@@ -244,14 +247,14 @@ impl Vmm {
         })?;
         fail_point!(Serial);
         let kvm = fds.take(KVM_FD, 0);
-        let carried = Carried {
-            memfd,
-            saved: fds.take(SAVED_FD, 0).map(File::from),
-            _binary: fds.take(BINARY_FD, 0),
-        };
-        for name in fds.leftover() {
+        let (saved, binary) = (fds.take(SAVED_FD, 0), fds.take(BINARY_FD, 0));
+        let mut unused = Vec::new();
+        for (name, fd) in fds.leftover() {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
+            unused.push(fd);
         }
+        let saved = saved.map(File::from);
+        let carried = Carried { memfd, saved, _binary: binary, unused };
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
         fail_point!(Machine);

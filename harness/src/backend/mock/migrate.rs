@@ -41,6 +41,9 @@ impl Machine {
             return refuse("migration mode normal is not supported yet".into());
         }
         match self.command.first().map(String::as_str) {
+            None if self.command_was_set => {
+                return refuse("cpr-exec-command is an empty list".into());
+            }
             None => return refuse("cpr-exec mode requires setting cpr-exec-command".into()),
             Some("") => return refuse("cpr-exec-command: the first word is empty".into()),
             _ => {}

@@ -109,6 +109,7 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
             }
             if let Some(command) = arguments.get("cpr-exec-command") {
                 machine.command = serde_json::from_value(command.clone()).map_err(parse)?;
+                machine.command_was_set = true;
             }
         }
         "migrate" => machine.check_update(arguments["uri"].as_str().unwrap_or_default())?,

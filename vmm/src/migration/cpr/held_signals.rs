@@ -43,7 +43,8 @@ pub fn release(before: &SigSet) {
     if planted!(KeepMask) {
         return;
     }
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(before), None);
+    let held: SigSet = END_SIGNALS.into_iter().filter(|signal| !before.contains(*signal)).collect();
+    let _ = pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&held), None);
 }
 
 #[cfg(test)]

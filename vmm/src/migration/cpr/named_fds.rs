@@ -132,13 +132,9 @@ impl AdoptedFds {
         Some(self.fds.swap_remove(at).2)
     }
 
-    /// The names nobody asked for; their descriptors are closed.
-    pub fn leftover(self) -> Vec<String> {
-        if planted!(StaleVm) {
-            self.fds.into_iter().for_each(|(_, _, fd)| std::mem::forget(fd));
-            return Vec::new();
-        }
-        self.fds.into_iter().map(|(name, id, _)| format!("{name}.{id}")).collect()
+    /// What nobody asked for.
+    pub fn leftover(self) -> Vec<(String, OwnedFd)> {
+        self.fds.into_iter().map(|(name, id, fd)| (format!("{name}.{id}"), fd)).collect()
     }
 }
 
@@ -161,7 +157,8 @@ mod tests {
         assert_eq!(fds.take("a", 1).unwrap().as_raw_fd(), list[2].fd);
         assert_eq!(fds.take("a", 0).unwrap().as_raw_fd(), list[0].fd);
         assert!(fds.take("a", 0).is_none());
-        assert_eq!(fds.leftover(), ["b.0"]);
+        let leftover: Vec<_> = fds.leftover().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(leftover, ["b.0"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod triggers;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -47,6 +47,10 @@ const ARMED: u8 = 1;
 const CLAIMED: u8 = 2;
 /// It is written down; the main thread goes.
 const READY: u8 = 3;
+/// The thread that has claimed it.
+static CLAIMER: AtomicI32 = AtomicI32::new(0);
+/// How often the main thread yields to one that writes down why.
+const PATIENCE: u32 = 1_000_000;
 
 /// What a failure leads to.
 enum Escape {
@@ -106,7 +110,11 @@ pub struct Armed {
 /// On the main thread, which is the only one: from now on a failure makes this process go back by
 /// `record`, or strand it.
 pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
-    let triggers = Triggers::install()?;
+    let mut triggers = Triggers::install()?;
+    if role != Role::New {
+        // `Plan::go` has left it so.
+        triggers.alarm_was_default();
+    }
     triggers.hook_panics();
     replace(Escape::GoBack(Plan::new(record, role)));
     STAGE.store(ARMED, Ordering::SeqCst);
@@ -147,15 +155,17 @@ fn plan() -> Option<&'static Plan> {
 impl Armed {
     /// Makes sure that nothing which is closed from now on is missing when the process goes back.
     pub fn reserve(&self) -> Result<(), ArmError> {
-        let reserved = plan().map_or(Ok(()), Plan::reserve);
+        let reserved = plan().map_or(Ok(()), |plan| plan.reserve(None, |_| true));
         reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })
     }
 
-    /// Goes back by another record. While there is one thread.
-    pub fn update(&self, record: &Record) -> Result<(), ArmError> {
-        let plan = Plan::new(record, Role::New);
-        plan.reserve().map_err(|(fd, errno)| ArmError::Reserve { fd, errno })?;
-        replace(Escape::GoBack(plan));
+    /// Goes back by another record, of which the `live` descriptors are as they are now and the
+    /// others as they were at adopt. While there is one thread.
+    pub fn update(&self, record: &Record, live: &[RawFd]) -> Result<(), ArmError> {
+        let new = Plan::new(record, Role::New);
+        let reserved = new.reserve(plan(), |fd| live.contains(&fd));
+        reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })?;
+        replace(Escape::GoBack(new));
         Ok(())
     }
 
@@ -205,24 +215,36 @@ pub fn go_if_armed(why: fmt::Arguments<'_>) {
         // Nobody stands in for a vCPU.
         return;
     }
-    match STAGE.compare_exchange(ARMED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst) {
+    let claimed = match STAGE.compare_exchange(ARMED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {
+            CLAIMER.store(here, Ordering::SeqCst);
             // SAFETY: nobody else has claimed it, and it is read once it is READY.
             unsafe { escape.why().set(why) };
             STAGE.store(READY, Ordering::SeqCst);
+            true
         }
         Err(IDLE) => return,
-        Err(_) => {}
-    }
+        // It failed once more while it wrote down why: what there is must do.
+        Err(CLAIMED) if CLAIMER.load(Ordering::SeqCst) == here => {
+            STAGE.store(READY, Ordering::SeqCst);
+            true
+        }
+        Err(_) => false,
+    };
     // SAFETY: system calls that take numbers, and are async-signal-safe.
     unsafe {
         if here == main {
-            while STAGE.load(Ordering::SeqCst) != READY {
+            let mut patience = PATIENCE;
+            while STAGE.load(Ordering::SeqCst) != READY && patience > 0 {
                 libc::sched_yield();
+                patience -= 1;
             }
             escape.go();
         }
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), main, ALARM as i32);
+        // One signal: a second could reach the old binary before it has a handler.
+        if claimed {
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), main, ALARM as i32);
+        }
         loop {
             libc::pause();
         }

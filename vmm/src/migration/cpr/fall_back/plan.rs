@@ -14,7 +14,7 @@ use super::super::state::ENV_NAME;
 use super::record::{Record, strings};
 use super::stranded::{Kept, strand};
 use super::text::Variable;
-use super::{FAILED_NAME, FAILED_SIZE};
+use super::{ALARM, FAILED_NAME, FAILED_SIZE};
 use crate::logging::LOG_FD;
 use crate::migration::cpr::update::SAVED_FD;
 
@@ -102,15 +102,32 @@ impl Plan {
         }
     }
 
-    /// Duplicates every descriptor, so that closing one closes nothing that is needed.
-    pub fn reserve(&self) -> Result<(), (RawFd, Errno)> {
+    /// Duplicates every descriptor, so that closing one closes nothing that is needed: by its number
+    /// if that is `live`, otherwise what `before` has of it, as the number may be another's by now.
+    pub fn reserve(
+        &self,
+        before: Option<&Self>,
+        live: impl Fn(RawFd) -> bool,
+    ) -> Result<(), (RawFd, Errno)> {
         for Crossing { fd, reserve } in &self.crossing {
+            let earlier = before.filter(|_| !live(*fd)).and_then(|before| before.reserved(*fd));
+            let source = earlier.unwrap_or(*fd);
             // SAFETY: a number that is not open gives EBADF.
-            let borrowed = unsafe { BorrowedFd::borrow_raw((*fd).max(0)) };
-            let copy = fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(3)).map_err(|e| (*fd, e))?;
-            reserve.store(copy, Ordering::Relaxed);
+            let borrowed = unsafe { BorrowedFd::borrow_raw(source.max(0)) };
+            match fcntl(borrowed, FcntlArg::F_DUPFD_CLOEXEC(3)) {
+                Ok(copy) => reserve.store(copy, Ordering::Relaxed),
+                Err(errno) => {
+                    self.release();
+                    return Err((*fd, errno));
+                }
+            }
         }
         Ok(())
+    }
+
+    fn reserved(&self, fd: RawFd) -> Option<RawFd> {
+        let crossing = self.crossing.iter().find(|crossing| crossing.fd == fd)?;
+        Some(crossing.reserve.load(Ordering::Relaxed)).filter(|reserve| *reserve >= 0)
     }
 
     /// Closes the duplicates.
@@ -152,8 +169,10 @@ impl Plan {
 
     fn execute(&self) -> Errno {
         // SAFETY: all are NUL-terminated strings or null-terminated arrays of such, which live
-        // until the call returns or this program is gone.
+        // until the call returns or this program is gone. Ignoring the alarm discards one that is
+        // pending, which nobody would handle.
         unsafe {
+            libc::signal(ALARM as i32, libc::SIG_IGN);
             libc::syscall(
                 libc::SYS_execveat,
                 self.binary,

@@ -86,6 +86,10 @@ impl StandIn {
         of: *mut T,
         go_on: fn(*mut T, &str),
     ) -> Result<Self, StandInError> {
+        // There is one escape at a time, and the way back is worth more.
+        if STAGE.load(Ordering::SeqCst) != IDLE {
+            return Err(StandInError::Taken);
+        }
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| StandInError::System("eventfd", errno.into()))?;
         let wake = Arc::new(wake);
@@ -108,7 +112,8 @@ impl StandIn {
                     call => break call,
                 }
             };
-            if call != Ok(GO_ON) {
+            // It may have been called more than once.
+            if !call.is_ok_and(|calls| calls >= GO_ON) {
                 return;
             }
             let why = match super::escape() {
@@ -161,6 +166,9 @@ impl Drop for StandIn {
 /// Why there is no stand-in.
 #[derive(Debug, thiserror::Error)]
 pub enum StandInError {
+    /// This process is itself the new half of an update that is not over.
+    #[error("Guest is waiting for an incoming migration")]
+    Taken,
     /// A system call failed.
     #[error("cannot prepare for a crash in the update: {0}: {1}")]
     System(&'static str, io::Error),

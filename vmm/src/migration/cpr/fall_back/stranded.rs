@@ -1,5 +1,6 @@
 //! The last resort: no binary can go on, so this process only keeps what the guest is made of.
 
+use std::cell::UnsafeCell;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
@@ -20,6 +21,16 @@ pub struct Kept {
     pub log: Option<RawFd>,
 }
 
+const LENGTH: usize = 4096;
+
+/// The line, in memory of its own: the stack of a signal handler is small.
+struct Buffer(UnsafeCell<[u8; LENGTH]>);
+
+// SAFETY: used by `strand` only, which does not return.
+unsafe impl Sync for Buffer {}
+
+static LINE: Buffer = Buffer(UnsafeCell::new([0; LENGTH]));
+
 /// Says so, lets go of everything else, and waits to be ended. Async-signal-safe.
 ///
 /// `first` is why the update failed, `second` why going back did.
@@ -27,10 +38,11 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     let pid = kept.pid;
     close_all_but(kept);
     end_helper(kept.helper);
-    let mut buffer = [0; 4096];
+    // SAFETY: a process is stranded once, on one thread.
+    let buffer = unsafe { &mut *LINE.0.get() };
     let (ram, saved) = (kept.ram.first().copied().unwrap_or(-1), kept.saved.unwrap_or(-1));
     let line = Line::write(
-        &mut buffer[..4095],
+        &mut buffer[..LENGTH - 1],
         format_args!(
             "cpr-vmm: the update failed ({first}), and going back failed too ({second}): the guest \
              stands still, process {pid} keeps its RAM in /proc/{pid}/fd/{ram} and its state in \
@@ -41,19 +53,20 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     );
     let length = line.len();
     buffer[length] = b'\n';
-    for fd in [Some(2), kept.log].into_iter().flatten() {
-        // SAFETY: the buffer has so many bytes; nobody is left to hear of a failure.
-        unsafe { libc::write(fd, buffer.as_ptr().cast(), length + 1) };
-    }
-    // SAFETY: default dispositions and an empty mask, so that the operator can end it; `pause`
+    // SAFETY: the buffer has so many bytes; nobody is left to hear of a failure. Default dispositions
+    // and an empty mask, so that the operator can end it even while stderr makes it wait; `pause`
     // needs nothing.
     unsafe {
+        if let Some(log) = kept.log {
+            libc::write(log, buffer.as_ptr().cast(), length + 1);
+        }
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             libc::signal(signal, libc::SIG_DFL);
         }
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        libc::write(2, buffer.as_ptr().cast(), length + 1);
         loop {
             libc::pause();
         }

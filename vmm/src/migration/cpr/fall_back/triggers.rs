@@ -6,7 +6,7 @@ use std::ptr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use nix::sys::signal::{SigEvent, SigSet, SigevNotify, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
@@ -33,6 +33,8 @@ pub struct Triggers {
     before: Vec<(Signal, libc::sigaction)>,
     timer: Timer,
     hooked: Cell<bool>,
+    /// The signals that were blocked before.
+    mask: SigSet,
 }
 
 impl Triggers {
@@ -44,12 +46,24 @@ impl Triggers {
         let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
         let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
             .map_err(error("timer_create"))?;
-        let mut triggers = Self { before: Vec::new(), timer, hooked: Cell::new(false) };
+        let mut triggers =
+            Self { before: Vec::new(), timer, hooked: Cell::new(false), mask: SigSet::empty() };
         for signal in FATAL.into_iter().chain([ALARM]) {
             let before = set_handler(signal).map_err(error("sigaction"))?;
             triggers.before.push((signal, before));
         }
+        // Whoever started this process may have blocked them.
+        let wanted = SigSet::from_iter(FATAL.into_iter().chain([ALARM]));
+        pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&wanted), Some(&mut triggers.mask))
+            .map_err(error("sigprocmask"))?;
         Ok(triggers)
+    }
+
+    /// The alarm is to have the default action afterwards.
+    pub fn alarm_was_default(&mut self) {
+        for (_, before) in self.before.iter_mut().filter(|(signal, _)| *signal == ALARM) {
+            before.sa_sigaction = libc::SIG_DFL;
+        }
     }
 
     /// A panic is a trigger too, before it unwinds.
@@ -75,10 +89,15 @@ impl Triggers {
 
 impl Drop for Triggers {
     fn drop(&mut self) {
+        // Before its signal has the default action again.
+        let _ = self.set_deadline(None);
         for (signal, before) in &self.before {
             // SAFETY: `before` is what `sigaction` gave us.
             unsafe { libc::sigaction(*signal as i32, before, ptr::null_mut()) };
         }
+        let ours = SigSet::from_iter(FATAL.into_iter().chain([ALARM]));
+        let blocked: SigSet = ours.iter().filter(|signal| self.mask.contains(*signal)).collect();
+        let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None);
         if self.hooked.get() {
             drop(std::panic::take_hook());
         }
