@@ -25,6 +25,10 @@ pub struct BugClass {
     /// Which process has it.
     #[serde(default)]
     pub in_process: InProcess,
+    /// How often the case is run at most until it notices: where an update must fall into a window of
+    /// microseconds.
+    #[serde(default = "once")]
+    pub runs: u32,
     /// Why no scenario has been seen to notice it, where that is so.
     #[serde(default)]
     pub unproved: Option<String>,
@@ -43,6 +47,10 @@ pub enum InProcess {
     Both,
     /// Only those that take over.
     New,
+}
+
+fn once() -> u32 {
+    1
 }
 
 #[derive(Deserialize)]

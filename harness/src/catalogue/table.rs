@@ -21,8 +21,9 @@ Made from `bug-classes.toml` by `cargo run --release -- catalogue --write scenar
 /// The whole file.
 pub fn markdown(classes: &[BugClass]) -> String {
     let mut text = HEADER.to_owned();
-    for BugClass { class, example, planted, case, checks, unproved, .. } in classes {
+    for BugClass { class, example, planted, case, checks, unproved, runs, .. } in classes {
         let check = match unproved {
+            None if *runs > 1 => format!("`{}`, in {runs} runs at most", checks.join("`, `")),
             None => format!("`{}`", checks.join("`, `")),
             Some(why) => format!("unproved: {why}"),
         };

@@ -69,5 +69,12 @@ pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -
         vmm_option: format!(" (with the bug {} planted)", class.planted),
         ..options.clone()
     };
-    Outcome::from(&case::run(case, &options))
+    let mut outcome = Outcome::from(&case::run(case, &options));
+    for _ in 1..class.runs {
+        if outcome != Outcome::Passed {
+            break;
+        }
+        outcome = Outcome::from(&case::run(case, &options));
+    }
+    outcome
 }

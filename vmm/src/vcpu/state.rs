@@ -395,8 +395,8 @@ impl Access<'_> {
             let found = bytes.len();
             return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
         }
-        // Up to MXCSR.
-        const FIRST_BYTES: usize = 24;
+        // All but the first word.
+        const FIRST_BYTES: usize = 4;
         let mut bytes = bytes.to_vec();
         if planted!(TruncateXsave) {
             bytes[FIRST_BYTES..].fill(0);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 
 use super::{Finishing, Vmm};
@@ -166,8 +167,8 @@ impl Vmm {
             return Ok(());
         }
         if planted!(EarlyCompleted) {
-            let early = self.migration.complete(None);
-            early.into_iter().for_each(|event| self.qmp.broadcast(&event));
+            let status = MigrationStatus::Completed;
+            self.qmp.broadcast(&EventKind::Migration { status }.now());
         }
         if runs {
             self.qmp.broadcast(&EventKind::Resume.now());
