@@ -38,10 +38,10 @@ impl Plan {
         crate::failpoints::relieve();
         let one = GO_ON.to_ne_bytes();
         // SAFETY: an eventfd takes 8 bytes; the mask is our own. This thread looks from outside as
-        // it did before, and serves signals.
+        // it did before, and serves signals, when the other one first answers somebody.
         unsafe {
-            libc::write(self.wake, one.as_ptr().cast(), one.len());
             libc::sigprocmask(libc::SIG_SETMASK, self.mask.as_ref(), std::ptr::null_mut());
+            libc::write(self.wake, one.as_ptr().cast(), one.len());
             loop {
                 libc::pause();
             }
