@@ -13,6 +13,7 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::observe::clock;
 use crate::report::errors::{Errors, Wish};
+use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
 use crate::run::{Options, Patience, orphans, schedule, signals};
 use crate::scenario::set::Set;
@@ -193,7 +194,7 @@ fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     let count = set.cases.len();
     let errors = errors_table(run)?;
     let noun = if count == 1 { "case" } else { "cases" };
-    println!("{count} {noun} from {}", set.origin);
+    say(format_args!("{count} {noun} from {}", set.origin));
     run_cases(
         &set.cases,
         run.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
@@ -262,7 +263,7 @@ fn run_cases(
         Some(finished) => finished
             .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
     };
-    told.iter().for_each(|line| println!("{line}"));
+    told.iter().for_each(say);
     let broken = terminal.any_broken() || require_all && terminal.any_missed();
     Ok(ExitCode::from(match (terminal.any_failed() || !same, broken) {
         (true, _) => FAILED,
@@ -321,20 +322,20 @@ fn select(selection: &Selection) -> Result<Set, Stop> {
 
 fn list(selection: &Selection) -> Result<ExitCode, Stop> {
     for case in select(selection)?.cases {
-        println!("{}: {}", case.name, case.summary);
+        say(format_args!("{}: {}", case.name, case.summary));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn guests(extract: Option<&Path>) -> Result<ExitCode, Stop> {
     for guest in guest_images::GUESTS {
-        println!("{}: {}", guest.name, guest.summary);
+        say(format_args!("{}: {}", guest.name, guest.summary));
         let Some(folder) = extract else { continue };
         let path = folder.join(format!("{}.elf", guest.name));
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(&path, guest.elf))
             .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))?;
-        println!("  {}", path.display());
+        say(format_args!("  {}", path.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

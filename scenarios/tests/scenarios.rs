@@ -1,12 +1,14 @@
-//! Turns every scenario case into a test of its own name.
+//! Turns every scenario case into a test of its own name; if all have passed, the table of errors
+//! must be what they have shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cpr_harness::backend::cpr_vmm::CprVmm;
 use cpr_harness::carry;
 use cpr_harness::observe::clock;
+use cpr_harness::report::errors::{Errors, Wish};
 use cpr_harness::report::terminal;
 use cpr_harness::run::{Options, Patience, Verdict, case, orphans, signals};
 use cpr_harness::scenario::Case;
@@ -21,8 +23,9 @@ fn main() -> ExitCode {
     clock::start();
     signals::guard();
     orphans::adopt();
-    match trials() {
-        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+    let all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
+    match test(&arguments, all) {
+        Ok(code) => code,
         Err(e) => {
             eprintln!("scenarios: {e}");
             ExitCode::FAILURE
@@ -30,7 +33,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn trials() -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
+fn test(arguments: &Arguments, all: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("ERRORS.md");
+    let errors = Arc::new(Mutex::new(Errors::new(&table, Wish::Check)?));
+    let conclusion = libtest_mimic::run(arguments, trials(&errors)?);
+    if all && !conclusion.has_failed() && !arguments.ignored {
+        let (told, same) = errors.lock().unwrap_or_else(PoisonError::into_inner).finish()?;
+        told.iter().for_each(|line| println!("{line}"));
+        if !same {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(conclusion.exit_code())
+}
+
+fn trials(errors: &Arc<Mutex<Errors>>) -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
     let options = Options {
         backend: Arc::new(CprVmm::carried()?),
         evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("evidence"),
@@ -39,16 +56,19 @@ fn trials() -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
         vmm_option: String::new(),
     };
     let trial = |case: Case| {
-        let options = options.clone();
+        let (options, errors) = (options.clone(), errors.clone());
         let on_request = case.on_request;
-        Trial::ignorable_test(case.name.clone(), move || run(&case, &options))
+        Trial::ignorable_test(case.name.clone(), move || run(&case, &options, &errors))
             .with_ignored_flag(on_request)
     };
     Ok(Set::embedded()?.cases.into_iter().map(trial).collect())
 }
 
-fn run(case: &Case, options: &Options) -> Result<Completion, Failed> {
+fn run(case: &Case, options: &Options, errors: &Mutex<Errors>) -> Result<Completion, Failed> {
     let report = case::run(case, options);
+    if !case.on_request {
+        errors.lock().unwrap_or_else(PoisonError::into_inner).case(case, &report);
+    }
     // Where everything must run, as in CI, a miss is an error.
     if let Some(why) = report.verdict.miss()
         && std::env::var_os("CPR_REQUIRE_ALL").is_some()

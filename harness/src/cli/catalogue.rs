@@ -8,6 +8,7 @@ use super::{Catalogue, FAILED, Stop};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::trial::{self, Outcome};
 use crate::catalogue::{BugClass, all, table};
+use crate::report::stdout::say;
 use crate::run::{Options, Patience, signals};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -36,17 +37,17 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         catalogue.filter.is_empty() || catalogue.filter.iter().any(named)
     };
     let mut seen = Seen::default();
-    println!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean");
+    say(format_args!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean"));
     for class in classes.iter().filter(wanted) {
         if let Some(why) = &class.unproved {
-            println!("{:<22} {:<58} UNPROVED: {why}", class.planted, class.case);
+            say(format_args!("{:<22} {:<58} UNPROVED: {why}", class.planted, class.case));
             seen.unproved += 1;
             continue;
         }
         let case = class.find(&cases).map_err(Stop::usage)?;
         seen.class(class, case, &vmm, &options, catalogue.clean);
     }
-    println!("\n{}", seen.summary());
+    say(format_args!("\n{}", seen.summary()));
     Ok(ExitCode::from(if seen.is_good() { 0 } else { FAILED }))
 }
 
@@ -77,7 +78,7 @@ impl Seen {
                 Outcome::Passed => self.clean += 1,
                 Outcome::NotRun(why) => {
                     self.ignored += 1;
-                    println!("{:<22} {:<58} ignored: {why}", class.planted, case.name);
+                    say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
                     return;
                 }
                 trouble => {
@@ -102,14 +103,14 @@ impl Seen {
         };
         self.caught += u32::from(caught);
         let good = clean as usize - troubles.len();
-        println!(
+        say(format_args!(
             "{:<22} {:<58} {:<14} {how}",
             class.planted,
             case.name,
             format!("{good} of {clean} pass")
-        );
+        ));
         for trouble in troubles {
-            println!("    clean: {trouble:?}");
+            say(format_args!("    clean: {trouble:?}"));
         }
     }
 

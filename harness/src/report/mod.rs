@@ -1,4 +1,5 @@
 //! Telling people how it went.
 
 pub mod errors;
+pub mod stdout;
 pub mod terminal;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::stdout::say;
 use crate::run::verdict::{Kill, Refusal};
 use crate::run::{Report, Verdict};
 
@@ -70,7 +71,7 @@ impl Terminal {
     /// All are done.
     pub fn finish(&self, took: Duration) {
         self.bar.finish_and_clear();
-        println!("{}", self.summary(took));
+        say(self.summary(took));
     }
 
     /// The verdict on the run.
@@ -124,7 +125,7 @@ impl Terminal {
 
     fn line(&self, line: &str) {
         if self.bar.is_hidden() {
-            println!("{line}");
+            say(line);
         } else {
             self.bar.println(line);
         }

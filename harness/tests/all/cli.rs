@@ -76,6 +76,15 @@ fn a_run_that_fails_says_how_to_replay_and_the_replay_fails_alike() {
 }
 
 #[test]
+fn a_list_that_nobody_reads_is_no_crash() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut list = std::process::Command::new(binary());
+    let listed = list.current_dir(folder().path()).arg("guests").stdout(writer).output().unwrap();
+    assert_eq!((listed.status.code(), text(&listed.stderr)), (Some(0), String::new()));
+}
+
+#[test]
 fn a_kept_vm_stays_up() {
     let folder = folder();
     let args = mock(&["--fault", "leak-fd", "--filter", "times=1", "--keep"]);
@@ -173,14 +182,20 @@ fn every_scenario_passes_on_the_mock() {
     let elsewhere = tempfile::tempdir().unwrap();
     // But for those that take a real VMM's time.
     let only = [
-        "update/running",
-        "update/stopped",
-        "update/t",
-        "update/o",
-        "failed",
-        "refused",
+        "update/running[cpus=1",
+        "update/stopped[cpus=1",
+        "update/ten-in-a-row[cpus=1,pages=4k",
+        "update/own-binary[change=deleted,cpus=1",
+        "update/other-commands[command=in-path,cpus=1",
+        "failed/exec[command=e2big",
+        "failed/exec[command=eloop",
+        "failed/then-good",
+        "refused/no-command",
+        "refused/nul",
+        "refused/e",
+        "refused/private",
         "channel",
-        "lifecycle/no",
+        "lifecycle/no-update[cpus=1,",
         "lifecycle/kill",
     ];
     let filters: Vec<&str> = only.iter().flat_map(|theme| ["--filter", *theme]).collect();
