@@ -44,8 +44,8 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     }
     let rehearses = |step: &Step| match step {
         Step::Migrate(migrate) => migrate.rehearsal == Some(true),
-        // Only then can signals be held back over exec.
-        Step::KillInUpdate(kill) => kill.signal.asks(),
+        // Only then are there programs that only rehearse, and can signals be held back over exec.
+        Step::KillInUpdate(kill) => kill.command != CommandKind::Good || kill.signal.asks(),
         _ => false,
     };
     if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {

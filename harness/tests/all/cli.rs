@@ -182,20 +182,14 @@ fn every_scenario_passes_on_the_mock() {
     let elsewhere = tempfile::tempdir().unwrap();
     // But for those that take a real VMM's time.
     let only = [
-        "update/running[cpus=1",
-        "update/stopped[cpus=1",
-        "update/ten-in-a-row[cpus=1,pages=4k",
-        "update/own-binary[change=deleted,cpus=1",
-        "update/other-commands[command=in-path,cpus=1",
-        "failed/exec[command=e2big",
-        "failed/exec[command=eloop",
-        "failed/then-good",
-        "refused/no-command",
-        "refused/nul",
-        "refused/e",
-        "refused/private",
+        "update/running",
+        "update/stopped",
+        "update/t",
+        "update/o",
+        "failed",
+        "refused",
         "channel",
-        "lifecycle/no-update[cpus=1,",
+        "lifecycle/no",
         "lifecycle/kill",
     ];
     let filters: Vec<&str> = only.iter().flat_map(|theme| ["--filter", *theme]).collect();
