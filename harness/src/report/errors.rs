@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use super::choice::{self, Choice, holds_for, split};
 use crate::run::{Report, Verdict};
 use crate::scenario::Case;
 
@@ -54,9 +55,6 @@ impl std::fmt::Display for Row {
         write!(f, "| {scenario} | {what} | {ended} | `` {error} `` |")
     }
 }
-
-/// A choice of values of a matrix.
-type Choice = BTreeMap<String, String>;
 
 /// One update of one case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,28 +162,6 @@ pub fn is_about(told: &str, case: &Case) -> bool {
     holds_for(told, &scenario, &choice)
 }
 
-fn holds_for(told: &str, scenario: &str, choice: &Choice) -> bool {
-    let (base, values) = pairs(told);
-    let holds = |key: &str| {
-        let mut wanted = values.iter().filter(|(k, _)| *k == key).map(|(_, value)| *value);
-        wanted.any(|value| choice.get(key).is_some_and(|v| v == value))
-    };
-    base == scenario && values.iter().all(|(key, _)| holds(key))
-}
-
-/// `theme/scenario[key=value,…]`, taken apart.
-fn pairs(name: &str) -> (&str, Vec<(&str, &str)>) {
-    let Some((base, rest)) = name.split_once('[') else { return (name, Vec::new()) };
-    let pairs = rest.trim_end_matches(']').split(',').filter_map(|pair| pair.split_once('='));
-    (base, pairs.collect())
-}
-
-fn split(name: &str) -> (String, Choice) {
-    let (base, pairs) = pairs(name);
-    let choice = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
-    (base.to_owned(), choice.collect())
-}
-
 /// One row a failure; where its lines differ, one row a line, with the values that make the
 /// difference.
 fn rows(seen: &[Seen]) -> Vec<Row> {
@@ -200,17 +176,8 @@ fn rows(seen: &[Seen]) -> Vec<Row> {
             lines.entry((&one.ended, &one.error)).or_default().push(one);
         }
         for ((ended, error), of_line) in lines {
-            let matters = values(&of_line).into_iter().zip(values(&all));
-            let matters: Vec<String> = matters
-                .filter(|((_, here), (_, everywhere))| here != everywhere)
-                .flat_map(|((key, here), _)| here.into_iter().map(move |v| format!("{key}={v}")))
-                .collect();
-            let matters = match matters.is_empty() {
-                true => String::new(),
-                false => format!("[{}]", matters.join(",")),
-            };
             rows.push(Row {
-                scenario: format!("{scenario}{matters}"),
+                scenario: choice::told(scenario, choices(&of_line), choices(&all)),
                 what: what.to_owned(),
                 ended: ended.to_owned(),
                 error: error.to_owned(),
@@ -221,13 +188,8 @@ fn rows(seen: &[Seen]) -> Vec<Row> {
     rows
 }
 
-/// By key, in order: the values that occur.
-fn values<'a>(seen: &[&'a Seen]) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
-    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (key, value) in seen.iter().flat_map(|one| &one.choice) {
-        values.entry(key).or_default().insert(value);
-    }
-    values
+fn choices<'a>(seen: &'a [&'a Seen]) -> impl Iterator<Item = &'a Choice> {
+    seen.iter().map(|one| &one.choice)
 }
 
 #[cfg(test)]
@@ -260,15 +222,5 @@ mod tests {
         ");
         let again: Vec<Row> = rows_of(&text.join("\n")).collect();
         assert_eq!(again, rows(&all));
-    }
-
-    #[test]
-    fn a_row_is_about_the_cases_whose_values_it_names() {
-        let about = |case: &str| {
-            let (scenario, choice) = split(case);
-            holds_for("a/b[cpus=2,cpus=4]", &scenario, &choice)
-        };
-        assert!(about("a/b[cpus=2,guest=running]") && about("a/b[cpus=4]"));
-        assert!(!about("a/b[cpus=1]") && !about("a/c[cpus=2]") && !about("a/b"));
     }
 }

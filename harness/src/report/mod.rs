@@ -1,5 +1,6 @@
 //! Telling people how it went.
 
+pub mod choice;
 pub mod errors;
 pub mod stdout;
 pub mod terminal;

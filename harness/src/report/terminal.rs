@@ -218,6 +218,7 @@ mod tests {
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             took: Duration::from_millis(420),
             failed_updates: Vec::new(),
+            heard: Vec::new(),
             refusals: vec![Refusal {
                 took: Duration::from_millis(20),
                 calm: Duration::from_micros(500),

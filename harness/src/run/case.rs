@@ -23,6 +23,7 @@ pub fn run(case: &Case, options: &Options) -> Report {
         updates: 0,
         blackouts: Vec::new(),
         failed_updates: Vec::new(),
+        heard: Vec::new(),
         refusals: Vec::new(),
         kills: Vec::new(),
         memory_kib: Vec::new(),
@@ -104,7 +105,9 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
     for (index, step) in steps.iter().enumerate() {
         let label = format!("step {} ({})", index + 1, name(step));
         session.evidence.timeline.say("harness", &label);
-        match session.step(step) {
+        let done = session.step(step);
+        report.heard.extend(session.heard(&label, done.is_err()));
+        match done {
             Ok(After::Up) => {}
             Ok(After::Gone) => return Ok(()),
             Err(e) => {

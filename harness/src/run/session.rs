@@ -18,7 +18,7 @@ use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
 use super::serial::SerialClient;
-use super::verdict::{FailedUpdate, Kill, Refusal};
+use super::verdict::{FailedUpdate, Heard, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary};
@@ -29,7 +29,7 @@ use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::process::Executable;
-use crate::observe::qmp::Qmp;
+use crate::observe::qmp::{self, Qmp};
 use crate::scenario::{Case, Inject};
 
 /// Everything about the VM of one case.
@@ -66,6 +66,8 @@ pub struct Session<'a> {
     pub seen: Option<Observation>,
     /// Events before this one were checked.
     pub events_checked: usize,
+    /// Events of this step that were checked.
+    heard: Vec<String>,
     /// Status in the newest `MIGRATION` event.
     pub last_status: Option<String>,
     /// How often the guest must have booted.
@@ -236,6 +238,7 @@ impl<'a> Session<'a> {
             earlier_state: None,
             seen: None,
             events_checked: 0,
+            heard: Vec::new(),
             last_status: None,
             boots: u32::from(!case.vm.paused),
             updates: 0,
@@ -405,12 +408,23 @@ impl<'a> Session<'a> {
         let arrived = self.qmp.events_from(self.events_checked);
         self.events_checked += arrived.len();
         let events: Vec<Event> = arrived.into_iter().map(|a| a.event).collect();
+        self.heard.extend(events.iter().map(qmp::label));
         let newest = events.iter().rfind(|e| e.event == "MIGRATION");
         let status = newest.and_then(|e| e.data.as_ref()?.get("status")?.as_str());
         if let Some(status) = status {
             self.last_status = Some(status.to_owned());
         }
         events
+    }
+
+    /// The events of the step that has just ended, if it had any.
+    pub(super) fn heard(&mut self, step: &str, failed: bool) -> Option<Heard> {
+        if failed {
+            // No later check is to miss them.
+            self.take_events();
+        }
+        let events = std::mem::take(&mut self.heard);
+        (!events.is_empty()).then(|| Heard { step: step.to_owned(), events })
     }
 
     /// The error in `query-migrate`.

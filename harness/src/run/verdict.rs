@@ -53,6 +53,9 @@ pub struct Report {
     /// The errors of updates that did not succeed, each once.
     #[serde(default)]
     pub failed_updates: Vec<FailedUpdate>,
+    /// The events of each step that had any.
+    #[serde(default)]
+    pub heard: Vec<Heard>,
     /// What the guest noticed of updates that were refused, where it could be seen.
     #[serde(default)]
     pub refusals: Vec<Refusal>,
@@ -78,6 +81,15 @@ pub struct FailedUpdate {
     pub ended: String,
     /// The error that its operator reads.
     pub error: String,
+}
+
+/// The events of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// The step.
+    pub step: String,
+    /// In their order; those of `MIGRATION` with their status.
+    pub events: Vec<String>,
 }
 
 /// What a running guest noticed of an update that was refused.
@@ -140,6 +152,7 @@ mod tests {
             updates: 0,
             blackouts: Vec::new(),
             failed_updates: Vec::new(),
+            heard: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
             memory_kib: Vec::new(),

@@ -1,0 +1,199 @@
+//! In what the reports on one case differ.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::run::verdict::FailedUpdate;
+use crate::run::{Report, Verdict};
+
+/// What differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Whether the case passes.
+    Verdict,
+    /// How an update that must not succeed ends: refused, or failed later.
+    Ending,
+    /// The events of a step.
+    Events,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verdict => "verdict",
+            Self::Ending => "ending",
+            Self::Events => "events",
+        })
+    }
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differs {
+    /// What differs.
+    pub kind: Kind,
+    /// With the first VMM.
+    pub first: String,
+    /// With the second.
+    pub second: String,
+}
+
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} | {}", self.kind, self.first, self.second)
+    }
+}
+
+/// What came of one case on both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// It ran on both.
+    Compared(Vec<Differs>),
+    /// It did not run on one of them: why.
+    Ignored(String),
+    /// The machine did not let it run: why.
+    Broken(String),
+}
+
+/// Compares the reports on one case.
+pub fn compare(first: &Report, second: &Report) -> Comparison {
+    for report in [first, second] {
+        match &report.verdict {
+            Verdict::Ignored(why) => return Comparison::Ignored(why.clone()),
+            Verdict::Broken(why) => return Comparison::Broken(why.clone()),
+            Verdict::Pass | Verdict::Fail(_) => {}
+        }
+    }
+    let mut differs = Vec::new();
+    let (one, other) = (verdict(first), verdict(second));
+    let alike = first.verdict == Verdict::Pass && second.verdict == Verdict::Pass;
+    if !alike {
+        differs.push(Differs { kind: Kind::Verdict, first: one, second: other });
+    }
+    differs.extend(endings(&first.failed_updates, &second.failed_updates));
+    // After a failure the steps are not the same any more.
+    if alike {
+        differs.extend(events(first, second));
+    }
+    Comparison::Compared(differs)
+}
+
+/// The verdict in one line; a failure with all it has to say.
+pub fn verdict(report: &Report) -> String {
+    match &report.verdict {
+        Verdict::Pass => "pass".into(),
+        Verdict::Ignored(why) | Verdict::Broken(why) => why.clone(),
+        Verdict::Fail(findings) => {
+            let told = findings.iter().map(|f| format!("{}: {}", f.check, f.message));
+            told.collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+fn endings<'a>(
+    first: &'a [FailedUpdate],
+    second: &'a [FailedUpdate],
+) -> impl Iterator<Item = Differs> + 'a {
+    let pair = |one: &'a FailedUpdate| Some((one, second.iter().find(|two| two.what == one.what)?));
+    let different = |(one, two): &(&FailedUpdate, &FailedUpdate)| one.ended != two.ended;
+    first.iter().filter_map(pair).filter(different).map(|(one, two)| Differs {
+        kind: Kind::Ending,
+        first: format!("{}: {}", one.ended, one.error),
+        second: format!("{}: {}", two.ended, two.error),
+    })
+}
+
+fn events<'a>(first: &'a Report, second: &'a Report) -> impl Iterator<Item = Differs> + 'a {
+    let of = |report: &'a Report, step: &str| {
+        let heard = report.heard.iter().find(|heard| heard.step == step);
+        heard.map_or(&[][..], |heard| &heard.events)
+    };
+    let steps = first.heard.iter().map(|heard| &heard.step);
+    let also = second.heard.iter().map(|heard| &heard.step);
+    let also = also.filter(|step| first.heard.iter().all(|heard| heard.step != **step));
+    steps.chain(also).filter_map(move |step| {
+        let (one, two) = (of(first, step), of(second, step));
+        (one != two).then(|| Differs {
+            kind: Kind::Events,
+            first: format!("{step}: {}", one.join(" ")),
+            second: format!("{step}: {}", two.join(" ")),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::check::Finding;
+    use crate::run::verdict::Heard;
+
+    fn report(verdict: Verdict, ended: &str, events: &[&str]) -> Report {
+        let events = events.iter().map(|event| (*event).to_owned()).collect();
+        Report {
+            case: "a/b".into(),
+            verdict,
+            failed_step: None,
+            updates: 0,
+            blackouts: Vec::new(),
+            failed_updates: vec![FailedUpdate {
+                what: "no command".into(),
+                ended: ended.into(),
+                error: "no".into(),
+            }],
+            heard: vec![Heard { step: "step 2 (stop)".into(), events }],
+            refusals: Vec::new(),
+            kills: Vec::new(),
+            memory_kib: Vec::new(),
+            took: Duration::ZERO,
+            replay: String::new(),
+            kept: None,
+        }
+    }
+
+    fn told(first: &Report, second: &Report) -> Vec<String> {
+        match compare(first, second) {
+            Comparison::Compared(differs) => differs.iter().map(Differs::to_string).collect(),
+            other => vec![format!("{other:?}")],
+        }
+    }
+
+    #[test]
+    fn the_same_is_no_difference() {
+        let report = report(Verdict::Pass, "refused", &["STOP"]);
+        assert_eq!(told(&report, &report), [""; 0]);
+    }
+
+    #[test]
+    fn verdicts_endings_and_events_are_compared() {
+        let passed = report(Verdict::Pass, "refused", &["STOP"]);
+        let failed = Verdict::Fail(vec![Finding::new("pid", "it died")]);
+        assert_eq!(
+            told(&passed, &report(failed, "failed", &[])),
+            ["verdict: pass | pid: it died", "ending: refused: no | failed: no"]
+        );
+        assert_eq!(
+            told(&passed, &report(Verdict::Pass, "refused", &["STOP", "RESUME"])),
+            ["events: step 2 (stop): STOP | step 2 (stop): STOP RESUME"]
+        );
+    }
+
+    #[test]
+    fn two_failures_are_not_the_same() {
+        let fail = |why: &str| Verdict::Fail(vec![Finding::new("pid", why)]);
+        let [one, two] = ["it died", "it is gone"].map(|why| report(fail(why), "failed", &[]));
+        assert_eq!(told(&one, &two), ["verdict: pid: it died | pid: it is gone"]);
+    }
+
+    #[test]
+    fn what_did_not_run_is_not_compared() {
+        let passed = report(Verdict::Pass, "refused", &[]);
+        let ignored = report(Verdict::Ignored("no fail points".into()), "failed", &[]);
+        let wanted = Comparison::Ignored("no fail points".into());
+        assert_eq!(compare(&ignored, &passed), wanted);
+        assert_eq!(compare(&passed, &ignored), wanted);
+    }
+}
