@@ -51,6 +51,10 @@ enum Command {
     },
     /// Plant each known class of bug, and show that its scenario notices it.
     Catalogue(Catalogue),
+    /// Run scenarios on two VMMs, and tell in what they differ.
+    Conform(conform::Conform),
+    /// Measure how long the guest stands still in an update, of several VMMs side by side.
+    Bench(bench::Bench),
     /// List the guests, or write their ELF files to a folder.
     Guests {
         /// Where to write them.
@@ -147,7 +151,9 @@ struct Replay {
     evidence: Option<PathBuf>,
 }
 
+mod bench;
 mod catalogue;
+mod conform;
 
 /// Why there is no run: the message and the exit code.
 struct Stop(String, u8);
@@ -178,6 +184,8 @@ pub fn main() -> ExitCode {
         Command::List(selection) => list(&selection),
         Command::Replay(replay) => run_again(&replay),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
+        Command::Conform(conform) => conform::main(&conform),
+        Command::Bench(bench) => bench::main(&bench),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }
@@ -197,7 +205,7 @@ fn run_selection(run: &Run) -> Result<ExitCode, Stop> {
     say(format_args!("{count} {noun} from {}", set.origin));
     run_cases(
         &set.cases,
-        run.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        run.jobs.unwrap_or_else(cores),
         &run.vmm,
         run.evidence.clone(),
         run.require_all,
@@ -284,6 +292,23 @@ fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
             Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
         },
     }
+}
+
+/// The VMM that is called so on the command line.
+fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
+    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
+    Ok(match name {
+        "cpr-vmm" => Arc::new(CprVmm::carried().map_err(own)?),
+        "mock" => Arc::new(Mock::carried(None).map_err(own)?),
+        path => Arc::new(
+            CprVmm::at(Path::new(path))
+                .map_err(|e| Stop::usage(format!("cannot find the VMM {path}: {e}")))?,
+        ),
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn vmm_option(vmm: &Vmm) -> String {

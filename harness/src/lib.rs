@@ -6,6 +6,7 @@
 //! tells. [`conform`] compares two VMMs, [`catalogue`] plants known bugs in ours.
 
 pub mod backend;
+pub mod bench;
 pub mod carry;
 pub mod catalogue;
 pub mod check;

@@ -65,6 +65,10 @@ impl Backend for CprVmm {
         "cpr-vmm"
     }
 
+    fn title(&self) -> String {
+        concat!("cpr-vmm ", env!("CARGO_PKG_VERSION")).to_owned()
+    }
+
     fn binary(&self) -> &Path {
         &self.binary
     }

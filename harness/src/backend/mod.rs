@@ -53,6 +53,9 @@ pub trait Backend: Send + Sync {
     /// Its name, for reports.
     fn name(&self) -> &'static str;
 
+    /// Its name and version, for people.
+    fn title(&self) -> String;
+
     /// The file to execute.
     fn binary(&self) -> &Path;
 

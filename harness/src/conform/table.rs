@@ -74,7 +74,8 @@ from that run and from `differences.toml`, never by hand.
     text
 }
 
-fn counts(rows: &[Row]) -> [(&'static str, usize); 5] {
+/// How many cases came out how.
+pub fn counts(rows: &[Row]) -> [(&'static str, usize); 5] {
     let count = |is: fn(&Outcome) -> bool| rows.iter().filter(|row| is(&row.outcome)).count();
     [
         ("the same", count(|outcome| *outcome == Outcome::Same)),

@@ -7,15 +7,35 @@ use super::{Options, Report, case};
 use crate::scenario::Case;
 
 /// Runs `cases`, `jobs` at a time; `done` sees each report as it comes.
-pub fn run(cases: &[Case], jobs: usize, options: &Options, mut done: impl FnMut(Report)) {
+pub fn run(cases: &[Case], jobs: usize, options: &Options, done: impl FnMut(Report)) {
+    each(cases, jobs, |case| case::run(case, options), done);
+}
+
+/// Runs each of `cases` on two VMMs, one after the other; `done` sees both reports.
+pub fn pairs(
+    cases: &[Case],
+    jobs: usize,
+    first: &Options,
+    second: &Options,
+    done: impl FnMut((Report, Report)),
+) {
+    each(cases, jobs, |case| (case::run(case, first), case::run(case, second)), done);
+}
+
+fn each<T: Send>(
+    cases: &[Case],
+    jobs: usize,
+    run: impl Fn(&Case) -> T + Sync,
+    mut done: impl FnMut(T),
+) {
     let next = AtomicUsize::new(0);
     let (reports, arriving) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, cases.len().max(1)) {
-            let (reports, next) = (reports.clone(), &next);
+            let (reports, next, run) = (reports.clone(), &next, &run);
             scope.spawn(move || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if reports.send(case::run(case, options)).is_err() {
+                    if reports.send(run(case)).is_err() {
                         return;
                     }
                 }

@@ -1,5 +1,6 @@
 //! The model of a case: what TOML compiles to, and what Rust tests build directly.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::command_kind::{CommandKind, Errno};
@@ -127,17 +128,20 @@ impl SerialKind {
 }
 
 /// Page size of the guest's RAM on the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Pages {
     /// 4 KiB.
     #[default]
     #[serde(rename = "4k")]
+    #[value(name = "4k")]
     Small,
     /// Transparent huge pages.
     #[serde(rename = "thp")]
+    #[value(name = "thp")]
     Transparent,
     /// 2 MiB pages from the host's reserve.
     #[serde(rename = "2m")]
+    #[value(name = "2m")]
     Reserved,
 }
 

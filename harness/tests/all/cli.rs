@@ -197,3 +197,32 @@ fn every_scenario_passes_on_the_mock() {
     let done = harness(elsewhere.path(), &args).output().unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stdout));
 }
+
+#[test]
+fn vmms_are_measured_side_by_side() {
+    let folder = folder();
+    let args = ["bench", "--vmm", "mock", "--vmm", "mock", "--cpus", "1,2", "--runs", "1"];
+    let args = [&args[..], &["--updates", "1", "--json", "times.json"]].concat();
+    let done = harness(folder.path(), &args).assert().code(0);
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("| RAM | vCPUs | pages | mock, ms | mock, ms | mock : mock |"), "{told}");
+    let json = std::fs::read_to_string(folder.path().join("times.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 2, "{json}");
+    assert_eq!(json[1]["cell"], serde_json::json!({"memory": "64M", "cpus": 2, "pages": "4k"}));
+    assert_eq!(json[1]["of"][1]["blackouts_ms"].as_array().unwrap().len(), 1, "{json}");
+}
+
+#[test]
+fn a_vmm_conforms_to_itself() {
+    let folder = folder();
+    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "TABLE.md"];
+    let done = harness(folder.path(), &args).assert().code(0);
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("theme/twice[times=1]: the same\n"), "{told}");
+    assert!(told.contains("\n2 the same\n0 pass on both, with differences"), "{told}");
+    let table = std::fs::read_to_string(folder.path().join("TABLE.md")).unwrap();
+    assert!(table.contains("| theme/twice | 2 | the same |"), "{table}");
+    let alone = harness(folder.path(), &["conform", "--vmm", "mock"]).assert().code(2);
+    assert!(text(&alone.get_output().stderr).contains("give --vmm twice"));
+}

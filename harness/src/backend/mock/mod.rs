@@ -44,6 +44,10 @@ impl Backend for Mock {
         "mock"
     }
 
+    fn title(&self) -> String {
+        "the mock".to_owned()
+    }
+
     fn binary(&self) -> &Path {
         &self.binary
     }

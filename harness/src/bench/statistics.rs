@@ -1,0 +1,110 @@
+//! What can be said of two lists of times taken on a machine that others use too.
+
+/// Resamplings: more would not change the digits that are printed.
+const ROUNDS: usize = 2000;
+/// The same numbers from the same times.
+const SEED: u64 = 20_261_124;
+
+/// Median, least and most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The one in the middle; the mean of the two there.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Of at least one time.
+pub fn spread(times: &[f64]) -> Option<Spread> {
+    let mut sorted = times.to_vec();
+    let median = median(&mut sorted)?;
+    Some(Spread { median, min: *sorted.first()?, max: *sorted.last()? })
+}
+
+fn median(times: &mut [f64]) -> Option<f64> {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    let upper = *times.get(middle)?;
+    Some(if times.len() % 2 == 1 { upper } else { (times[middle - 1] + upper) / 2.0 })
+}
+
+/// How many times as long the second takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// Of the medians.
+    pub ratio: f64,
+    /// 95 % of resamplings (percentile bootstrap) are not below this one …
+    pub low: f64,
+    /// … and not above this one.
+    pub high: f64,
+    /// The share of random regroupings of all times whose medians are as far apart (permutation
+    /// test, two-sided).
+    pub p: f64,
+}
+
+/// Compares the medians; both need at least one time.
+pub fn ratio(first: &[f64], second: &[f64]) -> Option<Ratio> {
+    let of = |one: &mut [f64], two: &mut [f64]| Some(median(two)? / median(one)?);
+    let ratio = of(&mut first.to_vec(), &mut second.to_vec())?;
+    let mut random = fastrand::Rng::with_seed(SEED);
+    let mut again = |times: &[f64]| -> Vec<f64> {
+        (0..times.len()).map(|_| times[random.usize(..times.len())]).collect()
+    };
+    let mut ratios: Vec<f64> =
+        (0..ROUNDS).filter_map(|_| of(&mut again(first), &mut again(second))).collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |share: f64| ratios.get((share * (ratios.len() - 1) as f64).round() as usize).copied();
+
+    let distance = |one: &mut [f64], two: &mut [f64]| Some((median(two)? - median(one)?).abs());
+    let seen = distance(&mut first.to_vec(), &mut second.to_vec())?;
+    let mut all: Vec<f64> = first.iter().chain(second).copied().collect();
+    let as_far = (0..ROUNDS).filter(|_| {
+        random.shuffle(&mut all);
+        let (mut one, mut two) = (all[..first.len()].to_vec(), all[first.len()..].to_vec());
+        distance(&mut one, &mut two).is_some_and(|distance| distance >= seen)
+    });
+    // What was seen is a grouping too, so this is never zero.
+    let p = (as_far.count() + 1) as f64 / (ROUNDS + 1) as f64;
+    Some(Ratio { ratio, low: at(0.025)?, high: at(0.975)?, p })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(&[3.0, 1.0, 2.0], 2.0, 1.0, 3.0)]
+    #[case(&[4.0, 1.0, 2.0, 3.0], 2.5, 1.0, 4.0)]
+    #[case(&[7.0], 7.0, 7.0, 7.0)]
+    fn spreads(#[case] times: &[f64], #[case] median: f64, #[case] min: f64, #[case] max: f64) {
+        assert_eq!(spread(times), Some(Spread { median, min, max }));
+    }
+
+    #[test]
+    fn nothing_can_be_said_of_nothing() {
+        assert_eq!(spread(&[]), None);
+        assert_eq!(ratio(&[], &[1.0]), None);
+        assert_eq!(ratio(&[1.0], &[]), None);
+    }
+
+    #[test]
+    fn a_clear_ratio_is_clear() {
+        let first: Vec<f64> = (0..20).map(|i| 1.0 + f64::from(i) / 100.0).collect();
+        let second: Vec<f64> = first.iter().map(|time| time * 3.0).collect();
+        let seen = ratio(&first, &second).unwrap();
+        assert!((seen.ratio - 3.0).abs() < 1e-9, "{seen:?}");
+        assert!(seen.low > 2.7 && seen.high < 3.3 && seen.low <= seen.ratio, "{seen:?}");
+        assert!(seen.p < 0.001, "{seen:?}");
+    }
+
+    #[test]
+    fn the_same_times_are_no_difference() {
+        let times: Vec<f64> = (0..20).map(f64::from).map(|i| i + 1.0).collect();
+        let seen = ratio(&times, &times).unwrap();
+        assert_eq!((seen.ratio, seen.p), (1.0, 1.0));
+        assert!(seen.low < 1.0 && seen.high > 1.0, "{seen:?}");
+    }
+}

@@ -1,0 +1,127 @@
+//! `conform`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{ENVIRONMENT, FAILED, Selection, Stop, contender, cores, select};
+use crate::conform::compare::{Comparison, compare};
+use crate::conform::differences::Differences;
+use crate::conform::table::{self, Outcome, Row};
+use crate::report::stdout::say;
+use crate::run::{Options, Patience, Report, Verdict, orphans, schedule, signals};
+
+#[derive(Args)]
+pub(super) struct Conform {
+    #[command(flatten)]
+    selection: Selection,
+    /// The two VMMs, ours first: `cpr-vmm`, `qemu`, `mock`, or the path of a build.
+    #[arg(long, value_name = "VMM", required = true)]
+    vmm: Vec<String>,
+    /// How many cases at a time [default: as many as there are CPUs].
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Write the table to this file; takes a run of all cases.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
+
+/// Runs it.
+pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
+    let [first, second] = conform.vmm.as_slice() else {
+        return Err(Stop::usage("conform compares two VMMs: give --vmm twice"));
+    };
+    let whole = conform.selection.filter.is_empty() && conform.selection.scenarios.is_empty();
+    if conform.write.is_some() && !whole {
+        let why = "--write takes a run of all cases: leave --filter and SCENARIO out";
+        return Err(Stop::usage(why));
+    }
+    let set = select(&conform.selection)?;
+    let mut differences = Differences::embedded().map_err(Stop::usage)?;
+    signals::guard();
+    orphans::adopt();
+    let options = |name: &String, place: &str| {
+        let backend = contender(name)?;
+        Ok(Options {
+            backend,
+            evidence: conform.evidence.join("conform").join(place),
+            keep: false,
+            patience: Patience::default(),
+            vmm_option: format!(" --vmm {name}"),
+        })
+    };
+    let (one, two) = (options(first, "first")?, options(second, "second")?);
+    let vmm = two.backend.name();
+    let (mut rows, mut broken) = (Vec::new(), false);
+    let jobs = conform.jobs.unwrap_or_else(cores);
+    schedule::pairs(&set.cases, jobs, &one, &two, |pair| {
+        let outcome = outcome(&pair, vmm, &mut differences);
+        let case = pair.0.case.clone();
+        say(format_args!("{case}: {outcome}"));
+        if matches!(outcome, Outcome::Unlisted(_)) {
+            say(format_args!("  replay: {}", pair.1.replay));
+        }
+        broken |=
+            [&pair.0.verdict, &pair.1.verdict].iter().any(|v| matches!(v, Verdict::Broken(_)));
+        rows.push(Row { case, outcome });
+    });
+    let mut good = !rows.iter().any(|row| matches!(row.outcome, Outcome::Unlisted(_)));
+    say("");
+    for (what, count) in table::counts(&rows) {
+        say(format_args!("{count} {what}"));
+    }
+    if whole {
+        for difference in differences.unseen(vmm) {
+            good = false;
+            say(format_args!(
+                "{} was not seen: take it out of differences.toml if {vmm} is mended",
+                difference.name
+            ));
+        }
+    }
+    if let Some(path) = &conform.write {
+        let text =
+            table::markdown(&one.backend.title(), &two.backend.title(), differences.of(vmm), &rows);
+        fs::write(path, text)
+            .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))?;
+    }
+    Ok(ExitCode::from(match (good, broken) {
+        (false, _) => FAILED,
+        (true, true) => ENVIRONMENT,
+        (true, false) => 0,
+    }))
+}
+
+fn outcome(
+    (first, second): &(Report, Report),
+    vmm: &str,
+    differences: &mut Differences,
+) -> Outcome {
+    let differs = match compare(first, second) {
+        Comparison::Compared(differs) => differs,
+        Comparison::Ignored(why) | Comparison::Broken(why) => return Outcome::Ignored(why),
+    };
+    let (mut names, mut unlisted) = (BTreeSet::new(), Vec::new());
+    for differs in differs {
+        match differences.find(vmm, &first.case, &differs) {
+            Some(difference) => {
+                names.insert(difference.name.clone());
+            }
+            None => unlisted.push(differs.to_string()),
+        }
+    }
+    match (unlisted.is_empty(), names.is_empty()) {
+        (false, _) => Outcome::Unlisted(unlisted),
+        (true, true) => Outcome::Same,
+        (true, false) => {
+            let pass = first.verdict == Verdict::Pass && second.verdict == Verdict::Pass;
+            Outcome::Meant { names, pass }
+        }
+    }
+}
