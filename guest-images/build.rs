@@ -1,16 +1,17 @@
-//! Compiles every file in `guests/` and writes the table of them that `src/lib.rs` includes.
+//! Compiles every file in `guests/`, makes a firmware image of each, and writes the table of them that `src/lib.rs` includes.
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+mod bios;
 mod compile;
 
 use compile::{Compiler, TARGET};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for source in ["build.rs", "compile.rs", "runtime", "guests"] {
+    for source in ["build.rs", "compile.rs", "bios.rs", "runtime", "guests"] {
         println!("cargo::rerun-if-changed={source}");
     }
     let sources = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -33,11 +34,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             return Ok(());
         }
+        let elf = fs::read(out.join(&name))?;
+        let image = bios::image(&elf).ok_or("the compiler has made what is no guest")?;
+        fs::write(out.join(format!("{name}.bios")), image)?;
         let summary = summary(&sources.join("guests").join(&name).with_extension("rs"))?;
         writeln!(
             table,
             "GuestImage {{ name: {name:?}, summary: {summary:?}, \
-             elf: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\")) }},"
+             elf: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\")), \
+             bios: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.bios\")) }},"
         )?;
     }
     table.push_str("]\n");

@@ -16,7 +16,7 @@ use runtime::damage::{self, unavailable, verify};
 use runtime::interrupts::{self, Eoi};
 use runtime::ioapic::{self, Trigger};
 use runtime::mailbox::LINES_PORT;
-use runtime::{Cpu, cpl0, lapic};
+use runtime::{Cpu, cpl0, lapic, test_device};
 
 const ROUNDS_PER_MARKER: u32 = 10;
 const NMI: u8 = 2;
@@ -39,6 +39,9 @@ const ONE_LOOK: u64 = 1 << 24;
 fn prepare(cpu: &mut Cpu) {
     if cpu.index() > 0 {
         return;
+    }
+    if matches!(cpu.options().test.as_str(), "edge" | "level" | "pic-edge" | "pic-level") {
+        test_device::need();
     }
     match cpu.options().test.as_str() {
         "edge" => ioapic::route(LINE, LOW, Trigger::Edge, 0),

@@ -11,10 +11,10 @@ mod runtime;
 
 use core::arch::asm;
 
-use runtime::Cpu;
 use runtime::damage::verify;
 use runtime::lock::Lock;
 use runtime::mailbox::{SEQUENCE_COUNTS, SEQUENCE_PORT};
+use runtime::{Cpu, test_device};
 
 const ACCESSES_PER_MARKER: u32 = 100;
 /// Accesses between two looks at what the device has counted.
@@ -31,7 +31,9 @@ struct Counts {
 
 static COUNTS: Lock<Counts> = Lock::new(Counts { reads: 0, writes: 0, accesses: 0 });
 
-fn prepare(_: &mut Cpu) {}
+fn prepare(_: &mut Cpu) {
+    test_device::need();
+}
 
 fn run(cpu: &mut Cpu) -> ! {
     let markers = if cpu.index() == 0 { cpu.options().markers } else { 0 };

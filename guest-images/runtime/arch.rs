@@ -39,6 +39,22 @@ pub fn inb(port: u16) -> u8 {
     value
 }
 
+/// Writes 16 bits to an I/O port below 4096.
+pub fn outw(port: u16, value: u16) {
+    // SAFETY: guests drive only devices that do not write to memory.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) }
+}
+
+/// Reads 32 bits from an I/O port below 4096.
+pub fn inl(port: u16) -> u32 {
+    let value;
+    // SAFETY: guests drive only devices that do not write to memory.
+    unsafe {
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags));
+    }
+    value
+}
+
 /// Writes 32 bits to an I/O port below 4096.
 pub fn outl(port: u16, value: u32) {
     // SAFETY: guests drive only devices that do not write to memory.

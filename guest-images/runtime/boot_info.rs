@@ -1,6 +1,9 @@
-//! What the VMM tells the guest: `hvm_start_info` of the PVH boot protocol.
+//! What the VMM tells the guest: `hvm_start_info` of the PVH boot protocol, or, where the guest is
+//! the firmware, QEMU's `fw_cfg`.
 
+use super::fw_cfg::{self, File};
 use super::options::Options;
+use super::shim::FROM_FIRMWARE;
 
 const START_MAGIC: u32 = 0x336e_c578;
 const RAM: u32 = 1;
@@ -63,6 +66,9 @@ impl BootInfo {
     /// # Safety
     /// `at` is what EBX held at the PVH entry point.
     pub unsafe fn read(at: u64) -> Result<Self, &'static str> {
+        if at == u64::from(FROM_FIRMWARE) {
+            return Self::from_fw_cfg();
+        }
         // SAFETY: by the boot protocol there is such a structure, in RAM below 4 GiB, which is
         // mapped; nobody else runs.
         let info = unsafe { &*core::ptr::with_exposed_provenance::<StartInfo>(at as usize) };
@@ -86,13 +92,33 @@ impl BootInfo {
             at => unsafe { c_str(at) }?,
         })?;
 
+        let ram = memmap.iter().filter(|entry| entry.kind == RAM);
+        Self::new(options, ram.map(|entry| (entry.start, entry.bytes)))
+    }
+
+    fn from_fw_cfg() -> Result<Self, &'static str> {
+        let mut line = [0; MAX_LINE];
+        let options = match fw_cfg::find(b"opt/cpr/cmdline")? {
+            None => b"",
+            Some(mut file) => file.read_whole(&mut line)?,
+        };
+        let options = Options::parse(options)?;
+        let no_map = "boot: fw_cfg has no memory map (etc/e820)";
+        let map = fw_cfg::find(b"etc/e820")?.ok_or(no_map)?;
+        Self::new(options, RamOfE820(map))
+    }
+
+    fn new(
+        options: Options,
+        ram: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<Self, &'static str> {
         let mut ranges = [Range { start: 0, end: 0 }; MAX_RANGES];
         let mut len = 0;
         let mut left = options.ram;
-        for entry in memmap.iter().filter(|entry| entry.kind == RAM) {
+        for (start, bytes) in ram {
+            let end = start.saturating_add(bytes) & !4095;
             // Below 2 MiB there are the image, the mailbox, and whatever firmware keeps there.
-            let start = entry.start.next_multiple_of(4096).max(2 << 20);
-            let end = entry.start.saturating_add(entry.bytes) & !4095;
+            let start = start.next_multiple_of(4096).max(2 << 20);
             if start >= end || left < 4096 {
                 continue;
             }
@@ -113,6 +139,26 @@ impl BootInfo {
     /// Bytes of RAM that the guest may fill.
     pub fn ram_bytes(&self) -> u64 {
         self.ram().iter().map(|range| range.end - range.start).sum()
+    }
+}
+
+/// Start and length of the ranges of RAM in the file `etc/e820`, in which no entry is padded.
+struct RamOfE820(File);
+
+impl Iterator for RamOfE820 {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let mut entry = [0; 20];
+            if !self.0.read(&mut entry) {
+                return None;
+            }
+            let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| entry[at + i]));
+            if word(12) >> 32 == u64::from(RAM) {
+                return Some((word(0), word(8)));
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod boot_info;
 pub mod cpl0;
 pub mod cpu;
 pub mod damage;
+mod fw_cfg;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
@@ -27,6 +28,7 @@ mod mem;
 pub mod options;
 mod paging;
 pub mod shim;
+pub mod test_device;
 pub mod words;
 
 pub use boot_info::BootInfo;

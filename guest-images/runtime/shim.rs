@@ -23,6 +23,10 @@ pub(super) const GATE_CALL: u32 = 0x4341_4c4c;
 /// See [`super::interrupts::Eoi`].
 pub(super) const MODE_EOI: u8 = 1;
 
+/// EBX at the PVH entry point of a guest that has booted as a firmware image: nobody has made an
+/// hvm_start_info, and none has an odd address.
+pub(super) const FROM_FIRMWARE: u32 = 1;
+
 global_asm!(
     include_str!("shim.s"),
     tables = const 0x10_0000,
@@ -38,6 +42,7 @@ global_asm!(
     gate_stop = const GATE_STOP,
     gate_call = const GATE_CALL,
     mode_eoi = const MODE_EOI,
+    from_firmware = const FROM_FIRMWARE,
     phase = const MAILBOX_GPA as usize + offset_of!(Mailbox, phase),
     damaged = const phase::DAMAGED,
     damage = const MAILBOX_GPA as usize + offset_of!(Mailbox, damage),

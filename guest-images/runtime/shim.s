@@ -61,6 +61,7 @@ tss:
     .endr
 
     .balign 16
+    .globl gdt
 gdt:
     .quad 0
     .quad 0x00cf9b000000ffff            // 0x08: code, CPL0, 32 bits
@@ -298,7 +299,41 @@ long_mode:
     pushq $user_entry
     iretq
 
+// As a firmware image, the end of which is a copy of this, it starts here in real mode at the top of
+// the first 4 GiB: whatever RAM holds, it copies itself to where it belongs.
+    .section .reset, "a", @progbits
+    .globl reset
+    .set high, 0xffffff00               // where the copy is; in real mode its offset is 0xff00
+reset:
+    .code16
+    cli
+    cld
+    lgdtl %cs:0xff00 + reset_gdt_pointer - reset
+    movl $0x11, %eax                    // PE
+    movl %eax, %cr0
+    ljmpl $0x08, $high + reset_protected - reset
+    .code32
+reset_protected:
+    movl $0x18, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl $__rom, %esi
+    movl ${tables}, %edi
+    movl $__loaded_words, %ecx
+    rep movsl
+    movl ${from_firmware}, %ebx
+    ljmpl $0x08, $pvh_entry
+    .balign 4
+reset_gdt_pointer:
+    .short gdt_end - gdt - 1
+    .long __rom_gdt
+    .org 0xf0
+    .code16
+    jmp reset
+    .org 0x100
+
 // A vCPU comes from SIPI in real mode at the copy of this below 1 MiB.
+    .section .shim, "ax", @progbits
     .code16
     .globl trampoline, trampoline_end
 trampoline:

@@ -13,6 +13,8 @@ pub struct GuestImage {
     pub summary: &'static str,
     /// A static ELF file with a PVH entry note.
     pub elf: &'static [u8],
+    /// The same as a firmware image, a multiple of 64 KiB with the reset vector at its end.
+    pub bios: &'static [u8],
 }
 
 /// All guests, in order of name.

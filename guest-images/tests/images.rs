@@ -144,6 +144,41 @@ fn guests_are_static_elf_files_with_a_pvh_entry() {
 }
 
 #[test]
+fn firmware_images_hold_what_the_elf_files_load() {
+    for guest in GUESTS {
+        let (elf, bios) = (guest.elf, guest.bios);
+        assert!(!bios.is_empty() && bios.len() % (64 << 10) == 0, "{}: {}", guest.name, bios.len());
+        let mut end = 0;
+        for header in (0..number(elf, 56, 2)).map(|i| number(elf, 32, 8) + i * 56) {
+            let [offset, address, bytes] =
+                [8, 24, 32].map(|at| number(elf, header + at, 8) as usize);
+            if number(elf, header, 4) == PT_LOAD {
+                let at = address - (1 << 20);
+                assert!(bios[at..at + bytes] == elf[offset..offset + bytes], "{}", guest.name);
+                end = end.max(at + bytes);
+            }
+        }
+        // The block at the end, with a jump to its start where the processor begins.
+        let block = bios.len() - 256;
+        assert!(end <= block && bios[end..block].iter().all(|byte| *byte == 0), "{}", guest.name);
+        assert!(bios[block..] == bios[0x9f00..0xa000], "{}", guest.name);
+        let jump = &bios[bios.len() - 16..];
+        let target = match jump[0] {
+            0xe9 => 0xf3 + i64::from(number(jump, 1, 2) as i16),
+            0xeb => 0xf2 + i64::from(jump[1] as i8),
+            other => panic!("{}: {other:#x} at the reset vector", guest.name),
+        };
+        assert_eq!(target, 0, "{}", guest.name);
+        // Its source and its length, in the two instructions around that with the destination.
+        let moves = bios[block..].windows(15).find(|code| code[5..10] == [0xbf, 0, 0, 0x10, 0]);
+        let moves = moves.expect("a destination of 1 MiB");
+        let (source, words) = (number(moves, 1, 4), number(moves, 11, 4) as usize);
+        assert_eq!(source + bios.len() as u64, 1 << 32, "{}", guest.name);
+        assert_eq!(words * 4, end.next_multiple_of(4), "{}", guest.name);
+    }
+}
+
+#[test]
 fn guests_come_out_the_same_elsewhere_and_without_a_warning() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let elsewhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests-elsewhere");
@@ -171,8 +206,8 @@ fn guests_name_no_path_of_the_machine_they_were_built_on() {
     for guest in GUESTS {
         for path in [env!("CARGO_MANIFEST_DIR"), env!("CARGO_TARGET_TMPDIR"), "/rustlib/", "/home/"]
         {
-            let found = guest.elf.windows(path.len()).any(|bytes| bytes == path.as_bytes());
-            assert!(!found, "{}: {path}", guest.name);
+            let holds = |image: &[u8]| image.windows(path.len()).any(|b| b == path.as_bytes());
+            assert!(!holds(guest.elf) && !holds(guest.bios), "{}: {path}", guest.name);
         }
     }
 }
