@@ -84,6 +84,7 @@ pub const TRANSCRIPTS: &[(&str, &[Step])] = &[
     ("parameters", PARAMETERS),
     ("refused", REFUSED),
     ("failed", FAILED),
+    ("rehearsed", REHEARSED),
     ("updated", UPDATED),
     ("updated_and_paused", UPDATED_AND_PAUSED),
     ("twice", TWICE),
@@ -388,6 +389,20 @@ const FAILED: &[Step] = &[
     say("cont after all", r#"{"execute": "cont"}"#),
     say("mode normal", r#"{"execute": "migrate-set-parameters", "arguments": {"mode": "normal"}}"#),
     migrate("migrate without mode", MIGRATE, "completed"),
+];
+
+const REHEARSED: &[Step] = &[
+    negotiate(),
+    events(),
+    say("cont", r#"{"execute": "cont"}"#),
+    say(
+        "a command that is not there",
+        r#"{"execute": "migrate-set-parameters",
+            "arguments": {"mode": "cpr-exec", "cpr-exec-command": ["/nonexistent/vmm"]}}"#,
+    ),
+    migrate("migrate", MIGRATE, "failed"),
+    say("query-migrate", r#"{"execute": "query-migrate"}"#),
+    say("query-status", STATUS),
 ];
 
 const UPDATED: &[Step] = &[
