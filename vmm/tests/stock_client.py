@@ -1,4 +1,4 @@
-"""Drives a paused VMM through two updates with QEMU's own client, and prints what was said.
+"""Drives a paused VMM through updates with QEMU's own client, and prints what was said.
 
 Arguments: the socket, the file for the state, then the command to update to.
 """
@@ -15,23 +15,33 @@ DEADLINE_SECONDS = 30
 class Client(QMPClient):
     """The stock client, printing every message in the order of the wire."""
 
+    def __init__(self, name, shown_as=""):
+        super().__init__(name)
+        self._shown_as = shown_as
+
     def _cb_outbound(self, msg):
-        print("->", json.dumps(dict(msg)), flush=True)
+        print(f"{self._shown_as}->", json.dumps(dict(msg)), flush=True)
         return msg
 
     def _cb_inbound(self, msg):
-        print("<-", json.dumps(dict(msg)), flush=True)
+        print(f"{self._shown_as}<-", json.dumps(dict(msg)), flush=True)
         return msg
 
 
-async def update(client, state):
+async def begin(client, state):
+    await client.execute("migrate", {
+        "channels": [{
+            "channel-type": "main",
+            "addr": {"transport": "file", "filename": state, "offset": 0},
+        }],
+    })
+
+
+async def update(client, state, begins=None):
     with client.listener("MIGRATION") as listener:
-        await client.execute("migrate", {
-            "channels": [{
-                "channel-type": "main",
-                "addr": {"transport": "file", "filename": state, "offset": 0},
-            }],
-        })
+        await begin(begins or client, state)
+        if begins:
+            await begins.disconnect()
         async for event in listener:
             if event["data"]["status"] in ("completed", "failed"):
                 break
@@ -56,6 +66,20 @@ async def session(socket, state, command):
     await client.execute("query-migrate-parameters")
     await client.execute("migrate-set-parameters", parameters)
     await update(client, state)
+
+    # A second client is greeted as the first was, and leaves it alone.
+    late = Client("late", shown_as="late ")
+    await late.connect(socket)
+    await late.execute("query-status")
+    await late.disconnect()
+
+    # One that goes before the update it began is over takes nothing with it. What it still sees of
+    # the update is a matter of luck, so it is not shown.
+    await client.execute("migrate-set-parameters", parameters)
+    leaver = QMPClient("leaver")
+    await leaver.connect(socket)
+    print("-- another client begins an update and disconnects", flush=True)
+    await update(client, state, begins=leaver)
 
     await client.execute("stop")
     await client.execute("migrate-set-parameters", parameters)

@@ -73,7 +73,8 @@ impl MigrationAddress {
     ) -> Result<Self, QmpError> {
         match (uri, channels) {
             (Some(uri), None) => uri.parse().map_err(|error: crate::uri::UriError| error.into()),
-            (None, Some(channels)) => Self::main_of(channels),
+            // QEMU takes an empty list for none.
+            (None, Some(channels)) if !channels.is_empty() => Self::main_of(channels),
             _ => Err(QmpError::generic("need either 'uri' or 'channels' argument")),
         }
     }

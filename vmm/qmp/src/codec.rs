@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 
+use unambiguous::Unambiguous;
+
 /// A message longer than this is refused.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
@@ -227,7 +229,7 @@ impl Decoder {
     fn take(&mut self) -> Result<Value, DecodeError> {
         let value = serde_json::from_slice(&self.buffer[self.start..self.scanned]);
         self.restart(Scan::Between);
-        value.map_err(DecodeError::Syntax)
+        value.map(|Unambiguous(value)| value).map_err(DecodeError::Syntax)
     }
 
     fn fail(&mut self, byte: u8, error: DecodeError, skip: Option<Skip>) -> DecodeError {
@@ -287,6 +289,8 @@ impl Formatter for Spaced {
         writer.write_all(b": ")
     }
 }
+
+mod unambiguous;
 
 #[cfg(test)]
 mod tests;

@@ -117,9 +117,6 @@ pub struct MigrateArgs {
     /// Where to, as channels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<MigrationChannel>>,
-    /// Ignored: QMP never waits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detach: Option<bool>,
     /// Resumes a paused postcopy migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<bool>,

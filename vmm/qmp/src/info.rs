@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct CpuInfoFast {
     /// Its number, from 0.
     pub cpu_index: i64,
+    /// QEMU's name for the model.
+    pub qom_type: String,
     /// Its place in QEMU's object tree; a name and no more here.
     pub qom_path: String,
     /// The host thread that runs it.

@@ -98,6 +98,7 @@ impl Vmm {
     fn cpus(&self) -> Vec<CpuInfoFast> {
         let cpu = |(index, thread): (i64, i32)| CpuInfoFast {
             cpu_index: index,
+            qom_type: "host-x86_64-cpu".to_owned(),
             qom_path: format!("/machine/unattached/device[{index}]"),
             thread_id: thread.into(),
             target: SysEmuTarget::X86_64,

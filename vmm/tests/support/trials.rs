@@ -34,6 +34,7 @@ pub fn trial(
 }
 
 /// One [`trial`] for each function, of the same name.
+#[allow(unused_macros, reason = "some make their trials themselves")]
 macro_rules! trials {
     ($missing:expr; $($test:ident),+ $(,)?) => {
         vec![$($crate::support::trials::trial(stringify!($test), $missing, $test)),+]

@@ -44,7 +44,7 @@ fn bad_arguments_are_named(#[case] name: &str, #[case] arguments: Value, #[case]
 #[case(json!({}), "need either 'uri' or 'channels' argument")]
 #[case(json!({"uri": "file:x", "channels": []}), "need either 'uri' or 'channels' argument")]
 #[case(json!({"uri": "x"}), "unknown migration protocol: x")]
-#[case(json!({"channels": []}), "Channel list has no main entry")]
+#[case(json!({"channels": []}), "need either 'uri' or 'channels' argument")]
 #[case(json!({"channels": [file_channel("cpr")]}), "Channel list has no main entry")]
 #[case(json!({"channels": [file_channel("main"), file_channel("main")]}),
     "Channel list has more than one main entry")]

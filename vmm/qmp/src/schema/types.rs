@@ -62,6 +62,7 @@ pub static CPU_INFO_FAST: Object = object(
     "CpuInfoFast",
     &[
         req("cpu-index", Type::Int),
+        req("qom-type", Type::Str),
         req("qom-path", Type::Str),
         req("thread-id", Type::Int),
         req("target", Type::Enum(&SYS_EMU_TARGET)),
@@ -154,12 +155,7 @@ const CHANNELS: Type = Type::Array(&Type::Object(&MIGRATION_CHANNEL));
 
 pub static MIGRATE_ARGS: Object = object(
     "q_obj_migrate-arg",
-    &[
-        opt("uri", Type::Str),
-        opt("channels", CHANNELS),
-        opt("detach", Type::Bool),
-        opt("resume", Type::Bool),
-    ],
+    &[opt("uri", Type::Str), opt("channels", CHANNELS), opt("resume", Type::Bool)],
 );
 
 pub static MIGRATE_INCOMING_ARGS: Object = object(

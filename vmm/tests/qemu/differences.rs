@@ -1,0 +1,164 @@
+//! Where we differ from QEMU, and mean it.
+
+use std::fmt;
+
+use Aspect::{Desc, Order, Reply};
+
+use crate::steps::TRANSCRIPTS;
+
+/// What of a step's outcome differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// What is returned, or the class of the error.
+    Reply,
+    /// The text of the error.
+    Desc,
+    /// Which events there are, and in which order.
+    Order,
+}
+
+impl fmt::Display for Aspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reply => "reply",
+            Self::Desc => "error text",
+            Self::Order => "events",
+        })
+    }
+}
+
+/// One difference.
+#[derive(Debug)]
+pub struct Difference {
+    /// In which transcript.
+    pub transcript: &'static str,
+    /// At which step.
+    pub step: &'static str,
+    /// Of what.
+    pub aspect: Aspect,
+    /// Whether QEMU's side of it depends on which of its threads is faster.
+    pub varies: bool,
+    /// Why.
+    pub reason: &'static str,
+}
+
+const fn row(
+    transcript: &'static str,
+    step: &'static str,
+    aspect: Aspect,
+    reason: &'static str,
+) -> Difference {
+    Difference { transcript, step, aspect, varies: false, reason }
+}
+
+const fn varying(
+    transcript: &'static str,
+    step: &'static str,
+    aspect: Aspect,
+    reason: &'static str,
+) -> Difference {
+    Difference { transcript, step, aspect, varies: true, reason }
+}
+
+const NO_OOB: &str = "commands out of band are not on offer";
+const WHOLE_PATH: &str = "ours names the whole path to what is wrong";
+const ONE_ERROR: &str = "ours gives one error for one bad line";
+const TELLS_MORE: &str = "ours names what was tried, on what, and the errno";
+const STANDARD_JSON: &str = "no client is known to send QEMU's single quotes, which JSON has not";
+const FINAL: &str = "ours has no passes, and `completed` is said only once it is final";
+const ONE_STREAM: &str = "the connection outlives an update, so its client sees the end of it too";
+const STATE_OF_BEFORE: &str = "the guest goes on as it was; the flag is for a VMM that boots";
+const REFUSED_FIRST: &str = "what cannot begin is refused in the answer, and is no migration";
+const EXECS_FIRST: &str = "QEMU may be gone before it has answered the second";
+const NOT_YET: &str = "mode normal is not supported yet";
+
+/// All of them.
+const DIFFERENCES: &[Difference] = &[
+    row("negotiation", "greeting", Reply, NO_OOB),
+    row("negotiation", "another connection", Reply, NO_OOB),
+    row("negotiation", "unknown capability", Desc, WHOLE_PATH),
+    row("negotiation", "oob enabled", Reply, NO_OOB),
+    row("negotiation", "oob enabled", Desc, NO_OOB),
+    row("negotiation", "exec-oob of a command without it", Desc, NO_OOB),
+    row("envelope", "quotes of QEMU's own", Reply, STANDARD_JSON),
+    row("envelope", "quotes of QEMU's own", Desc, STANDARD_JSON),
+    row("json", "an invalid number", Reply, ONE_ERROR),
+    row("json", "an invalid number", Desc, ONE_ERROR),
+    row("json", "an invalid number", Order, ONE_ERROR),
+    row("json", "a control character", Reply, ONE_ERROR),
+    row("json", "a control character", Desc, ONE_ERROR),
+    row("json", "a control character", Order, ONE_ERROR),
+    row(
+        "arguments",
+        "a negative number",
+        Desc,
+        "QEMU wraps negative numbers, and would go on with this one",
+    ),
+    row("arguments", "an unknown tag", Desc, WHOLE_PATH),
+    row("arguments", "an unknown capability", Desc, WHOLE_PATH),
+    row("queries", "pmemsave to nowhere", Desc, TELLS_MORE),
+    row("refused", "migrate-incoming", Desc, TELLS_MORE),
+    row("refused", "a bad offset", Desc, TELLS_MORE),
+    row("refused", "tcp without a port", Desc, TELLS_MORE),
+    row("refused", "a directory", Desc, TELLS_MORE),
+    row("refused", "a missing directory", Desc, TELLS_MORE),
+    row("refused", "a directory", Order, REFUSED_FIRST),
+    row("refused", "a missing directory", Order, REFUSED_FIRST),
+    row("refused", "unix socket that is not there", Reply, REFUSED_FIRST),
+    row("refused", "unix socket that is not there", Desc, REFUSED_FIRST),
+    row("refused", "unix socket that is not there", Order, REFUSED_FIRST),
+    row("failed", "exec fails", Order, FINAL),
+    row("failed", "exec fails, stopped", Order, FINAL),
+    row(
+        "failed",
+        "status after exec failed, stopped",
+        Reply,
+        "a failed update leaves the guest as it was, so that an orchestrator need not know",
+    ),
+    row("failed", "migrate without mode", Reply, NOT_YET),
+    row("failed", "migrate without mode", Desc, NOT_YET),
+    row("failed", "migrate without mode", Order, NOT_YET),
+    row("rehearsed", "migrate", Reply, REFUSED_FIRST),
+    row("rehearsed", "migrate", Desc, REFUSED_FIRST),
+    row("rehearsed", "migrate", Order, REFUSED_FIRST),
+    row("rehearsed", "query-migrate", Reply, REFUSED_FIRST),
+    row("updated", "update", Reply, ONE_STREAM),
+    row("updated", "update", Order, ONE_STREAM),
+    row("updated", "greeting after the update", Reply, NO_OOB),
+    row("updated", "query-migrate after the update", Reply, "ours still knows how long it took"),
+    row(
+        "updated",
+        "capabilities after the update",
+        Reply,
+        "a client that asked for events goes on getting them on its unbroken connection",
+    ),
+    row("updated_and_paused", "update", Reply, ONE_STREAM),
+    row("updated_and_paused", "update", Order, ONE_STREAM),
+    row("updated_and_paused", "greeting", Reply, NO_OOB),
+    row("updated_and_paused", "status after the update", Reply, STATE_OF_BEFORE),
+    varying("twice", "migrate twice", Reply, EXECS_FIRST),
+    varying("twice", "migrate twice", Desc, EXECS_FIRST),
+    row("twice", "migrate twice", Order, ONE_STREAM),
+    row("no_main_channel", "migrate", Reply, "QEMU 11.1.3 dies of SIGSEGV, and the VM is lost"),
+    row("no_main_channel", "migrate", Desc, "QEMU 11.1.3 dies of SIGSEGV, and the VM is lost"),
+];
+
+/// Those of one transcript.
+pub fn of(transcript: &str) -> impl Iterator<Item = &'static Difference> {
+    DIFFERENCES.iter().filter(move |listed| listed.transcript == transcript)
+}
+
+/// The difference that is listed for this.
+pub fn listed(transcript: &str, step: &str, aspect: Aspect) -> Option<&'static Difference> {
+    of(transcript).find(|listed| listed.step == step && listed.aspect == aspect)
+}
+
+/// None is of a step that is gone.
+pub fn each_names_a_step() {
+    for Difference { transcript, step, .. } in DIFFERENCES {
+        let there = TRANSCRIPTS.iter().any(|(name, steps)| {
+            name == transcript && steps.iter().any(|there| there.name == *step)
+        });
+        assert!(there, "{transcript} has no step {step}");
+    }
+}
