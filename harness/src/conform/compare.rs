@@ -105,22 +105,43 @@ fn endings<'a>(
     })
 }
 
-fn events<'a>(first: &'a Report, second: &'a Report) -> impl Iterator<Item = Differs> + 'a {
-    let of = |report: &'a Report, step: &str| {
+/// Updates are compared one by one, and each way in which they differ is told once.
+fn events(first: &Report, second: &Report) -> Vec<Differs> {
+    let of = |report: &Report, step: &str| -> Vec<String> {
         let heard = report.heard.iter().find(|heard| heard.step == step);
-        heard.map_or(&[][..], |heard| &heard.events)
+        heard.map_or_else(Vec::new, |heard| heard.events.clone())
     };
-    let steps = first.heard.iter().map(|heard| &heard.step);
-    let also = second.heard.iter().map(|heard| &heard.step);
-    let also = also.filter(|step| first.heard.iter().all(|heard| heard.step != **step));
-    steps.chain(also).filter_map(move |step| {
-        let (one, two) = (of(first, step), of(second, step));
-        (one != two).then(|| Differs {
-            kind: Kind::Events,
-            first: format!("{step}: {}", one.join(" ")),
-            second: format!("{step}: {}", two.join(" ")),
-        })
-    })
+    let steps = first.heard.iter().chain(&second.heard).map(|heard| heard.step.as_str());
+    let mut differs: Vec<Differs> = Vec::new();
+    for step in steps {
+        let (one, two) = (updates(&of(first, step)), updates(&of(second, step)));
+        let pairs: Vec<(String, String)> = match one.len() == two.len() {
+            true => one.into_iter().zip(two).collect(),
+            false => vec![(one.join(", "), two.join(", "))],
+        };
+        for (one, two) in pairs.into_iter().filter(|(one, two)| one != two) {
+            let new = Differs { kind: Kind::Events, first: one, second: two };
+            if !differs.contains(&new) {
+                differs.push(new);
+            }
+        }
+    }
+    differs
+}
+
+/// The events of each update, and of what comes before the first.
+fn updates(events: &[String]) -> Vec<String> {
+    let mut updates: Vec<String> = Vec::new();
+    for event in events {
+        match updates.last_mut().filter(|_| event != "MIGRATION(setup)") {
+            Some(update) => {
+                update.push(' ');
+                update.push_str(event);
+            }
+            None => updates.push(event.clone()),
+        }
+    }
+    updates
 }
 
 #[cfg(test)]
@@ -177,7 +198,28 @@ mod tests {
         );
         assert_eq!(
             told(&passed, &report(Verdict::Pass, "refused", &["STOP", "RESUME"])),
-            ["events: step 2 (stop): STOP | step 2 (stop): STOP RESUME"]
+            ["events: STOP | STOP RESUME"]
+        );
+    }
+
+    #[test]
+    fn each_way_in_which_updates_differ_is_told_once() {
+        let update = |end: &'static [&str]| [&["MIGRATION(setup)", "STOP"], end].concat();
+        let (ours, theirs) = (update(&["RESUME"]), update(&["DEVICE", "RESUME"]));
+        let [one, two] = [&ours, &theirs].map(|one| {
+            let events = [&["RESET"], &one[..], &one[..]].concat();
+            report(Verdict::Pass, "refused", &events)
+        });
+        assert_eq!(
+            told(&one, &two),
+            ["events: MIGRATION(setup) STOP RESUME | MIGRATION(setup) STOP DEVICE RESUME"]
+        );
+        let once = report(Verdict::Pass, "refused", &[&["RESET"], &ours[..]].concat());
+        assert_eq!(
+            told(&once, &one),
+            [
+                "events: RESET, MIGRATION(setup) STOP RESUME | RESET, MIGRATION(setup) STOP RESUME, MIGRATION(setup) STOP RESUME"
+            ]
         );
     }
 

@@ -165,6 +165,7 @@ impl<'a> Session<'a> {
         let mut vm = Vm::start(Start {
             binary: &started_from,
             arguments: &arguments,
+            folder: work,
             path_folder: &work.join(PATH_FOLDER),
             console: &evidence.console(),
             keep: options.keep,

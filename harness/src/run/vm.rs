@@ -23,6 +23,8 @@ pub struct Start<'a> {
     pub binary: &'a Path,
     /// Its arguments.
     pub arguments: &'a [String],
+    /// Where it works: what it executes by mistake may write there.
+    pub folder: &'a Path,
     /// A folder put first in its `PATH`.
     pub path_folder: &'a Path,
     /// Where its standard output and error go.
@@ -67,6 +69,7 @@ impl Vm {
         let mut command = Command::new(start.binary);
         command
             .args(start.arguments)
+            .current_dir(start.folder)
             .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
             .stdin(Stdio::null())
