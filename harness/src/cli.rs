@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
+use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
 use crate::observe::clock;
 use crate::report::errors::{Errors, Wish};
 use crate::report::terminal::Terminal;
@@ -24,6 +25,9 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// The machine does not let the harness work.
 const ENVIRONMENT: u8 = 3;
+
+/// The QEMU that is found.
+const QEMU: &str = "qemu";
 
 /// Proves that a live update of a VMM keeps everything a guest and its operator rely on.
 #[derive(Parser)]
@@ -70,9 +74,13 @@ struct Selection {
 
 #[derive(Args)]
 struct Vmm {
-    /// Another build of the VMM, instead of the one in this binary.
+    /// Another build of the VMM, or a QEMU, instead of the VMM in this binary; `qemu` is the one in
+    /// ci/.qemu/bin or $PATH.
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
+    /// What QEMU runs guests with.
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accelerator,
     /// One more argument for our VMM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
@@ -278,10 +286,27 @@ fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
         (BackendKind::CprVmm, None) => {
             Ok(Arc::new(CprVmm::carried().map_err(own)?.with(&vmm.vmm_arg)))
         }
-        (BackendKind::CprVmm, Some(path)) => match CprVmm::at(path) {
-            Ok(backend) => Ok(Arc::new(backend.with(&vmm.vmm_arg))),
-            Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
-        },
+        (BackendKind::CprVmm, Some(name)) if name.as_os_str() == QEMU => {
+            let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
+            let path = qemu::find().ok_or_else(|| Stop::environment(why))?;
+            Ok(Arc::new(Qemu::at(&path, vmm.accel).map_err(Stop::environment)?))
+        }
+        (BackendKind::CprVmm, Some(path)) => backend_at(path, vmm),
+    }
+}
+
+/// A QEMU, if it answers as one, else our VMM.
+fn backend_at(path: &Path, vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
+    match Qemu::at(path, vmm.accel) {
+        Ok(qemu) => return Ok(Arc::new(qemu)),
+        Err(e @ (ProbeError::TooOld { .. } | ProbeError::Lacks { .. })) => {
+            return Err(Stop::environment(e));
+        }
+        Err(ProbeError::Start { .. } | ProbeError::NotQemu { .. }) => {}
+    }
+    match CprVmm::at(path) {
+        Ok(backend) => Ok(Arc::new(backend.with(&vmm.vmm_arg))),
+        Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
     }
 }
 
@@ -289,6 +314,9 @@ fn vmm_option(vmm: &Vmm) -> String {
     let mut option = String::new();
     if let Some(path) = &vmm.vmm {
         option.push_str(&format!(" --vmm {}", path.display()));
+    }
+    if vmm.accel != Accelerator::default() {
+        option.push_str(&format!(" --accel {}", vmm.accel.name()));
     }
     for argument in &vmm.vmm_arg {
         option.push_str(&format!(" --vmm-arg={argument}"));

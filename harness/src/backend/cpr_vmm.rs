@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Backend, Dialect, Files, Launch};
+use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
 use crate::carry;
-use crate::scenario::SerialKind;
+use crate::scenario::{CommandKind, SerialKind};
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -77,8 +77,18 @@ impl Backend for CprVmm {
         [self.arguments(launch), self.last_of_new.clone(), incoming(state)].concat()
     }
 
+    fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
+        change_arguments(kind, arguments);
+    }
+
     fn dialect(&self) -> Dialect {
-        Dialect { fail_points: self.fail_points, ..DIALECT }
+        DIALECT
+    }
+
+    fn lacks(&self, feature: Feature) -> Option<String> {
+        let lacks = feature == Feature::FailPoints && !self.fail_points;
+        let why = "this cpr-vmm has no fail points: build it with --features failpoints";
+        lacks.then(|| why.to_owned())
     }
 
     fn uses_kvm(&self) -> bool {
@@ -87,18 +97,27 @@ impl Backend for CprVmm {
 }
 
 /// The habits of our VMM.
-pub(super) const DIALECT: Dialect =
-    Dialect { errno_number: true, rehearses: true, fail_points: false };
+pub(crate) const DIALECT: Dialect = Dialect {
+    errno_number: true,
+    own_words: true,
+    over_exec: OverExec::Kept,
+    handover: Handover {
+        variable: "CPR_EXEC_STATE",
+        variables: "CPR_EXEC_",
+        variable_stays: false,
+        state: "/memfd:cpr-state",
+        ram: "/memfd:pc.ram",
+    },
+};
 
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
-    let Launch { vm, seed, name, files } = launch;
-    let cmdline = format!("seed={seed} cpus={} {}", vm.cpus, vm.cmdline);
+    let Launch { vm, name, files, .. } = launch;
     let share = if vm.share { "on" } else { "off" };
     let memory = format!("{},share={share},pages={}", vm.memory, vm.pages.as_str());
     let mut arguments: Vec<String> = [
         ("--kernel", files.kernel.clone()),
-        ("--cmdline", cmdline.trim_end().to_owned()),
+        ("--cmdline", launch.cmdline()),
         ("--memory", memory),
         ("--cpus", vm.cpus.to_string()),
         ("--qmp", format!("unix:{}", files.qmp)),
@@ -127,4 +146,39 @@ fn serial(kind: SerialKind, files: &Files) -> String {
 /// What the command line of an updated VMM has besides.
 pub(super) fn incoming(state: &str) -> Vec<String> {
     vec!["--incoming".into(), format!("file:{state}")]
+}
+
+/// Makes the command line of a good update describe something else.
+pub(super) fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
+    let change = match kind {
+        CommandKind::OtherMemory => {
+            value_of(arguments, "--memory").map(|at| (at, "32M".to_owned()))
+        }
+        CommandKind::OtherCpus => value_of(arguments, "--cpus").map(|at| (at, "7".to_owned())),
+        CommandKind::OtherSerial => {
+            value_of(arguments, "--serial").map(|at| (at, "null".to_owned()))
+        }
+        CommandKind::OtherIncoming => {
+            value_of(arguments, "--incoming").map(|at| (at, "file:/no/such/state".to_owned()))
+        }
+        _ => None,
+    };
+    if let Some((at, value)) = change {
+        arguments[at] = value;
+    }
+    let removed = match kind {
+        CommandKind::NoQmp => value_of(arguments, "--qmp"),
+        CommandKind::NoIncoming => value_of(arguments, "--incoming"),
+        _ => None,
+    };
+    if let Some(at) = removed {
+        arguments.drain(at - 1..=at);
+    }
+    let more: &[&str] = match kind {
+        CommandKind::UnknownOption => &["--no-such-option"],
+        CommandKind::OlderState => &["--x-state-version", "0"],
+        CommandKind::NewerState => &["--x-state-version", "99"],
+        _ => &[],
+    };
+    arguments.extend(more.iter().map(|&word| word.to_owned()));
 }

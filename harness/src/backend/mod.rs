@@ -1,11 +1,17 @@
 //! How to start and reach a VMM. Nothing else in the harness knows which one it is.
 
 pub mod cpr_vmm;
+pub mod dialect;
 pub mod mock;
+pub mod qemu;
 
 use std::path::Path;
 
-use crate::scenario::Vm;
+use guest_images::GuestImage;
+
+pub use dialect::{Dialect, Feature, Handover, OverExec};
+
+use crate::scenario::{CommandKind, Vm};
 
 /// What a VMM is started for.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +26,18 @@ pub struct Launch<'a> {
     pub files: &'a Files,
 }
 
+impl Launch<'_> {
+    /// What the guest is told.
+    pub fn cmdline(&self) -> String {
+        let line = format!("seed={} cpus={} {}", self.seed, self.vm.cpus, self.vm.cmdline);
+        line.trim_end().to_owned()
+    }
+}
+
 /// The files of one VM; all paths are UTF-8, because QMP is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The guest's ELF image.
+    /// The guest's image.
     pub kernel: String,
     /// The QMP socket.
     pub qmp: String,
@@ -37,15 +51,13 @@ pub struct Files {
     pub pid_file: String,
 }
 
-/// In what VMMs that do the same may differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dialect {
-    /// Errors give the number of the errno besides its text.
-    pub errno_number: bool,
-    /// Commands are rehearsed before the guest stops, if `x-cpr-exec-rehearsal` says so.
-    pub rehearses: bool,
-    /// It has fail points.
-    pub fail_points: bool,
+/// An image of a guest and how its files are called.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// The image.
+    pub bytes: &'a [u8],
+    /// The ending of its name.
+    pub ending: &'static str,
 }
 
 /// One kind of VMM.
@@ -53,8 +65,23 @@ pub trait Backend: Send + Sync {
     /// Its name, for reports.
     fn name(&self) -> &'static str;
 
+    /// Its version, where it has told one.
+    fn version(&self) -> Option<&str> {
+        None
+    }
+
     /// The file to execute.
     fn binary(&self) -> &Path;
+
+    /// What `/proc/PID/exe` is then: another file where the first is a script.
+    fn executable(&self) -> &Path {
+        self.binary()
+    }
+
+    /// The image with which it boots a guest.
+    fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
+        Image { bytes: guest.elf, ending: "elf" }
+    }
 
     /// The arguments that boot the VM.
     fn arguments(&self, launch: Launch<'_>) -> Vec<String>;
@@ -62,9 +89,25 @@ pub trait Backend: Send + Sync {
     /// The arguments with which the updated VMM takes the VM over from `state`.
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String>;
 
-    /// Its habits.
+    /// Makes the arguments of a good update those of `kind`, where that is a matter of arguments.
+    fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>);
+
+    /// The QMP socket of a second client.
+    fn second_qmp(&self, files: &Files) -> String {
+        files.qmp.clone()
+    }
+
+    /// What it promises.
     fn dialect(&self) -> Dialect;
+
+    /// Why it has not what a case needs, if it has not.
+    fn lacks(&self, feature: Feature) -> Option<String>;
 
     /// Its VM is one of KVM's.
     fn uses_kvm(&self) -> bool;
+}
+
+/// Where the value of `option` stands.
+fn value_of(arguments: &[String], option: &str) -> Option<usize> {
+    arguments.iter().position(|word| word == option).map(|at| at + 1)
 }

@@ -3,6 +3,7 @@
 use cpr_qmp::message::Event;
 
 use super::{Action, Check, Ending, Scene, interrupted};
+use crate::backend::OverExec;
 use crate::observe::qmp::label;
 use crate::scenario::RaceCommand;
 
@@ -21,7 +22,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Action::Race { commands, accepted } = scene.action {
         return race(commands, *accepted, &seen);
     }
-    let wanted = expected(scene.action, scene.ran_before);
+    let wanted = expected(scene.action, scene.ran_before, scene.dialect.over_exec);
     if let Action::Interrupted { with, early, .. } = scene.action {
         return interrupted::check(*with, *early, scene.ran_before, &seen);
     }
@@ -32,14 +33,14 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 }
 
 /// True once `events` are all that will come of an action.
-pub fn complete(action: &Action, ran_before: bool, events: &[Event]) -> bool {
+pub fn complete(action: &Action, ran_before: bool, over_exec: OverExec, events: &[Event]) -> bool {
     let seen: Vec<String> = events.iter().map(label).collect();
     match action {
         Action::Race { commands, accepted } => race(commands, *accepted, &seen).is_ok(),
         Action::Interrupted { with, early, .. } => {
             interrupted::check(*with, *early, ran_before, &seen).is_ok()
         }
-        _ => fits(&expected(action, ran_before), &seen) || fails_early(action, &seen),
+        _ => fits(&expected(action, ran_before, over_exec), &seen) || fails_early(action, &seen),
     }
 }
 
@@ -49,7 +50,7 @@ fn fails_early(action: &Action, seen: &[String]) -> bool {
     failed && fits(&["MIGRATION(setup)", "MIGRATION(failed)"], seen)
 }
 
-fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
+fn expected(action: &Action, ran: bool, over_exec: OverExec) -> Vec<Pattern> {
     let all: &[Pattern] = match action {
         Action::Nothing => &[],
         // The guest may start before or after the first client is there.
@@ -57,6 +58,7 @@ fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
         Action::Stop => &["STOP"],
         Action::Cont => &["RESUME"],
         Action::Reset => &["RESET"],
+        Action::Update { ending, .. } if over_exec == OverExec::Remade => remade(ending),
         Action::Update { ending, .. } => match ending {
             Ending::Completed => &[
                 "MIGRATION(setup)",
@@ -82,10 +84,37 @@ fn expected(action: &Action, ran: bool) -> Vec<Pattern> {
     let needless = |pattern: &&Pattern| match action {
         Action::Stop => !ran,
         Action::Cont => ran,
-        Action::Update { .. } => !ran && matches!(**pattern, "STOP" | "RESUME"),
+        Action::Update { .. } => !ran && matches!(**pattern, "STOP" | "RESUME" | "[RESUME]"),
         _ => false,
     };
     all.iter().filter(|pattern| !needless(pattern)).copied().collect()
+}
+
+/// Those of a VMM whose clients have to connect again: what comes before they have is told to nobody,
+/// and an update that has completed can still fail to execute its command.
+fn remade(ending: &Ending) -> &'static [Pattern] {
+    match ending {
+        Ending::Completed => &[
+            "MIGRATION(setup)",
+            "STOP",
+            "MIGRATION(active)",
+            "[MIGRATION_PASS]",
+            "MIGRATION(device)",
+            "MIGRATION(completed)",
+            "[RESUME]",
+        ],
+        Ending::Refused(_) => &[],
+        Ending::Failed(_) => &[
+            "MIGRATION(setup)",
+            "STOP",
+            "[MIGRATION(active)]",
+            "[MIGRATION_PASS]",
+            "[MIGRATION(device)]",
+            "[MIGRATION(completed)]",
+            "MIGRATION(failed)",
+            "RESUME",
+        ],
+    }
 }
 
 fn fits(wanted: &[Pattern], seen: &[String]) -> bool {
@@ -108,7 +137,7 @@ fn race(commands: &[RaceCommand], accepted: usize, seen: &[String]) -> Result<()
     const UPDATE: [&str; 4] =
         ["MIGRATION(setup)", "MIGRATION(active)", "MIGRATION(device)", "MIGRATION(completed)"];
     let updates: Vec<&str> =
-        seen.iter().map(String::as_str).filter(|s| s.starts_with("MIGRATION")).collect();
+        seen.iter().map(String::as_str).filter(|s| s.starts_with("MIGRATION(")).collect();
     let wanted = UPDATE.repeat(accepted);
     if updates != wanted {
         return Err(format!(

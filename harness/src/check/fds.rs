@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Check, Scene, leftovers};
+use super::{Check, Scene};
+use crate::backend::{Dialect, OverExec};
 use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::poll::{self, Deadline};
 
@@ -17,7 +18,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
     settled(scene, |now| {
-        let differences = compare(&before.fds, now, ram);
+        let differences = compare(&before.fds, now, ram, scene.dialect);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
 }
@@ -43,8 +44,17 @@ pub(super) fn settled(
     pleased.ok_or(complaint)
 }
 
-fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>) -> Vec<String> {
+fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>, dialect: Dialect) -> Vec<String> {
     let mut differences = Vec::new();
+    let remade = dialect.over_exec == OverExec::Remade;
+    let rebuilt = |fd: &Descriptor| {
+        let is_ram = Some(fd.number) == ram;
+        fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm" || remade && !is_ram
+    };
+    // VMs are counted by the check `kvm`, left state by `leftovers`.
+    let judged_elsewhere = |fd: &Descriptor| {
+        fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(dialect.handover.state)
+    };
     let kept = |table: &FdTable| -> BTreeMap<i32, Descriptor> {
         let kept = table.iter().filter(|fd| !rebuilt(fd) && !judged_elsewhere(fd));
         kept.map(|fd| (fd.number, fd.clone())).collect()
@@ -60,6 +70,8 @@ fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>) -> Vec<String> {
     differences.extend(more.map(|fd| format!("descriptor {fd} is new")));
 
     // What a new process builds anew has no identity; only kind and number of them must agree.
+    let kinds =
+        |table: &FdTable| kinds(table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)));
     let (old, new) = (kinds(before), kinds(after));
     let all: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
     for kind in all {
@@ -96,20 +108,17 @@ fn changed(old: &Descriptor, new: &Descriptor, is_ram: bool) -> Option<String> {
     })
 }
 
-fn rebuilt(fd: &Descriptor) -> bool {
-    fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm"
-}
-
-/// VMs are counted by the check `kvm`, left state by `leftovers`.
-fn judged_elsewhere(fd: &Descriptor) -> bool {
-    fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(leftovers::STATE_FD)
-}
-
-fn kinds(table: &FdTable) -> BTreeMap<String, usize> {
+fn kinds<'a>(fds: impl Iterator<Item = &'a Descriptor>) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
-    for fd in table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)) {
+    for fd in fds {
         let inherited = if fd.close_on_exec { "" } else { " without close-on-exec" };
-        let kind = if fd.is_socket_pair() { "of socket pairs" } else { &fd.target };
+        let kind = match fd.socket_path.as_deref() {
+            Some("") => "of socket pairs",
+            Some(path) => path,
+            // The number of a pipe or of another socket is its inode.
+            None if fd.is_anonymous() => &fd.target,
+            None => fd.target.split_once(":[").map_or(&*fd.target, |(kind, _)| kind),
+        };
         *kinds.entry(format!("{kind}{inherited}")).or_default() += 1;
     }
     kinds
@@ -118,6 +127,7 @@ fn kinds(table: &FdTable) -> BTreeMap<String, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpr_vmm::DIALECT;
     use rstest::rstest;
 
     fn fd(number: i32, target: &str, inode: u64) -> Descriptor {
@@ -138,7 +148,7 @@ mod tests {
     }
 
     fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
-        compare(&table(before), &table(after), Some(3)).join("; ")
+        compare(&table(before), &table(after), Some(3), DIALECT).join("; ")
     }
 
     #[rstest]

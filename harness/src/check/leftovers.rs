@@ -7,21 +7,18 @@ use crate::observe::process;
 /// The check.
 pub const CHECK: Check = Check {
     name: "leftovers",
-    claim: "no CPR_EXEC_ variable, no state memfd, no child process",
+    claim: "no variable of the update, no state memfd, no child process",
     run,
 };
 
-/// Target of the state's memfd.
-pub(super) const STATE_FD: &str = "/memfd:cpr-state";
-/// What the variables of an update begin with: its number, and why another binary failed.
-const VARIABLE: &str = "CPR_EXEC_";
-
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    if let Some(word) = scene.after.environ.iter().find(|w| w.starts_with(VARIABLE)) {
+    let handover = scene.dialect.handover;
+    let mut left = scene.after.environ.iter().filter(|word| word.starts_with(handover.variables));
+    if let Some(word) = left.next().filter(|_| !handover.variable_stays) {
         return Err(format!("{word} is still in /proc/PID/environ"));
     }
     fds::settled(scene, |now| {
-        let left = now.iter().find(|fd| fd.target.starts_with(STATE_FD));
+        let left = now.iter().find(|fd| fd.target.starts_with(handover.state));
         left.map_or(Ok(()), |fd| Err(format!("the state's memfd is still open: descriptor {fd}")))
     })?;
     if scene.after.children.is_empty() {

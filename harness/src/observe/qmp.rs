@@ -119,28 +119,36 @@ impl Qmp {
         tap: Tap,
         hopeless: impl Fn() -> Option<String>,
     ) -> Result<Self, QmpFault> {
-        let fault = |why| QmpFault::Connect { path: path.to_owned(), limit, why };
-        let mut last = String::new();
-        let stream = poll::until(Deadline::after(limit), || match UnixStream::connect(path) {
-            Ok(stream) => Some(Ok(stream)),
-            Err(e) => {
-                last = e.to_string();
-                hopeless().map(Err)
-            }
-        })
-        .ok_or_else(|| fault(last))?
-        .map_err(fault)?;
-        let reader = stream.try_clone().map_err(|e| fault(e.to_string()))?;
         let inbox = Arc::new(Inbox::default());
-        let (filled, sees) = (inbox.clone(), tap.clone());
-        std::thread::Builder::new()
-            .name("qmp-reader".into())
-            .spawn(move || filled.fill(reader, &sees))
-            .map_err(|e| fault(e.to_string()))?;
+        let stream = dial(path, Deadline::after(limit), limit, &inbox, &tap, &hopeless)?;
         let mut qmp = Self { stream, inbox, tap, next_id: 1 };
         qmp.await_that("the greeting", limit, |c| c.greeting.clone())?;
         qmp.execute(Command::plain("qmp_capabilities"))?;
         Ok(qmp)
+    }
+
+    /// Connects again, after the VMM has closed the connection; what has arrived is kept. Tells how
+    /// many tries it took: one that comes too early is let in by the old VMM's listener, and out.
+    pub fn reconnect(
+        &mut self,
+        path: &Path,
+        limit: Duration,
+        hopeless: impl Fn() -> Option<String>,
+    ) -> Result<u32, QmpFault> {
+        let deadline = Deadline::after(limit);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.inbox.reopen();
+            self.stream = dial(path, deadline, limit, &self.inbox, &self.tap, &hopeless)?;
+            match self.await_that("the greeting", deadline.remaining(), |c| c.greeting.clone()) {
+                Err(QmpFault::Closed { .. }) if !deadline.passed() => {}
+                Err(other) => return Err(other),
+                Ok(_) => break,
+            }
+        }
+        self.execute(Command::plain("qmp_capabilities"))?;
+        Ok(tries)
     }
 
     /// What the server's greeting said.
@@ -261,6 +269,35 @@ impl Drop for Qmp {
         // Ends the reader thread.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
+}
+
+/// A connection to `path`, which fills the inbox.
+fn dial(
+    path: &Path,
+    deadline: Deadline,
+    limit: Duration,
+    inbox: &Arc<Inbox>,
+    tap: &Tap,
+    hopeless: &impl Fn() -> Option<String>,
+) -> Result<UnixStream, QmpFault> {
+    let fault = |why| QmpFault::Connect { path: path.to_owned(), limit, why };
+    let mut last = String::new();
+    let stream = poll::until(deadline, || match UnixStream::connect(path) {
+        Ok(stream) => Some(Ok(stream)),
+        Err(e) => {
+            last = e.to_string();
+            hopeless().map(Err)
+        }
+    })
+    .ok_or_else(|| fault(last))?
+    .map_err(fault)?;
+    let reader = stream.try_clone().map_err(|e| fault(e.to_string()))?;
+    let (filled, sees) = (inbox.clone(), tap.clone());
+    std::thread::Builder::new()
+        .name("qmp-reader".into())
+        .spawn(move || filled.fill(reader, &sees))
+        .map_err(|e| fault(e.to_string()))?;
+    Ok(stream)
 }
 
 /// One word an event: its name, and the status of a `MIGRATION`.

@@ -82,6 +82,11 @@ impl Inbox {
         self.change(|content| content.closed = Some(why));
     }
 
+    /// Awaits the greeting of another connection; what has arrived stays.
+    pub fn reopen(&self) {
+        self.change(|content| (content.greeting, content.closed) = (None, None));
+    }
+
     fn put(&self, message: ServerMessage) {
         self.change(|content| match message {
             ServerMessage::Greeting(greeting) => content.greeting = Some(greeting),

@@ -1,22 +1,22 @@
 //! The QMP connections to a VM: the one that asks, and one that only listens.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
 
 use super::Options;
 use super::evidence::Evidence;
 use super::failure::StepError;
+use super::session::Session;
 use super::vm::Vm;
-use crate::backend::Files;
-use crate::observe::qmp::{Arrived, Command, Direction, Qmp, Tap, label};
+use crate::observe::qmp::{Command, Direction, Qmp, Tap};
 
-/// Connects to the VMM; `suffix` tells its connections apart in the time line.
+/// Connects to the VMM's socket `qmp`; `suffix` tells its connections apart in the time line.
 pub fn connect(
-    files: &Files,
+    qmp: &str,
     evidence: &Evidence,
     vm: &mut Vm,
     options: &Options,
@@ -29,15 +29,43 @@ pub fn connect(
         Direction::Sent => timeline.say(&sent, text),
         Direction::Received => timeline.say(&received, text),
     });
+    let hopeless = hopeless(vm, evidence.console());
+    Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, hopeless)?)
+}
+
+/// Why no connection will come, once the VMM has ended.
+fn hopeless(vm: &mut Vm, console: PathBuf) -> impl Fn() -> Option<String> {
     let vm = RefCell::new(vm);
-    let console = evidence.console();
-    let hopeless = || {
+    move || {
         let status = vm.borrow_mut().ended()?;
         let said = std::fs::read_to_string(&console).unwrap_or_default();
         let last = said.lines().last().unwrap_or("nothing").to_owned();
         Some(format!("the VMM has ended ({status}); its last words: {last}"))
-    };
-    Ok(Qmp::connect(Path::new(&files.qmp), options.patience.greeting, tap, hopeless)?)
+    }
+}
+
+impl Session<'_> {
+    /// Connects again, both clients, to a VMM that keeps no connection.
+    pub(super) fn connect_again(&mut self) -> Result<(), StepError> {
+        let backend = &*self.options.backend;
+        let limit = self.options.patience.greeting;
+        let began = Instant::now();
+        let sockets = [self.files.qmp.clone(), backend.second_qmp(&self.files)];
+        let clients = [&mut self.qmp, &mut self.bystander.qmp];
+        let mut tries = 0;
+        for (socket, client) in sockets.iter().zip(clients) {
+            // It may see the end later than the other one.
+            client.await_end(limit)?;
+            let hopeless = hopeless(&mut self.vm, self.evidence.console());
+            tries += client.reconnect(Path::new(socket), limit, hopeless)?;
+        }
+        let text = format!(
+            "the VMM has closed its QMP connections: both made again after {:?}, in {tries} tries",
+            began.elapsed()
+        );
+        self.evidence.timeline.say("harness", text);
+        Ok(())
+    }
 }
 
 /// A client that only listens.
@@ -52,14 +80,20 @@ impl Bystander {
         Self { qmp, heard: 0 }
     }
 
-    /// What it has heard since the last time; waits up to `limit` for as much as `others` heard.
-    pub fn hear(&mut self, others: &[Event], limit: Duration) -> Result<Vec<Event>, String> {
-        let labels = |arrived: &[Arrived]| -> Vec<String> {
-            arrived.iter().map(|a| label(&a.event)).collect()
-        };
-        let wanted: Vec<String> = others.iter().map(label).collect();
+    /// What it has heard since the last time; waits up to `limit` for what it has in `common` with
+    /// what others heard.
+    pub fn hear(
+        &mut self,
+        others: &[Event],
+        common: impl Fn(&[Event]) -> Vec<String>,
+        limit: Duration,
+    ) -> Result<Vec<Event>, String> {
+        let wanted = common(others);
         // What is missing then is for the check `clients` to tell.
-        let _ = self.qmp.await_events(self.heard, limit, |arrived| labels(arrived) == wanted);
+        let _ = self.qmp.await_events(self.heard, limit, |arrived| {
+            let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
+            common(&events) == wanted
+        });
         // Proves that the connection works both ways, and comes behind all that was sent before.
         self.qmp.execute(Command::plain("query-status")).map_err(|e| e.to_string())?;
         let arrived = self.qmp.events_from(self.heard);

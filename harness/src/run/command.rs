@@ -11,6 +11,7 @@ pub use damaging::Targets;
 
 use super::mounts::Mounted;
 use super::{EnvironmentError, program};
+use crate::backend::Backend;
 use crate::scenario::CommandKind;
 
 /// Name under which the VMM is found through `PATH`.
@@ -36,7 +37,7 @@ pub struct Workshop<'a> {
     /// A folder for this.
     pub folder: &'a Path,
     /// The VMM.
-    pub binary: &'a str,
+    pub backend: &'a dyn Backend,
 }
 
 impl Workshop<'_> {
@@ -62,7 +63,7 @@ impl Workshop<'_> {
             | CommandKind::NoIncoming
             | CommandKind::OlderState
             | CommandKind::NewerState
-            | CommandKind::OtherIncoming => self.binary.to_owned(),
+            | CommandKind::OtherIncoming => self.binary(),
             CommandKind::True => "true".to_owned(),
             CommandKind::False => "false".to_owned(),
             CommandKind::Sleep => "sleep".to_owned(),
@@ -80,7 +81,7 @@ impl Workshop<'_> {
             CommandKind::TruncatedVmm => self.truncated_vmm()?,
             CommandKind::NoexecMount => {
                 let at = self.folder.join("vmm-on-noexec-mount");
-                let bound = Mounted::not_executable(Path::new(self.binary), at)?;
+                let bound = Mounted::not_executable(self.backend.binary(), at)?;
                 let path = bound.at.to_string_lossy().into_owned();
                 mounted = Some(bound);
                 path
@@ -102,7 +103,7 @@ impl Workshop<'_> {
             | CommandKind::EnvRemoved
             | CommandKind::EnvOtherFd
             | CommandKind::WithoutKvm => {
-                self.program("wrapper", damaging::script(kind, self.binary, targets).as_bytes())?
+                self.program("wrapper", damaging::script(kind, &self.binary(), targets).as_bytes())?
             }
             CommandKind::InPath => NAME_IN_PATH.to_owned(),
             CommandKind::EmptyWord => String::new(),
@@ -118,7 +119,7 @@ impl Workshop<'_> {
             CommandKind::E2big => {
                 // One word may have 128 KiB at most (MAX_ARG_STRLEN).
                 arguments.push("x".repeat(200 << 10));
-                self.binary.to_owned()
+                self.binary()
             }
             CommandKind::Etxtbsy => {
                 let path = self.program("busy", b"#!/bin/true\n")?;
@@ -135,7 +136,7 @@ impl Workshop<'_> {
             CommandKind::True | CommandKind::False | CommandKind::Yes | CommandKind::Cat => {
                 arguments.clear();
             }
-            _ => change_arguments(kind, &mut arguments),
+            _ => self.backend.change_arguments(kind, &mut arguments),
         }
         let words = match kind {
             CommandKind::Missing => None,
@@ -149,8 +150,12 @@ impl Workshop<'_> {
     pub fn path_folder(&self) -> Result<PathBuf, EnvironmentError> {
         let folder = PathBuf::from(self.directory(PATH_FOLDER)?);
         let link = folder.join(NAME_IN_PATH);
-        symlink(self.binary, &link).map_err(EnvironmentError::file("create", &link))?;
+        symlink(self.backend.binary(), &link).map_err(EnvironmentError::file("create", &link))?;
         Ok(folder)
+    }
+
+    fn binary(&self) -> String {
+        self.backend.binary().to_string_lossy().into_owned()
     }
 
     fn path(&self, name: &str) -> String {
@@ -178,7 +183,8 @@ impl Workshop<'_> {
     }
 
     fn truncated_vmm(&self) -> Result<String, EnvironmentError> {
-        let content = fs::read(self.binary).map_err(EnvironmentError::file("read", self.binary))?;
+        let binary = self.backend.executable();
+        let content = fs::read(binary).map_err(EnvironmentError::file("read", binary))?;
         self.program("truncated-vmm", elf::half(&content))
     }
 
@@ -200,46 +206,6 @@ impl Workshop<'_> {
         }
         Ok(path)
     }
-}
-
-/// Where the value of `option` stands.
-fn value_of(arguments: &[String], option: &str) -> Option<usize> {
-    arguments.iter().position(|word| word == option).map(|at| at + 1)
-}
-
-/// Makes the command line of a good update describe something else.
-fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
-    let change = match kind {
-        CommandKind::OtherMemory => {
-            value_of(arguments, "--memory").map(|at| (at, "32M".to_owned()))
-        }
-        CommandKind::OtherCpus => value_of(arguments, "--cpus").map(|at| (at, "7".to_owned())),
-        CommandKind::OtherSerial => {
-            value_of(arguments, "--serial").map(|at| (at, "null".to_owned()))
-        }
-        CommandKind::OtherIncoming => {
-            value_of(arguments, "--incoming").map(|at| (at, "file:/no/such/state".to_owned()))
-        }
-        _ => None,
-    };
-    if let Some((at, value)) = change {
-        arguments[at] = value;
-    }
-    let removed = match kind {
-        CommandKind::NoQmp => value_of(arguments, "--qmp"),
-        CommandKind::NoIncoming => value_of(arguments, "--incoming"),
-        _ => None,
-    };
-    if let Some(at) = removed {
-        arguments.drain(at - 1..=at);
-    }
-    let more: &[&str] = match kind {
-        CommandKind::UnknownOption => &["--no-such-option"],
-        CommandKind::OlderState => &["--x-state-version", "0"],
-        CommandKind::NewerState => &["--x-state-version", "99"],
-        _ => &[],
-    };
-    arguments.extend(more.iter().map(|&word| word.to_owned()));
 }
 
 /// Makes a folder that may be there already, but none above it: once the case's folder has been

@@ -12,11 +12,10 @@ use serde_json::json;
 use super::timeline::Timeline;
 use super::verdict::Report;
 use super::{EnvironmentError, Options};
-use crate::backend::Files;
+use crate::backend::{Files, Image};
 use crate::check::startup::Startup;
 use crate::observe::observation::Observation;
 use crate::scenario::Case;
-use guest_images::GuestImage;
 
 /// The folder of a case and what is being written there.
 pub struct Evidence {
@@ -48,6 +47,7 @@ impl Evidence {
             "harness": env!("CARGO_PKG_VERSION"),
             "backend": options.backend.name(),
             "vmm": options.backend.binary(),
+            "vmm_version": options.backend.version(),
             "vmm_option": options.vmm_option,
             "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end(),
             "cpus": std::thread::available_parallelism().map_or(0, usize::from),
@@ -65,9 +65,14 @@ impl Evidence {
     }
 
     /// The files of the VM: all here but the socket, whose path must be short.
-    pub fn files(&self, work: &Path, guest: &GuestImage) -> Result<Files, EnvironmentError> {
-        let kernel = self.folder.join(format!("{}.elf", guest.name));
-        fs::write(&kernel, guest.elf).map_err(EnvironmentError::file("write", &kernel))?;
+    pub fn files(
+        &self,
+        work: &Path,
+        guest: &str,
+        image: Image<'_>,
+    ) -> Result<Files, EnvironmentError> {
+        let kernel = self.folder.join(format!("{guest}.{}", image.ending));
+        fs::write(&kernel, image.bytes).map_err(EnvironmentError::file("write", &kernel))?;
         Ok(Files {
             kernel: utf8(&kernel)?,
             qmp: utf8(&work.join("qmp.sock"))?,

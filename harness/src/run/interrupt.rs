@@ -43,7 +43,9 @@ impl Session<'_> {
         let descriptors = self.descriptors();
         // Only another client is answered while one waits for its update.
         let mut other = match early {
-            true => Some(connect(&self.files, &self.evidence, &mut self.vm, self.options, "-3")?),
+            true => {
+                Some(connect(&self.files.qmp, &self.evidence, &mut self.vm, self.options, "-3")?)
+            }
             false => None,
         };
         let mut stranger = Visitor::before(with, &socket).map_err(failed)?;

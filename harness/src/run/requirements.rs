@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use super::cgroup;
-use crate::backend::Backend;
-use crate::scenario::{Case, Channel, CommandKind, Migrate, Pages, Step};
+use crate::backend::{Backend, Feature};
+use crate::scenario::{Case, Channel, CommandKind, Migrate, Pages, Seccomp, Step};
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -15,46 +15,58 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     {
         return Some(format!("no KVM here ({}: {e})", kvm.display()));
     }
+    if let Some(why) = needs(case).into_iter().find_map(|feature| backend.lacks(feature)) {
+        return Some(why);
+    }
     match case.vm.pages {
         Pages::Small => {}
-        Pages::Transparent if !shared_huge_pages() => {
-            return Some(
-                "no transparent huge pages for shared memory here (needs root, or shmem_enabled)"
-                    .into(),
-            );
+        Pages::Transparent => {
+            if let Some(why) = no_shared_huge_pages(backend) {
+                return Some(why);
+            }
         }
-        Pages::Transparent => {}
         Pages::Reserved if reserved_bytes() < case.vm.memory.0 => {
             return Some(format!("no {} of reserved 2 MiB pages here", case.vm.memory));
         }
         Pages::Reserved => {}
     }
-    let pretends =
-        |m: &Migrate| matches!(m.command, CommandKind::OlderState | CommandKind::NewerState);
-    let injects = |step: &Step| match step {
-        Step::Inject(_) | Step::Interrupt(_) => true,
-        Step::Migrate(migrate) => pretends(migrate),
-        _ => false,
-    };
-    if !backend.dialect().fail_points && case.steps.iter().any(injects) {
-        let name = backend.name();
-        return Some(format!(
-            "this {name} has no fail points: build it with --features failpoints"
-        ));
-    }
-    let rehearses = |step: &Step| match step {
-        Step::Migrate(migrate) => migrate.rehearsal == Some(true),
-        // Only then can signals be held back over exec.
-        Step::KillInUpdate(kill) => kill.signal.asks(),
-        _ => false,
-    };
-    if !backend.dialect().rehearses && case.steps.iter().any(rehearses) {
-        return Some(format!("{} does not rehearse commands", backend.name()));
-    }
     if case.steps.iter().any(mounts) && !nix::unistd::geteuid().is_root() {
         return Some("mounting needs root".into());
     }
     case.vm.memory_limit.and_then(|_| cgroup::unmet())
+}
+
+/// What a case needs of its VMM.
+fn needs(case: &Case) -> Vec<Feature> {
+    let mut needs = Vec::new();
+    if case.vm.own_binary {
+        needs.push(Feature::OwnBinary);
+    }
+    if case.vm.seccomp == Some(Seccomp::NoExecve) {
+        needs.push(Feature::Execveat);
+    }
+    for step in &case.steps {
+        match step {
+            Step::Inject(_) | Step::Interrupt(_) => needs.push(Feature::FailPoints),
+            // Only then can signals be held back over exec.
+            Step::KillInUpdate(kill) if kill.signal.asks() => needs.push(Feature::Rehearsal),
+            Step::Serial(_) => needs.push(Feature::SerialClient),
+            Step::Migrate(migrate) => needs.extend(needs_of_update(migrate)),
+            _ => {}
+        }
+    }
+    needs
+}
+
+fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
+    let of_command = match migrate.command {
+        CommandKind::OlderState | CommandKind::NewerState => Some(Feature::FailPoints),
+        CommandKind::EnvNotMemfd => Some(Feature::OpenFiles),
+        _ => None,
+    };
+    let rehearses = (migrate.rehearsal == Some(true)).then_some(Feature::Rehearsal);
+    let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
+    [of_command, rehearses, deadline].into_iter().flatten()
 }
 
 fn mounts(step: &Step) -> bool {
@@ -63,13 +75,21 @@ fn mounts(step: &Step) -> bool {
         || matches!(migrate.command, CommandKind::NoexecMount | CommandKind::WithoutKvm)
 }
 
-fn shared_huge_pages() -> bool {
+/// Why shared memory has no transparent huge pages, if it has none.
+fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
+    let none = "no transparent huge pages for shared memory here (needs root, or shmem_enabled)";
     let folder = Path::new("/sys/kernel/mm/transparent_hugepage");
-    let Ok(shared) = fs::read_to_string(folder.join("shmem_enabled")) else { return false };
-    let on =
-        ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|v| shared.contains(v));
+    let Ok(shared) = fs::read_to_string(folder.join("shmem_enabled")) else {
+        return Some(none.into());
+    };
+    if ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|v| shared.contains(v)) {
+        return None;
+    }
     // Root may mount a tmpfs with huge=always whatever the default is.
-    on || (nix::unistd::geteuid().is_root() && !shared.contains("[deny]"))
+    match nix::unistd::geteuid().is_root() && !shared.contains("[deny]") {
+        true => backend.lacks(Feature::HugePagesByMount),
+        false => Some(none.into()),
+    }
 }
 
 fn reserved_bytes() -> u64 {

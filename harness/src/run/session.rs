@@ -49,7 +49,7 @@ pub struct Session<'a> {
     /// The conversation with it.
     pub qmp: Qmp,
     /// Another client, which only listens.
-    bystander: Bystander,
+    pub(super) bystander: Bystander,
     /// The run state it must have.
     pub run_state: RunState,
     /// What it must execute.
@@ -123,9 +123,9 @@ impl<'a> Session<'a> {
         let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
             StepError::Process(format!("there is no guest named {}", case.vm.guest))
         })?;
-        let files = evidence.files(work, guest)?;
-        let binary = options.backend.binary();
-        Workshop { folder: work, binary: &binary.to_string_lossy() }.path_folder()?;
+        let backend = &*options.backend;
+        let files = evidence.files(work, guest.name, backend.image(guest))?;
+        Workshop { folder: work, backend }.path_folder()?;
         let limit = Duration::from_millis(case.deadline_ms);
         Self::launch_vmm(case, options, evidence, work, files, limit)
     }
@@ -154,7 +154,11 @@ impl<'a> Session<'a> {
             let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
             Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
         };
-        let (executable, updated) = (executable(&started_from)?, executable(binary)?);
+        let updated = executable(backend.executable())?;
+        let executable = match case.vm.own_binary {
+            true => executable(&started_from)?,
+            false => updated.clone(),
+        };
         let outside = Outside::look(work);
         let mut vm = Vm::start(Start {
             binary: &started_from,
@@ -167,8 +171,9 @@ impl<'a> Session<'a> {
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
-        let qmp = connect(&files, evidence, &mut vm, options, "")?;
-        let bystander = Bystander::new(connect(&files, evidence, &mut vm, options, "-2")?);
+        let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
+        let theirs = backend.second_qmp(&files);
+        let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
         Ok(Parts {
             files,
             started_from,
@@ -300,7 +305,9 @@ impl<'a> Session<'a> {
         };
         // After the observation: its QMP answers come behind every event of the step.
         let events = self.take_events();
-        let theirs = self.bystander.hear(&events, self.options.patience.events);
+        let over_exec = self.options.backend.dialect().over_exec;
+        let common = |events: &[Event]| check::clients::common(action, over_exec, events);
+        let theirs = self.bystander.hear(&events, common, self.options.patience.events);
         let log = self.evidence.vmm_log();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
@@ -393,10 +400,11 @@ impl<'a> Session<'a> {
     /// Events come when they come; the last ones of a step are awaited for a while.
     fn settle_events(&self, action: &Action, ran_before: bool) {
         let from = self.events_checked;
+        let over_exec = self.options.backend.dialect().over_exec;
         // What is missing then is for the check `events` to tell.
         let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
-            check::events::complete(action, ran_before, &events)
+            check::events::complete(action, ran_before, over_exec, &events)
         });
     }
 

@@ -12,8 +12,10 @@ use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
 use super::fault;
 use super::session::Session;
+use crate::backend::{Feature, OverExec};
 use crate::check::gone::Cause;
-use crate::check::{Action, Ending};
+use crate::check::{Action, Ending, Finding};
+use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::scenario::{Channel, Expect, Inject, Migrate, RaceCommand};
 
@@ -131,10 +133,10 @@ impl Session<'_> {
         if let Some(inject) = injected {
             arguments.extend(fault::arm(&mut self.qmp, inject)?);
         }
-        let binary = backend.binary().to_string_lossy().into_owned();
-        let workshop = Workshop { folder: &self.work, binary: &binary };
+        let workshop = Workshop { folder: &self.work, backend };
         let earlier = self.earlier_state.as_deref();
-        let targets = Targets { state: &channel.state, earlier, log: &self.files.log };
+        let handover = backend.dialect().handover;
+        let targets = Targets { state: &channel.state, earlier, log: &self.files.log, handover };
         Ok((workshop.prepare(migrate.command, arguments, targets)?, channel))
     }
 
@@ -167,30 +169,37 @@ impl Session<'_> {
         if let Some(words) = &command.words {
             parameters["cpr-exec-command"] = json!(words);
         }
-        // One that never rehearses has no such parameters.
-        if self.options.backend.dialect().rehearses {
-            if let Some(rehearsal) = migrate.rehearsal {
-                parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
-            }
+        let has = |feature| self.options.backend.lacks(feature).is_none();
+        if let Some(rehearsal) = migrate.rehearsal.filter(|_| has(Feature::Rehearsal)) {
+            parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
+        }
+        if has(Feature::Deadline) {
             // The one before may have set it.
             parameters["x-cpr-exec-deadline"] = json!(migrate.deadline_ms.unwrap_or(DEADLINE_MS));
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)
     }
 
-    /// Waits for the event that ends an update.
+    /// Waits for the end of an update.
     pub(super) fn await_ending(&mut self, from: usize) -> Result<Ending, StepError> {
         let status = |event: &Event| {
             let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
             data.get("status").and_then(Value::as_str).map(str::to_owned)
         };
-        let last = |event: &Event| {
-            matches!(status(event).as_deref(), Some("completed" | "failed" | "cancelled"))
+        let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
+        let last = |event: &Event| match status(event).as_deref() {
+            // It can fail after that; what tells that it has not is the end of the connection.
+            Some("completed") => !remade,
+            other => matches!(other, Some("failed" | "cancelled")),
         };
-        let what = "MIGRATION(completed) or MIGRATION(failed)";
+        let what = match remade {
+            true => "the end of the connection or MIGRATION(failed)",
+            false => "MIGRATION(completed) or MIGRATION(failed)",
+        };
         let ended = self.qmp.await_event(from, what, self.options.patience.update, last);
         let ended = match ended {
             Ok(ended) => ended,
+            Err(QmpFault::Closed { .. }) if remade => return self.taken_up(),
             Err(e) => {
                 // If the process is gone, or about to be, that is what there is to say.
                 if matches!(e, QmpFault::Closed { .. }) {
@@ -203,6 +212,38 @@ impl Session<'_> {
         match status(&ended.event).as_deref() {
             Some("completed") => Ok(Ending::Completed),
             _ => Ok(Ending::Failed(self.migration_error()?)),
+        }
+    }
+
+    /// Connects to the new VMM, and waits until it has taken the VM over.
+    fn taken_up(&mut self) -> Result<Ending, StepError> {
+        if let Err(e) = self.connect_again() {
+            self.check_process()?;
+            return Err(e);
+        }
+        let limit = self.options.patience.update;
+        let (qmp, mut seen) = (&mut self.qmp, String::new());
+        let over = poll::until(Deadline::after(limit), || {
+            let migrate: Value = match qmp.query("query-migrate") {
+                Ok(migrate) => migrate,
+                Err(e) => return Some(Err(e)),
+            };
+            seen = migrate.to_string();
+            matches!(migrate["status"].as_str(), Some("completed" | "failed"))
+                .then_some(Ok(migrate))
+        });
+        match over {
+            Some(Ok(migrate)) if migrate["status"] == "completed" => Ok(Ending::Completed),
+            Some(Err(e)) => {
+                self.vm.await_end(self.options.patience.settle);
+                self.check_process()?;
+                Err(e.into())
+            }
+            _ => {
+                self.check_process()?;
+                let why = format!("{limit:?} after exec the VM is not taken over: {seen}");
+                Err(StepError::Checks(vec![Finding::new("outcome", why)]))
+            }
         }
     }
 }

@@ -16,8 +16,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::{Backend, Dialect, Launch, cpr_vmm};
+use super::{Backend, Dialect, Feature, Launch, cpr_vmm};
 use crate::carry;
+use crate::scenario::CommandKind;
 pub use fault::Fault;
 
 /// The mock, as a backend.
@@ -60,8 +61,20 @@ impl Backend for Mock {
         [self.arguments(launch), cpr_vmm::incoming(state)].concat()
     }
 
+    fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
+        cpr_vmm::change_arguments(kind, arguments);
+    }
+
     fn dialect(&self) -> Dialect {
-        Dialect { rehearses: false, ..cpr_vmm::DIALECT }
+        cpr_vmm::DIALECT
+    }
+
+    fn lacks(&self, feature: Feature) -> Option<String> {
+        match feature {
+            Feature::FailPoints => Some("the mock has no fail points".into()),
+            Feature::Rehearsal => Some("the mock does not rehearse commands".into()),
+            _ => None,
+        }
     }
 
     /// Only to have too many: ending a VM takes a host without hardware virtualization seconds

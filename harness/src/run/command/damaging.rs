@@ -1,9 +1,10 @@
 //! Scripts that pass the rehearsal, and in the real run do damage before they exec the VMM.
 
+use crate::backend::Handover;
 use crate::scenario::CommandKind;
 
 /// What there is to damage.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     /// The state file of this update.
     pub state: &'a str,
@@ -11,6 +12,8 @@ pub struct Targets<'a> {
     pub earlier: Option<&'a str>,
     /// An ordinary file that the VMM has open and hands over.
     pub log: &'a str,
+    /// What the update hands over.
+    pub handover: Handover,
 }
 
 /// A number that no process has open.
@@ -31,12 +34,11 @@ pub fn script(kind: CommandKind, binary: &str, targets: Targets<'_>) -> String {
 fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String> {
     let (state, log) = (quoted(targets.state), quoted(targets.log));
     let earlier = quoted(targets.earlier.unwrap_or_default());
-    let variable = |value: &str| format!("CPR_EXEC_STATE={value}");
+    let Handover { variable: name, ram, .. } = targets.handover;
+    let variable = |value: &str| format!("{name}={value}");
     // `$fd` is each descriptor that the VMM has left open.
     let descriptor = |condition: &str| {
-        format!(
-            "for fd in /proc/$$/fd/*; do\n  {condition} && CPR_EXEC_STATE=${{fd##*/}} && break\ndone"
-        )
+        format!("for fd in /proc/$$/fd/*; do\n  {condition} && {name}=${{fd##*/}} && break\ndone")
     };
     Some(match kind {
         CommandKind::TruncatesState => {
@@ -58,10 +60,10 @@ fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String
         CommandKind::EnvHuge => variable("99999999999999999999"),
         CommandKind::EnvClosed => variable(NOT_OPEN),
         CommandKind::EnvEmpty => variable(""),
-        CommandKind::EnvRemoved => "unset CPR_EXEC_STATE".to_owned(),
+        CommandKind::EnvRemoved => format!("unset {name}"),
         CommandKind::EnvNotMemfd => descriptor(&format!("[ $fd -ef {log} ]")),
         CommandKind::EnvOtherFd => {
-            descriptor("case $(readlink $fd) in /memfd:pc.ram*) ;; *) false ;; esac")
+            descriptor(&format!("case $(readlink $fd) in {ram}*) ;; *) false ;; esac"))
         }
         CommandKind::WithoutKvm => format!(
             "exec unshare -m /bin/sh -c \
@@ -86,7 +88,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("it's the state");
         std::fs::write(&state, [0xff; 100]).unwrap();
-        let targets = Targets { state: state.to_str().unwrap(), ..Targets::default() };
+        let handover = crate::backend::Handover {
+            variable: "STATE",
+            variables: "STATE",
+            variable_stays: false,
+            state: "",
+            ram: "",
+        };
+        let state_path = state.to_str().unwrap();
+        let targets = Targets { state: state_path, earlier: None, log: "", handover };
         let path = folder.path().join("script");
         crate::run::program::write(&path, script(kind, "/bin/true", targets).as_bytes()).unwrap();
         let run = |rehearsal: bool| {

@@ -1,0 +1,209 @@
+//! QEMU, from 10.2 on.
+
+mod find;
+mod probe;
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use guest_images::GuestImage;
+
+pub use find::find;
+pub use probe::ProbeError;
+
+use super::{Backend, Dialect, Feature, Files, Handover, Image, Launch, OverExec, value_of};
+use crate::scenario::{CommandKind, Pages, SerialKind};
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Accelerator {
+    /// The kernel.
+    #[default]
+    Kvm,
+    /// QEMU itself, for hosts without KVM.
+    Tcg,
+}
+
+impl Accelerator {
+    /// As on QEMU's command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// A QEMU that can update itself.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    binary: PathBuf,
+    executable: PathBuf,
+    version: String,
+    accelerator: Accelerator,
+}
+
+impl Qemu {
+    /// The one at `binary`, which is started once and asked.
+    pub fn at(binary: &Path, accelerator: Accelerator) -> Result<Self, ProbeError> {
+        let probe::Probed { binary, executable, version } = probe::probe(binary)?;
+        Ok(Self { binary, executable, version, accelerator })
+    }
+}
+
+impl Backend for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn version(&self) -> Option<&str> {
+        Some(&self.version)
+    }
+
+    fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    fn executable(&self) -> &Path {
+        &self.executable
+    }
+
+    /// `-kernel` would go through a BIOS, which takes long where CPL0 is emulated.
+    fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
+        Image { bytes: guest.bios, ending: "bios" }
+    }
+
+    fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
+        let mut arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
+        // Not for an update: what the guest did then counts.
+        if launch.vm.paused {
+            arguments.push("-S".into());
+        }
+        arguments
+    }
+
+    fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
+        let arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
+        [arguments, vec!["-incoming".into(), format!("file:{state}")]].concat()
+    }
+
+    fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
+        let mut set = |option: &str, change: &dyn Fn(&str) -> String| {
+            if let Some(value) = value_of(arguments, option).and_then(|at| arguments.get_mut(at)) {
+                *value = change(value);
+            }
+        };
+        match kind {
+            CommandKind::OtherMemory => {
+                set("-m", &|_| "32M".into());
+                set("-object", &|backend| {
+                    let size = |part: &str| {
+                        if part.starts_with("size=") { "size=32M".into() } else { part.to_owned() }
+                    };
+                    backend.split(',').map(size).collect::<Vec<_>>().join(",")
+                });
+            }
+            CommandKind::OtherCpus => set("-smp", &|_| "7".into()),
+            CommandKind::OtherSerial => set("-chardev", &|_| "null,id=serial".into()),
+            CommandKind::OtherIncoming => set("-incoming", &|_| "file:/no/such/state".into()),
+            CommandKind::NoQmp => remove_all(arguments, "-qmp"),
+            CommandKind::NoIncoming => remove_all(arguments, "-incoming"),
+            CommandKind::UnknownOption => arguments.push("-no-such-option".into()),
+            _ => {}
+        }
+    }
+
+    /// A monitor serves one client.
+    fn second_qmp(&self, files: &Files) -> String {
+        format!("{}-2", files.qmp)
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect {
+            errno_number: false,
+            own_words: false,
+            over_exec: OverExec::Remade,
+            handover: Handover {
+                variable: "QEMU_CPR_EXEC_STATE",
+                variables: "QEMU_CPR_",
+                variable_stays: true,
+                state: "/memfd:QEMU_CPR_EXEC_STATE",
+                ram: "/memfd:memory-backend-memfd",
+            },
+        }
+    }
+
+    fn lacks(&self, feature: Feature) -> Option<String> {
+        let why = match feature {
+            Feature::FailPoints => "qemu has no fail points",
+            Feature::Rehearsal => "qemu does not rehearse commands",
+            Feature::Deadline => "qemu has no deadline for an update",
+            Feature::SerialClient => "qemu drops the serial port's client in an update",
+            Feature::OpenFiles => "qemu hands over no file that it has open",
+            Feature::OwnBinary if self.binary == self.executable => return None,
+            Feature::OwnBinary => "this qemu is started by a script, which is not what is executed",
+            Feature::HugePagesByMount => {
+                "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
+            }
+            Feature::Execveat => "qemu executes by execvp, which is forbidden here",
+        };
+        Some(why.to_owned())
+    }
+
+    fn uses_kvm(&self) -> bool {
+        self.accelerator == Accelerator::Kvm
+    }
+}
+
+fn arguments(launch: Launch<'_>, accelerator: Accelerator, second_qmp: &str) -> Vec<String> {
+    let Launch { vm, name, files, .. } = launch;
+    let share = if vm.share { "on" } else { "off" };
+    let pages = match vm.pages {
+        Pages::Small | Pages::Transparent => "",
+        Pages::Reserved => ",hugetlb=on,hugetlbsize=2M",
+    };
+    let cpu = match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let serial = match vm.serial {
+        // As one that is updated must not do away with what is there.
+        SerialKind::File => format!("file,id=serial,path={},append=on", escaped(&files.serial)),
+        SerialKind::Unix => {
+            format!("socket,id=serial,path={},server=on,wait=off", escaped(&files.serial_socket))
+        }
+    };
+    let qmp = |path: &str| format!("unix:{},server=on,wait=off", escaped(path));
+    let options = [
+        ("-name", format!("guest={}", escaped(name))),
+        ("-machine", "pc,memory-backend=ram,aux-ram-share=on".into()),
+        ("-object", format!("memory-backend-memfd,id=ram,size={},share={share}{pages}", vm.memory)),
+        ("-m", vm.memory.to_string()),
+        ("-accel", accelerator.name().into()),
+        ("-cpu", cpu.into()),
+        ("-smp", vm.cpus.to_string()),
+        ("-display", "none".into()),
+        ("-bios", files.kernel.clone()),
+        ("-fw_cfg", format!("name=opt/cpr/cmdline,string={}", escaped(&launch.cmdline()))),
+        ("-qmp", qmp(&files.qmp)),
+        ("-qmp", qmp(second_qmp)),
+        ("-chardev", serial),
+        ("-serial", "chardev:serial".into()),
+        ("-device", "isa-debug-exit".into()),
+        ("-pidfile", files.pid_file.clone()),
+    ];
+    let plain = ["-nodefaults", "-no-user-config"].map(str::to_owned);
+    let valued = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+    plain.into_iter().chain(valued).collect()
+}
+
+/// As a value in a list of them.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+fn remove_all(arguments: &mut Vec<String>, option: &str) {
+    while let Some(at) = value_of(arguments, option) {
+        arguments.drain(at - 1..=at);
+    }
+}

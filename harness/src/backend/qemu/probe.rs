@@ -1,0 +1,157 @@
+//! Asking a QEMU what it is: over QMP, since a version on the command line is only a word.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use cpr_qmp::message::{VersionInfo, VersionTriple};
+use serde_json::Value;
+
+use crate::observe::process::Executable;
+use crate::observe::qmp::{Command, Qmp, QmpFault};
+
+/// The first version with `cpr-exec`.
+const FIRST: (u32, u32) = (10, 2);
+/// How long a greeting may take.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Why a file is no QEMU to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// It cannot be started, or there is no folder for its socket.
+    #[error("cannot start {path}: {source}")]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not answer as QEMU.
+    #[error("{path} does not answer as QEMU: {source}")]
+    NotQemu {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong.
+        #[source]
+        source: QmpFault,
+    },
+    /// It is too old.
+    #[error(
+        "{path} is QEMU {version}, which cannot update itself: 10.2 or newer is needed (ci/install-qemu)"
+    )]
+    TooOld {
+        /// The file.
+        path: PathBuf,
+        /// What it says it is.
+        version: String,
+    },
+    /// It is new enough, and lacks it all the same.
+    #[error("{path} is QEMU {version}, whose schema has no {lacks}")]
+    Lacks {
+        /// The file.
+        path: PathBuf,
+        /// What it says it is.
+        version: String,
+        /// What it has not.
+        lacks: &'static str,
+    },
+}
+
+/// What QEMU has told.
+pub(super) struct Probed {
+    /// Its file, by a path that lasts.
+    pub binary: PathBuf,
+    /// What is executed then.
+    pub executable: PathBuf,
+    /// Its version.
+    pub version: String,
+}
+
+/// Starts the QEMU at `binary` without a machine, and asks it.
+pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
+    let start = |source| ProbeError::Start { path: binary.to_owned(), source };
+    let binary = std::fs::canonicalize(binary).map_err(start)?;
+    let folder = tempfile::tempdir().map_err(start)?;
+    let socket = folder.path().join("qmp.sock");
+    let child = Process::new(&binary)
+        .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", socket.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let running = Running(Mutex::new(child.map_err(start)?));
+    let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source };
+    let ended = || Some(format!("it has ended ({})", running.ended()?));
+    let mut qmp = Qmp::connect(&socket, GREETING, Arc::new(|_, _| {}), ended).map_err(not_qemu)?;
+    let told: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
+    let version = name(&told);
+    let VersionTriple { major, minor, .. } = told.qemu;
+    if (major, minor) < FIRST {
+        return Err(ProbeError::TooOld { path: binary, version });
+    }
+    let schema = qmp.execute(Command::plain("query-qmp-schema")).map_err(not_qemu)?;
+    if let Some(lacks) = lacks(&schema) {
+        return Err(ProbeError::Lacks { path: binary, version, lacks });
+    }
+    let executable = Executable::of(running.pid()).map_err(|e| start(io::Error::other(e)))?.path;
+    Ok(Probed { binary, executable, version })
+}
+
+fn name(version: &VersionInfo) -> String {
+    let VersionTriple { major, minor, micro } = version.qemu;
+    let package = version.package.trim();
+    let number = format!("{major}.{minor}.{micro}");
+    if package.is_empty() { number } else { format!("{number} ({package})") }
+}
+
+/// What an update takes and this schema has not.
+fn lacks(schema: &Value) -> Option<&'static str> {
+    let types = || schema.as_array().into_iter().flatten();
+    let has_value = |value: &str| {
+        types().any(|kind| {
+            let values = kind["values"].as_array().into_iter().flatten();
+            kind["meta-type"] == "enum" && values.into_iter().any(|v| v == value)
+        })
+    };
+    let has_member = |name: &str| {
+        types().any(|kind| {
+            let members = kind["members"].as_array().into_iter().flatten();
+            kind["meta-type"] == "object" && members.into_iter().any(|m| m["name"] == name)
+        })
+    };
+    if !has_value("cpr-exec") {
+        return Some("migration mode cpr-exec");
+    }
+    (!has_member("cpr-exec-command")).then_some("migration parameter cpr-exec-command")
+}
+
+/// A process that ends with this.
+struct Running(Mutex<Child>);
+
+impl Running {
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child().id() as i32
+    }
+
+    fn ended(&self) -> Option<std::process::ExitStatus> {
+        self.child().try_wait().ok().flatten()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
