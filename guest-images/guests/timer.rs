@@ -76,7 +76,10 @@ fn run(cpu: &mut Cpu) -> ! {
         Kind::Pit | Kind::PitPeriodic if cpu.index() > 0 => loop {
             cpu.tick();
         },
-        Kind::Pit | Kind::PitPeriodic => ioapic::route(0, VECTOR, Trigger::Edge, 0),
+        // On most PCs it comes by pin 2, of which nobody tells here.
+        Kind::Pit | Kind::PitPeriodic => {
+            [0, 2].map(|pin| ioapic::route(pin, VECTOR, Trigger::Edge, 0));
+        }
     }
     match kind {
         Kind::OneShot | Kind::Deadline | Kind::Pit => shots(cpu, kind),

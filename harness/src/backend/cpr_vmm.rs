@@ -100,6 +100,7 @@ impl Backend for CprVmm {
 pub(crate) const DIALECT: Dialect = Dialect {
     errno_number: true,
     own_words: true,
+    private_ram_blocks: true,
     over_exec: OverExec::Kept,
     handover: Handover {
         variable: "CPR_EXEC_STATE",

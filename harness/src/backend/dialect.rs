@@ -7,6 +7,8 @@ pub struct Dialect {
     pub errno_number: bool,
     /// Errors are worded as scenarios have it; otherwise they name what failed and the errno.
     pub own_words: bool,
+    /// RAM that an update would lose is told in `blocked-reasons`.
+    pub private_ram_blocks: bool,
     /// What a new VMM has of the old one's.
     pub over_exec: OverExec,
     /// How an update hands over what it does.

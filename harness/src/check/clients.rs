@@ -14,9 +14,11 @@ pub const CHECK: Check = Check {
 };
 
 /// Labels of those `events` of an action that every client sees: where all have to connect again, the
-/// guest may go on before one has.
+/// guest may go on, or boot anew, before one has.
 pub fn common(action: &Action, over_exec: OverExec, events: &[Event]) -> Vec<String> {
-    let missed = |name: &str| over_exec == OverExec::Remade && action.updated() && name == "RESUME";
+    let missed = |name: &str| {
+        over_exec == OverExec::Remade && action.updated() && matches!(name, "RESUME" | "RESET")
+    };
     events.iter().map(label).filter(|name| !missed(name)).collect()
 }
 

@@ -30,7 +30,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     let blocked = migrate.get("blocked-reasons").and_then(Value::as_array);
     let blocked: Vec<&str> = blocked.into_iter().flatten().filter_map(Value::as_str).collect();
-    if scene.vm.share != blocked.is_empty() {
+    let blocks = !scene.vm.share && scene.dialect.private_ram_blocks;
+    if blocks == blocked.is_empty() {
         return Err(format!(
             "RAM is {}, and query-migrate lists these blockers: {blocked:?}",
             if scene.vm.share { "shared" } else { "private" }

@@ -10,6 +10,7 @@ use super::steps::After;
 use super::verdict::{self, Report, Verdict};
 use super::{EnvironmentError, Options, mounts, requirements, signals};
 use crate::check::Finding;
+use crate::observe::qmp::QmpFault;
 use crate::scenario::{Case, Step};
 
 /// Runs `case` and reports.
@@ -134,6 +135,10 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
 /// What went wrong, with what else is known.
 fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, EnvironmentError> {
     let of_guest = matches!(error, StepError::Guest { .. });
+    if matches!(error, StepError::Qmp(QmpFault::Closed { .. })) {
+        // If that is its end, it takes the kernel a while.
+        session.vm.await_end(session.options.patience.settle);
+    }
     let mut findings = error.findings()?;
     if session.watchdog_has_barked() {
         let limit = session.case.deadline_ms;

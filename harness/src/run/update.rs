@@ -85,11 +85,14 @@ impl Session<'_> {
             sent => sent?,
         };
         let mut accepted = 0;
+        let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
         for ((command, message), id) in messages.iter().zip(ids) {
             match self.qmp.answer(message.name, id) {
                 Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
                 Ok(_) => self.obeyed(*command),
                 Err(QmpFault::Closed { .. }) if ends => break,
+                // The command has gone with the connection. A client that sent it wants its effect.
+                Err(QmpFault::Closed { .. }) if remade && accepted > 0 => self.obeyed(*command),
                 Err(QmpFault::Refused { .. }) if *command == RaceCommand::Migrate => {}
                 Err(other) => return Err(other.into()),
             }
@@ -218,6 +221,8 @@ impl Session<'_> {
     /// Connects to the new VMM, and waits until it has taken the VM over.
     fn taken_up(&mut self) -> Result<Ending, StepError> {
         if let Err(e) = self.connect_again() {
+            // Its end takes the kernel a while.
+            self.vm.await_end(self.options.patience.settle);
             self.check_process()?;
             return Err(e);
         }

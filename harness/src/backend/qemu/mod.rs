@@ -122,6 +122,7 @@ impl Backend for Qemu {
         Dialect {
             errno_number: false,
             own_words: false,
+            private_ram_blocks: false,
             over_exec: OverExec::Remade,
             handover: Handover {
                 variable: "QEMU_CPR_EXEC_STATE",
