@@ -184,6 +184,35 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
+    #[case("setup STOP active MIGRATION_PASS device completed", true, true)]
+    #[case("setup STOP active device completed RESUME", true, true)]
+    #[case("setup STOP active device RESUME completed", true, false)]
+    #[case("setup STOP active device completed RESUME RESUME", true, false)]
+    #[case("setup STOP active device completed failed RESUME", false, true)]
+    #[case("setup STOP active device completed failed", false, false)]
+    #[case("setup failing failed", false, true)]
+    fn where_clients_connect_again_an_update_may_end_untold(
+        #[case] seen: &str,
+        #[case] completed: bool,
+        #[case] allowed: bool,
+    ) {
+        let ending = if completed { Ending::Completed } else { Ending::Failed(String::new()) };
+        let action = Action::Update {
+            expect: crate::scenario::Expect::Kept,
+            ending,
+            culprit: String::new(),
+            errno: None,
+        };
+        let full = |event: &str| match event.starts_with(char::is_lowercase) {
+            true => format!("MIGRATION({event})"),
+            false => event.to_owned(),
+        };
+        let seen: Vec<String> = seen.split_whitespace().map(full).collect();
+        let wanted = expected(&action, true, OverExec::Remade);
+        assert_eq!(fits(&wanted, &seen) || fails_early(&action, &seen), allowed);
+    }
+
+    #[rstest]
     #[case(&["A", "[B]", "C"], "A B C", true)]
     #[case(&["A", "[B]", "C"], "A C", true)]
     #[case(&["A", "[B]", "C"], "A B", false)]

@@ -167,6 +167,24 @@ mod tests {
     }
 
     #[test]
+    fn where_all_is_made_anew_only_what_there_is_counts() {
+        let dialect = Dialect { over_exec: OverExec::Remade, ..DIALECT };
+        let socket = |number, inode, path: &str| Descriptor {
+            socket_path: Some(path.into()),
+            ..fd(number, &format!("socket:[{inode}]"), inode)
+        };
+        let before = [fd(3, "/memfd:ram", 1), fd(4, "/log", 2), socket(5, 3, "/qmp")];
+        let after = [fd(3, "/memfd:ram", 1), fd(8, "/log", 2), socket(4, 9, "/qmp")];
+        let look = |after: &[Descriptor]| {
+            compare(&table(&before), &table(after), Some(3), dialect).join("; ")
+        };
+        assert_eq!(look(&after), "");
+        let leaked = [&after[..], &[fd(9, "/log", 2)]].concat();
+        assert_eq!(look(&leaked), "there were 1 descriptors /log, now 2");
+        assert_eq!(look(&after[1..]), "descriptor 3 -> /memfd:ram is gone");
+    }
+
+    #[test]
     fn every_difference_is_told() {
         let before = [
             fd(3, "/memfd:pc.ram", 1),

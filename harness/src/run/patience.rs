@@ -44,3 +44,11 @@ impl Default for Patience {
         }
     }
 }
+
+impl Patience {
+    /// For a boot with so many bytes of RAM: a guest may fill all of it, which on hosts that emulate
+    /// takes seconds a GiB.
+    pub fn boot_with(&self, ram: u64) -> Duration {
+        self.boot + Duration::from_secs(10 * (ram >> 30))
+    }
+}

@@ -180,7 +180,7 @@ impl Session<'_> {
     pub(super) fn await_boot(&mut self, boots: u32) -> Result<(), StepError> {
         let cpus = self.case.vm.cpus;
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
-        self.await_guest(&what, self.options.patience.boot, |view| {
+        self.await_guest(&what, self.options.patience.boot_with(self.case.vm.memory.0), |view| {
             view.boots >= boots && view.is_up(cpus)
         })
     }

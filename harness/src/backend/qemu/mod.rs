@@ -208,3 +208,79 @@ fn remove_all(arguments: &mut Vec<String>, option: &str) {
         arguments.drain(at - 1..=at);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Vm;
+    use rstest::rstest;
+
+    fn qemu() -> Qemu {
+        Qemu {
+            binary: "/q/qemu".into(),
+            executable: "/q/ld.so".into(),
+            version: "11.1.3".into(),
+            accelerator: Accelerator::Kvm,
+        }
+    }
+
+    fn with_launch<T>(vm: &Vm, use_it: impl FnOnce(Launch<'_>) -> T) -> T {
+        let file = |name: &str| format!("/w/{name}");
+        let files = Files {
+            kernel: file("guest.bios"),
+            qmp: file("qmp"),
+            serial: file("serial"),
+            serial_socket: file("serial.sock"),
+            log: file("log"),
+            pid_file: file("pid"),
+        };
+        use_it(Launch { vm, seed: 7, name: "a/b[c=1,d=2]", files: &files })
+    }
+
+    fn lines(arguments: &[String]) -> String {
+        arguments.join(" ").replace(" -", "\n-")
+    }
+
+    #[test]
+    fn the_arguments_of_an_update_are_those_of_the_start_and_where_the_state_is() {
+        let vm = Vm { cpus: 2, paused: true, cmdline: "markers=1,2".into(), ..Vm::default() };
+        let (first, new) = with_launch(&vm, |launch| {
+            (qemu().arguments(launch), qemu().update_arguments(launch, "/w/state"))
+        });
+        insta::assert_snapshot!(lines(&new));
+        assert_eq!(first.last().map(String::as_str), Some("-S"));
+        assert_eq!(first[..first.len() - 1], new[..new.len() - 2]);
+    }
+
+    #[rstest]
+    #[case(CommandKind::OtherMemory, "-m 32M")]
+    #[case(CommandKind::OtherMemory, "-object memory-backend-memfd,id=ram,size=32M,share=on")]
+    #[case(CommandKind::OtherCpus, "-smp 7")]
+    #[case(CommandKind::OtherSerial, "-chardev null,id=serial")]
+    #[case(CommandKind::OtherIncoming, "-incoming file:/no/such/state")]
+    #[case(CommandKind::UnknownOption, "-no-such-option")]
+    fn another_command_is_one_with_other_arguments(#[case] kind: CommandKind, #[case] has: &str) {
+        let vm = Vm::default();
+        let good = with_launch(&vm, |launch| qemu().update_arguments(launch, "/w/state"));
+        let mut other = good.clone();
+        qemu().change_arguments(kind, &mut other);
+        assert!(!good.join(" ").contains(has) && other.join(" ").contains(has), "{other:?}");
+    }
+
+    #[rstest]
+    #[case(CommandKind::NoQmp, "-qmp")]
+    #[case(CommandKind::NoIncoming, "-incoming")]
+    fn another_command_is_one_with_fewer(#[case] kind: CommandKind, #[case] lacks: &str) {
+        let vm = Vm::default();
+        let mut other = with_launch(&vm, |launch| qemu().update_arguments(launch, "/w/state"));
+        qemu().change_arguments(kind, &mut other);
+        assert!(!other.iter().any(|word| word == lacks), "{other:?}");
+    }
+
+    #[test]
+    fn only_what_is_no_script_is_its_own_binary() {
+        let direct = Qemu { executable: "/q/qemu".into(), ..qemu() };
+        assert!(qemu().lacks(Feature::OwnBinary).is_some());
+        assert_eq!(direct.lacks(Feature::OwnBinary), None);
+    }
+}

@@ -2,9 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cpr_qmp::message::{VersionInfo, VersionTriple};
@@ -135,15 +134,15 @@ fn lacks(schema: &Value) -> Option<&'static str> {
 struct Running(Mutex<Child>);
 
 impl Running {
-    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pid(&self) -> i32 {
         self.child().id() as i32
     }
 
-    fn ended(&self) -> Option<std::process::ExitStatus> {
+    fn ended(&self) -> Option<ExitStatus> {
         self.child().try_wait().ok().flatten()
     }
 }
@@ -153,5 +152,31 @@ impl Drop for Running {
         let mut child = self.child();
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_schema_tells_what_is_missing() {
+        let mode = json!({ "meta-type": "enum", "name": "1", "values": ["normal", "cpr-exec"] });
+        let members = json!([{ "name": "cpr-exec-command", "type": "2" }]);
+        let parameters = json!({ "meta-type": "object", "name": "3", "members": members });
+        assert_eq!(lacks(&json!([mode, parameters])), None);
+        assert_eq!(lacks(&json!([mode])), Some("migration parameter cpr-exec-command"));
+        assert_eq!(lacks(&json!([parameters])), Some("migration mode cpr-exec"));
+    }
+
+    #[test]
+    fn what_is_no_qemu_is_told_with_its_path() {
+        let error = probe(Path::new("/bin/true")).err().map(|e| e.to_string());
+        let error = error.unwrap_or_default();
+        assert!(error.contains("true does not answer as QEMU"), "{error}");
+        assert!(error.contains("it has ended (exit status: 0)"), "{error}");
+        let missing = probe(Path::new("/no/such/qemu")).err();
+        assert!(matches!(missing, Some(ProbeError::Start { .. })), "{missing:?}");
     }
 }
