@@ -188,3 +188,12 @@ fn every_scenario_passes_on_the_mock() {
     let done = harness(elsewhere.path(), &args).output().unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", text(&done.stdout));
 }
+
+#[test]
+fn a_qemu_that_is_not_there_is_told_with_what_installs_it() {
+    let folder = folder();
+    let done = harness(folder.path(), &["run", "--vmm", "qemu"]).env("PATH", "").assert().code(3);
+    let told = text(&done.get_output().stderr);
+    let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
+    assert_eq!(told, format!("cpr-harness: {why}\n"));
+}
