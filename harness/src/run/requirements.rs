@@ -48,8 +48,10 @@ fn needs(case: &Case) -> Vec<Feature> {
     for step in &case.steps {
         match step {
             Step::Inject(_) | Step::Interrupt(_) => needs.push(Feature::FailPoints),
-            // Only then can signals be held back over exec.
-            Step::KillInUpdate(kill) if kill.signal.asks() => needs.push(Feature::Rehearsal),
+            // Only then can signals be held back over exec, and is another command only tried out.
+            Step::KillInUpdate(kill) if kill.signal.asks() || kill.command != CommandKind::Good => {
+                needs.push(Feature::Rehearsal);
+            }
             Step::Serial(_) => needs.push(Feature::SerialClient),
             Step::Migrate(migrate) => needs.extend(needs_of_update(migrate)),
             _ => {}
