@@ -69,6 +69,8 @@ impl Vm {
             .args(start.arguments)
             .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
+            // What it leaves there, or the shell in its place, goes with the case.
+            .current_dir(start.path_folder)
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
