@@ -226,3 +226,12 @@ fn a_vmm_conforms_to_itself() {
     let alone = harness(folder.path(), &["conform", "--vmm", "mock"]).assert().code(2);
     assert!(text(&alone.get_output().stderr).contains("give --vmm twice"));
 }
+
+#[test]
+fn a_qemu_that_is_not_there_is_told_with_what_installs_it() {
+    let folder = folder();
+    let done = harness(folder.path(), &["run", "--vmm", "qemu"]).env("PATH", "").assert().code(3);
+    let told = text(&done.get_output().stderr);
+    let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
+    assert_eq!(told, format!("cpr-harness: {why}\n"));
+}

@@ -36,7 +36,7 @@ pub enum ProbeError {
         path: PathBuf,
         /// What was wrong.
         #[source]
-        source: QmpFault,
+        source: Box<QmpFault>,
     },
     /// It is too old.
     #[error(
@@ -85,13 +85,12 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
         .stderr(Stdio::null())
         .spawn();
     let running = Running(Mutex::new(child.map_err(start)?));
-    let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source };
+    let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
     let ended = || Some(format!("it has ended ({})", running.ended()?));
     let mut qmp = Qmp::connect(&socket, GREETING, Arc::new(|_, _| {}), ended).map_err(not_qemu)?;
     let told: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
     let version = name(&told);
-    let VersionTriple { major, minor, .. } = told.qemu;
-    if (major, minor) < FIRST {
+    if is_too_old(told.qemu) {
         return Err(ProbeError::TooOld { path: binary, version });
     }
     let schema = qmp.execute(Command::plain("query-qmp-schema")).map_err(not_qemu)?;
@@ -100,6 +99,10 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     }
     let executable = Executable::of(running.pid()).map_err(|e| start(io::Error::other(e)))?.path;
     Ok(Probed { binary, executable, version })
+}
+
+fn is_too_old(VersionTriple { major, minor, .. }: VersionTriple) -> bool {
+    (major, minor) < FIRST
 }
 
 fn name(version: &VersionInfo) -> String {
@@ -158,6 +161,7 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
     use serde_json::json;
 
     #[test]
@@ -168,6 +172,18 @@ mod tests {
         assert_eq!(lacks(&json!([mode, parameters])), None);
         assert_eq!(lacks(&json!([mode])), Some("migration parameter cpr-exec-command"));
         assert_eq!(lacks(&json!([parameters])), Some("migration mode cpr-exec"));
+    }
+
+    #[rstest]
+    #[case(9, 2, true)]
+    #[case(10, 1, true)]
+    #[case(10, 2, false)]
+    #[case(11, 0, false)]
+    fn one_before_10_2_is_too_old(#[case] major: u32, #[case] minor: u32, #[case] old: bool) {
+        let version = VersionTriple { major, minor, micro: 9 };
+        assert_eq!(is_too_old(version), old);
+        let told = VersionInfo { qemu: version, package: " Debian ".into() };
+        assert_eq!(name(&told), format!("{major}.{minor}.9 (Debian)"));
     }
 
     #[test]
