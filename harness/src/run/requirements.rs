@@ -32,7 +32,7 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     let pretends =
         |m: &Migrate| matches!(m.command, CommandKind::OlderState | CommandKind::NewerState);
     let injects = |step: &Step| match step {
-        Step::Inject(_) | Step::Interrupt(_) => true,
+        Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::Start(_) => true,
         Step::Migrate(migrate) => pretends(migrate),
         _ => false,
     };
