@@ -1,8 +1,10 @@
 //! Reads every clock all the time: none goes back, none jumps, and they agree with each other.
 //!
 //! The TSC is compared within each vCPU and across all. `test=pvclock` compares the paravirtual
-//! clock (`struct pvclock_vcpu_time_info`) with the TSC: a blackout is time for both. `test=wallclock`
-//! has KVM compare it with the host's real time. Marker n comes after n hundred rounds of vCPU 0,
+//! clock (`struct pvclock_vcpu_time_info`) with the TSC: a blackout is time for both; and at each
+//! marker the host has to pause it, and to say so there. `test=wallclock`
+//! has KVM compare it with the host's real time. `test=own-tsc` moves the TSC of each vCPU ahead
+//! first, by the same. Marker n comes after n hundred rounds of vCPU 0,
 //! which go on while it waits.
 
 #![no_std]
@@ -32,8 +34,13 @@ const JUMP: u64 = 1_000_000;
 /// One in so many they may differ in speed: the host's real time is being steered.
 const DRIFT: u64 = 1500;
 
+const IA32_TSC_ADJUST: u32 = 0x3b;
+/// Minutes: no pause is as long.
+const AHEAD: u64 = 1 << 40;
 const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// `PVCLOCK_GUEST_STOPPED`: the host has paused the guest.
+const GUEST_STOPPED: u8 = 1 << 1;
 const KVM_FEATURES: u32 = 0x4000_0001;
 const KVM_FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
 
@@ -79,9 +86,18 @@ static LATEST_TSC: AtomicU64 = AtomicU64::new(0);
 
 fn prepare(cpu: &mut Cpu) {
     let test = cpu.options().test.as_str();
+    if test == "own-tsc" && !has_own_tsc() {
+        unavailable(format_args!("a TSC of the VM's own (CPL3 reads the host's)"));
+    }
     if (test == "pvclock" || test == "wallclock") && !start_pvclock(cpu) {
         unavailable(format_args!("{test}"));
     }
+}
+
+/// Moves the TSC of this vCPU ahead; false if `rdtsc` here does not follow.
+fn has_own_tsc() -> bool {
+    let before = rdtsc();
+    cpl0::wrmsr(IA32_TSC_ADJUST, AHEAD).is_ok() && rdtsc() - before > AHEAD / 2
 }
 
 /// Has KVM keep the clock's page for this vCPU; false if it does not.
@@ -106,7 +122,13 @@ fn run(cpu: &mut Cpu) -> ! {
         for _ in 0..ROUNDS_PER_MARKER {
             round.one(cpu);
         }
+        let flags = &PVCLOCKS[cpu.index()].flags;
+        flags.fetch_and(!GUEST_STOPPED, SeqCst);
         cpu.marker_with(n, |cpu| round.one(cpu));
+        if cpu.wants_only("pvclock") {
+            let stopped = flags.load(SeqCst) & GUEST_STOPPED;
+            verify(GUEST_STOPPED.into(), stopped.into(), format_args!("PVCLOCK_GUEST_STOPPED"));
+        }
     }
     if markers > 0 {
         cpu.end();

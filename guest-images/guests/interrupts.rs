@@ -2,14 +2,17 @@
 //!
 //! `test=` says which: edge and level (through the IOAPIC), pic-edge and pic-level (through the
 //! 8259), ipi, nmi, two (at once), service (one waits until another is over), sti and mov-ss (one
-//! waits for the shadow of that instruction to end). vCPU 0 does it, the others those of the LAPIC.
-//! Marker n comes in the middle of round 10 n of vCPU 0.
+//! waits for the shadow of that instruction to end), step (a trap after each instruction), host-nmi
+//! and host-irqfd (one that the host must send at each marker). vCPU 0 does it, the others those of
+//! the LAPIC. Marker n comes in the middle of round 10 n of vCPU 0.
 
 #![no_std]
 #![no_main]
 
 #[path = "../runtime/mod.rs"]
 mod runtime;
+
+use core::arch::asm;
 
 use runtime::arch::{outb, outl, pause, rdtsc};
 use runtime::damage::{self, unavailable, verify};
@@ -19,6 +22,7 @@ use runtime::mailbox::LINES_PORT;
 use runtime::{Cpu, cpl0, lapic, test_device};
 
 const ROUNDS_PER_MARKER: u32 = 10;
+const DEBUG: u8 = 1;
 const NMI: u8 = 2;
 const PIC: u8 = 0x30;
 const LOW: u8 = 0x64;
@@ -28,6 +32,8 @@ const PROBE: u8 = 0x80;
 const LINE: u8 = 5;
 /// Another, which comes by both 8259s.
 const PIC_LINE: u8 = 11;
+/// The one that the host moves by a descriptor.
+const IRQFD_LINE: u8 = 6;
 const PIC_COMMANDS: [u16; 2] = [0xa0, 0x20];
 const PIC_EOI: u8 = 0x20;
 
@@ -45,6 +51,8 @@ fn prepare(cpu: &mut Cpu) {
     }
     match cpu.options().test.as_str() {
         "edge" => ioapic::route(LINE, LOW, Trigger::Edge, 0),
+        "host-irqfd" => ioapic::route(IRQFD_LINE, LOW, Trigger::Edge, 0),
+        "host-nmi" => lapic::open_nmi_line(),
         "level" => ioapic::route(LINE, LOW, Trigger::Level, 0),
         "pic-edge" | "pic-level" => {
             ioapic::mask(PIC_LINE);
@@ -57,6 +65,12 @@ fn prepare(cpu: &mut Cpu) {
     interrupts::expect(HIGH, if cpu.wants_only("service") { Eoi::Body } else { Eoi::Lapic });
     interrupts::expect(PIC + PIC_LINE, Eoi::Body);
     interrupts::expect(NMI, Eoi::Body);
+    if cpu.wants_only("step") {
+        interrupts::expect(DEBUG, Eoi::Body);
+        if step_ten() != TRAPS_OF_TEN {
+            unavailable(format_args!("a trap after each instruction at CPL3"));
+        }
+    }
     if (cpu.wants_only("level") || cpu.wants_only("service")) && !service_lasts(cpu) {
         unavailable(format_args!(
             "an interrupt in service (the LAPIC ends each by itself when it is delivered)"
@@ -100,7 +114,10 @@ fn run(cpu: &mut Cpu) -> ! {
             "service" => counts.service(cpu, &mut instant),
             "sti" => counts.shadow(cpu, &mut instant, cpl0::open_in_sti_shadow),
             "mov-ss" => counts.shadow(cpu, &mut instant, cpl0::open_in_mov_ss_shadow),
-            "edge" | "level" | "pic-edge" | "pic-level" => {}
+            "host-nmi" if cpu.index() == 0 => counts.host_nmi(cpu, marker, &mut instant),
+            "host-irqfd" if cpu.index() == 0 => counts.irqfd(cpu, marker, &mut instant),
+            "step" if cpu.index() == 0 => step(cpu, &mut instant),
+            "edge" | "level" | "pic-edge" | "pic-level" | "host-nmi" | "host-irqfd" | "step" => {}
             other => panic!("test={other} is none of this guest's"),
         }
         if marker == markers && markers > 0 {
@@ -108,6 +125,34 @@ fn run(cpu: &mut Cpu) -> ! {
         }
         cpu.tick();
     }
+}
+
+/// What comes of ten instructions: one trap for each, and one for each of the two that end it.
+const TRAPS_OF_TEN: u64 = 12;
+
+/// Traps that come while ten instructions are carried out one by one.
+fn step_ten() -> u64 {
+    let before = interrupts::count(DEBUG);
+    // SAFETY: the trap flag is set and cleared again; the handler counts and goes on.
+    unsafe {
+        asm!(
+            "pushfq",
+            "pushfq",
+            "or dword ptr [rsp], 0x100",
+            "popfq",
+            ".rept 10",
+            "nop",
+            ".endr",
+            "nop",
+            "popfq",
+        );
+    }
+    interrupts::count(DEBUG) - before
+}
+
+fn step(cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
+    instant(cpu);
+    verify(TRAPS_OF_TEN, step_ten(), format_args!("traps of ten instructions"));
 }
 
 /// Has the test device pulse (0), raise (1) or lower (2) the line.
@@ -250,6 +295,22 @@ impl Counts {
         self.wait(cpu);
         instant(cpu);
         self.verify("that nothing masks");
+    }
+
+    /// At each marker the host sends one.
+    fn host_nmi(&mut self, cpu: &mut Cpu, marker: u32, instant: &mut dyn FnMut(&mut Cpu)) {
+        self.nmi += u64::from((1..=cpu.options().markers).contains(&marker));
+        instant(cpu);
+        self.wait(cpu);
+        self.verify("that the host sent");
+    }
+
+    /// At each marker the host moves the line.
+    fn irqfd(&mut self, cpu: &mut Cpu, marker: u32, instant: &mut dyn FnMut(&mut Cpu)) {
+        self.verify("with interrupts off");
+        self.low += u64::from((1..=cpu.options().markers).contains(&marker));
+        instant(cpu);
+        self.collect(cpu);
     }
 
     fn two(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {

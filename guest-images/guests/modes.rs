@@ -1,7 +1,8 @@
 //! Holds its last vCPU in a mode that an update must not change, and then lets it come back.
 //!
 //! `test=` says which: real (mode), protected (mode, without paging), no-idt (64-bit mode before
-//! there is an IDT), cpl0 (with one), hlt (asleep until an interrupt), sipi (waiting to be started).
+//! there is an IDT), cpl0 (with one), hlt (asleep until an interrupt), sipi (waiting to be started),
+//! host-start (running, and the host starts it anew at marker 1, at 0x9000).
 //! vCPU 0 starts the other anew into that mode and comes to marker 1; then it lets it go on to CPL3
 //! by itself, and comes to marker 2 when it is there. Needs two vCPUs.
 
@@ -29,6 +30,8 @@ const PAGE: usize = 0x9000;
 /// What both sides say to each other, in the same page.
 const TALK: usize = 0xf00;
 const VECTOR: u8 = 0x58;
+/// What INIT makes of a local vector of the LAPIC.
+const MASKED: u64 = 1 << 16;
 
 /// TSC ticks after which a vCPU that should come counts as lost: some five seconds.
 const PATIENCE: u64 = 15 << 30;
@@ -161,7 +164,14 @@ fn prepare(_: &mut Cpu) {
 fn run(cpu: &mut Cpu) -> ! {
     assert!(cpu.options().cpus == 2, "this guest needs two vCPUs");
     if cpu.index() == 1 {
-        ARRIVALS.fetch_add(1, SeqCst);
+        let arrivals = ARRIVALS.fetch_add(1, SeqCst);
+        if cpu.wants_only("host-start") {
+            if arrivals > 0 {
+                let line = lapic::nmi_line();
+                verify(MASKED, line.into(), format_args!("the LAPIC's LINT1 after INIT"));
+            }
+            lapic::open_nmi_line();
+        }
         if cpu.wants_only("hlt") {
             cpl0::halt();
             ARRIVALS.fetch_add(1, SeqCst);
@@ -177,6 +187,7 @@ fn run(cpu: &mut Cpu) -> ! {
         "no-idt" => hold(cpu, 3),
         "cpl0" => hold(cpu, 4),
         "sipi" => wait_for_start(cpu),
+        "host-start" => wait_for_host(cpu),
         "hlt" => sleep(cpu),
         other => panic!("test={other} is none of this guest's"),
     }
@@ -196,13 +207,17 @@ fn place_code() {
 }
 
 fn start(mode: u32) {
+    prepare_start(mode);
+    lapic::start_cpu_at(1, PAGE);
+}
+
+fn prepare_start(mode: u32) {
     place_code();
     let talk = talk();
     talk.leave.store(0, Relaxed);
     talk.turns.store(0, Relaxed);
     talk.wrong.store(0, Relaxed);
     talk.mode.store(mode, Release);
-    lapic::start_cpu_at(1, PAGE);
 }
 
 fn hold(cpu: &mut Cpu, mode: u32) {
@@ -232,6 +247,22 @@ fn wait_for_start(cpu: &mut Cpu) {
     verify(1, ARRIVALS.load(SeqCst).into(), format_args!("arrivals of a vCPU that waits for SIPI"));
     start(1);
     await_turns(cpu);
+    talk().leave.store(1, Release);
+}
+
+/// The host sends INIT and SIPI, perhaps while this guest stands still.
+fn wait_for_host(cpu: &mut Cpu) {
+    prepare_start(1);
+    let halts = core::ptr::with_exposed_provenance_mut::<u8>(PAGE + 0xfff0);
+    // SAFETY: where the vCPU comes if it is started with the IP of a reset: low RAM that the guest
+    // uses for nothing else. `hlt` keeps it there.
+    unsafe { halts.write_bytes(0xf4, 16) };
+    cpu.marker_with(1, |cpu| {
+        answer_for_last();
+        cpu.tick();
+    });
+    await_turns(cpu);
+    verify(0, talk().wrong.load(Acquire).into(), format_args!("wrong registers of a start"));
     talk().leave.store(1, Release);
 }
 

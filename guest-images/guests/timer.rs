@@ -1,7 +1,7 @@
 //! Arms timers and counts what comes of them: each shot once, none early, none lost.
 //!
 //! `test=` says which: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
-//! pit-periodic (on vCPU 0). Every other shot is waited for in `hlt`. Marker n of vCPU 0 comes with
+//! pit-periodic (on vCPU 0); pit-modes arms none, but sets one up anew all the time. Every other shot is waited for in `hlt`. Marker n of vCPU 0 comes with
 //! a timer armed that fires while the guest waits (n = 1, 4, …), one that fires long after (2, 5,
 //! …), and one that has fired while interrupts were off (3, 6, …). The largest lateness is shown in
 //! the mailbox.
@@ -14,7 +14,7 @@ mod runtime;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use runtime::arch::{outb, pause, rdtsc};
+use runtime::arch::{inb, outb, pause, rdtsc};
 use runtime::damage::{self, unavailable};
 use runtime::interrupts::{self, Eoi};
 use runtime::ioapic::{self, Trigger};
@@ -53,6 +53,8 @@ fn kind(cpu: &Cpu) -> Kind {
         "deadline" => Kind::Deadline,
         "pit" => Kind::Pit,
         "pit-periodic" => Kind::PitPeriodic,
+        // It needs none of this.
+        "pit-modes" => Kind::Pit,
         other => panic!("test={other} is none of this guest's"),
     }
 }
@@ -68,6 +70,9 @@ fn prepare(cpu: &mut Cpu) {
 }
 
 fn run(cpu: &mut Cpu) -> ! {
+    if cpu.wants_only("pit-modes") {
+        pit_modes(cpu);
+    }
     let kind = kind(cpu);
     match kind {
         Kind::OneShot => lapic::set_timer(VECTOR, TimerMode::OneShot),
@@ -118,6 +123,35 @@ fn arm(kind: Kind, us: u64) -> u64 {
         }
     }
     now + tsc_ticks(ticks)
+}
+
+/// Sets channel 2 of the PIT up in one mode after the other, and reads back which it is in.
+fn pit_modes(cpu: &mut Cpu) -> ! {
+    const ROUNDS_PER_MARKER: u32 = 100;
+    let markers = if cpu.index() == 0 { cpu.options().markers } else { 0 };
+    let mut round = 0_u32;
+    while cpu.index() == 0 {
+        round = round.wrapping_add(1);
+        // Low byte first, binary; modes 0, 2, 4.
+        let mode = 0x30 | (round % 3) as u8 * 4;
+        outb(0x43, 0x80 | mode);
+        outb(0x42, 0xff);
+        if round.is_multiple_of(ROUNDS_PER_MARKER) && round / ROUNDS_PER_MARKER <= markers {
+            cpu.marker(round / ROUNDS_PER_MARKER);
+        }
+        outb(0x42, 0xff);
+        // Latch the status of channel 2: its low six bits are those that were written.
+        outb(0x43, 0xe8);
+        let found = inb(0x42) & 0x3f;
+        damage::verify(mode.into(), found.into(), format_args!("mode of channel 2 of the PIT"));
+        cpu.tick();
+        if round == ROUNDS_PER_MARKER * markers {
+            cpu.end();
+        }
+    }
+    loop {
+        cpu.tick();
+    }
 }
 
 fn shots(cpu: &mut Cpu, kind: Kind) -> ! {

@@ -144,6 +144,10 @@ impl Cpu {
         match self.info.options.end {
             End::Never => return,
             End::Reset => outb(I8042_COMMAND, I8042_RESET),
+            End::Triple => {
+                shim::drop_exception_handlers();
+                shim::stop();
+            }
             End::Exit => {
                 mailbox().phase.store(phase::DONE, Release);
                 outb(DEBUG_EXIT_PORT, 0);

@@ -9,6 +9,8 @@ const SPURIOUS: u64 = 0xf0;
 const COMMAND_LOW: u64 = 0x300;
 const COMMAND_HIGH: u64 = 0x310;
 const LINT0: u64 = 0x350;
+const LINT1: u64 = 0x360;
+const NMI_LINE: u32 = 0x400;
 const EXTINT: u32 = 0x700;
 const TIMER: u64 = 0x320;
 const TIMER_INITIAL: u64 = 0x380;
@@ -71,6 +73,16 @@ pub fn mask_8259s() {
 /// Enables the LAPIC of this vCPU.
 pub fn enable() {
     write(SPURIOUS, 0x1ff);
+}
+
+/// Opens this vCPU's line for NMIs from the host.
+pub fn open_nmi_line() {
+    write(LINT1, NMI_LINE);
+}
+
+/// What this vCPU's line for NMIs from the host is set to.
+pub fn nmi_line() -> u32 {
+    read(LINT1)
 }
 
 /// Whether an interrupt of that vector has been delivered and not ended.

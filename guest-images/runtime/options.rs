@@ -15,7 +15,7 @@ pub struct Options {
     pub ram: u64,
     /// `markers=N`: stop at the first N markers (see [`super::Cpu::marker`]).
     pub markers: u32,
-    /// `end=reset` or `end=exit`: what happens after the last marker.
+    /// `end=reset`, `end=triple` or `end=exit`: what happens after the last marker.
     pub end: End,
     /// `test=NAME`: the one part of the guest that is wanted.
     pub test: Word,
@@ -51,6 +51,8 @@ pub enum End {
     Never,
     /// It resets the machine through the i8042.
     Reset,
+    /// It resets the machine by an exception that cannot be delivered.
+    Triple,
     /// It ends the VMM through the debug exit, with value 0.
     Exit,
 }
@@ -113,8 +115,9 @@ impl Options {
                     options.end = match value {
                         b"never" => End::Never,
                         b"reset" => End::Reset,
+                        b"triple" => End::Triple,
                         b"exit" => End::Exit,
-                        _ => return Err("command line: end= takes never, reset or exit"),
+                        _ => return Err("command line: end= takes never, reset, triple or exit"),
                     };
                 }
                 b"test" => {

@@ -141,7 +141,7 @@ stubs:
     pushq $0
     .endif
     pushq $vector
-    .if vector == 2 || vector >= 32
+    .if vector == 1 || vector == 2 || vector >= 32
     jmp interrupt
     .else
     jmp exception

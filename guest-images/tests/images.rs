@@ -83,7 +83,8 @@ fn guests_are_found_by_name() {
             "registers",
             "serial",
             "smp",
-            "timer"
+            "timer",
+            "x2apic"
         ]
     );
     for name in names {

@@ -84,7 +84,7 @@ pub struct Config {
     /// Have this bug; can be repeated.
     #[cfg(feature = "failpoints")]
     #[arg(long, value_name = "NAME", hide = true)]
-    pub plant: Vec<crate::failpoints::Planted>,
+    pub plant: Vec<crate::failpoints::Plant>,
 
     /// Pretend to be a VMM that reads this version of the saved state.
     #[cfg(feature = "failpoints")]

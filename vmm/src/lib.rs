@@ -21,6 +21,7 @@ macro_rules! planted {
 
 pub mod boot;
 pub mod config;
+pub mod constraint;
 pub mod devices;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;

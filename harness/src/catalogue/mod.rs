@@ -1,9 +1,11 @@
 //! The catalogue of known classes of bugs: for each the scenario that notices it, proved by planting
 //! the bug.
 
+pub mod need;
 pub mod table;
 pub mod trial;
 
+use need::Need;
 use serde::Deserialize;
 
 use crate::scenario::{Case, ScenarioError};
@@ -29,6 +31,9 @@ pub struct BugClass {
     /// microseconds.
     #[serde(default = "once")]
     pub runs: u32,
+    /// What the host must be able to for it to show.
+    #[serde(default)]
+    pub needs: Option<Need>,
     /// Why no scenario has been seen to notice it, where that is so.
     #[serde(default)]
     pub unproved: Option<String>,
@@ -94,6 +99,9 @@ mod tests {
             assert!(!class.checks.is_empty());
             assert!(class.checks.iter().all(|c| known.contains(&c.as_str())), "{class:?}");
             bugs.push(class.planted);
+        }
+        for number in cpr_vmm::failpoints::constraints() {
+            assert!(bugs.contains(&format!("swap-{number}")), "constraint {number} has no row");
         }
         let all = bugs.len();
         bugs.sort();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::need::Need;
 use super::{BugClass, InProcess};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::run::{Options, Report, Verdict, case};
@@ -56,8 +57,16 @@ pub fn clean(case: &Case, options: &Options) -> Outcome {
     Outcome::from(&case::run(case, options))
 }
 
+/// Why this host cannot show the bug of `class`, if it cannot.
+pub fn unmet(class: &BugClass) -> Option<Outcome> {
+    class.needs.and_then(Need::unmet).map(Outcome::NotRun)
+}
+
 /// Runs `case` with the bug of `class` in `vmm`.
 pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -> Outcome {
+    if let Some(unmet) = unmet(class) {
+        return unmet;
+    }
     let argument = ["--plant".to_owned(), class.planted.clone()];
     let vmm = match class.in_process {
         InProcess::Both => vmm.clone().with(&argument),

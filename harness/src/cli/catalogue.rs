@@ -72,6 +72,11 @@ impl Seen {
         options: &Options,
         clean: u32,
     ) {
+        if let Some(Outcome::NotRun(why)) = trial::unmet(class) {
+            self.ignored += 1;
+            println!("{:<22} {:<58} ignored: {why}", class.planted, case.name);
+            return;
+        }
         let mut troubles = Vec::new();
         for _ in 0..clean {
             match trial::clean(case, options) {

@@ -47,7 +47,9 @@ fn needs(case: &Case) -> Vec<Feature> {
     }
     for step in &case.steps {
         match step {
-            Step::Inject(_) | Step::Interrupt(_) => needs.push(Feature::FailPoints),
+            Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::Start(_) => {
+                needs.push(Feature::FailPoints);
+            }
             // Only then are there programs that only rehearse, and can signals be held back over exec.
             Step::KillInUpdate(kill) if kill.command != CommandKind::Good || kill.signal.asks() => {
                 needs.push(Feature::Rehearsal);

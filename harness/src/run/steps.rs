@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cpr_qmp::run_state::RunState;
+use serde_json::json;
 
 use super::failure::StepError;
 use super::serial::SerialClient;
@@ -15,7 +16,7 @@ use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
-use crate::scenario::{Expect, Migrate, RunWish, SerialWish, Step, Wait};
+use crate::scenario::{Expect, Migrate, RunWish, SerialWish, StartAt, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +58,12 @@ impl Session<'_> {
                 self.injection = Some(inject.clone());
                 return Ok(After::Up);
             }
+            Step::Nmi => {
+                self.qmp.execute(Command::plain("inject-nmi"))?;
+                Action::Nothing
+            }
+            Step::Irqfd => self.inject("irqfd", StartAt { cpu: 0, page: 0 })?,
+            Step::Start(at) => self.inject("start", *at)?,
             Step::Faults(_) | Step::Repeat(_) | Step::Signal(_) | Step::Interrupts(_) => {
                 let why = "this step is taken apart when a scenario is read".to_owned();
                 return Err(StepError::Process(why));
@@ -119,6 +126,12 @@ impl Session<'_> {
         };
         self.check(&action, ran)?;
         Ok(After::Up)
+    }
+
+    fn inject(&mut self, what: &str, at: StartAt) -> Result<Action, StepError> {
+        let arguments = json!({ "what": what, "cpu": at.cpu, "page": at.page });
+        self.qmp.execute(Command::new("x-inject", arguments))?;
+        Ok(Action::Nothing)
     }
 
     pub(super) fn stop(&mut self) -> Result<Action, StepError> {

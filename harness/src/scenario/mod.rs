@@ -23,7 +23,7 @@ pub use kill_in_update::KillInUpdate;
 pub use limit::{Amount, Limit};
 pub use model::{
     BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunWish,
-    Seccomp, SerialKind, SerialWish, Step, Vm, Wait,
+    Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
 };
 pub use signal::{EndSignal, SignalAt};
 pub use storm::{GustKind, Storm};

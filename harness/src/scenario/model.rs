@@ -186,6 +186,12 @@ pub enum Step {
     Migrate(Migrate),
     /// Let the next update meet a fault.
     Inject(Inject),
+    /// Send an NMI to every vCPU.
+    Nmi,
+    /// Move the interrupt line that the VMM has behind a descriptor.
+    Irqfd,
+    /// Send INIT and SIPI to a vCPU.
+    Start(StartAt),
     /// Let updates meet every fault at this point, each followed by a good one.
     Faults(String),
     /// These steps, so often.
@@ -206,6 +212,16 @@ pub enum Step {
     Limit(Limit),
     /// Change the file that the VMM was started from.
     Binary(BinaryChange),
+}
+
+/// Where a vCPU is to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartAt {
+    /// The vCPU.
+    pub cpu: u8,
+    /// The page below 1 MiB, by its number.
+    pub page: u8,
 }
 
 /// Steps that are done several times, one round after the other.

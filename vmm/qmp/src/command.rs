@@ -38,6 +38,8 @@ pub enum Command {
     /// Resets the machine.
     #[serde(rename = "system_reset")]
     SystemReset,
+    /// Sends an NMI to every vCPU.
+    InjectNmi,
     /// Writes guest-physical memory to a file.
     Pmemsave(PmemsaveArgs),
     /// Begins a migration, or an update in place.
@@ -63,6 +65,9 @@ pub enum Command {
     /// Arms or disarms a fail point.
     #[cfg(feature = "failpoints")]
     XSetFailpoint(SetFailpointArgs),
+    /// Sends something to the guest, whether it runs or stands still.
+    #[cfg(feature = "failpoints")]
+    XInject(InjectArgs),
 }
 
 impl Command {
@@ -159,6 +164,18 @@ pub struct SetFailpointArgs {
     pub point: String,
     /// What happens there, once; `off` disarms it.
     pub action: String,
+}
+
+/// The arguments of `x-inject`.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InjectArgs {
+    /// `irqfd`, or `start` for INIT and SIPI.
+    pub what: String,
+    /// Which vCPU starts.
+    pub cpu: u64,
+    /// In which page below 1 MiB.
+    pub page: u64,
 }
 
 /// The arguments of `migrate-set-capabilities`.

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 
 pub use action::{Action, ActionError, relieve};
-pub use planted::{Planted, plant, planted};
+pub use planted::{Plant, Planted, constraints, plant, planted, swapped};
 pub use point::{Point, Side};
 
 static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());

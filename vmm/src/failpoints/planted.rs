@@ -4,7 +4,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::{machine, vcpu};
 
 macro_rules! bugs {
     ($($(#[$doc:meta])* $bug:ident: $name:literal,)*) => {
@@ -83,8 +85,6 @@ bugs! {
     WrongOffset: "wrong-offset",
     /// A vCPU does not answer a request to pause.
     DeafVcpu: "deaf-vcpu",
-    /// MSRs are set before the LAPIC that gates them.
-    MsrsBeforeLapic: "msrs-before-lapic",
     /// The second half of the MSRs is not set, and nobody counts.
     PartialMsrs: "partial-msrs",
     /// The guest's clock does not count the blackout.
@@ -129,11 +129,29 @@ bugs! {
     KeepImmediateExit: "keep-immediate-exit",
 }
 
+/// What `--plant` takes: one of these mistakes, or `swap-N`, an order in which constraint N of
+/// `vcpu::order` or `machine::order` is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// A mistake.
+    Bug(Planted),
+    /// The constraint that is broken.
+    Swap(u8),
+}
+
+const SWAP: &str = "swap-";
+/// No constraint has this number.
+const NO_SWAP: u8 = 0;
+
 static SET: AtomicU64 = AtomicU64::new(0);
+static SWAPPED: AtomicU8 = AtomicU8::new(NO_SWAP);
 
 /// Plants a bug.
-pub fn plant(bug: Planted) {
-    SET.fetch_or(1 << bug as u32, Ordering::SeqCst);
+pub fn plant(plant: Plant) {
+    match plant {
+        Plant::Bug(bug) => drop(SET.fetch_or(1 << bug as u32, Ordering::SeqCst)),
+        Plant::Swap(number) => SWAPPED.store(number, Ordering::SeqCst),
+    }
 }
 
 /// Whether it is planted.
@@ -141,28 +159,48 @@ pub fn planted(bug: Planted) -> bool {
     SET.load(Ordering::SeqCst) >> bug as u32 & 1 == 1
 }
 
+/// The constraint that is to be broken, if one is.
+pub fn swapped() -> Option<u8> {
+    Some(SWAPPED.load(Ordering::SeqCst)).filter(|&number| number != NO_SWAP)
+}
+
 /// No such bug.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no bug \"{0}\" to plant; there are {list}", list = names())]
 pub struct PlantedError(String);
 
-impl FromStr for Planted {
+impl FromStr for Plant {
     type Err = PlantedError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let known = Self::ALL.iter().find(|bug| bug.name() == name);
-        known.copied().ok_or_else(|| PlantedError(name.to_owned()))
+        let bugs = Planted::ALL.iter().map(|&bug| Self::Bug(bug));
+        let known =
+            bugs.chain(constraints().map(Self::Swap)).find(|known| known.to_string() == name);
+        known.ok_or_else(|| PlantedError(name.to_owned()))
     }
 }
 
-impl fmt::Display for Planted {
+impl fmt::Display for Plant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Bug(bug) => f.write_str(bug.name()),
+            Self::Swap(number) => write!(f, "{SWAP}{number}"),
+        }
     }
+}
+
+/// The numbers of all constraints.
+pub fn constraints() -> impl Iterator<Item = u8> {
+    let saving = vcpu::order::SAVE_CONSTRAINTS.iter().map(|constraint| constraint.number);
+    let restoring = vcpu::order::RESTORE_CONSTRAINTS.iter().map(|constraint| constraint.number);
+    let steps = machine::order::CONSTRAINTS.iter().map(|constraint| constraint.number);
+    saving.chain(restoring).chain(steps)
 }
 
 fn names() -> String {
-    Planted::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<_> = Planted::ALL.iter().map(|bug| bug.name().to_owned()).collect();
+    names.extend(constraints().map(|number| Plant::Swap(number).to_string()));
+    names.join(", ")
 }
 
 #[cfg(test)]
@@ -173,8 +211,21 @@ mod tests {
     fn bugs_are_told_apart() {
         assert!(Planted::ALL.len() <= 64);
         for bug in Planted::ALL {
-            assert_eq!(bug.name().parse(), Ok(*bug));
+            assert_eq!(bug.name().parse(), Ok(Plant::Bug(*bug)));
         }
-        assert!("no-such-bug".parse::<Planted>().unwrap_err().to_string().contains("stale-error"));
+        assert!("no-such-bug".parse::<Plant>().unwrap_err().to_string().contains("stale-error"));
+    }
+
+    #[test]
+    fn every_constraint_has_a_number_of_its_own_and_can_be_broken() {
+        let mut numbers: Vec<_> = constraints().collect();
+        for &number in &numbers {
+            assert_eq!(format!("swap-{number}").parse(), Ok(Plant::Swap(number)));
+        }
+        assert!("swap-0".parse::<Plant>().is_err());
+        let all = numbers.len();
+        numbers.sort();
+        numbers.dedup();
+        assert_eq!(numbers.len(), all);
     }
 }

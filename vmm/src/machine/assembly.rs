@@ -6,10 +6,11 @@ use std::time::Instant;
 use kvm_bindings::{KVM_CAP_IMMEDIATE_EXIT, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::order::{STEPS, Step};
+use super::order::{CONSTRAINTS, STEPS, Step};
 use super::state::{PlatformState, RestoredState};
 use super::{KvmPart, Machine, MachineError, VCPU_DEADLINE, kvm, system};
 use crate::boot;
+use crate::constraint::in_order;
 use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
 use crate::devices::{DevicesState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
@@ -74,7 +75,8 @@ fn assemble(
         platform,
         entry,
     };
-    for step in STEPS {
+    let mut steps = in_order(STEPS, &CONSTRAINTS).into_iter();
+    for step in steps.by_ref().take_while(|step| *step != Step::Run) {
         let began = Instant::now();
         #[cfg(feature = "failpoints")]
         crate::failpoints::Point::before(step).map_or(Ok(()), crate::failpoints::at)?;
@@ -86,6 +88,8 @@ fn assemble(
         bus: parts.bus.expect("a step of STEPS"),
         capabilities: parts.capabilities.expect("a step of STEPS"),
         vm: parts.vm,
+        #[cfg(feature = "failpoints")]
+        late: parts.platform.map(|platform| super::late::Late::new(steps.collect(), platform)),
     })
 }
 
@@ -111,8 +115,7 @@ impl Parts<'_> {
             Step::Irqchip => self.platform(PlatformState::set_irqchip),
             Step::Pit => self.platform(PlatformState::set_pit),
             Step::Clock => self.platform(PlatformState::set_clock),
-            // The machine's owner says when.
-            Step::Run => Ok(()),
+            Step::Run => unreachable!("the machine's owner says when"),
         }
     }
 

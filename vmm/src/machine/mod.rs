@@ -1,6 +1,11 @@
 //! One VM: assembly, run state, pause and resume, save and restore in order.
 
 mod assembly;
+mod inject;
+#[cfg(feature = "failpoints")]
+pub mod irqfd;
+#[cfg(feature = "failpoints")]
+mod late;
 pub mod order;
 mod state;
 
@@ -111,6 +116,8 @@ struct KvmPart {
     bus: Arc<PortBus>,
     capabilities: Arc<StateCapabilities>,
     vm: Arc<VmFd>,
+    #[cfg(feature = "failpoints")]
+    late: Option<late::Late>,
 }
 
 /// One VM.
@@ -131,6 +138,8 @@ pub struct Machine {
     /// A planted bug: the devices as they were before the vCPUs stood still.
     #[cfg(feature = "failpoints")]
     early_devices: std::cell::RefCell<Option<crate::devices::DevicesState>>,
+    #[cfg(feature = "failpoints")]
+    irqfd: irqfd::Irqfd,
 }
 
 impl Machine {
@@ -167,12 +176,24 @@ impl Machine {
             wake,
             #[cfg(feature = "failpoints")]
             early_devices: Default::default(),
+            #[cfg(feature = "failpoints")]
+            irqfd: irqfd::Irqfd::open(None).map_err(|errno| system("eventfd")(errno.into()))?,
         })
     }
 
     /// Assembles a machine as after power-on; the vCPUs wait for [`Machine::resume`].
     pub fn boot(&mut self, host: SerialHost) -> Result<(), MachineError> {
         self.kvm_part = Some(assembly::power_on(self, host)?);
+        self.connect_irqfd();
+        Ok(())
+    }
+
+    /// Uses a descriptor that was handed over.
+    #[cfg(feature = "failpoints")]
+    pub fn adopt_irqfd(&mut self, fd: Option<OwnedFd>) -> Result<(), MachineError> {
+        if fd.is_some() {
+            self.irqfd = irqfd::Irqfd::open(fd).map_err(|errno| system("eventfd")(errno.into()))?;
+        }
         Ok(())
     }
 
@@ -182,7 +203,7 @@ impl Machine {
     pub fn reset(&mut self) -> Result<(), MachineError> {
         self.pending.clear();
         let Some(old) = self.kvm_part.take() else { return Ok(()) };
-        let KvmPart { vcpus, bus, capabilities, vm } = old;
+        let KvmPart { vcpus, bus, capabilities, vm, .. } = old;
         drop(vcpus);
         let host = Arc::into_inner(bus).map(PortBus::into_host);
         drop((capabilities, vm));
@@ -299,6 +320,13 @@ impl Machine {
         self.drain_events();
         self.start_vcpus();
         self.run_state = RunState::Running;
+        #[cfg(feature = "failpoints")]
+        if let Some(part) = &mut self.kvm_part
+            && let Some(late) = part.late.take()
+            && let Err(error) = late.carry_out(&part.vm)
+        {
+            tracing::warn!(%error, "planted");
+        }
     }
 
     /// Gets every vCPU out of the guest. On an error all that obeyed run again.

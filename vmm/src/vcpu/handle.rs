@@ -20,6 +20,7 @@ pub(super) enum Request {
     Pause(Sender<Result<(), StateError>>),
     Run,
     Save(Sender<Result<VcpuState, StateError>>),
+    Nmi(Sender<Result<(), StateError>>),
     Quit,
 }
 
@@ -131,6 +132,13 @@ impl VcpuHandle {
         let (answer, receiver) = channel();
         self.send(Request::Save(answer));
         Answer { vcpu: self.index, what: "save its state", receiver }
+    }
+
+    /// Sends it an NMI: only its own thread can, and it may have to leave the guest for that.
+    pub fn request_nmi(&self) -> Answer<()> {
+        let (answer, receiver) = channel();
+        self.send_and_kick(Request::Nmi(answer));
+        Answer { vcpu: self.index, what: "take an NMI", receiver }
     }
 }
 

@@ -19,7 +19,7 @@ const CURRENT_COUNT: usize = 0x390;
 /// Periodic, TSC-deadline; one-shot is neither.
 const TIMER_MODE: u32 = 0b11 << 17;
 
-fn register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
+pub(super) fn register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
     let bytes = &lapic.regs[offset..offset + 4];
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte as u8))
 }

@@ -1,5 +1,7 @@
 //! In which order the items of a vCPU are saved and restored, and why.
 
+use crate::constraint::Constraint;
+
 /// One item of a vCPU's state that KVM offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Item {
@@ -37,80 +39,63 @@ pub const SAVE: [Item; 11] =
 pub const RESTORE: [Item; 11] =
     [Cpuid, TscOffset, Sregs, Xcrs, Xsave, Lapic, Msrs, Regs, MpState, DebugRegs, Events];
 
-/// "`first` comes before `then`", and what goes wrong otherwise.
-#[derive(Clone, Copy, Debug)]
-pub struct Constraint {
-    /// Its number, for messages and tests.
-    pub number: u8,
-    /// The earlier item.
-    pub first: Item,
-    /// The later item.
-    pub then: Item,
-    /// What goes wrong otherwise.
-    pub reason: &'static str,
-}
-
-const fn constraint(number: u8, first: Item, then: Item, reason: &'static str) -> Constraint {
-    Constraint { number, first, then, reason }
-}
-
 /// What [`SAVE`] must satisfy.
-pub const SAVE_CONSTRAINTS: [Constraint; 4] = [
-    constraint(
+pub const SAVE_CONSTRAINTS: [Constraint<Item>; 4] = [
+    Constraint::new(
         1,
         MpState,
         Regs,
         "reading the mp state lets a pending INIT or SIPI take effect, which changes RIP",
     ),
-    constraint(2, MpState, Sregs, "the same changes CS"),
-    constraint(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
-    constraint(4, MpState, Events, "the same changes the events"),
+    Constraint::new(2, MpState, Sregs, "the same changes CS"),
+    Constraint::new(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
+    Constraint::new(4, MpState, Events, "the same changes the events"),
 ];
 
 /// What [`RESTORE`] must satisfy.
-pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
-    constraint(11, Cpuid, Sregs, "KVM checks CR4, EFER and the APIC base against CPUID"),
-    constraint(12, Cpuid, Msrs, "KVM refuses MSRs that CPUID does not announce"),
-    constraint(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
-    constraint(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
-    constraint(
+pub const RESTORE_CONSTRAINTS: [Constraint<Item>; 12] = [
+    Constraint::new(11, Cpuid, Sregs, "KVM checks CR4, EFER and the APIC base against CPUID"),
+    Constraint::new(12, Cpuid, Msrs, "KVM refuses MSRs that CPUID does not announce"),
+    Constraint::new(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
+    Constraint::new(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
+    Constraint::new(
         16,
         Sregs,
         Lapic,
         "the APIC base in the sregs chooses between xAPIC and x2APIC, which lay the page out differently",
     ),
-    constraint(
+    Constraint::new(
         17,
         Lapic,
         Msrs,
         "IA32_TSC_DEADLINE is silently zero unless the LAPIC is in TSC-deadline mode",
     ),
-    constraint(
+    Constraint::new(
         18,
         TscOffset,
         Msrs,
         "the deadline is compared with the guest's TSC as soon as it is set",
     ),
-    constraint(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
-    constraint(
+    Constraint::new(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
+    Constraint::new(
         20,
         Sregs,
         Regs,
         "on VMX that runs real mode as vm86, KVM_SET_SREGS rewrites RFLAGS when CR0.PE changes",
     ),
-    constraint(
+    Constraint::new(
         21,
         Sregs,
         Events,
         "KVM_SET_SREGS queues an interrupt from its bitmap; the events know whether it is a soft one",
     ),
-    constraint(
+    Constraint::new(
         22,
         Regs,
         Events,
         "writing the registers drops a pending exception (KVM_SET_REGS clears it)",
     ),
-    constraint(
+    Constraint::new(
         23,
         Sregs,
         MpState,
@@ -122,18 +107,14 @@ pub const RESTORE_CONSTRAINTS: [Constraint; 12] = [
 mod tests {
     use super::*;
 
-    /// The constraint that `order` breaks first.
-    fn first_broken<'a>(order: &[Item], constraints: &'a [Constraint]) -> Option<&'a Constraint> {
-        let position = |item| order.iter().position(|&other| other == item);
-        constraints
-            .iter()
-            .find(|constraint| position(constraint.first) >= position(constraint.then))
-    }
-
     #[test]
     fn both_orders_satisfy_their_constraints() {
-        assert!(first_broken(&SAVE, &SAVE_CONSTRAINTS).is_none());
-        assert!(first_broken(&RESTORE, &RESTORE_CONSTRAINTS).is_none());
+        for constraint in SAVE_CONSTRAINTS {
+            assert!(constraint.holds(&SAVE), "{constraint:?}");
+        }
+        for constraint in RESTORE_CONSTRAINTS {
+            assert!(constraint.holds(&RESTORE), "{constraint:?}");
+        }
     }
 
     #[test]
@@ -150,7 +131,7 @@ mod tests {
             let at = |order: &[Item], item| order.iter().position(|&i| i == item).unwrap();
             let (a, b) = (at(&order, constraint.first), at(&order, constraint.then));
             order.swap(a, b);
-            assert!(first_broken(&order, &[*constraint]).is_some(), "{}", constraint.number);
+            assert!(!constraint.holds(&order), "{}", constraint.number);
         }
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::msrs;
 use super::one_shot;
 use super::order::{self, Item};
+use crate::constraint::in_order;
 
 const SREGS2_PDPTRS_VALID: u64 = 1;
 
@@ -202,11 +203,23 @@ impl Access<'_> {
         self.call(call, result.map_err(|errno| kvm_ioctls::Error::new(errno as i32)))
     }
 
+    /// An NMI at the LAPIC's LINT1, which counts if the guest has opened it for NMIs (as in QEMU).
+    pub fn inject_nmi(&self) -> Result<(), StateError> {
+        const LVT_LINT1: usize = 0x360;
+        const NMI: u32 = 0x400;
+        const MODE_AND_MASK: u32 = 0x1_0700;
+        let lapic = self.call("KVM_GET_LAPIC", self.fd.get_lapic())?;
+        if one_shot::register(&lapic, LVT_LINT1) & MODE_AND_MASK != NMI {
+            return Ok(());
+        }
+        self.call("KVM_NMI", self.fd.nmi())
+    }
+
     /// Reads everything, in the order of [`order::SAVE`]. The vCPU must be out of `KVM_RUN`, with
     /// no port or MMIO access half done.
     pub fn save(&self) -> Result<VcpuState, StateError> {
         let mut state = VcpuState::empty();
-        for item in order::SAVE {
+        for item in in_order(order::SAVE, &order::SAVE_CONSTRAINTS) {
             self.save_item(item, &mut state)?;
         }
         Ok(state)
@@ -243,14 +256,7 @@ impl Access<'_> {
     /// Writes everything back, in the order of [`order::RESTORE`], into a vCPU that has never run.
     pub fn restore(&self, state: &VcpuState) -> Result<(), StateError> {
         fail_point!(VcpuRestore);
-        let mut order = order::RESTORE;
-        if planted!(MsrsBeforeLapic) {
-            let at = |wanted| order.iter().position(|item| *item == wanted);
-            if let (Some(lapic), Some(msrs)) = (at(Item::Lapic), at(Item::Msrs)) {
-                order.swap(lapic, msrs);
-            }
-        }
-        for item in order {
+        for item in in_order(order::RESTORE, &order::RESTORE_CONSTRAINTS) {
             self.restore_item(item, state)?;
         }
         Ok(())

@@ -115,6 +115,10 @@ impl Vcpu {
                 let _ = answer.send(self.save(kickable));
                 if running { Next::Run } else { Next::Stand }
             }
+            Request::Nmi(answer) => {
+                let _ = answer.send(self.access().inject_nmi());
+                if running { Next::Run } else { Next::Stand }
+            }
         }
     }
 

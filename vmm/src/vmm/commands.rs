@@ -42,6 +42,7 @@ impl Vmm {
                 done()
             }
             Command::SystemReset => self.qmp_system_reset(),
+            Command::InjectNmi => self.qmp_inject_nmi(),
             Command::Pmemsave(args) => self.pmemsave(&args),
             Command::MigrateCancel => {
                 // Later than that an update is over before the next command is read.
@@ -85,6 +86,8 @@ impl Vmm {
             Command::QueryFailpoints => answer(&super::failpoints::list()),
             #[cfg(feature = "failpoints")]
             Command::XSetFailpoint(args) => super::failpoints::set(&args),
+            #[cfg(feature = "failpoints")]
+            Command::XInject(args) => super::failpoints::inject(&self.machine, &args),
             Command::QmpCapabilities(_)
             | Command::Migrate(_)
             | Command::QueryVersion
@@ -126,6 +129,14 @@ impl Vmm {
             return Err(QmpError::generic("Guest is waiting for an incoming migration"));
         }
         self.reset(false, ShutdownCause::HostQmpSystemReset);
+        done()
+    }
+
+    fn qmp_inject_nmi(&mut self) -> Result<Value, QmpError> {
+        if self.awaits_state() {
+            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
+        }
+        self.machine.inject_nmi().map_err(generic)?;
         done()
     }
 

@@ -76,6 +76,7 @@ impl Vmm {
     /// What the guards would have done.
     fn undo(&mut self, undo: &Undo) {
         // The guest first: files can make one wait.
+        self.machine.connect_irqfd();
         match undo.run_state {
             RunState::Running => self.machine.resume(),
             before => self.machine.set_run_state(before),

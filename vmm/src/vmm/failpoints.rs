@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 
-use cpr_qmp::command::SetFailpointArgs;
+use cpr_qmp::command::{InjectArgs, SetFailpointArgs};
 use cpr_qmp::info::FailpointInfo;
 use cpr_qmp::message::QmpError;
 use serde_json::Value;
 
 use super::commands::{done, generic};
 use crate::failpoints::{self, FailPoint, Point, Side};
+use crate::machine::Machine;
 
 /// Arms what the command line says, before it is parsed: some points come earlier. What is wrong
 /// with it is told by the parser.
@@ -35,5 +36,27 @@ pub(super) fn list() -> Vec<FailpointInfo> {
 /// Arms or disarms one.
 pub(super) fn set(args: &SetFailpointArgs) -> Result<Value, QmpError> {
     failpoints::arm(FailPoint::new(&args.point, &args.action).map_err(generic)?);
+    done()
+}
+
+/// Sends the guest what a test orders.
+pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpError> {
+    let InjectArgs { what, cpu, page } = args;
+    let small = |value: &u64, what: &str| {
+        u8::try_from(*value).map_err(|_| QmpError::generic(format!("{what} {value} is too large")))
+    };
+    match what.as_str() {
+        "irqfd" => machine.irqfd().fire().map_err(|errno| {
+            QmpError::generic(format!("cannot write to the irqfd: {}", std::io::Error::from(errno)))
+        })?,
+        "start" => {
+            machine.start_vcpu_at(small(cpu, "cpu")?, small(page, "page")?).map_err(generic)?;
+        }
+        other => {
+            return Err(QmpError::generic(format!(
+                "there is no \"{other}\" to inject; there are irqfd, start"
+            )));
+        }
+    }
     done()
 }

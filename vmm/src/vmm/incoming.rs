@@ -136,6 +136,7 @@ impl Vmm {
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
+        self.machine.connect_irqfd();
         if runs {
             self.machine.resume();
         } else {

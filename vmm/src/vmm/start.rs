@@ -153,6 +153,7 @@ impl Vmm {
         };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         machine.restore(host, state)?;
+        machine.connect_irqfd();
         machine.set_run_state(RunState::Paused);
         let paused = config.paused;
         let mut vmm = Self::started(config, machine, qmp, log, signals)?;
@@ -247,6 +248,8 @@ impl Vmm {
         })?;
         fail_point!(Serial);
         let kvm = fds.take(KVM_FD, 0);
+        #[cfg(feature = "failpoints")]
+        let irqfd = fds.take(crate::machine::irqfd::NAME, 0);
         let (saved, binary) = (fds.take(SAVED_FD, 0), fds.take(BINARY_FD, 0));
         let mut unused = Vec::new();
         for (name, fd) in fds.leftover() {
@@ -257,6 +260,8 @@ impl Vmm {
         let carried = Carried { memfd, saved, _binary: binary, unused };
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
+        #[cfg(feature = "failpoints")]
+        machine.adopt_irqfd(irqfd)?;
         fail_point!(Machine);
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));

@@ -27,6 +27,7 @@ pub static COMMANDS: &[CommandSpec] = &[
     command("cont", &EMPTY, NOTHING),
     command("quit", &EMPTY, NOTHING),
     command("system_reset", &EMPTY, NOTHING),
+    command("inject-nmi", &EMPTY, NOTHING),
     command("pmemsave", &PMEMSAVE_ARGS, NOTHING),
     command("migrate", &MIGRATE_ARGS, NOTHING),
     command("migrate_cancel", &EMPTY, NOTHING),
@@ -40,6 +41,8 @@ pub static COMMANDS: &[CommandSpec] = &[
     query("query-failpoints", Type::Array(&Type::Object(&FAILPOINT_INFO))),
     #[cfg(feature = "failpoints")]
     command("x-set-failpoint", &SET_FAILPOINT_ARGS, NOTHING),
+    #[cfg(feature = "failpoints")]
+    command("x-inject", &INJECT_ARGS, NOTHING),
 ];
 
 /// Every event.

@@ -231,6 +231,12 @@ pub static FAILPOINT_INFO: Object = object(
 pub static SET_FAILPOINT_ARGS: Object =
     object("q_obj_x-set-failpoint-arg", &[req("point", Type::Str), req("action", Type::Str)]);
 
+#[cfg(feature = "failpoints")]
+pub static INJECT_ARGS: Object = object(
+    "q_obj_x-inject-arg",
+    &[req("what", Type::Str), req("cpu", Type::Uint64), req("page", Type::Uint64)],
+);
+
 pub static SHUTDOWN_CAUSE: Enum = Enum {
     name: "ShutdownCause",
     values: &[

@@ -51,7 +51,7 @@ pub const SAVED_FD: &str = "fall-back.state";
 /// How long the new binary may take.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// Most descriptors that are handed over besides those of QMP.
-const MACHINE_FDS: usize = 12;
+const MACHINE_FDS: usize = 13;
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -356,6 +356,7 @@ impl<'a> Paused<'a> {
             machine.set_run_state(RunState::FinishMigrate);
         }
         machine.collect_events();
+        machine.disconnect_irqfd();
         Ok(Self { machine, before })
     }
 }
@@ -370,6 +371,7 @@ impl Deref for Paused<'_> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
+        self.machine.connect_irqfd();
         if planted!(StayPaused) && self.before.is_running() {
             self.machine.set_run_state(RunState::Paused);
         } else if self.before.is_running() {
@@ -435,6 +437,8 @@ fn outgoing_fds<'a>(
     if let Some(vm) = machine.vm_fd().filter(|_| planted!(StaleVm)) {
         fds.add("kvm.vm", 0, vm);
     }
+    #[cfg(feature = "failpoints")]
+    fds.add(crate::machine::irqfd::NAME, 0, machine.irqfd().fd());
     let ram = machine.ram();
     if let Some(fd) = ram.fd() {
         fds.add(format!("ram.{}", ram.name()), 0, fd);

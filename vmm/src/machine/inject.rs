@@ -1,0 +1,64 @@
+//! What the host sends to the vCPUs, whether they run or stand still.
+
+use std::time::Instant;
+
+#[cfg(feature = "failpoints")]
+use kvm_bindings::kvm_msi;
+
+#[cfg(feature = "failpoints")]
+use super::kvm;
+use super::{Machine, MachineError, VCPU_DEADLINE};
+use crate::vcpu::VcpuHandle;
+
+impl Machine {
+    /// Sends an NMI to every vCPU, as QEMU's `inject-nmi` does on a PC.
+    pub fn inject_nmi(&self) -> Result<(), MachineError> {
+        if self.vcpus().is_empty() {
+            return Err(MachineError::NoKernel);
+        }
+        let until = Instant::now() + VCPU_DEADLINE;
+        let sending: Vec<_> = self.vcpus().iter().map(VcpuHandle::request_nmi).collect();
+        sending.into_iter().try_for_each(|vcpu| Ok(vcpu.wait(until)?))
+    }
+
+    /// Sends INIT to vCPU `cpu`, then, if there is one, "start up" at that page, as another vCPU
+    /// would: an answer to neither is awaited.
+    #[cfg(feature = "failpoints")]
+    pub fn start_vcpu_at(&self, cpu: u8, page: u8) -> Result<(), MachineError> {
+        const INIT: u32 = 0x500;
+        const STARTUP: u32 = 0x600;
+        let part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
+        for data in [INIT, STARTUP | u32::from(page)] {
+            let address_lo = 0xfee0_0000 | u32::from(cpu) << 12;
+            let msi = kvm_msi { address_lo, data, ..Default::default() };
+            part.vm.signal_msi(msi).map_err(kvm("KVM_SIGNAL_MSI"))?;
+        }
+        Ok(())
+    }
+
+    /// The interrupt line that is moved by a descriptor.
+    #[cfg(feature = "failpoints")]
+    pub fn irqfd(&self) -> &super::irqfd::Irqfd {
+        &self.irqfd
+    }
+
+    /// Lets that line reach the guest.
+    pub fn connect_irqfd(&self) {
+        #[cfg(feature = "failpoints")]
+        if let Some(part) = &self.kvm_part
+            && let Err(error) = self.irqfd.connect(&part.vm)
+        {
+            tracing::warn!(%error, "irqfd_not_connected");
+        }
+    }
+
+    /// Keeps what fires for the VM that is to come.
+    pub fn disconnect_irqfd(&self) {
+        #[cfg(feature = "failpoints")]
+        if let Some(part) = &self.kvm_part
+            && let Err(error) = self.irqfd.disconnect(&part.vm)
+        {
+            tracing::warn!(%error, "irqfd_not_disconnected");
+        }
+    }
+}
