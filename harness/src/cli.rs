@@ -12,6 +12,7 @@ use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
+use crate::conform::differences::Differences;
 use crate::observe::clock;
 use crate::report::errors::{Errors, Wish};
 use crate::report::stdout::say;
@@ -265,13 +266,17 @@ fn run_cases(
     };
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
+    let mut differences = Differences::embedded().map_err(Stop::usage)?;
     let began = Instant::now();
     schedule::run(cases, jobs, &options, |report| {
         let case = cases.iter().find(|case| case.name == report.case);
         if let (Some(errors), Some(case)) = (&mut errors, case) {
             errors.case(case, &report);
         }
-        terminal.case(report);
+        match differences.of_failure(options.backend.name(), &report) {
+            Some(difference) => terminal.known(&report, &difference.name),
+            None => terminal.case(report),
+        }
     });
     terminal.finish(began.elapsed());
     let (told, same) = match errors.map(|errors| errors.finish()) {

@@ -80,10 +80,13 @@ pub fn compare(first: &Report, second: &Report) -> Comparison {
     Comparison::Compared(differs)
 }
 
+/// The verdict on a case that passes.
+pub const PASS: &str = "pass";
+
 /// The verdict in one line; a failure with all it has to say.
 pub fn verdict(report: &Report) -> String {
     match &report.verdict {
-        Verdict::Pass => "pass".into(),
+        Verdict::Pass => PASS.into(),
         Verdict::Ignored(why) | Verdict::Broken(why) => why.clone(),
         Verdict::Fail(findings) => {
             let told = findings.iter().map(|f| format!("{}: {}", f.check, f.message));

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use regex::Regex;
 use serde::Deserialize;
 
-use super::compare::{Differs, Kind};
+use super::compare::{self, Differs, Kind, PASS};
+use crate::run::{Report, Verdict};
 use crate::scenario::ScenarioError;
 
 /// The file, as it was when this binary was built.
@@ -100,6 +101,13 @@ impl Differences {
         let found = self.all.iter().find(|difference| difference.is(vmm, case, differs))?;
         self.seen.insert(found.name.clone());
         Some(found)
+    }
+
+    /// The one as which `vmm` has failed a case that ours passes, if that is known.
+    pub fn of_failure(&mut self, vmm: &str, report: &Report) -> Option<&Difference> {
+        let Verdict::Fail(_) = report.verdict else { return None };
+        let (first, second) = (PASS.to_owned(), compare::verdict(report));
+        self.find(vmm, &report.case, &Differs { kind: Kind::Verdict, first, second })
     }
 
     /// Those of `vmm` that a full run should have shown, and has not.

@@ -16,6 +16,8 @@ pub struct Terminal {
     width: usize,
     passed: usize,
     failed: Vec<Report>,
+    /// Failed as another VMM is known to.
+    known: BTreeMap<String, usize>,
     broken: usize,
     ignored: BTreeMap<String, usize>,
     missed: bool,
@@ -39,12 +41,21 @@ impl Terminal {
             width,
             passed: 0,
             failed: Vec::new(),
+            known: BTreeMap::new(),
             broken: 0,
             ignored: BTreeMap::new(),
             missed: false,
             lost: 0,
             ratios: Vec::new(),
         }
+    }
+
+    /// One case has failed as is known of its VMM, by the name of that difference from ours.
+    pub fn known(&mut self, report: &Report, difference: &str) {
+        self.line(&format!("differs {:<width$}  {difference}", report.case, width = self.width));
+        self.bar.inc(1);
+        self.lost += usize::from(report.lost_its_vm());
+        *self.known.entry(difference.to_owned()).or_default() += 1;
     }
 
     /// One case is done.
@@ -76,8 +87,14 @@ impl Terminal {
 
     /// The verdict on the run.
     pub fn summary(&self, took: Duration) -> String {
-        let ran = self.passed + self.failed.len();
+        let known: usize = self.known.values().sum();
+        let ran = self.passed + self.failed.len() + known;
         let mut text = format!("\n{ran} ran, {} passed, {} failed", self.passed, self.failed.len());
+        if known > 0 {
+            let names: Vec<String> =
+                self.known.iter().map(|(name, count)| format!("{count}: {name}")).collect();
+            text.push_str(&format!(", {known} differ as is known ({})", names.join("; ")));
+        }
         let ignored: usize = self.ignored.values().sum();
         let reasons: Vec<String> =
             self.ignored.iter().map(|(why, count)| format!("{count}: {why}")).collect();

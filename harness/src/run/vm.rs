@@ -73,7 +73,6 @@ impl Vm {
             .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
             // What it leaves there, or the shell in its place, goes with the case.
-            .current_dir(start.path_folder)
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
