@@ -1,16 +1,15 @@
 //! Every planted bug is caught by the scenario that the catalogue names, and by the check it names.
 
-use std::path::PathBuf;
+mod support;
+
+use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use cpr_harness::backend::cpr_vmm::CprVmm;
-use cpr_harness::carry;
 use cpr_harness::catalogue::trial::{self, Outcome};
 use cpr_harness::catalogue::{self, BugClass, table};
-use cpr_harness::observe::clock;
-use cpr_harness::run::verdict::HOST_LACKS;
-use cpr_harness::run::{Options, Patience, orphans, signals};
+use cpr_harness::run::Options;
 use cpr_harness::scenario::Case;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -18,31 +17,16 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 const FILE: &str = include_str!("../BUG-CLASSES.md");
 
 fn main() -> ExitCode {
-    if let Some(code) = carry::dispatch() {
-        return code;
-    }
-    let arguments = Arguments::from_args();
-    clock::start();
-    signals::guard();
-    orphans::adopt();
-    match trials() {
-        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
-        Err(e) => {
-            eprintln!("catalogue: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    support::main(test)
 }
 
-fn trials() -> Result<Vec<Trial>, Box<dyn std::error::Error>> {
+fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    Ok(libtest_mimic::run(arguments, trials()?).exit_code())
+}
+
+fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
     let vmm = CprVmm::carried()?;
-    let options = Options {
-        backend: Arc::new(vmm.clone()),
-        evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("evidence/catalogue"),
-        keep: false,
-        patience: Patience::default(),
-        vmm_option: String::new(),
-    };
+    let options = support::options(Arc::new(vmm.clone()), "evidence/catalogue", "");
     let cases = Set::embedded()?.cases;
     let classes = catalogue::all()?;
     let file = table::markdown(&classes);
@@ -70,11 +54,7 @@ fn caught(
 ) -> Result<Completion, Failed> {
     match trial::planted(class, case, vmm, options) {
         outcome if outcome.is_caught_by(&class.checks) => Ok(Completion::Completed),
-        Outcome::NotRun(why)
-            if why.starts_with(HOST_LACKS) || std::env::var_os("CPR_REQUIRE_ALL").is_none() =>
-        {
-            Ok(Completion::ignored_with(why))
-        }
+        Outcome::NotRun(why) => support::ignored(&why),
         outcome => {
             Err(format!("{}: {outcome:?}, not caught by {:?}", case.name, class.checks).into())
         }

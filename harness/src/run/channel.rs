@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::EnvironmentError;
 use super::command::make_folder;
 use super::mounts::Mounted;
@@ -9,8 +11,8 @@ use crate::scenario::Channel;
 
 /// A channel that is ready to be used.
 pub struct Prepared {
-    /// The `uri` of `migrate`.
-    pub uri: String,
+    /// The arguments of `migrate`.
+    pub arguments: Value,
     /// The state file, as the new VMM is told; a dummy where the channel is none.
     pub state: String,
     /// A file system made for it.
@@ -44,5 +46,12 @@ pub fn prepare(channel: Channel, folder: &Path, number: u32) -> Result<Prepared,
         Channel::Fd => "fd:state".to_owned(),
         _ => format!("file:{path}"),
     };
-    Ok(Prepared { uri, state: path, _mounted: mounted })
+    let arguments = match channel {
+        Channel::OnlyCpr => {
+            let address = json!({"transport": "file", "filename": path, "offset": 0});
+            json!({"channels": [{"channel-type": "cpr", "addr": address}]})
+        }
+        _ => json!({ "uri": uri }),
+    };
+    Ok(Prepared { arguments, state: path, _mounted: mounted })
 }

@@ -50,7 +50,7 @@ impl Session<'_> {
         };
         let mut stranger = Visitor::before(with, &socket).map_err(failed)?;
         let from = self.qmp.event_count();
-        let update = Command::new("migrate", json!({ "uri": channel.uri }));
+        let update = Command::new("migrate", channel.arguments.clone());
         let asked = self.qmp.send(std::slice::from_ref(&update))?[0];
         let held = hold.await_held(self)?;
         self.evidence.timeline.say("harness", format!("held at {point}: {with:?}"));

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 
 use super::failure::StepError;
 use super::session::Session;
@@ -54,7 +53,7 @@ impl Session<'_> {
         let (command, channel) = self.prepare(migrate, None)?;
         self.set_parameters(&command, migrate)?;
         let from = self.qmp.event_count();
-        let migrate = [Command::new("migrate", json!({ "uri": channel.uri }))];
+        let migrate = [Command::new("migrate", channel.arguments.clone())];
         let pause = Duration::from_micros(moment.unsigned_abs());
         let mut killed_at = Instant::now();
         // The process alone: what it has started must end by itself.

@@ -61,7 +61,7 @@ impl Session<'_> {
         let injected = self.injection.take();
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         self.set_parameters(&command, migrate)?;
-        self.qmp.send(&[Command::new("migrate", json!({ "uri": channel.uri }))])?;
+        self.qmp.send(&[Command::new("migrate", channel.arguments.clone())])?;
         self.await_gone(Cause::Signal)
     }
 
@@ -158,7 +158,7 @@ impl Session<'_> {
         migrate: &Migrate,
     ) -> Result<(), QmpFault> {
         self.set_parameters(command, migrate)?;
-        self.qmp.execute(Command::new("migrate", json!({ "uri": channel.uri }))).map(drop)
+        self.qmp.execute(Command::new("migrate", channel.arguments.clone())).map(drop)
     }
 
     pub(super) fn set_parameters(
@@ -257,7 +257,7 @@ impl Session<'_> {
 fn message(command: RaceCommand, channel: &PreparedChannel) -> Option<Command> {
     let command = match command {
         RaceCommand::GuestReset | RaceCommand::GuestExit => return None,
-        RaceCommand::Migrate => Command::new("migrate", json!({ "uri": channel.uri })),
+        RaceCommand::Migrate => Command::new("migrate", channel.arguments.clone()),
         RaceCommand::Reset => Command::plain("system_reset"),
         RaceCommand::Quit => Command::plain("quit"),
         RaceCommand::Stop => Command::plain("stop"),

@@ -352,6 +352,8 @@ pub enum Channel {
     Full,
     /// `file:` on a file system mounted read-only.
     ReadOnly,
+    /// A list of channels without a main one.
+    OnlyCpr,
 }
 
 /// How an update must end.

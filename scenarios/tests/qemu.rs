@@ -1,0 +1,69 @@
+//! The scenarios on the real QEMU: each passes there, or fails in the way that `differences.toml`
+//! tells of.
+//!
+//! But for two themes: what a race comes to is chance there, and the insides of QEMU's devices take
+//! minutes. `run --vmm qemu` runs them too.
+
+mod support;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cpr_harness::backend::qemu::{self, Accelerator, Qemu};
+use cpr_harness::conform::differences::Differences;
+use cpr_harness::run::{Options, Verdict, case};
+use cpr_harness::scenario::Case;
+use cpr_harness::scenario::set::Set;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+const LEFT_OUT: [&str; 2] = ["race/", "inside/"];
+
+fn main() -> ExitCode {
+    support::main(test)
+}
+
+fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
+    // Where ci/install-qemu was run.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
+    Ok(libtest_mimic::run(arguments, trials()?).exit_code())
+}
+
+fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
+    let options = match qemu::find() {
+        None => None,
+        Some(path) => {
+            let backend = Arc::new(Qemu::at(&path, Accelerator::default())?);
+            Some(support::options(backend, "evidence/qemu", " --vmm qemu"))
+        }
+    };
+    let differences = Arc::new(Mutex::new(Differences::embedded()?));
+    let wanted = |case: &Case| {
+        !case.on_request && !LEFT_OUT.iter().any(|theme| case.name.starts_with(theme))
+    };
+    let trial = |case: Case| {
+        let (options, differences) = (options.clone(), differences.clone());
+        Trial::ignorable_test(format!("qemu/{}", case.name), move || match &options {
+            None => support::ignored("needs QEMU: run ci/install-qemu"),
+            Some(options) => run(&case, options, &differences),
+        })
+    };
+    Ok(Set::embedded()?.cases.into_iter().filter(wanted).map(trial).collect())
+}
+
+fn run(
+    case: &Case,
+    options: &Options,
+    differences: &Mutex<Differences>,
+) -> Result<Completion, Failed> {
+    let report = case::run(case, options);
+    let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
+    if differences.of_failure(options.backend.name(), &report).is_some() {
+        return Ok(Completion::Completed);
+    }
+    match &report.verdict {
+        // What QEMU lacks is missed by nobody who could install it.
+        Verdict::Ignored(why) if why.contains("qemu") => Ok(Completion::ignored_with(why)),
+        _ => support::completion(&report),
+    }
+}

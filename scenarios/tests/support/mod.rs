@@ -1,0 +1,59 @@
+//! What the test targets have in common.
+#![allow(dead_code, reason = "each target takes what it needs")]
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use cpr_harness::backend::Backend;
+use cpr_harness::carry;
+use cpr_harness::observe::clock;
+use cpr_harness::report::terminal;
+use cpr_harness::run::verdict::HOST_LACKS;
+use cpr_harness::run::{Options, Patience, Report, Verdict, orphans, signals};
+use libtest_mimic::{Arguments, Completion, Failed};
+
+/// The `main` of a target: this binary is also its VMM.
+pub fn main(test: fn(&Arguments) -> Result<ExitCode, Box<dyn Error>>) -> ExitCode {
+    if let Some(code) = carry::dispatch() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    clock::start();
+    signals::guard();
+    orphans::adopt();
+    test(&arguments).unwrap_or_else(|e| {
+        eprintln!("{}: {e}", env!("CARGO_CRATE_NAME"));
+        ExitCode::FAILURE
+    })
+}
+
+/// A run with evidence in a folder of the target's own.
+pub fn options(backend: Arc<dyn Backend>, folder: &str, vmm_option: &str) -> Options {
+    Options {
+        backend,
+        evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(folder),
+        keep: false,
+        patience: Patience::default(),
+        vmm_option: vmm_option.to_owned(),
+    }
+}
+
+/// A report as the end of a test.
+pub fn completion(report: &Report) -> Result<Completion, Failed> {
+    match &report.verdict {
+        Verdict::Pass => Ok(Completion::Completed),
+        Verdict::Fail(_) => Err(terminal::details(report).join("\n").into()),
+        Verdict::Ignored(why) => ignored(why),
+        Verdict::Broken(why) => Err(why.into()),
+    }
+}
+
+/// Where everything must run, as in CI, a miss is an error, unless nobody can mend it.
+pub fn ignored(why: &str) -> Result<Completion, Failed> {
+    match why.starts_with(HOST_LACKS) || std::env::var_os("CPR_REQUIRE_ALL").is_none() {
+        true => Ok(Completion::ignored_with(why)),
+        false => Err(why.into()),
+    }
+}
