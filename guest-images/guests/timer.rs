@@ -83,7 +83,9 @@ fn run(cpu: &mut Cpu) -> ! {
         },
         // On most PCs it comes by pin 2, of which nobody tells here.
         Kind::Pit | Kind::PitPeriodic => {
-            [0, 2].map(|pin| ioapic::route(pin, VECTOR, Trigger::Edge, 0));
+            for pin in [0, 2] {
+                ioapic::route(pin, VECTOR, Trigger::Edge, 0);
+            }
         }
     }
     match kind {

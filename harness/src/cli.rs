@@ -274,7 +274,7 @@ fn run_cases(
             errors.case(case, &report);
         }
         match differences.of_failure(options.backend.name(), &report) {
-            Some(difference) => terminal.known(&report, &difference.name),
+            Some(names) => terminal.known(&report, names),
             None => terminal.case(report),
         }
     });
@@ -336,6 +336,15 @@ fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),
         path => backend_at(Path::new(path), &[], Accelerator::default())?,
     })
+}
+
+/// How `replay` is told of it.
+fn contender_option(name: &str) -> String {
+    match name {
+        "cpr-vmm" => String::new(),
+        "mock" => " --backend mock".to_owned(),
+        name => format!(" --vmm {name}"),
+    }
 }
 
 fn cores() -> usize {

@@ -4,7 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What a binary with fail points says somewhere.
-const TRACES: [&str; 4] = ["query-failpoints", "x-set-failpoint", "fail point", "x-state-version"];
+const TRACES: [&str; 6] = [
+    "query-failpoints",
+    "x-set-failpoint",
+    "x-inject",
+    "test.irqfd",
+    "fail point",
+    "x-state-version",
+];
 
 fn traces(binary: &Path) -> Vec<&'static str> {
     let content = std::fs::read(binary).unwrap_or_else(|error| panic!("{binary:?}: {error}"));

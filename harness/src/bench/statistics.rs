@@ -44,30 +44,36 @@ pub struct Ratio {
     pub p: f64,
 }
 
-/// Compares the medians; both need at least one time.
-pub fn ratio(first: &[f64], second: &[f64]) -> Option<Ratio> {
-    let of = |one: &mut [f64], two: &mut [f64]| Some(median(two)? / median(one)?);
-    let ratio = of(&mut first.to_vec(), &mut second.to_vec())?;
+/// Compares the medians of two VMMs, each a list of boots, each a list of times. Whole boots are
+/// resampled and regrouped: the updates of one are not independent. Both need at least one time.
+pub fn ratio(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<Ratio> {
+    let medians = |one: &[&Vec<f64>], two: &[&Vec<f64>]| Some((pooled(one)?, pooled(two)?));
+    let (first, second): (Vec<_>, Vec<_>) = (first.iter().collect(), second.iter().collect());
+    let (one, two) = medians(&first, &second)?;
     let mut random = fastrand::Rng::with_seed(SEED);
-    let mut again = |times: &[f64]| -> Vec<f64> {
-        (0..times.len()).map(|_| times[random.usize(..times.len())]).collect()
+    let mut again = |boots: &[&'_ Vec<f64>]| -> Vec<f64> {
+        let chosen = (0..boots.len()).map(|_| boots[random.usize(..boots.len())]);
+        chosen.flatten().copied().collect()
     };
-    let mut ratios: Vec<f64> =
-        (0..ROUNDS).filter_map(|_| of(&mut again(first), &mut again(second))).collect();
+    let mut ratios: Vec<f64> = (0..ROUNDS)
+        .filter_map(|_| Some((median(&mut again(&second))?) / median(&mut again(&first))?))
+        .collect();
     ratios.sort_by(f64::total_cmp);
     let at = |share: f64| ratios.get((share * (ratios.len() - 1) as f64).round() as usize).copied();
 
-    let distance = |one: &mut [f64], two: &mut [f64]| Some((median(two)? - median(one)?).abs());
-    let seen = distance(&mut first.to_vec(), &mut second.to_vec())?;
-    let mut all: Vec<f64> = first.iter().chain(second).copied().collect();
+    let mut all: Vec<&Vec<f64>> = first.iter().chain(&second).copied().collect();
     let as_far = (0..ROUNDS).filter(|_| {
         random.shuffle(&mut all);
-        let (mut one, mut two) = (all[..first.len()].to_vec(), all[first.len()..].to_vec());
-        distance(&mut one, &mut two).is_some_and(|distance| distance >= seen)
+        let (here, there) = all.split_at(first.len());
+        medians(here, there).is_some_and(|(a, b)| (b - a).abs() >= (two - one).abs())
     });
     // What was seen is a grouping too, so this is never zero.
     let p = (as_far.count() + 1) as f64 / (ROUNDS + 1) as f64;
-    Some(Ratio { ratio, low: at(0.025)?, high: at(0.975)?, p })
+    Some(Ratio { ratio: two / one, low: at(0.025)?, high: at(0.975)?, p })
+}
+
+fn pooled(boots: &[&Vec<f64>]) -> Option<f64> {
+    median(&mut boots.iter().copied().flatten().copied().collect::<Vec<f64>>())
 }
 
 #[cfg(test)]
@@ -86,14 +92,15 @@ mod tests {
     #[test]
     fn nothing_can_be_said_of_nothing() {
         assert_eq!(spread(&[]), None);
-        assert_eq!(ratio(&[], &[1.0]), None);
-        assert_eq!(ratio(&[1.0], &[]), None);
+        assert_eq!(ratio(&[], &[vec![1.0]]), None);
+        assert_eq!(ratio(&[vec![1.0]], &[]), None);
     }
 
     #[test]
     fn a_clear_ratio_is_clear() {
-        let first: Vec<f64> = (0..20).map(|i| 1.0 + f64::from(i) / 100.0).collect();
-        let second: Vec<f64> = first.iter().map(|time| time * 3.0).collect();
+        let first: Vec<Vec<f64>> = (0..20).map(|i| vec![1.0 + f64::from(i) / 100.0; 3]).collect();
+        let second: Vec<Vec<f64>> =
+            first.iter().map(|boot| boot.iter().map(|time| time * 3.0).collect()).collect();
         let seen = ratio(&first, &second).unwrap();
         assert!((seen.ratio - 3.0).abs() < 1e-9, "{seen:?}");
         assert!(seen.low > 2.7 && seen.high < 3.3 && seen.low <= seen.ratio, "{seen:?}");
@@ -101,8 +108,15 @@ mod tests {
     }
 
     #[test]
+    fn two_boots_prove_little_however_often_they_are_updated() {
+        let boots = |time: f64| vec![vec![time; 50]; 2];
+        let seen = ratio(&boots(1.0), &boots(3.0)).unwrap();
+        assert!(seen.p > 0.2, "{seen:?}");
+    }
+
+    #[test]
     fn the_same_times_are_no_difference() {
-        let times: Vec<f64> = (0..20).map(f64::from).map(|i| i + 1.0).collect();
+        let times: Vec<Vec<f64>> = (0..20).map(f64::from).map(|i| vec![i + 1.0]).collect();
         let seen = ratio(&times, &times).unwrap();
         assert_eq!((seen.ratio, seen.p), (1.0, 1.0));
         assert!(seen.low < 1.0 && seen.high > 1.0, "{seen:?}");

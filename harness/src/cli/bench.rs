@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{FAILED, Stop, contender};
+use super::{FAILED, Stop, contender, contender_option};
 use crate::bench::{Contender, Measured, Plan, cells, measure, table};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, orphans, signals};
@@ -29,10 +29,10 @@ pub(super) struct Bench {
     #[arg(long, value_enum, value_name = "PAGES", value_delimiter = ',', default_values_t = [Pages::Small])]
     pages: Vec<Pages>,
     /// How often each VMM is started for each machine.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// How often each of them is updated.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     updates: u32,
     /// Write all that was measured to this file.
     #[arg(long, value_name = "FILE")]
@@ -46,14 +46,14 @@ pub(super) struct Bench {
 pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
     signals::guard();
     orphans::adopt();
-    let options = |name: &String| {
+    let options = |(index, name): (usize, &String)| {
         let backend = contender(name)?;
-        let evidence = bench.evidence.join("bench").join(backend.name());
-        let (patience, vmm_option) = (Patience::default(), format!(" --vmm {name}"));
+        let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
+        let (patience, vmm_option) = (Patience::default(), contender_option(name));
         let options = Options { backend, evidence, keep: false, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })
     };
-    let contenders = bench.vmm.iter().map(options).collect::<Result<Vec<_>, Stop>>()?;
+    let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
     let plan = Plan { runs: bench.runs, updates: bench.updates };
     let mut measured: Vec<Measured> = Vec::new();
     for cell in cells(&bench.memory, &bench.cpus, &bench.pages) {

@@ -74,7 +74,7 @@ impl Seen {
     ) {
         if let Some(Outcome::NotRun(why)) = trial::unmet(class) {
             self.ignored += 1;
-            println!("{:<22} {:<58} ignored: {why}", class.planted, case.name);
+            say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
             return;
         }
         let mut troubles = Vec::new();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ENVIRONMENT, FAILED, Selection, Stop, contender, cores, select};
+use super::{ENVIRONMENT, FAILED, Selection, Stop, contender, contender_option, cores, select};
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
@@ -53,7 +53,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
             evidence: conform.evidence.join("conform").join(place),
             keep: false,
             patience: Patience::default(),
-            vmm_option: format!(" --vmm {name}"),
+            vmm_option: contender_option(name),
         })
     };
     let (one, two) = (options(first, "first")?, options(second, "second")?);
@@ -65,7 +65,9 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         let case = pair.0.case.clone();
         say(format_args!("{case}: {outcome}"));
         if matches!(outcome, Outcome::Unlisted(_)) {
-            say(format_args!("  replay: {}", pair.1.replay));
+            for report in [&pair.0, &pair.1].iter().filter(|r| r.verdict != Verdict::Pass) {
+                say(format_args!("  replay: {}", report.replay));
+            }
         }
         broken |=
             [&pair.0.verdict, &pair.1.verdict].iter().any(|v| matches!(v, Verdict::Broken(_)));
@@ -105,7 +107,10 @@ fn outcome(
 ) -> Outcome {
     let differs = match compare(first, second) {
         Comparison::Compared(differs) => differs,
-        Comparison::Ignored(why) | Comparison::Broken(why) => return Outcome::Ignored(why),
+        Comparison::Ignored(why) | Comparison::Broken(why) => {
+            differences.not_compared(vmm, &first.case);
+            return Outcome::Ignored(why);
+        }
     };
     let (mut names, mut unlisted) = (BTreeSet::new(), Vec::new());
     for differs in differs {

@@ -67,11 +67,8 @@ pub fn compare(first: &Report, second: &Report) -> Comparison {
         }
     }
     let mut differs = Vec::new();
-    let (one, other) = (verdict(first), verdict(second));
     let alike = first.verdict == Verdict::Pass && second.verdict == Verdict::Pass;
-    if !alike {
-        differs.push(Differs { kind: Kind::Verdict, first: one, second: other });
-    }
+    differs.extend(verdicts(first, second));
     differs.extend(endings(&first.failed_updates, &second.failed_updates));
     // After a failure the steps are not the same any more.
     if alike {
@@ -83,15 +80,26 @@ pub fn compare(first: &Report, second: &Report) -> Comparison {
 /// The verdict on a case that passes.
 pub const PASS: &str = "pass";
 
-/// The verdict in one line; a failure with all it has to say.
-pub fn verdict(report: &Report) -> String {
+/// Where ours passes, one difference for each finding about the other: all must be known.
+pub fn verdicts(first: &Report, second: &Report) -> Vec<Differs> {
+    let differs = |first: &str, second: String| Differs {
+        kind: Kind::Verdict,
+        first: first.to_owned(),
+        second,
+    };
+    match (findings(first).as_slice(), findings(second)) {
+        ([], found) => found.into_iter().map(|finding| differs(PASS, finding)).collect(),
+        (failed, found) if found.is_empty() => vec![differs(&failed.join("; "), PASS.into())],
+        (failed, found) => vec![differs(&failed.join("; "), found.join("; "))],
+    }
+}
+
+fn findings(report: &Report) -> Vec<String> {
     match &report.verdict {
-        Verdict::Pass => PASS.into(),
-        Verdict::Ignored(why) | Verdict::Broken(why) => why.clone(),
         Verdict::Fail(findings) => {
-            let told = findings.iter().map(|f| format!("{}: {}", f.check, f.message));
-            told.collect::<Vec<_>>().join("; ")
+            findings.iter().map(|f| format!("{}: {}", f.check, f.message)).collect()
         }
+        Verdict::Pass | Verdict::Ignored(_) | Verdict::Broken(_) => Vec::new(),
     }
 }
 
@@ -194,10 +202,14 @@ mod tests {
     #[test]
     fn verdicts_endings_and_events_are_compared() {
         let passed = report(Verdict::Pass, "refused", &["STOP"]);
-        let failed = Verdict::Fail(vec![Finding::new("pid", "it died")]);
+        let found = vec![Finding::new("pid", "it died"), Finding::new("ram", "it changed")];
         assert_eq!(
-            told(&passed, &report(failed, "failed", &[])),
-            ["verdict: pass | pid: it died", "ending: refused: no | failed: no"]
+            told(&passed, &report(Verdict::Fail(found), "failed", &[])),
+            [
+                "verdict: pass | pid: it died",
+                "verdict: pass | ram: it changed",
+                "ending: refused: no | failed: no"
+            ]
         );
         assert_eq!(
             told(&passed, &report(Verdict::Pass, "refused", &["STOP", "RESUME"])),

@@ -55,11 +55,20 @@ impl TryFrom<String> for Pattern {
 }
 
 impl Difference {
+    /// It names this case.
+    fn is_about(&self, case: &str) -> bool {
+        self.cases.iter().any(|prefix| case.starts_with(prefix))
+    }
+
     fn is(&self, vmm: &str, case: &str, differs: &Differs) -> bool {
         self.vmm == vmm
             && self.kind == differs.kind
-            && (self.cases.is_empty() || self.cases.iter().any(|prefix| case.starts_with(prefix)))
-            && self.ours.as_ref().is_none_or(|ours| ours.0.is_match(&differs.first))
+            && (self.cases.is_empty() || self.is_about(case))
+            && match &self.ours {
+                Some(ours) => ours.0.is_match(&differs.first),
+                // That theirs fails is no excuse for ours.
+                None => self.kind != Kind::Verdict || differs.first == PASS,
+            }
             && self.theirs.0.is_match(&differs.second)
     }
 }
@@ -103,11 +112,21 @@ impl Differences {
         Some(found)
     }
 
-    /// The one as which `vmm` has failed a case that ours passes, if that is known.
-    pub fn of_failure(&mut self, vmm: &str, report: &Report) -> Option<&Difference> {
+    /// Those as which `vmm` has failed a case that ours passes, if all it has to say is known.
+    pub fn of_failure(&mut self, vmm: &str, report: &Report) -> Option<BTreeSet<String>> {
         let Verdict::Fail(_) = report.verdict else { return None };
-        let (first, second) = (PASS.to_owned(), compare::verdict(report));
-        self.find(vmm, &report.case, &Differs { kind: Kind::Verdict, first, second })
+        let ours = Report { verdict: Verdict::Pass, ..report.clone() };
+        let differs = compare::verdicts(&ours, report);
+        let names = differs.iter().map(|differs| {
+            self.find(vmm, &report.case, differs).map(|difference| difference.name.clone())
+        });
+        names.collect()
+    }
+
+    /// Takes note that a case was not compared: what it would have shown is not known.
+    pub fn not_compared(&mut self, vmm: &str, case: &str) {
+        let about = |d: &&Difference| d.vmm == vmm && d.is_about(case);
+        self.seen.extend(self.all.iter().filter(about).map(|d| d.name.clone()));
     }
 
     /// Those of `vmm` that a full run should have shown, and has not.
@@ -163,8 +182,17 @@ reason = "it is a new process"
         #[case] name: Option<&str>,
     ) {
         let mut differences = Differences::parse("f", FILE).unwrap();
-        let found = differences.find(vmm, case, &differs(kind, "STOP", second));
+        let first = if kind == Kind::Verdict { PASS } else { "STOP" };
+        let found = differences.find(vmm, case, &differs(kind, first, second));
         assert_eq!(found.map(|difference| difference.name.as_str()), name);
+    }
+
+    #[test]
+    fn a_failure_of_ours_is_never_meant() {
+        let mut differences = Differences::parse("f", FILE).unwrap();
+        let died = "pid: process 7 has ended";
+        let both = differs(Kind::Verdict, "ram: changed", died);
+        assert!(differences.find("qemu", "refused/no-vmm[a=1]", &both).is_none());
     }
 
     #[test]
@@ -177,8 +205,10 @@ reason = "it is a new process"
     fn what_was_not_seen_is_known() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         differences.find("qemu", "a/b", &differs(Kind::Events, "STOP", "x: ")).unwrap();
-        let unseen: Vec<_> = differences.unseen("qemu").map(|d| d.name.as_str()).collect();
+        let unseen: Vec<_> = differences.unseen("qemu").map(|d| d.name.clone()).collect();
         assert_eq!(unseen, ["lost"]);
+        differences.not_compared("qemu", "refused/no-vmm[a=1]");
+        assert_eq!(differences.unseen("qemu").count(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Reports on a terminal, or plain lines where there is none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ pub struct Terminal {
     failed: Vec<Report>,
     /// Failed as another VMM is known to.
     known: BTreeMap<String, usize>,
+    known_cases: usize,
     broken: usize,
     ignored: BTreeMap<String, usize>,
     missed: bool,
@@ -42,6 +43,7 @@ impl Terminal {
             passed: 0,
             failed: Vec::new(),
             known: BTreeMap::new(),
+            known_cases: 0,
             broken: 0,
             ignored: BTreeMap::new(),
             missed: false,
@@ -50,12 +52,20 @@ impl Terminal {
         }
     }
 
-    /// One case has failed as is known of its VMM, by the name of that difference from ours.
-    pub fn known(&mut self, report: &Report, difference: &str) {
-        self.line(&format!("differs {:<width$}  {difference}", report.case, width = self.width));
+    /// One case has failed as is known of its VMM, by the names of those differences from ours.
+    pub fn known(&mut self, report: &Report, differences: BTreeSet<String>) {
+        let names: Vec<&str> = differences.iter().map(String::as_str).collect();
+        let names = names.join(", ");
+        self.line(&format!("differs {:<width$}  {names}", report.case, width = self.width));
+        if report.kept.is_some() {
+            details(report).iter().for_each(|line| self.line(line));
+        }
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
-        *self.known.entry(difference.to_owned()).or_default() += 1;
+        for name in differences {
+            *self.known.entry(name).or_default() += 1;
+        }
+        self.known_cases += 1;
     }
 
     /// One case is done.
@@ -87,7 +97,7 @@ impl Terminal {
 
     /// The verdict on the run.
     pub fn summary(&self, took: Duration) -> String {
-        let known: usize = self.known.values().sum();
+        let known = self.known_cases;
         let ran = self.passed + self.failed.len() + known;
         let mut text = format!("\n{ran} ran, {} passed, {} failed", self.passed, self.failed.len());
         if known > 0 {

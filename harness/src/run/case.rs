@@ -13,25 +13,24 @@ use crate::check::Finding;
 use crate::observe::qmp::QmpFault;
 use crate::scenario::{Case, Step};
 
+/// Runs `case` on two VMMs, one after the other; on neither if one of them cannot.
+pub fn run_both(case: &Case, first: &Options, second: &Options) -> (Report, Report) {
+    let unmet = |options: &Options| requirements::unmet(case, &*options.backend);
+    match unmet(first).or_else(|| unmet(second)) {
+        None => (run(case, first), run(case, second)),
+        Some(why) => {
+            let ignored =
+                |options| Report { verdict: Verdict::Ignored(why.clone()), ..blank(case, options) };
+            (ignored(first), ignored(second))
+        }
+    }
+}
+
 /// Runs `case` and reports.
 ///
 /// In a thread of its own, whose mounts are private and whose end is the end of its VM.
 pub fn run(case: &Case, options: &Options) -> Report {
-    let mut report = Report {
-        case: case.name.clone(),
-        verdict: Verdict::Pass,
-        failed_step: None,
-        updates: 0,
-        blackouts: Vec::new(),
-        failed_updates: Vec::new(),
-        heard: Vec::new(),
-        refusals: Vec::new(),
-        kills: Vec::new(),
-        memory_kib: Vec::new(),
-        took: Default::default(),
-        replay: replay_line(case, options),
-        kept: None,
-    };
+    let mut report = blank(case, options);
     if let Some(why) = requirements::unmet(case, &*options.backend) {
         report.verdict = Verdict::Ignored(why);
         return report;
@@ -53,6 +52,25 @@ pub fn run(case: &Case, options: &Options) -> Report {
     }
     report.took = began.elapsed();
     report
+}
+
+/// The report on a case that has not run yet.
+fn blank(case: &Case, options: &Options) -> Report {
+    Report {
+        case: case.name.clone(),
+        verdict: Verdict::Pass,
+        failed_step: None,
+        updates: 0,
+        blackouts: Vec::new(),
+        failed_updates: Vec::new(),
+        heard: Vec::new(),
+        refusals: Vec::new(),
+        kills: Vec::new(),
+        memory_kib: Vec::new(),
+        took: Default::default(),
+        replay: replay_line(case, options),
+        kept: None,
+    }
 }
 
 fn run_in_thread(

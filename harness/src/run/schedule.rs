@@ -11,7 +11,7 @@ pub fn run(cases: &[Case], jobs: usize, options: &Options, done: impl FnMut(Repo
     each(cases, jobs, |case| case::run(case, options), done);
 }
 
-/// Runs each of `cases` on two VMMs, one after the other; `done` sees both reports.
+/// Runs each of `cases` on two VMMs; `done` sees both reports.
 pub fn pairs(
     cases: &[Case],
     jobs: usize,
@@ -19,7 +19,7 @@ pub fn pairs(
     second: &Options,
     done: impl FnMut((Report, Report)),
 ) {
-    each(cases, jobs, |case| (case::run(case, first), case::run(case, second)), done);
+    each(cases, jobs, |case| case::run_both(case, first, second), done);
 }
 
 fn each<T: Send>(

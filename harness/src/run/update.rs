@@ -239,6 +239,12 @@ impl Session<'_> {
         });
         match over {
             Some(Ok(migrate)) if migrate["status"] == "completed" => Ok(Ending::Completed),
+            Some(Ok(migrate)) => {
+                self.check_process()?;
+                let why = migrate["error-desc"].as_str().unwrap_or("it does not say why");
+                let why = format!("the new VMM could not take the VM over: {why}");
+                Err(StepError::Checks(vec![Finding::new("outcome", why)]))
+            }
             Some(Err(e)) => {
                 self.vm.await_end(self.options.patience.settle);
                 self.check_process()?;

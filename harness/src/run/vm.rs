@@ -72,7 +72,6 @@ impl Vm {
             .current_dir(start.folder)
             .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
-            // What it leaves there, or the shell in its place, goes with the case.
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)

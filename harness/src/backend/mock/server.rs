@@ -112,6 +112,9 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
                 machine.command_was_set = true;
             }
         }
+        "migrate" if arguments.get("channels").is_some() => {
+            return Err(QmpError::generic("Channel list has no main entry"));
+        }
         "migrate" => machine.check_update(arguments["uri"].as_str().unwrap_or_default())?,
         other => return Err(QmpError::command_not_found(other)),
     }
