@@ -12,7 +12,8 @@ use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, Report, Verdict, orphans, schedule, signals};
+use crate::run::{Options, Patience, Report, Verdict, case, orphans, schedule, signals};
+use crate::scenario::Case;
 
 #[derive(Args)]
 pub(super) struct Conform {
@@ -27,6 +28,9 @@ pub(super) struct Conform {
     /// Write the table to this file; takes a run of all cases.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// Run nothing: compare anew what an earlier run has left in --evidence.
+    #[arg(long)]
+    again: bool,
     /// Where evidence goes.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
@@ -60,7 +64,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     let vmm = two.backend.name();
     let (mut rows, mut broken) = (Vec::new(), false);
     let jobs = conform.jobs.unwrap_or_else(cores);
-    schedule::pairs(&set.cases, jobs, &one, &two, |pair| {
+    let mut done = |pair: (Report, Report)| {
         let outcome = outcome(&pair, vmm, &mut differences);
         let case = pair.0.case.clone();
         say(format_args!("{case}: {outcome}"));
@@ -72,7 +76,14 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         broken |=
             [&pair.0.verdict, &pair.1.verdict].iter().any(|v| matches!(v, Verdict::Broken(_)));
         rows.push(Row { case, outcome });
-    });
+    };
+    if conform.again {
+        for case in &set.cases {
+            done(earlier(case, &one, &two)?);
+        }
+    } else {
+        schedule::pairs(&set.cases, jobs, &one, &two, done);
+    }
     let mut good = !rows.iter().any(|row| matches!(row.outcome, Outcome::Unlisted(_)));
     say("");
     for (what, count) in table::counts(&rows) {
@@ -98,6 +109,18 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         (true, true) => ENVIRONMENT,
         (true, false) => 0,
     }))
+}
+
+fn earlier(case: &Case, first: &Options, second: &Options) -> Result<(Report, Report), Stop> {
+    let report = |options: &Options| {
+        let folder = options.evidence.display();
+        let cannot = |e| format!("cannot read the verdict on {} in {folder}: {e}", case.name);
+        case::earlier(case, options).map_err(|e| Stop::usage(cannot(e)))
+    };
+    match case::ignored_by_either(case, first, second) {
+        Some(ignored) => Ok(ignored),
+        None => Ok((report(first)?, report(second)?)),
+    }
 }
 
 fn outcome(

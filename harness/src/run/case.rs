@@ -15,15 +15,27 @@ use crate::scenario::{Case, Step};
 
 /// Runs `case` on two VMMs, one after the other; on neither if one of them cannot.
 pub fn run_both(case: &Case, first: &Options, second: &Options) -> (Report, Report) {
+    ignored_by_either(case, first, second).unwrap_or_else(|| (run(case, first), run(case, second)))
+}
+
+/// The reports on a case that one of two VMMs cannot run here.
+pub fn ignored_by_either(
+    case: &Case,
+    first: &Options,
+    second: &Options,
+) -> Option<(Report, Report)> {
     let unmet = |options: &Options| requirements::unmet(case, &*options.backend);
-    match unmet(first).or_else(|| unmet(second)) {
-        None => (run(case, first), run(case, second)),
-        Some(why) => {
-            let ignored =
-                |options| Report { verdict: Verdict::Ignored(why.clone()), ..blank(case, options) };
-            (ignored(first), ignored(second))
-        }
-    }
+    let why = unmet(first).or_else(|| unmet(second))?;
+    let ignored =
+        |options| Report { verdict: Verdict::Ignored(why.clone()), ..blank(case, options) };
+    Some((ignored(first), ignored(second)))
+}
+
+/// The report that an earlier run of `case` has left.
+pub fn earlier(case: &Case, options: &Options) -> std::io::Result<Report> {
+    let folder = options.evidence.join(evidence::folder_name(&case.name));
+    let text = std::fs::read_to_string(folder.join(evidence::VERDICT))?;
+    Ok(serde_json::from_str(&text)?)
 }
 
 /// Runs `case` and reports.

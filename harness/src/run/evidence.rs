@@ -17,6 +17,9 @@ use crate::check::startup::Startup;
 use crate::observe::observation::Observation;
 use crate::scenario::Case;
 
+/// The report on the case, as JSON.
+pub(super) const VERDICT: &str = "verdict.json";
+
 /// The folder of a case and what is being written there.
 pub struct Evidence {
     /// The folder, absolute.
@@ -131,7 +134,7 @@ impl Evidence {
         let path = self.folder.join("timeline.jsonl");
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
         let verdict = serde_json::to_string_pretty(report).unwrap_or_default();
-        write(&self.folder, "verdict.json", &(verdict + "\n"))
+        write(&self.folder, VERDICT, &(verdict + "\n"))
     }
 }
 
