@@ -96,7 +96,7 @@ mod tests {
     fn a_signal_is_not_lost_between_two_images() {
         let signals = EndSignals::install(None).unwrap();
         assert!(!signals.take());
-        signal_hook::low_level::raise(SIGHUP).unwrap();
+        signal_hook::low_level::raise(SIGTERM).unwrap();
         let ends = || signals.ends().map(|end| end.try_clone_to_owned().unwrap());
         let next = EndSignals::install(Some(ends())).unwrap();
         assert!(next.take() && !next.take());
