@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::events::EventSink;
 use super::kick::kick;
@@ -72,6 +73,14 @@ pub enum PauseError {
     State(#[from] StateError),
 }
 
+/// An exec ends this thread wherever it is: in the handler of a signal that asks the VMM to end, the
+/// signal would be lost.
+fn leave_end_signals_to_others() {
+    let ending = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    // It fails only on a bad `how`.
+    let _ = SigSet::from_iter(ending).thread_block();
+}
+
 impl VcpuHandle {
     /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
     pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
@@ -83,6 +92,7 @@ impl VcpuHandle {
         let thread = {
             let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
             std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+                leave_end_signals_to_others();
                 thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
                 Vcpu::new(start, inbox, kicked).main(loaded);
             })?
