@@ -23,6 +23,7 @@ pub mod boot;
 pub mod config;
 pub mod constraint;
 pub mod devices;
+pub mod end_signals;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
 mod logging;

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         an_ignored_hangup_stays_ignored,
         start_up_work_is_done_once,
         signals_are_what_they_were,
+        vcpus_leave_the_signals_that_end_a_vmm_to_others,
         nothing_of_an_update_is_left,
         a_failed_exec_changes_nothing,
         a_serial_client_stays_connected,
@@ -177,6 +178,19 @@ fn signals_are_what_they_were() {
     for _ in 0..2 {
         vm.update(&mut qmp);
         assert_eq!(process::signals(vm.pid()), before);
+    }
+}
+
+/// An exec would end them in the handler.
+fn vcpus_leave_the_signals_that_end_a_vmm_to_others() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    let bit = |signal: &Signal| 1 << (*signal as i32 - 1);
+    let ending: u64 = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].iter().map(bit).sum();
+    for _ in 0..2 {
+        assert_eq!(process::blocked_by(vm.pid(), "vcpu0"), [ending]);
+        vm.update(&mut qmp);
     }
 }
 

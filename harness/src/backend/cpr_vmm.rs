@@ -17,12 +17,15 @@ pub struct CprVmm {
     /// Only where a VM is taken over.
     last_of_new: Vec<String>,
     fail_points: bool,
+    /// Where it is known.
+    version: Option<String>,
 }
 
 impl CprVmm {
     /// The one this binary carries.
     pub fn carried() -> io::Result<Self> {
-        Self::carried_by(&carry::own_binary()?)
+        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        Ok(Self { version, ..Self::carried_by(&carry::own_binary()?)? })
     }
 
     /// The one that another build of the harness carries.
@@ -33,18 +36,26 @@ impl CprVmm {
             last: Vec::new(),
             last_of_new: Vec::new(),
             fail_points: true,
+            version: None,
         })
     }
 
     /// Another build of it.
     pub fn at(binary: &Path) -> io::Result<Self> {
         let binary = std::fs::canonicalize(binary)?;
+        let ask = |arguments: &[&str]| {
+            let told = Command::new(&binary).args(arguments).stdin(Stdio::null()).output()?;
+            let text = String::from_utf8_lossy(&told.stdout).into_owned();
+            Ok::<_, io::Error>(told.status.success().then_some(text))
+        };
         // A build without them does not know the option.
-        let mut ask = Command::new(&binary);
-        let ask = ask.args(["--failpoint", "save=off", "--version"]).stdin(Stdio::null());
-        let fail_points = ask.output()?.status.success();
+        let with_fail_points = ask(&["--failpoint", "save=off", "--version"])?;
+        let fail_points = with_fail_points.is_some();
+        let told = with_fail_points.map_or_else(|| ask(&["--version"]), |told| Ok(Some(told)))?;
+        let version = told.as_deref().and_then(|told| told.trim().strip_prefix("cpr-vmm "));
+        let version = version.map(str::to_owned);
         let (first, last, last_of_new) = Default::default();
-        Ok(Self { binary, first, last, last_of_new, fail_points })
+        Ok(Self { binary, first, last, last_of_new, fail_points, version })
     }
 
     /// With `arguments` after all others.
@@ -66,7 +77,7 @@ impl Backend for CprVmm {
     }
 
     fn version(&self) -> Option<&str> {
-        self.last.is_empty().then_some(env!("CARGO_PKG_VERSION"))
+        self.version.as_deref()
     }
 
     fn binary(&self) -> &Path {

@@ -97,11 +97,7 @@ impl Samples {
             Verdict::Pass if report.blackouts.len() == updates as usize => return,
             Verdict::Pass => "the guest did not see the blackout of every update".to_owned(),
             Verdict::Ignored(why) | Verdict::Broken(why) => why.clone(),
-            Verdict::Fail(findings) => findings
-                .iter()
-                .map(|finding| format!("{}: {}", finding.check, finding.message))
-                .collect::<Vec<_>>()
-                .join("; "),
+            Verdict::Fail(_) => report.verdict.findings().join("; "),
         };
         if !self.troubles.contains(&trouble) {
             self.troubles.push(trouble);

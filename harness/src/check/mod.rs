@@ -21,6 +21,8 @@ pub mod run_state;
 pub mod scene;
 pub mod startup;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use scene::{Action, Ending, Scene};
@@ -38,6 +40,12 @@ impl Finding {
     /// `check` says `message`.
     pub fn new(check: &str, message: impl Into<String>) -> Self {
         Self { check: check.to_owned(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.check, self.message)
     }
 }
 

@@ -87,19 +87,10 @@ pub fn verdicts(first: &Report, second: &Report) -> Vec<Differs> {
         first: first.to_owned(),
         second,
     };
-    match (findings(first).as_slice(), findings(second)) {
+    match (first.verdict.findings().as_slice(), second.verdict.findings()) {
         ([], found) => found.into_iter().map(|finding| differs(PASS, finding)).collect(),
         (failed, found) if found.is_empty() => vec![differs(&failed.join("; "), PASS.into())],
         (failed, found) => vec![differs(&failed.join("; "), found.join("; "))],
-    }
-}
-
-fn findings(report: &Report) -> Vec<String> {
-    match &report.verdict {
-        Verdict::Fail(findings) => {
-            findings.iter().map(|f| format!("{}: {}", f.check, f.message)).collect()
-        }
-        Verdict::Pass | Verdict::Ignored(_) | Verdict::Broken(_) => Vec::new(),
     }
 }
 
@@ -157,8 +148,6 @@ fn updates(events: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::check::Finding;
     use crate::run::verdict::Heard;
@@ -166,23 +155,14 @@ mod tests {
     fn report(verdict: Verdict, ended: &str, events: &[&str]) -> Report {
         let events = events.iter().map(|event| (*event).to_owned()).collect();
         Report {
-            case: "a/b".into(),
             verdict,
-            failed_step: None,
-            updates: 0,
-            blackouts: Vec::new(),
             failed_updates: vec![FailedUpdate {
                 what: "no command".into(),
                 ended: ended.into(),
                 error: "no".into(),
             }],
             heard: vec![Heard { step: "step 2 (stop)".into(), events }],
-            refusals: Vec::new(),
-            kills: Vec::new(),
-            memory_kib: Vec::new(),
-            took: Duration::ZERO,
-            replay: String::new(),
-            kept: None,
+            ..Report::of("a/b", String::new())
         }
     }
 

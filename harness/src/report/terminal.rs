@@ -205,7 +205,7 @@ pub fn details(report: &Report) -> Vec<String> {
         lines.push(format!("        at {step}:"));
     }
     for finding in findings {
-        lines.push(format!("        {}: {}", finding.check, finding.message));
+        lines.push(format!("        {finding}"));
     }
     if let Some((pid, socket)) = &report.kept {
         lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));

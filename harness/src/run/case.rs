@@ -68,21 +68,7 @@ pub fn run(case: &Case, options: &Options) -> Report {
 
 /// The report on a case that has not run yet.
 fn blank(case: &Case, options: &Options) -> Report {
-    Report {
-        case: case.name.clone(),
-        verdict: Verdict::Pass,
-        failed_step: None,
-        updates: 0,
-        blackouts: Vec::new(),
-        failed_updates: Vec::new(),
-        heard: Vec::new(),
-        refusals: Vec::new(),
-        kills: Vec::new(),
-        memory_kib: Vec::new(),
-        took: Default::default(),
-        replay: replay_line(case, options),
-        kept: None,
-    }
+    Report::of(&case.name, replay_line(case, options))
 }
 
 fn run_in_thread(
@@ -144,8 +130,7 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
             Err(e) => {
                 let findings = explain(session, e)?;
                 for finding in &findings {
-                    let text = format!("{}: {}", finding.check, finding.message);
-                    session.evidence.timeline.say("harness", text);
+                    session.evidence.timeline.say("harness", finding.to_string());
                 }
                 fail(report, &label, findings);
                 return Ok(());

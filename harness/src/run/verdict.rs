@@ -28,6 +28,14 @@ pub enum Verdict {
 pub const HOST_LACKS: &str = "not available here: ";
 
 impl Verdict {
+    /// What it found wrong, each in one line.
+    pub fn findings(&self) -> Vec<String> {
+        match self {
+            Self::Fail(findings) => findings.iter().map(Finding::to_string).collect(),
+            Self::Pass | Self::Ignored(_) | Self::Broken(_) => Vec::new(),
+        }
+    }
+
     /// Why it was not run, where that could be mended.
     pub fn miss(&self) -> Option<&str> {
         match self {
@@ -122,6 +130,25 @@ pub struct Kill {
 }
 
 impl Report {
+    /// That on a case of which nothing is known but how to run it again.
+    pub fn of(case: &str, replay: String) -> Self {
+        Self {
+            case: case.to_owned(),
+            verdict: Verdict::Pass,
+            failed_step: None,
+            updates: 0,
+            blackouts: Vec::new(),
+            failed_updates: Vec::new(),
+            heard: Vec::new(),
+            refusals: Vec::new(),
+            kills: Vec::new(),
+            memory_kib: Vec::new(),
+            took: Duration::ZERO,
+            replay,
+            kept: None,
+        }
+    }
+
     /// True if its VM was lost: the process died, the guest hangs, was reset or damaged, or the
     /// watchdog had to end it.
     pub fn lost_its_vm(&self) -> bool {
@@ -145,21 +172,7 @@ mod tests {
     use rstest::rstest;
 
     fn report(verdict: Verdict) -> Report {
-        Report {
-            case: String::new(),
-            verdict,
-            failed_step: None,
-            updates: 0,
-            blackouts: Vec::new(),
-            failed_updates: Vec::new(),
-            heard: Vec::new(),
-            refusals: Vec::new(),
-            kills: Vec::new(),
-            memory_kib: Vec::new(),
-            took: Duration::ZERO,
-            replay: String::new(),
-            kept: None,
-        }
+        Report { verdict, ..Report::of("", String::new()) }
     }
 
     #[rstest]

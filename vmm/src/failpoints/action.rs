@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, raise};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpid};
 
 use super::{HELPER, Injected, Point};
 
@@ -108,7 +108,8 @@ impl Action {
             },
             Self::NoFds => limit(libc::RLIMIT_NOFILE, 0),
             Self::NoMemory => limit(libc::RLIMIT_AS, address_space()),
-            Self::Signal(signal) => raise(signal).expect("the signal exists"),
+            // To the process, as an operator's: whichever of its threads serves it.
+            Self::Signal(signal) => kill(getpid(), signal).expect("the signal exists"),
             Self::Hold(path) => {
                 let mut fifo = File::open(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
                 let _ = fifo.read_to_end(&mut Vec::new());

@@ -7,13 +7,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 
 use super::events::EventSink;
 use super::kick::kick;
 use super::state::{StateCapabilities, StateError, VcpuState};
 use super::thread::Vcpu;
 use crate::devices::PortBus;
+use crate::end_signals::END_SIGNALS;
 
 /// Each request that is answered carries a channel of its own: an answer that comes too late must
 /// not be taken for that of a later request.
@@ -76,9 +77,8 @@ pub enum PauseError {
 /// An exec ends this thread wherever it is: in the handler of a signal that asks the VMM to end, the
 /// signal would be lost.
 fn leave_end_signals_to_others() {
-    let ending = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
     // It fails only on a bad `how`.
-    let _ = SigSet::from_iter(ending).thread_block();
+    let _ = SigSet::from_iter(END_SIGNALS).thread_block();
 }
 
 impl VcpuHandle {

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::end_signals::END_SIGNALS;
 
 /// A descriptor that becomes readable when SIGTERM, SIGINT or SIGHUP has come.
 ///
@@ -28,7 +29,7 @@ impl EndSignals {
             None => UnixStream::pair()?,
         };
         reader.set_nonblocking(true)?;
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
+        for signal in END_SIGNALS.map(|signal| signal as i32) {
             if !is_ignored(signal)? {
                 signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
             }
@@ -96,7 +97,7 @@ mod tests {
     fn a_signal_is_not_lost_between_two_images() {
         let signals = EndSignals::install(None).unwrap();
         assert!(!signals.take());
-        signal_hook::low_level::raise(SIGTERM).unwrap();
+        signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
         let ends = || signals.ends().map(|end| end.try_clone_to_owned().unwrap());
         let next = EndSignals::install(Some(ends())).unwrap();
         assert!(next.take() && !next.take());

@@ -36,6 +36,18 @@ pub fn signals(pid: u32) -> BTreeMap<String, u64> {
     status.lines().filter_map(set).collect()
 }
 
+/// The signals that the threads of this name block, each as a set.
+pub fn blocked_by(pid: u32, name: &str) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    let look = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let set = u64::from_str_radix(field("SigBlk:\t")?, 16).expect("it is a set");
+        (field("Name:\t")? == name).then_some(set)
+    };
+    tasks.filter_map(|task| look(task.ok()?)).collect()
+}
+
 /// The process's children, zombies too.
 pub fn children(pid: u32) -> Vec<u32> {
     let parent = |stat: &str| -> Option<u32> {

@@ -5,10 +5,9 @@
 //! to take over, and to [`release`] them. A new binary that nobody has rehearsed holds them itself,
 //! first thing.
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
-/// The signals.
-pub const END_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+use crate::end_signals::END_SIGNALS;
 
 /// They wait until this is dropped, or until the new binary has handlers.
 #[derive(Debug)]

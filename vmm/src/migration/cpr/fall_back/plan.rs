@@ -9,12 +9,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::SigSet;
 
-use super::super::held_signals::END_SIGNALS;
 use super::super::state::ENV_NAME;
 use super::record::{Record, strings};
 use super::stranded::{Kept, strand};
 use super::text::Variable;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
+use crate::end_signals::END_SIGNALS;
 use crate::logging::LOG_FD;
 use crate::migration::cpr::update::SAVED_FD;
 

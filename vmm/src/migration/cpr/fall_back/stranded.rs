@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::ptr;
 
 use super::text::Line;
+use crate::end_signals::END_SIGNALS;
 
 /// What is kept.
 pub struct Kept {
@@ -60,8 +61,8 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
         if let Some(log) = kept.log {
             libc::write(log, buffer.as_ptr().cast(), length + 1);
         }
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in END_SIGNALS {
+            libc::signal(signal as i32, libc::SIG_DFL);
         }
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&mut none);
