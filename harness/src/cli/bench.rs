@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{FAILED, Stop, contender, contender_option};
+use super::vmm::{contender, contender_option};
+use super::{FAILED, Stop};
 use crate::bench::{Contender, Measured, Plan, cells, measure, table};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, orphans, signals};

@@ -1,10 +1,13 @@
 //! `catalogue`.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::{Catalogue, FAILED, Stop};
+use clap::Args;
+
+use super::{FAILED, Stop};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::trial::{self, Outcome};
 use crate::catalogue::{BugClass, all, table};
@@ -12,6 +15,22 @@ use crate::report::stdout::say;
 use crate::run::{Options, Patience, signals};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
+
+#[derive(Args)]
+pub(super) struct Catalogue {
+    /// Only classes whose bug or case contains this; several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// How often each case is run without its bug.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    clean: u32,
+    /// Write the catalogue to this file, and run nothing.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
 
 /// Runs it.
 pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ENVIRONMENT, FAILED, Selection, Stop, contender, contender_option, cores, select};
+use super::selection::{Selection, select};
+use super::vmm::{contender, contender_option};
+use super::{ENVIRONMENT, FAILED, Stop, cores};
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
