@@ -10,7 +10,7 @@ fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut source = String::from(
         "/// `theme/scenario` and text of every embedded scenario file.\n\
-         const EMBEDDED: &[(&str, &str)] = &[\n",
+         pub(super) const EMBEDDED: &[(&str, &str)] = &[\n",
     );
     for theme in sorted(&folder)?.into_iter().filter(|path| path.is_dir()) {
         for file in

@@ -1,9 +1,10 @@
 //! The commands of an update, good and bad, and the errno each bad one is named for.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What `cpr-exec-command` is set to; each bad kind is prepared in the case's folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CommandKind {
     /// The same VMM, by its path.
@@ -122,7 +123,7 @@ pub enum CommandKind {
 }
 
 /// The errno a bad command is named for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names are the kernel's")]
 pub enum Errno {

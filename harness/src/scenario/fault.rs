@@ -1,11 +1,12 @@
 //! Faults inside an update, by the VMM's fail points.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::{Expect, Migrate, Step};
 
 /// A fault that the next update meets, once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Inject {
     /// Where: one of the VMM's `query-failpoints`.

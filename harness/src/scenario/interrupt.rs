@@ -1,5 +1,6 @@
 //! Commands, and clients that misbehave, while an update is held at a point.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::Step;
@@ -8,7 +9,7 @@ use super::model::Step;
 pub const REHEARSING: &str = "rehearsing";
 
 /// What comes while an update is held.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Interrupt {
     /// Where it is held: one of the VMM's `query-failpoints`, or [`REHEARSING`].
@@ -18,7 +19,7 @@ pub struct Interrupt {
 }
 
 /// A command, or a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Interruption {
     /// `stop`.

@@ -1,5 +1,6 @@
 //! Signals at random moments of an update.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -7,7 +8,7 @@ use super::command_kind::CommandKind;
 use super::signal::EndSignal;
 
 /// How often an update is cut off by a signal, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
     /// The command of the update, which is rehearsed first.

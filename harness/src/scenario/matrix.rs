@@ -3,32 +3,44 @@
 //! A value is put into the text wherever `"${key}"` stands, so any key of a scenario can vary and
 //! the typed reader sees every expanded case, in lines as the author wrote them.
 
-use toml::{Table, Value};
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::{Spanned, Table, Value};
 
 use super::ScenarioError;
 
 /// One choice of values: key and value, in order of key.
 pub type Choice = Vec<(String, Value)>;
 
+/// The values, and where they stand.
+#[derive(Deserialize)]
+struct Matrix {
+    matrix: BTreeMap<String, Spanned<Value>>,
+}
+
 /// All combinations of the matrix in `text`; one empty choice where there is no matrix.
 pub fn choices(file: &str, text: &str) -> Result<Vec<Choice>, ScenarioError> {
     let table: Table = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
-    let Some(matrix) = table.get("matrix") else { return Ok(vec![Vec::new()]) };
-    let Value::Table(matrix) = matrix else {
-        return Err(ScenarioError::sense(file, "`matrix` must be a table of lists"));
-    };
+    if !table.contains_key("matrix") {
+        return Ok(vec![Vec::new()]);
+    }
+    let Matrix { matrix } = toml::from_str(text).map_err(|_| {
+        ScenarioError::sense(file, "`matrix` must be a table of lists: key = [value, …]")
+    })?;
     let mut all = vec![Choice::new()];
-    for (key, values) in matrix {
-        let values = values.as_array().filter(|values| !values.is_empty()).ok_or_else(|| {
-            ScenarioError::sense(file, format!("`matrix.{key}` must be a list of values"))
-        })?;
+    for (key, values) in &matrix {
+        let wrong = |message| {
+            Err(ScenarioError::at(file, text, values.span().start, message, String::new()))
+        };
+        let Some(values) = values.get_ref().as_array().filter(|values| !values.is_empty()) else {
+            return wrong(format!("`matrix.{key}` must be a list of values"));
+        };
         if let Some(bad) = values.iter().find(|v| !(v.is_str() || v.is_integer() || v.is_bool())) {
-            let message = format!("`matrix.{key}`: {bad} is no string, number or boolean");
-            return Err(ScenarioError::sense(file, message));
+            return wrong(format!("`matrix.{key}`: {bad} is no string, number or boolean"));
         }
         if !text.contains(&format!("${{{key}}}")) {
-            let message = format!("`matrix.{key}` is used nowhere; write \"${{{key}}}\"");
-            return Err(ScenarioError::sense(file, message));
+            return wrong(format!("`matrix.{key}` is used nowhere; write \"${{{key}}}\""));
         }
         all = all
             .iter()

@@ -9,6 +9,8 @@ pub mod limit;
 pub mod matrix;
 pub mod model;
 pub mod parse;
+pub mod schema;
+mod sense;
 pub mod set;
 pub mod signal;
 pub mod size;

@@ -1,6 +1,7 @@
 //! The model of a case: what TOML compiles to, and what Rust tests build directly.
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::command_kind::{CommandKind, Errno};
@@ -13,7 +14,7 @@ use super::size::Size;
 use super::storm::Storm;
 
 /// One run of one scenario, everything decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
     /// `theme/scenario[key=value,…]`.
@@ -34,14 +35,16 @@ pub struct Case {
 }
 
 /// The virtual machine of a case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
     /// Which guest boots.
     #[serde(default = "heartbeat")]
+    #[schemars(transform = super::schema::guests)]
     pub guest: String,
     /// vCPUs.
     #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 8))]
     pub cpus: u32,
     /// RAM.
     #[serde(default)]
@@ -91,7 +94,7 @@ impl Default for Vm {
 }
 
 /// A system call filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seccomp {
     /// `execve` fails with EPERM, `execveat` works.
@@ -111,7 +114,7 @@ fn yes() -> bool {
 }
 
 /// What the guest's serial port is connected to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SerialKind {
     /// A file.
@@ -128,7 +131,9 @@ impl SerialKind {
 }
 
 /// Page size of the guest's RAM on the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 pub enum Pages {
     /// 4 KiB.
     #[default]
@@ -157,7 +162,7 @@ impl Pages {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
     /// Start the VMM and wait until the guest's body runs.
@@ -215,7 +220,7 @@ pub enum Step {
 }
 
 /// Where a vCPU is to start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartAt {
     /// The vCPU.
@@ -225,7 +230,7 @@ pub struct StartAt {
 }
 
 /// Steps that are done several times, one round after the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Repeat {
     /// How often.
@@ -247,7 +252,7 @@ impl Step {
 }
 
 /// What becomes of the file that the VMM was started from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BinaryChange {
     /// It is removed.
@@ -259,7 +264,7 @@ pub enum BinaryChange {
 }
 
 /// A state to bring the guest to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunWish {
     /// The vCPUs run.
@@ -269,7 +274,7 @@ pub enum RunWish {
 }
 
 /// What a client of the serial port does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SerialWish {
     /// It connects; from then on it sends numbered lines and checks those it gets.
@@ -279,7 +284,7 @@ pub enum SerialWish {
 }
 
 /// What to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wait {
     /// This many more heartbeats of every vCPU.
@@ -293,7 +298,7 @@ pub enum Wait {
 }
 
 /// An update.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
     /// The command to execute.
@@ -330,7 +335,7 @@ impl Default for Migrate {
 }
 
 /// Where the state goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Channel {
     /// `file:` in the case's folder.
@@ -357,7 +362,7 @@ pub enum Channel {
 }
 
 /// How an update must end.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Expect {
     /// It succeeds.
@@ -377,7 +382,7 @@ pub enum Expect {
 }
 
 /// What the error of a failed update must say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
     /// The errno; by default that of the bad command.
@@ -389,7 +394,7 @@ pub struct Failure {
 }
 
 /// A command of a race.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RaceCommand {
     /// A good update.

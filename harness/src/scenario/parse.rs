@@ -1,34 +1,40 @@
 //! From the text of a scenario file to its cases.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::command_kind::CommandKind;
 use super::fault::every_action;
 use super::interrupt::every_interruption;
-use super::limit::Limit;
-use super::model::{Case, Channel, Expect, Repeat, Step, Vm};
+use super::model::{Case, Repeat, Step, Vm};
 use super::signal::ending_by;
-use super::{ScenarioError, matrix};
+use super::{ScenarioError, matrix, sense};
 
 /// Time for one case unless the scenario says otherwise.
 const DEADLINE_MS: u64 = 60_000;
-/// More vCPUs than this no guest can use.
-const MAX_CPUS: u32 = guest_images::mailbox::MAX_CPUS as u32;
 
 /// A scenario file, its matrix already put in place.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct File {
+#[schemars(title = "A scenario of cpr-harness")]
+pub(super) struct File {
+    /// What it shows, in one line.
     summary: String,
+    /// The virtual machine.
     #[serde(default)]
     vm: Vm,
+    /// What is done, in order; the first is "boot".
     steps: Vec<Step>,
+    /// The guest's seed [default: from the case's name].
     seed: Option<u64>,
+    /// After so many milliseconds the watchdog ends the case [default: 60000].
     deadline_ms: Option<u64>,
+    /// It is run only when a filter or a file names it.
     #[serde(default)]
     on_request: bool,
+    /// A case of each combination: a value is put wherever "${key}" stands.
     #[serde(default)]
+    #[schemars(with = "std::collections::BTreeMap<String, Vec<super::schema::Scalar>>")]
     #[allow(dead_code, reason = "read before, by `matrix`; here it must only be a known key")]
     matrix: toml::Table,
 }
@@ -42,6 +48,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
             let scenario: File =
                 toml::from_str(&text).map_err(|e| ScenarioError::syntax(file, &text, &e))?;
             let name = format!("{name}{}", matrix::suffix(choice));
+            let (numbers, steps): (Vec<usize>, Vec<Step>) = expand(scenario.steps).unzip();
             let case = Case {
                 // Masked, because TOML's integers are signed.
                 seed: scenario.seed.unwrap_or_else(|| xxh3_64(name.as_bytes()) >> 1),
@@ -49,108 +56,40 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
                 summary: scenario.summary,
                 deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
                 on_request: scenario.on_request,
-                steps: expand(scenario.steps),
+                steps,
                 vm: scenario.vm,
             };
-            check(file, &case)?;
+            sense::check(&case, &numbers).map_err(|nonsense| nonsense.told(file, &text))?;
             Ok(case)
         })
         .collect()
 }
 
-/// `faults`, `signal`, `interrupts` and `repeat` are many steps.
-fn expand(steps: Vec<Step>) -> Vec<Step> {
-    let expand = |step| match step {
+/// Every step with its number in the file: `faults`, `signal`, `interrupts` and `repeat` are many.
+fn expand(steps: Vec<Step>) -> impl Iterator<Item = (usize, Step)> {
+    let numbered = steps.into_iter().zip(1..);
+    numbered.flat_map(|(step, number)| taken_apart(step).into_iter().map(move |s| (number, s)))
+}
+
+fn taken_apart(step: Step) -> Vec<Step> {
+    match step {
         Step::Faults(point) => every_action(&point),
         Step::Repeat(Repeat { times, steps }) => {
-            let round = expand(steps);
+            let round: Vec<Step> = steps.into_iter().flat_map(taken_apart).collect();
             std::iter::repeat_n(round, times as usize).flatten().collect()
         }
         Step::Signal(signal) => ending_by(signal).into(),
         Step::Interrupts(point) => every_interruption(&point),
         step => vec![step],
-    };
-    steps.into_iter().flat_map(expand).collect()
+    }
 }
 
 /// Reads one expanded case, as an evidence folder holds it.
 pub fn parse_case(file: &str, text: &str) -> Result<Case, ScenarioError> {
     let case: Case = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
-    check(file, &case)?;
+    let numbers: Vec<usize> = (1..=case.steps.len()).collect();
+    sense::check(&case, &numbers).map_err(|nonsense| nonsense.told(file, text))?;
     Ok(case)
-}
-
-fn check(file: &str, case: &Case) -> Result<(), ScenarioError> {
-    let nonsense =
-        |message: String| Err(ScenarioError::sense(file, format!("{}: {message}", case.name)));
-    if case.steps.first() != Some(&Step::Boot) {
-        return nonsense("the first step must be \"boot\"".into());
-    }
-    if guest_images::guest(&case.vm.guest).is_none() {
-        let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-        return nonsense(format!("no guest `{}`; there are {}", case.vm.guest, all.join(", ")));
-    }
-    if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
-        return nonsense(format!("vm.cpus is {}, must be 1 to {MAX_CPUS}", case.vm.cpus));
-    }
-    if case.vm.memory.0 < 2 << 20 {
-        return nonsense(format!("vm.memory is {}, must be 2M or more", case.vm.memory));
-    }
-    let last = case.steps.len() - 1;
-    let (mut limited, mut saved) = (false, false);
-    for (index, step) in case.steps.iter().enumerate() {
-        let number = index + 1;
-        match step {
-            Step::Boot if index > 0 => {
-                return nonsense(format!("step {number}: the VM is booted already"));
-            }
-            step if step.ends() && index < last => {
-                return nonsense(format!("step {number} ends the VMM; nothing can follow it"));
-            }
-            Step::Race(commands) if commands.is_empty() => {
-                return nonsense(format!("step {number}: a race without commands"));
-            }
-            Step::KillInUpdate(kill) if kill.repeat == 0 => {
-                return nonsense(format!("step {number}: repeat is 0"));
-            }
-            Step::Limit(Limit::Restore) if !limited => {
-                return nonsense(format!("step {number}: no limit was set that could be restored"));
-            }
-            Step::Limit(limit) if limit.is_relative_to_nothing() => {
-                return nonsense(format!(
-                    "step {number}: nproc and fsize are what they are set to; write no +"
-                ));
-            }
-            Step::Limit(limit) => limited = *limit != Limit::Restore,
-            Step::Binary(_) if !case.vm.own_binary => {
-                return nonsense(format!("step {number}: only with vm.own_binary = true"));
-            }
-            Step::Inject(_) if !matches!(case.steps.get(index + 1), Some(Step::Migrate(_))) => {
-                return nonsense(format!("step {number}: inject must be followed by migrate"));
-            }
-            Step::Migrate(migrate) => {
-                if migrate.command == CommandKind::ReplacesState && !saved {
-                    return nonsense(format!(
-                        "step {number}: there is no state of an earlier update to put there"
-                    ));
-                }
-                saved |= migrate.expect == Expect::Completed && migrate.channel == Channel::File;
-                if migrate.repeat == 0 {
-                    return nonsense(format!("step {number}: repeat is 0"));
-                }
-                if let Expect::Failed(failure) = &migrate.expect
-                    && failure.errno.or(migrate.command.errno()).is_none()
-                    && failure.text.is_empty()
-                {
-                    return nonsense(format!(
-                        "step {number}: say by which errno or text the update fails"
-                    ));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

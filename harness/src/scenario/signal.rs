@@ -1,12 +1,13 @@
 //! Signals that ask a VMM to end.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fault::Inject;
 use super::model::{Expect, Migrate, RunWish, Step};
 
 /// A signal that ends a VMM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names are the kernel's")]
 pub enum EndSignal {
@@ -36,7 +37,7 @@ impl EndSignal {
 }
 
 /// A signal that comes when an update is at a point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignalAt {
     /// Where: one of the VMM's `query-failpoints`.

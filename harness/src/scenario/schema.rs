@@ -1,0 +1,140 @@
+//! The JSON Schema of scenario files, for editors and for programs that write them.
+
+use schemars::generate::SchemaSettings;
+use schemars::transform::{Transform, transform_subschemas};
+use schemars::{JsonSchema, Schema};
+use serde_json::{Value, json};
+
+use super::parse::File;
+
+/// A value of `[matrix]`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is of use")]
+pub(super) enum Scalar {
+    /// Text.
+    Text(String),
+    /// A number.
+    Number(i64),
+    /// True or false.
+    Truth(bool),
+}
+
+/// The schema, of draft 2020-12. What only makes sense with other keys or steps is for
+/// [`parse`](super::parse::parse) to tell.
+pub fn schema() -> Schema {
+    let settings = SchemaSettings::draft2020_12().with_transform(AsWritten);
+    settings.into_generator().into_root_schema_for::<File>()
+}
+
+/// For a field of [`Vm`](super::Vm): the guests that there are.
+pub(super) fn guests(schema: &mut Schema) {
+    let names: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
+    schema.insert("enum".into(), json!(names));
+}
+
+/// A file is TOML, which has no null; and wherever it has a value, the `"${key}"` of a matrix can
+/// stand.
+#[derive(Clone)]
+struct AsWritten;
+
+impl Transform for AsWritten {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        drop_null(schema);
+        allow_placeholder(schema);
+    }
+}
+
+fn drop_null(schema: &mut Schema) {
+    if let Some(Value::Array(kinds)) = schema.get_mut("type") {
+        kinds.retain(|kind| kind != "null");
+        if let [only] = kinds.as_slice() {
+            let only = only.clone();
+            schema.insert("type".into(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type").is_none_or(|kind| kind != "null"));
+    }
+    if schema.get("default").is_some_and(Value::is_null) {
+        schema.remove("default");
+    }
+}
+
+fn allow_placeholder(schema: &mut Schema) {
+    let kind = schema.get("type").and_then(Value::as_str);
+    let only_some = schema.get("pattern").or(schema.get("enum")).is_some();
+    let is_scalar = matches!(kind, Some("integer" | "boolean")) || only_some;
+    if let Some(Value::Array(mut choices)) = schema.remove("oneOf") {
+        choices.push(placeholder());
+        schema.insert("anyOf".into(), Value::Array(choices));
+    } else if is_scalar {
+        let mut outer = Schema::default();
+        for key in ["description", "default"] {
+            if let Some(value) = schema.remove(key) {
+                outer.insert(key.to_owned(), value);
+            }
+        }
+        let plain = std::mem::replace(schema, outer);
+        schema.insert("anyOf".into(), json!([plain, placeholder()]));
+    }
+}
+
+fn placeholder() -> Value {
+    json!({ "type": "string", "pattern": r"\$\{[^}]+\}" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::set::EMBEDDED;
+    use rstest::rstest;
+
+    fn valid(text: &str) -> Result<(), String> {
+        let schema = serde_json::to_value(schema()).unwrap();
+        let scenario: toml::Value = toml::from_str(text).map_err(|e| e.to_string())?;
+        let scenario = serde_json::to_value(scenario).unwrap();
+        jsonschema::validate(&schema, &scenario).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn every_embedded_scenario_is_as_the_schema_says() {
+        let schema = serde_json::to_value(schema()).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        for (name, text) in EMBEDDED {
+            let scenario: toml::Value = toml::from_str(text).unwrap();
+            let scenario = serde_json::to_value(scenario).unwrap();
+            let errors: Vec<String> =
+                validator.iter_errors(&scenario).map(|e| e.to_string()).collect();
+            assert!(errors.is_empty(), "{name}: {errors:?}");
+        }
+    }
+
+    #[rstest]
+    #[case::key("summary = ''\nstep = ['boot']")]
+    #[case::missing("summary = ''")]
+    #[case::step("summary = ''\nsteps = ['boot', 'stopp']")]
+    #[case::guest("summary = ''\nvm = { guest = 'linux' }\nsteps = ['boot']")]
+    #[case::cpus("summary = ''\nvm = { cpus = 9 }\nsteps = ['boot']")]
+    #[case::size("summary = ''\nvm = { memory = '64X' }\nsteps = ['boot']")]
+    #[case::command("summary = ''\nsteps = ['boot', { migrate = { command = 'enent' } }]")]
+    #[case::nested("summary = ''\nsteps = [{ repeat = { times = 2, steps = ['stopp'] } }]")]
+    #[case::amount("summary = ''\nsteps = ['boot', { limit = { as = '++1' } }]")]
+    #[case::matrix("summary = ''\nsteps = ['boot']\nmatrix = { a = 1 }")]
+    fn what_the_reader_refuses_is_not(#[case] text: &str) {
+        assert!(valid(text).is_err(), "{text}");
+    }
+
+    #[test]
+    fn a_value_of_the_matrix_can_stand_anywhere() {
+        let text = r#"
+            summary = "${s}"
+            seed = "${seed}"
+            vm = { guest = "${g}", cpus = "${c}", memory = "${m}", pages = "${p}", paused = "${x}" }
+            steps = ["boot", { migrate = { command = "${k}", repeat = "${r}" } }, "${step}"]
+            matrix = { c = [1, 2], x = [true], p = ["4k"] }
+        "#;
+        assert_eq!(valid(text), Ok(()));
+    }
+}
