@@ -3,17 +3,21 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::observe::clock;
 
 mod bench;
 mod catalogue;
 mod conform;
+mod doctor;
+mod examples;
 mod guests;
+mod new;
 mod replay;
 mod run;
 mod selection;
+mod shell;
 mod vmm;
 
 /// Some case failed.
@@ -23,9 +27,16 @@ const USAGE: u8 = 2;
 /// The machine does not let the harness work.
 const ENVIRONMENT: u8 = 3;
 
+/// What it is called.
+const PROGRAM: &str = "cpr-harness";
+
 /// Proves that a live update of a VMM keeps everything a guest and its operator rely on.
+///
+/// This one file carries a VMM, its guests and the scenarios. In a working tree the scenarios are
+/// those of `scenarios/`. Exit status: 0 all passed, 1 some failed, 2 wrong usage, 3 this machine
+/// does not let it work.
 #[derive(Parser)]
-#[command(name = "cpr-harness", version)]
+#[command(name = PROGRAM, version, after_help = examples::PROGRAM, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,10 +45,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run scenarios.
+    #[command(after_help = examples::RUN)]
     Run(run::Run),
     /// List the cases that `run` would run.
+    #[command(after_help = examples::LIST)]
     List(selection::Selection),
     /// Run the case of an evidence folder again.
+    #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
     /// Be the VMM (`vmm --help` tells its options).
     #[command(disable_help_flag = true)]
@@ -47,10 +61,13 @@ enum Command {
         arguments: Vec<String>,
     },
     /// Plant each known class of bug, and show that its scenario notices it.
+    #[command(after_help = examples::CATALOGUE)]
     Catalogue(catalogue::Catalogue),
     /// Run scenarios on two VMMs, and tell in what they differ.
+    #[command(after_help = examples::CONFORM)]
     Conform(conform::Conform),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
+    #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
     /// List the guests, or write their ELF files to a folder.
     Guests {
@@ -58,6 +75,20 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         extract: Option<PathBuf>,
     },
+    /// Look at this host: what can run here, and what to do about the rest.
+    Doctor,
+    /// Write a scenario to begin with, with a comment on each part.
+    #[command(after_help = examples::NEW)]
+    New(new::New),
+    /// Print the JSON Schema of scenario files.
+    #[command(after_help = examples::SCHEMA)]
+    Schema,
+    /// Print what a shell needs to complete commands and options.
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(shell::Completions),
+    /// Print the manual page.
+    #[command(after_help = examples::MAN)]
+    Man(shell::Man),
 }
 
 /// Why there is no run: the message and the exit code.
@@ -71,6 +102,11 @@ impl Stop {
     fn environment(why: impl ToString) -> Self {
         Self(why.to_string(), ENVIRONMENT)
     }
+}
+
+/// The command line, for what documents it or checks lines that use it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The harness as a program.
@@ -95,6 +131,11 @@ pub fn main() -> ExitCode {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }
         Command::Guests { extract } => guests::main(extract.as_deref()),
+        Command::Doctor => doctor::main(),
+        Command::New(new) => new::main(&new),
+        Command::Schema => new::schema(),
+        Command::Completions(completions) => shell::completions(&completions),
+        Command::Man(man) => shell::man(&man),
     };
     done.unwrap_or_else(|Stop(why, code)| {
         eprintln!("cpr-harness: {why}");

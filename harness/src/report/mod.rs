@@ -2,5 +2,6 @@
 
 pub mod choice;
 pub mod errors;
+pub mod paint;
 pub mod stdout;
 pub mod terminal;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::stdout::say;
+use super::paint::verdict_first;
+use super::stdout::{as_shown, say};
 use crate::run::verdict::{Kill, Refusal};
 use crate::run::{Report, Verdict};
 
@@ -151,10 +152,11 @@ impl Terminal {
     }
 
     fn line(&self, line: &str) {
+        let line = verdict_first(line);
         if self.bar.is_hidden() {
             say(line);
         } else {
-            self.bar.println(line);
+            self.bar.println(as_shown(&line));
         }
     }
 }

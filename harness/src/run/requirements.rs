@@ -80,7 +80,7 @@ fn mounts(step: &Step) -> bool {
 }
 
 /// Why shared memory has no transparent huge pages, if it has none.
-fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
+pub fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
     let none = "no transparent huge pages for shared memory here (needs root, or shmem_enabled)";
     let folder = Path::new("/sys/kernel/mm/transparent_hugepage");
     let Ok(shared) = fs::read_to_string(folder.join("shmem_enabled")) else {
@@ -96,7 +96,8 @@ fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
     }
 }
 
-fn reserved_bytes() -> u64 {
+/// Bytes of 2 MiB pages that the host has reserved and nobody uses.
+pub fn reserved_bytes() -> u64 {
     fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
         .ok()
         .and_then(|text| text.trim().parse::<u64>().ok())

@@ -8,7 +8,7 @@ use super::{Case, ScenarioError, parse};
 include!(concat!(env!("OUT_DIR"), "/embedded_scenarios.rs"));
 
 /// The folder of scenarios in the working tree.
-const FOLDER: &str = "scenarios";
+pub const FOLDER: &str = "scenarios";
 
 /// Scenarios and where they were found.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rstest::rstest;
 
 const GOOD: &str = r#"
 summary = "updated twice"
@@ -99,8 +100,10 @@ fn a_kept_vm_stays_up() {
     answers.unwrap();
 }
 
-#[test]
-fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
+#[rstest]
+fn nothing_is_left_behind_by_a_harness_that_is_ended(
+    #[values(Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP)] signal: Signal,
+) {
     let folder = folder();
     let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
     std::fs::create_dir(folder.path().join("tmp")).unwrap();
@@ -117,8 +120,8 @@ fn nothing_is_left_behind_by_a_harness_that_is_terminated() {
         evidence.exists().then_some(())?;
         children.first().map(|child| child.pid)
     });
-    kill(Pid::from_raw(run.id() as i32), Signal::SIGTERM).unwrap();
-    assert!(!run.wait().unwrap().success());
+    kill(Pid::from_raw(run.id() as i32), signal).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(128 + signal as i32));
     let gone = cpr_harness::observe::poll::until(limit, || {
         let stat = cpr_harness::observe::process::Stat::read(vmm?);
         (!stat.is_ok_and(|stat| stat.is_alive())).then_some(())

@@ -1,6 +1,7 @@
 //! Asking a QEMU what it is: over QMP, since a version on the command line is only a word.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use crate::observe::process::Executable;
 use crate::observe::qmp::{Command, Qmp, QmpFault};
+use crate::run::{program, signals};
 
 /// The first version with `cpr-exec`.
 const FIRST: (u32, u32) = (10, 2);
@@ -76,15 +78,17 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     let binary = std::fs::canonicalize(binary).map_err(start)?;
     let folder = tempfile::tempdir().map_err(start)?;
     let socket = folder.path().join("qmp.sock");
-    let child = Process::new(&binary)
+    let mut process = Process::new(&binary);
+    process
         .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn();
-    let running = Running(Mutex::new(child.map_err(start)?));
+        .process_group(0);
+    // Registered, so that it goes with us.
+    let running = Running(Mutex::new(program::spawn(&mut process).map_err(start)?));
     let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
     let ended = || Some(format!("it has ended ({})", running.ended()?));
     let mut qmp = Qmp::connect(&socket, GREETING, Arc::new(|_, _| {}), ended).map_err(not_qemu)?;
@@ -155,6 +159,7 @@ impl Drop for Running {
         let mut child = self.child();
         let _ = child.kill();
         let _ = child.wait();
+        signals::forget(child.id() as i32);
     }
 }
 

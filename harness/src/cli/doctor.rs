@@ -1,0 +1,62 @@
+//! `doctor`.
+
+use std::process::ExitCode;
+
+use super::{ENVIRONMENT, Stop};
+use crate::backend::cpr_vmm::CprVmm;
+use crate::doctor::reach::reach;
+use crate::doctor::{Finding, Health, examine};
+use crate::report::paint::{self, Paint};
+use crate::report::stdout::say;
+use crate::scenario::set::Set;
+
+/// Looks at the host, and prints what was found.
+pub(super) fn main() -> Result<ExitCode, Stop> {
+    let vmm = CprVmm::carried()
+        .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
+    let findings = examine(&vmm);
+    let width = findings.iter().map(|finding| finding.topic.len()).max().unwrap_or(0);
+    for finding in &findings {
+        lines(finding, width).iter().for_each(say);
+    }
+    let set = Set::find().map_err(Stop::usage)?;
+    let cases: Vec<_> = set.cases.into_iter().filter(|case| !case.on_request).collect();
+    let reach = reach(&cases, &vmm);
+    say(format_args!("\n{} of {} cases of {} can run here", reach.can, cases.len(), set.origin));
+    say("(what KVM here cannot give a guest, the guest finds out when it boots)");
+    for (why, count) in &reach.cannot {
+        say(format_args!("{count} cannot: {why}"));
+    }
+    let missing = findings.iter().any(|finding| finding.health == Health::Missing);
+    Ok(ExitCode::from(if missing { ENVIRONMENT } else { 0 }))
+}
+
+fn lines(finding: &Finding, width: usize) -> Vec<String> {
+    let (word, paint) = match finding.health {
+        Health::Good => ("good", Paint::Good),
+        Health::Limited => ("limited", Paint::Care),
+        Health::Missing => ("MISSING", Paint::Bad),
+    };
+    let Finding { topic, seen, advice, .. } = finding;
+    let mut lines = vec![format!("{}  {topic:<width$}  {seen}", paint::painted(word, 7, paint))];
+    if !advice.is_empty() {
+        lines.push(format!("{:<7}  {:<width$}  {advice}", "", "", width = width));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_good_comes_with_what_to_do() {
+        let findings = [
+            Finding::good("RAM", "2 GiB"),
+            Finding::limited("QEMU", "not found", "install it"),
+            Finding::missing("KVM", "no such file", "load it"),
+        ];
+        let text: Vec<String> = findings.iter().flat_map(|f| lines(f, 4)).collect();
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text.join("\n")));
+    }
+}

@@ -1,0 +1,54 @@
+//! `new` and `schema`: what one needs to write a scenario.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Stop;
+use crate::report::stdout::say;
+use crate::scenario::schema;
+use crate::scenario::set::FOLDER;
+
+/// A scenario that can be run as it is, with a comment on each part.
+const EXAMPLE: &str = include_str!("../scenario/example.toml");
+
+#[derive(Args)]
+pub(super) struct New {
+    /// What it is to be called; it is written to scenarios/THEME/NAME.toml.
+    #[arg(value_name = "THEME/NAME", value_parser = name)]
+    name: String,
+}
+
+/// Runs it.
+pub(super) fn main(new: &New) -> Result<ExitCode, Stop> {
+    let path = PathBuf::from(format!("{FOLDER}/{}.toml", new.name));
+    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+    // What is there already stays.
+    let written = folder
+        .and_then(|()| File::create_new(&path))
+        .and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));
+    written.map_err(|e| Stop::usage(format!("cannot write {}: {e}", path.display())))?;
+    say(path.display());
+    say(format_args!("run it: cpr-harness run --filter {}", new.name));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the schema.
+pub(super) fn schema() -> Result<ExitCode, Stop> {
+    say(format_args!("{:#}", schema::schema().as_value()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let is_word = |word: &str| {
+        let letters = word.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+        letters && !word.is_empty()
+    };
+    match text.split_once('/') {
+        Some((theme, name)) if is_word(theme) && is_word(name) => Ok(text.to_owned()),
+        _ => Err("write theme/name, in small letters, digits and hyphens".into()),
+    }
+}

@@ -1,0 +1,60 @@
+//! What the shell and `man` know of the command line: `completions` and `man`.
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use clap_complete::Shell;
+
+use super::{PROGRAM, Stop};
+use crate::report::stdout::say;
+
+#[derive(Args)]
+pub(super) struct Completions {
+    /// The shell.
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+#[derive(Args)]
+pub(super) struct Man {
+    /// Write a page of each command to this folder, instead of the main page to standard output.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Prints what a shell needs to complete commands and options.
+pub(super) fn completions(completions: &Completions) -> Result<ExitCode, Stop> {
+    let mut script = Vec::new();
+    clap_complete::generate(completions.shell, &mut super::command(), PROGRAM, &mut script);
+    print(&script);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the manual page, or writes all of them.
+pub(super) fn man(man: &Man) -> Result<ExitCode, Stop> {
+    match &man.dir {
+        None => {
+            let mut page = Vec::new();
+            let made = clap_mangen::Man::new(super::command()).render(&mut page);
+            made.map_err(|e| Stop::environment(format!("cannot make the manual page: {e}")))?;
+            print(&page);
+        }
+        Some(folder) => pages(folder)
+            .map_err(|e| Stop::environment(format!("cannot write to {}: {e}", folder.display())))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pages(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(super::command(), folder)?;
+    say(format_args!("man {}/{PROGRAM}.1", folder.display()));
+    Ok(())
+}
+
+/// Lost if nobody reads it.
+fn print(text: &[u8]) {
+    let _ = stdout().lock().write_all(text);
+}

@@ -1,0 +1,52 @@
+//! What else the host does, which distorts every measurement.
+
+use std::fs;
+
+use super::Finding;
+use crate::observe::process;
+
+/// The folder of a case, which is in the environment of all that a case starts.
+const OF_A_CASE: &[u8] = b"/cpr-";
+
+/// Looks around.
+pub fn examine() -> Vec<Finding> {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let vms = process::with_environment(OF_A_CASE).unwrap_or_default();
+    let pids: Vec<i32> = vms.iter().map(|vm| vm.pid).collect();
+    vec![of_load(&load, cpus), of_vms(&pids)]
+}
+
+fn of_load(loadavg: &str, cpus: usize) -> Finding {
+    let load: f64 =
+        loadavg.split_ascii_whitespace().next().and_then(|l| l.parse().ok()).unwrap_or(0.0);
+    let seen = format!("{load:.2} on {cpus} CPUs in the last minute");
+    match load > cpus as f64 {
+        true => Finding::limited("load", seen, "measure (bench) when the host is idle"),
+        false => Finding::good("load", seen),
+    }
+}
+
+fn of_vms(pids: &[i32]) -> Finding {
+    if pids.is_empty() {
+        return Finding::good("VMs of a harness", "none is up");
+    }
+    let list: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let seen = format!("{} up: PID {}", pids.len(), list.join(", "));
+    let advice = "another run is at work, or --keep has left them: a VM that spins slows the whole host, so end (kill) those nobody needs";
+    Finding::limited("VMs of a harness", seen, advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Health;
+    use super::*;
+
+    #[test]
+    fn a_busy_host_and_vms_that_are_up_are_told() {
+        assert_eq!(of_load("2.01 1.0 1.0 1/2 3\n", 2).health, Health::Limited);
+        assert_eq!(of_load("0.50 1.0 1.0 1/2 3\n", 2).health, Health::Good);
+        assert_eq!(of_vms(&[]).health, Health::Good);
+        assert_eq!(of_vms(&[7, 9]).seen, "2 up: PID 7, 9");
+    }
+}

@@ -1,0 +1,80 @@
+//! RAM and huge pages.
+
+use std::fs;
+
+use super::Finding;
+use crate::backend::Backend;
+use crate::run::requirements::{no_shared_huge_pages, reserved_bytes};
+use crate::scenario::size::Size;
+
+/// What two cases at a time take, generously.
+const ENOUGH: u64 = 2 << 30;
+
+/// Looks at them.
+pub fn examine(backend: &dyn Backend) -> Vec<Finding> {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let reserved = reserved_bytes();
+    vec![available(&meminfo), transparent(no_shared_huge_pages(backend)), of_reserve(reserved)]
+}
+
+fn available(meminfo: &str) -> Finding {
+    let field = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = field.and_then(|f| f.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    let Some(kib) = kib else {
+        let advice = "mount /proc: nothing can be observed without it";
+        return Finding::missing("RAM", "/proc/meminfo does not tell what is available", advice);
+    };
+    let seen = format!("{} MiB available", kib >> 10);
+    match kib << 10 < ENOUGH {
+        true => Finding::limited("RAM", seen, "run with --jobs 1, and leave big guests out"),
+        false => Finding::good("RAM", seen),
+    }
+}
+
+fn transparent(none: Option<String>) -> Finding {
+    let topic = "huge pages, thp";
+    match none {
+        None => Finding::good(topic, "shared memory can have them"),
+        Some(why) => Finding::limited(
+            topic,
+            why,
+            "be root, or: echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        ),
+    }
+}
+
+fn of_reserve(bytes: u64) -> Finding {
+    let topic = "huge pages, 2m";
+    match bytes {
+        0 => Finding::limited(
+            topic,
+            "none reserved",
+            "for guests with pages = \"2m\": echo 64 >/proc/sys/vm/nr_hugepages (128 MiB)",
+        ),
+        bytes => Finding::good(topic, format!("{} reserved and free", Size(bytes))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Health;
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("MemTotal: 9 kB\nMemAvailable:   20000000 kB\n", Health::Good, "19531 MiB available")]
+    #[case("MemAvailable: 1000000 kB\n", Health::Limited, "976 MiB available")]
+    #[case("", Health::Missing, "does not tell")]
+    fn what_is_available_tells(#[case] text: &str, #[case] health: Health, #[case] seen: &str) {
+        let finding = available(text);
+        assert_eq!(finding.health, health);
+        assert!(finding.seen.contains(seen), "{finding:?}");
+    }
+
+    #[test]
+    fn pages_that_are_missing_come_with_the_command_that_makes_them() {
+        assert!(transparent(Some("none here".into())).advice.contains("shmem_enabled"));
+        assert!(of_reserve(0).advice.contains("nr_hugepages"));
+        assert_eq!(of_reserve(64 << 21), Finding::good("huge pages, 2m", "128M reserved and free"));
+    }
+}

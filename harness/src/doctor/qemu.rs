@@ -1,0 +1,44 @@
+//! The QEMU that `--vmm qemu` takes.
+
+use super::Finding;
+use crate::backend::Backend;
+use crate::backend::qemu::{Accelerator, ProbeError, Qemu, find};
+
+const TOPIC: &str = "QEMU";
+
+/// Looks for it, and asks it.
+pub fn examine() -> Finding {
+    match find() {
+        None => Finding::limited(
+            TOPIC,
+            "not found in ci/.qemu/bin or $PATH",
+            "only --vmm qemu needs it: run ci/install-qemu in a working tree, or give a path",
+        ),
+        Some(path) => told(Qemu::at(&path, Accelerator::default())),
+    }
+}
+
+fn told(asked: Result<Qemu, ProbeError>) -> Finding {
+    match asked {
+        Ok(qemu) => Finding::good(TOPIC, qemu.title()),
+        Err(e) => Finding::limited(
+            TOPIC,
+            e.to_string(),
+            "only --vmm qemu needs it: run ci/install-qemu, or give the path of another",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Health;
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_answer_is_a_limit() {
+        let asked = Qemu::at(std::path::Path::new("/bin/true"), Accelerator::default());
+        let finding = told(asked);
+        assert_eq!(finding.health, Health::Limited);
+        assert!(finding.seen.contains("does not answer as QEMU"), "{finding:?}");
+    }
+}

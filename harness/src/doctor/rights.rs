@@ -1,0 +1,63 @@
+//! What this user may do.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::Finding;
+use crate::run::cgroup;
+
+/// Descriptors that a run with some cases at a time is at ease with.
+const DESCRIPTORS: u64 = 1024;
+
+/// Looks at it.
+pub fn examine() -> Vec<Finding> {
+    let root = nix::unistd::geteuid().is_root();
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    vec![of_user(root), of_cgroup(cgroup::unmet()), of_descriptors(descriptors)]
+}
+
+fn of_user(root: bool) -> Finding {
+    match root {
+        true => Finding::good("user", "root"),
+        false => Finding::limited(
+            "user",
+            "not root: no mounts, and RAM is compared by content and inode, not by page frame",
+            "as root (sudo, or a privileged container) nothing of that is left out",
+        ),
+    }
+}
+
+fn of_cgroup(unmet: Option<String>) -> Finding {
+    match unmet {
+        None => Finding::good("memory cgroup", "can be made"),
+        Some(why) => Finding::limited(
+            "memory cgroup",
+            why,
+            "be root with a writable cgroup file system; under systemd: systemd-run --scope -p Delegate=yes cpr-harness …",
+        ),
+    }
+}
+
+fn of_descriptors(soft: u64) -> Finding {
+    let seen = format!("{soft} descriptors at a time");
+    match soft < DESCRIPTORS {
+        true => Finding::limited("limits", seen, format!("ulimit -n {DESCRIPTORS}")),
+        false => Finding::good("limits", seen),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Health;
+    use super::*;
+
+    #[test]
+    fn what_is_not_allowed_is_a_limit_and_says_what_to_do() {
+        for finding in [of_user(false), of_cgroup(Some("no".into())), of_descriptors(256)] {
+            assert_eq!(finding.health, Health::Limited);
+            assert!(!finding.advice.is_empty());
+        }
+        for finding in [of_user(true), of_cgroup(None), of_descriptors(4096)] {
+            assert_eq!(finding.health, Health::Good);
+        }
+    }
+}
