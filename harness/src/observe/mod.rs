@@ -6,6 +6,7 @@ pub mod frames;
 pub mod mailbox;
 pub mod maps;
 pub mod observation;
+pub mod phases;
 pub mod poll;
 pub mod process;
 pub mod qmp;

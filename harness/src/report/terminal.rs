@@ -243,6 +243,7 @@ mod tests {
             failed_step: Some("step 3 (migrate)".into()),
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
+            phases: Vec::new(),
             took: Duration::from_millis(420),
             failed_updates: Vec::new(),
             heard: Vec::new(),

@@ -101,6 +101,7 @@ fn run_in_thread(
             }
             report.updates = session.updates;
             report.blackouts = std::mem::take(&mut session.blackouts);
+            report.phases = std::mem::take(&mut session.phases);
             report.failed_updates = std::mem::take(&mut session.failed_updates);
             report.refusals = std::mem::take(&mut session.refusals);
             report.kills = std::mem::take(&mut session.kills);

@@ -21,13 +21,14 @@ use super::serial::SerialClient;
 use super::verdict::{FailedUpdate, Heard, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
-use super::{EnvironmentError, Options, limit, own_binary};
+use super::{EnvironmentError, Options, limit, own_binary, timeline};
 use crate::backend::{Files, Launch};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
 use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
 use crate::observe::observation::{Observation, Subject};
+use crate::observe::phases::{self, UpdatePhases};
 use crate::observe::process::Executable;
 use crate::observe::qmp::{self, Qmp};
 use crate::scenario::{Case, Inject};
@@ -86,6 +87,8 @@ pub struct Session<'a> {
     pub serial_next: Arc<AtomicU32>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
+    /// The phases of updates that succeeded, where the VMM tells them.
+    pub phases: Vec<UpdatePhases>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
     /// What the guest noticed of updates that were refused.
@@ -254,6 +257,7 @@ impl<'a> Session<'a> {
             serial: None,
             serial_next: Arc::default(),
             blackouts: Vec::new(),
+            phases: Vec::new(),
             failed_updates: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
@@ -331,12 +335,14 @@ impl<'a> Session<'a> {
             before: before.as_ref(),
             after: &after,
         });
+        let logged = log.since();
         self.evidence.collect();
-        if let (Some(measuring), true) = (self.measuring.take(), findings.is_empty())
-            && action.updated()
-        {
-            self.blackouts.extend(measuring.end(&after.page));
+        let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
+        let blackout = measured.and_then(|measuring| measuring.end(&after.page));
+        if action.updated() {
+            self.note_phases(&logged, blackout);
         }
+        self.blackouts.extend(blackout);
         if *action == Action::Boot || action.updated() {
             self.memory_kib.push(after.memory_kib);
         }
@@ -347,6 +353,19 @@ impl<'a> Session<'a> {
         }
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
+    }
+
+    /// Notes the phases of the updates in `logged`, of which one had this blackout.
+    fn note_phases(&mut self, logged: &str, blackout: Option<Duration>) {
+        let lines = logged.lines().filter_map(|line| Some((timeline::stamped(line)?, line)));
+        let mut phases = phases::updates(lines);
+        if let Some(blackout) = blackout {
+            self.evidence.timeline.say("harness", phases::blackout_line(blackout));
+            if let [only] = phases.as_mut_slice() {
+                only.set_blackout(blackout);
+            }
+        }
+        self.phases.extend(phases);
     }
 
     /// Its own memory in KiB after boot, after the first update, and after the last.

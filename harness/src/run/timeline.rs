@@ -50,8 +50,7 @@ impl Timeline {
 
     /// What the VMM logged: at the time that stands in the line, where one does.
     pub fn say_stamped(&self, source: &str, line: &str) {
-        let stamp = first_stamp(line).and_then(parse_stamp);
-        self.say_at(stamp.map_or_else(clock::now, clock::wall_since_start), source, line);
+        self.say_at(stamped(line).unwrap_or_else(clock::now), source, line);
     }
 
     /// Writes it out, in order of time: logs are read later than they are written.
@@ -68,6 +67,11 @@ impl Timeline {
         }
         sorted.flush()
     }
+}
+
+/// The time that stands in a line.
+pub(super) fn stamped(line: &str) -> Option<Duration> {
+    first_stamp(line).and_then(parse_stamp).map(clock::wall_since_start)
 }
 
 /// The first word that looks like a date, in plain and in JSON logs.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Finding, damage, pid, progress, ram};
+use crate::observe::phases::UpdatePhases;
 
 /// The name under which the watchdog reports.
 pub const WATCHDOG: &str = "watchdog";
@@ -58,6 +59,9 @@ pub struct Report {
     pub updates: u32,
     /// The blackout of each update as its guest saw it, where it could be seen.
     pub blackouts: Vec<Duration>,
+    /// The phases of each update that succeeded, where the VMM tells them.
+    #[serde(default)]
+    pub phases: Vec<UpdatePhases>,
     /// The errors of updates that did not succeed, each once.
     #[serde(default)]
     pub failed_updates: Vec<FailedUpdate>,
@@ -138,6 +142,7 @@ impl Report {
             failed_step: None,
             updates: 0,
             blackouts: Vec::new(),
+            phases: Vec::new(),
             failed_updates: Vec::new(),
             heard: Vec::new(),
             refusals: Vec::new(),

@@ -22,7 +22,7 @@ use crate::vcpu::{
 pub(super) fn power_on(machine: &Machine, host: SerialHost) -> Result<KvmPart, MachineError> {
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
     let entry = boot::load(machine.ram.memory(), image, &machine.config.cmdline)?;
-    assemble(machine, host, None, Some(entry))
+    assemble(machine, host, None, Some(entry), &mut |_| ())
 }
 
 /// A machine as it was saved.
@@ -30,8 +30,9 @@ pub(super) fn restored(
     machine: &Machine,
     host: SerialHost,
     state: RestoredState,
+    before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
-    assemble(machine, host, Some(state), None)
+    assemble(machine, host, Some(state), None, before)
 }
 
 struct Parts<'a> {
@@ -53,6 +54,7 @@ fn assemble(
     host: SerialHost,
     state: Option<RestoredState>,
     entry: Option<boot::PvhEntry>,
+    before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
     require(&machine.kvm)?;
     install_kick_handler()
@@ -77,6 +79,7 @@ fn assemble(
     };
     let mut steps = in_order(STEPS, &CONSTRAINTS).into_iter();
     for step in steps.by_ref().take_while(|step| *step != Step::Run) {
+        before(step);
         let began = Instant::now();
         #[cfg(feature = "failpoints")]
         crate::failpoints::Point::before(step).map_or(Ok(()), crate::failpoints::at)?;

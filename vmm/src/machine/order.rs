@@ -34,6 +34,9 @@ use Step::*;
 pub const STEPS: [Step; 10] =
     [Memslots, CreateIrqchip, CreatePit, CreateVcpus, Devices, Vcpus, Irqchip, Pit, Clock, Run];
 
+/// The first step that saved state goes into: before it a machine is as after power-on.
+pub const FIRST_WITH_STATE: Step = Devices;
+
 /// "`first` comes before `then`": the reason is what goes wrong otherwise.
 pub const CONSTRAINTS: [Constraint<Step>; 12] = [
     Constraint::new(
@@ -94,6 +97,13 @@ mod tests {
         for constraint in CONSTRAINTS {
             assert!(constraint.holds(&STEPS), "{constraint:?}");
         }
+    }
+
+    #[test]
+    fn everything_is_created_before_state_goes_into_it() {
+        let created = [Memslots, CreateIrqchip, CreatePit, CreateVcpus];
+        let first = STEPS.iter().position(|step| *step == FIRST_WITH_STATE);
+        assert_eq!(first.map(|first| &STEPS[..first]), Some(&created[..]));
     }
 
     #[test]

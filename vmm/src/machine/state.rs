@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
+use super::order::Step;
 use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
 use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
@@ -150,9 +151,15 @@ impl Machine {
         Ok(RestoredState { devices, vcpus, platform })
     }
 
-    /// Assembles the machine as it was saved; the vCPUs wait for [`Machine::resume`].
-    pub fn restore(&mut self, host: SerialHost, state: RestoredState) -> Result<(), MachineError> {
-        self.kvm_part = Some(assembly::restored(self, host, state)?);
+    /// Assembles the machine as it was saved, and says so `before` each step; the vCPUs wait for
+    /// [`Machine::resume`].
+    pub fn restore(
+        &mut self,
+        host: SerialHost,
+        state: RestoredState,
+        before: &mut dyn FnMut(Step),
+    ) -> Result<(), MachineError> {
+        self.kvm_part = Some(assembly::restored(self, host, state, before)?);
         Ok(())
     }
 }

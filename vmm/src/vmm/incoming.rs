@@ -13,6 +13,7 @@ use cpr_qmp::run_state::RunState;
 use super::{Finishing, Vmm};
 use crate::devices::serial::SerialHost;
 use crate::machine::MachineError;
+use crate::machine::order::FIRST_WITH_STATE;
 use crate::migration::channel::{self, ChannelError};
 use crate::migration::cpr::fall_back::ArmError;
 use crate::migration::cpr::helper::AdoptedHelper;
@@ -127,7 +128,12 @@ impl Vmm {
         phases.done(&"read");
         // Before what can fail: then it ends.
         let helper = cpr.helper.and_then(AdoptedHelper::adopt);
-        self.machine.restore(host, state).map_err(machine)?;
+        let mut before = |step| {
+            if step == FIRST_WITH_STATE {
+                phases.stamp("created");
+            }
+        };
+        self.machine.restore(host, state, &mut before).map_err(machine)?;
         phases.done(&"build");
         if !planted!(ForgetEvents) {
             self.machine.put_back_events(cpr.pending_events);

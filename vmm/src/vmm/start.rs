@@ -152,7 +152,7 @@ impl Vmm {
             None => Server::none(),
         };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
-        machine.restore(host, state)?;
+        machine.restore(host, state, &mut |_| ())?;
         machine.connect_irqfd();
         machine.set_run_state(RunState::Paused);
         let paused = config.paused;

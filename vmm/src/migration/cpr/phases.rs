@@ -1,5 +1,5 @@
-//! When the steps of a take-over were done, for the log; and which was the last, for the error of
-//! one that is never done.
+//! When the steps of an update were done, for the log; and which of a take-over was the last, for
+//! the error of one that is never done.
 
 use std::fmt;
 use std::ptr;
@@ -38,15 +38,25 @@ pub struct Phases {
 }
 
 impl Phases {
-    /// The first stamp: `main` has begun.
+    /// Of an update in the old process: no stamp yet.
+    pub fn outgoing() -> Self {
+        Self { stamps: Vec::with_capacity(8) }
+    }
+
+    /// Of a take-over. The first stamp: `main` has begun.
     pub fn begin() -> Self {
         Self { stamps: vec![("main", monotonic_ns())] }
+    }
+
+    /// One more that no error names.
+    pub fn stamp(&mut self, what: &'static str) {
+        self.stamps.push((what, monotonic_ns()));
     }
 
     /// One more.
     pub fn done(&mut self, what: &'static &'static str) {
         LAST.store(ptr::from_ref(what).cast_mut(), Ordering::Relaxed);
-        self.stamps.push((what, monotonic_ns()));
+        self.stamp(what);
     }
 
     /// The take-over is over.

@@ -26,6 +26,7 @@ use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
 use super::helper::MmHelper;
 use super::named_fds::OutgoingFds;
+use super::phases::Phases;
 use super::publish::{PublishError, Published};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
@@ -273,6 +274,7 @@ impl Walk<'_> {
         #[cfg(feature = "failpoints")]
         crate::failpoints::set_helper(helper.as_ref().map_or(0, |helper| helper.pid().as_raw()));
         fail_point!(Pause);
+        let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
         let paused_ns = monotonic_ns();
         if paused.before.is_running() {
@@ -288,6 +290,7 @@ impl Walk<'_> {
             }
         }
         let saved = Saved::save(&paused, channel, saved_fd)?;
+        phases.stamp("save");
         self.qmp.flush();
         let serial = SerialHandOver::of(&paused);
         let mut fds = outgoing_fds(&paused, &serial, self.qmp, self.log);
@@ -326,7 +329,14 @@ impl Walk<'_> {
         }
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
-        tracing::info!(command = command.name(), "cpr_exec");
+        phases.stamp("publish");
+        let pause_us = paused_ns.saturating_sub(pausing_ns) / 1000;
+        tracing::info!(
+            command = command.name(),
+            pause_us,
+            phases = phases.since(paused_ns),
+            "cpr_exec"
+        );
         Err(published.exec(&command).into())
     }
 }
