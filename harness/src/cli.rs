@@ -12,8 +12,10 @@ mod catalogue;
 mod conform;
 mod guests;
 mod replay;
+mod report;
 mod run;
 mod selection;
+mod show;
 mod vmm;
 
 /// Some case failed.
@@ -39,6 +41,10 @@ enum Command {
     List(selection::Selection),
     /// Run the case of an evidence folder again.
     Replay(replay::Replay),
+    /// Tell what is in an evidence folder: what happened, when, and who says so.
+    Show(show::Show),
+    /// Make reports of runs that have been.
+    Report(report::Report),
     /// Be the VMM (`vmm --help` tells its options).
     #[command(disable_help_flag = true)]
     Vmm {
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run::main(&run),
         Command::List(selection) => selection::list(&selection),
         Command::Replay(replay) => replay::main(&replay),
+        Command::Show(show) => show::main(&show),
+        Command::Report(report) => report::main(&report),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
         Command::Bench(bench) => bench::main(&bench),
