@@ -15,9 +15,11 @@ mod examples;
 mod guests;
 mod new;
 mod replay;
+mod report;
 mod run;
 mod selection;
 mod shell;
+mod show;
 mod vmm;
 
 /// Some case failed.
@@ -53,6 +55,10 @@ enum Command {
     /// Run the case of an evidence folder again.
     #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
+    /// Tell what is in an evidence folder: what happened, when, and who says so.
+    Show(show::Show),
+    /// Make reports of runs that have been.
+    Report(report::Report),
     /// Be the VMM (`vmm --help` tells its options).
     #[command(disable_help_flag = true)]
     Vmm {
@@ -124,6 +130,8 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run::main(&run),
         Command::List(selection) => selection::list(&selection),
         Command::Replay(replay) => replay::main(&replay),
+        Command::Show(show) => show::main(&show),
+        Command::Report(report) => report::main(&report),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
         Command::Bench(bench) => bench::main(&bench),

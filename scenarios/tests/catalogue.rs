@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cpr_harness::backend::cpr_vmm::CprVmm;
-use cpr_harness::catalogue::trial::{self, Outcome};
+use cpr_harness::catalogue::trial::{self, Outcome, Tried};
 use cpr_harness::catalogue::{self, BugClass, table};
 use cpr_harness::run::Options;
 use cpr_harness::scenario::Case;
@@ -52,11 +52,13 @@ fn caught(
     vmm: &CprVmm,
     options: &Options,
 ) -> Result<Completion, Failed> {
-    match trial::planted(class, case, vmm, options) {
+    let Tried { outcome, to_type } = trial::planted(class, case, vmm, options);
+    match outcome {
         outcome if outcome.is_caught_by(&class.checks) => Ok(Completion::Completed),
         Outcome::NotRun(why) => support::ignored(&why),
         outcome => {
-            Err(format!("{}: {outcome:?}, not caught by {:?}", case.name, class.checks).into())
+            let why = format!("{}: {outcome:?}, not caught by {:?}", case.name, class.checks);
+            Err([vec![why], to_type].concat().join("\n").into())
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Trying out one class: its case with and without the planted bug.
 
+use std::slice;
 use std::sync::Arc;
 
 use super::need::Need;
@@ -52,9 +53,26 @@ impl Outcome {
     }
 }
 
+/// What came of a case, and the lines to type if that is wrong.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How to run it again, and how to read what happened; empty if it did not run.
+    pub to_type: Vec<String>,
+}
+
+impl From<Report> for Tried {
+    fn from(report: Report) -> Self {
+        let outcome = Outcome::from(&report);
+        let ran = !matches!(report.verdict, Verdict::Ignored(_));
+        Self { outcome, to_type: if ran { report.to_type() } else { Vec::new() } }
+    }
+}
+
 /// Runs `case` as it is.
-pub fn clean(case: &Case, options: &Options) -> Outcome {
-    Outcome::from(&case::run(case, options))
+pub fn clean(case: &Case, options: &Options) -> Tried {
+    case::run(case, options).into()
 }
 
 /// Why this host cannot show the bug of `class`, if it cannot.
@@ -63,27 +81,27 @@ pub fn unmet(class: &BugClass) -> Option<Outcome> {
 }
 
 /// Runs `case` with the bug of `class` in `vmm`.
-pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -> Outcome {
-    if let Some(unmet) = unmet(class) {
-        return unmet;
+pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -> Tried {
+    if let Some(outcome) = unmet(class) {
+        return Tried { outcome, to_type: Vec::new() };
     }
-    let argument = ["--plant".to_owned(), class.planted.clone()];
-    let vmm = match class.in_process {
-        InProcess::Both => vmm.clone().with(&argument),
-        InProcess::New => vmm.clone().with_new(&argument),
+    let argument = format!("--plant={}", class.planted);
+    let (vmm, option) = match class.in_process {
+        InProcess::Both => (vmm.clone().with(slice::from_ref(&argument)), "--vmm-arg"),
+        InProcess::New => (vmm.clone().with_new(slice::from_ref(&argument)), "--new-vmm-arg"),
     };
     let options = Options {
         backend: Arc::new(vmm),
         evidence: options.evidence.join("planted").join(&class.planted),
-        vmm_option: format!(" (with the bug {} planted)", class.planted),
+        vmm_option: format!(" {option}={argument}"),
         ..options.clone()
     };
-    let mut outcome = Outcome::from(&case::run(case, &options));
+    let mut tried = Tried::from(case::run(case, &options));
     for _ in 1..class.runs {
-        if outcome != Outcome::Passed {
+        if tried.outcome != Outcome::Passed {
             break;
         }
-        outcome = Outcome::from(&case::run(case, &options));
+        tried = case::run(case, &options).into();
     }
-    outcome
+    tried
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{FAILED, Stop};
 use crate::backend::cpr_vmm::CprVmm;
-use crate::catalogue::trial::{self, Outcome};
+use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, signals};
@@ -98,22 +98,23 @@ impl Seen {
         }
         let mut troubles = Vec::new();
         for _ in 0..clean {
-            match trial::clean(case, options) {
+            let tried = trial::clean(case, options);
+            match tried.outcome {
                 Outcome::Passed => self.clean += 1,
                 Outcome::NotRun(why) => {
                     self.ignored += 1;
                     say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
                     return;
                 }
-                trouble => {
+                _ => {
                     self.clean += 1;
                     self.alarms += 1;
-                    troubles.push(trouble);
+                    troubles.push(tried);
                 }
             }
         }
         self.classes += 1;
-        let planted = trial::planted(class, case, vmm, options);
+        let Tried { outcome: planted, to_type } = trial::planted(class, case, vmm, options);
         let (caught, how) = match &planted {
             Outcome::Passed => (false, "NOT NOTICED".to_owned()),
             Outcome::NotRun(why) => (false, format!("not run: {why}")),
@@ -133,8 +134,12 @@ impl Seen {
             case.name,
             format!("{good} of {clean} pass")
         ));
-        for trouble in troubles {
-            say(format_args!("    clean: {trouble:?}"));
+        for Tried { outcome, to_type } in troubles {
+            say(format_args!("    clean: {outcome:?}"));
+            to_type.iter().for_each(|line| say(format_args!("    {line}")));
+        }
+        if !caught {
+            to_type.iter().for_each(|line| say(format_args!("    {line}")));
         }
     }
 

@@ -72,7 +72,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         say(format_args!("{case}: {outcome}"));
         if matches!(outcome, Outcome::Unlisted(_)) {
             for report in [&pair.0, &pair.1].iter().filter(|r| r.verdict != Verdict::Pass) {
-                say(format_args!("  replay: {}", report.replay));
+                report.to_type().iter().for_each(|line| say(format_args!("  {line}")));
             }
         }
         broken |=

@@ -1,15 +1,17 @@
 //! `replay`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Parser};
 
 use super::Stop;
-use super::run::run_cases;
+use super::run::{options, run_cases};
 use super::vmm::Vmm;
-use crate::scenario::parse;
+use crate::report::folder;
+use crate::report::stdout::say;
+use crate::run::Report;
+use crate::run::start::Start;
 
 #[derive(Args)]
 pub(super) struct Replay {
@@ -22,13 +24,103 @@ pub(super) struct Replay {
     evidence: Option<PathBuf>,
 }
 
+/// The VMM options that were recorded.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Recorded {
+    #[command(flatten)]
+    vmm: Vmm,
+}
+
 /// Runs it.
 pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
-    let path = replay.folder.join("case.toml");
-    let text = fs::read_to_string(&path)
-        .map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))?;
-    let case = parse::parse_case(&path.display().to_string(), &text).map_err(Stop::usage)?;
+    let (case, start) = folder::to_replay(&replay.folder).map_err(Stop::usage)?;
+    let recorded = folder::verdict(&replay.folder);
     let beside = || replay.folder.parent().unwrap_or(Path::new(".")).join("replay");
     let evidence = replay.evidence.clone().unwrap_or_else(beside);
-    run_cases(&[case], 1, &replay.vmm, evidence, false, None)
+    let again = match &start {
+        Some(start) if !replay.vmm.is_chosen() => {
+            let mut vmm = parsed(start)?;
+            vmm.keep = replay.vmm.keep;
+            Some(vmm)
+        }
+        _ => None,
+    };
+    let options = options(again.as_ref().unwrap_or(&replay.vmm), evidence)?;
+    match start {
+        None => say("what it was run on is not recorded"),
+        Some(start) => {
+            start.differences(&Start::now(&case, &options)).iter().for_each(say);
+        }
+    }
+    let ran = run_cases(std::slice::from_ref(&case), 1, &options, false, None)?;
+    if let Some(entry) = ran.record.cases.first() {
+        say(compared(recorded.as_ref(), &entry.report));
+    }
+    Ok(ran.code)
+}
+
+/// The options of the VMM as they were then.
+fn parsed(start: &Start) -> Result<Vmm, Stop> {
+    let option = &start.vmm_option;
+    let wrong = |why: &dyn std::fmt::Display| {
+        let why = why.to_string();
+        let why = why.lines().next().unwrap_or_default().to_owned();
+        Stop::usage(format!(
+            "the recorded options of the VMM `{}` cannot be used ({why}): give others",
+            option.trim()
+        ))
+    };
+    let words = shlex::split(option).ok_or_else(|| wrong(&"a quote is open"))?;
+    Recorded::try_parse_from(words).map(|recorded| recorded.vmm).map_err(|e| wrong(&e))
+}
+
+/// Whether it ended as it did then.
+fn compared(recorded: Option<&Report>, now: &Report) -> String {
+    match recorded.map(Report::ended) {
+        None => "no verdict was recorded".to_owned(),
+        Some(was) if was == now.ended() => format!("same verdict as recorded: {was}"),
+        Some(was) => format!("verdict differs: was {was}, is {}", now.ended()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Finding;
+    use crate::run::Verdict;
+
+    fn report(verdict: Verdict) -> Report {
+        let failed_step = Some("step 3 (migrate)".to_owned());
+        let failed_step = failed_step.filter(|_| matches!(verdict, Verdict::Fail(_)));
+        Report { verdict, failed_step, ..Report::of("a/b", String::new(), String::new()) }
+    }
+
+    #[test]
+    fn a_verdict_is_the_checks_and_the_step() {
+        let failed = |checks: &[&str], message: &str| {
+            let findings = checks.iter().map(|check| Finding::new(check, message)).collect();
+            report(Verdict::Fail(findings))
+        };
+        let one = failed(&["fds", "leftovers"], "descriptor 7 is new");
+        let alike = failed(&["leftovers", "fds"], "descriptor 9 is new");
+        let other = failed(&["pid"], "is gone");
+        let elsewhere = Report { failed_step: Some("step 4 (wait)".into()), ..one.clone() };
+        let told = [
+            compared(Some(&one), &alike),
+            compared(Some(&one), &other),
+            compared(Some(&one), &elsewhere),
+            compared(Some(&report(Verdict::Pass)), &one),
+            compared(Some(&one), &report(Verdict::Ignored("needs /dev/kvm".into()))),
+            compared(None, &one),
+        ];
+        insta::assert_snapshot!(told.join("\n"), @r"
+        same verdict as recorded: fds, leftovers failed at step 3 (migrate)
+        verdict differs: was fds, leftovers failed at step 3 (migrate), is pid failed at step 3 (migrate)
+        verdict differs: was fds, leftovers failed at step 3 (migrate), is fds, leftovers failed at step 4 (wait)
+        verdict differs: was passed, is fds, leftovers failed at step 3 (migrate)
+        verdict differs: was fds, leftovers failed at step 3 (migrate), is ignored (needs /dev/kvm)
+        no verdict was recorded
+        ");
+    }
 }

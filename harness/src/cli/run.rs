@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
 use crate::conform::differences::Differences;
 use crate::report::errors::{Errors, Wish};
+use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
 use crate::run::{Options, Patience, orphans, schedule, signals};
@@ -32,6 +34,8 @@ pub(super) struct Run {
     /// A case that cannot run here is an error (exit status 3).
     #[arg(long)]
     require_all: bool,
+    #[command(flatten)]
+    files: Files,
     /// Write the table of all errors that operators read; takes a run of all cases.
     #[arg(long, value_name = "FILE", conflicts_with = "check_errors")]
     errors: Option<PathBuf>,
@@ -45,16 +49,14 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let count = set.cases.len();
     let errors = errors_table(run)?;
+    run.files.try_out()?;
+    let options = options(&run.vmm, run.evidence.clone())?;
     let noun = if count == 1 { "case" } else { "cases" };
     say(format_args!("{count} {noun} from {}", set.origin));
-    run_cases(
-        &set.cases,
-        run.jobs.unwrap_or_else(cores),
-        &run.vmm,
-        run.evidence.clone(),
-        run.require_all,
-        errors,
-    )
+    let jobs = run.jobs.unwrap_or_else(cores);
+    let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
+    run.files.write(&ran.record)?;
+    Ok(ran.code)
 }
 
 /// The table of errors that is to be written or compared.
@@ -72,38 +74,54 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
 }
 
-/// Runs these cases and tells of them.
-pub(super) fn run_cases(
-    cases: &[Case],
-    jobs: usize,
-    vmm: &Vmm,
-    evidence: PathBuf,
-    require_all: bool,
-    mut errors: Option<Errors>,
-) -> Result<ExitCode, Stop> {
-    signals::guard();
-    orphans::adopt();
-    let options = Options {
+/// What cases run with.
+pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, Stop> {
+    Ok(Options {
         backend: backend(vmm)?,
         evidence,
         keep: vmm.keep,
         patience: Patience::default(),
         vmm_option: vmm_option(vmm),
-    };
+    })
+}
+
+/// What came of a run.
+pub(super) struct Ran {
+    /// All of it.
+    pub(super) record: Record,
+    /// With what the harness ends.
+    pub(super) code: ExitCode,
+}
+
+/// Runs these cases and tells of them.
+pub(super) fn run_cases(
+    cases: &[Case],
+    jobs: usize,
+    options: &Options,
+    require_all: bool,
+    mut errors: Option<Errors>,
+) -> Result<Ran, Stop> {
+    signals::guard();
+    orphans::adopt();
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
     let mut differences = Differences::embedded().map_err(Stop::usage)?;
+    let mut record = Record::new(record::Run::now(options));
     let began = Instant::now();
-    schedule::run(cases, jobs, &options, |report| {
-        let case = cases.iter().find(|case| case.name == report.case);
-        if let (Some(errors), Some(case)) = (&mut errors, case) {
-            errors.case(case, &report);
+    schedule::run(cases, jobs, options, |report| {
+        let known = differences.of_failure(options.backend.name(), &report);
+        if let Some(case) = cases.iter().find(|case| case.name == report.case) {
+            if let Some(errors) = &mut errors {
+                errors.case(case, &report);
+            }
+            record.add(case, &report, &known, &options.evidence);
         }
-        match differences.of_failure(options.backend.name(), &report) {
+        match known {
             Some(names) => terminal.known(&report, names),
             None => terminal.case(report),
         }
     });
+    record.runs.iter_mut().for_each(|run| run.took = began.elapsed());
     terminal.finish(began.elapsed());
     let (told, same) = match errors.map(|errors| errors.finish()) {
         None => (Vec::new(), true),
@@ -111,10 +129,15 @@ pub(super) fn run_cases(
             .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
     };
     told.iter().for_each(say);
+    Ok(Ran { record, code: exit_code(&terminal, same, require_all) })
+}
+
+/// With what the harness ends; `same`: so is the table of errors.
+pub(super) fn exit_code(terminal: &Terminal, same: bool, require_all: bool) -> ExitCode {
     let broken = terminal.any_broken() || require_all && terminal.any_missed();
-    Ok(ExitCode::from(match (terminal.any_failed() || !same, broken) {
+    ExitCode::from(match (terminal.any_failed() || !same, broken) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,
-    }))
+    })
 }

@@ -162,7 +162,7 @@ mod tests {
                 error: "no".into(),
             }],
             heard: vec![Heard { step: "step 2 (stop)".into(), events }],
-            ..Report::of("a/b", String::new())
+            ..Report::of("a/b", String::new(), String::new())
         }
     }
 

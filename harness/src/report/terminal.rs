@@ -61,6 +61,11 @@ impl Terminal {
         if report.kept.is_some() {
             details(report).iter().for_each(|line| self.line(line));
         }
+        self.count_known(report, differences);
+    }
+
+    /// Counts one that has, and prints nothing.
+    pub fn count_known(&mut self, report: &Report, differences: BTreeSet<String>) {
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
         for name in differences {
@@ -75,6 +80,11 @@ impl Terminal {
         for line in details(&report) {
             self.line(&line);
         }
+        self.count(report);
+    }
+
+    /// Counts one that is done, and prints nothing.
+    pub fn count(&mut self, report: Report) {
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
         self.ratios.extend(report.refusals.iter().map(Refusal::ratio));
@@ -120,7 +130,8 @@ impl Terminal {
         text.push_str(&format!("\nVMs lost: {}", self.lost));
         text.extend(self.refusals());
         for report in &self.failed {
-            text.push_str(&format!("\nfailed: {}\n  replay: {}", report.case, report.replay));
+            text.push_str(&format!("\nfailed: {}", report.case));
+            text.extend(report.to_type().into_iter().map(|line| format!("\n  {line}")));
         }
         text
     }
@@ -212,7 +223,7 @@ pub fn details(report: &Report) -> Vec<String> {
     if let Some((pid, socket)) = &report.kept {
         lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));
     }
-    lines.push(format!("        replay: {}", report.replay));
+    lines.extend(report.to_type().into_iter().map(|line| format!("        {line}")));
     lines
 }
 
@@ -261,6 +272,7 @@ mod tests {
             ],
             memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),
+            show: "cpr-harness show evidence/update/running".into(),
             kept: None,
         }
     }

@@ -68,7 +68,9 @@ pub fn run(case: &Case, options: &Options) -> Report {
 
 /// The report on a case that has not run yet.
 fn blank(case: &Case, options: &Options) -> Report {
-    Report::of(&case.name, replay_line(case, options))
+    let (program, folder) = harness_and_folder(case, options);
+    let replay = format!("{program} replay {folder}{}", options.vmm_option);
+    Report::of(&case.name, replay, format!("{program} show {folder}"))
 }
 
 fn run_in_thread(
@@ -121,7 +123,7 @@ fn run_in_thread(
 fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), EnvironmentError> {
     let steps = &session.case.steps;
     for (index, step) in steps.iter().enumerate() {
-        let label = format!("step {} ({})", index + 1, name(step));
+        let label = label(index, step);
         session.evidence.timeline.say("harness", &label);
         let done = session.step(step);
         report.heard.extend(session.heard(&label, done.is_err()));
@@ -191,6 +193,11 @@ fn fail(report: &mut Report, step: &str, findings: Vec<Finding>) {
     report.failed_step = Some(step.to_owned());
 }
 
+/// How the report calls a step.
+pub fn label(index: usize, step: &Step) -> String {
+    format!("step {} ({})", index + 1, name(step))
+}
+
 /// What a step is called in a scenario.
 fn name(step: &Step) -> String {
     let name = toml::Value::try_from(step).ok();
@@ -201,14 +208,20 @@ fn name(step: &Step) -> String {
     }
 }
 
-fn replay_line(case: &Case, options: &Options) -> String {
+/// What the harness is called here, and the folder of `case`, in words for a shell.
+fn harness_and_folder(case: &Case, options: &Options) -> (String, String) {
     let folder = options.evidence.join(evidence::folder_name(&case.name));
     let program = std::env::args_os().next().unwrap_or_default();
     let program = Path::new(&program);
     // The test target cannot replay; the harness can.
     let program = match program.file_name().and_then(|n| n.to_str()) {
-        Some("cpr-harness") => program.display().to_string(),
+        Some("cpr-harness") => quoted(&program.to_string_lossy()),
         _ => "cargo run --release -p cpr-harness --".to_owned(),
     };
-    format!("{program} replay {}{}", folder.display(), options.vmm_option)
+    (program, quoted(&folder.to_string_lossy()))
+}
+
+/// One word for a shell.
+pub fn quoted(word: &str) -> String {
+    shlex::try_quote(word).map_or_else(|_| word.to_owned(), std::borrow::Cow::into_owned)
 }

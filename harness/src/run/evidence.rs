@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
-use serde_json::json;
 
-use super::timeline::Timeline;
+use super::start::{START, Start};
+use super::timeline::{TIMELINE, Timeline};
 use super::verdict::Report;
 use super::{EnvironmentError, Options};
 use crate::backend::{Files, Image};
@@ -17,8 +16,10 @@ use crate::check::startup::Startup;
 use crate::observe::observation::Observation;
 use crate::scenario::Case;
 
+/// The case, everything decided.
+pub const CASE: &str = "case.toml";
 /// The report on the case, as JSON.
-pub(super) const VERDICT: &str = "verdict.json";
+pub const VERDICT: &str = "verdict.json";
 
 /// The folder of a case and what is being written there.
 pub struct Evidence {
@@ -41,22 +42,10 @@ impl Evidence {
             .map_err(|_| EnvironmentError::InUse(folder.clone()))?;
         empty(&folder)?;
         let case_text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
-        write(&folder, "case.toml", &format!("# {}\n{case_text}", case.name))?;
-        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let start = json!({
-            "case": case.name,
-            "seed": case.seed,
-            "started_unix": started.unwrap_or_default().as_secs_f64(),
-            "harness": env!("CARGO_PKG_VERSION"),
-            "backend": options.backend.name(),
-            "vmm": options.backend.binary(),
-            "vmm_version": options.backend.version(),
-            "vmm_option": options.vmm_option,
-            "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end(),
-            "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        });
-        write(&folder, "start.json", &format!("{start:#}\n"))?;
-        let path = folder.join("timeline.jsonl");
+        write(&folder, CASE, &format!("# {}\n{case_text}", case.name))?;
+        let start = serde_json::to_string_pretty(&Start::now(case, options)).unwrap_or_default();
+        write(&folder, START, &(start + "\n"))?;
+        let path = folder.join(TIMELINE);
         let timeline = Timeline::create(&path).map_err(EnvironmentError::file("create", &path))?;
         let tail = |source, file: &str| Tail { source, path: folder.join(file), read: 0 };
         let tails = vec![
@@ -131,7 +120,7 @@ impl Evidence {
     /// Writes the verdict and closes the time line.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
         self.collect();
-        let path = self.folder.join("timeline.jsonl");
+        let path = self.folder.join(TIMELINE);
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
         let verdict = serde_json::to_string_pretty(report).unwrap_or_default();
         write(&self.folder, VERDICT, &(verdict + "\n"))

@@ -28,6 +28,7 @@ pub mod schedule;
 pub mod serial;
 pub mod session;
 pub mod signals;
+pub mod start;
 pub mod steps;
 pub mod storm;
 mod stranger;

@@ -1,7 +1,7 @@
 //! One time line of everything that happened in a case, on one clock.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, LineWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -10,27 +10,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::observe::clock;
 
+/// The file in the evidence folder.
+pub const TIMELINE: &str = "timeline.jsonl";
+
+/// Who can say something; the second QMP client too.
+pub const SOURCES: [&str; 8] = [
+    "harness",
+    "qmp-sent",
+    "qmp-received",
+    "qmp-2-sent",
+    "qmp-2-received",
+    "vmm",
+    "console",
+    "serial",
+];
+
 /// One line of `timeline.jsonl`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
     /// Seconds since the harness started.
-    t: f64,
-    /// Who says it: `harness`, `qmp-sent`, `qmp-received`, `vmm`, `console`, `serial`.
-    source: String,
+    pub t: f64,
+    /// Who says it, one of [`SOURCES`].
+    pub source: String,
     /// What.
-    text: String,
+    pub text: String,
+}
+
+/// The entries in `text`, in order of time, and how many lines are none: the writer may have been
+/// killed in the middle of one.
+pub fn parse(text: &str) -> (Vec<Entry>, usize) {
+    let (mut entries, mut damaged) = (Vec::new(), 0);
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        match serde_json::from_str::<Entry>(line) {
+            Ok(entry) if entry.t.is_finite() => entries.push(entry),
+            Ok(_) | Err(_) => damaged += 1,
+        }
+    }
+    entries.sort_by(|a, b| a.t.total_cmp(&b.t));
+    (entries, damaged)
 }
 
 /// The time line while it is written.
 pub struct Timeline {
     path: PathBuf,
-    file: Mutex<BufWriter<File>>,
+    /// A line at a time: what has happened is known even if the harness is killed.
+    file: Mutex<LineWriter<File>>,
 }
 
 impl Timeline {
     /// A new time line at `path`.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        let file = Mutex::new(BufWriter::new(File::create(path)?));
+        let file = Mutex::new(LineWriter::new(File::create(path)?));
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -58,9 +88,7 @@ impl Timeline {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.flush()?;
         let text = std::fs::read_to_string(&self.path)?;
-        let mut entries: Vec<Entry> =
-            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        entries.sort_by(|a, b| a.t.total_cmp(&b.t));
+        let (entries, _) = parse(&text);
         let mut sorted = BufWriter::new(File::create(&self.path)?);
         for entry in &entries {
             writeln!(sorted, "{}", serde_json::to_string(entry)?)?;

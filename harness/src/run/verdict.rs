@@ -1,5 +1,6 @@
 //! What comes out of a case.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,9 @@ pub struct Report {
     pub took: Duration,
     /// How to run exactly this again.
     pub replay: String,
+    /// How to read what happened.
+    #[serde(default)]
+    pub show: String,
     /// The VM that was left up: PID and socket.
     pub kept: Option<(i32, String)>,
 }
@@ -134,8 +138,8 @@ pub struct Kill {
 }
 
 impl Report {
-    /// That on a case of which nothing is known but how to run it again.
-    pub fn of(case: &str, replay: String) -> Self {
+    /// That on a case of which nothing is known but how to run it again, and to read what happened.
+    pub fn of(case: &str, replay: String, show: String) -> Self {
         Self {
             case: case.to_owned(),
             verdict: Verdict::Pass,
@@ -150,6 +154,7 @@ impl Report {
             memory_kib: Vec::new(),
             took: Duration::ZERO,
             replay,
+            show,
             kept: None,
         }
     }
@@ -161,6 +166,28 @@ impl Report {
             [pid::NAME, progress::CHECK.name, damage::CHECK.name, ram::CHECK.name, WATCHDOG];
         let Verdict::Fail(findings) = &self.verdict else { return false };
         findings.iter().any(|finding| fatal.contains(&finding.check.as_str()))
+    }
+
+    /// How it ended, in words that are the same if it ends so again: the checks and the step.
+    pub fn ended(&self) -> String {
+        match &self.verdict {
+            Verdict::Pass => "passed".to_owned(),
+            Verdict::Fail(findings) => {
+                let checks: BTreeSet<&str> = findings.iter().map(|f| f.check.as_str()).collect();
+                let checks = checks.into_iter().collect::<Vec<_>>().join(", ");
+                let step = self.failed_step.as_deref().unwrap_or("no step");
+                format!("{checks} failed at {step}")
+            }
+            Verdict::Ignored(why) => format!("ignored ({why})"),
+            Verdict::Broken(why) => format!("not run ({why})"),
+        }
+    }
+
+    /// The two lines to type after a failure.
+    pub fn to_type(&self) -> Vec<String> {
+        let lines = [("replay", &self.replay), ("show", &self.show)];
+        let known = lines.into_iter().filter(|(_, line)| !line.is_empty());
+        known.map(|(what, line)| format!("{what}: {line}")).collect()
     }
 
     /// Median and largest blackout.
@@ -177,7 +204,7 @@ mod tests {
     use rstest::rstest;
 
     fn report(verdict: Verdict) -> Report {
-        Report { verdict, ..Report::of("", String::new()) }
+        Report { verdict, ..Report::of("", String::new(), String::new()) }
     }
 
     #[rstest]

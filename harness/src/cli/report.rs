@@ -1,0 +1,100 @@
+//! `report`, and the files that `run` writes too.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::Stop;
+use super::run::exit_code;
+use crate::report::merge::{Merged, merge};
+use crate::report::record::{self, Record};
+use crate::report::stdout::say;
+use crate::report::terminal::Terminal;
+use crate::report::{html, junit};
+
+#[derive(Args)]
+pub(super) struct Report {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Report on several runs as if they were one: shards of the cases.
+    Merge(Merge),
+}
+
+#[derive(Args)]
+struct Merge {
+    /// Files that `run --json` has written, and folders of evidence.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// A case that was not run, but could be, is an error (exit status 3).
+    #[arg(long)]
+    require_all: bool,
+}
+
+/// Reports for programs and for people.
+#[derive(Args)]
+pub(super) struct Files {
+    /// Write a record of the run, for `report merge` and other programs.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write JUnit XML, for GitLab, Jenkins and GitHub.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Write a page to look at.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+impl Files {
+    /// Makes sure that they can be written, before a long run.
+    pub(super) fn try_out(&self) -> Result<(), Stop> {
+        let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
+        for path in paths {
+            let opened = std::fs::File::options().append(true).create(true).open(path);
+            opened.map_err(|e| cannot(path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Writes those that are wanted.
+    pub(super) fn write(&self, record: &Record) -> Result<(), Stop> {
+        if let Some(path) = &self.json {
+            record.write(path).map_err(Stop::environment)?;
+        }
+        if let Some(path) = &self.junit {
+            let xml = junit::xml(record).map_err(|e| cannot(path, &e))?;
+            record::write(path, &xml).map_err(Stop::environment)?;
+        }
+        if let Some(path) = &self.html {
+            record::write(path, &html::page(record, path)).map_err(Stop::environment)?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot(path: &Path, why: &dyn std::fmt::Display) -> Stop {
+    Stop::environment(format!("cannot write {}: {why}", path.display()))
+}
+
+/// Runs it.
+pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
+    let What::Merge(Merge { runs, files, require_all }) = &report.what;
+    let Merged { record, remarks } = merge(runs).map_err(Stop::usage)?;
+    files.write(&record)?;
+    let mut terminal = Terminal::new(0, 0);
+    for entry in &record.cases {
+        match entry.known.is_empty() {
+            true => terminal.count(entry.report.clone()),
+            false => terminal.count_known(&entry.report, entry.known.clone()),
+        }
+    }
+    remarks.iter().for_each(say);
+    terminal.finish(record.took());
+    Ok(exit_code(&terminal, true, *require_all))
+}

@@ -1,0 +1,42 @@
+//! `show`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Stop;
+use crate::report::folder::Folder;
+use crate::report::show::{Sources, lines};
+use crate::report::stdout::say;
+use crate::report::{html, record};
+
+#[derive(Args)]
+pub(super) struct Show {
+    /// The evidence folder of the case.
+    folder: PathBuf,
+    /// Only what these say, such as harness,qmp-sent,qmp-received,vmm.
+    #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
+    source: Vec<String>,
+    /// Write a page instead, and print its path [default: case.html in the folder].
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    html: Option<Option<PathBuf>>,
+}
+
+/// Runs it.
+pub(super) fn main(show: &Show) -> Result<ExitCode, Stop> {
+    let folder = Folder::read(&show.folder).map_err(Stop::usage)?;
+    let sources = Sources::new(&show.source, &folder.timeline).map_err(Stop::usage)?;
+    if let Some(file) = &show.html {
+        let file = file.clone().unwrap_or_else(|| show.folder.join("case.html"));
+        let page = html::case_page(&folder, &sources, &file);
+        record::write(&file, &page).map_err(Stop::environment)?;
+        say(file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let width = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    let width = width.map(|(width, _)| usize::from(width.0));
+    lines(&folder, &sources, width).iter().for_each(say);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,174 @@
+//! An evidence folder, read: as far as it goes, for a VMM or a harness may have been killed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::run::evidence::{CASE, VERDICT};
+use crate::run::start::{START, Start};
+use crate::run::timeline::{self, Entry, TIMELINE};
+use crate::run::{Report, Verdict};
+use crate::scenario::{Case, ScenarioError, parse};
+
+/// Why a folder is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It is not one.
+    #[error(
+        "{folder} is no evidence folder, {file} is missing in it: `run` leaves one for each case in --evidence, such as evidence/update/stopped"
+    )]
+    NotEvidence {
+        /// What was given.
+        folder: PathBuf,
+        /// What is missing.
+        file: &'static str,
+    },
+    /// A file in it cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The case in it is damaged.
+    #[error(transparent)]
+    Case(#[from] ScenarioError),
+}
+
+/// What an evidence folder has.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The case.
+    pub case: Option<Case>,
+    /// On what it was run.
+    pub start: Option<Start>,
+    /// What came of it.
+    pub report: Option<Report>,
+    /// What happened, in order.
+    pub timeline: Vec<Entry>,
+    /// What is missing or damaged, each in one line.
+    pub troubles: Vec<String>,
+}
+
+impl Folder {
+    /// Reads the folder at `path`.
+    pub fn read(path: &Path) -> Result<Self, FolderError> {
+        let not_evidence = |file| FolderError::NotEvidence { folder: path.to_owned(), file };
+        let mut troubles = Vec::new();
+        if !path.is_dir() {
+            return Err(not_evidence(START));
+        }
+        let start = expected(path, START, &mut troubles)?;
+        let start: Option<Start> = start.and_then(|text| json(&text, START, &mut troubles));
+        let case = match optional(path, CASE)? {
+            None => {
+                troubles.push(format!("{CASE} is missing: it cannot be replayed"));
+                None
+            }
+            Some(text) => match parse::parse_case(CASE, &text) {
+                Ok(case) => Some(case),
+                Err(e) => {
+                    troubles.push(format!("the case cannot be read: {e}"));
+                    None
+                }
+            },
+        };
+        let report = match optional(path, VERDICT)? {
+            Some(text) => json(&text, VERDICT, &mut troubles),
+            None => {
+                troubles.push(format!(
+                    "{VERDICT} is missing: the harness was ended in the middle of the case"
+                ));
+                None
+            }
+        };
+        let (entries, damaged) = match expected(path, TIMELINE, &mut troubles)? {
+            Some(text) => timeline::parse(&text),
+            None => (Vec::new(), 0),
+        };
+        match damaged {
+            0 => {}
+            1 => troubles.push(format!("{TIMELINE} has a line that is cut off or damaged")),
+            n => troubles.push(format!("{TIMELINE} has {n} lines that are cut off or damaged")),
+        }
+        if start.is_none() && case.is_none() && report.is_none() && entries.is_empty() {
+            return Err(not_evidence(START));
+        }
+        Ok(Self { path: path.to_owned(), case, start, report, timeline: entries, troubles })
+    }
+
+    /// The name of the case.
+    pub fn name(&self) -> String {
+        let of_case = self.case.as_ref().map(|case| case.name.clone());
+        let of_report = || self.report.as_ref().map(|report| report.case.clone());
+        let of_start = || self.start.as_ref().map(|start| start.case.clone());
+        of_case.or_else(of_report).or_else(of_start).unwrap_or_else(|| "unknown case".to_owned())
+    }
+
+    /// The report; on a case that never ended, that it did not.
+    pub fn report_or_broken(&self) -> Report {
+        self.report.clone().unwrap_or_else(|| {
+            let folder = crate::run::case::quoted(&self.path.to_string_lossy());
+            let option = self.start.as_ref().map_or("", |start| start.vmm_option.as_str());
+            let replay = format!("cpr-harness replay {folder}{option}");
+            let show = format!("cpr-harness show {folder}");
+            let why = format!("no verdict in {}: the run was ended meanwhile", self.path.display());
+            let verdict = Verdict::Broken(why);
+            Report { verdict, ..Report::of(&self.name(), replay, show) }
+        })
+    }
+
+    /// Another file in it, as text; none if it is not there.
+    pub fn text(&self, name: &'static str) -> Option<String> {
+        optional(&self.path, name).ok().flatten()
+    }
+}
+
+/// The case of the evidence folder at `path`, and on what it was run, where that is known.
+pub fn to_replay(path: &Path) -> Result<(Case, Option<Start>), FolderError> {
+    let not_evidence = |file| FolderError::NotEvidence { folder: path.to_owned(), file };
+    let text = optional(path, CASE)?.ok_or_else(|| not_evidence(CASE))?;
+    let case = parse::parse_case(&path.join(CASE).display().to_string(), &text)?;
+    let start = optional(path, START)?.and_then(|text| serde_json::from_str(&text).ok());
+    Ok((case, start))
+}
+
+/// The verdict in the evidence folder at `path`, where there is one.
+pub fn verdict(path: &Path) -> Option<Report> {
+    serde_json::from_str(&optional(path, VERDICT).ok()??).ok()
+}
+
+/// A file that may be missing. Bytes that are no UTF-8 are replaced: guests say what they like.
+fn optional(folder: &Path, name: &'static str) -> Result<Option<String>, FolderError> {
+    let path = folder.join(name);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Read { path, source }),
+    }
+}
+
+/// A file whose lack is told.
+fn expected(
+    folder: &Path,
+    name: &'static str,
+    troubles: &mut Vec<String>,
+) -> Result<Option<String>, FolderError> {
+    let text = optional(folder, name)?;
+    if text.is_none() {
+        troubles.push(format!("{name} is missing"));
+    }
+    Ok(text)
+}
+
+fn json<T: serde::de::DeserializeOwned>(
+    text: &str,
+    name: &str,
+    troubles: &mut Vec<String>,
+) -> Option<T> {
+    serde_json::from_str(text).map_err(|e| troubles.push(format!("{name} is damaged: {e}"))).ok()
+}

@@ -1,0 +1,86 @@
+//! A run as JUnit XML, for GitLab, Jenkins and GitHub: one suite a theme.
+
+use std::time::Duration;
+
+use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+
+use super::record::{Entry, Record};
+use super::terminal::details;
+use crate::run::Verdict;
+
+/// The XML.
+pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
+    let mut report = quick_junit::Report::new("cpr-harness");
+    report.set_time(record.took());
+    let mut suites: Vec<TestSuite> = Vec::new();
+    for entry in &record.cases {
+        let suite = match suites.iter_mut().find(|suite| *suite.name == *entry.theme) {
+            Some(suite) => suite,
+            None => suites.push_mut(TestSuite::new(entry.theme.as_str())),
+        };
+        let time = suite.time.unwrap_or(Duration::ZERO) + entry.report.took;
+        suite.set_time(time);
+        suite.add_test_case(case(entry, record));
+    }
+    for suite in &mut suites {
+        for run in &record.runs {
+            suite.add_property(("vmm", run.vmm.title.as_str()));
+            suite.add_property(("harness", run.harness.as_str()));
+            suite.add_property(("kernel", run.kernel.as_str()));
+        }
+    }
+    report.add_test_suites(suites);
+    report.to_string()
+}
+
+fn case(entry: &Entry, record: &Record) -> TestCase {
+    let report = &entry.report;
+    let known: Vec<&str> = entry.known.iter().map(String::as_str).collect();
+    let status = match &report.verdict {
+        _ if !known.is_empty() => skipped(&format!("differs as is known: {}", known.join(", "))),
+        Verdict::Pass => TestCaseStatus::success(),
+        Verdict::Ignored(why) => skipped(why),
+        Verdict::Fail(findings) => {
+            let first = findings.first().map(ToString::to_string).unwrap_or_default();
+            let kind = findings.first().map(|finding| finding.check.clone());
+            not_good(NonSuccessKind::Failure, &first, kind, &details(report))
+        }
+        Verdict::Broken(why) => {
+            let kind = Some("broken".to_owned());
+            not_good(NonSuccessKind::Error, why, kind, std::slice::from_ref(why))
+        }
+    };
+    let name = report.case.split_once('/').map_or(report.case.as_str(), |(_, name)| name);
+    let mut case = TestCase::new(name, status);
+    case.set_classname(entry.theme.as_str());
+    case.set_time(report.took);
+    case.add_property(("summary", entry.summary.as_str()));
+    if record.runs.len() > 1
+        && let Some(run) = record.runs.get(entry.run)
+    {
+        case.add_property(("vmm", run.vmm.title.as_str()));
+    }
+    case
+}
+
+fn skipped(why: &str) -> TestCaseStatus {
+    let mut status = TestCaseStatus::skipped();
+    status.set_message(why);
+    status
+}
+
+fn not_good(
+    kind: NonSuccessKind,
+    message: &str,
+    check: Option<String>,
+    details: &[String],
+) -> TestCaseStatus {
+    let mut status = TestCaseStatus::non_success(kind);
+    status.set_message(message);
+    if let Some(check) = check {
+        status.set_type(check);
+    }
+    let lines: Vec<&str> = details.iter().map(|line| line.trim_start()).collect();
+    status.set_description(lines.join("\n"));
+    status
+}

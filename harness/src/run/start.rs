@@ -1,0 +1,152 @@
+//! What is noted of a case before it runs, and in what two runs of it differ.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::Options;
+use crate::scenario::Case;
+
+/// The file in the evidence folder.
+pub const START: &str = "start.json";
+
+/// On what a case was run, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The case.
+    pub case: String,
+    /// The guest's seed.
+    pub seed: u64,
+    /// When, in seconds since 1970.
+    pub started_unix: f64,
+    /// The harness's version.
+    pub harness: String,
+    /// The kind of VMM.
+    pub backend: String,
+    /// Its binary.
+    pub vmm: PathBuf,
+    /// Its version, where it has told one.
+    pub vmm_version: Option<String>,
+    /// How it was asked for on the command line.
+    #[serde(default)]
+    pub vmm_option: String,
+    /// The host's kernel.
+    pub kernel: String,
+    /// CPUs that the harness could use.
+    pub cpus: usize,
+}
+
+impl Start {
+    /// `case` is run now.
+    pub fn now(case: &Case, options: &Options) -> Self {
+        Self {
+            case: case.name.clone(),
+            seed: case.seed,
+            started_unix: unix_now(),
+            harness: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: options.backend.name().to_owned(),
+            vmm: options.backend.binary().to_owned(),
+            vmm_version: options.backend.version().map(str::to_owned),
+            vmm_option: options.vmm_option.clone(),
+            kernel: kernel(),
+            cpus: cpus(),
+        }
+    }
+
+    /// Name and version of the VMM, for people.
+    pub fn title(&self) -> String {
+        [Some(self.backend.as_str()), self.vmm_version.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// In what a run of the same case on `now` is another one, each in one line.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let unknown = || "of no known version".to_owned();
+        let version = |start: &Self| start.vmm_version.clone().unwrap_or_else(unknown);
+        let all = [
+            ("the harness", self.harness.clone(), now.harness.clone()),
+            ("the backend", self.backend.clone(), now.backend.clone()),
+            ("the VMM", version(self), version(now)),
+            ("the VMM's options", option(&self.vmm_option), option(&now.vmm_option)),
+            ("the kernel", self.kernel.clone(), now.kernel.clone()),
+            ("the number of CPUs", self.cpus.to_string(), now.cpus.to_string()),
+        ];
+        let differs = all.into_iter().filter(|(_, was, is)| was != is);
+        differs.map(|(what, was, is)| format!("{what} was {was}, is {is}")).collect()
+    }
+}
+
+fn option(text: &str) -> String {
+    match text.trim() {
+        "" => "none".to_owned(),
+        text => text.to_owned(),
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
+}
+
+/// The host's kernel.
+pub fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim_end().to_owned()
+}
+
+/// CPUs that this process may use.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Start {
+        Start {
+            case: "update/running".into(),
+            seed: 7,
+            started_unix: 1.0,
+            harness: "0.1.0".into(),
+            backend: "cpr-vmm".into(),
+            vmm: "/somewhere/cpr-harness".into(),
+            vmm_version: Some("0.1.0".into()),
+            vmm_option: String::new(),
+            kernel: "6.1.0".into(),
+            cpus: 2,
+        }
+    }
+
+    #[test]
+    fn the_same_machine_does_not_differ() {
+        let later = Start { started_unix: 2.0, vmm: "/elsewhere".into(), ..start() };
+        assert_eq!(start().differences(&later), [""; 0]);
+    }
+
+    #[test]
+    fn whatever_may_matter_is_told() {
+        let now = Start {
+            harness: "0.2.0".into(),
+            backend: "qemu".into(),
+            vmm_version: None,
+            vmm_option: " --vmm qemu".into(),
+            kernel: "6.2.0".into(),
+            cpus: 8,
+            ..start()
+        };
+        insta::assert_snapshot!(start().differences(&now).join("\n"), @r"
+        the harness was 0.1.0, is 0.2.0
+        the backend was cpr-vmm, is qemu
+        the VMM was 0.1.0, is of no known version
+        the VMM's options was none, is --vmm qemu
+        the kernel was 6.1.0, is 6.2.0
+        the number of CPUs was 2, is 8
+        ");
+    }
+}
