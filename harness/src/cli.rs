@@ -10,6 +10,7 @@ use crate::observe::clock;
 mod bench;
 mod catalogue;
 mod conform;
+mod explore;
 mod guests;
 mod replay;
 mod run;
@@ -50,6 +51,8 @@ enum Command {
     Catalogue(catalogue::Catalogue),
     /// Run scenarios on two VMMs, and tell in what they differ.
     Conform(conform::Conform),
+    /// Try sequences of steps drawn from a seed, and make a small scenario of one that fails.
+    Explore(explore::Explore),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     Bench(bench::Bench),
     /// List the guests, or write their ELF files to a folder.
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Replay(replay) => replay::main(&replay),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
+        Command::Explore(explore) => explore::main(&explore),
         Command::Bench(bench) => bench::main(&bench),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));

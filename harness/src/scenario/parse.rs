@@ -59,7 +59,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
 }
 
 /// `faults`, `signal`, `interrupts` and `repeat` are many steps.
-fn expand(steps: Vec<Step>) -> Vec<Step> {
+pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
         Step::Repeat(Repeat { times, steps }) => {
