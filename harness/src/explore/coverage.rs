@@ -138,8 +138,11 @@ impl Coverage {
                 };
                 line.push_str(&format!("  {cell:>width$}"));
             }
-            text.push_str(line.trim_end());
-            text.push('\n');
+            // A row of what this VMM cannot do says nothing.
+            if line.trim_end().len() > 18 {
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
         }
         text
     }
@@ -162,7 +165,7 @@ impl Coverage {
                 line.push_str(&format!("{gap}{item}"));
             }
         }
-        lines.join("\n")
+        lines.join(";\n")
     }
 
     /// All of it.

@@ -13,11 +13,15 @@ const NO_ANSWER: &str = "without answering the rehearsal";
 /// too long.
 pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect> {
     let Migrate { command, channel, rehearsal, .. } = *migrate;
-    let rehearsed = rehearsal != Some(false);
     let plain = command == CommandKind::Good && channel == Channel::File;
     if let Some(inject) = &state.armed {
         return plain.then(|| fault::expected(&inject.point, &inject.action)).flatten();
     }
+    // Where it is not known, a command must be one that is good either way.
+    let rehearsed = match rehearsal.or(state.rehearses) {
+        Some(rehearsed) => rehearsed,
+        None => return plain.then_some(Expect::Completed).filter(|_| can_be_updated(model, state)),
+    };
     let of_command = of_command(state, command, rehearsed)?;
     if let Some(limit) = state.limit {
         let of_limit = match limit {
@@ -47,6 +51,11 @@ pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect>
     }
 }
 
+/// A good update of it succeeds.
+pub fn can_be_updated(model: &Model, state: &State) -> bool {
+    state.limit.is_none() && model.vm().share && model.vm().seccomp.is_none()
+}
+
 /// With a good channel.
 fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Expect> {
     use CommandKind::*;
@@ -55,6 +64,7 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
     let only_rehearsed = |text: &str| rehearsed.then(|| refused(text));
     match command {
         Good | Wrapper | InPath => Some(Expect::Completed),
+        Missing if state.command_left => None,
         Missing => Some(refused("cpr-exec mode requires setting cpr-exec-command")),
         EmptyList => Some(refused("cpr-exec-command is an empty list")),
         EmptyWord => Some(refused("empty")),

@@ -66,7 +66,7 @@ impl Grammar {
 
     /// The rules for `vm`.
     pub fn model(&self, vm: &Vm) -> Model {
-        Model::new(vm, self.vocabulary.refusal_is_silent)
+        Model::new(vm, self.vocabulary.rehearses)
     }
 
     /// The sequence of `seed`, of no more than `limit` steps besides `boot`; the first ones do not

@@ -5,8 +5,8 @@
 use crate::run::verdict::Observed;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish, SerialWish, Step, Vm,
-    Wait, parse,
+    Case, CommandKind, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
+    SerialWish, Step, Vm, Wait, parse,
 };
 
 use super::guests::{Guest, Marker};
@@ -90,6 +90,11 @@ pub struct State {
     pub marker: Marker,
     /// A reset may not have led to a boot yet.
     pub unbooted: bool,
+    /// `cpr-exec-command` is set: an update that succeeds sets it back, no other.
+    pub command_left: bool,
+    /// Whether commands are rehearsed unless an update says otherwise, where that is known; it stays
+    /// as the one before has said until one succeeds.
+    pub rehearses: Option<bool>,
     /// A rehearsal is waited for longer than by default.
     pub patient: bool,
     /// What the next update meets.
@@ -102,14 +107,14 @@ pub struct Model {
     vm: Vm,
     /// What its guest does by itself.
     pub guest: Guest,
-    /// A refused update leaves no trace in `query-migrate`.
-    pub refusal_is_silent: bool,
+    /// The VMM rehearses commands; then what it refuses leaves no trace in `query-migrate`.
+    pub rehearses: bool,
 }
 
 impl Model {
     /// Of `vm`.
-    pub fn new(vm: &Vm, refusal_is_silent: bool) -> Self {
-        Self { guest: Guest::of(vm), vm: vm.clone(), refusal_is_silent }
+    pub fn new(vm: &Vm, rehearses: bool) -> Self {
+        Self { guest: Guest::of(vm), vm: vm.clone(), rehearses }
     }
 
     /// The VM.
@@ -129,6 +134,8 @@ impl Model {
             binary_changed: false,
             marker: Marker::default(),
             unbooted: false,
+            command_left: false,
+            rehearses: Some(self.rehearses),
             patient: false,
             armed: None,
         }
@@ -157,13 +164,15 @@ impl Model {
             Step::Inject(inject) => state.armed = Some(inject.clone()),
             Step::Migrate(migrate) => {
                 state.armed = None;
+                state.command_left |= migrate.command != CommandKind::Missing;
+                state.rehearses = migrate.rehearsal.or(state.rehearses);
                 self.updated(&mut state, &migrate.expect);
                 state.saved |= saves(migrate);
             }
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
             Step::Storm(_) => self.updated(&mut state, &Expect::Completed),
             Step::Interrupt(interrupt) => {
-                state.patient = true;
+                (state.patient, state.command_left) = (true, true);
                 let early = interrupt.point == REHEARSING;
                 self.interrupted(&mut state, interrupt.with, early);
             }
@@ -182,11 +191,17 @@ impl Model {
     fn updated(&self, state: &mut State, ending: &Expect) {
         state.after_failure = !matches!(ending, Expect::Completed | Expect::Kept);
         match ending {
-            Expect::Completed => state.migration = Migration::Completed,
+            Expect::Completed => {
+                state.migration = Migration::Completed;
+                (state.command_left, state.patient) = (false, false);
+                state.rehearses = Some(self.rehearses);
+            }
             Expect::Failed(_) => state.migration = Migration::Failed,
-            Expect::Refused(_) if self.refusal_is_silent => {}
-            Expect::Refused(_) | Expect::Undone(_) | Expect::Kept => {
+            Expect::Refused(_) if self.rehearses => {}
+            Expect::Refused(_) | Expect::Undone(_) => state.migration = Migration::Unknown,
+            Expect::Kept => {
                 state.migration = Migration::Unknown;
+                state.rehearses = state.rehearses.filter(|&left| left == self.rehearses);
             }
             Expect::Ended => state.run = Run::Gone,
         }
@@ -262,9 +277,9 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Of `case`, on a VMM whose refusals are silent or not.
-    pub fn new(case: &Case, refusal_is_silent: bool) -> Self {
-        let model = Model::new(&case.vm, refusal_is_silent);
+    /// Of `case`, on a VMM that rehearses or does not.
+    pub fn new(case: &Case, rehearses: bool) -> Self {
+        let model = Model::new(&case.vm, rehearses);
         Self { state: model.boot(), model }
     }
 

@@ -1,6 +1,6 @@
 //! Which steps the grammar may take in which state: those of which the model knows what must come.
 
-use super::expectation::expect;
+use super::expectation::{can_be_updated, expect};
 use super::guests::{End, Host};
 use super::model::{Model, Run, State};
 use crate::scenario::interrupt::REHEARSING;
@@ -18,7 +18,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
     let runs = state.run == Run::Running;
     // Under a limit only updates are told to go well or not at all.
     let free = state.limit.is_none();
-    let updates = free && can_be_updated(model);
+    let updates = can_be_updated(model, state);
     let ready = state.armed.is_none();
     match step {
         Step::Migrate(migrate) => {
@@ -87,11 +87,6 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
     }
 }
 
-/// A good update of it succeeds.
-pub fn can_be_updated(model: &Model) -> bool {
-    model.vm().share && model.vm().seccomp.is_none()
-}
-
 /// It is as an update must be that meets the fault that is armed, or none.
 fn suits_the_fault(migrate: &Migrate, state: &State) -> bool {
     let Some(inject) = &state.armed else {
@@ -144,7 +139,7 @@ fn races(model: &Model, state: &State, commands: &[RaceCommand]) -> bool {
     let resets = commands.iter().filter(|command| command.resets()).count();
     let by_guest = count(RaceCommand::GuestReset) + count(RaceCommand::GuestExit);
     let moves = count(RaceCommand::Stop) + count(RaceCommand::Cont);
-    let updates = count(RaceCommand::Migrate) == 0 || can_be_updated(model);
+    let updates = count(RaceCommand::Migrate) == 0 || can_be_updated(model, state);
     let guest_can = commands.iter().all(|command| match command {
         RaceCommand::GuestReset => at_its_end(model, state, End::Reset),
         RaceCommand::GuestExit => at_its_end(model, state, End::Exit),

@@ -27,8 +27,8 @@ pub struct Vocabulary {
     pub words: Vec<Word>,
     /// Those that do.
     pub endings: Vec<Word>,
-    /// Refused updates leave no trace.
-    pub refusal_is_silent: bool,
+    /// The VMM rehearses commands.
+    pub rehearses: bool,
 }
 
 const COMMANDS: [CommandKind; 53] = {
@@ -149,7 +149,7 @@ impl Vocabulary {
         };
         let words = words().into_iter().filter(can).collect();
         let endings = endings().into_iter().filter(can).collect();
-        Self { words, endings, refusal_is_silent: ours }
+        Self { words, endings, rehearses: ours }
     }
 
     /// Whether a VM like this can be had.

@@ -121,8 +121,8 @@ fn run_in_thread(
 
 fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), EnvironmentError> {
     let steps = &session.case.steps;
-    let silent = session.options.backend.lacks(Feature::Rehearsal).is_none();
-    let mut judge = Judge::new(session.case, silent);
+    let rehearses = session.options.backend.lacks(Feature::Rehearsal).is_none();
+    let mut judge = Judge::new(session.case, rehearses);
     for (index, step) in steps.iter().enumerate() {
         let label = format!("step {} ({})", index + 1, name(step));
         session.evidence.timeline.say("harness", &label);
