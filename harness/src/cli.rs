@@ -12,6 +12,7 @@ mod catalogue;
 mod conform;
 mod doctor;
 mod examples;
+mod explore;
 mod guests;
 mod new;
 mod replay;
@@ -72,6 +73,8 @@ enum Command {
     /// Run scenarios on two VMMs, and tell in what they differ.
     #[command(after_help = examples::CONFORM)]
     Conform(conform::Conform),
+    /// Try sequences of steps drawn from a seed, and make a small scenario of one that fails.
+    Explore(explore::Explore),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Report(report) => report::main(&report),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
+        Command::Explore(explore) => explore::main(&explore),
         Command::Bench(bench) => bench::main(&bench),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));

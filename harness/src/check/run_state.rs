@@ -24,6 +24,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     Ok(())
 }
 
-fn name(state: &cpr_qmp::run_state::RunState) -> String {
+/// As QMP has it.
+pub fn name(state: &cpr_qmp::run_state::RunState) -> String {
     serde_json::to_string(state).unwrap_or_default().trim_matches('"').to_owned()
 }

@@ -21,6 +21,17 @@ pub enum Ending {
     Failed(String),
 }
 
+impl Ending {
+    /// In one word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// What a step did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -72,6 +83,14 @@ impl Action {
             }
             Self::Race { accepted, .. } => *accepted > 0,
             _ => false,
+        }
+    }
+
+    /// How its update ended, if it is one.
+    pub fn ending(&self) -> Option<&Ending> {
+        match self {
+            Self::Update { ending, .. } | Self::Interrupted { ending, .. } => Some(ending),
+            _ => None,
         }
     }
 

@@ -9,7 +9,9 @@ use super::session::Session;
 use super::steps::After;
 use super::verdict::{self, Report, Verdict};
 use super::{EnvironmentError, Options, mounts, requirements, signals};
+use crate::backend::Feature;
 use crate::check::Finding;
+use crate::explore::model::Judge;
 use crate::observe::qmp::QmpFault;
 use crate::scenario::{Case, Step};
 
@@ -122,13 +124,24 @@ fn run_in_thread(
 
 fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), EnvironmentError> {
     let steps = &session.case.steps;
+    let rehearses = session.options.backend.lacks(Feature::Rehearsal).is_none();
+    let mut judge = Judge::new(session.case, rehearses);
     for (index, step) in steps.iter().enumerate() {
         let label = label(index, step);
         session.evidence.timeline.say("harness", &label);
         let done = session.step(step);
         report.heard.extend(session.heard(&label, done.is_err()));
         match done {
-            Ok(After::Up) => {}
+            Ok(After::Up) => {
+                let seen = session.observed(&label);
+                if let Err(why) = judge.follow(step, seen.as_ref()) {
+                    let finding = Finding::new(verdict::MODEL, why);
+                    session.evidence.timeline.say("harness", finding.to_string());
+                    fail(report, &label, vec![finding]);
+                    return Ok(());
+                }
+                report.observed.extend(seen);
+            }
             Ok(After::Gone) => return Ok(()),
             Err(e) => {
                 let findings = explain(session, e)?;
@@ -198,8 +211,13 @@ pub fn label(index: usize, step: &Step) -> String {
     format!("step {} ({})", index + 1, name(step))
 }
 
+/// The folder of its evidence, from that of all.
+pub fn folder_name(case: &Case) -> String {
+    evidence::folder_name(&case.name)
+}
+
 /// What a step is called in a scenario.
-fn name(step: &Step) -> String {
+pub fn name(step: &Step) -> String {
     let name = toml::Value::try_from(step).ok();
     match name {
         Some(toml::Value::String(name)) => name,

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use cpr_qmp::run_state::RunState;
 use serde_json::json;
 
 use super::clients::connect;
@@ -94,11 +93,16 @@ impl Session<'_> {
             obeyed(with, &self.qmp, name, id)?;
         }
         match with {
-            Interruption::Stop if ran => self.run_state = RunState::Paused,
-            Interruption::Cont => self.run_state = RunState::Running,
-            Interruption::Reset | Interruption::GuestReset => {
-                self.boots += 1;
+            Interruption::Stop => self.has_stopped(),
+            Interruption::Cont => {
+                self.has_gone_on();
                 self.await_boot(self.boots)?;
+            }
+            Interruption::Reset | Interruption::GuestReset => {
+                self.was_reset();
+                if ran {
+                    self.await_boot(self.boots)?;
+                }
             }
             _ => {}
         }

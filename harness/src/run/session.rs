@@ -18,7 +18,7 @@ use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
 use super::serial::SerialClient;
-use super::verdict::{FailedUpdate, Heard, Kill, Refusal};
+use super::verdict::{FailedUpdate, Heard, Kill, Observed, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary, timeline};
@@ -69,6 +69,8 @@ pub struct Session<'a> {
     pub events_checked: usize,
     /// Events of this step that were checked.
     heard: Vec<String>,
+    /// How the updates of this step have ended.
+    endings: Vec<String>,
     /// Status in the newest `MIGRATION` event.
     pub last_status: Option<String>,
     /// How often the guest must have booted.
@@ -248,6 +250,7 @@ impl<'a> Session<'a> {
             seen: None,
             events_checked: 0,
             heard: Vec::new(),
+            endings: Vec::new(),
             last_status: None,
             boots: u32::from(!case.vm.paused),
             updates: 0,
@@ -339,6 +342,7 @@ impl<'a> Session<'a> {
         self.evidence.collect();
         let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
         let blackout = measured.and_then(|measuring| measuring.end(&after.page));
+        self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
         if action.updated() {
             self.note_phases(&logged, blackout);
         }
@@ -453,6 +457,17 @@ impl<'a> Session<'a> {
         }
         let events = std::mem::take(&mut self.heard);
         (!events.is_empty()).then(|| Heard { step: step.to_owned(), events })
+    }
+
+    /// What was seen after the step that has just ended.
+    pub(super) fn observed(&mut self, step: &str) -> Option<Observed> {
+        let seen = self.seen.as_ref()?;
+        Some(Observed {
+            step: step.to_owned(),
+            run_state: check::run_state::name(&seen.status.status),
+            migration: seen.migrate.get("status").and_then(Value::as_str).map(str::to_owned),
+            endings: std::mem::take(&mut self.endings),
+        })
     }
 
     /// The error in `query-migrate`.

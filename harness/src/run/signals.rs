@@ -73,6 +73,11 @@ pub fn unblock() -> std::io::Result<()> {
 /// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
 /// see [`unblock`].
 pub fn guard() {
+    guard_after(|| {});
+}
+
+/// The same, after `first`: what else there is to say.
+pub fn guard_after(first: impl FnOnce() + Send + 'static) {
     let signals = SigSet::from_iter(GUARDED);
     if signals.thread_block().is_err() {
         return;
@@ -80,6 +85,7 @@ pub fn guard() {
     // Without the thread the VMMs still die with us, by PR_SET_PDEATHSIG.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
         let Ok(signal) = signals.wait() else { return };
+        first();
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
         }

@@ -136,27 +136,48 @@ impl Session<'_> {
 
     pub(super) fn stop(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("stop"))?;
-        self.run_state = RunState::Paused;
+        self.has_stopped();
         Ok(Action::Stop)
     }
 
     pub(super) fn cont(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("cont"))?;
-        if self.run_state == RunState::Prelaunch {
-            self.boots += 1;
-        }
-        self.run_state = RunState::Running;
+        self.has_gone_on();
         self.await_boot(self.boots)?;
         Ok(Action::Cont)
     }
 
     fn reset(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("system_reset"))?;
-        self.boots += 1;
+        self.was_reset();
         if self.run_state.is_running() {
             self.await_boot(self.boots)?;
         }
         Ok(Action::Reset)
+    }
+
+    /// What `stop` makes of the run state: one that has not started yet stays so.
+    pub(super) fn has_stopped(&mut self) {
+        if self.run_state.is_running() {
+            self.run_state = RunState::Paused;
+        }
+    }
+
+    /// What `cont` makes of it.
+    pub(super) fn has_gone_on(&mut self) {
+        if self.run_state == RunState::Prelaunch {
+            self.boots += 1;
+        }
+        self.run_state = RunState::Running;
+    }
+
+    /// What a reset makes of it: a guest that stands still boots when it goes on, once.
+    pub(super) fn was_reset(&mut self) {
+        if self.run_state.is_running() {
+            self.boots += 1;
+        } else {
+            self.run_state = RunState::Prelaunch;
+        }
     }
 
     fn quit(&mut self) -> Result<(), StepError> {

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use cpr_qmp::message::Event;
-use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
 
 use super::blackout::Measurement;
@@ -117,9 +116,9 @@ impl Session<'_> {
 
     fn obeyed(&mut self, command: RaceCommand) {
         match command {
-            RaceCommand::Reset | RaceCommand::GuestReset => self.boots += 1,
-            RaceCommand::Stop => self.run_state = RunState::Paused,
-            RaceCommand::Cont => self.run_state = RunState::Running,
+            RaceCommand::Reset | RaceCommand::GuestReset => self.was_reset(),
+            RaceCommand::Stop => self.has_stopped(),
+            RaceCommand::Cont => self.has_gone_on(),
             RaceCommand::Migrate | RaceCommand::Quit | RaceCommand::GuestExit => {}
         }
     }

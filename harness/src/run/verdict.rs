@@ -11,6 +11,10 @@ use crate::observe::phases::UpdatePhases;
 /// The name under which the watchdog reports.
 pub const WATCHDOG: &str = "watchdog";
 
+/// The name under which the reference model reports that the VMM is not where it should be, though
+/// every check holds.
+pub const MODEL: &str = "model";
+
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,6 +73,9 @@ pub struct Report {
     /// The events of each step that had any.
     #[serde(default)]
     pub heard: Vec<Heard>,
+    /// What was seen after each step that left the VMM up.
+    #[serde(default)]
+    pub observed: Vec<Observed>,
     /// What the guest noticed of updates that were refused, where it could be seen.
     #[serde(default)]
     pub refusals: Vec<Refusal>,
@@ -106,6 +113,20 @@ pub struct Heard {
     pub step: String,
     /// In their order; those of `MIGRATION` with their status.
     pub events: Vec<String>,
+}
+
+/// What was seen after a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The step.
+    pub step: String,
+    /// `status` of `query-status`.
+    pub run_state: String,
+    /// `status` of `query-migrate`, if it has one.
+    pub migration: Option<String>,
+    /// How each update of the step has ended: `completed`, `refused` or `failed`.
+    #[serde(default)]
+    pub endings: Vec<String>,
 }
 
 /// What a running guest noticed of an update that was refused.
@@ -149,6 +170,7 @@ impl Report {
             phases: Vec::new(),
             failed_updates: Vec::new(),
             heard: Vec::new(),
+            observed: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
             memory_kib: Vec::new(),

@@ -167,6 +167,12 @@ impl Errno {
         matches!(self, Self::Efbig | Self::Enospc)
     }
 
+    /// What libc says of it.
+    pub fn words(self) -> String {
+        let text = self.text();
+        text.split(" (os error").next().unwrap_or_default().to_owned()
+    }
+
     /// What libc says of it, followed by ` (os error N)`.
     pub fn text(self) -> String {
         std::io::Error::from_raw_os_error(self.number()).to_string()

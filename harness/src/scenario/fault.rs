@@ -51,25 +51,43 @@ pub const POINTS: [&str; 31] = [
 ];
 
 /// How long an update that hangs is waited for, in milliseconds.
-const HANGING_MS: u64 = 300;
+pub const HANGING_MS: u64 = 300;
+
+/// Actions at a point that an update of ours must survive.
+pub const ACTIONS: [&str; 9] = [
+    "errno=EIO",
+    "panic",
+    "abort",
+    "segv",
+    "hang",
+    "short-write",
+    "kill-helper",
+    "no-fds",
+    "no-memory",
+];
+
+/// How an update must end that meets `action` at `point`; none: that is not for this point.
+pub fn expected(point: &str, action: &str) -> Option<Expect> {
+    let undone = |text: &str| Some(Expect::Undone(text.to_owned()));
+    let here = format!("fail point {point}");
+    match action {
+        "errno=EIO" => undone(&format!("{here}: Input/output error (os error 5)")),
+        "panic" => undone(&here),
+        "abort" => undone("SIGABRT"),
+        "segv" => undone("SIGSEGV at address 0x8"),
+        "hang" => undone("its deadline passed"),
+        "short-write" if !matches!(point, "channel" | "state") => None,
+        "short-write" => undone(" bytes after "),
+        "kill-helper" => Some(Expect::Completed),
+        "no-fds" | "no-memory" => Some(Expect::Kept),
+        _ => None,
+    }
+}
 
 /// Every action at `point`, each followed by an update that must succeed.
 pub fn every_action(point: &str) -> Vec<Step> {
-    let undone = |text: &str| Expect::Undone(text.to_owned());
-    let here = format!("fail point {point}");
-    let short_write = matches!(point, "channel" | "state");
-    let actions = [
-        ("errno=EIO", undone(&format!("{here}: Input/output error (os error 5)"))),
-        ("panic", undone(&here)),
-        ("abort", undone("SIGABRT")),
-        ("segv", undone("SIGSEGV at address 0x8")),
-        ("hang", undone("its deadline passed")),
-        ("short-write", undone(" bytes after ")),
-        ("kill-helper", Expect::Completed),
-        ("no-fds", Expect::Kept),
-        ("no-memory", Expect::Kept),
-    ];
-    let wanted = actions.into_iter().filter(|(action, _)| *action != "short-write" || short_write);
+    let expected = |action| Some((action, expected(point, action)?));
+    let wanted = ACTIONS.into_iter().filter_map(expected);
     wanted.flat_map(|(action, expect)| fault(point, action, expect)).collect()
 }
 

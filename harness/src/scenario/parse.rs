@@ -48,7 +48,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
             let scenario: File =
                 toml::from_str(&text).map_err(|e| ScenarioError::syntax(file, &text, &e))?;
             let name = format!("{name}{}", matrix::suffix(choice));
-            let (numbers, steps): (Vec<usize>, Vec<Step>) = expand(scenario.steps).unzip();
+            let (numbers, steps) = numbered(scenario.steps);
             let case = Case {
                 // Masked, because TOML's integers are signed.
                 seed: scenario.seed.unwrap_or_else(|| xxh3_64(name.as_bytes()) >> 1),
@@ -65,23 +65,25 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
         .collect()
 }
 
-/// Every step with its number in the file: `faults`, `signal`, `interrupts` and `repeat` are many.
-fn expand(steps: Vec<Step>) -> impl Iterator<Item = (usize, Step)> {
+/// Every step with its number in the file.
+fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
     let numbered = steps.into_iter().zip(1..);
-    numbered.flat_map(|(step, number)| taken_apart(step).into_iter().map(move |s| (number, s)))
+    numbered.flat_map(|(step, n)| expand(vec![step]).into_iter().map(move |s| (n, s))).unzip()
 }
 
-fn taken_apart(step: Step) -> Vec<Step> {
-    match step {
+/// `faults`, `signal`, `interrupts` and `repeat` are many steps.
+pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
+    let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
         Step::Repeat(Repeat { times, steps }) => {
-            let round: Vec<Step> = steps.into_iter().flat_map(taken_apart).collect();
+            let round = expand(steps);
             std::iter::repeat_n(round, times as usize).flatten().collect()
         }
         Step::Signal(signal) => ending_by(signal).into(),
         Step::Interrupts(point) => every_interruption(&point),
         step => vec![step],
-    }
+    };
+    steps.into_iter().flat_map(expand).collect()
 }
 
 /// Reads one expanded case, as an evidence folder holds it.

@@ -63,7 +63,7 @@ impl Set {
 }
 
 /// `theme/scenario`, from the file's folder and stem.
-fn name(path: &Path) -> String {
+pub fn name(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let part = |p: Option<&std::ffi::OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
     format!("{}/{}", part(path.parent().and_then(Path::file_name)), part(path.file_stem()))

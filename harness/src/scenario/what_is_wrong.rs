@@ -29,6 +29,17 @@ impl Migrate {
     }
 }
 
+impl Migrate {
+    /// Its command, or its channel where only that is bad.
+    pub fn kind(&self) -> String {
+        match (self.command, self.channel) {
+            (CommandKind::Good, Channel::File) => word(&self.command),
+            (CommandKind::Good, channel) => format!("channel {}", word(&channel)),
+            (command, _) => word(&command),
+        }
+    }
+}
+
 impl Case {
     /// What is wrong with each of its updates that must not succeed.
     pub fn failures(&self) -> Vec<String> {

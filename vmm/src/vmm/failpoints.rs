@@ -14,12 +14,19 @@ use crate::machine::Machine;
 /// Arms what the command line says, before it is parsed: some points come earlier. What is wrong
 /// with it is told by the parser.
 pub(super) fn arm_early(args: &[OsString]) {
-    let options = args.windows(2).filter(|pair| pair[0] == "--failpoint");
-    let points = options.filter_map(|pair| pair[1].to_str()?.parse::<FailPoint>().ok());
-    points.for_each(failpoints::arm);
-    let options = args.windows(2).filter(|pair| pair[0] == "--plant");
-    let bugs = options.filter_map(|pair| pair[1].to_str()?.parse().ok());
-    bugs.for_each(failpoints::plant);
+    values(args, "--failpoint").filter_map(|value| value.parse().ok()).for_each(failpoints::arm);
+    values(args, "--plant").filter_map(|value| value.parse().ok()).for_each(failpoints::plant);
+}
+
+/// What `option` is set to, each time: `--option VALUE` or `--option=VALUE`.
+fn values<'a>(args: &'a [OsString], option: &str) -> impl Iterator<Item = &'a str> {
+    (0..args.len()).filter_map(move |at| {
+        let rest = args[at].to_str()?.strip_prefix(option)?;
+        match rest.strip_prefix('=') {
+            None if rest.is_empty() => args.get(at + 1)?.to_str(),
+            value => value,
+        }
+    })
 }
 
 /// All points.
@@ -59,4 +66,16 @@ pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpE
         }
     }
     done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_is_found_in_both_its_forms() {
+        let words = ["--plant", "a", "--plant=b", "--planted=c", "--failpoint", "--plant"];
+        let args = words.map(OsString::from);
+        assert_eq!(values(&args, "--plant").collect::<Vec<_>>(), ["a", "b"]);
+    }
 }

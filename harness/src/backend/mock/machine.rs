@@ -227,9 +227,13 @@ impl Machine {
         self.emit("RESUME", None);
     }
 
-    /// Boots the guest again.
+    /// Boots the guest again; one that stands still boots when it goes on.
     pub fn reset(&mut self) {
-        self.guest.boot(self.args.cpus);
+        if self.run_state.is_running() {
+            self.guest.boot(self.args.cpus);
+        } else {
+            self.run_state = RunState::Prelaunch;
+        }
         self.emit("RESET", Some(json!({ "guest": false, "reason": "host-qmp-system-reset" })));
     }
 }

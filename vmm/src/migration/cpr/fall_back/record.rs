@@ -3,7 +3,7 @@
 //! Its format outlives that of the CPR state: a binary that cannot read the one can still go back
 //! by the other. Members may be added to it; none is ever removed or changes its meaning.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub enum RecordError {
 impl Record {
     /// The record as it is known while the guest still runs: all but the descriptors.
     pub fn prepare(deadline: Duration) -> Self {
-        let bytes = |text: std::ffi::OsString| ByteBuf::from(text.into_vec());
+        let bytes = |text: OsString| ByteBuf::from(text.into_vec());
         let environment = std::env::vars_os().map(|(name, value)| {
             let mut entry = name.into_vec();
             entry.push(b'=');
@@ -70,7 +70,7 @@ impl Record {
         Self {
             pid: std::process::id() as i32,
             comm: comm.into(),
-            argv: std::env::args_os().map(bytes).collect(),
+            argv: lasting(std::env::args_os()).map(bytes).collect(),
             environment: environment.collect(),
             binary: -1,
             state: -1,
@@ -147,6 +147,17 @@ fn inherited() -> Vec<RawFd> {
     numbers.filter(|fd| *fd > 2).filter(crosses).collect()
 }
 
+/// `args` without fail points: each acts once, and that was in this process.
+fn lasting(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    const OPTION: &str = "--failpoint";
+    let mut is_value = false;
+    args.filter(move |word| {
+        let acted = std::mem::replace(&mut is_value, word == OPTION);
+        let text = word.to_string_lossy();
+        !(cfg!(feature = "failpoints") && (acted || text.split('=').next() == Some(OPTION)))
+    })
+}
+
 fn signal_mask() -> u64 {
     let mut mask = SigSet::empty();
     // It fails only on a bad `how`.
@@ -157,6 +168,13 @@ fn signal_mask() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fail_point_is_not_met_again_in_a_fall_back() {
+        let words = ["vmm", "--failpoint", "commit=hang", "--name", "a", "--failpoint=ram=panic"];
+        let left: Vec<_> = lasting(words.map(OsString::from).into_iter()).collect();
+        assert_eq!(left, ["vmm", "--name", "a"]);
+    }
 
     #[test]
     fn a_record_is_read_whatever_follows_it() {

@@ -1,0 +1,339 @@
+//! `explore`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::vmm::{Vmm, backend, vmm_option};
+use super::{FAILED, Stop};
+use crate::explore::coverage::{Coverage, failed_step};
+use crate::explore::found::{self, Confirmed, THEME, Written};
+use crate::explore::grammar::{Grammar, Sequence};
+use crate::explore::hunt::{self, Extent, Ran};
+use crate::explore::shrink::Budget;
+use crate::explore::write::of_step;
+use crate::report::stdout::say;
+use crate::run::{Options, Patience, Report, Verdict, orphans, requirements, signals};
+use crate::scenario::{Case, SerialKind, Vm as Machine};
+
+#[derive(Args)]
+pub(super) struct Explore {
+    /// One seed is one exploration, the same every time [default: drawn, and printed].
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    seed: Option<u64>,
+    /// How many steps, over all sequences.
+    #[arg(long, value_name = "N", required_unless_present = "duration")]
+    steps: Option<usize>,
+    /// For how long, such as 10m or 1h30m; sequences that have begun are finished.
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, id = "duration")]
+    duration: Option<Duration>,
+    /// How many sequences at a time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Where the scenario of what is found goes [default: scenarios/found in a working tree, else
+    /// found].
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+    /// How many runs may be spent on making smaller what fails.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    shrink_runs: usize,
+    /// And how much time.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
+    shrink_for: Duration,
+    /// Write seed, coverage and what was found to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    vmm: Vmm,
+}
+
+/// What is told in the end, whatever ends it.
+struct Told {
+    grammar: Grammar,
+    coverage: Coverage,
+    bar: ProgressBar,
+}
+
+impl Told {
+    fn line(&self, line: impl std::fmt::Display) {
+        self.bar.suspend(|| say(line));
+    }
+
+    fn coverage(&self) {
+        let Coverage { sequences, ignored, steps, .. } = self.coverage;
+        let ignored = match ignored {
+            0 => String::new(),
+            n => format!(", {n} not run here"),
+        };
+        self.line(format_args!(
+            "\n{sequences} sequences, {steps} steps{ignored}\n\n{}\nupdates: {}",
+            self.coverage.table(&self.grammar),
+            self.coverage.outcomes()
+        ));
+    }
+}
+
+fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs it.
+pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
+    let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
+    let command = command_line(explore, seed);
+    say(format_args!("seed {seed}; again: {command}"));
+    let began = Instant::now();
+    let backend = backend(&explore.vmm)?;
+    let plain = Case { steps: Vec::new(), ..blank() };
+    if let Some(why) = requirements::unmet(&plain, &*backend) {
+        return Err(Stop::environment(why));
+    }
+    let grammar = Grammar::new(&*backend);
+    let bar = progress_bar(explore);
+    let coverage = Coverage::default();
+    let told = Arc::new(Mutex::new(Told { grammar, coverage, bar }));
+    let at_end = told.clone();
+    signals::guard_after(move || {
+        // Kept: what fails from here on does so because this process ends.
+        let told = std::mem::ManuallyDrop::new(lock(&at_end));
+        told.bar.finish_and_clear();
+        told.line("\ninterrupted");
+        told.coverage();
+    });
+    orphans::adopt();
+    let options = Options {
+        backend: backend.clone(),
+        evidence: explore.evidence.clone(),
+        keep: explore.vmm.keep,
+        patience: Patience::default(),
+        vmm_option: vmm_option(&explore.vmm),
+    };
+    let extent = Extent {
+        seed,
+        steps: explore.steps,
+        until: explore.duration.map(|duration| began + duration),
+        jobs: explore.jobs,
+    };
+    // The one behind the lock is for the signal.
+    let grammar = Grammar::new(&*backend);
+    let hunted = hunt::hunt(&grammar, extent, &options, |ran| {
+        let mut told = lock(&told);
+        told.coverage.add(&grammar, &ran.case, &ran.report);
+        told.bar.inc(ran.case.steps.len() as u64 - 1);
+        told.line(line(ran));
+    });
+    let failure = hunted.map_err(Stop::environment)?;
+    let written = match &failure {
+        None => None,
+        Some(ran) => Some(follow_up(explore, ran, &command, &grammar, &options, &told)?),
+    };
+    let told = lock(&told);
+    told.bar.finish_and_clear();
+    told.coverage();
+    if let Some(path) = &explore.json {
+        write_json(path, seed, &told.coverage, failure.as_ref(), written.as_ref())?;
+    }
+    match written {
+        None => {
+            let took = humantime::format_duration(Duration::from_secs(began.elapsed().as_secs()));
+            say(format_args!("\nnothing found in {took}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(written) => {
+            announce(&written);
+            Ok(ExitCode::from(FAILED))
+        }
+    }
+}
+
+/// Confirms, shrinks and writes what has failed.
+fn follow_up(
+    explore: &Explore,
+    ran: &Ran,
+    command: &str,
+    grammar: &Grammar,
+    options: &Options,
+    told: &Mutex<Told>,
+) -> Result<Written, Stop> {
+    // A VM that is kept is one of those that failed by themselves.
+    let options = &Options { keep: false, ..options.clone() };
+    let nothing = || Stop::environment("the failure has no finding");
+    let confirmed = found::confirm(ran, options).ok_or_else(nothing)?;
+    let Confirmed { failed, runs, .. } = confirmed;
+    let mut smallest = confirmed.sequence.clone();
+    if confirmed.is_certain() {
+        lock(told).line(format_args!("  failed {failed} of {runs} times; making it smaller"));
+        let budget = Budget { runs: explore.shrink_runs, time: explore.shrink_for };
+        let shrunk = found::shrink(&confirmed, grammar, options, budget, |candidate, fails| {
+            if fails {
+                lock(told).line(format_args!("  still fails: {}", in_short(candidate)));
+            }
+        });
+        let why = if shrunk.is_minimal { "" } else { "; the budget for it is spent" };
+        lock(told).line(format_args!("  {} runs{why}", shrunk.runs));
+        smallest = shrunk.sequence;
+    } else {
+        lock(told)
+            .line(format_args!("  flaky: failed {failed} of {runs} times; it is kept as it is"));
+    }
+    let folder = folder(explore);
+    found::write(&smallest, &confirmed.signature, grammar, command, &folder, options)
+        .inspect(|written| {
+            if !confirmed.signature.is_in(&written.report) {
+                lock(told).line(format_args!(
+                    "  run from {} it does not fail in the same way, this once",
+                    written.path.display()
+                ));
+            }
+        })
+        .map_err(Stop::environment)
+}
+
+fn folder(explore: &Explore) -> PathBuf {
+    let tree = Path::new("scenarios");
+    explore.write.clone().unwrap_or_else(|| match tree.is_dir() {
+        true => tree.join(THEME),
+        false => THEME.into(),
+    })
+}
+
+/// What a person needs to go on.
+fn announce(written: &Written) {
+    let Written { path, text, report } = written;
+    let findings = match report.verdict.findings() {
+        findings if findings.is_empty() => "it passed when it was run from its file".to_owned(),
+        findings => findings.join("\n"),
+    };
+    let step = report.failed_step.as_deref().unwrap_or("no step");
+    let show = report.replay.replacen(" replay ", " show ", 1);
+    let show = show.split(" --").next().unwrap_or_default();
+    say(format_args!(
+        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\nreplay: {}\nshow: {show}",
+        path.display(),
+        report.replay
+    ));
+}
+
+fn progress_bar(explore: &Explore) -> ProgressBar {
+    use std::io::IsTerminal;
+    if !std::io::stdout().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match explore.steps {
+        Some(steps) => (ProgressBar::new(steps as u64), "{bar:30} {pos}/{len} steps {elapsed}"),
+        None => (ProgressBar::no_length(), "{spinner} {pos} steps {elapsed}"),
+    };
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// One sequence.
+fn line(ran: &Ran) -> String {
+    let Ran { number, sequence, case, report } = ran;
+    let steps = case.steps.len() - 1;
+    let vm = machine(&sequence.vm);
+    let again = format!("--seed {} --steps {}", sequence.seed, sequence.steps.len() - 1);
+    let tail = format!("{vm}; {}  [{again}]", updates(report));
+    match &report.verdict {
+        Verdict::Pass => format!("pass    {number:>4}  {steps:>3} steps  {tail}"),
+        Verdict::Ignored(why) => format!("ignored {number:>4}  {vm}: {why}"),
+        Verdict::Broken(why) => format!("BROKEN  {number:>4}  {vm}: {why}"),
+        Verdict::Fail(_) => {
+            let step = failed_step(report).map_or(0, |number| number - 1);
+            let findings = report.verdict.findings();
+            let findings: String = findings.iter().map(|f| format!("\n  {f}")).collect();
+            format!("FAIL    {number:>4}  at step {step} of {steps}  {tail}{findings}")
+        }
+    }
+}
+
+fn updates(report: &Report) -> String {
+    match report.updates {
+        1 => "1 update".to_owned(),
+        n => format!("{n} updates"),
+    }
+}
+
+fn machine(vm: &Machine) -> String {
+    let mut text = vm.guest.clone();
+    if !vm.cmdline.is_empty() {
+        text.push_str(&format!(" {}", vm.cmdline));
+    }
+    text.push_str(&format!(", {} CPU{}", vm.cpus, if vm.cpus == 1 { "" } else { "s" }));
+    if vm.pages.as_str() != "4k" {
+        text.push_str(&format!(", {}", vm.pages.as_str()));
+    }
+    if vm.serial != SerialKind::File {
+        text.push_str(", serial socket");
+    }
+    for (is, name) in [
+        (vm.paused, "paused"),
+        (vm.own_binary, "own binary"),
+        (vm.seccomp.is_some(), "no execve"),
+        (!vm.share, "private RAM"),
+    ] {
+        if is {
+            text.push_str(&format!(", {name}"));
+        }
+    }
+    text
+}
+
+fn in_short(sequence: &Sequence) -> String {
+    let steps: Vec<String> = sequence.steps.iter().map(of_step).collect();
+    format!("{}: {}", machine(&sequence.vm), steps.join(", "))
+}
+
+/// The line that does all this again.
+fn command_line(explore: &Explore, seed: u64) -> String {
+    let mut line = format!("cpr-harness explore --seed {seed}");
+    if let Some(steps) = explore.steps {
+        line.push_str(&format!(" --steps {steps}"));
+    }
+    if let Some(duration) = explore.duration {
+        line.push_str(&format!(" --for {}", humantime::format_duration(duration)));
+    }
+    line + &vmm_option(&explore.vmm)
+}
+
+fn blank() -> Case {
+    Case {
+        name: String::new(),
+        summary: String::new(),
+        seed: 0,
+        deadline_ms: 0,
+        on_request: false,
+        steps: Vec::new(),
+        vm: Machine::default(),
+    }
+}
+
+fn write_json(
+    path: &Path,
+    seed: u64,
+    coverage: &Coverage,
+    failure: Option<&Ran>,
+    written: Option<&Written>,
+) -> Result<(), Stop> {
+    let mut all = coverage.json();
+    all["seed"] = seed.into();
+    all["found"] = match (failure, written) {
+        (Some(ran), Some(written)) => serde_json::json!({
+            "sequence": ran.number,
+            "seed": ran.sequence.seed,
+            "findings": ran.report.verdict.findings(),
+            "scenario": written.path,
+            "replay": written.report.replay,
+        }),
+        _ => serde_json::Value::Null,
+    };
+    std::fs::write(path, format!("{all:#}\n"))
+        .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))
+}

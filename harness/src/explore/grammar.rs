@@ -1,0 +1,184 @@
+//! Drawing a sequence: a VM, a swarm of kinds of steps, and steps that the model allows.
+
+use fastrand::Rng;
+
+use super::kind::StepKind;
+use super::model::{Model, Run};
+use super::possible::filled_in;
+use super::vocabulary::{Vocabulary, Word, vms};
+use crate::backend::Backend;
+use crate::scenario::{Pages, Seccomp, SerialKind, Step, Vm};
+
+/// The shortest and the longest sequence, without `boot`.
+const LENGTH: std::ops::RangeInclusive<usize> = 4..=14;
+
+/// What is drawn from one seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// The seed, which is that of the case too.
+    pub seed: u64,
+    /// The VM.
+    pub vm: Vm,
+    /// All steps, as a scenario file has them; the first is `boot`.
+    pub steps: Vec<Step>,
+}
+
+/// What sequences are drawn from.
+pub struct Grammar {
+    vocabulary: Vocabulary,
+    vms: Vec<(u32, Vm)>,
+    variants: Variants,
+}
+
+/// What may be different in a VM here.
+#[derive(Clone, Copy)]
+struct Variants {
+    huge_pages: bool,
+    own_binary: bool,
+    no_execve: bool,
+    serial_socket: bool,
+}
+
+impl Grammar {
+    /// For `backend` on this host.
+    pub fn new(backend: &dyn Backend) -> Self {
+        let has = |vm: Vm| Vocabulary::has(backend, &vm);
+        let vm = Vm::default();
+        let fake = backend.name() == "mock";
+        let variants = Variants {
+            huge_pages: has(Vm { pages: Pages::Transparent, ..vm.clone() }) && !fake,
+            own_binary: has(Vm { own_binary: true, ..vm.clone() }) && !fake,
+            no_execve: has(Vm { seccomp: Some(Seccomp::NoExecve), ..vm.clone() }) && !fake,
+            serial_socket: !fake,
+        };
+        Self { vocabulary: Vocabulary::of(backend), vms: vms(backend), variants }
+    }
+
+    /// The steps there are.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// The VMs there are.
+    pub fn vms(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.iter().map(|(_, vm)| vm)
+    }
+
+    /// The rules for `vm`.
+    pub fn model(&self, vm: &Vm) -> Model {
+        Model::new(vm, self.vocabulary.rehearses)
+    }
+
+    /// The sequence of `seed`, of no more than `limit` steps besides `boot`; the first ones do not
+    /// depend on the limit.
+    pub fn draw(&self, seed: u64, limit: usize) -> Sequence {
+        let mut rng = Rng::with_seed(seed);
+        let vm = self.vm(&mut rng);
+        let swarm = Swarm::draw(&mut rng);
+        let length = rng.usize(LENGTH).min(limit).max(1);
+        let model = self.model(&vm);
+        let mut state = model.boot();
+        let mut steps = vec![Step::Boot];
+        while steps.len() < length {
+            let fitting = self.vocabulary.fitting(&model, &state);
+            let Some(word) = swarm.choose(&mut rng, &fitting) else { break };
+            for step in &word.steps {
+                let step = filled_in(&model, &state, step);
+                state = model.after(&state, &step);
+                steps.push(step);
+            }
+        }
+        if state.run != Run::Gone {
+            steps.push(self.ending(&mut rng, &model, &state));
+        }
+        Sequence { seed, vm, steps }
+    }
+
+    /// `quit`, or now and then something rarer.
+    fn ending(&self, rng: &mut Rng, model: &Model, state: &super::model::State) -> Step {
+        let endings = &self.vocabulary.endings;
+        let fitting: Vec<&Word> =
+            endings.iter().filter(|word| self.vocabulary.fits(model, state, word)).collect();
+        let rare = rng.u32(0..3) == 0;
+        let word = if rare { rng.choice(fitting) } else { None };
+        word.and_then(|word| word.steps.first().cloned()).unwrap_or(Step::Quit)
+    }
+
+    fn vm(&self, rng: &mut Rng) -> Vm {
+        let weights: Vec<u32> = self.vms.iter().map(|(weight, _)| *weight).collect();
+        let mut vm = weighted(rng, &weights).map_or_else(Vm::default, |n| self.vms[n].1.clone());
+        vm.cpus = [1, 1, 1, 2, 2, 2, 2, 4][rng.usize(0..8)];
+        if rng.u32(0..8) == 0 {
+            vm.memory = "128M".parse().unwrap_or_default();
+        }
+        let Variants { huge_pages, own_binary, no_execve, serial_socket } = self.variants;
+        let mut one_in = |n: u32| rng.u32(0..n) == 0;
+        let plain = vm.cmdline.is_empty() && vm.serial == SerialKind::File;
+        // Drawn whether they can be had or not: what follows is then the same on another host.
+        let (huge, socket, paused) = (one_in(4), one_in(5), one_in(6));
+        let (own, filtered, private) = (one_in(10), one_in(40), one_in(40));
+        if huge && huge_pages {
+            vm.pages = Pages::Transparent;
+        }
+        if socket && serial_socket && vm.guest != "serial" {
+            vm.serial = SerialKind::Unix;
+        }
+        vm.paused = paused && plain;
+        vm.own_binary = own && own_binary;
+        if filtered && no_execve && !vm.own_binary {
+            vm.seccomp = Some(Seccomp::NoExecve);
+        }
+        if private && vm.seccomp.is_none() && vm.pages == Pages::Small {
+            vm.share = false;
+        }
+        vm
+    }
+}
+
+/// Which kinds a sequence is made of: some are switched off, some come more often.
+struct Swarm {
+    weights: Vec<(StepKind, u32)>,
+}
+
+impl Swarm {
+    fn draw(rng: &mut Rng) -> Self {
+        let factor = |rng: &mut Rng| match rng.u32(0..8) {
+            0 | 1 => 0,
+            2 | 3 => 4,
+            _ => 1,
+        };
+        let weigh = |kind: StepKind| {
+            let factor = match (factor(rng), kind) {
+                // What has to go on after everything else.
+                (0, StepKind::GoodUpdate | StepKind::Cont | StepKind::Limit) => 1,
+                (factor, _) => factor,
+            };
+            (kind, kind.weight() * factor)
+        };
+        Self { weights: StepKind::ALL.map(weigh).into() }
+    }
+
+    /// A kind by its weight, then any of its words.
+    fn choose<'a>(&self, rng: &mut Rng, words: &[&'a Word]) -> Option<&'a Word> {
+        let there = |kind| words.iter().any(|word| word.kind == kind);
+        let kinds: Vec<(StepKind, u32)> =
+            self.weights.iter().filter(|(kind, _)| there(*kind)).copied().collect();
+        let weights: Vec<u32> = kinds.iter().map(|(_, weight)| *weight).collect();
+        let kind = kinds[weighted(rng, &weights)?].0;
+        let words: Vec<&&Word> = words.iter().filter(|word| word.kind == kind).collect();
+        rng.choice(words).copied()
+    }
+}
+
+/// An index, as often as its weight says.
+fn weighted(rng: &mut Rng, weights: &[u32]) -> Option<usize> {
+    let total: u32 = weights.iter().sum();
+    let mut drawn = (total > 0).then(|| rng.u32(0..total))?;
+    weights.iter().position(|&weight| match drawn.checked_sub(weight) {
+        Some(rest) => {
+            drawn = rest;
+            false
+        }
+        None => true,
+    })
+}

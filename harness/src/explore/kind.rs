@@ -1,0 +1,148 @@
+//! Kinds of steps: what swarms switch on and off, and the rows of the coverage.
+
+use std::fmt;
+
+use super::model::State;
+use super::possible::is_good;
+use crate::scenario::{CommandKind, Expect, Step, Wait};
+
+/// A kind of step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the name of each says it")]
+pub enum StepKind {
+    Stop,
+    Cont,
+    Bring,
+    Reset,
+    Wait,
+    WaitMarker,
+    Go,
+    EachMarker,
+    Nmi,
+    Irqfd,
+    SerialClient,
+    GoodUpdate,
+    BadCommand,
+    BadChannel,
+    Fault,
+    Interrupt,
+    Race,
+    Storm,
+    Limit,
+    Binary,
+    KillInUpdate,
+    Signal,
+    Quit,
+    Kill,
+}
+
+impl StepKind {
+    /// All.
+    pub const ALL: [Self; 24] = [
+        Self::Stop,
+        Self::Cont,
+        Self::Bring,
+        Self::Reset,
+        Self::Wait,
+        Self::WaitMarker,
+        Self::Go,
+        Self::EachMarker,
+        Self::Nmi,
+        Self::Irqfd,
+        Self::SerialClient,
+        Self::GoodUpdate,
+        Self::BadCommand,
+        Self::BadChannel,
+        Self::Fault,
+        Self::Interrupt,
+        Self::Race,
+        Self::Storm,
+        Self::Limit,
+        Self::Binary,
+        Self::KillInUpdate,
+        Self::Signal,
+        Self::Quit,
+        Self::Kill,
+    ];
+
+    /// Of `step` in `state`; none for one that only prepares the next, or starts everything.
+    pub fn of(state: &State, step: &Step) -> Option<Self> {
+        Some(match step {
+            Step::Boot | Step::Inject(_) => return None,
+            Step::Stop => Self::Stop,
+            Step::Cont => Self::Cont,
+            Step::Bring(_) => Self::Bring,
+            Step::Reset => Self::Reset,
+            Step::Quit => Self::Quit,
+            Step::Kill => Self::Kill,
+            Step::Wait(Wait::Marker(_)) => Self::WaitMarker,
+            Step::Wait(_) => Self::Wait,
+            Step::Go(_) => Self::Go,
+            Step::EachMarker(_) => Self::EachMarker,
+            Step::Serial(_) => Self::SerialClient,
+            Step::Migrate(migrate) if migrate.expect == Expect::Ended => Self::Signal,
+            Step::Migrate(_) if state.armed.is_some() => Self::Fault,
+            Step::Migrate(migrate) if is_good(migrate) => Self::GoodUpdate,
+            Step::Migrate(migrate) if migrate.command == CommandKind::Good => Self::BadChannel,
+            Step::Migrate(_) => Self::BadCommand,
+            Step::Nmi => Self::Nmi,
+            Step::Irqfd | Step::Start(_) => Self::Irqfd,
+            Step::Faults(_) => Self::Fault,
+            Step::Repeat(_) => return None,
+            Step::Storm(_) => Self::Storm,
+            Step::Signal(_) => Self::Signal,
+            Step::Interrupt(_) | Step::Interrupts(_) => Self::Interrupt,
+            Step::KillInUpdate(_) => Self::KillInUpdate,
+            Step::Race(_) => Self::Race,
+            Step::Limit(_) => Self::Limit,
+            Step::Binary(_) => Self::Binary,
+        })
+    }
+
+    /// How often it comes, next to the others, where nothing is switched off.
+    pub fn weight(self) -> u32 {
+        match self {
+            Self::GoodUpdate => 12,
+            Self::BadCommand | Self::Fault => 8,
+            Self::Stop | Self::Cont | Self::Interrupt | Self::Race => 6,
+            Self::Reset | Self::Wait | Self::WaitMarker | Self::Go | Self::BadChannel => 4,
+            Self::EachMarker | Self::SerialClient | Self::Limit | Self::Binary => 3,
+            Self::Bring | Self::Nmi | Self::Irqfd => 2,
+            // They take their time.
+            Self::Storm | Self::KillInUpdate => 1,
+            // They come last, if they come.
+            Self::Signal | Self::Quit | Self::Kill => 0,
+        }
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Stop => "stop",
+            Self::Cont => "cont",
+            Self::Bring => "bring",
+            Self::Reset => "reset",
+            Self::Wait => "wait",
+            Self::WaitMarker => "wait for a marker",
+            Self::Go => "go",
+            Self::EachMarker => "each-marker",
+            Self::Nmi => "nmi",
+            Self::Irqfd => "irqfd",
+            Self::SerialClient => "serial client",
+            Self::GoodUpdate => "good update",
+            Self::BadCommand => "bad command",
+            Self::BadChannel => "bad channel",
+            Self::Fault => "fault",
+            Self::Interrupt => "interrupt",
+            Self::Race => "race",
+            Self::Storm => "storm",
+            Self::Limit => "limit",
+            Self::Binary => "binary",
+            Self::KillInUpdate => "kill-in-update",
+            Self::Signal => "signal",
+            Self::Quit => "quit",
+            Self::Kill => "kill",
+        })
+    }
+}

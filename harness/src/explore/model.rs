@@ -1,0 +1,314 @@
+//! The reference model: what each step makes of a VM, as a pure function of the state before it.
+//!
+//! It knows nothing of the session that drives the VMM, so that each is a check on the other.
+
+use crate::run::verdict::Observed;
+use crate::scenario::interrupt::REHEARSING;
+use crate::scenario::{
+    Case, CommandKind, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
+    SerialWish, Step, Vm, Wait, parse,
+};
+
+use super::guests::{Guest, Marker};
+
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// The guest has not started yet, or was reset while it stood still.
+    Prelaunch,
+    /// It runs.
+    Running,
+    /// It was stopped.
+    Paused,
+    /// The VMM has ended.
+    Gone,
+}
+
+impl Run {
+    /// As QMP has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prelaunch => "prelaunch",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What `query-migrate` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Migration {
+    /// Nothing yet.
+    None,
+    /// `completed`.
+    Completed,
+    /// `failed`.
+    Failed,
+    /// The last update could end in more than one way.
+    Unknown,
+}
+
+impl Migration {
+    fn allows(self, seen: Option<&str>) -> bool {
+        match self {
+            Self::None => seen.is_none(),
+            Self::Completed => seen == Some("completed"),
+            Self::Failed => seen == Some("failed"),
+            Self::Unknown => true,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "nothing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Unknown => "anything",
+        }
+    }
+}
+
+/// A VM, as far as its next steps depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// What runs.
+    pub run: Run,
+    /// How the last update ended.
+    pub migration: Migration,
+    /// The last update did not succeed.
+    pub after_failure: bool,
+    /// An update that was to succeed has left its state file.
+    pub saved: bool,
+    /// A client is connected to the serial port.
+    pub client: bool,
+    /// A limit is set.
+    pub limit: Option<Limit>,
+    /// The file that the VMM was started from is another.
+    pub binary_changed: bool,
+    /// Where the guest is among its markers.
+    pub marker: Marker,
+    /// A reset may not have led to a boot yet.
+    pub unbooted: bool,
+    /// `cpr-exec-command` is set: an update that succeeds sets it back, no other.
+    pub command_left: bool,
+    /// Whether commands are rehearsed unless an update says otherwise, where that is known; it stays
+    /// as the one before has said until one succeeds.
+    pub rehearses: Option<bool>,
+    /// A rehearsal is waited for longer than by default.
+    pub patient: bool,
+    /// What the next update meets.
+    pub armed: Option<Inject>,
+}
+
+/// The rules for one VM.
+#[derive(Clone, Debug)]
+pub struct Model {
+    vm: Vm,
+    /// What its guest does by itself.
+    pub guest: Guest,
+    /// The VMM rehearses commands; then what it refuses leaves no trace in `query-migrate`.
+    pub rehearses: bool,
+}
+
+impl Model {
+    /// Of `vm`.
+    pub fn new(vm: &Vm, rehearses: bool) -> Self {
+        Self { guest: Guest::of(vm), vm: vm.clone(), rehearses }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The VM after `boot`.
+    pub fn boot(&self) -> State {
+        State {
+            run: if self.vm.paused { Run::Prelaunch } else { Run::Running },
+            migration: Migration::None,
+            after_failure: false,
+            saved: false,
+            client: false,
+            limit: None,
+            binary_changed: false,
+            marker: Marker::default(),
+            unbooted: false,
+            command_left: false,
+            rehearses: Some(self.rehearses),
+            patient: false,
+            armed: None,
+        }
+    }
+
+    /// The state that `step` leads to.
+    pub fn after(&self, before: &State, step: &Step) -> State {
+        let mut state = before.clone();
+        match step {
+            Step::Boot => return self.boot(),
+            Step::Stop => stop(&mut state),
+            Step::Cont => cont(&mut state),
+            Step::Reset => reset(&mut state),
+            Step::Bring(RunWish::Running) => cont(&mut state),
+            Step::Bring(RunWish::Stopped) => stop(&mut state),
+            Step::Quit | Step::Kill => state.run = Run::Gone,
+            Step::Wait(Wait::Marker(n)) => state.marker.reached(*n),
+            Step::Wait(_) => state.unbooted = false,
+            Step::Go(n) => state.marker.passed(*n),
+            Step::EachMarker(n) => {
+                self.updated(&mut state, &Expect::Completed);
+                state.marker.passed(*n);
+            }
+            Step::Nmi | Step::Irqfd | Step::Start(_) => state.marker.sent = true,
+            Step::Serial(wish) => state.client = *wish == SerialWish::Connect,
+            Step::Inject(inject) => state.armed = Some(inject.clone()),
+            Step::Migrate(migrate) => {
+                state.armed = None;
+                state.command_left |= migrate.command != CommandKind::Missing;
+                state.rehearses = migrate.rehearsal.or(state.rehearses);
+                self.updated(&mut state, &migrate.expect);
+                state.saved |= saves(migrate);
+            }
+            Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
+            Step::Storm(_) => self.updated(&mut state, &Expect::Completed),
+            Step::Interrupt(interrupt) => {
+                (state.patient, state.command_left) = (true, true);
+                let early = interrupt.point == REHEARSING;
+                self.interrupted(&mut state, interrupt.with, early);
+            }
+            Step::Race(commands) => self.race(&mut state, commands),
+            Step::Limit(Limit::Restore) => state.limit = None,
+            Step::Limit(limit) => state.limit = Some(*limit),
+            Step::Binary(_) => state.binary_changed = true,
+            Step::Faults(_) | Step::Repeat(_) | Step::Signal(_) | Step::Interrupts(_) => {
+                let parts = parse::expand(vec![step.clone()]);
+                return parts.iter().fold(state, |state, part| self.after(&state, part));
+            }
+        }
+        state
+    }
+
+    fn updated(&self, state: &mut State, ending: &Expect) {
+        state.after_failure = !matches!(ending, Expect::Completed | Expect::Kept);
+        match ending {
+            Expect::Completed => {
+                state.migration = Migration::Completed;
+                (state.command_left, state.patient) = (false, false);
+                state.rehearses = Some(self.rehearses);
+            }
+            Expect::Failed(_) => state.migration = Migration::Failed,
+            Expect::Refused(_) if self.rehearses => {}
+            Expect::Refused(_) | Expect::Undone(_) => state.migration = Migration::Unknown,
+            Expect::Kept => {
+                state.migration = Migration::Unknown;
+                state.rehearses = state.rehearses.filter(|&left| left == self.rehearses);
+            }
+            Expect::Ended => state.run = Run::Gone,
+        }
+    }
+
+    fn interrupted(&self, state: &mut State, with: Interruption, early: bool) {
+        let cancelled = early && with.cancels();
+        let ending = if cancelled { Expect::Refused(String::new()) } else { Expect::Completed };
+        self.updated(state, &ending);
+        match with {
+            Interruption::Stop => stop(state),
+            Interruption::Cont => cont(state),
+            Interruption::Reset | Interruption::GuestReset => reset(state),
+            Interruption::Quit => state.run = Run::Gone,
+            Interruption::Migrate
+            | Interruption::MigrateCancel
+            | Interruption::Garbage
+            | Interruption::Half
+            | Interruption::Silent => {}
+        }
+    }
+
+    fn race(&self, state: &mut State, commands: &[RaceCommand]) {
+        if commands.iter().any(|command| command.ends()) {
+            state.run = Run::Gone;
+            return;
+        }
+        let mut was_reset = false;
+        for command in commands {
+            match command {
+                RaceCommand::Migrate => self.updated(state, &Expect::Completed),
+                RaceCommand::Stop => stop(state),
+                RaceCommand::Cont => cont(state),
+                RaceCommand::Reset | RaceCommand::GuestReset => {
+                    was_reset |= state.run == Run::Running;
+                    reset(state);
+                }
+                RaceCommand::Quit | RaceCommand::GuestExit => {}
+            }
+        }
+        state.unbooted |= was_reset && state.run != Run::Running;
+    }
+}
+
+fn stop(state: &mut State) {
+    if state.run == Run::Running {
+        state.run = Run::Paused;
+    }
+}
+
+fn cont(state: &mut State) {
+    state.run = Run::Running;
+    state.unbooted = false;
+}
+
+/// As in QEMU: a machine that does not run is again one that has not run yet.
+fn reset(state: &mut State) {
+    if state.run != Run::Running {
+        state.run = Run::Prelaunch;
+    }
+    state.marker = Marker::default();
+}
+
+/// The state file that it leaves is one to put in another's place.
+fn saves(migrate: &Migrate) -> bool {
+    migrate.expect == Expect::Completed && migrate.channel == crate::scenario::Channel::File
+}
+
+/// Follows a case step by step, and compares.
+pub struct Judge {
+    model: Model,
+    state: State,
+}
+
+impl Judge {
+    /// Of `case`, on a VMM that rehearses or does not.
+    pub fn new(case: &Case, rehearses: bool) -> Self {
+        let model = Model::new(&case.vm, rehearses);
+        Self { state: model.boot(), model }
+    }
+
+    /// After `step`; the error is in what the model and the VMM differ.
+    pub fn follow(&mut self, step: &Step, seen: Option<&Observed>) -> Result<(), String> {
+        self.state = self.model.after(&self.state, step);
+        match seen {
+            Some(seen) if !matches!(step, Step::Inject(_)) => compare(&self.state, seen),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the VMM shows is what the model says.
+pub fn compare(state: &State, seen: &Observed) -> Result<(), String> {
+    if state.run.name() != seen.run_state {
+        return Err(format!(
+            "by the model the run state is {}, the VMM says {}",
+            state.run.name(),
+            seen.run_state
+        ));
+    }
+    let migration = seen.migration.as_deref();
+    if !state.migration.allows(migration) {
+        return Err(format!(
+            "by the model query-migrate says {}, the VMM says {}",
+            state.migration.name(),
+            migration.unwrap_or("nothing")
+        ));
+    }
+    Ok(())
+}
