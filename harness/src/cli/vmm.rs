@@ -10,7 +10,10 @@ use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
+use crate::backend::skew::{Course, Skew};
 
+/// The VMM in this binary.
+const CARRIED: &str = "cpr-vmm";
 /// The QEMU that is found.
 const QEMU: &str = "qemu";
 
@@ -20,6 +23,12 @@ pub(super) struct Vmm {
     /// ci/.qemu/bin or $PATH.
     #[arg(long, value_name = "PATH")]
     pub(super) vmm: Option<PathBuf>,
+    /// Updates go to this build: a path, `cpr-vmm` for the VMM in this binary, or `qemu`.
+    #[arg(long, value_name = "PATH")]
+    update_to: Option<String>,
+    /// Which of the updates: all, or every other one and the rest back to the first build.
+    #[arg(long, value_enum, default_value_t, requires = "update_to")]
+    course: Course,
     /// What QEMU runs guests with.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
@@ -46,14 +55,38 @@ enum BackendKind {
 }
 
 pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
-    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
-    match (vmm.backend, &vmm.vmm) {
-        (BackendKind::Mock, _) => Ok(Arc::new(Mock::carried(vmm.fault).map_err(own)?)),
-        (BackendKind::CprVmm, None) => {
-            Ok(Arc::new(CprVmm::carried().map_err(own)?.with(&vmm.vmm_arg)))
+    let from = match (vmm.backend, &vmm.vmm) {
+        (BackendKind::Mock, _) => Arc::new(Mock::carried(vmm.fault).map_err(own)?),
+        (BackendKind::CprVmm, None) => carried(&vmm.vmm_arg)?,
+        (BackendKind::CprVmm, Some(path)) => backend_at(path, &vmm.vmm_arg, vmm.accel)?,
+    };
+    let Some(name) = &vmm.update_to else { return Ok(from) };
+    let to = match vmm.backend {
+        BackendKind::CprVmm if name == CARRIED => carried(&vmm.vmm_arg)?,
+        BackendKind::CprVmm => backend_at(Path::new(name), &vmm.vmm_arg, vmm.accel)?,
+        BackendKind::Mock => {
+            let mock = Mock::at(Path::new(name), vmm.fault);
+            Arc::new(mock.map_err(|e| Stop::usage(format!("cannot find the mock {name}: {e}")))?)
         }
-        (BackendKind::CprVmm, Some(path)) => backend_at(path, &vmm.vmm_arg, vmm.accel),
-    }
+    };
+    skewed(from, to, vmm.course)
+}
+
+/// A VMM and another build of it.
+pub(super) fn skewed(
+    from: Arc<dyn Backend>,
+    to: Arc<dyn Backend>,
+    course: Course,
+) -> Result<Arc<dyn Backend>, Stop> {
+    Ok(Arc::new(Skew::new(from, to, course).map_err(Stop::usage)?))
+}
+
+fn own(e: std::io::Error) -> Stop {
+    Stop::environment(format!("cannot find my own binary: {e}"))
+}
+
+fn carried(more: &[String]) -> Result<Arc<dyn Backend>, Stop> {
+    Ok(Arc::new(CprVmm::carried().map_err(own)?.with(more)))
 }
 
 /// A QEMU, if it answers as one, else our VMM.
@@ -82,9 +115,8 @@ pub(super) fn backend_at(
 
 /// The VMM that is called so on the command line.
 pub(super) fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
-    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
     Ok(match name {
-        "cpr-vmm" => Arc::new(CprVmm::carried().map_err(own)?),
+        CARRIED => carried(&[])?,
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),
         path => backend_at(Path::new(path), &[], Accelerator::default())?,
     })
@@ -93,9 +125,17 @@ pub(super) fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
 /// How `replay` is told of it.
 pub(super) fn contender_option(name: &str) -> String {
     match name {
-        "cpr-vmm" => String::new(),
+        CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),
         name => format!(" --vmm {name}"),
+    }
+}
+
+/// How `replay` is told of another build.
+pub(super) fn skew_option(name: &str, course: Course) -> String {
+    match course {
+        Course::There => format!(" --update-to {name}"),
+        Course::ThereAndBack => format!(" --update-to {name} --course there-and-back"),
     }
 }
 
@@ -103,6 +143,9 @@ pub(super) fn vmm_option(vmm: &Vmm) -> String {
     let mut option = String::new();
     if let Some(path) = &vmm.vmm {
         option.push_str(&format!(" --vmm {}", path.display()));
+    }
+    if let Some(name) = &vmm.update_to {
+        option.push_str(&skew_option(name, vmm.course));
     }
     if vmm.accel != Accelerator::default() {
         option.push_str(&format!(" --accel {}", vmm.accel.name()));

@@ -50,6 +50,7 @@ impl Evidence {
             "harness": env!("CARGO_PKG_VERSION"),
             "backend": options.backend.name(),
             "vmm": options.backend.binary(),
+            "updated_to": options.backend.next(0).map(|build| build.binary().to_owned()),
             "vmm_version": options.backend.version(),
             "vmm_option": options.vmm_option,
             "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end(),

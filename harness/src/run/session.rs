@@ -22,7 +22,7 @@ use super::verdict::{FailedUpdate, Heard, Kill, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary};
-use crate::backend::{Files, Launch};
+use crate::backend::{Backend, Files, Launch};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
 use crate::check::startup::Startup;
@@ -56,8 +56,10 @@ pub struct Session<'a> {
     pub executable: Executable,
     /// The file that it was started from.
     pub started_from: PathBuf,
-    /// What it executes after an update that succeeded.
-    updated: Executable,
+    /// What it executes if the update that was last prepared succeeds.
+    pub(super) updated: Executable,
+    /// Updates that succeeded since it was started.
+    handed_over: u32,
     /// Limits that were changed, as they were.
     pub limits: Vec<limit::Saved>,
     /// The state file of the last update that succeeded.
@@ -152,15 +154,10 @@ impl<'a> Session<'a> {
             true => own_binary::copy(binary, work)?,
             false => binary.to_owned(),
         };
-        let executable = |path: &Path| {
-            let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
-            Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
-        };
-        let updated = executable(backend.executable())?;
-        let executable = match case.vm.own_binary {
-            true => executable(&started_from)?,
-            false => updated.clone(),
-        };
+        let executable = executable(match case.vm.own_binary {
+            true => &started_from,
+            false => backend.executable(),
+        })?;
         let outside = Outside::look(work);
         let mut vm = Vm::start(Start {
             binary: &started_from,
@@ -177,17 +174,7 @@ impl<'a> Session<'a> {
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
         let theirs = backend.second_qmp(&files);
         let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
-        Ok(Parts {
-            files,
-            started_from,
-            executable,
-            updated,
-            vm,
-            qmp,
-            bystander,
-            watchdog,
-            outside,
-        })
+        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside })
     }
 
     /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
@@ -200,6 +187,7 @@ impl<'a> Session<'a> {
         self.startup = evidence.startup(&parts.files);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
+        (self.executable, self.handed_over) = (parts.executable, 0);
         (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.seen, self.measuring, self.last_status) = (None, None, None);
@@ -214,17 +202,8 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts {
-            files,
-            started_from,
-            executable,
-            updated,
-            vm,
-            qmp,
-            bystander,
-            watchdog,
-            outside,
-        } = parts;
+        let Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside } =
+            parts;
         Self {
             startup: evidence.startup(&files),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -237,9 +216,10 @@ impl<'a> Session<'a> {
             qmp,
             bystander,
             run_state: booted(case),
+            updated: executable.clone(),
+            handed_over: 0,
             executable,
             started_from,
-            updated,
             limits: Vec::new(),
             earlier_state: None,
             seen: None,
@@ -264,6 +244,12 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The build that the next update goes to.
+    pub(super) fn next_build(&self) -> &'a dyn Backend {
+        let backend = &*self.options.backend;
+        backend.next(self.handed_over).unwrap_or(backend)
+    }
+
     /// What to launch, for the arguments of an update.
     pub fn launch(&self) -> Launch<'_> {
         let case = self.case;
@@ -273,6 +259,7 @@ impl<'a> Session<'a> {
     /// Notes an update that succeeded, with its state file.
     pub fn note_update(&mut self, state: String) {
         self.updates += 1;
+        self.handed_over += 1;
         self.executable = self.updated.clone();
         self.earlier_state = Some(state);
     }
@@ -448,11 +435,16 @@ fn booted(case: &Case) -> RunState {
     if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
 }
 
+/// What a process that runs the file at `path` executes.
+pub(super) fn executable(path: &Path) -> Result<Executable, EnvironmentError> {
+    let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
+    Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
+}
+
 struct Parts {
     files: Files,
     started_from: PathBuf,
     executable: Executable,
-    updated: Executable,
     vm: Vm,
     qmp: Qmp,
     bystander: Bystander,

@@ -10,6 +10,7 @@ pub mod matrix;
 pub mod model;
 pub mod parse;
 pub mod set;
+pub mod shard;
 pub mod signal;
 pub mod size;
 pub mod storm;
