@@ -11,6 +11,7 @@ mod bench;
 mod catalogue;
 mod conform;
 mod guests;
+mod matrix;
 mod replay;
 mod run;
 mod selection;
@@ -50,6 +51,8 @@ enum Command {
     Catalogue(catalogue::Catalogue),
     /// Run scenarios on two VMMs, and tell in what they differ.
     Conform(conform::Conform),
+    /// Run scenarios on updates from each of several builds to each other, and back.
+    Matrix(matrix::Matrix),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     Bench(bench::Bench),
     /// List the guests, or write their ELF files to a folder.
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Replay(replay) => replay::main(&replay),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
+        Command::Matrix(matrix) => matrix::main(&matrix),
         Command::Bench(bench) => bench::main(&bench),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));

@@ -78,6 +78,10 @@ impl Backend for CprVmm {
         &self.binary
     }
 
+    fn executable(&self) -> &Path {
+        self.build.as_ref().map_or(&self.binary, |build| &build.executable)
+    }
+
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
         [self.first.clone(), arguments(launch), self.last.clone()].concat()
     }
@@ -102,6 +106,9 @@ impl Backend for CprVmm {
             Feature::FailPoints if !build.fail_points => {
                 let build_it = "build it with --features failpoints";
                 return Some(format!("{path} has no fail points: {build_it}"));
+            }
+            Feature::OwnBinary if build.binary != build.executable => {
+                return Some(format!("{path} is a script, which is not what is executed"));
             }
             Feature::Rehearsal => lacks("x-cpr-exec-rehearsal"),
             Feature::Deadline => lacks("x-cpr-exec-deadline"),

@@ -1,5 +1,6 @@
 //! A VM under test: the process, the conversation, and what is expected of it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
 use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
+use crate::observe::fds::FdTable;
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::process::Executable;
 use crate::observe::qmp::{self, Qmp};
@@ -60,6 +62,10 @@ pub struct Session<'a> {
     pub(super) updated: Executable,
     /// Updates that succeeded since it was started.
     handed_over: u32,
+    /// The descriptors of each build when it was last looked at, by the build's file.
+    fds_of: BTreeMap<PathBuf, FdTable>,
+    /// The file of the build at the last look.
+    looked_at: PathBuf,
     /// Limits that were changed, as they were.
     pub limits: Vec<limit::Saved>,
     /// The state file of the last update that succeeded.
@@ -218,6 +224,8 @@ impl<'a> Session<'a> {
             run_state: booted(case),
             updated: executable.clone(),
             handed_over: 0,
+            fds_of: BTreeMap::new(),
+            looked_at: options.backend.binary().to_owned(),
             executable,
             started_from,
             limits: Vec::new(),
@@ -248,6 +256,13 @@ impl<'a> Session<'a> {
     pub(super) fn next_build(&self) -> &'a dyn Backend {
         let backend = &*self.options.backend;
         backend.next(self.handed_over).unwrap_or(backend)
+    }
+
+    /// The file of the build that runs now.
+    fn build(&self) -> &'a Path {
+        let backend = &*self.options.backend;
+        let last = self.handed_over.checked_sub(1);
+        last.and_then(|done| backend.next(done)).unwrap_or(backend).binary()
     }
 
     /// What to launch, for the arguments of an update.
@@ -300,6 +315,11 @@ impl<'a> Session<'a> {
         let common = |events: &[Event]| check::clients::common(action, over_exec, events);
         let theirs = self.bystander.hear(&events, common, self.options.patience.events);
         let log = self.evidence.vmm_log();
+        let build = self.build();
+        let fds_then = match build == self.looked_at {
+            true => before.as_ref().map(|before| &before.fds),
+            false => self.fds_of.get(build),
+        };
         let findings = check::all(&Scene {
             vm: &self.case.vm,
             dialect: self.options.backend.dialect(),
@@ -315,6 +335,7 @@ impl<'a> Session<'a> {
             bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
             log: &|| log.since(),
+            fds_then,
             before: before.as_ref(),
             after: &after,
         });
@@ -332,6 +353,8 @@ impl<'a> Session<'a> {
         {
             self.evidence.observation("before", before)?;
         }
+        self.fds_of.insert(build.to_owned(), after.fds.clone());
+        self.looked_at = build.to_owned();
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
     }

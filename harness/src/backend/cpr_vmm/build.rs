@@ -1,6 +1,6 @@
 //! Asking another build of the VMM what it has: it may be older or newer than this harness.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::backend::asked::Asked;
 use crate::carry;
-use crate::observe::qmp::QmpFault;
+use crate::observe::process::{Executable, ProcError};
+use crate::observe::qmp::{Qmp, QmpFault};
 use crate::scenario::Inject;
 
 /// Why it could not be asked over QMP.
@@ -19,6 +20,14 @@ enum AskError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Qmp(#[from] QmpFault),
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+}
+
+impl From<AskError> for io::Error {
+    fn from(error: AskError) -> Self {
+        Self::other(error)
+    }
 }
 
 /// A build in a file of its own: `cpr-vmm`, or a harness that carries one.
@@ -26,6 +35,8 @@ enum AskError {
 pub(super) struct Build {
     /// The file.
     pub binary: PathBuf,
+    /// What is executed then: another file where the first is a script.
+    pub executable: PathBuf,
     /// Its first arguments.
     pub first: Vec<String>,
     /// What it has told, where it is a VMM of ours.
@@ -49,7 +60,13 @@ impl Build {
         // A build without them does not know the option.
         let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
         let fail_points = fail_points.is_some();
-        Ok(Self { binary, first, version, fail_points, parameters: OnceLock::new() })
+        let executable = binary.clone();
+        let parameters = OnceLock::new();
+        let mut build = Self { binary, executable, first, version, fail_points, parameters };
+        if is_script(&build.binary)? {
+            build.executable = build.ask(|_, pid| Ok(Executable::of(pid)?.path))?;
+        }
+        Ok(build)
     }
 
     /// True unless it has told that it has no such migration parameter.
@@ -65,8 +82,16 @@ impl Build {
         told.is_ok_and(|told| told.is_some())
     }
 
-    /// Starts a VM that never runs, and asks.
     fn ask_parameters(&self) -> Result<Vec<String>, AskError> {
+        let parameters: Value = self.ask(|qmp, _| Ok(qmp.query("query-migrate-parameters")?))?;
+        Ok(parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Starts a VM that never runs, and asks it, or looks at its process.
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&mut Qmp, i32) -> Result<T, AskError>,
+    ) -> Result<T, AskError> {
         let folder = tempfile::tempdir()?;
         let (kernel, socket) = (folder.path().join("guest.elf"), folder.path().join("qmp.sock"));
         let guest = guest_images::guest("heartbeat").map_or(&[][..], |guest| guest.elf);
@@ -74,9 +99,14 @@ impl Build {
         let mut command = Command::new(&self.binary);
         command.args(&self.first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
         let asked = Asked::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
-        let parameters: Value = asked.qmp(&socket)?.query("query-migrate-parameters")?;
-        Ok(parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect())
+        question(&mut asked.qmp(&socket)?, asked.pid())
     }
+}
+
+fn is_script(binary: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(binary)?.take(2).read_to_end(&mut start)?;
+    Ok(start == b"#!")
 }
 
 /// What a command that succeeds prints.
