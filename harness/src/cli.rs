@@ -14,6 +14,7 @@ mod doctor;
 mod examples;
 mod explore;
 mod guests;
+mod matrix;
 mod new;
 mod replay;
 mod report;
@@ -57,8 +58,10 @@ enum Command {
     #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
     /// Tell what is in an evidence folder: what happened, when, and who says so.
+    #[command(after_help = examples::SHOW)]
     Show(show::Show),
     /// Make reports of runs that have been.
+    #[command(after_help = examples::REPORT)]
     Report(report::Report),
     /// Be the VMM (`vmm --help` tells its options).
     #[command(disable_help_flag = true)]
@@ -74,7 +77,11 @@ enum Command {
     #[command(after_help = examples::CONFORM)]
     Conform(conform::Conform),
     /// Try sequences of steps drawn from a seed, and make a small scenario of one that fails.
+    #[command(after_help = examples::EXPLORE)]
     Explore(explore::Explore),
+    /// Run scenarios on updates from each of several builds to each other, and back.
+    #[command(after_help = examples::MATRIX)]
+    Matrix(matrix::Matrix),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
@@ -138,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
         Command::Explore(explore) => explore::main(&explore),
+        Command::Matrix(matrix) => matrix::main(&matrix),
         Command::Bench(bench) => bench::main(&bench),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));

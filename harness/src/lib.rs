@@ -3,8 +3,9 @@
 //! The harness sees a VMM only as a process with a command line, a QMP socket, file descriptors
 //! and RAM. [`scenario`] says what to do, [`backend`] how to start a VMM, [`observe`] what can be
 //! seen from outside, [`check`] what must hold after every step, [`run`] does it all, [`report`]
-//! tells. [`conform`] compares two VMMs, [`catalogue`] plants known bugs in ours, [`explore`] tries
-//! what nobody has thought of, [`doctor`] looks at the host.
+//! tells. [`conform`] compares two VMMs, [`matrix`] updates builds of one to each other,
+//! [`catalogue`] plants known bugs in ours, [`explore`] tries what nobody has thought of, [`doctor`]
+//! looks at the host.
 
 pub mod backend;
 pub mod bench;
@@ -15,6 +16,7 @@ pub mod cli;
 pub mod conform;
 pub mod doctor;
 pub mod explore;
+pub mod matrix;
 pub mod observe;
 pub mod report;
 pub mod run;

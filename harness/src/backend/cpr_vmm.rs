@@ -1,12 +1,15 @@
 //! Our own VMM, carried by this binary or in a file of its own.
 
+mod build;
+
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+
+use build::Build;
 
 use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
 use crate::carry;
-use crate::scenario::{CommandKind, SerialKind};
+use crate::scenario::{CommandKind, Inject, SerialKind};
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -16,9 +19,10 @@ pub struct CprVmm {
     last: Vec<String>,
     /// Only where a VM is taken over.
     last_of_new: Vec<String>,
-    fail_points: bool,
     /// Where it is known.
     version: Option<String>,
+    /// Another build than the carried one, which has all there is.
+    build: Option<Build>,
 }
 
 impl CprVmm {
@@ -35,27 +39,17 @@ impl CprVmm {
             first: vec![carry::VMM.into()],
             last: Vec::new(),
             last_of_new: Vec::new(),
-            fail_points: true,
             version: None,
+            build: None,
         })
     }
 
-    /// Another build of it.
+    /// Another build of it: a `cpr-vmm`, or a harness that carries one.
     pub fn at(binary: &Path) -> io::Result<Self> {
-        let binary = std::fs::canonicalize(binary)?;
-        let ask = |arguments: &[&str]| {
-            let told = Command::new(&binary).args(arguments).stdin(Stdio::null()).output()?;
-            let text = String::from_utf8_lossy(&told.stdout).into_owned();
-            Ok::<_, io::Error>(told.status.success().then_some(text))
-        };
-        // A build without them does not know the option.
-        let with_fail_points = ask(&["--failpoint", "save=off", "--version"])?;
-        let fail_points = with_fail_points.is_some();
-        let told = with_fail_points.map_or_else(|| ask(&["--version"]), |told| Ok(Some(told)))?;
-        let version = told.as_deref().and_then(|told| told.trim().strip_prefix("cpr-vmm "));
-        let version = version.map(str::to_owned);
-        let (first, last, last_of_new) = Default::default();
-        Ok(Self { binary, first, last, last_of_new, fail_points, version })
+        let build = Build::at(binary)?;
+        let Build { binary, first, version, .. } = build.clone();
+        let (last, last_of_new) = Default::default();
+        Ok(Self { binary, first, last, last_of_new, version, build: Some(build) })
     }
 
     /// With `arguments` after all others.
@@ -84,6 +78,10 @@ impl Backend for CprVmm {
         &self.binary
     }
 
+    fn executable(&self) -> &Path {
+        self.build.as_ref().map_or(&self.binary, |build| &build.executable)
+    }
+
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
         [self.first.clone(), arguments(launch), self.last.clone()].concat()
     }
@@ -101,9 +99,29 @@ impl Backend for CprVmm {
     }
 
     fn lacks(&self, feature: Feature) -> Option<String> {
-        let lacks = feature == Feature::FailPoints && !self.fail_points;
-        let why = "this cpr-vmm has no fail points: build it with --features failpoints";
-        lacks.then(|| why.to_owned())
+        let build = self.build.as_ref()?;
+        let path = build.binary.display();
+        let lacks = |parameter| (!build.has_parameter(parameter)).then_some(parameter);
+        let parameter = match feature {
+            Feature::FailPoints if !build.fail_points => {
+                let build_it = "build it with --features failpoints";
+                return Some(format!("{path} has no fail points: {build_it}"));
+            }
+            Feature::OwnBinary if build.binary != build.executable => {
+                return Some(format!("{path} is a script, which is not what is executed"));
+            }
+            Feature::Rehearsal => lacks("x-cpr-exec-rehearsal"),
+            Feature::Deadline => lacks("x-cpr-exec-deadline"),
+            _ => None,
+        };
+        parameter.map(|name| format!("{path} has no migration parameter {name}"))
+    }
+
+    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+        let build = self.build.as_ref()?;
+        let Inject { point, action } = fault;
+        let why = || format!("{} has no fail point {point}={action}", build.binary.display());
+        (!build.knows(fault)).then(why)
     }
 
     fn uses_kvm(&self) -> bool {

@@ -1,9 +1,11 @@
 //! How to start and reach a VMM. Nothing else in the harness knows which one it is.
 
+mod asked;
 pub mod cpr_vmm;
 pub mod dialect;
 pub mod mock;
 pub mod qemu;
+pub mod skew;
 
 use std::path::Path;
 
@@ -11,7 +13,7 @@ use guest_images::GuestImage;
 
 pub use dialect::{Dialect, Feature, Handover, OverExec};
 
-use crate::scenario::{CommandKind, Vm};
+use crate::scenario::{CommandKind, Inject, Vm};
 
 /// What a VMM is started for.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,13 @@ pub trait Backend: Send + Sync {
         self.binary()
     }
 
+    /// The build that the next update goes to, after `done` of a VM's updates have succeeded;
+    /// none: this one.
+    fn next(&self, done: u32) -> Option<&dyn Backend> {
+        let _ = done;
+        None
+    }
+
     /// The image with which it boots a guest.
     fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
         Image { bytes: guest.elf, ending: "elf" }
@@ -107,6 +116,12 @@ pub trait Backend: Send + Sync {
 
     /// Why it has not what a case needs, if it has not.
     fn lacks(&self, feature: Feature) -> Option<String>;
+
+    /// Why it cannot be made to fail so, if it cannot and has fail points.
+    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+        let _ = fault;
+        None
+    }
 
     /// Its VM is one of KVM's.
     fn uses_kvm(&self) -> bool;

@@ -18,7 +18,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
     settled(scene, |now| {
-        let differences = compare(&before.fds, now, ram, scene.dialect);
+        let differences = compare(&before.fds, scene.fds_then, now, ram, scene.dialect);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
 }
@@ -44,7 +44,14 @@ pub(super) fn settled(
     pleased.ok_or(complaint)
 }
 
-fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>, dialect: Dialect) -> Vec<String> {
+/// `then`: the last table of the build that runs now, if it ever ran this VM.
+fn compare(
+    before: &FdTable,
+    then: Option<&FdTable>,
+    after: &FdTable,
+    ram: Option<i32>,
+    dialect: Dialect,
+) -> Vec<String> {
     let mut differences = Vec::new();
     let remade = dialect.over_exec == OverExec::Remade;
     let rebuilt = |fd: &Descriptor| {
@@ -69,10 +76,12 @@ fn compare(before: &FdTable, after: &FdTable, ram: Option<i32>, dialect: Dialect
     let more = new.values().filter(|fd| !old.contains_key(&fd.number));
     differences.extend(more.map(|fd| format!("descriptor {fd} is new")));
 
-    // What a new process builds anew has no identity; only kind and number of them must agree.
+    // What a new process builds anew has no identity; only kind and number of them must agree, and
+    // that only for one build: another one may work with more or fewer.
+    let Some(then) = then else { return differences };
     let kinds =
         |table: &FdTable| kinds(table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)));
-    let (old, new) = (kinds(before), kinds(after));
+    let (old, new) = (kinds(then), kinds(after));
     let all: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
     for kind in all {
         let count = |table: &BTreeMap<String, usize>| table.get(kind).copied().unwrap_or(0);
@@ -148,7 +157,8 @@ mod tests {
     }
 
     fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
-        compare(&table(before), &table(after), Some(3), DIALECT).join("; ")
+        let before = table(before);
+        compare(&before, Some(&before), &table(after), Some(3), DIALECT).join("; ")
     }
 
     #[rstest]
@@ -176,12 +186,26 @@ mod tests {
         let before = [fd(3, "/memfd:ram", 1), fd(4, "/log", 2), socket(5, 3, "/qmp")];
         let after = [fd(3, "/memfd:ram", 1), fd(8, "/log", 2), socket(4, 9, "/qmp")];
         let look = |after: &[Descriptor]| {
-            compare(&table(&before), &table(after), Some(3), dialect).join("; ")
+            let before = table(&before);
+            compare(&before, Some(&before), &table(after), Some(3), dialect).join("; ")
         };
         assert_eq!(look(&after), "");
         let leaked = [&after[..], &[fd(9, "/log", 2)]].concat();
         assert_eq!(look(&leaked), "there were 1 descriptors /log, now 2");
         assert_eq!(look(&after[1..]), "descriptor 3 -> /memfd:ram is gone");
+    }
+
+    #[test]
+    fn what_another_build_makes_anew_is_its_own_affair() {
+        let event = |number| fd(number, "anon_inode:[eventfd]", number as u64);
+        let (before, after) = (table(&[event(5), event(6)]), table(&[event(5)]));
+        let look = |then| compare(&before, then, &after, None, DIALECT).join("; ");
+        assert_eq!(look(None), "");
+        assert_eq!(look(Some(&after)), "");
+        let leaked = "there were 2 descriptors anon_inode:[eventfd], now 1";
+        assert_eq!(look(Some(&before)), leaked);
+        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, None, DIALECT).join("; ");
+        assert_eq!(lost, "descriptor 4 -> /log is gone");
     }
 
     #[test]

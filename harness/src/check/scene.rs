@@ -5,6 +5,7 @@ use cpr_qmp::run_state::RunState;
 
 use super::startup::Startup;
 use crate::backend::Dialect;
+use crate::observe::fds::FdTable;
 use crate::observe::observation::Observation;
 use crate::observe::process::Executable;
 use crate::run::Patience;
@@ -135,6 +136,8 @@ pub struct Scene<'a> {
     pub log: &'a dyn Fn() -> String,
     /// The same as another client saw them, or why it does not any more.
     pub bystander: Result<&'a [Event], &'a str>,
+    /// The descriptors when the build that runs now was looked at last; none: it never was.
+    pub fds_then: Option<&'a FdTable>,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.

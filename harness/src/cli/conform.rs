@@ -43,9 +43,9 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     let [first, second] = conform.vmm.as_slice() else {
         return Err(Stop::usage("conform compares two VMMs: give --vmm twice"));
     };
-    let whole = conform.selection.filter.is_empty() && conform.selection.scenarios.is_empty();
+    let whole = conform.selection.is_whole();
     if conform.write.is_some() && !whole {
-        let why = "--write takes a run of all cases: leave --filter and SCENARIO out";
+        let why = "--write takes a run of all cases: leave --filter, --shard and SCENARIO out";
         return Err(Stop::usage(why));
     }
     let set = select(&conform.selection)?;

@@ -35,6 +35,32 @@ Examples:
   cpr-harness replay evidence/update/stopped
   cpr-harness replay evidence/update/stopped --vmm ./cpr-vmm --keep";
 
+/// Of `show`.
+pub(super) const SHOW: &str = "\
+Examples:
+  cpr-harness show evidence/update/stopped
+  cpr-harness show evidence/update/stopped --source harness,qmp-received
+  cpr-harness show evidence/update/stopped --html page.html";
+
+/// Of `report`.
+pub(super) const REPORT: &str = "\
+Examples, for the shards of one run:
+  cpr-harness report merge 1.json 2.json --html report.html --junit junit.xml
+  cpr-harness report merge evidence-1 evidence-2 --json all.json";
+
+/// Of `explore`.
+pub(super) const EXPLORE: &str = "\
+Examples:
+  cpr-harness explore --steps 500
+  cpr-harness explore --seed 7 --steps 500 --vmm ./cpr-vmm
+  cpr-harness explore --for 10m --write found";
+
+/// Of `matrix`.
+pub(super) const MATRIX: &str = "\
+Examples:
+  cpr-harness matrix ./cpr-vmm-1.0 ./cpr-vmm-1.1
+  cpr-harness matrix ./cpr-vmm-1.0 cpr-vmm --filter update/ --must-update";
+
 /// Of `catalogue`.
 pub(super) const CATALOGUE: &str = "\
 Examples:

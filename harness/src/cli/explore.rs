@@ -212,12 +212,10 @@ fn announce(written: &Written) {
         findings => findings.join("\n"),
     };
     let step = report.failed_step.as_deref().unwrap_or("no step");
-    let show = report.replay.replacen(" replay ", " show ", 1);
-    let show = show.split(" --").next().unwrap_or_default();
     say(format_args!(
-        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\nreplay: {}\nshow: {show}",
+        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\n{}",
         path.display(),
-        report.replay
+        report.to_type().join("\n"),
     ));
 }
 
@@ -331,6 +329,7 @@ fn write_json(
             "findings": ran.report.verdict.findings(),
             "scenario": written.path,
             "replay": written.report.replay,
+            "show": written.report.show,
         }),
         _ => serde_json::Value::Null,
     };

@@ -47,12 +47,10 @@ pub(super) struct Run {
 /// Runs it.
 pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
-    let count = set.cases.len();
     let errors = errors_table(run)?;
     run.files.try_out()?;
     let options = options(&run.vmm, run.evidence.clone())?;
-    let noun = if count == 1 { "case" } else { "cases" };
-    say(format_args!("{count} {noun} from {}", set.origin));
+    say(&set);
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
@@ -66,8 +64,9 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
         (_, Some(path)) => (path, Wish::Check, "--check-errors"),
         _ => return Ok(None),
     };
-    if !(run.selection.filter.is_empty() && run.selection.scenarios.is_empty()) {
-        let why = format!("{option} takes a run of all cases: leave --filter and SCENARIO out");
+    if !run.selection.is_whole() {
+        let why =
+            format!("{option} takes a run of all cases: leave --filter, --shard and SCENARIO out");
         return Err(Stop::usage(why));
     }
     let errors = Errors::new(path, wish);

@@ -7,19 +7,52 @@ use clap::Args;
 
 use super::Stop;
 use crate::report::stdout::say;
+use crate::scenario::Case;
 use crate::scenario::set::Set;
+use crate::scenario::shard::Shard;
 
 #[derive(Args)]
 pub(super) struct Selection {
     /// Only cases whose name contains this; several: any of them.
     #[arg(long, value_name = "TEXT")]
     pub(super) filter: Vec<String>,
+    /// Only part i of n of these cases, such as 1/2; a case's name says to which it belongs.
+    #[arg(long, value_name = "I/N")]
+    pub(super) shard: Option<Shard>,
     /// Scenario files or folders [default: scenarios/ here, else the embedded ones].
     #[arg(value_name = "SCENARIO")]
     pub(super) scenarios: Vec<PathBuf>,
 }
 
-pub(super) fn select(selection: &Selection) -> Result<Set, Stop> {
+impl Selection {
+    /// Nothing is left out but what runs on request.
+    pub(super) fn is_whole(&self) -> bool {
+        self.filter.is_empty() && self.scenarios.is_empty() && self.shard.is_none()
+    }
+}
+
+/// Cases, and where they are from.
+pub(super) struct Selected {
+    pub(super) cases: Vec<Case>,
+    origin: String,
+    /// The shard, and how many cases there are in all.
+    part: Option<(Shard, usize)>,
+}
+
+impl std::fmt::Display for Selected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (count, origin) = (self.cases.len(), &self.origin);
+        let noun = |count| if count == 1 { "case" } else { "cases" };
+        match self.part {
+            None => write!(f, "{count} {} from {origin}", noun(count)),
+            Some((shard, all)) => {
+                write!(f, "shard {shard}: {count} of {all} {} from {origin}", noun(all))
+            }
+        }
+    }
+}
+
+pub(super) fn select(selection: &Selection) -> Result<Selected, Stop> {
     let found = match selection.scenarios.as_slice() {
         [] => Set::find(),
         paths => Set::at(paths),
@@ -33,7 +66,10 @@ pub(super) fn select(selection: &Selection) -> Result<Set, Stop> {
     if set.cases.is_empty() {
         return Err(Stop::usage(format!("no case of {} matches {wanted:?}", set.origin)));
     }
-    Ok(set)
+    let part = selection.shard.map(|shard| (shard, set.cases.len()));
+    // One that is left with nothing has done its part.
+    set.cases.retain(|case| selection.shard.is_none_or(|shard| shard.takes(&case.name)));
+    Ok(Selected { cases: set.cases, origin: set.origin, part })
 }
 
 pub(super) fn list(selection: &Selection) -> Result<ExitCode, Stop> {

@@ -10,8 +10,11 @@ use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
+use crate::backend::skew::{Course, Skew};
 use crate::run::case::quoted;
 
+/// The VMM in this binary.
+const CARRIED: &str = "cpr-vmm";
 /// The QEMU that is found.
 const QEMU: &str = "qemu";
 
@@ -21,6 +24,12 @@ pub(super) struct Vmm {
     /// ci/.qemu/bin or $PATH.
     #[arg(long, value_name = "PATH")]
     pub(super) vmm: Option<PathBuf>,
+    /// Updates go to this build: a path, `cpr-vmm` for the VMM in this binary, or `qemu`.
+    #[arg(long, value_name = "PATH")]
+    update_to: Option<String>,
+    /// Which of the updates: all, or every other one and the rest back to the first build.
+    #[arg(long, value_enum, default_value_t, requires = "update_to")]
+    course: Course,
     /// What QEMU runs guests with.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
@@ -57,25 +66,53 @@ impl Vmm {
 }
 
 pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
-    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
     let kind = vmm.backend.unwrap_or(BackendKind::CprVmm);
-    match (kind, &vmm.vmm) {
-        (BackendKind::Mock, _) => Ok(Arc::new(Mock::carried(vmm.fault).map_err(own)?)),
-        (BackendKind::CprVmm, None) => {
-            let carried = CprVmm::carried().map_err(own)?;
-            Ok(Arc::new(carried.with(&vmm.vmm_arg).with_new(&vmm.new_vmm_arg)))
+    let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg };
+    let from = match (kind, &vmm.vmm) {
+        (BackendKind::Mock, _) => Arc::new(Mock::carried(vmm.fault).map_err(own)?),
+        (BackendKind::CprVmm, None) => carried(more)?,
+        (BackendKind::CprVmm, Some(path)) => backend_at(path, more, vmm.accel)?,
+    };
+    let Some(name) = &vmm.update_to else { return Ok(from) };
+    let to = match kind {
+        BackendKind::CprVmm if name == CARRIED => carried(more)?,
+        BackendKind::CprVmm => backend_at(Path::new(name), more, vmm.accel)?,
+        BackendKind::Mock => {
+            let mock = Mock::at(Path::new(name), vmm.fault);
+            Arc::new(mock.map_err(|e| Stop::usage(format!("cannot find the mock {name}: {e}")))?)
         }
-        (BackendKind::CprVmm, Some(path)) => {
-            backend_at(path, &vmm.vmm_arg, &vmm.new_vmm_arg, vmm.accel)
-        }
-    }
+    };
+    skewed(from, to, vmm.course)
+}
+
+/// A VMM and another build of it.
+pub(super) fn skewed(
+    from: Arc<dyn Backend>,
+    to: Arc<dyn Backend>,
+    course: Course,
+) -> Result<Arc<dyn Backend>, Stop> {
+    Ok(Arc::new(Skew::new(from, to, course).map_err(Stop::usage)?))
+}
+
+fn own(e: std::io::Error) -> Stop {
+    Stop::environment(format!("cannot find my own binary: {e}"))
+}
+
+/// More arguments of our VMM.
+#[derive(Clone, Copy, Default)]
+pub(super) struct More<'a> {
+    all: &'a [String],
+    new: &'a [String],
+}
+
+fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, Stop> {
+    Ok(Arc::new(CprVmm::carried().map_err(own)?.with(more.all).with_new(more.new)))
 }
 
 /// A QEMU, if it answers as one, else our VMM.
 pub(super) fn backend_at(
     path: &Path,
-    more: &[String],
-    more_of_new: &[String],
+    more: More<'_>,
     accelerator: Accelerator,
 ) -> Result<Arc<dyn Backend>, Stop> {
     if path.as_os_str() == QEMU {
@@ -91,27 +128,34 @@ pub(super) fn backend_at(
         Err(ProbeError::Start { .. } | ProbeError::NotQemu { .. }) => {}
     }
     match CprVmm::at(path) {
-        Ok(backend) => Ok(Arc::new(backend.with(more).with_new(more_of_new))),
+        Ok(backend) => Ok(Arc::new(backend.with(more.all).with_new(more.new))),
         Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
     }
 }
 
 /// The VMM that is called so on the command line.
 pub(super) fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
-    let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
     Ok(match name {
-        "cpr-vmm" => Arc::new(CprVmm::carried().map_err(own)?),
+        CARRIED => carried(More::default())?,
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),
-        path => backend_at(Path::new(path), &[], &[], Accelerator::default())?,
+        path => backend_at(Path::new(path), More::default(), Accelerator::default())?,
     })
 }
 
 /// How `replay` is told of it.
 pub(super) fn contender_option(name: &str) -> String {
     match name {
-        "cpr-vmm" => String::new(),
+        CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),
         name => format!(" --vmm {}", quoted(name)),
+    }
+}
+
+/// How `replay` is told of another build.
+pub(super) fn skew_option(name: &str, course: Course) -> String {
+    match course {
+        Course::There => format!(" --update-to {}", quoted(name)),
+        Course::ThereAndBack => format!(" --update-to {} --course there-and-back", quoted(name)),
     }
 }
 
@@ -119,6 +163,9 @@ pub(super) fn vmm_option(vmm: &Vmm) -> String {
     let mut option = String::new();
     if let Some(path) = &vmm.vmm {
         option.push_str(&format!(" --vmm {}", quoted(&path.to_string_lossy())));
+    }
+    if let Some(name) = &vmm.update_to {
+        option.push_str(&skew_option(name, vmm.course));
     }
     if vmm.accel != Accelerator::default() {
         option.push_str(&format!(" --accel {}", vmm.accel.name()));

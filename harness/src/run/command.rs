@@ -105,7 +105,10 @@ impl Workshop<'_> {
             | CommandKind::WithoutKvm => {
                 self.program("wrapper", damaging::script(kind, &self.binary(), targets).as_bytes())?
             }
-            CommandKind::InPath => NAME_IN_PATH.to_owned(),
+            CommandKind::InPath => {
+                self.path_folder()?;
+                NAME_IN_PATH.to_owned()
+            }
             CommandKind::EmptyWord => String::new(),
             CommandKind::Enoent => self.path("no-such-vmm"),
             CommandKind::EnoentInPath => "no-such-vmm-in-any-folder".to_owned(),
@@ -147,11 +150,12 @@ impl Workshop<'_> {
     }
 
     /// Makes the folder of `PATH` in which the VMM is found by name.
-    pub fn path_folder(&self) -> Result<PathBuf, EnvironmentError> {
+    pub fn path_folder(&self) -> Result<(), EnvironmentError> {
         let folder = PathBuf::from(self.directory(PATH_FOLDER)?);
-        let link = folder.join(NAME_IN_PATH);
-        symlink(self.backend.binary(), &link).map_err(EnvironmentError::file("create", &link))?;
-        Ok(folder)
+        let (link, new) = (folder.join(NAME_IN_PATH), folder.join("new"));
+        symlink(self.backend.binary(), &new)
+            .and_then(|()| fs::rename(&new, &link))
+            .map_err(EnvironmentError::file("create", &link))
     }
 
     fn binary(&self) -> String {

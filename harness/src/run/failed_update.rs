@@ -42,11 +42,14 @@ impl Session<'_> {
             Ending::Refused(error) => ("refused", error),
             Ending::Failed(error) => ("failed", error),
         };
-        let places = [
+        let mut places = [
             (self.options.backend.binary(), "<vmm>"),
+            (self.next_build().binary(), "<vmm>"),
             (&*self.evidence.folder, "<evidence>"),
             (&*self.work, "<work>"),
         ];
+        // The path of one may be how another's begins.
+        places.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_os_str().len()));
         let failed = FailedUpdate {
             what: migrate.what_is_wrong(&self.case.vm, injected),
             ended: ended.to_owned(),

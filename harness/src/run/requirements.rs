@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::cgroup;
 use crate::backend::{Backend, Feature};
-use crate::scenario::{Case, Channel, CommandKind, Migrate, Pages, Seccomp, Step};
+use crate::scenario::interrupt::REHEARSING;
+use crate::scenario::{Case, Channel, CommandKind, Inject, Migrate, Pages, Seccomp, Step};
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -16,6 +17,9 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         return Some(format!("no KVM here ({}: {e})", kvm.display()));
     }
     if let Some(why) = needs(case).into_iter().find_map(|feature| backend.lacks(feature)) {
+        return Some(why);
+    }
+    if let Some(why) = faults(case).iter().find_map(|fault| backend.lacks_fault(fault)) {
         return Some(why);
     }
     match case.vm.pages {
@@ -60,6 +64,18 @@ fn needs(case: &Case) -> Vec<Feature> {
         }
     }
     needs
+}
+
+/// What a case lets updates meet.
+fn faults(case: &Case) -> Vec<Inject> {
+    let fault = |step: &Step| match step {
+        Step::Inject(inject) => Some(inject.clone()),
+        Step::Interrupt(interrupt) if interrupt.point != REHEARSING => {
+            Some(Inject { point: interrupt.point.clone(), action: "hold=/dev/null".to_owned() })
+        }
+        _ => None,
+    };
+    case.steps.iter().filter_map(fault).collect()
 }
 
 fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {

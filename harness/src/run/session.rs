@@ -1,5 +1,6 @@
 //! A VM under test: the process, the conversation, and what is expected of it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -22,11 +23,12 @@ use super::verdict::{FailedUpdate, Heard, Kill, Observed, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary, timeline};
-use crate::backend::{Files, Launch};
+use crate::backend::{Backend, Files, Launch};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
 use crate::check::startup::Startup;
 use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
+use crate::observe::fds::FdTable;
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::phases::{self, UpdatePhases};
 use crate::observe::process::Executable;
@@ -57,8 +59,14 @@ pub struct Session<'a> {
     pub executable: Executable,
     /// The file that it was started from.
     pub started_from: PathBuf,
-    /// What it executes after an update that succeeded.
-    updated: Executable,
+    /// What it executes if the update that was last prepared succeeds.
+    pub(super) updated: Executable,
+    /// Updates that succeeded since it was started.
+    handed_over: u32,
+    /// The descriptors of each build when it was last looked at, by the build's file.
+    fds_of: BTreeMap<PathBuf, FdTable>,
+    /// The file of the build at the last look.
+    looked_at: PathBuf,
     /// Limits that were changed, as they were.
     pub limits: Vec<limit::Saved>,
     /// The state file of the last update that succeeded.
@@ -157,15 +165,10 @@ impl<'a> Session<'a> {
             true => own_binary::copy(binary, work)?,
             false => binary.to_owned(),
         };
-        let executable = |path: &Path| {
-            let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
-            Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
-        };
-        let updated = executable(backend.executable())?;
-        let executable = match case.vm.own_binary {
-            true => executable(&started_from)?,
-            false => updated.clone(),
-        };
+        let executable = executable(match case.vm.own_binary {
+            true => &started_from,
+            false => backend.executable(),
+        })?;
         let outside = Outside::look(work);
         let mut vm = Vm::start(Start {
             binary: &started_from,
@@ -182,17 +185,7 @@ impl<'a> Session<'a> {
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
         let theirs = backend.second_qmp(&files);
         let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
-        Ok(Parts {
-            files,
-            started_from,
-            executable,
-            updated,
-            vm,
-            qmp,
-            bystander,
-            watchdog,
-            outside,
-        })
+        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside })
     }
 
     /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
@@ -205,6 +198,7 @@ impl<'a> Session<'a> {
         self.startup = evidence.startup(&parts.files);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
+        (self.executable, self.handed_over) = (parts.executable, 0);
         (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.seen, self.measuring, self.last_status) = (None, None, None);
@@ -219,17 +213,8 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts {
-            files,
-            started_from,
-            executable,
-            updated,
-            vm,
-            qmp,
-            bystander,
-            watchdog,
-            outside,
-        } = parts;
+        let Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside } =
+            parts;
         Self {
             startup: evidence.startup(&files),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -242,9 +227,12 @@ impl<'a> Session<'a> {
             qmp,
             bystander,
             run_state: booted(case),
+            updated: executable.clone(),
+            handed_over: 0,
+            fds_of: BTreeMap::new(),
+            looked_at: options.backend.binary().to_owned(),
             executable,
             started_from,
-            updated,
             limits: Vec::new(),
             earlier_state: None,
             seen: None,
@@ -271,6 +259,19 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The build that the next update goes to.
+    pub(super) fn next_build(&self) -> &'a dyn Backend {
+        let backend = &*self.options.backend;
+        backend.next(self.handed_over).unwrap_or(backend)
+    }
+
+    /// The file of the build that runs now.
+    fn build(&self) -> &'a Path {
+        let backend = &*self.options.backend;
+        let last = self.handed_over.checked_sub(1);
+        last.and_then(|done| backend.next(done)).unwrap_or(backend).binary()
+    }
+
     /// What to launch, for the arguments of an update.
     pub fn launch(&self) -> Launch<'_> {
         let case = self.case;
@@ -280,6 +281,7 @@ impl<'a> Session<'a> {
     /// Notes an update that succeeded, with its state file.
     pub fn note_update(&mut self, state: String) {
         self.updates += 1;
+        self.handed_over += 1;
         self.executable = self.updated.clone();
         self.earlier_state = Some(state);
     }
@@ -320,6 +322,11 @@ impl<'a> Session<'a> {
         let common = |events: &[Event]| check::clients::common(action, over_exec, events);
         let theirs = self.bystander.hear(&events, common, self.options.patience.events);
         let log = self.evidence.vmm_log();
+        let build = self.build();
+        let fds_then = match build == self.looked_at {
+            true => before.as_ref().map(|before| &before.fds),
+            false => self.fds_of.get(build),
+        };
         let findings = check::all(&Scene {
             vm: &self.case.vm,
             dialect: self.options.backend.dialect(),
@@ -335,6 +342,7 @@ impl<'a> Session<'a> {
             bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
             log: &|| log.since(),
+            fds_then,
             before: before.as_ref(),
             after: &after,
         });
@@ -355,6 +363,8 @@ impl<'a> Session<'a> {
         {
             self.evidence.observation("before", before)?;
         }
+        self.fds_of.insert(build.to_owned(), after.fds.clone());
+        self.looked_at = build.to_owned();
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
     }
@@ -482,11 +492,16 @@ fn booted(case: &Case) -> RunState {
     if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
 }
 
+/// What a process that runs the file at `path` executes.
+pub(super) fn executable(path: &Path) -> Result<Executable, EnvironmentError> {
+    let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
+    Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
+}
+
 struct Parts {
     files: Files,
     started_from: PathBuf,
     executable: Executable,
-    updated: Executable,
     vm: Vm,
     qmp: Qmp,
     bystander: Bystander,

@@ -26,6 +26,9 @@ pub struct Start {
     pub backend: String,
     /// Its binary.
     pub vmm: PathBuf,
+    /// The build that it is updated to first, if that is another.
+    #[serde(default)]
+    pub updated_to: Option<PathBuf>,
     /// Its version, where it has told one.
     pub vmm_version: Option<String>,
     /// How it was asked for on the command line.
@@ -47,6 +50,7 @@ impl Start {
             harness: env!("CARGO_PKG_VERSION").to_owned(),
             backend: options.backend.name().to_owned(),
             vmm: options.backend.binary().to_owned(),
+            updated_to: options.backend.next(0).map(|build| build.binary().to_owned()),
             vmm_version: options.backend.version().map(str::to_owned),
             vmm_option: options.vmm_option.clone(),
             kernel: kernel(),
@@ -116,6 +120,7 @@ mod tests {
             harness: "0.1.0".into(),
             backend: "cpr-vmm".into(),
             vmm: "/somewhere/cpr-harness".into(),
+            updated_to: None,
             vmm_version: Some("0.1.0".into()),
             vmm_option: String::new(),
             kernel: "6.1.0".into(),

@@ -10,7 +10,7 @@ use super::channel::{self, Prepared as PreparedChannel};
 use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
 use super::fault;
-use super::session::Session;
+use super::session::{Session, executable};
 use crate::backend::{Feature, OverExec};
 use crate::check::gone::Cause;
 use crate::check::{Action, Ending, Finding};
@@ -130,7 +130,8 @@ impl Session<'_> {
     ) -> Result<(PreparedCommand, PreparedChannel), StepError> {
         self.tried += 1;
         let channel = channel::prepare(migrate.channel, &self.work, self.tried)?;
-        let backend = &*self.options.backend;
+        let backend = self.next_build();
+        self.updated = executable(backend.executable())?;
         let mut arguments = backend.update_arguments(self.launch(), &channel.state);
         if let Some(inject) = injected {
             arguments.extend(fault::arm(&mut self.qmp, inject)?);

@@ -12,6 +12,7 @@ pub mod parse;
 pub mod schema;
 mod sense;
 pub mod set;
+pub mod shard;
 pub mod signal;
 pub mod size;
 pub mod storm;

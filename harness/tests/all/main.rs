@@ -3,4 +3,6 @@
 mod cli;
 mod errors;
 mod front_door;
+mod shards;
+mod skew;
 mod terminal;

@@ -1,5 +1,6 @@
 //! Every check fails when it should, and says so well.
 
+mod builds;
 mod common;
 mod guests;
 mod mock;
@@ -11,5 +12,6 @@ use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let trials = mock::trials().into_iter().chain(guests::trials()).chain(points::trials());
+    let trials = trials.chain(builds::trials());
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

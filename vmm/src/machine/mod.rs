@@ -1,6 +1,8 @@
 //! One VM: assembly, run state, pause and resume, save and restore in order.
 
 mod assembly;
+#[cfg(test)]
+mod golden;
 mod inject;
 #[cfg(feature = "failpoints")]
 pub mod irqfd;

@@ -14,21 +14,21 @@ use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
 use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
 use crate::memory::RamBlockInfo;
-use crate::state::SavedState;
+use crate::state::{SavedState, SectionError};
 use crate::vcpu::{Answer, VcpuState};
 
-const MACHINE: (&str, u32) = ("machine", 1);
-const PLATFORM: (&str, u32) = ("platform", 1);
-const DEVICES: (&str, u32) = ("devices", 2);
-const VCPU: (&str, u32) = ("vcpu", 1);
+pub(super) const MACHINE: (&str, u32) = ("machine", 1);
+pub(super) const PLATFORM: (&str, u32) = ("platform", 1);
+pub(super) const DEVICES: (&str, u32) = ("devices", 2);
+pub(super) const VCPU: (&str, u32) = ("vcpu", 1);
 
 /// The sections that this binary writes and loads.
 pub const LOADABLE_SECTIONS: [(&str, u32); 4] = [MACHINE, PLATFORM, DEVICES, VCPU];
 
 /// What a machine consists of: a state loads only into the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Inventory {
-    cpus: u8,
+pub(super) struct Inventory {
+    pub(super) cpus: u8,
     ram_blocks: Vec<RamBlockInfo>,
 }
 
@@ -106,6 +106,20 @@ pub struct RestoredState {
     pub(super) platform: PlatformState,
 }
 
+impl RestoredState {
+    /// What is left of a saved state without its inventory.
+    pub(super) fn take(mut state: SavedState, cpus: u8) -> Result<Self, SectionError> {
+        let mut vcpus = Vec::new();
+        for index in 0..cpus {
+            vcpus.push(state.take(VCPU.0, index.into(), VCPU.1)?);
+        }
+        let platform = state.take(PLATFORM.0, 0, PLATFORM.1)?;
+        let devices = state.take(DEVICES.0, 0, DEVICES.1)?;
+        state.finish()?;
+        Ok(Self { devices, vcpus, platform })
+    }
+}
+
 impl Machine {
     fn inventory(&self) -> Inventory {
         Inventory { cpus: self.config.cpus, ram_blocks: vec![self.ram.info()] }
@@ -141,14 +155,7 @@ impl Machine {
             let (saved, described) = (saved.to_string(), described.to_string());
             return Err(MachineError::Other { saved, described });
         }
-        let mut vcpus = Vec::new();
-        for index in 0..self.config.cpus {
-            vcpus.push(state.take(VCPU.0, index.into(), VCPU.1)?);
-        }
-        let platform = state.take(PLATFORM.0, 0, PLATFORM.1)?;
-        let devices = state.take(DEVICES.0, 0, DEVICES.1)?;
-        state.finish()?;
-        Ok(RestoredState { devices, vcpus, platform })
+        Ok(RestoredState::take(state, self.config.cpus)?)
     }
 
     /// Assembles the machine as it was saved, and says so `before` each step; the vCPUs wait for

@@ -1,6 +1,8 @@
 //! The saved-state format: a sealed envelope, and inside it named, versioned sections.
 
 mod envelope;
+#[cfg(test)]
+pub mod golden;
 mod section;
 
 pub use envelope::{Envelope, EnvelopeError, Fingerprint};

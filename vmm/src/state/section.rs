@@ -121,6 +121,12 @@ impl SavedState {
         }
     }
 
+    /// Name, instance, version and content of each section.
+    #[cfg(test)]
+    pub fn contents(&self) -> impl Iterator<Item = (&str, u32, u32, &[u8])> {
+        self.sections.iter().map(|s| (s.name.as_str(), s.instance, s.version, s.data.as_slice()))
+    }
+
     /// The bytes of a file.
     pub fn encode(&self) -> (Vec<u8>, Fingerprint) {
         let mut body = Vec::new();

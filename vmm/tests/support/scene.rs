@@ -158,6 +158,11 @@ impl Vm<'_> {
         })
     }
 
+    /// True once it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
     /// What it has written to stderr.
     pub fn stderr(&self) -> String {
         self.scene.redact(&read(&self.scene.path("stderr")))

@@ -1,23 +1,18 @@
 //! Asking a QEMU what it is: over QMP, since a version on the command line is only a word.
 
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::process::Command as Process;
 
 use cpr_qmp::message::{VersionInfo, VersionTriple};
 use serde_json::Value;
 
+use crate::backend::asked::Asked;
 use crate::observe::process::Executable;
-use crate::observe::qmp::{Command, Qmp, QmpFault};
-use crate::run::{program, signals};
+use crate::observe::qmp::{Command, QmpFault};
 
 /// The first version with `cpr-exec`.
 const FIRST: (u32, u32) = (10, 2);
-/// How long a greeting may take.
-const GREETING: Duration = Duration::from_secs(10);
 
 /// Why a file is no QEMU to work with.
 #[derive(Debug, thiserror::Error)]
@@ -78,20 +73,14 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     let binary = std::fs::canonicalize(binary).map_err(start)?;
     let folder = tempfile::tempdir().map_err(start)?;
     let socket = folder.path().join("qmp.sock");
-    let mut process = Process::new(&binary);
-    process
+    let mut command = Process::new(&binary);
+    command
         .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
         .arg("-qmp")
-        .arg(format!("unix:{},server=on,wait=off", socket.display()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0);
-    // Registered, so that it goes with us.
-    let running = Running(Mutex::new(program::spawn(&mut process).map_err(start)?));
+        .arg(format!("unix:{},server=on,wait=off", socket.display()));
+    let asked = Asked::start(&mut command).map_err(start)?;
     let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
-    let ended = || Some(format!("it has ended ({})", running.ended()?));
-    let mut qmp = Qmp::connect(&socket, GREETING, Arc::new(|_, _| {}), ended).map_err(not_qemu)?;
+    let mut qmp = asked.qmp(&socket).map_err(not_qemu)?;
     let told: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
     let version = name(&told);
     if is_too_old(told.qemu) {
@@ -101,7 +90,7 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     if let Some(lacks) = lacks(&schema) {
         return Err(ProbeError::Lacks { path: binary, version, lacks });
     }
-    let executable = Executable::of(running.pid()).map_err(|e| start(io::Error::other(e)))?.path;
+    let executable = Executable::of(asked.pid()).map_err(|e| start(io::Error::other(e)))?.path;
     Ok(Probed { binary, executable, version })
 }
 
@@ -135,32 +124,6 @@ fn lacks(schema: &Value) -> Option<&'static str> {
         return Some("migration mode cpr-exec");
     }
     (!has_member("cpr-exec-command")).then_some("migration parameter cpr-exec-command")
-}
-
-/// A process that ends with this.
-struct Running(Mutex<Child>);
-
-impl Running {
-    fn child(&self) -> MutexGuard<'_, Child> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pid(&self) -> i32 {
-        self.child().id() as i32
-    }
-
-    fn ended(&self) -> Option<ExitStatus> {
-        self.child().try_wait().ok().flatten()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let mut child = self.child();
-        let _ = child.kill();
-        let _ = child.wait();
-        signals::forget(child.id() as i32);
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 pub mod command;
 pub mod description;
 pub mod fall_back;
+#[cfg(test)]
+mod golden;
 pub mod headroom;
 pub mod held_signals;
 pub mod helper;

@@ -1,0 +1,118 @@
+//! Asking another build of the VMM what it has: it may be older or newer than this harness.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::backend::asked::Asked;
+use crate::carry;
+use crate::observe::process::{Executable, ProcError};
+use crate::observe::qmp::{Qmp, QmpFault};
+use crate::scenario::Inject;
+
+/// Why it could not be asked over QMP.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Qmp(#[from] QmpFault),
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+}
+
+impl From<AskError> for io::Error {
+    fn from(error: AskError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// A build in a file of its own: `cpr-vmm`, or a harness that carries one.
+#[derive(Clone, Debug)]
+pub(super) struct Build {
+    /// The file.
+    pub binary: PathBuf,
+    /// What is executed then: another file where the first is a script.
+    pub executable: PathBuf,
+    /// Its first arguments.
+    pub first: Vec<String>,
+    /// What it has told, where it is a VMM of ours.
+    pub version: Option<String>,
+    /// It has fail points.
+    pub fail_points: bool,
+    /// Its migration parameters; none: it did not tell, and what cannot be told is not judged.
+    parameters: OnceLock<Option<Vec<String>>>,
+}
+
+impl Build {
+    /// The one in `binary`.
+    pub fn at(binary: &Path) -> io::Result<Self> {
+        let binary = std::fs::canonicalize(binary)?;
+        let carries = said(&binary, &[], &["--version"])?;
+        let carries = carries.is_some_and(|told| told.starts_with("cpr-harness "));
+        let first = if carries { vec![carry::VMM.to_owned()] } else { Vec::new() };
+        let told = said(&binary, &first, &["--version"])?;
+        let version = told.as_deref().and_then(|told| told.trim().strip_prefix("cpr-vmm "));
+        let version = version.map(str::to_owned);
+        // A build without them does not know the option.
+        let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
+        let fail_points = fail_points.is_some();
+        let executable = binary.clone();
+        let parameters = OnceLock::new();
+        let mut build = Self { binary, executable, first, version, fail_points, parameters };
+        if is_script(&build.binary)? {
+            build.executable = build.ask(|_, pid| Ok(Executable::of(pid)?.path))?;
+        }
+        Ok(build)
+    }
+
+    /// True unless it has told that it has no such migration parameter.
+    pub fn has_parameter(&self, name: &str) -> bool {
+        let parameters = self.parameters.get_or_init(|| self.ask_parameters().ok());
+        parameters.as_ref().is_none_or(|all| all.iter().any(|parameter| parameter == name))
+    }
+
+    /// It knows this fail point, and this action there.
+    pub fn knows(&self, fault: &Inject) -> bool {
+        let fault = format!("{}={}", fault.point, fault.action);
+        let told = said(&self.binary, &self.first, &["--failpoint", &fault, "--version"]);
+        told.is_ok_and(|told| told.is_some())
+    }
+
+    fn ask_parameters(&self) -> Result<Vec<String>, AskError> {
+        let parameters: Value = self.ask(|qmp, _| Ok(qmp.query("query-migrate-parameters")?))?;
+        Ok(parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Starts a VM that never runs, and asks it, or looks at its process.
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&mut Qmp, i32) -> Result<T, AskError>,
+    ) -> Result<T, AskError> {
+        let folder = tempfile::tempdir()?;
+        let (kernel, socket) = (folder.path().join("guest.elf"), folder.path().join("qmp.sock"));
+        let guest = guest_images::guest("heartbeat").map_or(&[][..], |guest| guest.elf);
+        std::fs::write(&kernel, guest)?;
+        let mut command = Command::new(&self.binary);
+        command.args(&self.first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
+        let asked = Asked::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
+        question(&mut asked.qmp(&socket)?, asked.pid())
+    }
+}
+
+fn is_script(binary: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(binary)?.take(2).read_to_end(&mut start)?;
+    Ok(start == b"#!")
+}
+
+/// What a command that succeeds prints.
+fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
+    let mut command = Command::new(binary);
+    let told = command.args(first).args(arguments).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    Ok(told.status.success().then_some(text))
+}

@@ -1,0 +1,139 @@
+//! Two builds of one VMM: a VM is started by one, and its updates go to the other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use guest_images::GuestImage;
+
+use super::{Backend, Dialect, Feature, Files, Image, Launch};
+use crate::scenario::{CommandKind, Inject};
+
+/// Which build each update of a VM goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Course {
+    /// Always to the other one.
+    #[default]
+    There,
+    /// To the other one and back, in turns.
+    ThereAndBack,
+}
+
+/// Two builds.
+pub struct Skew {
+    from: Arc<dyn Backend>,
+    to: Arc<dyn Backend>,
+    course: Course,
+}
+
+/// Two VMMs of which one cannot take over what the other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{from} cannot be updated to {to}: the two must be builds of one VMM")]
+pub struct SkewError {
+    from: &'static str,
+    to: &'static str,
+}
+
+impl Skew {
+    /// VMs are started by `from`.
+    pub fn new(
+        from: Arc<dyn Backend>,
+        to: Arc<dyn Backend>,
+        course: Course,
+    ) -> Result<Self, SkewError> {
+        match from.name() == to.name() {
+            true => Ok(Self { from, to, course }),
+            false => Err(SkewError { from: from.name(), to: to.name() }),
+        }
+    }
+}
+
+impl Backend for Skew {
+    fn name(&self) -> &'static str {
+        self.from.name()
+    }
+
+    fn version(&self) -> Option<&str> {
+        self.from.version()
+    }
+
+    fn binary(&self) -> &Path {
+        self.from.binary()
+    }
+
+    fn executable(&self) -> &Path {
+        self.from.executable()
+    }
+
+    fn next(&self, done: u32) -> Option<&dyn Backend> {
+        let back = self.course == Course::ThereAndBack && done % 2 == 1;
+        Some(if back { &*self.from } else { &*self.to })
+    }
+
+    fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
+        self.from.image(guest)
+    }
+
+    fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
+        self.from.arguments(launch)
+    }
+
+    fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
+        self.to.update_arguments(launch, state)
+    }
+
+    fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
+        self.to.change_arguments(kind, arguments);
+    }
+
+    fn second_qmp(&self, files: &Files) -> String {
+        self.from.second_qmp(files)
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.from.dialect()
+    }
+
+    /// A case may need it before and after an update.
+    fn lacks(&self, feature: Feature) -> Option<String> {
+        self.from.lacks(feature).or_else(|| self.to.lacks(feature))
+    }
+
+    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+        self.from.lacks_fault(fault).or_else(|| self.to.lacks_fault(fault))
+    }
+
+    fn uses_kvm(&self) -> bool {
+        self.from.uses_kvm() || self.to.uses_kvm()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpr_vmm::CprVmm;
+    use crate::backend::mock::Mock;
+
+    fn mock(path: &str) -> Arc<dyn Backend> {
+        Arc::new(Mock::at(Path::new(path), None).unwrap())
+    }
+
+    #[test]
+    fn updates_go_there_or_there_and_back() {
+        let binaries = |course| {
+            let skew = Skew::new(mock("/bin/true"), mock("/bin/false"), course).unwrap();
+            let name = |done| skew.next(done)?.binary().file_name()?.to_str().map(str::to_owned);
+            [0, 1, 2].map(|done| name(done).unwrap()).join(" ")
+        };
+        assert!(binaries(Course::There).ends_with("false false false"));
+        assert!(binaries(Course::ThereAndBack).ends_with("false true false"));
+    }
+
+    #[test]
+    fn another_vmm_is_no_other_build() {
+        let own = Arc::new(CprVmm::carried().unwrap());
+        let error = Skew::new(own, mock("/bin/true"), Course::There).err().unwrap().to_string();
+        let why = "cpr-vmm cannot be updated to mock: the two must be builds of one VMM";
+        assert_eq!(error, why);
+    }
+}

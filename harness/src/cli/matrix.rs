@@ -1,0 +1,162 @@
+//! `matrix`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+
+use super::selection::{Selection, select};
+use super::vmm::{contender, contender_option, skew_option, skewed};
+use super::{ENVIRONMENT, FAILED, Stop, cores};
+use crate::backend::skew::Course;
+use crate::matrix::Route;
+use crate::matrix::build::{Build, MOST};
+use crate::matrix::meeting::{Meeting, meet};
+use crate::matrix::table::{self, Row};
+use crate::report::stdout::say;
+use crate::report::terminal::details;
+use crate::run::{Options, Patience, Report, Verdict, orphans, schedule, signals};
+use crate::scenario::Case;
+use crate::scenario::shard::Shard;
+
+/// The cases that are run unless others are asked for: good updates, and bad ones that no VM may be
+/// lost in.
+const CASES: [&str; 2] = ["update/", "kept/"];
+
+#[derive(Args)]
+pub(super) struct Matrix {
+    /// The builds: paths of `cpr-vmm` or of a harness that carries one, `cpr-vmm` for the one in this
+    /// binary, or QEMUs.
+    #[arg(value_name = "BUILD", num_args = 2.., required = true)]
+    builds: Vec<String>,
+    /// Only cases whose name contains this; several: any of them [default: update/ and kept/].
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Only part i of n of these cases, such as 1/2.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// How many cases at a time [default: as many as there are CPUs].
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// A build that refuses another one's guests is a failure, too.
+    #[arg(long)]
+    must_update: bool,
+    /// Write builds, verdicts and reports to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
+
+/// Runs it.
+pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
+    if matrix.builds.len() > MOST {
+        return Err(Stop::usage(format!("{} builds are more than {MOST}", matrix.builds.len())));
+    }
+    let filter = match matrix.filter.as_slice() {
+        [] => CASES.map(str::to_owned).to_vec(),
+        given => given.to_vec(),
+    };
+    let set = select(&Selection { filter, shard: matrix.shard, scenarios: Vec::new() })?;
+    signals::guard();
+    orphans::adopt();
+    let build = |name: &String| {
+        let backend = contender(name)?;
+        let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());
+        Build::of(name, Arc::clone(&backend)).map_err(|e| Stop::usage(cannot(e)))
+    };
+    let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, Stop>>()?;
+    table::builds(&builds).iter().for_each(say);
+    say(&set);
+    let jobs = matrix.jobs.unwrap_or_else(cores);
+    let mut rows: Vec<Row> = Vec::new();
+    for route in Route::all(builds.len()) {
+        let options = options(matrix, &builds, &route)?;
+        let row = match refused_before(&route, &rows) {
+            Some(row) => row,
+            None => travel(&route, &set.cases, jobs, &options)?,
+        };
+        rows.push(row);
+    }
+    say("");
+    table::markdown(&rows).iter().for_each(say);
+    table::failures(&rows).iter().for_each(say);
+    if let Some(path) = &matrix.json {
+        let cannot = |e: &dyn std::fmt::Display| {
+            Stop::environment(format!("cannot write {}: {e}", path.display()))
+        };
+        let counted = |row: &Row| json!({ "counts": row.counts(), "route": row });
+        let routes: Vec<_> = rows.iter().map(counted).collect();
+        let all = json!({ "builds": builds, "routes": routes });
+        let text = serde_json::to_string_pretty(&all).map_err(|e| cannot(&e))?;
+        fs::write(path, text + "\n").map_err(|e| cannot(&e))?;
+    }
+    let any = |is: fn(&Row) -> bool| rows.iter().any(is);
+    let failed = any(|row| row.counts().failed > 0);
+    let refused = matrix.must_update && any(|row| row.refused.is_some());
+    Ok(ExitCode::from(match (failed || refused, any(|row| row.counts().broken > 0)) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    }))
+}
+
+fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, Stop> {
+    let (from, to) = (&builds[route.from], &builds[route.to]);
+    let backend = skewed(from.backend.clone(), to.backend.clone(), route.course)?;
+    Ok(Options {
+        backend,
+        evidence: matrix.evidence.join("matrix").join(route.folder()),
+        keep: false,
+        patience: Patience::default(),
+        vmm_option: contender_option(&from.name) + &skew_option(&to.name, route.course),
+    })
+}
+
+/// The row of a way there and back of which one part is not possible.
+fn refused_before(route: &Route, rows: &[Row]) -> Option<Row> {
+    let parts = route.parts().map(|part| part.title());
+    let refused = rows.iter().filter(|row| parts.contains(&row.route));
+    let refused = refused.filter_map(|row| Some((&row.route, row.refused.as_ref()?))).next();
+    let (part, why) = refused.filter(|_| route.course == Course::ThereAndBack)?;
+    let refused = Some(format!("{part}: {why}"));
+    Some(Row { route: route.title(), refused, reports: Vec::new() })
+}
+
+/// Runs the cases on one route, if an update is possible there at all.
+fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Result<Row, Stop> {
+    let title = route.title();
+    let met = meet(route, options).map_err(Stop::usage)?;
+    let (refused, reports) = match met {
+        Meeting::Updated => (None, Vec::new()),
+        Meeting::Refused(why) => (Some(why), Vec::new()),
+        Meeting::Failed(report) | Meeting::NotTried(report) => (None, vec![report]),
+    };
+    let mut row = Row { route: title, refused, reports };
+    let tell = |row: &Row, report: &Report| {
+        let verdict = match &report.verdict {
+            Verdict::Fail(_) => "FAIL".to_owned(),
+            Verdict::Broken(why) => format!("BROKEN {why}"),
+            Verdict::Pass | Verdict::Ignored(_) => return,
+        };
+        say(format_args!("{}: {}: {verdict}", row.route, report.case));
+        details(report).iter().for_each(say);
+    };
+    if row.refused.is_some() || !row.reports.is_empty() {
+        row.reports.iter().for_each(|report| tell(&row, report));
+        return Ok(row);
+    }
+    let cases: Vec<Case> = cases.iter().map(|case| route.case(case.clone())).collect();
+    schedule::run(&cases, jobs, options, |report| {
+        tell(&row, &report);
+        row.reports.push(report);
+    });
+    row.reports.sort_by(|a, b| a.case.cmp(&b.case));
+    let counts = row.counts();
+    say(format_args!("{}: {} passed, {} failed", row.route, counts.passed, counts.failed));
+    Ok(row)
+}

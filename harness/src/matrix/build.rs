@@ -1,0 +1,45 @@
+//! Which build is which.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::backend::Backend;
+
+/// Most builds that are told apart.
+pub const MOST: usize = LETTERS.len();
+
+const LETTERS: [&str; 12] = ["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "K", "L"];
+
+/// The letter of build `index`.
+pub fn letter(index: usize) -> &'static str {
+    LETTERS.get(index).copied().unwrap_or("?")
+}
+
+/// A build.
+#[derive(Clone, Serialize)]
+pub struct Build {
+    /// As it was asked for.
+    pub name: String,
+    /// What it says it is.
+    pub title: String,
+    /// The file that is executed.
+    pub executable: PathBuf,
+    /// XXH3-64 of that file.
+    pub xxh3: String,
+    /// How it is started.
+    #[serde(skip)]
+    pub backend: Arc<dyn Backend>,
+}
+
+impl Build {
+    /// The build that `backend` starts.
+    pub fn of(name: &str, backend: Arc<dyn Backend>) -> io::Result<Self> {
+        let executable = backend.executable().to_owned();
+        let xxh3 = format!("{:016x}", xxh3_64(&std::fs::read(&executable)?));
+        Ok(Self { name: name.to_owned(), title: backend.title(), executable, xxh3, backend })
+    }
+}

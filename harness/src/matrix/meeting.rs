@@ -1,0 +1,67 @@
+//! The first update between two builds, which tells whether others make sense.
+
+use super::Route;
+use crate::run::{Options, Report, Verdict, case};
+use crate::scenario::{Case, ScenarioError, parse};
+
+const GOOD: &str = r#"
+summary = "a running guest is updated to another build"
+vm = { guest = "pattern", cpus = 2 }
+steps = ["boot", { wait = { sweeps = 1 } }, { migrate = {} }, { wait = { sweeps = 1 } }, "quit"]
+"#;
+
+const REFUSED: &str = r#"
+summary = "another build refuses a guest, which goes on"
+vm = { guest = "pattern", cpus = 2 }
+steps = [
+  "boot",
+  { wait = { sweeps = 1 } },
+  { migrate = { expect = { undone = "" } } },
+  { wait = { sweeps = 1 } },
+  "quit",
+]
+"#;
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Meeting {
+    /// The guest is there.
+    Updated,
+    /// It was not updated, with this error, and goes on as before.
+    Refused(String),
+    /// It could not be tried here: why.
+    NotTried(Report),
+    /// Something else, which must not be.
+    Failed(Report),
+}
+
+/// Tries one update on `route`.
+pub fn meet(route: &Route, options: &Options) -> Result<Meeting, ScenarioError> {
+    let good = case::run(&route.case(only("matrix/updated", GOOD)?), options);
+    match good.verdict {
+        Verdict::Pass => return Ok(Meeting::Updated),
+        Verdict::Ignored(_) | Verdict::Broken(_) => return Ok(Meeting::NotTried(good)),
+        Verdict::Fail(_) => {}
+    }
+    let refused = case::run(&only("matrix/refused", REFUSED)?, options);
+    Ok(match (&refused.verdict, refused.failed_updates.first()) {
+        (Verdict::Pass, Some(update)) => Meeting::Refused(update.error.clone()),
+        _ => Meeting::Failed(good),
+    })
+}
+
+fn only(name: &str, text: &str) -> Result<Case, ScenarioError> {
+    let mut cases = parse::parse(name, name, text)?;
+    cases.pop().ok_or_else(|| ScenarioError::sense(name, "it has no case".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cases_are_valid() {
+        only("good", GOOD).unwrap();
+        only("refused", REFUSED).unwrap();
+    }
+}

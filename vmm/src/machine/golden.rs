@@ -1,0 +1,93 @@
+//! Every released format of the saved state is read, or refused by its versions; and what this
+//! binary writes is of the format that it says.
+
+use std::fs;
+use std::path::Path;
+
+use super::state::{DEVICES, Inventory, LOADABLE_SECTIONS, MACHINE, PLATFORM, RestoredState, VCPU};
+use crate::state::golden::{COMMAND, changes, entries, folder, formats, writes};
+use crate::state::{STATE_VERSION, SavedState, SectionError};
+
+/// The folder of this binary's format.
+fn own_format() -> String {
+    let sections = LOADABLE_SECTIONS.map(|(name, version)| format!("-{name}{version}"));
+    format!("state{STATE_VERSION}{}", sections.concat())
+}
+
+/// What to do where a test here fails.
+fn rule() -> String {
+    format!(
+        "The format of the saved state has changed, and its version has not. Raise the section's \
+         version in vmm/src/machine/state.rs, then add golden states: {COMMAND}"
+    )
+}
+
+fn states(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let states = entries(folder.to_owned()).into_iter();
+    let states = states.filter(|path| path.extension().is_some_and(|e| e == "state"));
+    let states: Vec<_> =
+        states.map(|path| (path.display().to_string(), fs::read(path).unwrap())).collect();
+    assert!(!states.is_empty(), "{folder:?} has no states");
+    states
+}
+
+/// The state taken apart, to the last byte.
+fn take_apart(bytes: &[u8]) -> Result<(Inventory, RestoredState), SectionError> {
+    let (mut state, _) = SavedState::decode(bytes)?;
+    let inventory: Inventory = state.take(MACHINE.0, 0, MACHINE.1)?;
+    let rest = RestoredState::take(state, inventory.cpus)?;
+    Ok((inventory, rest))
+}
+
+/// The same state as this binary writes it.
+fn written_again((inventory, rest): (Inventory, RestoredState)) -> SavedState {
+    let mut state = SavedState::default();
+    state.put(MACHINE.0, 0, MACHINE.1, &inventory);
+    for (index, vcpu) in (0..).zip(&rest.vcpus) {
+        state.put(VCPU.0, index, VCPU.1, vcpu);
+    }
+    state.put(PLATFORM.0, 0, PLATFORM.1, &rest.platform);
+    state.put(DEVICES.0, 0, DEVICES.1, &rest.devices);
+    state
+}
+
+fn difference(golden: &SavedState, now: &SavedState) -> Option<String> {
+    golden.contents().zip(now.contents()).find_map(|(was, is)| {
+        let told = changes(was.3, is.3)?;
+        Some(format!("section {}.{}, version {}:\n{told}", was.0, was.1, was.2))
+    })
+}
+
+#[test]
+fn golden_states_are_read_or_refused_by_version() {
+    for format in formats("state") {
+        let own = format.ends_with(own_format());
+        for (path, bytes) in states(&format) {
+            match take_apart(&bytes) {
+                Ok(_) => assert!(own, "{path} is of another format, and is read"),
+                Err(SectionError::Version { .. }) if !own => {}
+                Err(error) => panic!("{path}: {error}\n{}", rule()),
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_states_of_this_format_are_written_the_same() {
+    let own = folder().join(own_format());
+    if !own.exists() {
+        assert!(writes(), "{own:?} is missing: add golden states of this format: {COMMAND}");
+        return;
+    }
+    for (path, bytes) in states(&own) {
+        let (golden, _) = SavedState::decode(&bytes).unwrap();
+        let now = match take_apart(&bytes) {
+            Ok(parts) => written_again(parts),
+            Err(error) => panic!("{path}: {error}\n{}", rule()),
+        };
+        if let Some(told) = difference(&golden, &now) {
+            panic!("{path}: {told}\n{}", rule());
+        }
+        assert_eq!(now.encode().0, bytes, "{path} is sealed or listed otherwise now");
+    }
+}

@@ -1,0 +1,87 @@
+//! The CPR state is of the format that it says: every field filled, encoded once, and kept in
+//! `scenarios/golden/`.
+
+use std::fs;
+
+use cpr_qmp::codec::Skip;
+use cpr_qmp::migration::{MigMode, MigrationParameters};
+use cpr_qmp::run_state::RunState;
+
+use super::state::{CPR_VERSION, CprState, MigrationRecord};
+use crate::devices::DeviceRequest;
+use crate::memory::RamBlockInfo;
+use crate::qmp::{ConnectionState, InFlight, ServerState};
+use crate::state::Envelope;
+use crate::state::golden::{COMMAND, changes, folder, writes};
+use crate::unix_listener::ListenerState;
+use crate::vcpu::{GuestEvent, GuestEventKind};
+
+/// One of everything: whoever adds a field meets it here.
+fn filled() -> CprState {
+    let listener = |fd: &str| ListenerState {
+        fd: fd.to_owned(),
+        path: b"/run/vm/socket".to_vec(),
+        device: 1,
+        inode: 2,
+    };
+    let connection = |skipping| ConnectionState {
+        fd: "qmp.client.1".to_owned(),
+        id: 1,
+        negotiated: true,
+        pending_input: b"{".to_vec(),
+        skipping: Some(skipping),
+        pending_output: b"}".to_vec(),
+        in_flight: Some(InFlight { id: Some("null".to_owned()) }),
+        ended: true,
+    };
+    let kinds = [
+        GuestEventKind::Device(DeviceRequest::Reset),
+        GuestEventKind::Device(DeviceRequest::Exit(1)),
+        GuestEventKind::TripleFault { rip: 1 },
+        GuestEventKind::Failed("why".to_owned()),
+    ];
+    CprState {
+        run_state: RunState::Running,
+        ram_blocks: vec![RamBlockInfo { name: "pc.ram".to_owned(), size: 1 << 26 }],
+        channel: Envelope { magic: *b"GOLDEN  ", version: 1 }.seal(b"state").1,
+        qmp: ServerState {
+            listener: Some(listener("qmp.listener")),
+            connections: [Skip::ToBracket, Skip::ToNewline].map(connection).into(),
+            last_served: 1,
+            last_id: 2,
+        },
+        serial_listener: Some(listener("serial.listener")),
+        pending_events: kinds.map(|kind| GuestEvent { vcpu: 1, kind }).into(),
+        helper: Some(7),
+        migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+        parameters: MigrationParameters {
+            mode: Some(MigMode::CprExec),
+            cpr_exec_command: Some(vec!["vmm".to_owned()]),
+            x_cpr_exec_rehearsal: Some(true),
+            x_cpr_exec_rehearsal_timeout: Some(1),
+            x_cpr_exec_deadline: Some(2),
+        },
+    }
+}
+
+#[test]
+fn golden_cpr_state_is_read_and_written_the_same() {
+    let path = folder().join(format!("cpr{CPR_VERSION}/filled.cbor"));
+    let mut now = Vec::new();
+    ciborium::into_writer(&filled(), &mut now).unwrap();
+    if !path.exists() && writes() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &now).unwrap();
+    }
+    let golden = fs::read(&path);
+    let golden = golden.unwrap_or_else(|e| panic!("{path:?}: {e}: add it: {COMMAND}"));
+    let rule = format!(
+        "The format of the CPR state has changed, and its version has not. Raise CPR_VERSION in \
+         vmm/src/migration/cpr/state.rs, then add the golden state: {COMMAND}"
+    );
+    if let Some(told) = changes(&golden, &now) {
+        panic!("{path:?}:\n{told}\n{rule}");
+    }
+    let read: Result<CprState, _> = ciborium::from_reader(golden.as_slice());
+    assert_eq!(read.unwrap_or_else(|e| panic!("it cannot be read: {e}\n{rule}")), filled());
+}

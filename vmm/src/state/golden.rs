@@ -1,0 +1,111 @@
+//! The saved states of each released format, in `scenarios/golden/`, and what they are compared by.
+
+use std::fs;
+use std::path::PathBuf;
+
+use ciborium::Value;
+
+/// To be set where a new format is given its golden states.
+const WRITE: &str = "CPR_WRITE_GOLDEN";
+/// What gives it to them.
+pub const COMMAND: &str = "CPR_WRITE_GOLDEN=1 cargo test -p cpr-vmm golden";
+
+/// True if what is missing is to be written.
+pub fn writes() -> bool {
+    std::env::var_os(WRITE).is_some()
+}
+
+/// Where they are.
+pub fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scenarios/golden")
+}
+
+/// The folders whose names begin with `prefix`: one a format.
+pub fn formats(prefix: &str) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        path.is_dir() && name.is_some_and(|name| name.starts_with(prefix))
+    };
+    entries(folder()).into_iter().filter(is_one).collect()
+}
+
+/// What is in a folder, in order.
+pub fn entries(folder: PathBuf) -> Vec<PathBuf> {
+    let path = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().path();
+    let mut all: Vec<PathBuf> =
+        fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder:?}: {e}")).map(path).collect();
+    all.sort();
+    all
+}
+
+/// The structure of some CBOR, one line for each place in it: path and type.
+pub fn structure(cbor: &[u8]) -> Vec<String> {
+    let value: Value = ciborium::from_reader(cbor).unwrap();
+    let mut lines = Vec::new();
+    walk(&value, String::new(), &mut lines);
+    lines
+}
+
+fn walk(value: &Value, path: String, lines: &mut Vec<String>) {
+    let kind = match value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                let key = key.as_text().map_or_else(|| format!("{key:?}"), str::to_owned);
+                walk(value, format!("{path}.{key}"), lines);
+            }
+            return;
+        }
+        Value::Array(elements) => {
+            for element in elements {
+                walk(element, format!("{path}[]"), lines);
+            }
+            return;
+        }
+        Value::Integer(_) => "integer".to_owned(),
+        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
+        Value::Text(_) => "text".to_owned(),
+        Value::Bool(_) => "bool".to_owned(),
+        Value::Float(_) => "float".to_owned(),
+        Value::Null => "null".to_owned(),
+        other => format!("{other:?}"),
+    };
+    let line = format!("{path}: {kind}");
+    if !lines.contains(&line) {
+        lines.push(line);
+    }
+}
+
+/// What the structure of `now` has other than that of `golden`; none: nothing.
+pub fn changes(golden: &[u8], now: &[u8]) -> Option<String> {
+    if golden == now {
+        return None;
+    }
+    let (was, is) = (structure(golden), structure(now));
+    let gone = was.iter().filter(|line| !is.contains(line)).map(|line| format!("- {line}"));
+    let new = is.iter().filter(|line| !was.contains(line)).map(|line| format!("+ {line}"));
+    let lines: Vec<String> = gone.chain(new).collect();
+    match lines.is_empty() {
+        true => Some("other values or another order".to_owned()),
+        false => Some(lines.join("\n")),
+    }
+}
+
+#[test]
+fn changes_of_golden_states_are_told() {
+    let encode = |value: &Value| {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(value, &mut bytes).unwrap();
+        bytes
+    };
+    let map = |entries: &[(&str, Value)]| {
+        Value::Map(entries.iter().map(|(k, v)| (Value::from(*k), v.clone())).collect())
+    };
+    let list = Value::Array(vec![map(&[("x", 1.into())]), map(&[("x", true.into())])]);
+    let old = encode(&map(&[("a", 1.into()), ("list", list.clone())]));
+    assert_eq!(structure(&old), [".a: integer", ".list[].x: integer", ".list[].x: bool"]);
+    assert_eq!(changes(&old, &old), None);
+    let new = encode(&map(&[("b", 1.into()), ("list", list)]));
+    assert_eq!(changes(&old, &new).unwrap(), "- .a: integer\n+ .b: integer");
+    let other = encode(&map(&[("a", 2.into()), ("list", Value::Array(Vec::new()))]));
+    assert!(changes(&old, &other).unwrap().starts_with("- .list[].x: integer"));
+}
