@@ -40,7 +40,7 @@ pub(super) const SHOW: &str = "\
 Examples:
   cpr-harness show evidence/update/stopped
   cpr-harness show evidence/update/stopped --source harness,qmp-received
-  cpr-harness show evidence/update/stopped --html page.html";
+  cpr-harness show evidence/update/stopped --html=page.html";
 
 /// Of `report`.
 pub(super) const REPORT: &str = "\
