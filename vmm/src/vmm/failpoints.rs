@@ -14,12 +14,20 @@ use crate::machine::Machine;
 /// Arms what the command line says, before it is parsed: some points come earlier. What is wrong
 /// with it is told by the parser.
 pub(super) fn arm_early(args: &[OsString]) {
-    let options = args.windows(2).filter(|pair| pair[0] == "--failpoint");
-    let points = options.filter_map(|pair| pair[1].to_str()?.parse::<FailPoint>().ok());
+    let points = values_of(args, "--failpoint").filter_map(|text| text.parse::<FailPoint>().ok());
     points.for_each(failpoints::arm);
-    let options = args.windows(2).filter(|pair| pair[0] == "--plant");
-    let bugs = options.filter_map(|pair| pair[1].to_str()?.parse().ok());
+    let bugs = values_of(args, "--plant").filter_map(|text| text.parse().ok());
     bugs.for_each(failpoints::plant);
+}
+
+/// The values of `option`, as `--option VALUE` and as `--option=VALUE`.
+fn values_of<'a>(args: &'a [OsString], option: &'a str) -> impl Iterator<Item = &'a str> {
+    args.iter().enumerate().filter_map(move |(at, word)| {
+        match word.to_str()?.strip_prefix(option)? {
+            "" => args.get(at + 1)?.to_str(),
+            rest => rest.strip_prefix('='),
+        }
+    })
 }
 
 /// All points.
@@ -59,4 +67,16 @@ pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpE
         }
     }
     done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_has_its_value_behind_it_or_behind_an_equals_sign() {
+        let args = ["vmm", "--plant", "a", "--plant=b", "--planted=c", "--plant"];
+        let args = args.map(OsString::from);
+        assert_eq!(values_of(&args, "--plant").collect::<Vec<_>>(), ["a", "b"]);
+    }
 }

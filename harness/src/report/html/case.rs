@@ -42,7 +42,10 @@ impl<'a> View<'a> {
         // Another run may have taken its place since.
         let folder = folder.filter(|folder| {
             folder.name() == entry.report.case
-                && folder.report.as_ref().is_none_or(|report| *report == entry.report)
+                && folder
+                    .report
+                    .as_ref()
+                    .is_none_or(|report| is_of_the_same_run(report, &entry.report))
         });
         let (lines, updates) = match super::is_bad(entry) {
             true => (lines, UPDATES.1),
@@ -270,6 +273,11 @@ impl<'a> View<'a> {
             }))
         }
     }
+}
+
+/// The evidence is closed a moment before the case is.
+fn is_of_the_same_run(evidence: &Report, report: &Report) -> bool {
+    Report { took: report.took, ..evidence.clone() } == *report
 }
 
 /// What `run` tells of a case besides its findings.

@@ -46,8 +46,11 @@ pub fn page(record: &Record, file: &Path) -> String {
             themes.push(&entry.theme);
         }
     }
+    // What a reader looks for comes first.
     let of_theme = |theme: &str| -> Vec<&View> {
-        views.iter().filter(|view| view.entry.theme == theme).collect()
+        let mut of: Vec<&View> = views.iter().filter(|view| view.entry.theme == theme).collect();
+        of.sort_by_key(|view| (!is_bad(view.entry), &view.entry.report.case));
+        of
     };
     let title = summary::title(record);
     let body = html! {
