@@ -80,10 +80,12 @@ impl Start {
     }
 }
 
+/// In words, however they were quoted.
 fn option(text: &str) -> String {
-    match text.trim() {
-        "" => "none".to_owned(),
-        text => text.to_owned(),
+    match shlex::split(text) {
+        Some(words) if words.is_empty() => "none".to_owned(),
+        Some(words) => words.join(" "),
+        None => text.trim().to_owned(),
     }
 }
 
