@@ -220,7 +220,7 @@ impl<'a> View<'a> {
             @if !matches!(report.verdict, Verdict::Ignored(_)) {
                 h4 { "To type" }
                 @for line in [&report.replay, &report.show].into_iter().filter(|line| !line.is_empty()) {
-                    (scrolling("command", html! { pre.line { (line) } }))
+                    pre.line { (line) }
                 }
             }
         }
