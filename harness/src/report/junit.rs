@@ -1,10 +1,11 @@
 //! A run as JUnit XML, for GitLab, Jenkins and GitHub: one suite a theme.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
-use super::record::{Entry, Record};
+use super::record::{Entry, Record, Run};
 use super::terminal::details;
 use crate::run::Verdict;
 
@@ -23,11 +24,17 @@ pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
         suite.add_test_case(case(entry, record));
     }
     for suite in &mut suites {
-        for run in &record.runs {
-            suite.add_property(("vmm", run.vmm.title.as_str()));
-            suite.add_property(("harness", run.harness.as_str()));
-            suite.add_property(("kernel", run.kernel.as_str()));
-        }
+        let of = |entry: &&Entry| *suite.name == *entry.theme;
+        let runs = record.cases.iter().filter(of).filter_map(|entry| record.runs.get(entry.run));
+        let properties: BTreeSet<(&str, &str)> = runs
+            .flat_map(|run| {
+                let Run { harness, vmm, kernel, .. } = run;
+                [("harness", harness.as_str()), ("kernel", kernel), ("vmm", &vmm.title)]
+            })
+            .collect();
+        properties.into_iter().for_each(|property| {
+            suite.add_property(property);
+        });
     }
     report.add_test_suites(suites);
     report.to_string()

@@ -239,7 +239,11 @@ fn harness_and_folder(case: &Case, options: &Options) -> (String, String) {
     (program, quoted(&folder.to_string_lossy()))
 }
 
-/// One word for a shell.
+/// One word for a shell, in quotes only where they are needed.
 pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./,=+:@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
     shlex::try_quote(word).map_or_else(|_| word.to_owned(), std::borrow::Cow::into_owned)
 }

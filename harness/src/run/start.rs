@@ -69,25 +69,27 @@ impl Start {
 
     /// In what a run of the same case on `now` is another one, each in one line.
     pub fn differences(&self, now: &Self) -> Vec<String> {
-        let unknown = || "of no known version".to_owned();
+        let unknown = || "unknown".to_owned();
         let version = |start: &Self| start.vmm_version.clone().unwrap_or_else(unknown);
         let all = [
-            ("the harness", self.harness.clone(), now.harness.clone()),
-            ("the backend", self.backend.clone(), now.backend.clone()),
-            ("the VMM", version(self), version(now)),
-            ("the VMM's options", option(&self.vmm_option), option(&now.vmm_option)),
-            ("the kernel", self.kernel.clone(), now.kernel.clone()),
-            ("the number of CPUs", self.cpus.to_string(), now.cpus.to_string()),
+            ("harness", self.harness.clone(), now.harness.clone()),
+            ("backend", self.backend.clone(), now.backend.clone()),
+            ("VMM version", version(self), version(now)),
+            ("VMM options", option(&self.vmm_option), option(&now.vmm_option)),
+            ("kernel", self.kernel.clone(), now.kernel.clone()),
+            ("CPUs", self.cpus.to_string(), now.cpus.to_string()),
         ];
         let differs = all.into_iter().filter(|(_, was, is)| was != is);
-        differs.map(|(what, was, is)| format!("{what} was {was}, is {is}")).collect()
+        differs.map(|(what, was, is)| format!("{what}: was {was}, is {is}")).collect()
     }
 }
 
+/// In words, however they were quoted.
 fn option(text: &str) -> String {
-    match text.trim() {
-        "" => "none".to_owned(),
-        text => text.to_owned(),
+    match shlex::split(text) {
+        Some(words) if words.is_empty() => "none".to_owned(),
+        Some(words) => words.join(" "),
+        None => text.trim().to_owned(),
     }
 }
 
@@ -146,12 +148,12 @@ mod tests {
             ..start()
         };
         insta::assert_snapshot!(start().differences(&now).join("\n"), @r"
-        the harness was 0.1.0, is 0.2.0
-        the backend was cpr-vmm, is qemu
-        the VMM was 0.1.0, is of no known version
-        the VMM's options was none, is --vmm qemu
-        the kernel was 6.1.0, is 6.2.0
-        the number of CPUs was 2, is 8
+        harness: was 0.1.0, is 0.2.0
+        backend: was cpr-vmm, is qemu
+        VMM version: was 0.1.0, is unknown
+        VMM options: was none, is --vmm qemu
+        kernel: was 6.1.0, is 6.2.0
+        CPUs: was 2, is 8
         ");
     }
 }

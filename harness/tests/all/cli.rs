@@ -138,7 +138,7 @@ fn mistakes_of_usage_exit_with_2() {
         (&["run", "--filter", "no such case"], "no case of scenarios matches"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
         (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
-        (&["replay", "."], "cannot read ./case.toml: No such file"),
+        (&["replay", "."], ". is no evidence folder, case.toml is missing in it"),
     ];
     for (args, why) in cases {
         let done = harness(folder.path(), args).assert().code(2);

@@ -3,6 +3,7 @@
 mod cli;
 mod errors;
 mod front_door;
+mod reports;
 mod shards;
 mod skew;
 mod terminal;

@@ -13,11 +13,12 @@ use super::parts::{Kind, anchor, badge, ms, scrolling};
 use super::{address, fd_diff, waterfall};
 use crate::run::case::label;
 use crate::run::{Report, Verdict};
+use crate::scenario::Step;
 
 /// Characters of a line of the time line.
 const LONGEST: usize = 300;
 /// Updates of which the phases are shown: of a case that passed, and of another.
-const UPDATES: (usize, usize) = (2, 5);
+const UPDATES: (usize, usize) = (1, 5);
 /// Lines of the time line on a page of its own.
 const ALONE: usize = 5_000;
 
@@ -42,7 +43,10 @@ impl<'a> View<'a> {
         // Another run may have taken its place since.
         let folder = folder.filter(|folder| {
             folder.name() == entry.report.case
-                && folder.report.as_ref().is_none_or(|report| *report == entry.report)
+                && folder
+                    .report
+                    .as_ref()
+                    .is_none_or(|report| is_of_the_same_run(report, &entry.report))
         });
         let (lines, updates) = match super::is_bad(entry) {
             true => (lines, UPDATES.1),
@@ -71,7 +75,9 @@ impl<'a> View<'a> {
         (lines, updates): (usize, usize),
     ) -> Self {
         let evidence = folder.as_ref().map(|folder| {
-            let files = fs::read_dir(&folder.path).into_iter().flatten().flatten();
+            // The folder has the rest; a page of many cases must not grow too large.
+            let listed = (lines > 0).then(|| fs::read_dir(&folder.path));
+            let files = listed.into_iter().flatten().flatten().flatten();
             let mut files: Vec<String> =
                 files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
             files.sort();
@@ -164,14 +170,14 @@ impl<'a> View<'a> {
             h4 { "Steps" }
             ol.steps {
                 @for (index, (step, label)) in case.steps.iter().zip(&labels).enumerate() {
-                    @let text = toml::Value::try_from(step).map(|value| value.to_string());
+                    @let text = toml(step);
                     li {
                         @match failed {
                             Some(failed) if index == failed => { strong.fail { "✗ failed " } }
                             Some(failed) if index > failed => { span.quiet { "– not reached " } }
                             _ => {}
                         }
-                        code { (text.unwrap_or_default()) }
+                        code { (text) }
                         (self.heard(label))
                     }
                 }
@@ -214,7 +220,7 @@ impl<'a> View<'a> {
             @if !matches!(report.verdict, Verdict::Ignored(_)) {
                 h4 { "To type" }
                 @for line in [&report.replay, &report.show].into_iter().filter(|line| !line.is_empty()) {
-                    (scrolling("command", html! { pre.line { (line) } }))
+                    pre.line { (line) }
                 }
             }
         }
@@ -270,6 +276,20 @@ impl<'a> View<'a> {
             }))
         }
     }
+}
+
+/// A step as it stands in a scenario.
+fn toml(step: &Step) -> String {
+    match toml::Value::try_from(step) {
+        Ok(toml::Value::String(name)) => name,
+        Ok(other) => other.to_string(),
+        Err(e) => e.to_string(),
+    }
+}
+
+/// The evidence is closed a moment before the case is.
+fn is_of_the_same_run(evidence: &Report, report: &Report) -> bool {
+    Report { took: report.took, ..evidence.clone() } == *report
 }
 
 /// What `run` tells of a case besides its findings.

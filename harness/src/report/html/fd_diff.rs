@@ -1,6 +1,6 @@
 //! The descriptor table before and after, as what has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 
@@ -13,6 +13,15 @@ struct Line {
     target: String,
     inode: String,
     flags: String,
+}
+
+/// A descriptor table.
+#[derive(Debug, Default)]
+struct Table {
+    /// Those that have an identity to keep.
+    lines: BTreeMap<i32, Line>,
+    /// How many there are of each kind that a new process makes anew.
+    anew: BTreeMap<String, usize>,
 }
 
 /// A descriptor that is not as it was.
@@ -31,15 +40,24 @@ pub fn diff(folder: &Folder) -> Markup {
         return html! {};
     };
     let (before, after) = (table(&before), table(&after));
-    let changes = changes(&before, &after);
-    let kept = before.len() - changes.iter().filter(|change| change.was.is_some()).count();
+    let changes = changes(&before.lines, &after.lines);
+    let counts = counts(&before.anew, &after.anew);
+    let gone = changes.iter().filter(|change| change.was.is_some()).count();
+    let kept = before.lines.len() - gone;
+    let anew: usize = after.anew.values().sum();
     let since = if name == "proc-before.txt" { "before the step" } else { "after boot" };
     html! {
         h4 { "Descriptors" }
-        @if changes.is_empty() {
-            p { "All " (kept) " are what they were " (since) "." }
-        } @else {
-            p { (kept) " are what they were " (since) ", and not:" }
+        p {
+            (kept) " of " (before.lines.len()) " that have an identity are as they were " (since)
+            "; " (anew) " have none"
+            @if counts.is_empty() { ", as many of each kind as there were." }
+            @else { ":" }
+        }
+        @if !counts.is_empty() {
+            ul { @for (kind, was, is) in &counts { li { (kind) ": were " (was) ", are " (is) } } }
+        }
+        @if !changes.is_empty() {
             (scrolling("descriptors that changed", html! {
                 table.diff {
                     thead { tr {
@@ -85,10 +103,41 @@ fn changes(before: &BTreeMap<i32, Line>, after: &BTreeMap<i32, Line>) -> Vec<Cha
     numbers.into_iter().filter_map(change).collect()
 }
 
+/// The kinds of which there are not as many as there were.
+fn counts(
+    before: &BTreeMap<String, usize>,
+    after: &BTreeMap<String, usize>,
+) -> Vec<(String, usize, usize)> {
+    let kinds: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let count = |table: &BTreeMap<String, usize>, kind| table.get(kind).copied().unwrap_or(0);
+    let counts = kinds.into_iter().map(|k| (k.clone(), count(before, k), count(after, k)));
+    counts.filter(|(_, was, is)| was != is).collect()
+}
+
 /// The table in an observation; what cannot be read in it is left out.
-fn table(text: &str) -> BTreeMap<i32, Line> {
+fn table(text: &str) -> Table {
     let lines = text.lines().skip_while(|line| *line != "descriptors").skip(1);
-    lines.take_while(|line| !line.is_empty()).filter_map(line).collect()
+    let mut table = Table::default();
+    for (number, line) in lines.take_while(|line| !line.is_empty()).filter_map(line) {
+        match made_anew(&line.target) {
+            Some(kind) => *table.anew.entry(kind.to_owned()).or_default() += 1,
+            None => {
+                let target = line.target.strip_suffix(" -").unwrap_or(&line.target).to_owned();
+                table.lines.insert(number, Line { target, ..line });
+            }
+        }
+    }
+    table
+}
+
+/// The kind of a descriptor that has no identity.
+fn made_anew(target: &str) -> Option<&str> {
+    // One end of a pair is bound to no path.
+    if target.starts_with("socket:") && !target.contains(' ') {
+        return Some("socket pair");
+    }
+    let target = target.strip_suffix(" -").unwrap_or(target);
+    (target.starts_with("anon_inode:") || target == "/dev/kvm").then_some(target)
 }
 
 fn line(text: &str) -> Option<(i32, Line)> {
@@ -99,7 +148,6 @@ fn line(text: &str) -> Option<(i32, Line)> {
     let (_, flags) = rest.split_once(" flags ")?;
     let (flags, _) = flags.rsplit_once(" offset ")?;
     let target = target.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-    let target = target.strip_suffix(" -").unwrap_or(&target).to_owned();
     Some((number.parse().ok()?, Line { target, inode: inode.into(), flags: flags.into() }))
 }
 
@@ -134,14 +182,22 @@ mod tests {
         let grown = Descriptor { size: 9, offset: 9, ..file.clone() };
         let leaky = Descriptor { close_on_exec: false, ..socket.clone() };
         let new = Descriptor { number: 7, ..file.clone() };
-        let before = table(&text(&[file, socket]));
-        let after = table(&text(&[grown, leaky, new]));
+        let anew = |number, target: &str, socket_path: Option<&str>| Descriptor {
+            number,
+            target: target.into(),
+            socket_path: socket_path.map(str::to_owned),
+            ..new.clone()
+        };
+        let (kvm, pair) = ("anon_inode:kvm-vm", Some(""));
+        let before = [file, socket, anew(8, kvm, None), anew(9, "socket:[8]", pair)];
+        let after = [grown, leaky, new.clone(), anew(18, kvm, None), anew(19, "/dev/kvm", None)];
+        let (before, after) = (table(&text(&before)), table(&text(&after)));
         let line = |target: &str, flags: &str| {
             Some(Line { target: target.into(), inode: "1:2".into(), flags: flags.into() })
         };
         let socket = "socket:[9] /run/qmp.sock";
         assert_eq!(
-            changes(&before, &after),
+            changes(&before.lines, &after.lines),
             [
                 Change {
                     number: 5,
@@ -150,6 +206,10 @@ mod tests {
                 },
                 Change { number: 7, was: None, is: line("/tmp/a b inode 7", "100002 cloexec") },
             ]
+        );
+        assert_eq!(
+            counts(&before.anew, &after.anew),
+            [("/dev/kvm".to_owned(), 0, 1), ("socket pair".to_owned(), 1, 0)]
         );
     }
 }

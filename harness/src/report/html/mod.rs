@@ -25,9 +25,9 @@ const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
 /// Lines of time lines on one page; failed cases share them.
-const TIMELINE_LINES: usize = 20_000;
+const TIMELINE_LINES: usize = 10_000;
 /// Lines that each of them gets at least.
-const LEAST_LINES: usize = 40;
+const LEAST_LINES: usize = 20;
 /// Of so few cases all are listed at once.
 const FEW: usize = 60;
 
@@ -46,8 +46,11 @@ pub fn page(record: &Record, file: &Path) -> String {
             themes.push(&entry.theme);
         }
     }
+    // What a reader looks for comes first.
     let of_theme = |theme: &str| -> Vec<&View> {
-        views.iter().filter(|view| view.entry.theme == theme).collect()
+        let mut of: Vec<&View> = views.iter().filter(|view| view.entry.theme == theme).collect();
+        of.sort_by_key(|view| (!is_bad(view.entry), &view.entry.report.case));
+        of
     };
     let title = summary::title(record);
     let body = html! {

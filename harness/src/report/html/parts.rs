@@ -85,15 +85,16 @@ pub fn anchor(case: &str) -> String {
 
 /// A time in milliseconds.
 pub fn ms(time: Duration) -> String {
-    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 1.0 { format!("{ms:.3} ms") } else { format!("{ms:.2} ms") }
 }
 
 /// A bar from `begin` to `end`, both parts of the whole width.
 pub fn bar(class: &str, begin: f64, end: f64) -> Markup {
-    let percent = |part: f64| format!("{:.2}%", part.clamp(0.0, 1.0) * 100.0);
+    let percent = |part: f64| format!("{:.1}%", part.clamp(0.0, 1.0) * 100.0);
     html! {
-        svg.bar aria-hidden="true" width="100%" height="12" {
-            rect class=(class) x=(percent(begin)) width=(percent((end - begin).max(0.004))) height="12" {}
+        svg aria-hidden="true" {
+            rect class=(class) x=(percent(begin)) width=(percent((end - begin).max(0.004))) {}
         }
     }
 }

@@ -64,7 +64,7 @@ fn waterfall(update: &Update) -> Markup {
                     tr {
                         th scope="row" { (span.name) }
                         td.wide { (bar(&format!("p{}", index % 5), span.begin / whole, span.end / whole)) }
-                        td.number { (time(span.end - span.begin)) }
+                        td { (time(span.end - span.begin)) }
                     }
                 }
             }
