@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::observe::clock;
 
@@ -74,6 +74,12 @@ impl Stop {
     fn environment(why: impl ToString) -> Self {
         Self(why.to_string(), ENVIRONMENT)
     }
+}
+
+/// The command line itself, for tests of texts that have some of it.
+#[doc(hidden)]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The harness as a program.
