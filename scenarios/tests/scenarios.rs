@@ -1,5 +1,6 @@
 //! Turns every scenario case into a test of its own name; if all have passed, the table of errors
-//! must be what they have shown.
+//! must be what they have shown. Under nextest no process sees more than one case: there
+//! `cpr-harness run --check-errors` compares the table.
 
 mod support;
 
