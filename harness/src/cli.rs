@@ -14,6 +14,7 @@ mod guests;
 mod replay;
 mod run;
 mod selection;
+mod soak;
 mod vmm;
 
 /// Some case failed.
@@ -52,6 +53,8 @@ enum Command {
     Conform(conform::Conform),
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     Bench(bench::Bench),
+    /// Update many guests side by side, again and again, until it is enough or the first damage.
+    Soak(soak::Soak),
     /// List the guests, or write their ELF files to a folder.
     Guests {
         /// Where to write them.
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
         Command::Conform(conform) => conform::main(&conform),
         Command::Bench(bench) => bench::main(&bench),
+        Command::Soak(soak) => soak::main(&soak),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }

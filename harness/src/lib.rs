@@ -3,7 +3,8 @@
 //! The harness sees a VMM only as a process with a command line, a QMP socket, file descriptors
 //! and RAM. [`scenario`] says what to do, [`backend`] how to start a VMM, [`observe`] what can be
 //! seen from outside, [`check`] what must hold after every step, [`run`] does it all, [`report`]
-//! tells. [`conform`] compares two VMMs, [`catalogue`] plants known bugs in ours.
+//! tells. [`conform`] compares two VMMs, [`catalogue`] plants known bugs in ours,
+//! [`bench`] measures, [`soak`] goes on without end.
 
 pub mod backend;
 pub mod bench;
@@ -16,3 +17,4 @@ pub mod observe;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod soak;

@@ -81,21 +81,22 @@ pub(super) fn backend_at(
 }
 
 /// The VMM that is called so on the command line.
-pub(super) fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
+pub(super) fn contender(name: &str, accelerator: Accelerator) -> Result<Arc<dyn Backend>, Stop> {
     let own = |e: std::io::Error| Stop::environment(format!("cannot find my own binary: {e}"));
     Ok(match name {
         "cpr-vmm" => Arc::new(CprVmm::carried().map_err(own)?),
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),
-        path => backend_at(Path::new(path), &[], Accelerator::default())?,
+        path => backend_at(Path::new(path), &[], accelerator)?,
     })
 }
 
 /// How `replay` is told of it.
-pub(super) fn contender_option(name: &str) -> String {
+pub(super) fn contender_option(name: &str, accelerator: Accelerator) -> String {
     match name {
         "cpr-vmm" => String::new(),
         "mock" => " --backend mock".to_owned(),
-        name => format!(" --vmm {name}"),
+        name if accelerator == Accelerator::default() => format!(" --vmm {name}"),
+        name => format!(" --vmm {name} --accel {}", accelerator.name()),
     }
 }
 

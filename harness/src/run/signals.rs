@@ -73,12 +73,27 @@ pub fn unblock() -> std::io::Result<()> {
 /// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
 /// see [`unblock`].
 pub fn guard() {
+    guard_with(None);
+}
+
+/// The same, but the first signal only asks for the end, by `first`; the second one is obeyed.
+pub fn guard_after(first: impl FnOnce() + Send + 'static) {
+    guard_with(Some(Box::new(first)));
+}
+
+fn guard_with(first: Option<Box<dyn FnOnce() + Send>>) {
     let signals = SigSet::from_iter(GUARDED);
     if signals.thread_block().is_err() {
         return;
     }
     // Without the thread the VMMs still die with us, by PR_SET_PDEATHSIG.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(first) = first {
+            if signals.wait().is_err() {
+                return;
+            }
+            first();
+        }
         let Ok(signal) = signals.wait() else { return };
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);

@@ -12,6 +12,7 @@ pub mod parse;
 pub mod set;
 pub mod signal;
 pub mod size;
+pub mod soak;
 pub mod storm;
 pub mod what_is_wrong;
 
@@ -26,4 +27,5 @@ pub use model::{
     Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
 };
 pub use signal::{EndSignal, SignalAt};
+pub use soak::{Burst, Soak, With};
 pub use storm::{GustKind, Storm};

@@ -1,4 +1,6 @@
 //! The harness, tested from outside.
 
+mod bench;
 mod cli;
 mod errors;
+mod soak;
