@@ -2,8 +2,8 @@
 //!
 //! Proves that RAM stays as it was: no page lost, moved, stale or zeroed, by whatever way. vCPU i of
 //! n has every n-th page from the i-th on. A word tells page and generation, so damage is described
-//! by what is there instead. Marker n comes in sweep n, with the first page of vCPU 0 half
-//! rewritten; after the last one, the end asked for.
+//! by what is there instead. `words=1` leaves of that one touch of each page. Marker n comes in
+//! sweep n, with the first page of vCPU 0 half rewritten; after the last one, the end asked for.
 
 #![no_std]
 #![no_main]
@@ -38,17 +38,17 @@ fn prepare(cpu: &mut Cpu) {
         mailbox().ram_start.store(info.ram()[0].start, Relaxed);
         mailbox().ram_bytes.store(info.ram_bytes(), Release);
     }
-    let words = Words::new(cpu.options().seed);
+    let (words, used) = (Words::new(cpu.options().seed), cpu.options().words);
     for_each_page(cpu, |cpu, address| {
         // SAFETY: `for_each_page` gives each page to one vCPU.
         let page = unsafe { page_at(address) };
-        write(page, words.first(address, FIRST_GENERATION));
+        write(&mut page[..used], words.first(address, FIRST_GENERATION));
         cpu.tick();
     });
 }
 
 fn run(cpu: &mut Cpu) -> ! {
-    let words = Words::new(cpu.options().seed);
+    let (words, used) = (Words::new(cpu.options().seed), cpu.options().words);
     let markers = u64::from(cpu.options().markers);
     let is_first = cpu.index() == 0;
     let mut pages = 0;
@@ -61,17 +61,17 @@ fn run(cpu: &mut Cpu) -> ! {
         let mut marker = is_first.then_some(generation.try_into().unwrap_or(u32::MAX));
         for_each_page(cpu, |cpu, address| {
             // SAFETY: as above.
-            let page = unsafe { page_at(address) };
+            let page = &mut unsafe { page_at(address) }[..used];
             let expected = words.first(address, generation);
             if !holds(page, expected) {
                 describe(cpu, words, address, generation, page);
             }
             let next = words.first(address, generation + 1);
             if let Some(n) = marker.take() {
-                let (half, rest) = page.split_at_mut(WORDS / 2);
+                let (half, rest) = page.split_at_mut(used / 2);
                 write(half, next);
                 cpu.marker(n);
-                write(rest, next.wrapping_add(STEP.wrapping_mul(WORDS as u64 / 2)));
+                write(rest, next.wrapping_add(STEP.wrapping_mul(used as u64 / 2)));
             } else {
                 write(page, next);
             }
@@ -120,7 +120,7 @@ fn write(page: &mut [u64], mut word: u64) {
 /// Whether the page holds the words from that first one on. Looks at all of them: that is faster
 /// than to stop early.
 #[inline(never)]
-fn holds(page: &Page, mut word: u64) -> bool {
+fn holds(page: &[u64], mut word: u64) -> bool {
     let mut difference = 0;
     for found in page {
         difference |= found ^ word;
@@ -131,10 +131,11 @@ fn holds(page: &Page, mut word: u64) -> bool {
 
 /// Reports a page that does not hold its words.
 #[cold]
-fn describe(cpu: &Cpu, words: Words, address: u64, generation: u64, page: &Page) -> ! {
+fn describe(cpu: &Cpu, words: Words, address: u64, generation: u64, page: &[u64]) -> ! {
     let first = words.first(address, generation);
     let expected = |i: usize| first.wrapping_add(STEP.wrapping_mul(i as u64));
-    let mut all_wrong = (0..WORDS).filter(|&i| page[i] != expected(i));
+    let used = page.len();
+    let mut all_wrong = (0..used).filter(|&i| page[i] != expected(i));
     // If none is wrong any more, the page changed while it was looked at.
     let i = all_wrong.next();
     let wrong = all_wrong.count() + usize::from(i.is_some());
@@ -149,7 +150,7 @@ fn describe(cpu: &Cpu, words: Words, address: u64, generation: u64, page: &Page)
                 found,
                 detail: generation,
             },
-            format_args!("{wrong} of {WORDS} words wrong, the first {text}"),
+            format_args!("{wrong} of {used} words wrong, the first {text}"),
         )
     };
 

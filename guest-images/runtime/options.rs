@@ -3,6 +3,7 @@
 //! Also compiled on the host, for its tests.
 
 use super::mailbox::MAX_CPUS;
+use super::words::WORDS;
 
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Options {
     pub markers: u32,
     /// `end=reset`, `end=triple` or `end=exit`: what happens after the last marker.
     pub end: End,
+    /// `words=N`: the words of a page that `pattern` fills and verifies, 1 to 512.
+    pub words: usize,
     /// `test=NAME`: the one part of the guest that is wanted.
     pub test: Word,
     /// `fault=KIND`: what the guest `faulty` does to itself.
@@ -86,6 +89,7 @@ impl Options {
             ram: u64::MAX,
             markers: 0,
             end: End::Never,
+            words: WORDS,
             test: Word::EMPTY,
             fault: Fault::Undefined,
         };
@@ -119,6 +123,12 @@ impl Options {
                         b"exit" => End::Exit,
                         _ => return Err("command line: end= takes never, reset, triple or exit"),
                     };
+                }
+                b"words" => {
+                    options.words = number(value)
+                        .filter(|n| (1..=WORDS as u64).contains(n))
+                        .ok_or("command line: words= takes 1 to 512")?
+                        as usize;
                 }
                 b"test" => {
                     options.test = Word::new(value)

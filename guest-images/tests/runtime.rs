@@ -41,6 +41,7 @@ fn an_empty_command_line_gives_the_defaults() {
         ram: u64::MAX,
         markers: 0,
         end: End::Never,
+        words: WORDS,
         test: Word::EMPTY,
         fault: Fault::Undefined,
     };
@@ -51,7 +52,7 @@ fn an_empty_command_line_gives_the_defaults() {
 #[test]
 fn a_command_line_is_read() {
     let line =
-        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 ";
+        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 ";
     assert_eq!(
         Options::parse(line),
         Ok(Options {
@@ -60,6 +61,7 @@ fn a_command_line_is_read() {
             ram: 64 << 20,
             markers: 3,
             end: End::Reset,
+            words: 1,
             test: Word(*b"x87\0\0\0\0\0\0\0\0\0\0\0\0\0"),
             fault: Fault::Page,
         })
@@ -95,6 +97,8 @@ fn a_bad_value_is_an_error_that_names_the_word() {
         "ram=99999999999G",
         "markers=4294967296",
         "end=now",
+        "words=0",
+        "words=513",
         "test=longer-than-it-may",
         "fault=",
     ] {

@@ -6,12 +6,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::floor;
+
 /// First argument that makes the binary the VMM.
 pub const VMM: &str = "vmm";
 /// First argument that makes the binary the mock VMM.
 pub const MOCK_VMM: &str = "mock-vmm";
 
-/// To be called first thing in `main`: runs the VMM (or its mock) if the arguments say so.
+/// To be called first thing in `main`: runs the VMM, its mock or a probe if the arguments say so.
 ///
 /// None means that this process is the harness.
 pub fn dispatch() -> Option<ExitCode> {
@@ -25,6 +27,10 @@ pub fn dispatch() -> Option<ExitCode> {
     match first.to_str()? {
         VMM => Some(cpr_vmm::main(rest)),
         MOCK_VMM => Some(crate::backend::mock::main(rest)),
+        floor::PROBE => {
+            let words = rest.into_iter().map(|word| word.to_string_lossy().into_owned());
+            Some(floor::main(&words.collect::<Vec<_>>()))
+        }
         _ => None,
     }
 }

@@ -22,6 +22,7 @@ mod run;
 mod selection;
 mod shell;
 mod show;
+mod soak;
 mod vmm;
 
 /// Some case failed.
@@ -85,6 +86,9 @@ enum Command {
     /// Measure how long the guest stands still in an update, of several VMMs side by side.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
+    /// Update many guests side by side, again and again, until it is enough or the first damage.
+    #[command(after_help = examples::SOAK)]
+    Soak(soak::Soak),
     /// List the guests, or write their ELF files to a folder.
     Guests {
         /// Where to write them.
@@ -147,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Explore(explore) => explore::main(&explore),
         Command::Matrix(matrix) => matrix::main(&matrix),
         Command::Bench(bench) => bench::main(&bench),
+        Command::Soak(soak) => soak::main(&soak),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }

@@ -4,8 +4,8 @@
 //! and RAM. [`scenario`] says what to do, [`backend`] how to start a VMM, [`observe`] what can be
 //! seen from outside, [`check`] what must hold after every step, [`run`] does it all, [`report`]
 //! tells. [`conform`] compares two VMMs, [`matrix`] updates builds of one to each other,
-//! [`catalogue`] plants known bugs in ours, [`explore`] tries what nobody has thought of, [`doctor`]
-//! looks at the host.
+//! [`catalogue`] plants known bugs in ours, [`explore`] tries what nobody has thought of, [`bench`]
+//! measures, [`soak`] goes on without end, [`doctor`] looks at the host.
 
 pub mod backend;
 pub mod bench;
@@ -21,3 +21,4 @@ pub mod observe;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod soak;

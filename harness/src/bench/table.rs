@@ -1,77 +1,149 @@
-//! What was measured, as people read it.
+//! What was measured, as people read it: Markdown tables, one row a machine.
 
 use super::statistics::{ratio, spread};
-use super::{Measured, Samples};
+use super::{Cell, Measured, Metric, Samples};
+use crate::observe::phases::Phase;
 
-/// A Markdown table: one row a machine; the ratio is that of the VMM to the first one.
+/// All tables, with what the columns mean.
 pub fn markdown(measured: &[Measured]) -> Vec<String> {
+    let mut lines = blackouts(measured);
+    lines.push(String::new());
+    lines.extend(phases(measured));
+    lines.push(String::new());
+    lines.extend(touching(measured));
+    lines
+}
+
+/// A table's head: the machine, and these columns.
+pub(super) fn head(columns: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut cells = ["RAM", "vCPUs", "pages"].map(str::to_owned).to_vec();
+    cells.extend(columns);
+    vec![format!("| {} |", cells.join(" | ")), format!("|{}", "---|".repeat(cells.len()))]
+}
+
+/// A row of it.
+pub(super) fn line(cell: Cell, columns: impl IntoIterator<Item = String>) -> String {
+    let mut cells =
+        vec![cell.memory.to_string(), cell.cpus.to_string(), cell.pages.as_str().to_owned()];
+    cells.extend(columns);
+    format!("| {} |", cells.join(" | "))
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { memory, cpus, pages } = self;
+        let s = if *cpus == 1 { "" } else { "s" };
+        write!(f, "{memory} RAM, {cpus} vCPU{s}, {}", pages.as_str())
+    }
+}
+
+/// How long the guest stands still; ratios are those to the first VMM, and of it to the floor.
+fn blackouts(measured: &[Measured]) -> Vec<String> {
     let Some(first) = measured.first() else { return Vec::new() };
     let names = || first.of.iter().map(|samples| samples.vmm.as_str());
-    let mut head = vec!["RAM".to_owned(), "vCPUs".into(), "pages".into()];
-    head.extend(names().map(|name| format!("{name}, ms")));
-    head.extend(names().skip(1).map(|name| format!("{name} : {}", names().next().unwrap_or(""))));
-    let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
-    let mut lines = vec![line(&head), format!("|{}", "---|".repeat(head.len()))];
-    for Measured { cell, of } in measured {
-        let mut cells =
-            vec![cell.memory.to_string(), cell.cpus.to_string(), cell.pages.as_str().to_owned()];
-        cells.extend(of.iter().map(times));
-        if let Some((first, others)) = of.split_first() {
-            cells.extend(others.iter().map(|other| ratio_cell(first, other)));
+    let one = names().next().unwrap_or_default();
+    let mut columns = Vec::new();
+    for name in names() {
+        columns.extend([format!("{name}: guest, ms"), format!("{name}: host, ms")]);
+    }
+    columns.extend(names().skip(1).map(|name| format!("{name} : {one}")));
+    if first.floor.is_some() {
+        columns.extend(["floor, ms".to_owned(), format!("{one} : floor")]);
+    }
+    let mut lines = vec!["How long the guest stands still: median (least to most)\n".to_owned()];
+    lines.extend(head(columns));
+    lines.extend(measured.iter().map(|Measured { cell, of, floor, cannot }| {
+        let not = if cannot.is_some() { "not here" } else { "not measured" };
+        let mut cells = Vec::new();
+        for samples in of {
+            let times = |metric| times(samples.times(metric), not);
+            cells.extend([times(Metric::Guest), times(Metric::Host)]);
         }
-        lines.push(line(&cells));
+        if let Some((first, others)) = of.split_first() {
+            let guest = |samples: &Samples| samples.times(Metric::Guest).to_vec();
+            cells.extend(others.iter().map(|other| ratio_cell(&guest(first), &guest(other))));
+            if let Some(floor) = floor {
+                let floor = floor.times(Metric::Floor);
+                cells.extend([times(floor, not), ratio_cell(floor, &guest(first))]);
+            }
+        }
+        line(*cell, cells)
+    }));
+    lines
+}
+
+/// Where the time goes: a row for each VMM that tells.
+fn phases(measured: &[Measured]) -> Vec<String> {
+    let mut lines = vec!["Where it goes: median of each phase, ms\n".to_owned()];
+    let columns = Phase::ALL.map(|phase| phase.name().to_owned());
+    lines.extend(head(std::iter::once("VMM".to_owned()).chain(columns)));
+    for Measured { cell, of, floor, .. } in measured {
+        for samples in of.iter().chain(floor) {
+            let median = |phase| {
+                let times = samples.phases_ms.get(&phase).map(|times| times.concat());
+                spread(&times.unwrap_or_default())
+                    .map_or_else(|| "-".to_owned(), |of| format!("{:.3}", of.median))
+            };
+            let columns = Phase::ALL.map(median);
+            lines.push(line(*cell, std::iter::once(samples.vmm.clone()).chain(columns)));
+        }
+    }
+    lines
+}
+
+/// How long the guest takes to touch every page, which it must be given back first.
+fn touching(measured: &[Measured]) -> Vec<String> {
+    let mut lines =
+        vec!["How long the guest takes to touch all its RAM: median (least to most)\n".to_owned()];
+    lines.extend(head(["VMM", "before, ms", "after, ms", "after : before"].map(str::to_owned)));
+    for Measured { cell, of, cannot, .. } in measured {
+        let not = if cannot.is_some() { "not here" } else { "not measured" };
+        for samples in of {
+            let (before, after) =
+                (samples.times(Metric::TouchBefore), samples.times(Metric::TouchAfter));
+            let name = samples.vmm.clone();
+            let columns = [name, times(before, not), times(after, not), ratio_cell(before, after)];
+            lines.push(line(*cell, columns));
+        }
     }
     lines
 }
 
 /// What kept a VMM from being measured.
 pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
-    let Measured { cell, of } = measured;
+    let Measured { cell, of, floor, .. } = measured;
     let told = move |samples: &Samples| -> Vec<String> {
-        let place = format!("{} RAM, {} vCPUs, {}", cell.memory, cell.cpus, cell.pages.as_str());
-        let tell = |why: &String| format!("{}, {place}: {why}", samples.vmm);
+        let tell = |why: &String| format!("{}, {cell}: {why}", samples.vmm);
         samples.troubles.iter().map(tell).collect()
     };
-    of.iter().flat_map(told)
+    of.iter().chain(floor).flat_map(told)
 }
 
-fn times(samples: &Samples) -> String {
-    let all = samples.blackouts_ms.concat();
+fn times(of: &[Vec<f64>], not: &str) -> String {
+    let all = of.concat();
     match spread(&all) {
-        None => "not measured".into(),
+        None => not.into(),
         Some(of) => format!("{:.2} ({:.2} to {:.2}), n={}", of.median, of.min, of.max, all.len()),
     }
 }
 
-fn ratio_cell(first: &Samples, other: &Samples) -> String {
-    match ratio(&first.blackouts_ms, &other.blackouts_ms) {
-        None => "none".into(),
+fn ratio_cell(first: &[Vec<f64>], other: &[Vec<f64>]) -> String {
+    match ratio(first, other) {
+        None => "-".into(),
         Some(r) => format!("{:.1} ({:.1} to {:.1}), p={:.4}", r.ratio, r.low, r.high, r.p),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Cell;
+    use super::super::file::Results;
     use super::*;
-    use crate::scenario::Pages;
-    use crate::scenario::size::Size;
 
     #[test]
-    fn a_table_as_it_is_printed() {
-        let samples = |vmm: &str, times: &[f64]| Samples {
-            vmm: vmm.into(),
-            blackouts_ms: times.chunks(1).map(<[f64]>::to_vec).collect(),
-            troubles: if times.is_empty() { vec!["no KVM here".into()] } else { Vec::new() },
-        };
-        let cell = |cpus| Cell { memory: Size(64 << 20), cpus, pages: Pages::Small };
-        let (fast, slow) = ([1.0, 1.2, 1.4, 1.1, 1.3], [20.0, 22.0, 24.0, 21.0, 23.0]);
-        let measured = [
-            Measured { cell: cell(1), of: vec![samples("a", &fast), samples("b", &slow)] },
-            Measured { cell: cell(2), of: vec![samples("a", &fast), samples("b", &[])] },
-        ];
-        let mut lines = markdown(&measured);
-        lines.extend(measured.iter().flat_map(troubles));
+    fn tables_as_they_are_printed() {
+        let results: Results = serde_json::from_str(include_str!("tests/results.json")).unwrap();
+        let mut lines = markdown(&results.measured);
+        lines.extend(results.measured.iter().flat_map(troubles));
         insta::assert_snapshot!(lines.join("\n"));
     }
 }

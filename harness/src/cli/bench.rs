@@ -1,13 +1,16 @@
 //! `bench`.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::vmm::{contender, contender_option};
 use super::{FAILED, Stop};
+use crate::backend::qemu::Accelerator;
+use crate::bench::compare::compare;
+use crate::bench::file::Results;
 use crate::bench::{Contender, Measured, Plan, cells, measure, table};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, orphans, signals};
@@ -15,16 +18,22 @@ use crate::scenario::Pages;
 use crate::scenario::size::Size;
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Bench {
+    #[command(subcommand)]
+    what: Option<What>,
     /// A VMM: `cpr-vmm`, `qemu`, `mock`, or the path of a build; several are compared with the
     /// first.
     #[arg(long, value_name = "VMM", default_values_t = ["cpr-vmm".to_owned()])]
     vmm: Vec<String>,
+    /// What QEMU runs guests with.
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accelerator,
     /// RAM of the guest.
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_values_t = [Size(64 << 20)])]
     memory: Vec<Size>,
-    /// vCPUs of the guest.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    /// vCPUs of the guest, up to 8.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1], value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Vec<u32>,
     /// Page size of the guest's RAM.
     #[arg(long, value_enum, value_name = "PAGES", value_delimiter = ',', default_values_t = [Pages::Small])]
@@ -43,39 +52,97 @@ pub(super) struct Bench {
     evidence: PathBuf,
 }
 
+#[derive(Subcommand)]
+enum What {
+    /// Compare two files that `bench --json` has written; exit status 1 if something is slower.
+    Compare {
+        /// What it was.
+        #[arg(value_name = "OLD.json")]
+        old: PathBuf,
+        /// What it is.
+        #[arg(value_name = "NEW.json")]
+        new: PathBuf,
+        /// How many times as long anything may take.
+        #[arg(long, value_name = "R", default_value_t = 1.1, value_parser = at_least_one)]
+        threshold: f64,
+    },
+}
+
+fn at_least_one(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| ratio.is_finite() && *ratio >= 1.0);
+    ratio.ok_or_else(|| "write a number that is 1 or more, such as 1.1".to_owned())
+}
+
 /// Runs it.
 pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
+    match &bench.what {
+        Some(What::Compare { old, new, threshold }) => {
+            let read = |path: &PathBuf| Results::read(path).map_err(Stop::usage);
+            let comparison = compare(&read(old)?, &read(new)?, *threshold);
+            comparison.lines().iter().for_each(say);
+            Ok(ExitCode::from(if comparison.any_slower() { FAILED } else { 0 }))
+        }
+        None => run(bench),
+    }
+}
+
+fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     signals::guard();
     orphans::adopt();
     let options = |(index, name): (usize, &String)| {
-        let backend = contender(name)?;
+        let backend = contender(name, bench.accel)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
-        let (patience, vmm_option) = (Patience::default(), contender_option(name));
+        let patience = Patience::default();
+        let vmm_option = contender_option(name, bench.accel);
         let options = Options { backend, evidence, keep: false, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })
     };
     let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
-    let plan = Plan { runs: bench.runs, updates: bench.updates };
+    // It needs KVM; where nothing else does, its figures would say nothing.
+    let floor = contenders.iter().any(|contender| contender.options.backend.uses_kvm());
+    let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
+    let cells = cells(&bench.memory, &bench.cpus, &bench.pages);
+    let turns = contenders.len() + usize::from(floor);
+    let bar = progress(cells.len() as u64 * u64::from(plan.runs) * turns as u64);
     let mut measured: Vec<Measured> = Vec::new();
-    for cell in cells(&bench.memory, &bench.cpus, &bench.pages) {
-        let new = measure(cell, plan, &contenders);
-        for trouble in table::troubles(&new) {
-            eprintln!("cpr-harness: {trouble}");
+    for (index, cell) in (1..).zip(&cells) {
+        let done = (index - 1) as u64 * u64::from(plan.runs) * turns as u64;
+        let mut turn = 0;
+        let new = measure(*cell, plan, &contenders, |name, run| {
+            bar.set_position(done + turn);
+            turn += 1;
+            bar.set_message(format!("{cell}: {name}, run {} of {}", run + 1, plan.runs));
+        });
+        let troubles = table::troubles(&new);
+        let cannot = new.cannot.iter().map(|why| format!("left out: {cell}: {why}"));
+        for trouble in troubles.chain(cannot) {
+            bar.suspend(|| eprintln!("cpr-harness: {trouble}"));
         }
         measured.push(new);
     }
-    say("the guest stands still so long in one update: median (least to most); ratio of medians");
-    say("(95 % of resamplings), p: share of random regroupings that are as far apart\n");
+    bar.finish_and_clear();
     for line in table::markdown(&measured) {
         say(line);
     }
+    say(
+        "\nA ratio is one of medians (95 % of resamplings); p: share of random regroupings that are as",
+    );
+    say("far apart. host: seen in the mailbox from outside. floor: exec, an empty VM, its state.");
+    let nothing = measured.iter().all(|measured| measured.cannot.is_some());
+    let troubled = measured.iter().any(|measured| table::troubles(measured).next().is_some());
     if let Some(path) = &bench.json {
-        let cannot = |e: &dyn std::fmt::Display| {
-            Stop::environment(format!("cannot write {}: {e}", path.display()))
-        };
-        let text = serde_json::to_string_pretty(&measured).map_err(|e| cannot(&e))?;
-        fs::write(path, text + "\n").map_err(|e| cannot(&e))?;
+        Results::here(measured).write(path).map_err(Stop::environment)?;
     }
-    let troubled = measured.iter().any(|m| m.of.iter().any(|samples| !samples.troubles.is_empty()));
-    Ok(ExitCode::from(if troubled { FAILED } else { 0 }))
+    Ok(ExitCode::from(if nothing || troubled { FAILED } else { 0 }))
+}
+
+/// A bar on a terminal, and nothing elsewhere.
+fn progress(length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed}, {eta} to go: {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar
 }

@@ -10,6 +10,7 @@ use clap::Args;
 use super::selection::{Selection, select};
 use super::vmm::{contender, contender_option};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
+use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
@@ -53,13 +54,13 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     signals::guard();
     orphans::adopt();
     let options = |name: &String, place: &str| {
-        let backend = contender(name)?;
+        let backend = contender(name, Accelerator::default())?;
         Ok(Options {
             backend,
             evidence: conform.evidence.join("conform").join(place),
             keep: false,
             patience: Patience::default(),
-            vmm_option: contender_option(name),
+            vmm_option: contender_option(name, Accelerator::default()),
         })
     };
     let (one, two) = (options(first, "first")?, options(second, "second")?);

@@ -77,7 +77,14 @@ Examples:
 pub(super) const BENCH: &str = "\
 Examples:
   cpr-harness bench --vmm cpr-vmm --vmm qemu
-  cpr-harness bench --memory 64M,1G --cpus 1,4 --pages 4k,thp --runs 10 --json times.json";
+  cpr-harness bench --memory 64M,1G --cpus 1,4 --pages 4k,thp --runs 10 --json times.json
+  cpr-harness bench compare old.json new.json";
+
+/// Of `soak`.
+pub(super) const SOAK: &str = "\
+Examples:
+  cpr-harness soak --updates 2000 --vms 4
+  cpr-harness soak --for 8h --vms 2 --interval 1m --vmm ./cpr-vmm";
 
 /// Of `new`.
 pub(super) const NEW: &str = "\

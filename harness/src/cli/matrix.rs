@@ -11,6 +11,7 @@ use serde_json::json;
 use super::selection::{Selection, select};
 use super::vmm::{contender, contender_option, skew_option, skewed};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
+use crate::backend::qemu::Accelerator;
 use crate::backend::skew::Course;
 use crate::matrix::Route;
 use crate::matrix::build::{Build, MOST};
@@ -65,7 +66,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     signals::guard();
     orphans::adopt();
     let build = |name: &String| {
-        let backend = contender(name)?;
+        let backend = contender(name, Accelerator::default())?;
         let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());
         Build::of(name, Arc::clone(&backend)).map_err(|e| Stop::usage(cannot(e)))
     };
@@ -113,7 +114,8 @@ fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, 
         evidence: matrix.evidence.join("matrix").join(route.folder()),
         keep: false,
         patience: Patience::default(),
-        vmm_option: contender_option(&from.name) + &skew_option(&to.name, route.course),
+        vmm_option: contender_option(&from.name, Accelerator::default())
+            + &skew_option(&to.name, route.course),
     })
 }
 

@@ -134,20 +134,21 @@ pub(super) fn backend_at(
 }
 
 /// The VMM that is called so on the command line.
-pub(super) fn contender(name: &str) -> Result<Arc<dyn Backend>, Stop> {
+pub(super) fn contender(name: &str, accelerator: Accelerator) -> Result<Arc<dyn Backend>, Stop> {
     Ok(match name {
         CARRIED => carried(More::default())?,
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),
-        path => backend_at(Path::new(path), More::default(), Accelerator::default())?,
+        path => backend_at(Path::new(path), More::default(), accelerator)?,
     })
 }
 
 /// How `replay` is told of it.
-pub(super) fn contender_option(name: &str) -> String {
+pub(super) fn contender_option(name: &str, accelerator: Accelerator) -> String {
     match name {
         CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),
-        name => format!(" --vmm {}", quoted(name)),
+        name if accelerator == Accelerator::default() => format!(" --vmm {}", quoted(name)),
+        name => format!(" --vmm {} --accel {}", quoted(name), accelerator.name()),
     }
 }
 

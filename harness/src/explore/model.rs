@@ -170,7 +170,9 @@ impl Model {
                 state.saved |= saves(migrate);
             }
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
-            Step::Storm(_) => self.updated(&mut state, &Expect::Completed),
+            Step::Storm(_) | Step::Soak(_) | Step::Measure => {
+                self.updated(&mut state, &Expect::Completed)
+            }
             Step::Interrupt(interrupt) => {
                 (state.patient, state.command_left) = (true, true);
                 let early = interrupt.point == REHEARSING;

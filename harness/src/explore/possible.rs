@@ -69,6 +69,8 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         Step::KillInUpdate(_) => {
             updates && !state.client && !model.vm().own_binary && state.run != Run::Prelaunch
         }
+        // For soaks and benches, which ask for these themselves.
+        Step::Soak(_) | Step::Measure => false,
         Step::Storm(_) => updates && runs && guest.host.is_none(),
         Step::Interrupt(interrupt) => updates && interrupts(model, state, interrupt),
         Step::Race(commands) => races(model, state, commands),

@@ -153,6 +153,8 @@ pub struct View {
     pub gap_request: u32,
     /// Sweeps finished by the slowest vCPU.
     pub sweeps: u64,
+    /// Bytes of RAM that it sweeps over.
+    pub ram_bytes: u64,
     /// The first damage.
     pub damage: Option<Damage>,
     /// What the host lacks for what the guest was asked for; empty if nothing.
@@ -174,6 +176,8 @@ pub struct Cpu {
     pub gap_ack: u32,
     /// It runs the body.
     pub online: bool,
+    /// Pages visited.
+    pub pages: u64,
 }
 
 impl View {
@@ -188,6 +192,7 @@ impl View {
             cpus_online: mailbox.cpus_online.load(Ordering::Relaxed),
             marker: mailbox.marker.load(Ordering::Acquire),
             gap_request: mailbox.gap_request.load(Ordering::Relaxed),
+            ram_bytes: mailbox.ram_bytes.load(Ordering::Acquire),
             sweeps: mailbox.sweeps.load(Ordering::Relaxed),
             damage: Damage::of(&mailbox.damage),
             unavailable: text(&mailbox.unavailable),
@@ -220,6 +225,7 @@ impl Cpu {
             gap_ack: cpu.gap_ack.load(Ordering::Acquire),
             gap: cpu.gap.load(Ordering::Acquire),
             online: cpu.online.load(Ordering::Relaxed) != 0,
+            pages: cpu.pages.load(Ordering::Relaxed),
         }
     }
 }

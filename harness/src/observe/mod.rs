@@ -13,3 +13,4 @@ pub mod qmp;
 pub mod qmp_inbox;
 pub mod ram;
 pub mod surroundings;
+pub mod watch;

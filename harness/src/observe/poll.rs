@@ -35,7 +35,20 @@ impl Deadline {
 }
 
 /// Looks until there is something to see; None when the deadline passed first.
-pub fn until<T>(deadline: Deadline, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn until<T>(deadline: Deadline, look: impl FnMut() -> Option<T>) -> Option<T> {
+    looking(deadline, LONGEST, look)
+}
+
+/// The same, every tenth of a millisecond and the kernel's timer slack: for what is measured.
+pub fn finely<T>(deadline: Deadline, look: impl FnMut() -> Option<T>) -> Option<T> {
+    looking(deadline, SHORTEST, look)
+}
+
+fn looking<T>(
+    deadline: Deadline,
+    longest: Duration,
+    mut look: impl FnMut() -> Option<T>,
+) -> Option<T> {
     let mut pause = SHORTEST;
     loop {
         // In this order, so that a late look still counts: the machine may have been busy.
@@ -47,7 +60,7 @@ pub fn until<T>(deadline: Deadline, mut look: impl FnMut() -> Option<T>) -> Opti
             return None;
         }
         std::thread::sleep(pause.min(deadline.remaining()));
-        pause = (pause * 2).min(LONGEST);
+        pause = (pause * 2).min(longest);
     }
 }
 

@@ -211,12 +211,17 @@ impl Qmp {
 
     /// How many events have arrived.
     pub fn event_count(&self) -> usize {
-        self.inbox.look(|c| c.events.len())
+        self.inbox.look(|c| c.event_count())
+    }
+
+    /// Forgets all answers, and the events before number `before`: they are not asked for again.
+    pub fn forget(&self, before: usize) {
+        self.inbox.forget(before);
     }
 
     /// The events from number `from` on.
     pub fn events_from(&self, from: usize) -> Vec<Arrived> {
-        self.inbox.look(|c| c.events.get(from..).unwrap_or_default().to_vec())
+        self.inbox.look(|c| c.events_from(from).unwrap_or_default().to_vec())
     }
 
     /// Waits for the first event from number `from` on that `wanted` accepts.
@@ -228,7 +233,7 @@ impl Qmp {
         wanted: impl Fn(&Event) -> bool,
     ) -> Result<Arrived, QmpFault> {
         self.await_that(what, limit, |c| {
-            c.events.get(from..)?.iter().find(|arrived| wanted(&arrived.event)).cloned()
+            c.events_from(from)?.iter().find(|arrived| wanted(&arrived.event)).cloned()
         })
     }
 
@@ -239,7 +244,7 @@ impl Qmp {
         limit: Duration,
         wanted: impl Fn(&[Arrived]) -> bool,
     ) -> Result<(), QmpFault> {
-        self.await_that("events", limit, |c| wanted(c.events.get(from..)?).then_some(()))
+        self.await_that("events", limit, |c| wanted(c.events_from(from)?).then_some(()))
     }
 
     /// Waits until the VMM has closed the connection.

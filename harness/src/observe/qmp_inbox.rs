@@ -38,10 +38,24 @@ pub struct Content {
     pub greeting: Option<Greeting>,
     /// Answers, by the `id` of their command.
     pub answers: BTreeMap<u64, Response>,
-    /// Events in order.
+    /// Events in order, but for those forgotten.
     pub events: Vec<Arrived>,
+    /// Events that came before these.
+    pub forgotten: usize,
     /// Why nothing more will come.
     pub closed: Option<String>,
+}
+
+impl Content {
+    /// How many events have come.
+    pub fn event_count(&self) -> usize {
+        self.forgotten + self.events.len()
+    }
+
+    /// The events from number `from` on; none if so many have not come.
+    pub fn events_from(&self, from: usize) -> Option<&[Arrived]> {
+        self.events.get(from.saturating_sub(self.forgotten)..)
+    }
 }
 
 /// Why a wait ended with nothing.
@@ -80,6 +94,16 @@ impl Inbox {
             }
         };
         self.change(|content| content.closed = Some(why));
+    }
+
+    /// Forgets all answers, and the events before number `before`.
+    pub fn forget(&self, before: usize) {
+        self.change(|content| {
+            let count = before.saturating_sub(content.forgotten).min(content.events.len());
+            content.events.drain(..count);
+            content.forgotten += count;
+            content.answers.clear();
+        });
     }
 
     /// Awaits the greeting of another connection; what has arrived stays.
@@ -136,5 +160,33 @@ impl Inbox {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_keep_their_numbers_when_earlier_ones_are_forgotten() {
+        let inbox = Inbox::default();
+        let tap: Tap = Arc::new(|_, _| {});
+        let event = |name: &str| {
+            format!(r#"{{"event": "{name}", "timestamp": {{"seconds": 1, "microseconds": 2}}}}"#)
+        };
+        let sent = ["A", "B", "C"].map(event).join("\n") + "\n";
+        inbox.fill(sent.as_bytes(), &tap);
+        inbox.forget(2);
+        let names = |from| {
+            inbox.look(|content| {
+                let events = content.events_from(from)?;
+                Some(events.iter().map(|a| a.event.event.clone()).collect::<Vec<_>>())
+            })
+        };
+        assert_eq!(names(2), Some(vec!["C".to_owned()]));
+        assert_eq!(names(3), Some(Vec::new()));
+        assert_eq!(names(4), None);
+        inbox.forget(9);
+        assert_eq!(inbox.look(Content::event_count), 3);
     }
 }

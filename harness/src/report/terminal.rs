@@ -257,6 +257,7 @@ mod tests {
             updates: 10,
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             phases: Vec::new(),
+            host_seen: Vec::new(),
             took: Duration::from_millis(420),
             failed_updates: Vec::new(),
             heard: Vec::new(),

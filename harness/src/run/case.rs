@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::evidence::{self, Evidence};
 use super::failure::StepError;
 use super::session::Session;
+use super::soak::Pace;
 use super::steps::After;
 use super::verdict::{self, Report, Verdict};
 use super::{EnvironmentError, Options, mounts, requirements, signals};
@@ -44,6 +45,11 @@ pub fn earlier(case: &Case, options: &Options) -> std::io::Result<Report> {
 ///
 /// In a thread of its own, whose mounts are private and whose end is the end of its VM.
 pub fn run(case: &Case, options: &Options) -> Report {
+    run_at(case, options, None)
+}
+
+/// The same, with somebody who says how long its soak goes on.
+pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report {
     let mut report = blank(case, options);
     if let Some(why) = requirements::unmet(case, &*options.backend) {
         report.verdict = Verdict::Ignored(why);
@@ -53,7 +59,7 @@ pub fn run(case: &Case, options: &Options) -> Report {
     let ran = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("case".into())
-            .spawn_scoped(scope, || run_in_thread(case, options, &mut report))
+            .spawn_scoped(scope, || run_in_thread(case, options, pace, &mut report))
             .map_err(EnvironmentError::Thread)?;
         thread.join().unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -78,6 +84,7 @@ fn blank(case: &Case, options: &Options) -> Report {
 fn run_in_thread(
     case: &Case,
     options: &Options,
+    pace: Option<&dyn Pace>,
     report: &mut Report,
 ) -> Result<(), EnvironmentError> {
     if nix::unistd::geteuid().is_root() {
@@ -94,6 +101,7 @@ fn run_in_thread(
             evidence
         }
         Ok(mut session) => {
+            session.pace = pace;
             let steps = run_steps(&mut session, report);
             let kept = keep_or_not(&mut session, report);
             steps?;
@@ -106,6 +114,7 @@ fn run_in_thread(
             report.updates = session.updates;
             report.blackouts = std::mem::take(&mut session.blackouts);
             report.phases = std::mem::take(&mut session.phases);
+            report.host_seen = std::mem::take(&mut session.host_seen);
             report.failed_updates = std::mem::take(&mut session.failed_updates);
             report.refusals = std::mem::take(&mut session.refusals);
             report.kills = std::mem::take(&mut session.kills);

@@ -80,6 +80,11 @@ impl Bystander {
         Self { qmp, heard: 0 }
     }
 
+    /// Forgets what was asked for.
+    pub fn forget(&self) {
+        self.qmp.forget(self.heard);
+    }
+
     /// What it has heard since the last time; waits up to `limit` for what it has in `common` with
     /// what others heard.
     pub fn hear(

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use super::start::{START, Start};
 use super::timeline::{TIMELINE, Timeline};
@@ -20,6 +20,10 @@ use crate::scenario::Case;
 pub const CASE: &str = "case.toml";
 /// The report on the case, as JSON.
 pub const VERDICT: &str = "verdict.json";
+
+/// Most of a time line that is kept, twice over, and of each log, while a soak goes on.
+const TIMELINE_BYTES: usize = 8 << 20;
+const LOG_BYTES: u64 = 4 << 20;
 
 /// The folder of a case and what is being written there.
 pub struct Evidence {
@@ -41,13 +45,13 @@ impl Evidence {
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| EnvironmentError::InUse(folder.clone()))?;
         empty(&folder)?;
-        let case_text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
-        write(&folder, CASE, &format!("# {}\n{case_text}", case.name))?;
+        write_case(&folder, case)?;
         let start = serde_json::to_string_pretty(&Start::now(case, options)).unwrap_or_default();
         write(&folder, START, &(start + "\n"))?;
         let path = folder.join(TIMELINE);
         let timeline = Timeline::create(&path).map_err(EnvironmentError::file("create", &path))?;
-        let tail = |source, file: &str| Tail { source, path: folder.join(file), read: 0 };
+        let tail =
+            |source, file: &str| Tail { source, path: folder.join(file), read: 0, punched: 0 };
         let tails = vec![
             tail("vmm", "vmm.log"),
             tail("console", "console.log"),
@@ -102,6 +106,15 @@ impl Evidence {
         }
     }
 
+    /// Keeps what is on the disk within bounds: the newest of the time line and of the logs stays.
+    pub fn bound(&mut self) {
+        // What cannot be given back stays.
+        let _ = self.timeline.rotate(TIMELINE_BYTES);
+        for tail in &mut self.tails {
+            let _ = tail.punch();
+        }
+    }
+
     /// Writes what was seen of the VMM, as `proc-NAME.txt`.
     pub fn observation(&self, name: &str, seen: &Observation) -> Result<(), EnvironmentError> {
         write(&self.folder, &format!("proc-{name}.txt"), &describe(seen))
@@ -120,6 +133,9 @@ impl Evidence {
     /// Writes the verdict and closes the time line.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
         self.collect();
+        for tail in &mut self.tails {
+            tail.close_up().map_err(EnvironmentError::file("shorten", &tail.path))?;
+        }
         let path = self.folder.join(TIMELINE);
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
         let verdict = serde_json::to_string_pretty(report).unwrap_or_default();
@@ -133,9 +149,41 @@ pub struct Tail {
     source: &'static str,
     path: PathBuf,
     read: u64,
+    /// Bytes at the beginning that were given back to the file system.
+    punched: u64,
 }
 
 impl Tail {
+    /// Gives the room of all but the newest part back. The file keeps its length, and its writer its
+    /// place in it, which is checked.
+    fn punch(&mut self) -> std::io::Result<()> {
+        let end = self.read.saturating_sub(LOG_BYTES) / LOG_BYTES * LOG_BYTES;
+        if end <= self.punched {
+            return Ok(());
+        }
+        let file = File::options().write(true).open(&self.path)?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, hole, 0, i64::try_from(end).unwrap_or(i64::MAX))?;
+        self.punched = end;
+        Ok(())
+    }
+
+    /// Takes out what was given back; nobody writes there any more.
+    fn close_up(&mut self) -> std::io::Result<()> {
+        if self.punched == 0 {
+            return Ok(());
+        }
+        let mut rest = Vec::new();
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.punched))?;
+        file.read_to_end(&mut rest)?;
+        // The first line may have lost its beginning.
+        let whole = rest.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        fs::write(&self.path, &rest[whole..])?;
+        (self.punched, self.read) = (0, (rest.len() - whole) as u64);
+        Ok(())
+    }
+
     /// What is new, up to now. A log that cannot be read has nothing.
     pub fn since(&self) -> String {
         let mut new = Vec::new();
@@ -146,6 +194,12 @@ impl Tail {
         // Replacing bad bytes would change the length; the logs are ours and the guest's.
         read.ok().and_then(|_| String::from_utf8(new).ok()).unwrap_or_default()
     }
+}
+
+/// Writes what `replay` runs.
+pub fn write_case(folder: &Path, case: &Case) -> Result<(), EnvironmentError> {
+    let text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
+    write(folder, "case.toml", &format!("# {}\n{text}", case.name))
 }
 
 /// A case's name as a relative path that needs no quoting in a shell.
@@ -197,4 +251,28 @@ fn empty(folder: &Path) -> Result<(), EnvironmentError> {
         removed.map_err(EnvironmentError::file("remove", &path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_keeps_its_newest_part_and_its_writer_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmm.log");
+        let line = |n: u64| format!("{n:09} {}\n", "x".repeat(1013));
+        let text: String = (0..3 * LOG_BYTES / 1024).map(line).collect();
+        fs::write(&path, &text).unwrap();
+        let mut tail =
+            Tail { source: "vmm", path: path.clone(), read: text.len() as u64, punched: 0 };
+        tail.punch().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), text.len() as u64);
+        assert_eq!(tail.since(), "");
+        tail.close_up().unwrap();
+        let kept = fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with(&kept) && kept.starts_with("0000"), "{}", &kept[..20]);
+        assert!((LOG_BYTES - 1024..2 * LOG_BYTES).contains(&(kept.len() as u64)), "{}", kept.len());
+        assert_eq!((tail.read, tail.since()), (kept.len() as u64, String::new()));
+    }
 }

@@ -19,7 +19,8 @@ use super::evidence::Evidence;
 use super::failure::StepError;
 use super::outside::Outside;
 use super::serial::SerialClient;
-use super::verdict::{FailedUpdate, Heard, Kill, Observed, Refusal};
+use super::soak::Pace;
+use super::verdict::{FailedUpdate, Heard, HostSeen, Kill, Observed, Refusal};
 use super::vm::{Start, Vm};
 use super::watchdog::Watchdog;
 use super::{EnvironmentError, Options, limit, own_binary, timeline};
@@ -34,6 +35,9 @@ use crate::observe::phases::{self, UpdatePhases};
 use crate::observe::process::Executable;
 use crate::observe::qmp::{self, Qmp};
 use crate::scenario::{Case, Inject};
+
+/// State files of the newest updates that stay while a soak goes on.
+const STATES_KEPT: u32 = 4;
 
 /// Everything about the VM of one case.
 pub struct Session<'a> {
@@ -99,6 +103,8 @@ pub struct Session<'a> {
     pub blackouts: Vec<Duration>,
     /// The phases of updates that succeeded, where the VMM tells them.
     pub phases: Vec<UpdatePhases>,
+    /// What the host saw of updates that were measured.
+    pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
     /// What the guest noticed of updates that were refused.
@@ -111,6 +117,8 @@ pub struct Session<'a> {
     memory_kib: Vec<u64>,
     startup: Startup,
     watchdog: Watchdog,
+    /// Who says how long a soak goes on; the number of its updates if nobody does.
+    pub(super) pace: Option<&'a dyn Pace>,
     kvm: bool,
     began: Instant,
 }
@@ -249,12 +257,14 @@ impl<'a> Session<'a> {
             serial_next: Arc::default(),
             blackouts: Vec::new(),
             phases: Vec::new(),
+            host_seen: Vec::new(),
             failed_updates: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
             outside,
             memory_kib: Vec::new(),
             watchdog,
+            pace: None,
             began: Instant::now(),
         }
     }
@@ -289,6 +299,31 @@ impl<'a> Session<'a> {
     /// True once the watchdog has killed the VMM.
     pub fn watchdog_has_barked(&self) -> bool {
         self.watchdog.has_barked()
+    }
+
+    /// Gives the watchdog's patience anew.
+    pub(super) fn rewind_watchdog(&self) {
+        self.watchdog.rewind();
+    }
+
+    /// Forgets what only grows: what was checked is not needed, and the evidence keeps the newest.
+    pub(super) fn forget(&mut self) {
+        self.qmp.forget(self.events_checked);
+        self.bystander.forget();
+        self.heard.clear();
+        self.blackouts.clear();
+        self.phases.clear();
+        self.refusals.clear();
+        // The first two and the last are told in the end.
+        let last = self.memory_kib.len().saturating_sub(1);
+        self.memory_kib.drain(last.min(2)..last);
+        if let Some(old) = self.tried.checked_sub(STATES_KEPT) {
+            // The earliest bursts have none.
+            let _ = std::fs::remove_file(self.work.join(format!("state-{old}")));
+            let _ =
+                std::fs::remove_file(self.work.join(format!("state-{}", old.saturating_sub(1))));
+        }
+        self.evidence.bound();
     }
 
     /// Looks at the VMM.

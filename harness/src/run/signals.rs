@@ -78,12 +78,27 @@ pub fn guard() {
 
 /// The same, after `first`: what else there is to say.
 pub fn guard_after(first: impl FnOnce() + Send + 'static) {
+    guard_with(None, first);
+}
+
+/// The same, but the first signal only asks for the end, by `ask`; the second one is obeyed.
+pub fn guard_asking(ask: impl FnOnce() + Send + 'static) {
+    guard_with(Some(Box::new(ask)), || {});
+}
+
+fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send + 'static) {
     let signals = SigSet::from_iter(GUARDED);
     if signals.thread_block().is_err() {
         return;
     }
     // Without the thread the VMMs still die with us, by PR_SET_PDEATHSIG.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(ask) = ask {
+            if signals.wait().is_err() {
+                return;
+            }
+            ask();
+        }
         let Ok(signal) = signals.wait() else { return };
         first();
         for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {

@@ -78,8 +78,13 @@ impl Session<'_> {
                 }
                 Action::Nothing
             }
+            Step::Measure => self.measured_update()?,
             Step::Storm(storm) => {
                 self.storm(storm)?;
+                Action::Nothing
+            }
+            Step::Soak(soak) => {
+                self.soak(soak)?;
                 Action::Nothing
             }
             Step::Serial(wish) => {
@@ -310,7 +315,7 @@ impl Session<'_> {
     }
 
     /// The mailbox of the VMM as it is now.
-    fn page(&mut self) -> Result<crate::observe::mailbox::MailboxPage, StepError> {
+    pub(super) fn page(&mut self) -> Result<crate::observe::mailbox::MailboxPage, StepError> {
         match &self.seen {
             Some(seen) => Ok(seen.page.clone()),
             // Before the first look.

@@ -2,9 +2,8 @@
 
 use super::failure::StepError;
 use super::session::Session;
-use crate::check::Action;
 use crate::observe::poll;
-use crate::scenario::{GustKind, Migrate, Storm};
+use crate::scenario::{GustKind, Storm};
 
 impl Session<'_> {
     /// Lets the storm of the case's seed pass over a running guest.
@@ -32,18 +31,5 @@ impl Session<'_> {
             }
         }
         Ok(())
-    }
-
-    fn checked_update(&mut self, ran: bool) -> Result<(), StepError> {
-        self.checked(|session| session.update(&Migrate::default()), ran)
-    }
-
-    fn checked(
-        &mut self,
-        act: impl FnOnce(&mut Self) -> Result<Action, StepError>,
-        ran: bool,
-    ) -> Result<(), StepError> {
-        let action = act(self)?;
-        self.check(&action, ran)
     }
 }

@@ -50,18 +50,24 @@ pub fn parse(text: &str) -> (Vec<Entry>, usize) {
     (entries, damaged)
 }
 
+/// A file and how long it is.
+struct Written {
+    /// A line at a time: what has happened is known even if the harness is killed.
+    file: LineWriter<File>,
+    bytes: usize,
+}
+
 /// The time line while it is written.
 pub struct Timeline {
     path: PathBuf,
-    /// A line at a time: what has happened is known even if the harness is killed.
-    file: Mutex<LineWriter<File>>,
+    file: Mutex<Written>,
 }
 
 impl Timeline {
     /// A new time line at `path`.
     pub fn create(path: &Path) -> std::io::Result<Self> {
-        let file = Mutex::new(LineWriter::new(File::create(path)?));
-        Ok(Self { path: path.to_owned(), file })
+        let file = LineWriter::new(File::create(path)?);
+        Ok(Self { path: path.to_owned(), file: Mutex::new(Written { file, bytes: 0 }) })
     }
 
     /// `source` says `text`, now.
@@ -73,9 +79,27 @@ impl Timeline {
     pub fn say_at(&self, time: Duration, source: &str, text: impl Into<String>) {
         let entry = Entry { t: time.as_secs_f64(), source: source.into(), text: text.into() };
         let line = serde_json::to_string(&entry).unwrap_or_default();
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        written.bytes += line.len() + 1;
         // A full disk shows when the verdict is written.
-        let _ = writeln!(file, "{line}");
+        let _ = writeln!(written.file, "{line}");
+    }
+
+    /// Begins anew if it is longer than `limit`: what was before is kept, and what was before that
+    /// is not.
+    pub fn rotate(&self, limit: usize) -> std::io::Result<()> {
+        let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.bytes > limit {
+            written.file.flush()?;
+            std::fs::rename(&self.path, self.older())?;
+            *written = Written { file: LineWriter::new(File::create(&self.path)?), bytes: 0 };
+        }
+        Ok(())
+    }
+
+    /// Where the lines before the last rotation are.
+    fn older(&self) -> PathBuf {
+        self.path.with_extension("older.jsonl")
     }
 
     /// What the VMM logged: at the time that stands in the line, where one does.
@@ -85,15 +109,21 @@ impl Timeline {
 
     /// Writes it out, in order of time: logs are read later than they are written.
     pub fn finish(&self) -> std::io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.flush()?;
-        let text = std::fs::read_to_string(&self.path)?;
+        let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        written.file.flush()?;
+        // There is none if it was never rotated.
+        let mut text = std::fs::read_to_string(self.older()).unwrap_or_default();
+        text.push_str(&std::fs::read_to_string(&self.path)?);
         let (entries, _) = parse(&text);
         let mut sorted = BufWriter::new(File::create(&self.path)?);
         for entry in &entries {
             writeln!(sorted, "{}", serde_json::to_string(entry)?)?;
         }
-        sorted.flush()
+        sorted.flush()?;
+        match std::fs::remove_file(self.older()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -148,6 +178,23 @@ mod tests {
         let stamp = "2026-02-03T04:05:06.5Z";
         assert_eq!(first_stamp(&format!("{stamp}  INFO cpr_exec")), Some(stamp));
         assert_eq!(first_stamp(&format!("{{\"timestamp\":\"{stamp}\",\"level\":1}}")), Some(stamp));
+    }
+
+    #[test]
+    fn what_is_too_long_keeps_its_newest_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("timeline.jsonl");
+        let timeline = Timeline::create(&path).unwrap();
+        for n in 1..=4 {
+            timeline.say_at(Duration::from_secs(n), "harness", format!("line {n}"));
+            timeline.rotate(60).unwrap();
+        }
+        timeline.say_at(Duration::from_secs(5), "harness", "line 5");
+        timeline.finish().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let has = |n: u32| text.contains(&format!("line {n}\""));
+        assert_eq!([1, 2, 3, 4, 5].map(has), [false, false, true, true, true], "{text}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Report {
     /// The phases of each update that succeeded, where the VMM tells them.
     #[serde(default)]
     pub phases: Vec<UpdatePhases>,
+    /// What the host saw of each update that was measured.
+    #[serde(default)]
+    pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed, each once.
     #[serde(default)]
     pub failed_updates: Vec<FailedUpdate>,
@@ -93,6 +96,24 @@ pub struct Report {
     pub show: String,
     /// The VM that was left up: PID and socket.
     pub kept: Option<(i32, String)>,
+}
+
+/// What the host saw of an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSeen {
+    /// The longest time in which some vCPU's heartbeat stood still.
+    pub blackout: Duration,
+    /// How long the guest took to touch all its RAM, if it does that.
+    pub touch: Option<Touch>,
+}
+
+/// How long a guest took to touch all its RAM once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touch {
+    /// Before the update.
+    pub before: Duration,
+    /// After it.
+    pub after: Duration,
 }
 
 /// An update that did not succeed, in words that are the same on every machine and in every run.
@@ -168,6 +189,7 @@ impl Report {
             updates: 0,
             blackouts: Vec::new(),
             phases: Vec::new(),
+            host_seen: Vec::new(),
             failed_updates: Vec::new(),
             heard: Vec::new(),
             observed: Vec::new(),

@@ -30,8 +30,12 @@ impl Watchdog {
         let barked = Arc::new(Mutex::new(false));
         let bark = barked.clone();
         let watch = move || {
-            if calls.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
-                return;
+            loop {
+                match calls.recv_timeout(limit) {
+                    Ok(()) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
             }
             *bark.lock().unwrap_or_else(PoisonError::into_inner) = true;
             timeline.say("harness", format!("watchdog: {limit:?} are over; looking at {pid}"));
@@ -44,6 +48,14 @@ impl Watchdog {
             .spawn(watch)
             .map_err(EnvironmentError::Thread)?;
         Ok(Self { called_off: Some(called_off), thread: Some(thread), barked })
+    }
+
+    /// Lets it begin to wait anew.
+    pub fn rewind(&self) {
+        if let Some(calls) = &self.called_off {
+            // One that has barked does not listen.
+            let _ = calls.send(());
+        }
     }
 
     /// True once it has killed.

@@ -15,6 +15,7 @@ pub mod set;
 pub mod shard;
 pub mod signal;
 pub mod size;
+pub mod soak;
 pub mod storm;
 pub mod what_is_wrong;
 
@@ -29,4 +30,5 @@ pub use model::{
     Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
 };
 pub use signal::{EndSignal, SignalAt};
+pub use soak::{Burst, Soak, With};
 pub use storm::{GustKind, Storm};

@@ -11,6 +11,7 @@ use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
 use super::size::Size;
+use super::soak::Soak;
 use super::storm::Storm;
 
 /// One run of one scenario, everything decided.
@@ -189,6 +190,8 @@ pub enum Step {
     Serial(SerialWish),
     /// Update the VMM.
     Migrate(Migrate),
+    /// Update the VMM, and watch the guest meanwhile.
+    Measure,
     /// Let the next update meet a fault.
     Inject(Inject),
     /// Send an NMI to every vCPU.
@@ -203,6 +206,8 @@ pub enum Step {
     Repeat(Repeat),
     /// Updates at random moments, from the case's seed.
     Storm(Storm),
+    /// Updates without end, from the case's seed.
+    Soak(Soak),
     /// Let an update meet a signal at this point: the VMM ends.
     Signal(SignalAt),
     /// Let something come while an update is held at a point.

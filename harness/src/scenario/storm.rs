@@ -44,16 +44,19 @@ pub enum GustKind {
 impl Storm {
     /// Number `number` of the storm that `seed` raises.
     pub fn gust(&self, seed: u64, number: u32) -> Gust {
-        let draw =
-            |what: u8| xxh3_64_with_seed(&[&number.to_le_bytes()[..], &[what]].concat(), seed);
-        let after = Duration::from_micros(draw(0) % (self.within_ms * 1000).max(1));
-        let kind = match draw(1) % 8 {
+        let after = Duration::from_micros(draw(seed, number, 0) % (self.within_ms * 1000).max(1));
+        let kind = match draw(seed, number, 1) % 8 {
             0 => GustKind::PauseThenUpdate,
             1 => GustKind::UpdatePaused,
             _ => GustKind::Update,
         };
         Gust { after, kind }
     }
+}
+
+/// What `seed` gives for one choice of number `number`.
+pub(super) fn draw(seed: u64, number: u32, choice: u8) -> u64 {
+    xxh3_64_with_seed(&[&number.to_le_bytes()[..], &[choice]].concat(), seed)
 }
 
 #[cfg(test)]

@@ -202,21 +202,6 @@ fn every_scenario_passes_on_the_mock() {
 }
 
 #[test]
-fn vmms_are_measured_side_by_side() {
-    let folder = folder();
-    let args = ["bench", "--vmm", "mock", "--vmm", "mock", "--cpus", "1,2", "--runs", "1"];
-    let args = [&args[..], &["--updates", "1", "--json", "times.json"]].concat();
-    let done = harness(folder.path(), &args).assert().code(0);
-    let told = text(&done.get_output().stdout);
-    assert!(told.contains("| RAM | vCPUs | pages | mock, ms | mock, ms | mock : mock |"), "{told}");
-    let json = std::fs::read_to_string(folder.path().join("times.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json.as_array().unwrap().len(), 2, "{json}");
-    assert_eq!(json[1]["cell"], serde_json::json!({"memory": "64M", "cpus": 2, "pages": "4k"}));
-    assert_eq!(json[1]["of"][1]["blackouts_ms"][0].as_array().unwrap().len(), 1, "{json}");
-}
-
-#[test]
 fn a_vmm_conforms_to_itself() {
     let folder = folder();
     let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "TABLE.md"];

@@ -1,9 +1,11 @@
 //! The harness, tested from outside.
 
+mod bench;
 mod cli;
 mod errors;
 mod front_door;
 mod reports;
 mod shards;
 mod skew;
+mod soak;
 mod terminal;

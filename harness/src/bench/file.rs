@@ -1,0 +1,130 @@
+//! What `bench --json` writes and `bench compare` reads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Measured, Metric};
+
+/// Counts the incompatible changes of the file.
+pub const FORMAT: u32 = 1;
+
+/// All that was measured, and where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Version of the harness.
+    pub harness: String,
+    /// The host's kernel.
+    pub kernel: String,
+    /// The host's CPUs.
+    pub cpus: usize,
+    /// Cell by cell.
+    pub measured: Vec<Measured>,
+}
+
+/// Why results could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Something else is in it.
+    #[error("{path} is no file that bench --json has written: {source}")]
+    Other {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Another version has written it.
+    #[error(
+        "{path} has format {found}, and this harness reads format {FORMAT}: measure again with it"
+    )]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// There is nothing in it.
+    #[error("{0} holds no times: every cell was left out, or nothing could be measured")]
+    Empty(PathBuf),
+}
+
+impl Results {
+    /// What was measured by this harness on this host.
+    pub fn here(measured: Vec<Measured>) -> Self {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            format: FORMAT,
+            harness: env!("CARGO_PKG_VERSION").into(),
+            kernel: kernel.trim_end().into(),
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            measured,
+        }
+    }
+
+    /// Writes the file.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        let io = |source| FileError::Io { what: "write", path: path.to_owned(), source };
+        let text = serde_json::to_string_pretty(self).map_err(|e| io(e.into()))?;
+        fs::write(path, text + "\n").map_err(io)
+    }
+
+    /// Reads a file that has times in it.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let io = |source| FileError::Io { what: "read", path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(io)?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
+        let other = |source| FileError::Other { path: path.to_owned(), source };
+        let value: serde_json::Value = serde_json::from_str(text).map_err(other)?;
+        // Before the rest: another format may have anything there.
+        if let Some(found) = value.get("format").and_then(serde_json::Value::as_u64)
+            && found != u64::from(FORMAT)
+        {
+            return Err(FileError::Format { path: path.to_owned(), found });
+        }
+        let results: Self = serde_json::from_value(value).map_err(other)?;
+        let has_times = |measured: &Measured| {
+            measured.of.iter().any(|samples| !samples.times(Metric::Guest).is_empty())
+        };
+        match results.measured.iter().any(has_times) {
+            true => Ok(results),
+            false => Err(FileError::Empty(path.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_such_file_is_told() {
+        let texts = [
+            "",
+            "[]",
+            "{}",
+            r#"{"format": 2}"#,
+            r#"{"format": 1, "harness": "", "kernel": "", "cpus": 2, "measured": []}"#,
+        ];
+        let errors: Vec<String> = texts
+            .iter()
+            .map(|text| Results::parse(Path::new("x.json"), text).unwrap_err().to_string())
+            .collect();
+        insta::assert_snapshot!(errors.join("\n"));
+    }
+}

@@ -1,0 +1,142 @@
+//! `soak`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+
+use super::vmm::{Vmm, backend, vmm_option};
+use super::{ENVIRONMENT, FAILED, Stop};
+use crate::report::stdout::say;
+use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::scenario::size::Size;
+use crate::soak::cases::{Wish, cases};
+use crate::soak::screen::Screen;
+use crate::soak::{Limits, Soaking, describe, disk_usage, lines};
+
+/// How often a terminal is drawn anew.
+const DRAWN: Duration = Duration::from_millis(500);
+
+#[derive(Args)]
+pub(super) struct Soak {
+    /// How long, such as 30m [default: until SIGINT or SIGTERM].
+    #[arg(long = "for", value_name = "TIME")]
+    time: Option<humantime::Duration>,
+    /// How many good updates, of all VMs together.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    updates: Option<u64>,
+    /// How many VMs side by side.
+    #[arg(long, value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    vms: u16,
+    /// Their guests, in turn [default: pattern, timer, registers, smp, clock, interrupts, heartbeat,
+    /// mmio].
+    #[arg(long, value_name = "GUEST", value_delimiter = ',')]
+    guest: Vec<String>,
+    /// Their RAM, in turn [default: 64M, 128M, 96M].
+    #[arg(long, value_name = "SIZE", value_delimiter = ',')]
+    memory: Vec<Size>,
+    /// Their vCPUs, in turn, up to 8 [default: 1, 2].
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: Vec<u32>,
+    /// What the moments, the setbacks and the guests' choices come from [default: the time].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How often to say how it goes.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    interval: humantime::Duration,
+    #[command(flatten)]
+    vmm: Vmm,
+    /// Where evidence goes.
+    #[arg(long, default_value = "evidence", value_name = "DIR")]
+    evidence: PathBuf,
+}
+
+/// Runs it.
+pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
+    for guest in &soak.guest {
+        if guest_images::guest(guest).is_none() {
+            let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
+            let why = format!("no guest `{guest}`; there are {}", all.join(", "));
+            return Err(Stop::usage(why));
+        }
+    }
+    if soak.interval.is_zero() {
+        return Err(Stop::usage("--interval must be more than 0s"));
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let wish = Wish {
+        vms: soak.vms.into(),
+        guests: soak.guest.clone(),
+        memory: soak.memory.clone(),
+        cpus: soak.cpus.clone(),
+        seed: soak.seed.unwrap_or(now.as_secs()),
+    };
+    let cases = cases(&wish);
+    let limits = Limits { updates: soak.updates, time: soak.time.map(Into::into) };
+    let soaking = Arc::new(Soaking::new(&cases, limits));
+    let ending = soaking.clone();
+    signals::guard_asking(move || ending.stop());
+    orphans::adopt();
+    let options = Options {
+        backend: backend(&soak.vmm)?,
+        evidence: soak.evidence.clone(),
+        keep: soak.vmm.keep,
+        patience: Patience::default(),
+        vmm_option: vmm_option(&soak.vmm),
+    };
+    say(format_args!("{} VMs, seed {}", cases.len(), wish.seed));
+    let reports = match std::io::stdout().is_terminal() {
+        true => {
+            let screen = Screen::new(cases.len());
+            let reports = soaking.run(&cases, &options, DRAWN, |soaking| screen.show(soaking));
+            screen.clear();
+            reports
+        }
+        false => soaking.run(&cases, &options, soak.interval.into(), |soaking| {
+            say(lines::interval(soaking));
+        }),
+    };
+    lines::summary(&soaking, disk_usage(&options.evidence.join("soak"))).iter().for_each(say);
+    Ok(tell(&soaking, &reports, &options))
+}
+
+/// Says what went wrong.
+fn tell(soaking: &Soaking, reports: &[Report], options: &Options) -> ExitCode {
+    let (mut failed, mut broken, mut ran) = (false, false, false);
+    for (index, report) in reports.iter().enumerate() {
+        let vm = describe(index, &soaking.board().lane(index));
+        match &report.verdict {
+            Verdict::Pass => ran = true,
+            Verdict::Fail(findings) => {
+                failed = true;
+                let begun = soaking.board().lane(index).begun;
+                findings
+                    .iter()
+                    .for_each(|finding| say(format_args!("{vm}, update {begun}: {finding}")));
+                say(format_args!("  {}", report.replay));
+                let show = report.replay.replacen(" replay ", " show ", 1);
+                let show = show.strip_suffix(options.vmm_option.as_str()).unwrap_or(&show);
+                say(format_args!("  {show}"));
+                if let Some((pid, socket)) = &report.kept {
+                    say(format_args!("  its VMM is up: process {pid}, QMP at {socket}"));
+                }
+            }
+            Verdict::Ignored(why) => say(format_args!("{vm} was left out: {why}")),
+            Verdict::Broken(why) => {
+                broken = true;
+                say(format_args!("{vm} could not be run: {why}"));
+            }
+        }
+    }
+    if ran && !failed && !broken {
+        say("no damage");
+    }
+    ExitCode::from(match (failed, broken || !ran) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    })
+}

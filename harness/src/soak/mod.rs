@@ -1,0 +1,202 @@
+//! Many guests side by side, updated again and again until it is enough, or the first damage.
+
+pub mod board;
+pub mod cases;
+pub mod lines;
+pub mod screen;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use board::{Board, Lane, State};
+
+use crate::run::evidence::{folder_name, write_case};
+use crate::run::soak::{Pace, Progress};
+use crate::run::{Options, Report, Verdict, case};
+use crate::scenario::{Case, Step};
+
+/// How long it goes on: until one of these, whichever comes first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// So many good updates, of all VMs together.
+    pub updates: Option<u64>,
+    /// So much time.
+    pub time: Option<Duration>,
+}
+
+/// A soak that goes on.
+pub struct Soaking {
+    limits: Limits,
+    began: Instant,
+    enough: AtomicBool,
+    /// Bursts that were begun.
+    begun: AtomicU64,
+    board: Board,
+}
+
+impl Soaking {
+    /// Of these cases, which have not begun.
+    pub fn new(cases: &[Case], limits: Limits) -> Self {
+        Self {
+            limits,
+            began: Instant::now(),
+            enough: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            board: Board::new(cases),
+        }
+    }
+
+    /// Every VM ends after the burst that it is in.
+    pub fn stop(&self) {
+        self.enough.store(true, Ordering::Relaxed);
+    }
+
+    /// True once somebody has stopped it, or its time is over.
+    pub fn is_over(&self) -> bool {
+        self.enough.load(Ordering::Relaxed)
+            || self.limits.time.is_some_and(|time| self.began.elapsed() >= time)
+    }
+
+    /// How it goes.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// How long it has gone on.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Runs `cases`, each in a thread of its own; `tell` is called every `interval`. Returns the
+    /// reports in the order of the cases.
+    pub fn run(
+        &self,
+        cases: &[Case],
+        options: &Options,
+        interval: Duration,
+        mut tell: impl FnMut(&Self),
+    ) -> Vec<Report> {
+        let mut reports: Vec<Option<Report>> = vec![None; cases.len()];
+        std::thread::scope(|scope| {
+            let (ended, ends) = mpsc::channel();
+            for (index, case) in cases.iter().enumerate() {
+                let ended = ended.clone();
+                scope.spawn(move || {
+                    let report = case::run_at(case, options, Some(&Vm { soaking: self, index }));
+                    // The other end waits for all of them.
+                    let _ = ended.send((index, report));
+                });
+            }
+            drop(ended);
+            let mut next = Instant::now() + interval;
+            loop {
+                match ends.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok((index, report)) => {
+                        let state = match report.verdict {
+                            Verdict::Pass => State::Gone,
+                            Verdict::Ignored(_) => State::LeftOut,
+                            Verdict::Fail(_) | Verdict::Broken(_) => State::Failed,
+                        };
+                        self.board.set(index, state);
+                        if state == State::Failed {
+                            self.stop();
+                        }
+                        self.shorten(&cases[index], index, options);
+                        reports[index] = Some(report);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        tell(self);
+                        next += interval;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+        });
+        reports.into_iter().flatten().collect()
+    }
+
+    /// Has `replay` do as much as was done, and not more.
+    fn shorten(&self, case: &Case, index: usize, options: &Options) {
+        let begun = self.board.lane(index).begun.max(1);
+        let mut case = case.clone();
+        for step in &mut case.steps {
+            if let Step::Soak(soak) = step {
+                soak.updates = begun;
+            }
+        }
+        // A folder that cannot be written has a verdict that says so.
+        let _ = write_case(&options.evidence.join(folder_name(&case.name)), &case);
+    }
+}
+
+/// One VM of it.
+struct Vm<'a> {
+    soaking: &'a Soaking,
+    index: usize,
+}
+
+impl Pace for Vm<'_> {
+    fn wants(&self, done: u32) -> bool {
+        let Soaking { limits, begun, board, .. } = self.soaking;
+        if self.soaking.is_over() {
+            return false;
+        }
+        let limit = limits.updates.unwrap_or(u64::MAX);
+        let next = |begun| (begun < limit).then_some(begun + 1);
+        let wanted = begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
+        if wanted {
+            board.begin(self.index, done + 1);
+        }
+        wanted
+    }
+
+    fn done(&self, seen: Progress) {
+        self.soaking.board.done(self.index, seen);
+    }
+}
+
+/// Bytes that are in use on the disk below `folder`.
+pub fn disk_usage(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => disk_usage(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// How a VM of the soak is known to people: its number, guest and size.
+pub fn describe(index: usize, lane: &Lane) -> String {
+    format!("VM {index} ({})", lane.what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_updates_are_begun_than_are_wanted_in_all() {
+        let cases = cases::cases(&cases::Wish { vms: 2, ..cases::Wish::default() });
+        let soaking = Soaking::new(&cases, Limits { updates: Some(3), time: None });
+        let vms = [0, 1].map(|index| Vm { soaking: &soaking, index });
+        let wanted: Vec<bool> = (0..4).map(|n| vms[n % 2].wants(n as u32 / 2)).collect();
+        assert_eq!(wanted, [true, true, true, false]);
+        assert_eq!([0, 1].map(|index| soaking.board.lane(index).begun), [2, 1]);
+    }
+
+    #[test]
+    fn none_is_begun_when_it_is_over() {
+        let cases = cases::cases(&cases::Wish::default());
+        let stopped = Soaking::new(&cases, Limits::default());
+        assert!(Vm { soaking: &stopped, index: 0 }.wants(0));
+        stopped.stop();
+        assert!(!Vm { soaking: &stopped, index: 0 }.wants(1));
+        let over = Soaking::new(&cases, Limits { updates: None, time: Some(Duration::ZERO) });
+        assert!(!Vm { soaking: &over, index: 0 }.wants(0));
+    }
+}

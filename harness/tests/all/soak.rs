@@ -1,0 +1,116 @@
+//! `soak`, as it is called: on the mock.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rstest::rstest;
+
+fn soak(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
+    let common = ["soak", "--backend", "mock", "--seed", "7", "--memory", "16M"];
+    command.args(common).args(args).current_dir(folder);
+    // A file: `output` reads a pipe until all who inherited it have ended, and nobody must.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// With what differs from run to run taken out.
+fn check(told: &str, snapshot: &str) {
+    insta::with_settings!({filters => vec![
+        (r"\d\d:\d\d:\d\d", "[time]"),
+        (r"\([\d.]+/s\)", "([rate]/s)"),
+        (r"p50 .* ms \(n=\d+\)", "[percentiles]"),
+        (r"\d+ -> \d+ KiB", "[memory]"),
+        (r"evidence: [\d.]+ MiB", "evidence: [size]"),
+        (r"descriptors (\d+) -> \d+", "descriptors $1, as before"),
+        (r"\d+ updates(,| \()", "[n] updates$1"),
+        (r"update \d+:", "update [n]:"),
+        (r"\d+ more were", "[n] more were"),
+        (r"  \S*cpr-harness (replay|show)", "  cpr-harness $1"),
+        (r"KiB at most \d+", "KiB"),
+        (r"descriptor \d+", "descriptor [n]"),
+        (r"/[^ ]*/evidence", "/evidence"),
+    ]}, { insta::assert_snapshot!(snapshot, told) });
+}
+
+#[test]
+fn it_ends_after_so_many_updates_of_all_vms() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = soak(folder.path(), &["--updates", "12", "--vms", "2"]).output().unwrap();
+    let told = told(&done);
+    assert_eq!(done.status.code(), Some(0), "{told}");
+    assert!(told.contains("\n12 updates ("), "{told}");
+    check(&told, "enough");
+}
+
+#[test]
+fn it_ends_after_some_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--for", "700ms", "--vms", "1", "--interval", "100ms"];
+    let done = soak(folder.path(), &args).output().unwrap();
+    let told = told(&done);
+    assert_eq!(done.status.code(), Some(0), "{told}");
+    let lines = told.lines().filter(|line| line.contains("; VMs: 1 ")).count();
+    assert!(lines >= 3, "one line every interval: {told}");
+}
+
+#[rstest]
+#[case(Signal::SIGINT)]
+#[case(Signal::SIGTERM)]
+fn a_signal_ends_it_with_a_summary(#[case] signal: Signal) {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--vms", "2", "--interval", "50ms"];
+    let mut child = soak(folder.path(), &args).spawn().unwrap();
+    // The first lines say that the VMs are updated.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let runs = lines.by_ref().map(Result::unwrap).any(|line| line.contains("VMs: 2 runs"));
+    assert!(runs, "no VM was updated");
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
+    assert_eq!(rest.last().map(String::as_str), Some("no damage"), "{rest:?}");
+    for vm in ["0-pattern[", "1-timer["] {
+        let name = format!("evidence/soak/{vm}").replace('[', ",");
+        let evidence = std::fs::read_dir(folder.path().join("evidence/soak")).unwrap();
+        let mut folders = evidence.map(|entry| entry.unwrap().path());
+        let folder = folders.find(|f| f.to_string_lossy().contains(&name)).unwrap();
+        let verdict = std::fs::read_to_string(folder.join("verdict.json")).unwrap();
+        assert!(verdict.contains("\"pass\""), "{verdict}");
+    }
+}
+
+#[test]
+fn the_first_damage_ends_it_and_can_be_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--vms", "2", "--cpus", "1", "--fault", "leak-fd"];
+    let done = soak(folder.path(), &args).output().unwrap();
+    let text = told(&done);
+    assert_eq!(done.status.code(), Some(1), "{text}");
+    assert!(text.contains("fds: "), "{text}");
+    let line = |word: &str| text.lines().find(|line| line.contains(word)).map(str::to_owned);
+    assert!(line(" show ").is_some_and(|line| !line.contains("--backend")), "{text}");
+    let replay = line(" replay ").unwrap();
+    let words: Vec<&str> = replay.split_whitespace().collect();
+    let mut again = Command::new(words[0]);
+    let again = again.args(&words[1..]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", told(&again));
+    assert!(told(&again).contains("fds: "), "{}", told(&again));
+}
+
+#[test]
+fn what_makes_no_sense_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut all = String::new();
+    for args in [["--guest", "linux"], ["--interval", "0s"]] {
+        let done = soak(folder.path(), &args).output().unwrap();
+        assert_eq!(done.status.code(), Some(2));
+        all.push_str(&told(&done));
+    }
+    insta::assert_snapshot!("nonsense", all);
+}
