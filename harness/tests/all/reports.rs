@@ -171,6 +171,9 @@ fn evidence(folder: &Path) -> &'static str {
     std::fs::write(path.join("case.toml"), case).unwrap();
     std::fs::write(path.join("start.json"), start).unwrap();
     std::fs::write(path.join("timeline.jsonl"), timeline).unwrap();
+    let log = "2026-02-03T04:05:06.503000Z  INFO vmm: cpr_check
+2026-02-03T04:05:06.504500Z  INFO vmm: cpr_exec\n";
+    std::fs::write(path.join("vmm.log"), log).unwrap();
     "evidence/theme/case"
 }
 
@@ -187,6 +190,7 @@ fn evidence_is_shown_as_far_as_it_goes() {
         "cpr-harness: there is no source `qmp`: there are harness, qmp-sent, qmp-received, qmp-2-sent, qmp-2-received, vmm, console, serial\n"
     );
     // Whatever is missing.
+    std::fs::remove_file(folder.path().join(path).join("vmm.log")).unwrap();
     for file in ["case.toml", "start.json", "timeline.jsonl"] {
         std::fs::remove_file(folder.path().join(path).join(file)).unwrap();
         let code = if file == "timeline.jsonl" { 2 } else { 0 };
@@ -197,6 +201,8 @@ fn evidence_is_shown_as_far_as_it_goes() {
     evidence(folder.path());
     let told = harness(folder.path(), &["report", "merge", "evidence"], 3);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 1 could not be run"), "{told}");
+    let why = "could not be run: theme/case: no verdict in evidence/theme/case: the run was ended meanwhile";
+    assert!(told.contains(why), "{told}");
 }
 
 #[test]
