@@ -163,7 +163,8 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
     }
     if left_out > 0 {
         let deeper: Vec<String> = deeper.iter().map(|path| path.display().to_string()).collect();
-        remarks.push(format!("{left_out} cases not counted, of {}", deeper.join(", ")));
+        let cases = if left_out == 1 { "case" } else { "cases" };
+        remarks.push(format!("not counted: {left_out} {cases} in {}", deeper.join(", ")));
     }
     Ok(record)
 }

@@ -87,9 +87,12 @@ fn shards_are_merged_to_what_one_run_says() {
     assert_eq!(summary(&merged), summary(&whole));
     let all = "4 ran, 4 passed, 0 failed, 1 ignored (1: the mock does not rehearse commands)";
     assert_eq!(summary(&merged)[0], all);
+    // What a replay has left is no case of the run.
+    harness(folder.path(), &["replay", "e1/one/twice,times=1"], 0);
     // Evidence is as good as a record, but has nothing of what was ignored.
     let merged = harness(folder.path(), &["report", "merge", "e1", "e2", "--json", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
+    assert!(merged.starts_with("not counted: 1 case in e1/one/replay\n"), "{merged}");
     // What was merged can be merged on.
     let merged = harness(folder.path(), &["report", "merge", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
