@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::folder::{Folder, FolderError};
 use super::record::{Entry, FORMAT, Record, RecordError, Run, theme};
 use crate::conform::differences::Differences;
-use crate::run::evidence::folder_name;
+use crate::run::evidence::{VERDICT, folder_name};
 use crate::run::start::START;
 use crate::scenario::ScenarioError;
 
@@ -223,7 +223,7 @@ fn unknown() -> Run {
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), MergeError> {
-    if folder.join(START).is_file() {
+    if [START, VERDICT].iter().any(|name| folder.join(name).is_file()) {
         found.push(folder.to_owned());
         return Ok(());
     }
