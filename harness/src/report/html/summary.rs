@@ -49,7 +49,8 @@ pub fn summary(record: &Record) -> Markup {
         record.cases.iter().flat_map(|entry| entry.report.blackouts.iter().copied()).collect();
     blackouts.sort();
     let median = blackouts.get(blackouts.len() / 2);
-    let bad: Vec<_> = record.cases.iter().filter(|entry| super::is_bad(entry)).collect();
+    let mut bad: Vec<_> = record.cases.iter().filter(|entry| super::is_bad(entry)).collect();
+    bad.sort_by_key(|entry| &entry.report.case);
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for entry in &record.cases {
         if let Verdict::Ignored(why) = &entry.report.verdict {
