@@ -12,6 +12,7 @@ use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
 use crate::report::{html, junit};
+use crate::run::Verdict;
 
 #[derive(Args)]
 pub(super) struct Report {
@@ -89,6 +90,10 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
     files.write(&record)?;
     let mut terminal = Terminal::new(0, 0);
     for entry in &record.cases {
+        // The summary names only what has failed.
+        if let Verdict::Broken(why) = &entry.report.verdict {
+            say(format_args!("could not be run: {}: {why}", entry.report.case));
+        }
         match entry.known.is_empty() {
             true => terminal.count(entry.report.clone()),
             false => terminal.count_known(&entry.report, entry.known.clone()),

@@ -10,6 +10,10 @@ use crate::run::timeline::{self, Entry, TIMELINE};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, ScenarioError, parse};
 
+/// What comes into the time line by and by.
+const LOGS: [(&str, &str); 3] =
+    [("vmm", "vmm.log"), ("console", "console.log"), ("serial", "serial.log")];
+
 /// Why a folder is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
@@ -90,10 +94,23 @@ impl Folder {
             Some(text) => timeline::parse(&text),
             None => (Vec::new(), 0),
         };
-        match damaged {
-            0 => {}
-            1 => troubles.push(format!("{TIMELINE} has a line that is cut off or damaged")),
-            n => troubles.push(format!("{TIMELINE} has {n} lines that are cut off or damaged")),
+        if damaged > 0 {
+            troubles.push(format!("{TIMELINE}: {} cut off or damaged", lines(damaged)));
+        }
+        let mut entries = entries;
+        if report.is_none() {
+            for (source, name) in LOGS {
+                let text = optional(path, name)?.unwrap_or_default();
+                let late = late(&entries, source, &text);
+                if !late.is_empty() {
+                    troubles.push(format!(
+                        "{} of {name} had not come into {TIMELINE} yet",
+                        lines(late.len())
+                    ));
+                }
+                entries.extend(late);
+            }
+            entries.sort_by(|a, b| a.t.total_cmp(&b.t));
         }
         if start.is_none() && case.is_none() && report.is_none() && entries.is_empty() {
             return Err(not_evidence(START));
@@ -126,6 +143,24 @@ impl Folder {
     pub fn text(&self, name: &'static str) -> Option<String> {
         optional(&self.path, name).ok().flatten()
     }
+}
+
+fn lines(count: usize) -> String {
+    if count == 1 { "1 line".to_owned() } else { format!("{count} lines") }
+}
+
+/// What the log `text` has more than the time line: logs are collected now and then. Its place is
+/// told by its stamp, on the clock of the entries that have one; without, it comes last.
+fn late(entries: &[Entry], source: &str, text: &str) -> Vec<Entry> {
+    let of_source = || entries.iter().filter(|entry| entry.source == source);
+    let offset = of_source().find_map(|entry| Some(entry.t - timeline::unix_stamp(&entry.text)?));
+    let last = entries.last().map_or(0.0, |entry| entry.t);
+    let new = text.lines().skip(of_source().count());
+    new.map(|line| {
+        let at = timeline::unix_stamp(line).zip(offset).map(|(stamp, offset)| stamp + offset);
+        Entry { t: at.unwrap_or(last), source: source.to_owned(), text: line.to_owned() }
+    })
+    .collect()
 }
 
 /// The case of the evidence folder at `path`, and on what it was run, where that is known.

@@ -91,3 +91,37 @@ fn not_good(
     status.set_description(lines.join("\n"));
     status
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Finding;
+    use crate::report::record::{FORMAT, Vmm};
+    use crate::run::Report;
+
+    /// `run` ends with 0 then, so no failure is told to others.
+    #[test]
+    fn what_differs_as_is_known_is_skipped() {
+        let verdict = Verdict::Fail(vec![Finding::new("run_state", "is postmigrate")]);
+        let entry = Entry {
+            summary: String::new(),
+            theme: "a".into(),
+            evidence: None,
+            run: 0,
+            known: ["postmigrate".to_owned()].into(),
+            report: Report { verdict, ..Report::of("a/b", String::new(), String::new()) },
+        };
+        let vmm = Vmm { title: "qemu 10.2".into(), version: None, backend: "qemu".into() };
+        let run = Run {
+            harness: "0.1.0".into(),
+            vmm,
+            kernel: "6.1".into(),
+            cpus: 1,
+            started_unix: 0.0,
+            took: Duration::ZERO,
+        };
+        let xml = xml(&Record { format: FORMAT, runs: vec![run], cases: vec![entry] }).unwrap();
+        assert!(xml.contains(r#"tests="1" skipped="1" failures="0" errors="0""#), "{xml}");
+        assert!(xml.contains(r#"<skipped message="differs as is known: postmigrate"/>"#), "{xml}");
+    }
+}

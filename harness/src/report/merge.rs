@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::folder::{Folder, FolderError};
 use super::record::{Entry, FORMAT, Record, RecordError, Run, theme};
 use crate::conform::differences::Differences;
-use crate::run::evidence::folder_name;
+use crate::run::evidence::{VERDICT, folder_name};
 use crate::run::start::START;
 use crate::scenario::ScenarioError;
 
@@ -163,7 +163,8 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
     }
     if left_out > 0 {
         let deeper: Vec<String> = deeper.iter().map(|path| path.display().to_string()).collect();
-        remarks.push(format!("{left_out} cases not counted, of {}", deeper.join(", ")));
+        let cases = if left_out == 1 { "case" } else { "cases" };
+        remarks.push(format!("not counted: {left_out} {cases} in {}", deeper.join(", ")));
     }
     Ok(record)
 }
@@ -222,7 +223,7 @@ fn unknown() -> Run {
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), MergeError> {
-    if folder.join(START).is_file() {
+    if [START, VERDICT].iter().any(|name| folder.join(name).is_file()) {
         found.push(folder.to_owned());
         return Ok(());
     }

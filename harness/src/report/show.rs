@@ -145,3 +145,22 @@ fn cut(line: &str, width: Option<usize>) -> String {
         _ => line.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lines_that_are_too_long_are_cut() {
+        assert_eq!(cut("äöüäöü", Some(4)), "äöü…");
+        assert_eq!(cut("äöüä", Some(4)), "äöüä");
+        assert_eq!(cut("äöüäöü", None), "äöüäöü");
+    }
+
+    #[test]
+    fn a_date_is_told_whatever_was_recorded() {
+        assert_eq!(date(1_770_091_506.5), "2026-02-03T04:05:06Z");
+        assert_eq!(date(-1.0), "1970-01-01T00:00:00Z");
+        assert_eq!(date(1e300), format!("{} s after 1970", 1e300));
+    }
+}

@@ -132,6 +132,12 @@ pub(super) fn stamped(line: &str) -> Option<Duration> {
     first_stamp(line).and_then(parse_stamp).map(clock::wall_since_start)
 }
 
+/// The time that stands in a line of a log, in seconds since 1970.
+pub fn unix_stamp(line: &str) -> Option<f64> {
+    let time = first_stamp(line).and_then(parse_stamp)?;
+    Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64())
+}
+
 /// The first word that looks like a date, in plain and in JSON logs.
 fn first_stamp(line: &str) -> Option<&str> {
     line.split([' ', '"']).find(|word| word.len() >= 20 && word.as_bytes()[4] == b'-')

@@ -87,9 +87,12 @@ fn shards_are_merged_to_what_one_run_says() {
     assert_eq!(summary(&merged), summary(&whole));
     let all = "4 ran, 4 passed, 0 failed, 1 ignored (1: the mock does not rehearse commands)";
     assert_eq!(summary(&merged)[0], all);
+    // What a replay has left is no case of the run.
+    harness(folder.path(), &["replay", "e1/one/twice,times=1"], 0);
     // Evidence is as good as a record, but has nothing of what was ignored.
     let merged = harness(folder.path(), &["report", "merge", "e1", "e2", "--json", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
+    assert!(merged.starts_with("not counted: 1 case in e1/one/replay\n"), "{merged}");
     // What was merged can be merged on.
     let merged = harness(folder.path(), &["report", "merge", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
@@ -171,6 +174,9 @@ fn evidence(folder: &Path) -> &'static str {
     std::fs::write(path.join("case.toml"), case).unwrap();
     std::fs::write(path.join("start.json"), start).unwrap();
     std::fs::write(path.join("timeline.jsonl"), timeline).unwrap();
+    let log = "2026-02-03T04:05:06.503000Z  INFO vmm: cpr_check
+2026-02-03T04:05:06.504500Z  INFO vmm: cpr_exec\n";
+    std::fs::write(path.join("vmm.log"), log).unwrap();
     "evidence/theme/case"
 }
 
@@ -187,6 +193,7 @@ fn evidence_is_shown_as_far_as_it_goes() {
         "cpr-harness: there is no source `qmp`: there are harness, qmp-sent, qmp-received, qmp-2-sent, qmp-2-received, vmm, console, serial\n"
     );
     // Whatever is missing.
+    std::fs::remove_file(folder.path().join(path).join("vmm.log")).unwrap();
     for file in ["case.toml", "start.json", "timeline.jsonl"] {
         std::fs::remove_file(folder.path().join(path).join(file)).unwrap();
         let code = if file == "timeline.jsonl" { 2 } else { 0 };
@@ -197,6 +204,8 @@ fn evidence_is_shown_as_far_as_it_goes() {
     evidence(folder.path());
     let told = harness(folder.path(), &["report", "merge", "evidence"], 3);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 1 could not be run"), "{told}");
+    let why = "could not be run: theme/case: no verdict in evidence/theme/case: the run was ended meanwhile";
+    assert!(told.contains(why), "{told}");
 }
 
 #[test]

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::super::record::Record;
+use super::super::record::{Entry, Record};
 use super::super::show::date;
 use super::parts::{Kind, anchor, ms};
 use super::plural;
 use crate::run::Verdict;
+
+/// Of so many bad cases all are in sight.
+const MOST: usize = 20;
 
 /// The verdict on the run in a line.
 pub fn title(record: &Record) -> String {
@@ -46,7 +49,8 @@ pub fn summary(record: &Record) -> Markup {
         record.cases.iter().flat_map(|entry| entry.report.blackouts.iter().copied()).collect();
     blackouts.sort();
     let median = blackouts.get(blackouts.len() / 2);
-    let bad: Vec<_> = record.cases.iter().filter(|entry| super::is_bad(entry)).collect();
+    let mut bad: Vec<_> = record.cases.iter().filter(|entry| super::is_bad(entry)).collect();
+    bad.sort_by_key(|entry| &entry.report.case);
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for entry in &record.cases {
         if let Verdict::Ignored(why) = &entry.report.verdict {
@@ -70,20 +74,32 @@ pub fn summary(record: &Record) -> Markup {
             }
             @if !bad.is_empty() {
                 h3 { "What did not pass" }
-                ul.bad {
-                    @for entry in bad {
-                        @let kind = Kind::of(entry);
-                        li {
-                            span class=(kind.class()) { (kind.sign()) } " "
-                            a href=(format!("#{}", anchor(&entry.report.case))) { (entry.report.case) }
-                            " " span.quiet { (first_line(&entry.report.verdict)) }
-                        }
+                (bad_list(bad.iter().take(MOST)))
+                @if bad.len() > MOST {
+                    details {
+                        summary { (bad.len() - MOST) " more" }
+                        (bad_list(bad.iter().skip(MOST)))
                     }
                 }
             }
             @if !reasons.is_empty() {
                 h3 { "Why cases were ignored" }
                 ul { @for (why, count) in reasons { li { (count) ": " (why) } } }
+            }
+        }
+    }
+}
+
+fn bad_list<'a>(bad: impl Iterator<Item = &'a &'a Entry>) -> Markup {
+    html! {
+        ul.bad {
+            @for entry in bad {
+                @let kind = Kind::of(entry);
+                li {
+                    span class=(kind.class()) { (kind.sign()) } " "
+                    a href=(format!("#{}", anchor(&entry.report.case))) { (entry.report.case) }
+                    " " span.quiet { (first_line(&entry.report.verdict)) }
+                }
             }
         }
     }
