@@ -14,12 +14,19 @@ use crate::machine::Machine;
 /// Arms what the command line says, before it is parsed: some points come earlier. What is wrong
 /// with it is told by the parser.
 pub(super) fn arm_early(args: &[OsString]) {
-    let options = args.windows(2).filter(|pair| pair[0] == "--failpoint");
-    let points = options.filter_map(|pair| pair[1].to_str()?.parse::<FailPoint>().ok());
+    let points = values(args, "--failpoint").filter_map(|value| value.parse::<FailPoint>().ok());
     points.for_each(failpoints::arm);
-    let options = args.windows(2).filter(|pair| pair[0] == "--plant");
-    let bugs = options.filter_map(|pair| pair[1].to_str()?.parse().ok());
-    bugs.for_each(failpoints::plant);
+    values(args, "--plant").filter_map(|value| value.parse().ok()).for_each(failpoints::plant);
+}
+
+/// The values of an option, behind it or behind its `=`.
+fn values<'a>(args: &'a [OsString], option: &'a str) -> impl Iterator<Item = &'a str> {
+    let value =
+        move |(index, word): (usize, &'a OsString)| match word.to_str()?.strip_prefix(option)? {
+            "" => args.get(index + 1)?.to_str(),
+            rest => rest.strip_prefix('='),
+        };
+    args.iter().enumerate().filter_map(value)
 }
 
 /// All points.
@@ -59,4 +66,16 @@ pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpE
         }
     }
     done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_stands_behind_its_option_or_behind_an_equals_sign() {
+        let args = ["--plant", "a", "--plant=b", "--planted=c", "--log", "--plant", "d", "--plant"];
+        let args = args.map(OsString::from);
+        assert_eq!(values(&args, "--plant").collect::<Vec<_>>(), ["a", "b", "d"]);
+    }
 }
