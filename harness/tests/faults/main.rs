@@ -2,6 +2,7 @@
 
 mod common;
 mod guests;
+mod measured;
 mod mock;
 mod points;
 
@@ -10,6 +11,10 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    let trials = mock::trials().into_iter().chain(guests::trials()).chain(points::trials());
+    let trials = mock::trials()
+        .into_iter()
+        .chain(guests::trials())
+        .chain(points::trials())
+        .chain(measured::trials());
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
