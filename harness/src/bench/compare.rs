@@ -153,7 +153,7 @@ mod tests {
         let times_ms: BTreeMap<_, _> = METRICS.map(|metric| (metric, times.clone())).into();
         let of = vec![Samples { vmm: vmm.into(), times_ms, ..Samples::default() }];
         let cell = Cell { memory: Size(64 << 20), cpus, pages: Pages::Small };
-        let measured = vec![Measured { cell, of, floor: None, cannot: None }];
+        let measured = vec![Measured { cell, of, floor: None }];
         Results { kernel: String::new(), ..Results::here(measured) }
     }
 

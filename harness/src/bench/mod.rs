@@ -46,8 +46,6 @@ pub struct Measured {
     pub of: Vec<Samples>,
     /// The least that an update can cost here, if that was asked for.
     pub floor: Option<Samples>,
-    /// Why this host cannot run such a machine, if it cannot.
-    pub cannot: Option<String>,
 }
 
 /// What is measured of an update, in milliseconds.
@@ -94,6 +92,9 @@ pub struct Samples {
     pub phases_ms: BTreeMap<Phase, Times>,
     /// Why there are none, or fewer.
     pub troubles: Vec<String>,
+    /// Why it cannot run such a machine on this host, which is no trouble.
+    #[serde(default)]
+    pub cannot: Option<String>,
 }
 
 /// How a cell is measured.
@@ -132,7 +133,8 @@ pub fn measure(
     let mut of: Vec<Samples> = contenders.iter().map(|c| new(&c.name)).collect();
     let mut floor = plan.floor.then(|| new(FLOOR));
     if let Some(why) = host::lacks_memory(cell.memory) {
-        return Measured { cell, of, floor, cannot: Some(why) };
+        of.iter_mut().chain(&mut floor).for_each(|samples| samples.cannot = Some(why.clone()));
+        return Measured { cell, of, floor };
     }
     for run in 0..plan.runs {
         for turn in 0..contenders.len() {
@@ -140,19 +142,18 @@ pub fn measure(
             let index = (turn + run as usize) % contenders.len();
             let Contender { name, options } = &contenders[index];
             tell(name, run);
-            let options = Options { patience: patience(cell, options.patience), ..options.clone() };
-            let report = case::run(&bench_case(cell, plan, run), &options);
-            if let Verdict::Ignored(why) = &report.verdict {
-                return Measured { cell, of, floor, cannot: Some(format!("{name}: {why}")) };
+            if of[index].cannot.is_some() {
+                continue;
             }
-            of[index].take(&report, plan.updates);
+            let options = Options { patience: patience(cell, options.patience), ..options.clone() };
+            of[index].take(&case::run(&bench_case(cell, plan, run), &options), plan.updates);
         }
         if let Some(floor) = &mut floor {
             tell(FLOOR, run);
             floor.probe(cell, plan.updates);
         }
     }
-    Measured { cell, of, floor, cannot: None }
+    Measured { cell, of, floor }
 }
 
 /// More for a machine that is larger than the host: its vCPUs wait for each other.
@@ -181,6 +182,10 @@ impl Samples {
     }
 
     fn take(&mut self, report: &Report, updates: u32) {
+        if let Verdict::Ignored(why) = &report.verdict {
+            self.cannot = Some(why.clone());
+            return;
+        }
         let ms = |time: &Duration| time.as_secs_f64() * 1e3;
         self.boot(Metric::Guest, report.blackouts.iter().map(ms).collect());
         self.boot(Metric::Host, report.host_seen.iter().map(|seen| ms(&seen.blackout)).collect());

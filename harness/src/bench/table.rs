@@ -52,19 +52,17 @@ fn blackouts(measured: &[Measured]) -> Vec<String> {
     }
     let mut lines = vec!["How long the guest stands still: median (least to most)\n".to_owned()];
     lines.extend(head(columns));
-    lines.extend(measured.iter().map(|Measured { cell, of, floor, cannot }| {
-        let not = if cannot.is_some() { "not here" } else { "not measured" };
+    lines.extend(measured.iter().map(|Measured { cell, of, floor }| {
         let mut cells = Vec::new();
         for samples in of {
-            let times = |metric| times(samples.times(metric), not);
-            cells.extend([times(Metric::Guest), times(Metric::Host)]);
+            cells.extend([times(samples, Metric::Guest), times(samples, Metric::Host)]);
         }
         if let Some((first, others)) = of.split_first() {
             let guest = |samples: &Samples| samples.times(Metric::Guest).to_vec();
             cells.extend(others.iter().map(|other| ratio_cell(&guest(first), &guest(other))));
             if let Some(floor) = floor {
-                let floor = floor.times(Metric::Floor);
-                cells.extend([times(floor, not), ratio_cell(floor, &guest(first))]);
+                let ratio = ratio_cell(floor.times(Metric::Floor), &guest(first));
+                cells.extend([times(floor, Metric::Floor), ratio]);
             }
         }
         line(*cell, cells)
@@ -78,7 +76,8 @@ fn phases(measured: &[Measured]) -> Vec<String> {
     let columns = Phase::ALL.map(|phase| phase.name().to_owned());
     lines.extend(head(std::iter::once("VMM".to_owned()).chain(columns)));
     for Measured { cell, of, floor, .. } in measured {
-        for samples in of.iter().chain(floor) {
+        let told = |samples: &&Samples| !samples.phases_ms.is_empty() || samples.cannot.is_none();
+        for samples in of.iter().chain(floor).filter(told) {
             let median = |phase| {
                 let times = samples.phases_ms.get(&phase).map(|times| times.concat());
                 spread(&times.unwrap_or_default())
@@ -96,22 +95,29 @@ fn touching(measured: &[Measured]) -> Vec<String> {
     let mut lines =
         vec!["How long the guest takes to touch all its RAM: median (least to most)\n".to_owned()];
     lines.extend(head(["VMM", "before, ms", "after, ms", "after : before"].map(str::to_owned)));
-    for Measured { cell, of, cannot, .. } in measured {
-        let not = if cannot.is_some() { "not here" } else { "not measured" };
+    for Measured { cell, of, .. } in measured {
         for samples in of {
-            let (before, after) =
-                (samples.times(Metric::TouchBefore), samples.times(Metric::TouchAfter));
-            let name = samples.vmm.clone();
-            let columns = [name, times(before, not), times(after, not), ratio_cell(before, after)];
-            lines.push(line(*cell, columns));
+            let both = [Metric::TouchBefore, Metric::TouchAfter];
+            let [before, after] = both.map(|metric| times(samples, metric));
+            let ratio = ratio_cell(samples.times(both[0]), samples.times(both[1]));
+            lines.push(line(*cell, [samples.vmm.clone(), before, after, ratio]));
         }
     }
     lines
 }
 
+/// What cannot be measured on this host.
+pub fn left_out(measured: &Measured) -> impl Iterator<Item = String> {
+    let Measured { cell, of, .. } = measured;
+    of.iter().filter_map(move |samples| {
+        let why = samples.cannot.as_ref()?;
+        Some(format!("left out: {}, {cell}: {why}", samples.vmm))
+    })
+}
+
 /// What kept a VMM from being measured.
 pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
-    let Measured { cell, of, floor, .. } = measured;
+    let Measured { cell, of, floor } = measured;
     let told = move |samples: &Samples| -> Vec<String> {
         let tell = |why: &String| format!("{}, {cell}: {why}", samples.vmm);
         samples.troubles.iter().map(tell).collect()
@@ -119,10 +125,11 @@ pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
     of.iter().chain(floor).flat_map(told)
 }
 
-fn times(of: &[Vec<f64>], not: &str) -> String {
-    let all = of.concat();
+fn times(of: &Samples, metric: Metric) -> String {
+    let all = of.times(metric).concat();
     match spread(&all) {
-        None => not.into(),
+        None if of.cannot.is_some() => "not here".into(),
+        None => "not measured".into(),
         Some(of) => format!("{:.2} ({:.2} to {:.2}), n={}", of.median, of.min, of.max, all.len()),
     }
 }
@@ -144,6 +151,7 @@ mod tests {
         let results: Results = serde_json::from_str(include_str!("tests/results.json")).unwrap();
         let mut lines = markdown(&results.measured);
         lines.extend(results.measured.iter().flat_map(troubles));
+        lines.extend(results.measured.iter().flat_map(left_out));
         insta::assert_snapshot!(lines.join("\n"));
     }
 }

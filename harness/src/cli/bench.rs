@@ -113,10 +113,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
             turn += 1;
             bar.set_message(format!("{cell}: {name}, run {} of {}", run + 1, plan.runs));
         });
-        let troubles = table::troubles(&new);
-        let cannot = new.cannot.iter().map(|why| format!("left out: {cell}: {why}"));
-        for trouble in troubles.chain(cannot) {
-            bar.suspend(|| eprintln!("cpr-harness: {trouble}"));
+        for why in table::troubles(&new).chain(table::left_out(&new)) {
+            bar.suspend(|| eprintln!("cpr-harness: {why}"));
         }
         measured.push(new);
     }
@@ -128,7 +126,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
         "\nA ratio is one of medians (95 % of resamplings); p: share of random regroupings that are as",
     );
     say("far apart. host: seen in the mailbox from outside. floor: exec, an empty VM, its state.");
-    let nothing = measured.iter().all(|measured| measured.cannot.is_some());
+    let mut samples = measured.iter().flat_map(|measured| &measured.of);
+    let nothing = samples.all(|samples| samples.cannot.is_some());
     let troubled = measured.iter().any(|measured| table::troubles(measured).next().is_some());
     if let Some(path) = &bench.json {
         Results::here(measured).write(path).map_err(Stop::environment)?;

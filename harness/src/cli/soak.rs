@@ -12,6 +12,7 @@ use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::scenario::Setbacks;
 use crate::scenario::size::Size;
 use crate::soak::cases::{Wish, cases};
 use crate::soak::screen::Screen;
@@ -44,6 +45,9 @@ pub(super) struct Soak {
     /// What the moments, the setbacks and the guests' choices come from [default: the time].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Whether there are updates that must be refused or undone among them.
+    #[arg(long, value_enum, default_value = "some")]
+    setbacks: Setbacks,
     /// How often to say how it goes.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     interval: humantime::Duration,
@@ -73,6 +77,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         memory: soak.memory.clone(),
         cpus: soak.cpus.clone(),
         seed: soak.seed.unwrap_or(now.as_secs()),
+        setbacks: soak.setbacks,
     };
     let cases = cases(&wish);
     let limits = Limits { updates: soak.updates, time: soak.time.map(Into::into) };
@@ -87,7 +92,8 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         patience: Patience::default(),
         vmm_option: vmm_option(&soak.vmm),
     };
-    say(format_args!("{} VMs, seed {}", cases.len(), wish.seed));
+    let s = if cases.len() == 1 { "" } else { "s" };
+    say(format_args!("{} VM{s}, seed {}", cases.len(), wish.seed));
     let reports = match std::io::stdout().is_terminal() {
         true => {
             let screen = Screen::new(cases.len());

@@ -4,8 +4,6 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use guest_images::mailbox::MAX_CPUS;
-
 use super::mailbox::{MailboxPage, View};
 use super::poll::{self, Deadline};
 
@@ -71,7 +69,6 @@ pub fn watch(
         pages: cpu.pages,
     };
     let mut all: Vec<Seen> = first.cpus.iter().take(cpus as usize).map(seen).collect();
-    debug_assert!(all.len() <= MAX_CPUS);
     let share = share(&first, cpus);
     let mut is_over = None;
     poll::finely(deadline, || {

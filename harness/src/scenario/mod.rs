@@ -30,5 +30,5 @@ pub use model::{
     Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
 };
 pub use signal::{EndSignal, SignalAt};
-pub use soak::{Burst, Soak, With};
+pub use soak::{Burst, Setbacks, Soak, With};
 pub use storm::{GustKind, Storm};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,20 @@ pub struct Soak {
     /// The longest time between two.
     #[serde(default = "twenty")]
     pub within_ms: u64,
+    /// Whether there are some among them that do not succeed.
+    #[serde(default)]
+    pub setbacks: Setbacks,
+}
+
+/// Updates that must be refused or undone, each before a good one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Setbacks {
+    /// Before two of sixteen.
+    #[default]
+    Some,
+    /// None: for a VMM that is known not to take them well.
+    None,
 }
 
 fn twenty() -> u64 {
@@ -53,8 +68,8 @@ impl Soak {
         let with = match draw(seed, number, 1) % 16 {
             0 => With::PauseBefore,
             1 => With::PauseAround,
-            2 => With::NoChannel,
-            3 => With::NoCommand,
+            2 if self.setbacks == Setbacks::Some => With::NoChannel,
+            3 if self.setbacks == Setbacks::Some => With::NoCommand,
             _ => With::Nothing,
         };
         Burst { after, with }
@@ -67,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_again_and_something_of_everything() {
-        let soak = Soak { updates: 100, within_ms: 5 };
+        let soak = Soak { updates: 100, within_ms: 5, setbacks: Setbacks::Some };
         let bursts = |seed| -> Vec<Burst> { (0..100).map(|n| soak.burst(seed, n)).collect() };
         assert_eq!(bursts(7), bursts(7));
         assert_ne!(bursts(7), bursts(8));
@@ -76,5 +91,9 @@ mod tests {
         for with in all {
             assert!(bursts(7).iter().any(|burst| burst.with == with), "{with:?}");
         }
+        let none = Soak { setbacks: Setbacks::None, ..soak.clone() };
+        let kinds = (0..100).map(|n| none.burst(7, n).with);
+        let is_setback = |with| matches!(with, With::NoChannel | With::NoCommand);
+        assert_eq!(kinds.filter(|with| is_setback(*with)).count(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::scenario::size::Size;
-use crate::scenario::{Case, Soak, Step, Vm};
+use crate::scenario::{Case, Setbacks, Soak, Step, Vm};
 
 /// Guests that check themselves without a word from the host.
 pub const GUESTS: [&str; 8] =
@@ -27,11 +27,20 @@ pub struct Wish {
     pub cpus: Vec<u32>,
     /// From which each gets its own.
     pub seed: u64,
+    /// Whether there are setbacks.
+    pub setbacks: Setbacks,
 }
 
 impl Default for Wish {
     fn default() -> Self {
-        Self { vms: 1, guests: Vec::new(), memory: Vec::new(), cpus: Vec::new(), seed: 1 }
+        Self {
+            vms: 1,
+            guests: Vec::new(),
+            memory: Vec::new(),
+            cpus: Vec::new(),
+            seed: 1,
+            setbacks: Setbacks::Some,
+        }
     }
 }
 
@@ -51,7 +60,7 @@ pub fn cases(wish: &Wish) -> Vec<Case> {
             [] => CPUS[pick(index, CPUS.len())],
             counts => counts[pick(index, counts.len())],
         };
-        let soak = Soak { updates: u32::MAX, within_ms: 20 };
+        let soak = Soak { updates: u32::MAX, within_ms: 20, setbacks: wish.setbacks };
         Case {
             name: format!("soak/{index}-{guest}[cpus={cpus},memory={memory}]"),
             summary: "updates without end".into(),

@@ -31,9 +31,10 @@ pub fn summary(soaking: &Soaking, disk: u64) -> Vec<String> {
     let (lanes, elapsed) = (soaking.board().lanes(), soaking.elapsed());
     let setbacks: u32 = lanes.iter().map(|lane| lane.setbacks).sum();
     let mut lines = vec![format!(
-        "\n{} of {} VMs in {}; {setbacks} more were refused or undone, as they had to be",
+        "\n{} of {} VM{} in {}; {setbacks} more were refused or undone, as they had to be",
         updates(&lanes, elapsed),
         lanes.len(),
+        if lanes.len() == 1 { "" } else { "s" },
         clock(elapsed),
     )];
     lines.push(blackouts(soaking.board().blackouts()));

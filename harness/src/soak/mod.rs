@@ -17,6 +17,9 @@ use crate::run::soak::{Pace, Progress};
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::{Case, Step};
 
+/// So many updates more are done again than were done: what hangs on the moment may come later.
+const MORE: u32 = 50;
+
 /// How long it goes on: until one of these, whichever comes first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
@@ -117,13 +120,13 @@ impl Soaking {
         reports.into_iter().flatten().collect()
     }
 
-    /// Has `replay` do as much as was done, and not more.
+    /// Has `replay` do as much as was done, and some more.
     fn shorten(&self, case: &Case, index: usize, options: &Options) {
-        let begun = self.board.lane(index).begun.max(1);
+        let updates = self.board.lane(index).begun.saturating_add(MORE);
         let mut case = case.clone();
         for step in &mut case.steps {
             if let Step::Soak(soak) = step {
-                soak.updates = begun;
+                soak.updates = updates;
             }
         }
         // A folder that cannot be written has a verdict that says so.

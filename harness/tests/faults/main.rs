@@ -3,6 +3,7 @@
 mod builds;
 mod common;
 mod guests;
+mod measured;
 mod mock;
 mod points;
 
@@ -11,7 +12,11 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    let trials = mock::trials().into_iter().chain(guests::trials()).chain(points::trials());
-    let trials = trials.chain(builds::trials());
+    let trials = mock::trials()
+        .into_iter()
+        .chain(guests::trials())
+        .chain(points::trials())
+        .chain(measured::trials())
+        .chain(builds::trials());
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
