@@ -42,7 +42,7 @@ pub(super) struct Matrix {
     /// How many cases at a time [default: as many as there are CPUs].
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// A build that refuses another one's guests is a failure, too.
+    /// A build of another format, which refuses the other one's guests, is a failure, too.
     #[arg(long)]
     must_update: bool,
     /// Write builds, verdicts and reports to this file.
