@@ -246,6 +246,7 @@ mod tests {
             took: Duration::from_millis(420),
             failed_updates: Vec::new(),
             heard: Vec::new(),
+            observed: Vec::new(),
             refusals: vec![Refusal {
                 took: Duration::from_millis(20),
                 calm: Duration::from_micros(500),
