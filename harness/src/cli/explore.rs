@@ -9,7 +9,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{FAILED, Stop};
+use super::{ENVIRONMENT, FAILED, Stop};
+use crate::conform::differences::Differences;
 use crate::explore::coverage::Coverage;
 use crate::explore::found::{self, Confirmed, THEME, Written};
 use crate::explore::grammar::{Grammar, Sequence};
@@ -122,7 +123,12 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         until: explore.duration.map(|duration| began + duration),
         jobs: explore.jobs,
     };
-    let hunted = hunt::hunt(&grammar, extent, &options, |ran| {
+    let differences = Mutex::new(Differences::embedded().map_err(Stop::usage)?.anywhere());
+    let known = |report: &Report| {
+        let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
+        differences.of_failure(backend.name(), report)
+    };
+    let hunted = hunt::hunt(&grammar, extent, &options, &known, |ran| {
         let mut told = lock(&told);
         told.coverage.add(&grammar, &ran.case, &ran.report);
         told.bar.inc(ran.case.steps.len() as u64 - 1);
@@ -143,7 +149,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         None => {
             let took = humantime::format_duration(Duration::from_secs(began.elapsed().as_secs()));
             say(format_args!("\nnothing found in {took}"));
-            Ok(ExitCode::SUCCESS)
+            Ok(ExitCode::from(if told.coverage.broken == 0 { 0 } else { ENVIRONMENT }))
         }
         Some(written) => {
             announce(&written);
@@ -235,11 +241,15 @@ fn progress_bar(explore: &Explore) -> ProgressBar {
 
 /// One sequence.
 fn line(ran: &Ran) -> String {
-    let Ran { number, sequence, case, report } = ran;
+    let Ran { number, sequence, case, report, known } = ran;
     let steps = case.steps.len() - 1;
     let vm = machine(&sequence.vm);
     let again = format!("--seed {} --steps {}", sequence.seed, sequence.steps.len() - 1);
     let tail = format!("{vm}; {}  [{again}]", updates(report));
+    if let Some(names) = known {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        return format!("differs {number:>4}  {steps:>3} steps  {tail}: {}", names.join(", "));
+    }
     match &report.verdict {
         Verdict::Pass => format!("pass    {number:>4}  {steps:>3} steps  {tail}"),
         Verdict::Ignored(why) => format!("ignored {number:>4}  {vm}: {why}"),

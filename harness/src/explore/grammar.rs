@@ -80,8 +80,9 @@ impl Grammar {
         let mut state = model.boot();
         let mut steps = vec![Step::Boot];
         // To nobody it would say little.
-        if model.guest.talks && rng.bool() && length > 1 {
-            let connect = Step::Serial(SerialWish::Connect);
+        let connect = Step::Serial(SerialWish::Connect);
+        let can = self.vocabulary.words.iter().any(|word| word.steps.first() == Some(&connect));
+        if model.guest.talks && rng.bool() && can && length > 1 {
             state = model.after(&state, &connect);
             steps.push(connect);
         }

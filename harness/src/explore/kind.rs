@@ -115,7 +115,7 @@ impl StepKind {
             | Self::Binary => 3,
             Self::Bring => 2,
             // They take their time.
-            Self::Storm | Self::KillInUpdate => 1,
+            Self::Storm | Self::KillInUpdate => 2,
             // They come last, if they come.
             Self::Signal | Self::Quit | Self::Kill => 0,
         }

@@ -133,7 +133,7 @@ fn outside(with: Interruption) -> Option<Step> {
 
 /// Simplest first.
 fn updates(migrate: &Migrate) -> Vec<Migrate> {
-    let expect = migrate.expect.clone();
+    let enoent = CommandKind::Enoent;
     vec![
         Migrate::default(),
         Migrate { channel: Channel::File, ..migrate.clone() },
@@ -141,13 +141,7 @@ fn updates(migrate: &Migrate) -> Vec<Migrate> {
         Migrate { repeat: migrate.repeat.saturating_sub(1).max(1), ..migrate.clone() },
         Migrate { rehearsal: None, ..migrate.clone() },
         Migrate { deadline_ms: None, ..migrate.clone() },
-        Migrate {
-            command: CommandKind::Enoent,
-            channel: Channel::File,
-            rehearsal: Some(false),
-            deadline_ms: None,
-            expect,
-            repeat: 1,
-        },
+        Migrate { command: enoent, channel: Channel::File, ..migrate.clone() },
+        Migrate { command: enoent, rehearsal: Some(false), ..Migrate::default() },
     ]
 }
