@@ -217,10 +217,11 @@ fn announce(written: &Written) {
         findings => findings.join("\n"),
     };
     let step = report.failed_step.as_deref().unwrap_or("no step");
-    let show = report.replay.replacen(" replay ", " show ", 1);
-    let show = show.split(" --").next().unwrap_or_default();
+    // A look at the evidence needs no VMM.
+    let (program, rest) = report.replay.split_once(" replay ").unwrap_or_default();
+    let evidence = rest.split(" --").next().unwrap_or_default();
     say(format_args!(
-        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\nreplay: {}\nshow: {show}",
+        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\nreplay: {}\nshow: {program} show {evidence}",
         path.display(),
         report.replay
     ));
