@@ -39,7 +39,7 @@ fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
     for class in classes.into_iter().filter(|class| class.unproved.is_none()) {
         let case = class.find(&cases)?.clone();
         let (options, vmm) = (options.clone(), vmm.clone());
-        let name = format!("planted/{}", class.planted);
+        let name = format!("planted/{} in {}", class.planted, class.case);
         trials.push(Trial::ignorable_test(name, move || caught(&class, &case, &vmm, &options)));
     }
     Ok(trials)

@@ -9,16 +9,19 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{FAILED, Stop};
-use crate::explore::coverage::{Coverage, failed_step};
+use super::{ENVIRONMENT, FAILED, Stop};
+use crate::conform::differences::Differences;
+use crate::explore::coverage::Coverage;
 use crate::explore::found::{self, Confirmed, THEME, Written};
 use crate::explore::grammar::{Grammar, Sequence};
 use crate::explore::hunt::{self, Extent, Ran};
 use crate::explore::shrink::Budget;
+use crate::explore::vocabulary::Vocabulary;
 use crate::explore::write::of_step;
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, Report, Verdict, orphans, requirements, signals};
-use crate::scenario::{Case, SerialKind, Vm as Machine};
+use crate::report::terminal::details;
+use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::scenario::{SerialKind, Vm as Machine};
 
 #[derive(Args)]
 pub(super) struct Explore {
@@ -56,7 +59,7 @@ pub(super) struct Explore {
 
 /// What is told in the end, whatever ends it.
 struct Told {
-    grammar: Grammar,
+    grammar: Arc<Grammar>,
     coverage: Coverage,
     bar: ProgressBar,
 }
@@ -91,14 +94,13 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     say(format_args!("seed {seed}; again: {command}"));
     let began = Instant::now();
     let backend = backend(&explore.vmm)?;
-    let plain = Case { steps: Vec::new(), ..blank() };
-    if let Some(why) = requirements::unmet(&plain, &*backend) {
+    if let Some(why) = Vocabulary::unmet(&*backend, &Machine::default()) {
         return Err(Stop::environment(why));
     }
-    let grammar = Grammar::new(&*backend);
+    let grammar = Arc::new(Grammar::new(&*backend));
     let bar = progress_bar(explore);
     let coverage = Coverage::default();
-    let told = Arc::new(Mutex::new(Told { grammar, coverage, bar }));
+    let told = Arc::new(Mutex::new(Told { grammar: grammar.clone(), coverage, bar }));
     let at_end = told.clone();
     signals::guard_after(move || {
         // Kept: what fails from here on does so because this process ends.
@@ -121,9 +123,12 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         until: explore.duration.map(|duration| began + duration),
         jobs: explore.jobs,
     };
-    // The one behind the lock is for the signal.
-    let grammar = Grammar::new(&*backend);
-    let hunted = hunt::hunt(&grammar, extent, &options, |ran| {
+    let differences = Mutex::new(Differences::embedded().map_err(Stop::usage)?.anywhere());
+    let known = |report: &Report| {
+        let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
+        differences.of_failure(backend.name(), report)
+    };
+    let hunted = hunt::hunt(&grammar, extent, &options, &known, |ran| {
         let mut told = lock(&told);
         told.coverage.add(&grammar, &ran.case, &ran.report);
         told.bar.inc(ran.case.steps.len() as u64 - 1);
@@ -144,7 +149,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         None => {
             let took = humantime::format_duration(Duration::from_secs(began.elapsed().as_secs()));
             say(format_args!("\nnothing found in {took}"));
-            Ok(ExitCode::SUCCESS)
+            Ok(ExitCode::from(if told.coverage.broken == 0 { 0 } else { ENVIRONMENT }))
         }
         Some(written) => {
             announce(&written);
@@ -234,20 +239,22 @@ fn progress_bar(explore: &Explore) -> ProgressBar {
 
 /// One sequence.
 fn line(ran: &Ran) -> String {
-    let Ran { number, sequence, case, report } = ran;
+    let Ran { number, sequence, case, report, known } = ran;
     let steps = case.steps.len() - 1;
     let vm = machine(&sequence.vm);
     let again = format!("--seed {} --steps {}", sequence.seed, sequence.steps.len() - 1);
     let tail = format!("{vm}; {}  [{again}]", updates(report));
+    if let Some(names) = known {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        return format!("differs {number:>4}  {steps:>3} steps  {tail}: {}", names.join(", "));
+    }
     match &report.verdict {
         Verdict::Pass => format!("pass    {number:>4}  {steps:>3} steps  {tail}"),
         Verdict::Ignored(why) => format!("ignored {number:>4}  {vm}: {why}"),
         Verdict::Broken(why) => format!("BROKEN  {number:>4}  {vm}: {why}"),
         Verdict::Fail(_) => {
-            let step = failed_step(report).map_or(0, |number| number - 1);
-            let findings = report.verdict.findings();
-            let findings: String = findings.iter().map(|f| format!("\n  {f}")).collect();
-            format!("FAIL    {number:>4}  at step {step} of {steps}  {tail}{findings}")
+            let details: String = details(report).iter().map(|l| format!("\n{l}")).collect();
+            format!("FAIL    {number:>4}  {steps:>3} steps  {tail}{details}")
         }
     }
 }
@@ -299,18 +306,6 @@ fn command_line(explore: &Explore, seed: u64) -> String {
         line.push_str(&format!(" --for {}", humantime::format_duration(duration)));
     }
     line + &vmm_option(&explore.vmm)
-}
-
-fn blank() -> Case {
-    Case {
-        name: String::new(),
-        summary: String::new(),
-        seed: 0,
-        deadline_ms: 0,
-        on_request: false,
-        steps: Vec::new(),
-        vm: Machine::default(),
-    }
 }
 
 fn write_json(

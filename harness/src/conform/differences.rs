@@ -26,6 +26,9 @@ pub struct Difference {
     /// The names of its cases begin with one of these; empty: any case.
     #[serde(default)]
     pub cases: Vec<String>,
+    /// Its text is so plain that a sequence drawn by `explore` that shows it shows this.
+    #[serde(default)]
+    pub anywhere: bool,
     /// What our VMM says, where that matters.
     #[serde(default)]
     pub ours: Option<Pattern>,
@@ -121,6 +124,13 @@ impl Differences {
             self.find(vmm, &report.case, differs).map(|difference| difference.name.clone())
         });
         names.collect()
+    }
+
+    /// Those that cases without a name of their own may show.
+    pub fn anywhere(mut self) -> Self {
+        self.all.retain(|difference| difference.anywhere || difference.cases.is_empty());
+        self.all.iter_mut().for_each(|difference| difference.cases.clear());
+        self
     }
 
     /// Takes note that a case was not compared: what it would have shown is not known.

@@ -71,6 +71,8 @@ pub struct Coverage {
     pub sequences: usize,
     /// Those that could not be run here.
     pub ignored: usize,
+    /// Those of them that the machine did not let run.
+    pub broken: usize,
     /// Steps that were carried out.
     pub steps: usize,
     cells: BTreeMap<(StepKind, Phase), usize>,
@@ -84,6 +86,7 @@ impl Coverage {
         self.sequences += 1;
         if matches!(report.verdict, Verdict::Ignored(_) | Verdict::Broken(_)) {
             self.ignored += 1;
+            self.broken += usize::from(matches!(report.verdict, Verdict::Broken(_)));
             return;
         }
         let done = failed_step(report).unwrap_or(case.steps.len());

@@ -7,7 +7,7 @@ use super::model::{Model, Run};
 use super::possible::filled_in;
 use super::vocabulary::{Vocabulary, Word, vms};
 use crate::backend::Backend;
-use crate::scenario::{Pages, Seccomp, SerialKind, Step, Vm};
+use crate::scenario::{Pages, Seccomp, SerialKind, SerialWish, Step, Vm};
 
 /// The shortest and the longest sequence, without `boot`.
 const LENGTH: std::ops::RangeInclusive<usize> = 4..=14;
@@ -42,7 +42,7 @@ struct Variants {
 impl Grammar {
     /// For `backend` on this host.
     pub fn new(backend: &dyn Backend) -> Self {
-        let has = |vm: Vm| Vocabulary::has(backend, &vm);
+        let has = |vm: Vm| Vocabulary::unmet(backend, &vm).is_none();
         let vm = Vm::default();
         let fake = backend.name() == "mock";
         let variants = Variants {
@@ -79,6 +79,13 @@ impl Grammar {
         let model = self.model(&vm);
         let mut state = model.boot();
         let mut steps = vec![Step::Boot];
+        // To nobody it would say little.
+        let connect = Step::Serial(SerialWish::Connect);
+        let can = self.vocabulary.words.iter().any(|word| word.steps.first() == Some(&connect));
+        if model.guest.talks && rng.bool() && can && length > 1 {
+            state = model.after(&state, &connect);
+            steps.push(connect);
+        }
         while steps.len() < length {
             let fitting = self.vocabulary.fitting(&model, &state);
             let Some(word) = swarm.choose(&mut rng, &fitting) else { break };
@@ -181,4 +188,73 @@ fn weighted(rng: &mut Rng, weights: &[u32]) -> Option<usize> {
         }
         None => true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::able::Able;
+    use super::super::hunt::{Extent, case_of, sequences};
+    use super::super::possible::repaired;
+    use super::*;
+    use crate::backend::mock::Mock;
+    use crate::scenario::parse;
+
+    #[test]
+    fn what_is_drawn_is_a_scenario_and_every_step_is_as_the_model_says() {
+        for grammar in [Grammar::new(&Able), Grammar::new(&Mock::carried(None).unwrap())] {
+            for seed in 0..500 {
+                let sequence = grammar.draw(seed, 20);
+                let case = case_of("a/b", &sequence).unwrap();
+                assert_eq!((&case.vm, case.seed), (&sequence.vm, seed));
+                assert_eq!(case.steps, parse::expand(sequence.steps.clone()), "seed {seed}");
+                let model = grammar.model(&sequence.vm);
+                let rest = &sequence.steps[1..];
+                assert_eq!(repaired(&model, rest), rest, "seed {seed}");
+                assert!(sequence.steps.last().is_some_and(|last| {
+                    let ended =
+                        case.steps.iter().fold(model.boot(), |s, step| model.after(&s, step));
+                    ended.run == Run::Gone || *last == Step::Quit
+                }));
+            }
+        }
+    }
+
+    #[test]
+    fn every_word_is_drawn_sooner_or_later() {
+        let grammar = Grammar::new(&Able);
+        let drawn: Vec<Step> = (0..2500).flat_map(|seed| grammar.draw(seed, 20).steps).collect();
+        for kind in StepKind::ALL {
+            let words: Vec<&Word> =
+                grammar.vocabulary.words.iter().filter(|w| w.kind == kind).collect();
+            let seen = words.iter().filter(|word| {
+                let first = word.steps.first();
+                drawn.iter().any(|step| match (step, first) {
+                    (Step::Migrate(drawn), Some(Step::Migrate(word))) => {
+                        drawn.command == word.command && drawn.channel == word.channel
+                    }
+                    (step, first) => Some(step) == first,
+                })
+            });
+            let seen = seen.count();
+            // Of some hundred words of a kind some may be missed.
+            let enough = words.len() * 7 / 10;
+            assert!(seen >= enough, "{kind}: {seen} of {}, not {enough}", words.len());
+        }
+    }
+
+    #[test]
+    fn one_seed_is_one_exploration_and_each_sequence_can_be_drawn_alone() {
+        let grammar = Grammar::new(&Able);
+        let extent = |seed, steps| Extent { seed, steps: Some(steps), until: None, jobs: 1 };
+        let all: Vec<_> = sequences(&grammar, extent(7, 300)).collect();
+        assert_eq!(all, sequences(&grammar, extent(7, 300)).collect::<Vec<_>>());
+        assert_ne!(all, sequences(&grammar, extent(8, 300)).collect::<Vec<_>>());
+        for (_, sequence) in &all {
+            let steps = sequence.steps.len() - 1;
+            let alone = sequences(&grammar, extent(sequence.seed, steps)).next();
+            assert_eq!(alone, Some((1, sequence.clone())));
+        }
+        let steps: usize = all.iter().map(|(_, sequence)| sequence.steps.len() - 1).sum();
+        assert!((300..320).contains(&steps), "{steps}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Running sequences until one fails, or enough was tried.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Instant;
@@ -39,14 +39,19 @@ pub struct Ran {
     pub case: Case,
     /// What came of it.
     pub report: Report,
+    /// It has failed as its VMM is known to: by the names of those differences from ours.
+    pub known: Option<BTreeSet<String>>,
 }
 
 impl Ran {
-    /// It has failed.
+    /// It has failed, and not as is known.
     pub fn has_failed(&self) -> bool {
-        matches!(self.report.verdict, Verdict::Fail(_))
+        matches!(self.report.verdict, Verdict::Fail(_)) && self.known.is_none()
     }
 }
+
+/// By which names a failure is known, if it is.
+pub type Known<'a> = &'a (dyn Fn(&Report) -> Option<BTreeSet<String>> + Sync);
 
 /// The seed of sequence `number` (from 1) of the exploration of `seed`; the first has that seed
 /// itself, so that any of them can be told, and drawn again, as the first of its own.
@@ -93,6 +98,7 @@ pub fn hunt(
     grammar: &Grammar,
     extent: Extent,
     options: &Options,
+    known: Known<'_>,
     mut told: impl FnMut(&Ran),
 ) -> Result<Option<Ran>, ScenarioError> {
     let drawn = Mutex::new(sequences(grammar, extent));
@@ -111,7 +117,7 @@ pub fn hunt(
                     if number > first_failure.load(Ordering::SeqCst) {
                         return;
                     }
-                    let ran = run(number, sequence, options);
+                    let ran = run(number, sequence, options, known);
                     if ran.as_ref().map_or(true, Ran::has_failed) {
                         first_failure.fetch_min(number, Ordering::SeqCst);
                     }
@@ -139,10 +145,16 @@ pub fn hunt(
     })
 }
 
-fn run(number: usize, sequence: Sequence, options: &Options) -> Result<Ran, ScenarioError> {
+fn run(
+    number: usize,
+    sequence: Sequence,
+    options: &Options,
+    known: Known<'_>,
+) -> Result<Ran, ScenarioError> {
     let case = case_of(&format!("explore/{}", sequence.seed), &sequence)?;
     let report = case::run(&case, options);
-    let ran = Ran { number, sequence, case, report };
+    let known = known(&report);
+    let ran = Ran { number, sequence, case, report, known };
     if !ran.has_failed() {
         forget(&ran.case, options);
     }

@@ -103,14 +103,20 @@ impl StepKind {
     /// How often it comes, next to the others, where nothing is switched off.
     pub fn weight(self) -> u32 {
         match self {
-            Self::GoodUpdate => 12,
+            // Few guests wait for the host, and those shall come to their last marker.
+            Self::GoodUpdate | Self::WaitMarker | Self::Go => 12,
             Self::BadCommand | Self::Fault => 8,
             Self::Stop | Self::Cont | Self::Interrupt | Self::Race => 6,
-            Self::Reset | Self::Wait | Self::WaitMarker | Self::Go | Self::BadChannel => 4,
-            Self::EachMarker | Self::SerialClient | Self::Limit | Self::Binary => 3,
-            Self::Bring | Self::Nmi | Self::Irqfd => 2,
+            Self::Reset | Self::Wait | Self::BadChannel => 4,
+            Self::EachMarker
+            | Self::Nmi
+            | Self::Irqfd
+            | Self::SerialClient
+            | Self::Limit
+            | Self::Binary => 3,
+            Self::Bring => 2,
             // They take their time.
-            Self::Storm | Self::KillInUpdate => 1,
+            Self::Storm | Self::KillInUpdate => 2,
             // They come last, if they come.
             Self::Signal | Self::Quit | Self::Kill => 0,
         }

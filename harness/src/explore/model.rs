@@ -2,10 +2,9 @@
 //!
 //! It knows nothing of the session that drives the VMM, so that each is a check on the other.
 
-use crate::run::verdict::Observed;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, CommandKind, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
+    Channel, CommandKind, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
     SerialWish, Step, Vm, Wait, parse,
 };
 
@@ -50,7 +49,8 @@ pub enum Migration {
 }
 
 impl Migration {
-    fn allows(self, seen: Option<&str>) -> bool {
+    /// It agrees with what is seen.
+    pub(super) fn allows(self, seen: Option<&str>) -> bool {
         match self {
             Self::None => seen.is_none(),
             Self::Completed => seen == Some("completed"),
@@ -59,7 +59,8 @@ impl Migration {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// For people.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::None => "nothing",
             Self::Completed => "completed",
@@ -269,48 +270,5 @@ fn reset(state: &mut State) {
 
 /// The state file that it leaves is one to put in another's place.
 fn saves(migrate: &Migrate) -> bool {
-    migrate.expect == Expect::Completed && migrate.channel == crate::scenario::Channel::File
-}
-
-/// Follows a case step by step, and compares.
-pub struct Judge {
-    model: Model,
-    state: State,
-}
-
-impl Judge {
-    /// Of `case`, on a VMM that rehearses or does not.
-    pub fn new(case: &Case, rehearses: bool) -> Self {
-        let model = Model::new(&case.vm, rehearses);
-        Self { state: model.boot(), model }
-    }
-
-    /// After `step`; the error is in what the model and the VMM differ.
-    pub fn follow(&mut self, step: &Step, seen: Option<&Observed>) -> Result<(), String> {
-        self.state = self.model.after(&self.state, step);
-        match seen {
-            Some(seen) if !matches!(step, Step::Inject(_)) => compare(&self.state, seen),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What the VMM shows is what the model says.
-pub fn compare(state: &State, seen: &Observed) -> Result<(), String> {
-    if state.run.name() != seen.run_state {
-        return Err(format!(
-            "by the model the run state is {}, the VMM says {}",
-            state.run.name(),
-            seen.run_state
-        ));
-    }
-    let migration = seen.migration.as_deref();
-    if !state.migration.allows(migration) {
-        return Err(format!(
-            "by the model query-migrate says {}, the VMM says {}",
-            state.migration.name(),
-            migration.unwrap_or("nothing")
-        ));
-    }
-    Ok(())
+    migrate.expect == Expect::Completed && migrate.channel == Channel::File
 }

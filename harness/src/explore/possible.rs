@@ -148,7 +148,8 @@ fn races(model: &Model, state: &State, commands: &[RaceCommand]) -> bool {
         RaceCommand::Reset => may_be_reset(model, state),
         _ => true,
     });
-    let free = state.limit.is_none() && state.run != Run::Prelaunch;
+    let only_updates = count(RaceCommand::Migrate) == commands.len();
+    let free = state.limit.is_none() && (only_updates || state.run != Run::Prelaunch);
     // Whether the guest's part or a `stop` comes first is open.
     let decided = by_guest == 0 || moves == 0;
     !commands.is_empty() && free && updates && guest_can && decided && ends <= 1 && resets <= 1

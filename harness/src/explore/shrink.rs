@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::grammar::Sequence;
 use super::model::Model;
 use super::possible::repaired;
-use super::simpler::{simpler_steps, simpler_vms};
+use super::simpler::{cost, simpler_steps, simpler_vms};
 use super::write;
 use crate::scenario::{Step, Vm, parse};
 
@@ -115,7 +115,7 @@ impl Search<'_> {
         let kept = repaired(&model, steps.get(1..).unwrap_or_default());
         let steps = [vec![Step::Boot], kept].concat();
         let candidate = Sequence { seed: best.seed, vm, steps };
-        let grows = candidate.steps.len() > best.steps.len();
+        let grows = cost(&candidate.steps) > cost(&best.steps);
         if grows || self.is_spent() || !self.tried.insert(key(&candidate)) {
             return None;
         }
@@ -137,4 +137,69 @@ pub fn up_to(steps: &[Step], number: usize) -> Vec<Step> {
         goes_on
     });
     before.cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::able::Able;
+    use super::super::grammar::Grammar;
+    use super::super::model::Run;
+    use super::super::possible::is_good;
+    use super::*;
+
+    /// A VMM that lets a stopped guest run over an update.
+    fn resumes(grammar: &Grammar, sequence: &Sequence) -> bool {
+        let model = grammar.model(&sequence.vm);
+        let mut state = model.boot();
+        parse::expand(sequence.steps.clone()).iter().any(|step| {
+            let stopped = state.run == Run::Paused;
+            let meets = state.armed.is_none() && stopped;
+            state = model.after(&state, step);
+            meets && matches!(step, Step::Migrate(migrate) if is_good(migrate))
+        })
+    }
+
+    fn shrunk(grammar: &Grammar, failing: Sequence, runs: usize) -> Shrunk {
+        let budget = Budget { runs, time: Duration::from_secs(600) };
+        let model = |vm: &Vm| grammar.model(vm);
+        let mut fails = |candidate: &Sequence| resumes(grammar, candidate);
+        Shrinker { model: &model, fails: &mut fails, budget }.shrink(failing)
+    }
+
+    #[test]
+    fn every_failure_of_one_bug_becomes_the_same_three_steps() {
+        let grammar = Grammar::new(&Able);
+        let drawn = (0..120).map(|seed| grammar.draw(seed, 20));
+        let failing: Vec<Sequence> = drawn.filter(|s| resumes(&grammar, s)).collect();
+        assert!(failing.len() > 10, "{}", failing.len());
+        for sequence in failing {
+            let shrunk = shrunk(&grammar, sequence.clone(), 500);
+            assert!(shrunk.is_minimal, "{sequence:?}");
+            assert!(shrunk.runs < 100, "{} runs for {sequence:?}", shrunk.runs);
+            let steps = [Step::Boot, Step::Stop, Step::Migrate(Default::default())];
+            assert_eq!(shrunk.sequence.steps, steps, "{sequence:?}");
+            assert_eq!(shrunk.sequence.vm, Vm::default());
+        }
+    }
+
+    #[test]
+    fn no_more_runs_are_spent_than_may_be() {
+        let grammar = Grammar::new(&Able);
+        let failing = (0..).map(|seed| grammar.draw(seed, 20));
+        let failing = failing.into_iter().find(|s| resumes(&grammar, s) && s.steps.len() > 8);
+        let shrunk = shrunk(&grammar, failing.unwrap(), 2);
+        assert!(!shrunk.is_minimal);
+        assert_eq!(shrunk.runs, 2);
+    }
+
+    #[test]
+    fn steps_are_cut_after_the_one_that_failed() {
+        let faults = Step::Faults("save".to_owned());
+        let many = parse::expand(vec![faults.clone()]).len();
+        let steps = [Step::Boot, Step::Stop, faults, Step::Cont, Step::Quit];
+        assert_eq!(up_to(&steps, 2), steps[..2]);
+        assert_eq!(up_to(&steps, 3), steps[..3]);
+        assert_eq!(up_to(&steps, 2 + many), steps[..3]);
+        assert_eq!(up_to(&steps, 3 + many), steps[..4]);
+    }
 }

@@ -22,9 +22,11 @@ static VARIABLE: LazyLock<Option<Regex>> =
 
 impl Signature {
     fn of(finding: &Finding) -> Self {
+        // What was seen before depends on the steps before.
+        let text = finding.message.split("; seen: ").next().unwrap_or_default();
         let message = match &*VARIABLE {
-            Some(variable) => variable.replace_all(&finding.message, "N").into_owned(),
-            None => finding.message.clone(),
+            Some(variable) => variable.replace_all(text, "N").into_owned(),
+            None => text.to_owned(),
         };
         Self { check: finding.check.clone(), message }
     }
@@ -60,6 +62,7 @@ mod tests {
     #[case(&[("fds", "descriptor 14 -> /tmp/cpr-Ab12/x is new")], true)]
     #[case(&[("events", "none"), ("fds", "descriptor 7 -> /tmp/cpr-Cd34/y is new")], true)]
     #[case(&[("kvm", "descriptor 14 -> /tmp/cpr-Ab12/x is new")], false)]
+    #[case(&[("fds", "descriptor 1 -> /tmp/x is new; seen: RESET")], true)]
     #[case(&[("fds", "descriptor 14 is gone")], false)]
     #[case(&[], false)]
     fn a_failure_is_told_by_its_check_and_what_it_says_but_for_numbers(

@@ -1,8 +1,8 @@
 //! What is simpler than a VM or a step.
 
 use crate::scenario::{
-    Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RunWish, SerialKind,
-    Step, Storm, Vm, Wait,
+    Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RaceCommand, RunWish,
+    SerialKind, Step, Storm, Vm, Wait,
 };
 
 /// VMs that differ from `vm` in one thing, which is as by default.
@@ -25,65 +25,123 @@ pub fn simpler_vms(vm: &Vm) -> Vec<Vm> {
     all.into_iter().filter(|simpler| simpler != vm && sensible(simpler)).collect()
 }
 
-/// `steps` with one of them simpler.
+/// `steps` with one of them simpler, or taken apart.
 pub fn simpler_steps(steps: &[Step]) -> Vec<Vec<Step>> {
     let mut all = Vec::new();
     for (at, step) in steps.iter().enumerate() {
-        for simpler in simpler(step).into_iter().filter(|simpler| simpler != step) {
-            let mut steps = steps.to_vec();
-            steps[at] = simpler;
-            all.push(steps);
+        for parts in simpler(step).into_iter().filter(|parts| cost(parts) < cost_of(step)) {
+            all.push([&steps[..at], &parts, &steps[at + 1..]].concat());
         }
     }
     all
 }
 
-fn simpler(step: &Step) -> Vec<Step> {
-    let update = Step::Migrate(Migrate::default());
+/// How much there is to understand in `steps`.
+pub fn cost(steps: &[Step]) -> usize {
+    steps.iter().map(cost_of).sum()
+}
+
+fn cost_of(step: &Step) -> usize {
+    const STEP: usize = 10;
     match step {
-        Step::Migrate(migrate) => updates(migrate).into_iter().map(Step::Migrate).collect(),
+        Step::Migrate(migrate) => {
+            let Migrate { command, channel, rehearsal, deadline_ms, expect: _, repeat } = migrate;
+            let unusual = [
+                *command != CommandKind::Good,
+                *channel != Channel::File,
+                rehearsal.is_some(),
+                deadline_ms.is_some(),
+            ];
+            // Any bad command will do, but the most common one is known best.
+            let rare = usize::from(unusual[0] && *command != CommandKind::Enoent);
+            let unusual = 2 * unusual.into_iter().filter(|is| *is).count();
+            STEP * *repeat as usize + unusual + rare
+        }
+        Step::Bring(_) => STEP + 1,
+        Step::Inject(inject) => STEP + usize::from(inject.action != SIMPLE_FAULT),
+        Step::Wait(Wait::Sweeps(_)) => STEP + 1,
+        Step::Race(commands) => (STEP + 5) * commands.len() + 1,
+        Step::Interrupt(_) => 3 * STEP,
+        Step::EachMarker(n) => (STEP + 1) * *n as usize + 1,
+        Step::Storm(storm) => 3 * STEP * storm.updates as usize,
+        Step::KillInUpdate(_) | Step::Signal(_) => 2 * STEP,
+        _ => STEP,
+    }
+}
+
+const SIMPLE_FAULT: &str = "errno=EIO";
+
+fn simpler(step: &Step) -> Vec<Vec<Step>> {
+    let update = || Step::Migrate(Migrate::default());
+    match step {
+        Step::Migrate(migrate) => {
+            updates(migrate).into_iter().map(|update| vec![Step::Migrate(update)]).collect()
+        }
         Step::Inject(inject) => {
-            let as_any =
-                |action: &str| Step::Inject(Inject { action: action.to_owned(), ..inject.clone() });
-            // Not from one of these to the other and back.
-            let simple = inject.action == "errno=EIO";
-            if simple { Vec::new() } else { vec![as_any("errno=EIO")] }
+            vec![vec![Step::Inject(Inject { action: SIMPLE_FAULT.to_owned(), ..inject.clone() })]]
         }
         Step::Race(commands) => {
             let without = |at: usize| [&commands[..at], &commands[at + 1..]].concat();
             let fewer = (0..commands.len()).map(without).filter(|rest| !rest.is_empty());
-            fewer.map(Step::Race).chain([update]).collect()
+            let fewer = fewer.map(|rest| vec![Step::Race(rest)]);
+            [commands.iter().filter_map(|c| alone(*c)).collect()].into_iter().chain(fewer).collect()
         }
-        Step::Interrupt(Interrupt { with, .. }) if *with != Interruption::Quit => vec![update],
+        Step::Interrupt(Interrupt { with, .. }) => {
+            let parts = [Some(update()), outside(*with)].into_iter().flatten().collect::<Vec<_>>();
+            let reverse = parts.iter().rev().cloned().collect();
+            vec![vec![update()], parts, reverse]
+        }
         Step::Storm(storm) => {
             let one = Step::Storm(Storm { updates: 1, ..storm.clone() });
-            vec![update, one]
+            let paused = [Step::Stop, update(), Step::Cont];
+            vec![vec![update()], vec![update(), update()], paused.into(), vec![one]]
         }
-        Step::EachMarker(n) if *n > 1 => vec![update, Step::EachMarker(1)],
-        Step::EachMarker(_) | Step::KillInUpdate(_) => vec![update],
-        Step::Bring(RunWish::Running) => vec![Step::Cont],
-        Step::Bring(RunWish::Stopped) => vec![Step::Stop],
-        Step::Wait(Wait::Sweeps(_)) => vec![Step::Wait(Wait::Heartbeats(50))],
+        Step::EachMarker(n) => {
+            let apart = (0..*n).map(|_| update()).collect();
+            vec![vec![update()], apart, vec![Step::EachMarker(1)]]
+        }
+        Step::KillInUpdate(_) => vec![vec![update()]],
+        Step::Bring(RunWish::Running) => vec![vec![Step::Cont]],
+        Step::Bring(RunWish::Stopped) => vec![vec![Step::Stop]],
+        Step::Wait(Wait::Sweeps(_)) => vec![vec![Step::Wait(Wait::Heartbeats(50))]],
         _ => Vec::new(),
+    }
+}
+
+/// The command of a race as a step of its own.
+fn alone(command: RaceCommand) -> Option<Step> {
+    match command {
+        RaceCommand::Migrate => Some(Step::Migrate(Migrate::default())),
+        RaceCommand::Reset => Some(Step::Reset),
+        RaceCommand::Stop => Some(Step::Stop),
+        RaceCommand::Cont => Some(Step::Cont),
+        RaceCommand::Quit => Some(Step::Quit),
+        RaceCommand::GuestReset | RaceCommand::GuestExit => None,
+    }
+}
+
+/// What comes into an update, without one.
+fn outside(with: Interruption) -> Option<Step> {
+    match with {
+        Interruption::Stop => Some(Step::Stop),
+        Interruption::Cont => Some(Step::Cont),
+        Interruption::Reset => Some(Step::Reset),
+        Interruption::Quit => Some(Step::Quit),
+        _ => None,
     }
 }
 
 /// Simplest first.
 fn updates(migrate: &Migrate) -> Vec<Migrate> {
-    let expect = migrate.expect.clone();
+    let enoent = CommandKind::Enoent;
     vec![
         Migrate::default(),
         Migrate { channel: Channel::File, ..migrate.clone() },
         Migrate { repeat: 1, ..migrate.clone() },
+        Migrate { repeat: migrate.repeat.saturating_sub(1).max(1), ..migrate.clone() },
         Migrate { rehearsal: None, ..migrate.clone() },
         Migrate { deadline_ms: None, ..migrate.clone() },
-        Migrate {
-            command: CommandKind::Enoent,
-            channel: Channel::File,
-            rehearsal: Some(false),
-            deadline_ms: None,
-            expect,
-            repeat: 1,
-        },
+        Migrate { command: enoent, channel: Channel::File, ..migrate.clone() },
+        Migrate { command: enoent, rehearsal: Some(false), ..Migrate::default() },
     ]
 }

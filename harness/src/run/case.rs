@@ -12,7 +12,7 @@ use super::verdict::{self, Report, Verdict};
 use super::{EnvironmentError, Options, mounts, requirements, signals};
 use crate::backend::Feature;
 use crate::check::Finding;
-use crate::explore::model::Judge;
+use crate::explore::judge::Judge;
 use crate::observe::qmp::QmpFault;
 use crate::scenario::{Case, Step};
 

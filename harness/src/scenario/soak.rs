@@ -23,7 +23,9 @@ pub struct Soak {
 }
 
 /// Updates that must be refused or undone, each before a good one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Setbacks {
     /// Before two of sixteen.

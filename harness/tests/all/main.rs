@@ -3,6 +3,7 @@
 mod bench;
 mod cli;
 mod errors;
+mod explore;
 mod front_door;
 mod reports;
 mod shards;

@@ -1,0 +1,40 @@
+//! A backend that can do everything, on any host, as long as nobody starts it.
+
+use std::path::Path;
+
+use crate::backend::{Backend, Dialect, Feature, Launch, cpr_vmm};
+use crate::scenario::CommandKind;
+
+pub(super) struct Able;
+
+impl Backend for Able {
+    fn name(&self) -> &'static str {
+        "able"
+    }
+
+    fn binary(&self) -> &Path {
+        Path::new("/no/such/vmm")
+    }
+
+    fn arguments(&self, _launch: Launch<'_>) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn update_arguments(&self, _launch: Launch<'_>, _state: &str) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn change_arguments(&self, _kind: CommandKind, _arguments: &mut Vec<String>) {}
+
+    fn dialect(&self) -> Dialect {
+        cpr_vmm::DIALECT
+    }
+
+    fn lacks(&self, _feature: Feature) -> Option<String> {
+        None
+    }
+
+    fn uses_kvm(&self) -> bool {
+        false
+    }
+}

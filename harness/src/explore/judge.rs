@@ -1,0 +1,115 @@
+//! What the model says and what the VMM shows, compared after every step of every case.
+
+use super::model::{Model, State};
+use crate::run::verdict::Observed;
+use crate::scenario::{Case, Step};
+
+/// Follows a case step by step, and compares.
+pub struct Judge {
+    model: Model,
+    state: State,
+}
+
+impl Judge {
+    /// Of `case`, on a VMM that rehearses or does not.
+    pub fn new(case: &Case, rehearses: bool) -> Self {
+        let model = Model::new(&case.vm, rehearses);
+        Self { state: model.boot(), model }
+    }
+
+    /// After `step`; the error is in what the model and the VMM differ.
+    pub fn follow(&mut self, step: &Step, seen: Option<&Observed>) -> Result<(), String> {
+        self.state = self.model.after(&self.state, step);
+        match seen {
+            Some(seen) if !matches!(step, Step::Inject(_)) => compare(&self.state, seen),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the VMM shows is what the model says.
+pub fn compare(state: &State, seen: &Observed) -> Result<(), String> {
+    if state.run.name() != seen.run_state {
+        return Err(format!(
+            "by the model the run state is {}, the VMM says {}",
+            state.run.name(),
+            seen.run_state
+        ));
+    }
+    let migration = seen.migration.as_deref();
+    if !state.migration.allows(migration) {
+        return Err(format!(
+            "by the model query-migrate says {}, the VMM says {}",
+            state.migration.name(),
+            migration.unwrap_or("nothing")
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::parse;
+    use rstest::rstest;
+
+    const SCENARIO: &str = r#"
+summary = ""
+steps = [
+  "boot",
+  { migrate = {} },
+  "stop",
+  { migrate = { command = "enoent", rehearsal = false, expect = { failed = {} } } },
+  { migrate = { channel = "tcp", expect = { refused = "file" } } },
+  "reset",
+  "cont",
+]
+"#;
+
+    /// What a VMM must show after each step.
+    const SHOWN: [(&str, Option<&str>); 7] = [
+        ("running", None),
+        ("running", Some("completed")),
+        ("paused", Some("completed")),
+        ("paused", Some("failed")),
+        ("paused", Some("failed")),
+        ("prelaunch", Some("failed")),
+        ("running", Some("failed")),
+    ];
+
+    /// The first step after which model and VMM differ, and in what.
+    fn difference(shown: [(&str, Option<&str>); 7]) -> Option<(usize, String)> {
+        let case = parse::parse("", "a/b", SCENARIO).unwrap().remove(0);
+        let mut judge = Judge::new(&case, true);
+        let mut steps = case.steps.iter().zip(shown).enumerate();
+        steps.find_map(|(at, (step, (run_state, migration)))| {
+            let seen = Observed {
+                step: String::new(),
+                run_state: run_state.to_owned(),
+                migration: migration.map(str::to_owned),
+                endings: Vec::new(),
+            };
+            Some((at, judge.follow(step, Some(&seen)).err()?))
+        })
+    }
+
+    #[test]
+    fn a_vmm_that_is_as_the_model_says_is_let_pass() {
+        assert_eq!(difference(SHOWN), None);
+    }
+
+    #[rstest]
+    #[case(3, ("running", Some("failed")), "the run state is paused, the VMM says running")]
+    #[case(4, ("paused", None), "query-migrate says failed, the VMM says nothing")]
+    #[case(5, ("paused", Some("failed")), "the run state is prelaunch, the VMM says paused")]
+    #[case(1, ("running", Some("failed")), "query-migrate says completed, the VMM says failed")]
+    fn where_they_differ_is_found(
+        #[case] at: usize,
+        #[case] shown: (&'static str, Option<&'static str>),
+        #[case] why: &str,
+    ) {
+        let mut all = SHOWN;
+        all[at] = shown;
+        assert_eq!(difference(all), Some((at, format!("by the model {why}"))));
+    }
+}

@@ -1,0 +1,152 @@
+//! `explore`: what it finds, shrinks and writes, and that one seed is one exploration.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+
+use assert_cmd::Command;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A bug of our VMM that takes two updates to show.
+const PLANT: &str = "--vmm-arg=--plant=never-over";
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
+}
+
+fn harness(folder: &Path, args: &[&str], code: i32) -> String {
+    let mut command = Command::new(binary());
+    let done = command.current_dir(folder).args(args).assert().code(code);
+    String::from_utf8_lossy(&done.get_output().stdout).into_owned()
+}
+
+fn explore(folder: &Path, args: &[&str], code: i32) -> String {
+    harness(folder, &[&["explore"], args].concat(), code)
+}
+
+/// The words of the line that begins with `what`, without the program.
+fn words<'a>(told: &'a str, what: &str) -> Vec<&'a str> {
+    let line = told.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+    let mut words = line.split_ascii_whitespace();
+    assert_eq!(Path::new(words.next().unwrap()), binary());
+    words.collect()
+}
+
+/// The findings of the verdict in an evidence folder.
+fn findings(folder: &Path) -> String {
+    let text = std::fs::read_to_string(folder.join("verdict.json")).unwrap();
+    let verdict: serde_json::Value = serde_json::from_str(&text).unwrap();
+    verdict["verdict"].to_string()
+}
+
+/// Without what differs from run to run.
+fn redacted(told: &str, folder: &Path) -> String {
+    let path = |path: &Path| regex::escape(&path.display().to_string());
+    let mut text = told.to_owned();
+    for (pattern, with) in [
+        (path(binary()), "cpr-harness"),
+        (path(folder), "<folder>"),
+        (r"/tmp/cpr-\w+".to_owned(), "<work>"),
+        (r"nothing found in .*".to_owned(), "nothing found in <time>"),
+    ] {
+        text = regex::Regex::new(&pattern).unwrap().replace_all(&text, with).into_owned();
+    }
+    text
+}
+
+#[test]
+fn a_bug_is_found_shrunk_written_and_replayed() {
+    if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
+        assert!(std::env::var_os("CPR_REQUIRE_ALL").is_none(), "needs /dev/kvm: {e}");
+        eprintln!("ignored: needs /dev/kvm: {e}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let told = explore(folder.path(), &["--seed", "5", "--steps", "200", PLANT], 1);
+    insta::assert_snapshot!(redacted(&told, folder.path()));
+
+    // The scenario fails in the same way when it is run like any other, and not without the bug.
+    let scenario = "found/migrate-migrate.toml";
+    let run = harness(folder.path(), &["run", scenario, PLANT, "--evidence", "again"], 1);
+    assert!(run.contains("step 3 (migrate)"), "{run}");
+    let clean = harness(folder.path(), &["run", scenario, "--evidence", "clean"], 0);
+    assert!(clean.contains("1 ran, 1 passed, 0 failed"), "{clean}");
+
+    let replay = harness(folder.path(), &words(&told, "replay: "), 1);
+    assert!(replay.contains("step 3 (migrate)"), "{replay}");
+    let evidence = |name: &str| findings(&folder.path().join(name).join("found/migrate-migrate"));
+    let first = evidence("evidence");
+    assert!(first.contains("There's a migration process in progress"), "{first}");
+    assert_eq!(first, evidence("again"));
+    assert_eq!(first, findings(&folder.path().join("evidence/found/replay/found/migrate-migrate")));
+
+    // `show` comes next.
+    assert_eq!(words(&told, "show: "), ["show", "evidence/found/migrate-migrate"]);
+}
+
+#[test]
+fn what_is_found_does_not_depend_on_how_many_run_at_a_time() {
+    let told = ["1", "3"].map(|jobs| {
+        let folder = tempfile::tempdir().unwrap();
+        let args = ["--backend", "mock", "--fault", "flip-byte", "--seed", "3", "--steps", "80"];
+        let json = ["--jobs", jobs, "--json", "all.json", "--write", "here"];
+        let told = explore(folder.path(), &[&args[..], &json].concat(), 1);
+        let scenario = std::fs::read_to_string(folder.path().join("here/stop-migrate.toml"));
+        let json = std::fs::read_to_string(folder.path().join("all.json")).unwrap();
+        assert!(json.contains("\"scenario\": \"here/stop-migrate.toml\""), "{json}");
+        (redacted(&told, folder.path()), scenario.unwrap())
+    });
+    assert_eq!(told[0], told[1]);
+}
+
+#[test]
+fn a_vmm_without_bugs_passes_and_leaves_no_evidence() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--backend", "mock", "--seed", "7", "--steps", "60", "--jobs", "2"];
+    let told = explore(folder.path(), &args, 0);
+    insta::assert_snapshot!(redacted(&told, folder.path()));
+    let left: Vec<_> = std::fs::read_dir(folder.path().join("evidence/explore")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!folder.path().join("found").exists());
+}
+
+#[test]
+fn a_seed_is_drawn_and_told_and_draws_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = explore(folder.path(), &["--backend", "mock", "--steps", "12"], 0);
+    let again = told.lines().next().and_then(|line| line.split("again: cpr-harness ").nth(1));
+    let words: Vec<&str> = again.unwrap().split_ascii_whitespace().collect();
+    let once_more = harness(folder.path(), &words, 0);
+    assert_eq!(redacted(&told, folder.path()), redacted(&once_more, folder.path()));
+}
+
+#[test]
+fn ctrl_c_ends_it_with_what_was_tried_so_far() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(binary());
+    command.current_dir(folder.path()).args(["explore", "--backend", "mock", "--for", "1h"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.starts_with("pass")).unwrap();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGINT as i32));
+    assert!(rest.iter().any(|line| line == "interrupted"), "{rest:?}");
+    assert!(rest.iter().any(|line| line.starts_with("good update ")), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.starts_with("FAIL")), "{rest:?}");
+}
+
+#[test]
+fn it_must_be_told_how_much_to_try() {
+    for (args, why) in [
+        (&["explore"][..], "--steps <N>"),
+        (&["explore", "--for", "soon"], "--for <DURATION>"),
+        (&["explore", "--steps", "1", "--seed", "-1"], "-1"),
+    ] {
+        let done = Command::new(binary()).args(args).assert().code(2);
+        let told = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+        assert!(told.contains(why), "{told}");
+    }
+}
