@@ -76,7 +76,7 @@ impl Told {
             n => format!(", {n} not run here"),
         };
         self.line(format_args!(
-            "\n{sequences} sequences, {steps} steps{ignored}\n\n{}\nupdates: {}",
+            "\nsequences: {sequences}, steps: {steps}{ignored}\n\n{}\nupdates: {}",
             self.coverage.table(&self.grammar),
             self.coverage.outcomes()
         ));

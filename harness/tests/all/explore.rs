@@ -1,6 +1,5 @@
 //! `explore`: what it finds, shrinks and writes, and that one seed is one exploration.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
@@ -8,9 +7,6 @@ use std::process::Stdio;
 use assert_cmd::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-/// A bug of our VMM that takes two updates to show.
-const PLANT: &str = "--vmm-arg=--plant=never-over";
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
@@ -26,21 +22,6 @@ fn explore(folder: &Path, args: &[&str], code: i32) -> String {
     harness(folder, &[&["explore"], args].concat(), code)
 }
 
-/// The words of the line that begins with `what`, without the program.
-fn words<'a>(told: &'a str, what: &str) -> Vec<&'a str> {
-    let line = told.lines().find_map(|line| line.strip_prefix(what)).unwrap();
-    let mut words = line.split_ascii_whitespace();
-    assert_eq!(Path::new(words.next().unwrap()), binary());
-    words.collect()
-}
-
-/// The findings of the verdict in an evidence folder.
-fn findings(folder: &Path) -> String {
-    let text = std::fs::read_to_string(folder.join("verdict.json")).unwrap();
-    let verdict: serde_json::Value = serde_json::from_str(&text).unwrap();
-    verdict["verdict"].to_string()
-}
-
 /// Without what differs from run to run.
 fn redacted(told: &str, folder: &Path) -> String {
     let path = |path: &Path| regex::escape(&path.display().to_string());
@@ -54,36 +35,6 @@ fn redacted(told: &str, folder: &Path) -> String {
         text = regex::Regex::new(&pattern).unwrap().replace_all(&text, with).into_owned();
     }
     text
-}
-
-#[test]
-fn a_bug_is_found_shrunk_written_and_replayed() {
-    if let Err(e) = File::options().read(true).write(true).open("/dev/kvm") {
-        assert!(std::env::var_os("CPR_REQUIRE_ALL").is_none(), "needs /dev/kvm: {e}");
-        eprintln!("ignored: needs /dev/kvm: {e}");
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let told = explore(folder.path(), &["--seed", "5", "--steps", "200", PLANT], 1);
-    insta::assert_snapshot!(redacted(&told, folder.path()));
-
-    // The scenario fails in the same way when it is run like any other, and not without the bug.
-    let scenario = "found/migrate-migrate.toml";
-    let run = harness(folder.path(), &["run", scenario, PLANT, "--evidence", "again"], 1);
-    assert!(run.contains("step 3 (migrate)"), "{run}");
-    let clean = harness(folder.path(), &["run", scenario, "--evidence", "clean"], 0);
-    assert!(clean.contains("1 ran, 1 passed, 0 failed"), "{clean}");
-
-    let replay = harness(folder.path(), &words(&told, "replay: "), 1);
-    assert!(replay.contains("step 3 (migrate)"), "{replay}");
-    let evidence = |name: &str| findings(&folder.path().join(name).join("found/migrate-migrate"));
-    let first = evidence("evidence");
-    assert!(first.contains("There's a migration process in progress"), "{first}");
-    assert_eq!(first, evidence("again"));
-    assert_eq!(first, findings(&folder.path().join("evidence/found/replay/found/migrate-migrate")));
-
-    // `show` comes next.
-    assert_eq!(words(&told, "show: "), ["show", "evidence/found/migrate-migrate"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod builds;
 mod common;
+mod explored;
 mod guests;
 mod measured;
 mod mock;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         .chain(guests::trials())
         .chain(points::trials())
         .chain(measured::trials())
-        .chain(builds::trials());
+        .chain(builds::trials())
+        .chain(explored::trials());
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
