@@ -20,6 +20,7 @@ use crate::explore::vocabulary::Vocabulary;
 use crate::explore::write::of_step;
 use crate::report::stdout::say;
 use crate::report::terminal::details;
+use crate::run::case::quoted;
 use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
 use crate::scenario::{SerialKind, Vm as Machine};
 
@@ -303,7 +304,9 @@ fn command_line(explore: &Explore, seed: u64) -> String {
         line.push_str(&format!(" --steps {steps}"));
     }
     if let Some(duration) = explore.duration {
-        line.push_str(&format!(" --for {}", humantime::format_duration(duration)));
+        // It has blanks in it.
+        let duration = humantime::format_duration(duration).to_string();
+        line.push_str(&format!(" --for {}", quoted(&duration)));
     }
     line + &vmm_option(&explore.vmm)
 }

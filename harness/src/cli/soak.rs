@@ -12,8 +12,8 @@ use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop};
 use crate::report::stdout::say;
 use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
-use crate::scenario::Setbacks;
 use crate::scenario::size::Size;
+use crate::scenario::{Setbacks, check_made};
 use crate::soak::cases::{Wish, cases};
 use crate::soak::screen::Screen;
 use crate::soak::{Limits, Soaking, describe, disk_usage, lines};
@@ -60,13 +60,6 @@ pub(super) struct Soak {
 
 /// Runs it.
 pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
-    for guest in &soak.guest {
-        if guest_images::guest(guest).is_none() {
-            let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-            let why = format!("no guest `{guest}`; there are {}", all.join(", "));
-            return Err(Stop::usage(why));
-        }
-    }
     if soak.interval.is_zero() {
         return Err(Stop::usage("--interval must be more than 0s"));
     }
@@ -80,6 +73,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         setbacks: soak.setbacks,
     };
     let cases = cases(&wish);
+    cases.iter().try_for_each(check_made).map_err(Stop::usage)?;
     let limits = Limits { updates: soak.updates, time: soak.time.map(Into::into) };
     let soaking = Arc::new(Soaking::new(&cases, limits));
     let ending = soaking.clone();
@@ -106,11 +100,11 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         }),
     };
     lines::summary(&soaking, disk_usage(&options.evidence.join("soak"))).iter().for_each(say);
-    Ok(tell(&soaking, &reports, &options))
+    Ok(tell(&soaking, &reports))
 }
 
 /// Says what went wrong.
-fn tell(soaking: &Soaking, reports: &[Report], options: &Options) -> ExitCode {
+fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
     let (mut failed, mut broken, mut ran) = (false, false, false);
     for (index, report) in reports.iter().enumerate() {
         let vm = describe(index, &soaking.board().lane(index));
@@ -122,10 +116,7 @@ fn tell(soaking: &Soaking, reports: &[Report], options: &Options) -> ExitCode {
                 findings
                     .iter()
                     .for_each(|finding| say(format_args!("{vm}, update {begun}: {finding}")));
-                say(format_args!("  {}", report.replay));
-                let show = report.replay.replacen(" replay ", " show ", 1);
-                let show = show.strip_suffix(options.vmm_option.as_str()).unwrap_or(&show);
-                say(format_args!("  {show}"));
+                report.to_type().iter().for_each(|line| say(format_args!("  {line}")));
                 if let Some((pid, socket)) = &report.kept {
                     say(format_args!("  its VMM is up: process {pid}, QMP at {socket}"));
                 }

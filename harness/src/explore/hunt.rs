@@ -48,6 +48,11 @@ impl Ran {
     pub fn has_failed(&self) -> bool {
         matches!(self.report.verdict, Verdict::Fail(_)) && self.known.is_none()
     }
+
+    /// Nothing after it is of use: it has failed, or this machine does not let cases run.
+    fn is_last(&self) -> bool {
+        self.has_failed() || matches!(self.report.verdict, Verdict::Broken(_))
+    }
 }
 
 /// By which names a failure is known, if it is.
@@ -118,7 +123,7 @@ pub fn hunt(
                         return;
                     }
                     let ran = run(number, sequence, options, known);
-                    if ran.as_ref().map_or(true, Ran::has_failed) {
+                    if ran.as_ref().map_or(true, Ran::is_last) {
                         first_failure.fetch_min(number, Ordering::SeqCst);
                     }
                     if sender.send((number, ran)).is_err() {
@@ -135,8 +140,8 @@ pub fn hunt(
             while let Some(ran) = waiting.remove(&next) {
                 let ran = ran?;
                 told(&ran);
-                if ran.has_failed() {
-                    return Ok(Some(ran));
+                if ran.is_last() {
+                    return Ok(ran.has_failed().then_some(ran));
                 }
                 next += 1;
             }

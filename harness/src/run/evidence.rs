@@ -199,7 +199,11 @@ impl Tail {
 /// Writes what `replay` runs.
 pub fn write_case(folder: &Path, case: &Case) -> Result<(), EnvironmentError> {
     let text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
-    write(folder, "case.toml", &format!("# {}\n{text}", case.name))
+    // In one go: a soak does this again and again, and may be killed.
+    let (new, path) = (folder.join("case.toml.new"), folder.join(CASE));
+    std::fs::write(&new, format!("# {}\n{text}", case.name))
+        .and_then(|()| std::fs::rename(&new, &path))
+        .map_err(EnvironmentError::file("write", &path))
 }
 
 /// A case's name as a relative path that needs no quoting in a shell.

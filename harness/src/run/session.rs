@@ -314,6 +314,8 @@ impl<'a> Session<'a> {
         self.blackouts.clear();
         self.phases.clear();
         self.refusals.clear();
+        // The model is told that there was one.
+        self.endings.drain(..self.endings.len().saturating_sub(1));
         // The first two and the last are told in the end.
         let last = self.memory_kib.len().saturating_sub(1);
         self.memory_kib.drain(last.min(2)..last);

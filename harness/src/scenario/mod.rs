@@ -29,6 +29,7 @@ pub use model::{
     BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunWish,
     Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
 };
+pub use sense::check_made;
 pub use signal::{EndSignal, SignalAt};
 pub use soak::{Burst, Setbacks, Soak, With};
 pub use storm::{GustKind, Storm};

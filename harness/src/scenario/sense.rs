@@ -31,6 +31,12 @@ enum Place {
     Vm(&'static str),
 }
 
+/// Looks at `case`, which stands in no file.
+pub fn check_made(case: &Case) -> Result<(), String> {
+    let numbers: Vec<usize> = (1..=case.steps.len()).collect();
+    check(case, &numbers).map_err(|nonsense| nonsense.message)
+}
+
 /// Looks at `case`, whose steps have these numbers in its file.
 pub fn check(case: &Case, numbers: &[usize]) -> Result<(), Nonsense> {
     let nonsense = |place, message: String| {
@@ -82,6 +88,8 @@ impl Before {
             }
             Step::Race(commands) if commands.is_empty() => return no(": a race without commands"),
             Step::KillInUpdate(kill) if kill.repeat == 0 => return no(": repeat is 0"),
+            Step::Storm(storm) if storm.updates == 0 => return no(": updates is 0"),
+            Step::Soak(soak) if soak.updates == 0 => return no(": updates is 0"),
             Step::Limit(Limit::Restore) if !self.limited => {
                 return no(": no limit was set that could be restored");
             }

@@ -106,12 +106,20 @@ impl Soaking {
                         if state == State::Failed {
                             self.stop();
                         }
-                        self.shorten(&cases[index], index, options);
+                        if matches!(report.verdict, Verdict::Pass | Verdict::Fail(_)) {
+                            self.shorten(&cases[index], index, options);
+                        }
                         reports[index] = Some(report);
                     }
                     Err(RecvTimeoutError::Timeout) => {
                         tell(self);
                         next += interval;
+                        // Known by then if this process is killed.
+                        for (index, case) in cases.iter().enumerate() {
+                            if self.board.lane(index).begun > 0 && reports[index].is_none() {
+                                self.shorten(case, index, options);
+                            }
+                        }
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }

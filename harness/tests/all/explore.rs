@@ -74,6 +74,20 @@ fn a_seed_is_drawn_and_told_and_draws_the_same_again() {
 }
 
 #[test]
+fn a_machine_that_does_not_let_it_work_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // The time has blanks in it where it is told.
+    let args = ["--backend", "mock", "--for", "90m", "--evidence", "/proc/nowhere"];
+    let told = explore(folder.path(), &args, 3);
+    let lines = told.lines().filter(|line| line.starts_with("BROKEN")).count();
+    assert_eq!(lines, 1, "{told}");
+    let again = told.lines().next().and_then(|line| line.split("again: ").nth(1)).unwrap();
+    let words = shlex::split(again).unwrap();
+    let parsed = cpr_harness::cli::command().try_get_matches_from(words);
+    assert!(parsed.is_ok(), "{again}");
+}
+
+#[test]
 fn ctrl_c_ends_it_with_what_was_tried_so_far() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new(binary());

@@ -32,32 +32,40 @@ fn check(told: &str, snapshot: &str) {
         (r"\d+ updates(,| \()", "[n] updates$1"),
         (r"update \d+:", "update [n]:"),
         (r"\d+ more were", "[n] more were"),
-        (r"  \S*cpr-harness (replay|show)", "  cpr-harness $1"),
+        (r"(replay|show): \S*cpr-harness", "$1: cpr-harness"),
         (r"KiB at most \d+", "KiB"),
         (r"descriptor \d+", "descriptor [n]"),
         (r"/[^ ]*/evidence", "/evidence"),
     ]}, { insta::assert_snapshot!(snapshot, told) });
 }
 
-#[test]
-fn it_ends_after_so_many_updates_of_all_vms() {
+#[rstest]
+#[case("1")]
+#[case("2")]
+fn it_ends_after_so_many_updates_of_all_vms(#[case] vms: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let done = soak(folder.path(), &["--updates", "12", "--vms", "2"]).output().unwrap();
+    let args = ["--updates", "12", "--vms", vms, "--interval", "1h"];
+    let done = soak(folder.path(), &args).output().unwrap();
     let told = told(&done);
     assert_eq!(done.status.code(), Some(0), "{told}");
     assert!(told.contains("\n12 updates ("), "{told}");
-    check(&told, "enough");
+    // Of two, one may have done them all.
+    if vms == "1" {
+        check(&told, "enough");
+    }
 }
 
-#[test]
-fn it_ends_after_some_time() {
+#[rstest]
+#[case("1ms", 0)]
+#[case("700ms", 3)]
+fn it_ends_after_some_time(#[case] time: &str, #[case] at_least: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let args = ["--for", "700ms", "--vms", "1", "--interval", "100ms"];
+    let args = ["--for", time, "--vms", "1", "--interval", "100ms"];
     let done = soak(folder.path(), &args).output().unwrap();
     let told = told(&done);
     assert_eq!(done.status.code(), Some(0), "{told}");
     let lines = told.lines().filter(|line| line.contains("; VMs: 1 ")).count();
-    assert!(lines >= 3, "one line every interval: {told}");
+    assert!(lines >= at_least, "one line every interval: {told}");
 }
 
 #[rstest]
@@ -96,7 +104,7 @@ fn the_first_damage_ends_it_and_can_be_replayed() {
     let line = |word: &str| text.lines().find(|line| line.contains(word)).map(str::to_owned);
     assert!(line(" show ").is_some_and(|line| !line.contains("--backend")), "{text}");
     let replay = line(" replay ").unwrap();
-    let words: Vec<&str> = replay.split_whitespace().collect();
+    let words: Vec<&str> = replay.split_whitespace().skip(1).collect();
     let mut again = Command::new(words[0]);
     let again = again.args(&words[1..]).current_dir(folder.path()).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "{}", told(&again));
