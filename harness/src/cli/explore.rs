@@ -17,11 +17,11 @@ use crate::explore::grammar::{Grammar, Sequence};
 use crate::explore::hunt::{self, Extent, Ran};
 use crate::explore::shrink::Budget;
 use crate::explore::vocabulary::Vocabulary;
-use crate::explore::write::of_step;
 use crate::report::stdout::say;
 use crate::report::terminal::details;
 use crate::run::case::quoted;
 use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::scenario::write::of_step;
 use crate::scenario::{SerialKind, Vm as Machine};
 
 #[derive(Args)]

@@ -9,8 +9,8 @@ use super::hunt::{Ran, case_of, forget};
 use super::possible::is_possible;
 use super::shrink::{Budget, Shrinker, Shrunk, up_to};
 use super::signature::Signature;
-use super::write::Scenario;
 use crate::run::{Options, Report, case};
+use crate::scenario::write::Scenario;
 use crate::scenario::{ScenarioError, Step, Vm, parse};
 
 /// How often a sequence that has failed is run in all before it is shrunk.

@@ -8,8 +8,8 @@ use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::grammar::{Grammar, Sequence};
-use super::write::Scenario;
 use crate::run::{Options, Report, Verdict, case};
+use crate::scenario::write::Scenario;
 use crate::scenario::{Case, ScenarioError, parse};
 
 /// A busy host runs a long sequence slowly.

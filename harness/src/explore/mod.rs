@@ -22,4 +22,3 @@ pub mod shrink;
 pub mod signature;
 pub mod simpler;
 pub mod vocabulary;
-pub mod write;

@@ -7,7 +7,7 @@ use super::grammar::Sequence;
 use super::model::Model;
 use super::possible::repaired;
 use super::simpler::{cost, simpler_steps, simpler_vms};
-use super::write;
+use crate::scenario::write;
 use crate::scenario::{Step, Vm, parse};
 
 /// How much may be spent on one failure.

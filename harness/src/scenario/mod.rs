@@ -18,6 +18,7 @@ pub mod size;
 pub mod soak;
 pub mod storm;
 pub mod what_is_wrong;
+pub mod write;
 
 pub use command_kind::{CommandKind, Errno};
 pub use error::ScenarioError;

@@ -13,7 +13,7 @@ use super::parts::{Kind, anchor, badge, ms, scrolling};
 use super::{address, fd_diff, waterfall};
 use crate::run::case::label;
 use crate::run::{Report, Verdict};
-use crate::scenario::Step;
+use crate::scenario::write::of_step;
 
 /// Characters of a line of the time line.
 const LONGEST: usize = 300;
@@ -170,14 +170,14 @@ impl<'a> View<'a> {
             h4 { "Steps" }
             ol.steps {
                 @for (index, (step, label)) in case.steps.iter().zip(&labels).enumerate() {
-                    @let text = toml(step);
+                    @let text = of_step(step);
                     li {
                         @match failed {
                             Some(failed) if index == failed => { strong.fail { "✗ failed " } }
                             Some(failed) if index > failed => { span.quiet { "– not reached " } }
                             _ => {}
                         }
-                        code { (text) }
+                        code { (text.trim_matches('"')) }
                         (self.heard(label))
                     }
                 }
@@ -275,15 +275,6 @@ impl<'a> View<'a> {
                 }
             }))
         }
-    }
-}
-
-/// A step as it stands in a scenario.
-fn toml(step: &Step) -> String {
-    match toml::Value::try_from(step) {
-        Ok(toml::Value::String(name)) => name,
-        Ok(other) => other.to_string(),
-        Err(e) => e.to_string(),
     }
 }
 

@@ -34,7 +34,7 @@ pub fn runs(record: &Record) -> Markup {
                 strong { (run.vmm.title) }
                 " · harness " (run.harness) " · kernel " (run.kernel) " · " (run.cpus) " "
                 (plural(run.cpus, "CPU")) " · " (date(run.started_unix)) " · "
-                (format!("{:.1} s", run.took.as_secs_f64()))
+                (format!("{:.1}\u{a0}s", run.took.as_secs_f64()))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A sequence as the text of a scenario, as a person would write it.
+//! A case as the text of a scenario, as a person would write it.
 
 use serde::Serialize;
 use toml::{Table, Value};
