@@ -2,6 +2,8 @@
 
 use super::kind::StepKind;
 use super::model::{Model, Run, State};
+use clap::ValueEnum;
+
 use crate::backend::{Backend, Feature};
 use crate::run::requirements;
 use crate::scenario::interrupt::REHEARSING;
@@ -34,64 +36,11 @@ pub struct Vocabulary {
 /// Of the guest that has most.
 const MARKERS: u32 = 3;
 
-const COMMANDS: [CommandKind; 53] = {
-    use CommandKind::*;
-    [
-        Wrapper,
-        InPath,
-        Missing,
-        EmptyList,
-        EmptyWord,
-        Nul,
-        Enoent,
-        EnoentInPath,
-        EaccesNotExecutable,
-        EaccesDirectory,
-        EnoexecText,
-        EnoexecElf,
-        Enotdir,
-        Eloop,
-        Enametoolong,
-        E2big,
-        Etxtbsy,
-        True,
-        False,
-        Sleep,
-        Yes,
-        Cat,
-        ScriptExits,
-        ScriptKillsItself,
-        ScriptDaemonizes,
-        ForeignElf,
-        OtherMemory,
-        OtherCpus,
-        OtherSerial,
-        NoQmp,
-        UnknownOption,
-        NoIncoming,
-        OlderState,
-        NewerState,
-        OtherIncoming,
-        NoexecMount,
-        Elf32,
-        TruncatedVmm,
-        TruncatesState,
-        FlipsState,
-        EmptiesState,
-        ReplacesState,
-        StateBecomesFifo,
-        StateBecomesDirectory,
-        RemovesState,
-        EnvNotANumber,
-        EnvNegative,
-        EnvHuge,
-        EnvClosed,
-        EnvNotMemfd,
-        EnvEmpty,
-        EnvRemoved,
-        EnvOtherFd,
-    ]
-};
+/// All that an update can be asked to execute; one without KVM comes by itself.
+fn commands() -> impl Iterator<Item = CommandKind> {
+    let others = [CommandKind::Good, CommandKind::WithoutKvm];
+    CommandKind::value_variants().iter().copied().filter(move |command| !others.contains(command))
+}
 
 /// What any VMM with `cpr-exec` refuses or fails at, and does not go by.
 fn is_for_any_vmm(command: CommandKind) -> bool {
@@ -118,17 +67,10 @@ fn is_for_the_mock(kind: StepKind) -> bool {
     )
 }
 
-const CHANNELS: [Channel; 9] = [
-    Channel::Tcp,
-    Channel::Exec,
-    Channel::Unix,
-    Channel::Fd,
-    Channel::MissingDirectory,
-    Channel::Directory,
-    Channel::Full,
-    Channel::ReadOnly,
-    Channel::OnlyCpr,
-];
+/// All that are not the usual one.
+fn channels() -> impl Iterator<Item = Channel> {
+    Channel::value_variants().iter().copied().filter(|channel| *channel != Channel::File)
+}
 
 impl Vocabulary {
     /// Of `backend` on this host.
@@ -242,8 +184,8 @@ fn words() -> Vec<Word> {
     all.push(update(Migrate { deadline_ms: Some(10_000), ..Migrate::default() }));
     all.push(update(Migrate { repeat: 3, ..Migrate::default() }));
     for rehearsal in [None, Some(true), Some(false)] {
-        all.extend(COMMANDS.map(|command| update(Migrate { command, ..of(rehearsal) })));
-        all.extend(CHANNELS.map(|channel| update(Migrate { channel, ..of(rehearsal) })));
+        all.extend(commands().map(|command| update(Migrate { command, ..of(rehearsal) })));
+        all.extend(channels().map(|channel| update(Migrate { channel, ..of(rehearsal) })));
     }
     all.push(update(Migrate { command: CommandKind::WithoutKvm, ..Migrate::default() }));
     for channel in [Channel::Directory, Channel::Tcp] {

@@ -1,10 +1,13 @@
 //! The commands of an update, good and bad, and the errno each bad one is named for.
 
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What `cpr-exec-command` is set to; each bad kind is prepared in the case's folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CommandKind {
     /// The same VMM, by its path.
