@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 /// The target whose tests are the cases.
 const TARGET: &str = "scenarios";
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 const PARTITIONS: usize = 3;
 
 fn main() -> ExitCode {
@@ -73,7 +74,9 @@ fn partitions() -> Result<Completion, Failed> {
         return support::ignored("needs cargo-nextest: run ci/install-nextest");
     };
     let Some(binary) = binary() else {
-        return Ok(Completion::ignored_with("the target `scenarios` is not built"));
+        return support::ignored(
+            "the target `scenarios` is not built: run cargo test -p scenarios",
+        );
     };
     let folder = tempfile::tempdir()?;
     let write = |name: &str, text: String| {
@@ -82,7 +85,9 @@ fn partitions() -> Result<Completion, Failed> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut metadata = Command::new(cargo);
-    let metadata = told(metadata.args(["metadata", "--format-version", "1", "--offline"]))?;
+    metadata.args(["metadata", "--format-version", "1", "--offline"]);
+    // Offline there is only what a build of this platform has downloaded.
+    let metadata = told(metadata.args(["--filter-platform", PLATFORM]))?;
     let package = package(&serde_json::from_str(&metadata)?)?;
     let cargo_metadata = write("cargo.json", metadata)?;
     let binaries = write("binaries.json", binaries(&binary, &package).to_string())?;
@@ -120,7 +125,7 @@ fn package(metadata: &Value) -> Result<String, Failed> {
 /// What nextest would have learned if it had built the target itself.
 fn binaries(binary: &Path, package: &str) -> Value {
     let id = format!("{TARGET}::{TARGET}");
-    let here = json!({ "triple": "x86_64-unknown-linux-gnu", "target-features": "unknown" });
+    let here = json!({ "triple": PLATFORM, "target-features": "unknown" });
     let platform = json!({ "platform": here, "libdir": { "status": "unavailable", "reason": "" } });
     json!({
         "rust-build-meta": {

@@ -1,17 +1,23 @@
 //! A VMM that is started only to be asked what it has, and ends with that.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
+use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Qmp, QmpFault};
-use crate::run::{program, signals};
+use crate::run::{program, signals, vm};
 
 /// How long a greeting may take.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long it may take to print something and end.
+const ANSWER: Duration = Duration::from_secs(10);
+/// More than that is no answer.
+const LONGEST: u64 = 64 << 10;
 
 /// A process that ends with this.
 pub(super) struct Asked(Mutex<Child>);
@@ -19,9 +25,19 @@ pub(super) struct Asked(Mutex<Child>);
 impl Asked {
     /// Starts it, silent.
     pub fn start(command: &mut Command) -> io::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Registered, so that it goes with us.
-        program::spawn(command.process_group(0)).map(Mutex::new).map(Self)
+        Self::spawn(command.stdout(Stdio::null()))
+    }
+
+    /// Starts it. It goes with us: by its group as one that is registered, by the kernel if we are
+    /// killed.
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let parent = nix::unistd::getpid();
+        // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
+        unsafe { command.pre_exec(move || vm::die_with(parent)) };
+        program::spawn(command).map(Mutex::new).map(Self)
     }
 
     /// Connects to it.
@@ -47,8 +63,76 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         let mut child = self.child();
-        let _ = child.kill();
+        let pid = child.id() as i32;
+        vm::kill_group(pid);
         let _ = child.wait();
-        signals::forget(child.id() as i32);
+        signals::forget(pid);
+    }
+}
+
+/// What a command that succeeds prints.
+pub(super) fn said(command: &mut Command) -> io::Result<Option<String>> {
+    said_within(command, ANSWER)
+}
+
+fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
+    let deadline = Deadline::after(limit);
+    let asked = Asked::spawn(command.stdout(Stdio::piped()))?;
+    let late = |what: &str| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("{command:?} {what} within {limit:?}"))
+    };
+    let stdout = asked.child().stdout.take().ok_or_else(|| io::Error::other("it has no output"))?;
+    let (sender, read) = mpsc::channel();
+    thread::Builder::new().name("said".into()).spawn(move || {
+        let mut text = Vec::new();
+        let read = stdout.take(LONGEST).read_to_end(&mut text);
+        // Nobody listens any more: it was late.
+        let _ = sender.send(read.map(|_| text));
+    })?;
+    let text = read.recv_timeout(deadline.remaining());
+    let text = text.map_err(|_| late("did not close its output"))??;
+    let status = poll::until(deadline, || asked.child().try_wait().transpose());
+    let status = status.ok_or_else(|| late("did not end"))??;
+    Ok(status.success().then(|| String::from_utf8_lossy(&text).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[rstest]
+    #[case::an_answer("echo told", Some("told\n"))]
+    #[case::no_answer("echo told; exit 1", None)]
+    #[case::endless("while echo told; do :; done", None)]
+    fn only_success_tells_something(#[case] script: &str, #[case] expected: Option<&str>) {
+        assert_eq!(said(&mut shell(script)).unwrap().as_deref(), expected);
+    }
+
+    /// Neither one that hangs nor one that has left something behind is waited for.
+    #[rstest]
+    #[case::hangs("exec sleep 600")]
+    #[case::leaves_a_child("sleep 600 &")]
+    #[case::closes_its_output("exec >&-; exec sleep 600")]
+    fn who_is_late_is_ended(#[case] script: &str) {
+        let error = said_within(&mut shell(script), Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().ends_with(" within 100ms"), "{error}");
+    }
+
+    /// Nobody else may reap it, and its death is ours.
+    #[test]
+    fn it_is_registered_until_it_has_ended() {
+        let pid = Asked::start(&mut Command::new("/bin/cat")).map(|asked| {
+            assert!(signals::is_registered(asked.pid()));
+            asked.pid()
+        });
+        assert!(!signals::is_registered(pid.unwrap()));
     }
 }

@@ -120,8 +120,12 @@ impl Backend for CprVmm {
     fn lacks_fault(&self, fault: &Inject) -> Option<String> {
         let build = self.build.as_ref()?;
         let Inject { point, action } = fault;
-        let why = || format!("{} has no fail point {point}={action}", build.binary.display());
-        (!build.knows(fault)).then(why)
+        let path = build.binary.display();
+        match build.knows(fault) {
+            Ok(true) => None,
+            Ok(false) => Some(format!("{path} has no fail point {point}={action}")),
+            Err(e) => Some(format!("cannot ask {path} for fail point {point}={action}: {e}")),
+        }
     }
 
     fn uses_kvm(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -94,6 +94,18 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     let command = command_line(explore, seed);
     say(format_args!("seed {seed}; again: {command}"));
     let began = Instant::now();
+    let told: Arc<OnceLock<Mutex<Told>>> = Arc::default();
+    let at_end = told.clone();
+    // Before the backend is made, which may start another build, to ask it.
+    signals::guard_after(move || {
+        let Some(told) = at_end.get() else { return };
+        // Kept: what fails from here on does so because this process ends.
+        let told = std::mem::ManuallyDrop::new(lock(told));
+        told.bar.finish_and_clear();
+        told.line("\ninterrupted");
+        told.coverage();
+    });
+    orphans::adopt();
     let backend = backend(&explore.vmm)?;
     if let Some(why) = Vocabulary::unmet(&*backend, &Machine::default()) {
         return Err(Stop::environment(why));
@@ -101,16 +113,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     let grammar = Arc::new(Grammar::new(&*backend));
     let bar = progress_bar(explore);
     let coverage = Coverage::default();
-    let told = Arc::new(Mutex::new(Told { grammar: grammar.clone(), coverage, bar }));
-    let at_end = told.clone();
-    signals::guard_after(move || {
-        // Kept: what fails from here on does so because this process ends.
-        let told = std::mem::ManuallyDrop::new(lock(&at_end));
-        told.bar.finish_and_clear();
-        told.line("\ninterrupted");
-        told.coverage();
-    });
-    orphans::adopt();
+    let told = told.get_or_init(|| Mutex::new(Told { grammar: grammar.clone(), coverage, bar }));
     let options = Options {
         backend: backend.clone(),
         evidence: explore.evidence.clone(),
@@ -130,7 +133,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         differences.of_failure(backend.name(), report)
     };
     let hunted = hunt::hunt(&grammar, extent, &options, &known, |ran| {
-        let mut told = lock(&told);
+        let mut told = lock(told);
         told.coverage.add(&grammar, &ran.case, &ran.report);
         told.bar.inc(ran.case.steps.len() as u64 - 1);
         told.line(line(ran));
@@ -138,9 +141,9 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     let failure = hunted.map_err(Stop::environment)?;
     let written = match &failure {
         None => None,
-        Some(ran) => Some(follow_up(explore, ran, &command, &grammar, &options, &told)?),
+        Some(ran) => Some(follow_up(explore, ran, &command, &grammar, &options, told)?),
     };
-    let told = lock(&told);
+    let told = lock(told);
     told.bar.finish_and_clear();
     told.coverage();
     if let Some(path) = &explore.json {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{contender, contender_option, skew_option, skewed};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
@@ -45,6 +46,9 @@ pub(super) struct Matrix {
     /// A build of another format, which refuses the other one's guests, is a failure, too.
     #[arg(long)]
     must_update: bool,
+    /// A case that cannot run here is an error (exit status 3).
+    #[arg(long)]
+    require_all: bool,
     /// Write builds, verdicts and reports to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -63,6 +67,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
         given => given.to_vec(),
     };
     let set = select(&Selection { filter, shard: matrix.shard, scenarios: Vec::new() })?;
+    Files::only_json(matrix.json.clone()).try_out()?;
     signals::guard();
     orphans::adopt();
     let build = |name: &String| {
@@ -71,15 +76,18 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
         Build::of(name, Arc::clone(&backend)).map_err(|e| Stop::usage(cannot(e)))
     };
     let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, Stop>>()?;
+    // All of them before the first case: an error must not cost what has been run.
+    let with_options = |route: Route| Ok((route, options(matrix, &builds, &route)?));
+    let routes = Route::all(builds.len()).into_iter().map(with_options);
+    let routes = routes.collect::<Result<Vec<_>, Stop>>()?;
     table::builds(&builds).iter().for_each(say);
     say(&set);
     let jobs = matrix.jobs.unwrap_or_else(cores);
     let mut rows: Vec<Row> = Vec::new();
-    for route in Route::all(builds.len()) {
-        let options = options(matrix, &builds, &route)?;
-        let row = match refused_before(&route, &rows) {
+    for (route, options) in &routes {
+        let row = match refused_before(route, &rows) {
             Some(row) => row,
-            None => travel(&route, &set.cases, jobs, &options)?,
+            None => travel(route, &set.cases, jobs, options)?,
         };
         rows.push(row);
     }
@@ -96,14 +104,20 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
         let text = serde_json::to_string_pretty(&all).map_err(|e| cannot(&e))?;
         fs::write(path, text + "\n").map_err(|e| cannot(&e))?;
     }
-    let any = |is: fn(&Row) -> bool| rows.iter().any(is);
-    let failed = any(|row| row.counts().failed > 0);
-    let refused = matrix.must_update && any(|row| row.refused.is_some());
-    Ok(ExitCode::from(match (failed || refused, any(|row| row.counts().broken > 0)) {
+    Ok(ExitCode::from(exit_code(&rows, matrix.must_update, matrix.require_all)))
+}
+
+/// With what the harness ends.
+fn exit_code(rows: &[Row], must_update: bool, require_all: bool) -> u8 {
+    let any = |is: &dyn Fn(&Row) -> bool| rows.iter().any(is);
+    let failed = any(&|row| row.counts().failed > 0);
+    let refused = must_update && any(&|row| row.refused.is_some());
+    let missed = require_all && any(&Row::any_missed);
+    match (failed || refused, missed || any(&Row::could_not_be_run)) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,
-    }))
+    }
 }
 
 fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, Stop> {
@@ -161,4 +175,40 @@ fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Resu
     let counts = row.counts();
     say(format_args!("{}: {} passed, {} failed", row.route, counts.passed, counts.failed));
     Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Finding;
+    use crate::run::verdict::HOST_LACKS;
+    use rstest::rstest;
+
+    fn row(refused: bool, verdicts: &[Verdict]) -> Row {
+        let report = |verdict: &Verdict| {
+            let report = Report::of("a/b", String::new(), String::new());
+            Report { verdict: verdict.clone(), ..report }
+        };
+        let reports = verdicts.iter().map(report).collect();
+        Row { route: String::new(), refused: refused.then(String::new), reports }
+    }
+
+    fn ignored(why: &str) -> Verdict {
+        Verdict::Ignored(why.to_owned())
+    }
+
+    #[rstest]
+    #[case::passed(row(false, &[Verdict::Pass]), [0, 0, 0])]
+    #[case::empty_shard(row(false, &[]), [0, 0, 0])]
+    #[case::refused(row(true, &[]), [0, FAILED, 0])]
+    #[case::failed(row(false, &[Verdict::Fail(vec![Finding::new("a", "")])]), [FAILED; 3])]
+    #[case::broken(row(false, &[Verdict::Pass, Verdict::Broken(String::new())]), [ENVIRONMENT; 3])]
+    #[case::nothing(row(false, &[ignored("no KVM here")]), [ENVIRONMENT; 3])]
+    #[case::some(row(false, &[Verdict::Pass, ignored("no KVM here")]), [0, 0, ENVIRONMENT])]
+    #[case::never(row(false, &[Verdict::Pass, ignored(HOST_LACKS)]), [0, 0, 0])]
+    fn what_was_not_run_is_no_success(#[case] row: Row, #[case] expected: [u8; 3]) {
+        let wishes = [(false, false), (true, false), (false, true)];
+        let rows = [self::row(false, &[Verdict::Pass]), row];
+        assert_eq!(wishes.map(|(update, all)| exit_code(&rows, update, all)), expected);
+    }
 }

@@ -53,6 +53,11 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// Only one for programs, if any.
+    pub(super) fn only_json(json: Option<PathBuf>) -> Self {
+        Self { json, junit: None, html: None }
+    }
+
     /// Makes sure that they can be written, before a long run.
     pub(super) fn try_out(&self) -> Result<(), Stop> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();

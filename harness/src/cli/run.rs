@@ -49,6 +49,7 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let errors = errors_table(run)?;
     run.files.try_out()?;
+    guard();
     let options = options(&run.vmm, run.evidence.clone())?;
     say(&set);
     let jobs = run.jobs.unwrap_or_else(cores);
@@ -71,6 +72,12 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     }
     let errors = Errors::new(path, wish);
     errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
+}
+
+/// To be called once, before a backend is made: that may start another build, to ask it.
+pub(super) fn guard() {
+    signals::guard();
+    orphans::adopt();
 }
 
 /// What cases run with.
@@ -100,8 +107,6 @@ pub(super) fn run_cases(
     require_all: bool,
     mut errors: Option<Errors>,
 ) -> Result<Ran, Stop> {
-    signals::guard();
-    orphans::adopt();
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
     let mut differences = Differences::embedded().map_err(Stop::usage)?;

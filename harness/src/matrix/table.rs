@@ -45,6 +45,17 @@ impl Row {
         }
         counts
     }
+
+    /// Some case was not run that could be, if this machine had what is missing.
+    pub fn any_missed(&self) -> bool {
+        self.reports.iter().any(|report| report.verdict.miss().is_some())
+    }
+
+    /// The machine did not let it run: some case, or every one.
+    pub fn could_not_be_run(&self) -> bool {
+        let Counts { passed, failed, ignored, broken } = self.counts();
+        broken > 0 || ignored > 0 && passed + failed == 0
+    }
 }
 
 /// The builds, and which of them are the same.

@@ -169,8 +169,9 @@ pub fn kill_group(pid: i32) {
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-fn die_with(parent: Pid) -> std::io::Result<()> {
-    // It is the death of the thread that counts, and each case has one of its own.
+/// In a child: has it die with `parent`, which has started it. Async-signal-safe.
+pub(crate) fn die_with(parent: Pid) -> std::io::Result<()> {
+    // It is the death of the thread that counts, which outlives what it has started.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // A parent that died before that sends nothing any more.
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }

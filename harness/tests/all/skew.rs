@@ -92,6 +92,23 @@ fn a_matrix_of_one_build_says_so() {
     assert_eq!(json["routes"][0]["counts"]["passed"], 1, "{json}");
 }
 
+/// No route is run that would be lost by what is wrong with another one.
+#[rstest]
+#[case(&["mock", "mock", "cpr-vmm"], 2, "the two must be builds of one VMM")]
+#[case(&["mock", "mock", "--json", "no/such/folder"], 3, "cannot write no/such/folder")]
+fn a_matrix_that_cannot_end_well_does_not_begin(
+    #[case] args: &[&str],
+    #[case] expected: i32,
+    #[case] why: &str,
+) {
+    let (folder, _) = folder();
+    let args = [&["matrix", "--filter", "times=1"], args].concat();
+    let (code, told) = harness(folder.path(), &args);
+    assert_eq!(code, Some(expected), "{told}");
+    assert!(told.contains(why), "{told}");
+    assert!(!folder.path().join("evidence").exists() && !told.contains("passed"), "{told}");
+}
+
 #[rstest]
 #[case(&["run", "--update-to", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file")]
 #[case(&["run", "--course", "there-and-back"], "--update-to <PATH>")]

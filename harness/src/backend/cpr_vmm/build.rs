@@ -1,13 +1,14 @@
 //! Asking another build of the VMM what it has: it may be older or newer than this harness.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
-use crate::backend::asked::Asked;
+use crate::backend::asked::{self, Asked};
 use crate::carry;
 use crate::observe::process::{Executable, ProcError};
 use crate::observe::qmp::{Qmp, QmpFault};
@@ -45,6 +46,8 @@ pub(super) struct Build {
     pub fail_points: bool,
     /// Its migration parameters; none: it did not tell, and what cannot be told is not judged.
     parameters: OnceLock<Option<Vec<String>>>,
+    /// Whether it knows these faults, as it has told.
+    faults: Arc<Mutex<BTreeMap<String, bool>>>,
 }
 
 impl Build {
@@ -62,7 +65,9 @@ impl Build {
         let fail_points = fail_points.is_some();
         let executable = binary.clone();
         let parameters = OnceLock::new();
-        let mut build = Self { binary, executable, first, version, fail_points, parameters };
+        let faults = Arc::default();
+        let mut build =
+            Self { binary, executable, first, version, fail_points, parameters, faults };
         if is_script(&build.binary)? {
             build.executable = build.ask(|_, pid| Ok(Executable::of(pid)?.path))?;
         }
@@ -75,11 +80,16 @@ impl Build {
         parameters.as_ref().is_none_or(|all| all.iter().any(|parameter| parameter == name))
     }
 
-    /// It knows this fail point, and this action there.
-    pub fn knows(&self, fault: &Inject) -> bool {
+    /// It knows this fail point, and this action there; it is asked once.
+    pub fn knows(&self, fault: &Inject) -> io::Result<bool> {
         let fault = format!("{}={}", fault.point, fault.action);
-        let told = said(&self.binary, &self.first, &["--failpoint", &fault, "--version"]);
-        told.is_ok_and(|told| told.is_some())
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = faults.get(&fault) {
+            return Ok(*known);
+        }
+        let told = said(&self.binary, &self.first, &["--failpoint", &fault, "--version"])?;
+        faults.insert(fault, told.is_some());
+        Ok(told.is_some())
     }
 
     fn ask_parameters(&self) -> Result<Vec<String>, AskError> {
@@ -109,10 +119,41 @@ fn is_script(binary: &Path) -> io::Result<bool> {
     Ok(start == b"#!")
 }
 
-/// What a command that succeeds prints.
+/// What it prints, if it succeeds.
 fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
-    let mut command = Command::new(binary);
-    let told = command.args(first).args(arguments).stdin(Stdio::null()).output()?;
-    let text = String::from_utf8_lossy(&told.stdout).into_owned();
-    Ok(told.status.success().then_some(text))
+    asked::said(Command::new(binary).args(first).args(arguments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::program;
+
+    #[test]
+    fn each_fault_is_asked_for_once_and_an_error_is_no_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (binary, asked) = (folder.path().join("vmm"), folder.path().join("asked"));
+        let script = r#"echo "$2" >> "${0%/*}/asked"; test "$2" = save=off"#;
+        program::write(&binary, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        let build = Build {
+            binary: binary.clone(),
+            executable: binary.clone(),
+            first: Vec::new(),
+            version: None,
+            fail_points: true,
+            parameters: OnceLock::new(),
+            faults: Arc::default(),
+        };
+        let knows = |point: &str| {
+            build.knows(&Inject { point: point.into(), action: "off".into() }).map_err(|e| e.kind())
+        };
+        for _ in 0..2 {
+            assert_eq!(knows("save"), Ok(true));
+            assert_eq!(knows("other"), Ok(false));
+        }
+        assert_eq!(std::fs::read_to_string(asked).unwrap(), "save=off\nother=off\n");
+        std::fs::remove_file(&binary).unwrap();
+        assert_eq!(knows("new"), Err(io::ErrorKind::NotFound));
+        assert_eq!(knows("save"), Ok(true));
+    }
 }
