@@ -25,13 +25,15 @@ pub(super) fn main() -> Result<ExitCode, Stop> {
     let set = Set::find().map_err(Stop::usage)?;
     let cases: Vec<_> = set.cases.into_iter().filter(|case| !case.on_request).collect();
     let reach = reach(&cases, &vmm);
-    say(format_args!("\n{} of {} cases of {} can run here", reach.can, cases.len(), set.origin));
+    // What is missing is missing to every case, whatever it asks for itself.
+    let missing = findings.iter().any(|finding| finding.health == Health::Missing);
+    let can = if missing { 0 } else { reach.can };
+    say(format_args!("\n{can} of {} cases of {} can run here", cases.len(), set.origin));
     say("(what KVM here cannot give a guest, the guest finds out when it boots)");
     for (why, count) in &reach.cannot {
         say(format_args!("{count} cannot: {why}"));
     }
-    let missing = findings.iter().any(|finding| finding.health == Health::Missing);
-    Ok(ExitCode::from(if missing { ENVIRONMENT } else { 0 }))
+    Ok(ExitCode::from(if can == 0 { ENVIRONMENT } else { 0 }))
 }
 
 fn lines(finding: &Finding, width: usize) -> Vec<String> {

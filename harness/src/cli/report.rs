@@ -1,5 +1,7 @@
 //! `report`, and the files that `run` writes too.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,12 +60,12 @@ impl Files {
         Self { json, junit: None, html: None }
     }
 
-    /// Makes sure that they can be written, before a long run.
+    /// Makes sure that they can be written, before a long run. Leaves none: one of an earlier run
+    /// would be taken for this one's if this one is interrupted.
     pub(super) fn try_out(&self) -> Result<(), Stop> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
         for path in paths {
-            let opened = std::fs::File::options().append(true).create(true).open(path);
-            opened.map_err(|e| cannot(path, &e))?;
+            try_out(path).map_err(|e| cannot(path, &e))?;
         }
         Ok(())
     }
@@ -82,6 +84,22 @@ impl Files {
         }
         Ok(())
     }
+}
+
+fn try_out(path: &Path) -> io::Result<()> {
+    let is_file = match std::fs::metadata(path) {
+        Ok(there) => {
+            File::options().append(true).open(path)?;
+            there.is_file()
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            File::create_new(path)?;
+            true
+        }
+        Err(e) => return Err(e),
+    };
+    // A device, such as /dev/stdout, stays.
+    if is_file { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 fn cannot(path: &Path, why: &dyn std::fmt::Display) -> Stop {
@@ -107,4 +125,24 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
     remarks.iter().for_each(say);
     terminal.finish(record.took());
     Ok(exit_code(&terminal, true, *require_all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_can_be_written_is_not_there_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        try_out(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, "of an earlier run").unwrap();
+        try_out(&path).unwrap();
+        assert!(!path.exists());
+        assert!(try_out(&path.join("deeper")).is_err());
+        assert!(try_out(folder.path()).is_err());
+        try_out(Path::new("/dev/null")).unwrap();
+        assert!(Path::new("/dev/null").exists());
+    }
 }

@@ -5,14 +5,16 @@ use std::fs;
 use super::Finding;
 use crate::observe::process;
 
-/// The folder of a case, which is in the environment of all that a case starts.
-const OF_A_CASE: &[u8] = b"/cpr-";
+/// What is in the environment of all that a case starts: a folder of the case, first in PATH.
+fn of_a_case() -> String {
+    format!("PATH={}/cpr-", std::env::temp_dir().display())
+}
 
 /// Looks around.
 pub fn examine() -> Vec<Finding> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let vms = process::with_environment(OF_A_CASE).unwrap_or_default();
+    let vms = process::with_environment(of_a_case().as_bytes()).unwrap_or_default();
     let pids: Vec<i32> = vms.iter().map(|vm| vm.pid).collect();
     vec![of_load(&load, cpus), of_vms(&pids)]
 }
@@ -41,6 +43,7 @@ fn of_vms(pids: &[i32]) -> Finding {
 mod tests {
     use super::super::Health;
     use super::*;
+    use rstest::rstest;
 
     #[test]
     fn a_busy_host_and_vms_that_are_up_are_told() {
@@ -48,5 +51,26 @@ mod tests {
         assert_eq!(of_load("0.50 1.0 1.0 1/2 3\n", 2).health, Health::Good);
         assert_eq!(of_vms(&[]).health, Health::Good);
         assert_eq!(of_vms(&[7, 9]).seen, "2 up: PID 7, 9");
+    }
+
+    #[rstest]
+    #[case("PWD", "/x/cpr-y".into(), false)]
+    #[case("PATH", format!("{}/cpr-y/path:/bin", std::env::temp_dir().display()), true)]
+    fn only_what_a_case_has_started_is_told(
+        #[case] name: &str,
+        #[case] value: String,
+        #[case] told: bool,
+    ) {
+        let mut child = std::process::Command::new("/bin/cat")
+            .env(name, value)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let found = process::with_environment(of_a_case().as_bytes()).unwrap();
+        // Its standard input ends here, and so does it.
+        child.wait().unwrap();
+        assert_eq!(found.iter().any(|vm| vm.pid == pid), told);
     }
 }

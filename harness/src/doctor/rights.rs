@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
-use crate::run::cgroup;
+use crate::run::{cgroup, mounts};
 
 /// Descriptors that a run with some cases at a time is at ease with.
 const DESCRIPTORS: u64 = 1024;
@@ -12,13 +12,18 @@ const DESCRIPTORS: u64 = 1024;
 pub fn examine() -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-    vec![of_user(root), of_cgroup(cgroup::unmet()), of_descriptors(descriptors)]
+    vec![of_user(root, mounts::unmet()), of_cgroup(cgroup::unmet()), of_descriptors(descriptors)]
 }
 
-fn of_user(root: bool) -> Finding {
-    match root {
-        true => Finding::good("user", "root"),
-        false => Finding::limited(
+fn of_user(root: bool, no_mounts: Option<String>) -> Finding {
+    match (root, no_mounts) {
+        (true, None) => Finding::good("user", "root"),
+        (true, Some(why)) => Finding::limited(
+            "user",
+            format!("root, but {why}"),
+            "give the container the capability (--cap-add SYS_ADMIN), or make it privileged",
+        ),
+        (false, _) => Finding::limited(
             "user",
             "not root: no mounts, and RAM is compared by content and inode, not by page frame",
             "as root (sudo, or a privileged container) nothing of that is left out",
@@ -52,11 +57,14 @@ mod tests {
 
     #[test]
     fn what_is_not_allowed_is_a_limit_and_says_what_to_do() {
-        for finding in [of_user(false), of_cgroup(Some("no".into())), of_descriptors(256)] {
+        let no = || Some("no".to_owned());
+        for finding in
+            [of_user(false, no()), of_user(true, no()), of_cgroup(no()), of_descriptors(256)]
+        {
             assert_eq!(finding.health, Health::Limited);
             assert!(!finding.advice.is_empty());
         }
-        for finding in [of_user(true), of_cgroup(None), of_descriptors(4096)] {
+        for finding in [of_user(true, None), of_cgroup(None), of_descriptors(4096)] {
             assert_eq!(finding.health, Health::Good);
         }
     }

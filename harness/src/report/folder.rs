@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::run::evidence::{CASE, VERDICT};
 use crate::run::start::{START, Start};
-use crate::run::timeline::{self, Entry, TIMELINE};
+use crate::run::timeline::{self, Entry, OLDER, TIMELINE};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, ScenarioError, parse};
 
@@ -90,14 +90,13 @@ impl Folder {
                 None
             }
         };
-        let (entries, damaged) = match expected(path, TIMELINE, &mut troubles)? {
-            Some(text) => timeline::parse(&text),
-            None => (Vec::new(), 0),
-        };
+        // There is one if a soak was killed.
+        let mut text = optional(path, OLDER)?.unwrap_or_default();
+        text.push_str(&expected(path, TIMELINE, &mut troubles)?.unwrap_or_default());
+        let (mut entries, damaged) = timeline::parse(&text);
         if damaged > 0 {
             troubles.push(format!("{TIMELINE}: {} cut off or damaged", lines(damaged)));
         }
-        let mut entries = entries;
         if report.is_none() {
             for (source, name) in LOGS {
                 let text = optional(path, name)?.unwrap_or_default();
@@ -155,7 +154,10 @@ fn late(entries: &[Entry], source: &str, text: &str) -> Vec<Entry> {
     let of_source = || entries.iter().filter(|entry| entry.source == source);
     let offset = of_source().find_map(|entry| Some(entry.t - timeline::unix_stamp(&entry.text)?));
     let last = entries.last().map_or(0.0, |entry| entry.t);
-    let new = text.lines().skip(of_source().count());
+    // Not counted from the start: the time line may have lost its beginning.
+    let known = of_source().next_back().map(|entry| entry.text.as_str());
+    let new: Vec<&str> = text.lines().rev().take_while(|line| Some(*line) != known).collect();
+    let new = new.into_iter().rev();
     new.map(|line| {
         let at = timeline::unix_stamp(line).zip(offset).map(|(stamp, offset)| stamp + offset);
         Entry { t: at.unwrap_or(last), source: source.to_owned(), text: line.to_owned() }
@@ -206,4 +208,24 @@ fn json<T: serde::de::DeserializeOwned>(
     troubles: &mut Vec<String>,
 ) -> Option<T> {
     serde_json::from_str(text).map_err(|e| troubles.push(format!("{name} is damaged: {e}"))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_soak_has_its_older_lines_and_only_what_is_new_of_its_logs() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |t: u32, text: &str| {
+            format!("{{\"t\": {t}, \"source\": \"vmm\", \"text\": \"{text}\"}}\n")
+        };
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write(OLDER, &line(3, "c"));
+        write(TIMELINE, &line(4, "d"));
+        write("vmm.log", "a\nb\nc\nd\ne\nf\n");
+        let read = Folder::read(folder.path()).unwrap();
+        let texts: Vec<&str> = read.timeline.iter().map(|entry| entry.text.as_str()).collect();
+        assert_eq!(texts, ["c", "d", "e", "f"], "{:?}", read.troubles);
+    }
 }

@@ -238,7 +238,11 @@ impl Record {
         for entry in &mut record.cases {
             entry.evidence = entry.evidence.take().map(|evidence| from_file(path, &evidence));
         }
-        let text = serde_json::to_string_pretty(&record).unwrap_or_default();
+        let text = serde_json::to_string_pretty(&record).map_err(|e| RecordError::File {
+            what: "write",
+            path: path.to_owned(),
+            source: io::Error::other(e),
+        })?;
         write(path, &(text + "\n"))
     }
 
@@ -283,6 +287,33 @@ mod tests {
         #[case] found: &str,
     ) {
         assert_eq!(from_file(Path::new(file), Path::new(target)), Path::new(found));
+    }
+
+    #[test]
+    fn what_is_no_json_is_an_error_and_no_empty_file() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.json");
+        let run = Run {
+            harness: String::new(),
+            vmm: Vmm { title: String::new(), version: None, backend: String::new() },
+            kernel: String::new(),
+            cpus: 1,
+            started_unix: 0.0,
+            took: Duration::ZERO,
+        };
+        let mut record = Record::new(run);
+        record.cases.push(Entry {
+            summary: String::new(),
+            theme: String::new(),
+            evidence: Some(folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"))),
+            run: 0,
+            known: BTreeSet::new(),
+            report: Report::of("a/b", String::new(), String::new()),
+        });
+        let told = record.write(&file).unwrap_err().to_string();
+        assert!(told.starts_with("cannot write ") && told.contains("UTF-8"), "{told}");
+        assert!(!file.exists());
     }
 
     #[rstest]

@@ -87,7 +87,7 @@ fn run_in_thread(
     pace: Option<&dyn Pace>,
     report: &mut Report,
 ) -> Result<(), EnvironmentError> {
-    if nix::unistd::geteuid().is_root() {
+    if mounts::unmet().is_none() {
         mounts::private_mounts()?;
     }
     let evidence = Evidence::create(case, options)?;

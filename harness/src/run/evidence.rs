@@ -46,8 +46,7 @@ impl Evidence {
             .map_err(|_| EnvironmentError::InUse(folder.clone()))?;
         empty(&folder)?;
         write_case(&folder, case)?;
-        let start = serde_json::to_string_pretty(&Start::now(case, options)).unwrap_or_default();
-        write(&folder, START, &(start + "\n"))?;
+        write_json(&folder, START, &Start::now(case, options))?;
         let path = folder.join(TIMELINE);
         let timeline = Timeline::create(&path).map_err(EnvironmentError::file("create", &path))?;
         let tail =
@@ -138,8 +137,7 @@ impl Evidence {
         }
         let path = self.folder.join(TIMELINE);
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
-        let verdict = serde_json::to_string_pretty(report).unwrap_or_default();
-        write(&self.folder, VERDICT, &(verdict + "\n"))
+        write_json(&self.folder, VERDICT, report)
     }
 }
 
@@ -244,6 +242,16 @@ fn utf8(path: &Path) -> Result<String, EnvironmentError> {
 fn write(folder: &Path, name: &str, text: &str) -> Result<(), EnvironmentError> {
     let path = folder.join(name);
     fs::write(&path, text).map_err(EnvironmentError::file("write", &path))
+}
+
+fn write_json(
+    folder: &Path,
+    name: &str,
+    value: &impl serde::Serialize,
+) -> Result<(), EnvironmentError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| EnvironmentError::file("write", folder.join(name))(e.into()))?;
+    write(folder, name, &(text + "\n"))
 }
 
 /// Removes what an earlier run left.

@@ -1,6 +1,7 @@
 //! Mounts of a case's own, which go with it.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -14,6 +15,27 @@ pub fn private_mounts() -> Result<(), EnvironmentError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(error)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .map_err(error)
+}
+
+/// Why a case cannot mount anything here, if it cannot.
+pub fn unmet() -> Option<String> {
+    static UNMET: OnceLock<Option<String>> = OnceLock::new();
+    UNMET.get_or_init(try_out).clone()
+}
+
+/// Root in a container may lack the capability. Tried in a thread that takes its mounts with it.
+fn try_out() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("mounting needs root".into());
+    }
+    let tried = std::thread::Builder::new()
+        .name("mounts".into())
+        .spawn(private_mounts)
+        .map_err(EnvironmentError::Thread)
+        .and_then(|thread| {
+            thread.join().unwrap_or_else(|_| Err(EnvironmentError::Panic("in a mount".into())))
+        });
+    tried.err().map(|e| format!("mounting needs CAP_SYS_ADMIN: {e}"))
 }
 
 /// A mount; undone when dropped.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use super::cgroup;
+use super::{cgroup, mounts};
 use crate::backend::{Backend, Feature};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{Case, Channel, CommandKind, Inject, Migrate, Pages, Seccomp, Step};
@@ -34,8 +34,10 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         }
         Pages::Reserved => {}
     }
-    if case.steps.iter().any(mounts) && !nix::unistd::geteuid().is_root() {
-        return Some("mounting needs root".into());
+    if case.steps.iter().any(is_mounting)
+        && let Some(why) = mounts::unmet()
+    {
+        return Some(why);
     }
     case.vm.memory_limit.and_then(|_| cgroup::unmet())
 }
@@ -89,7 +91,7 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     [of_command, rehearses, deadline].into_iter().flatten()
 }
 
-fn mounts(step: &Step) -> bool {
+fn is_mounting(step: &Step) -> bool {
     let Step::Migrate(migrate) = step else { return false };
     matches!(migrate.channel, Channel::Full | Channel::ReadOnly)
         || matches!(migrate.command, CommandKind::NoexecMount | CommandKind::WithoutKvm)
@@ -105,8 +107,8 @@ pub fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
     if ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|v| shared.contains(v)) {
         return None;
     }
-    // Root may mount a tmpfs with huge=always whatever the default is.
-    match nix::unistd::geteuid().is_root() && !shared.contains("[deny]") {
+    // Who may mount has a tmpfs with huge=always whatever the default is.
+    match mounts::unmet().is_none() && !shared.contains("[deny]") {
         true => backend.lacks(Feature::HugePagesByMount),
         false => Some(none.into()),
     }

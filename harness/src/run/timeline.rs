@@ -12,6 +12,8 @@ use crate::observe::clock;
 
 /// The file in the evidence folder.
 pub const TIMELINE: &str = "timeline.jsonl";
+/// The lines before the last rotation, until the time line is closed.
+pub const OLDER: &str = "timeline.older.jsonl";
 
 /// Who can say something; the second QMP client too.
 pub const SOURCES: [&str; 8] = [
@@ -99,7 +101,7 @@ impl Timeline {
 
     /// Where the lines before the last rotation are.
     fn older(&self) -> PathBuf {
-        self.path.with_extension("older.jsonl")
+        self.path.with_file_name(OLDER)
     }
 
     /// What the VMM logged: at the time that stands in the line, where one does.

@@ -29,7 +29,7 @@ fn redacted(told: &str, folder: &Path) -> String {
     for (pattern, with) in [
         (path(binary()), "cpr-harness"),
         (path(folder), "<folder>"),
-        (r"/tmp/cpr-\w+".to_owned(), "<work>"),
+        (path(&std::env::temp_dir()) + r"/cpr-\w+", "<work>"),
         (r"nothing found in .*".to_owned(), "nothing found in <time>"),
     ] {
         text = regex::Regex::new(&pattern).unwrap().replace_all(&text, with).into_owned();

@@ -59,7 +59,7 @@ fn redacted(text: &str, folder: &Path) -> String {
     for (pattern, with) in [
         (path(common::binary()), "cpr-harness"),
         (path(folder), "<folder>"),
-        (r"/tmp/cpr-\w+".to_owned(), "<work>"),
+        (path(&std::env::temp_dir()) + r"/cpr-\w+", "<work>"),
         (r"in \d+\.\d+ s".to_owned(), "in <time>"),
         (r"(blackout median .*|no blackout seen) +\d+\.\d+ s".to_owned(), "<blackout> <time>"),
         // On a busy host it may not be seen.
