@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Measured, Metric};
+use crate::run::start::{cpus, kernel};
 
 /// Counts the incompatible changes of the file.
 pub const FORMAT: u32 = 1;
@@ -64,12 +65,11 @@ pub enum FileError {
 impl Results {
     /// What was measured by this harness on this host.
     pub fn here(measured: Vec<Measured>) -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             format: FORMAT,
             harness: env!("CARGO_PKG_VERSION").into(),
-            kernel: kernel.trim_end().into(),
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            kernel: kernel(),
+            cpus: cpus(),
             measured,
         }
     }
