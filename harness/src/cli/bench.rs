@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::report::try_out;
 use super::vmm::{contender, contender_option};
 use super::{FAILED, Stop};
 use crate::backend::qemu::Accelerator;
@@ -54,7 +55,8 @@ pub(super) struct Bench {
 
 #[derive(Subcommand)]
 enum What {
-    /// Compare two files that `bench --json` has written; exit status 1 if something is slower.
+    /// Compare two files that `bench --json` has written; exit status 1 if something is slower or has no
+    /// times any more.
     Compare {
         /// What it was.
         #[arg(value_name = "OLD.json")]
@@ -80,7 +82,13 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
             let read = |path: &PathBuf| Results::read(path).map_err(Stop::usage);
             let comparison = compare(&read(old)?, &read(new)?, *threshold);
             comparison.lines().iter().for_each(say);
-            Ok(ExitCode::from(if comparison.any_slower() { FAILED } else { 0 }))
+            if comparison.rows.is_empty() && comparison.lost.is_empty() {
+                let why =
+                    "nothing is in both files: measure the same machines, with the same --vmm";
+                return Err(Stop::usage(why));
+            }
+            let failed = comparison.any_slower() || !comparison.lost.is_empty();
+            Ok(ExitCode::from(if failed { FAILED } else { 0 }))
         }
         None => run(bench),
     }
@@ -97,6 +105,9 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
         let options = Options { backend, evidence, keep: false, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })
     };
+    if let Some(path) = &bench.json {
+        try_out(path)?;
+    }
     let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
     // It needs KVM; where nothing else does, its figures would say nothing.
     let floor = contenders.iter().any(|contender| contender.options.backend.uses_kvm());

@@ -56,11 +56,7 @@ impl Files {
     /// Makes sure that they can be written, before a long run.
     pub(super) fn try_out(&self) -> Result<(), Stop> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
-        for path in paths {
-            let opened = std::fs::File::options().append(true).create(true).open(path);
-            opened.map_err(|e| cannot(path, &e))?;
-        }
-        Ok(())
+        paths.into_iter().try_for_each(|path| try_out(path))
     }
 
     /// Writes those that are wanted.
@@ -77,6 +73,12 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// Makes sure that the file can be written, before a long run.
+pub(super) fn try_out(path: &Path) -> Result<(), Stop> {
+    let opened = std::fs::File::options().append(true).create(true).open(path);
+    opened.map(drop).map_err(|e| cannot(path, &e))
 }
 
 fn cannot(path: &Path, why: &dyn std::fmt::Display) -> Stop {
