@@ -1,6 +1,6 @@
 //! `bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::try_out;
 use super::vmm::{contender, contender_option};
-use super::{FAILED, Stop};
+use super::{ENVIRONMENT, FAILED, Stop};
 use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
@@ -110,7 +110,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     }
     let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
     // It needs KVM; where nothing else does, its figures would say nothing.
-    let floor = contenders.iter().any(|contender| contender.options.backend.uses_kvm());
+    let floor = Path::new("/dev/kvm").exists()
+        && contenders.iter().any(|contender| contender.options.backend.uses_kvm());
     let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
     let cells = cells(&bench.memory, &bench.cpus, &bench.pages);
     let turns = contenders.len() + usize::from(floor);
@@ -143,7 +144,11 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     if let Some(path) = &bench.json {
         Results::here(measured).write(path).map_err(Stop::environment)?;
     }
-    Ok(ExitCode::from(if nothing || troubled { FAILED } else { 0 }))
+    Ok(ExitCode::from(match (troubled, nothing) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    }))
 }
 
 /// A bar on a terminal, and nothing elsewhere.
