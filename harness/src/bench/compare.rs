@@ -7,8 +7,8 @@ use super::{Cell, Measured, Metric, Samples};
 
 /// What chance may explain as often as this is no difference.
 const CHANCE: f64 = 0.01;
-/// Fewer boots on each side cannot show a difference, whatever they measure: of five and five one
-/// grouping in 126 is as far apart.
+/// So many boots on each side can show a difference: of five and five one grouping in 126 is as far
+/// apart.
 const BOOTS: usize = 5;
 
 /// What is compared, in its order.
@@ -32,7 +32,7 @@ pub struct Row {
     vmm: String,
     metric: Metric,
     ratio: Ratio,
-    boots: usize,
+    boots: (usize, usize),
     change: Change,
 }
 
@@ -43,27 +43,49 @@ pub struct Comparison {
     pub rows: Vec<Row>,
     /// What only one of them has.
     pub unmatched: Vec<String>,
+    /// What OLD has times of, and NEW none, though the host could run it.
+    pub lost: Vec<String>,
+    /// In what the hosts differ.
+    hosts: Vec<String>,
     threshold: f64,
 }
 
 /// Compares `new` with `old`; ratios between 1 / `threshold` and `threshold` are let pass.
 pub fn compare(old: &Results, new: &Results, threshold: f64) -> Comparison {
-    let mut rows = Vec::new();
+    let (mut rows, mut lost) = (Vec::new(), Vec::new());
     let mut unmatched = only_in("OLD", old, new);
     unmatched.extend(only_in("NEW", new, old));
-    for (cell, before, after) in all(old).filter_map(|(cell, before)| {
-        let after = find(new, cell, &before.vmm)?;
+    for (cell, before, after) in all(old).filter_map(|(cell, nth, before)| {
+        let after = find(new, cell, nth, &before.vmm)?;
         Some((cell, before, after))
     }) {
         for metric in METRICS {
             let (old, new) = (before.times(metric), after.times(metric));
+            if metric == Metric::Guest
+                && !old.is_empty()
+                && new.is_empty()
+                && after.cannot.is_none()
+            {
+                let why = after.troubles.join("; ");
+                lost.push(format!("no times in NEW: {}, {cell}: {why}", after.vmm));
+            }
             let Some(ratio) = ratio(old, new) else { continue };
             let change = change(&ratio, threshold);
-            let (vmm, boots) = (before.vmm.clone(), old.len().min(new.len()));
+            let (vmm, boots) = (before.vmm.clone(), (old.len(), new.len()));
             rows.push(Row { cell, vmm, metric, ratio, boots, change });
         }
     }
-    Comparison { rows, unmatched, threshold }
+    Comparison { rows, unmatched, lost, hosts: hosts(old, new), threshold }
+}
+
+fn hosts(old: &Results, new: &Results) -> Vec<String> {
+    let all = [
+        ("harness", old.harness.clone(), new.harness.clone()),
+        ("kernel", old.kernel.clone(), new.kernel.clone()),
+        ("CPUs", old.cpus.to_string(), new.cpus.to_string()),
+    ];
+    let differs = all.into_iter().filter(|(_, was, is)| was != is);
+    differs.map(|(what, was, is)| format!("{what}: was {was}, is {is}")).collect()
 }
 
 fn change(ratio: &Ratio, threshold: f64) -> Change {
@@ -75,19 +97,26 @@ fn change(ratio: &Ratio, threshold: f64) -> Change {
     }
 }
 
-fn all(results: &Results) -> impl Iterator<Item = (Cell, &Samples)> {
-    let of = |measured: &'_ Measured| measured.cell;
-    results.measured.iter().flat_map(move |m| m.of.iter().map(move |samples| (of(m), samples)))
+/// All samples; with those of the same name in the same cell before each.
+fn all(results: &Results) -> impl Iterator<Item = (Cell, usize, &Samples)> {
+    results.measured.iter().flat_map(|Measured { cell, of, .. }| {
+        of.iter().enumerate().map(|(index, samples)| {
+            let nth = of[..index].iter().filter(|other| other.vmm == samples.vmm).count();
+            (*cell, nth, samples)
+        })
+    })
 }
 
-fn find<'a>(results: &'a Results, cell: Cell, vmm: &str) -> Option<&'a Samples> {
-    all(results).find(|(other, samples)| *other == cell && samples.vmm == vmm).map(|(_, s)| s)
+fn find<'a>(results: &'a Results, cell: Cell, nth: usize, vmm: &str) -> Option<&'a Samples> {
+    let same =
+        |found: &(Cell, usize, &Samples)| found.0 == cell && found.1 == nth && found.2.vmm == vmm;
+    all(results).find(same).map(|(_, _, samples)| samples)
 }
 
 fn only_in(name: &str, here: &Results, there: &Results) -> Vec<String> {
     all(here)
-        .filter(|(cell, samples)| find(there, *cell, &samples.vmm).is_none())
-        .map(|(cell, samples)| format!("only in {name}: {}, {cell}", samples.vmm))
+        .filter(|(cell, nth, samples)| find(there, *cell, *nth, &samples.vmm).is_none())
+        .map(|(cell, _, samples)| format!("only in {name}: {}, {cell}", samples.vmm))
         .collect()
 }
 
@@ -103,20 +132,26 @@ impl Comparison {
         let mut lines = head(columns.map(str::to_owned));
         lines.extend(self.rows.iter().map(Row::line));
         lines.push(String::new());
-        lines.extend(self.unmatched.iter().cloned());
+        lines.extend(self.hosts.iter().chain(&self.unmatched).chain(&self.lost).cloned());
         let of = |change| self.rows.iter().filter(|row| row.change == change).count();
         let (slower, faster) = (of(Change::Slower), of(Change::Faster));
         let (rows, threshold) = (self.rows.len(), self.threshold);
         lines.push(format!(
-            "{rows} compared: {slower} slower, {faster} faster, by more than {threshold} times with p < {CHANCE}"
+            "{rows} compared: {slower} slower, {faster} faster, by more than {threshold} times with p < {CHANCE} in each row alone; of many a few are so by chance"
         ));
-        if let Some(least) = self.rows.iter().map(|row| row.boots).min().filter(|n| *n < BOOTS) {
+        let few = self.rows.iter().map(|row| row.boots).find(|boots| least(*boots) >= CHANCE);
+        if let Some((old, new)) = few {
             lines.push(format!(
-                "{least} boots a side are too few to show anything: measure with --runs {BOOTS} or more"
+                "{old} boots and {new} are too few to show anything: measure with --runs {BOOTS} or more"
             ));
         }
         lines
     }
+}
+
+/// The least p that these boots can have, however far apart: one grouping of all, 1 / C(n + m, n).
+fn least((old, new): (usize, usize)) -> f64 {
+    (1..=new).map(|i| i as f64 / (old + i) as f64).product()
 }
 
 impl Row {
@@ -174,17 +209,35 @@ mod tests {
         let (old, new) = (results(1, "a", 3, 1.0), results(1, "a", 3, 9.0));
         let few = compare(&old, &new, 1.1);
         assert!(!few.any_slower());
-        assert!(few.lines().last().is_some_and(|line| line.starts_with("3 boots a side")));
+        assert!(few.lines().last().is_some_and(|line| line.starts_with("3 boots and 3")));
+    }
+
+    #[test]
+    fn many_boots_of_one_side_make_up_for_few_of_the_other() {
+        assert!((least((5, 5)) - 1.0 / 252.0).abs() < 1e-12);
+        assert!(least((4, 4)) > CHANCE && least((3, 20)) < CHANCE);
     }
 
     #[test]
     fn what_only_one_has_is_told() {
         let (old, new) = (results(1, "a", 5, 1.0), results(2, "b", 5, 1.0));
         let comparison = compare(&old, &new, 1.1);
-        assert_eq!(comparison.rows, []);
+        assert_eq!((comparison.rows, comparison.lost), (vec![], vec![]));
         assert_eq!(
             comparison.unmatched,
             ["only in OLD: a, 64M RAM, 1 vCPU, 4k", "only in NEW: b, 64M RAM, 2 vCPUs, 4k"]
         );
+    }
+
+    #[test]
+    fn times_that_are_gone_and_another_host_are_told() {
+        let (old, mut new) = (results(1, "a", 6, 1.0), results(1, "a", 0, 1.0));
+        new.kernel = "7.0".into();
+        new.measured[0].of[0].troubles = vec!["damage: a page".into()];
+        let comparison = compare(&old, &new, 1.1);
+        assert_eq!(comparison.lost, ["no times in NEW: a, 64M RAM, 1 vCPU, 4k: damage: a page"]);
+        assert!(comparison.lines().contains(&"kernel: was , is 7.0".to_owned()));
+        new.measured[0].of[0].cannot = Some("no huge pages".into());
+        assert_eq!(compare(&old, &new, 1.1).lost, [""; 0]);
     }
 }

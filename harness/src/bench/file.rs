@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Measured, Metric};
+use crate::run::start::{cpus, kernel};
 
 /// Counts the incompatible changes of the file.
 pub const FORMAT: u32 = 1;
@@ -56,6 +57,9 @@ pub enum FileError {
         /// Its format.
         found: u64,
     },
+    /// A boot of it has no times.
+    #[error("{0} is no file that bench --json has written: a boot has no times")]
+    NoTimes(PathBuf),
     /// There is nothing in it.
     #[error("{0} holds no times: every cell was left out, or nothing could be measured")]
     Empty(PathBuf),
@@ -64,12 +68,11 @@ pub enum FileError {
 impl Results {
     /// What was measured by this harness on this host.
     pub fn here(measured: Vec<Measured>) -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             format: FORMAT,
             harness: env!("CARGO_PKG_VERSION").into(),
-            kernel: kernel.trim_end().into(),
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            kernel: kernel(),
+            cpus: cpus(),
             measured,
         }
     }
@@ -98,6 +101,10 @@ impl Results {
             return Err(FileError::Format { path: path.to_owned(), found });
         }
         let results: Self = serde_json::from_value(value).map_err(other)?;
+        let all = results.measured.iter().flat_map(|measured| &measured.of);
+        if all.flat_map(|samples| samples.times_ms.values()).flatten().any(Vec::is_empty) {
+            return Err(FileError::NoTimes(path.to_owned()));
+        }
         let has_times = |measured: &Measured| {
             measured.of.iter().any(|samples| !samples.times(Metric::Guest).is_empty())
         };
@@ -120,6 +127,9 @@ mod tests {
             "{}",
             r#"{"format": 2}"#,
             r#"{"format": 1, "harness": "", "kernel": "", "cpus": 2, "measured": []}"#,
+            r#"{"format": 1, "harness": "", "kernel": "", "cpus": 2, "measured": [{"cell":
+                {"memory": "64M", "cpus": 1, "pages": "4k"}, "floor": null, "of": [{"vmm": "a",
+                "times_ms": {"guest": [[], [1.0]]}, "phases_ms": {}, "troubles": []}]}]}"#,
         ];
         let errors: Vec<String> = texts
             .iter()

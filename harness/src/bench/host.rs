@@ -2,15 +2,25 @@
 
 use std::fs;
 
+use super::Cell;
+use crate::scenario::Pages;
 use crate::scenario::size::Size;
 
 /// Memory that everything but the guest's RAM may need.
 const REST: u64 = 512 << 20;
 
-/// Why the host has no memory for a guest with so much RAM, if it has not.
-pub(super) fn lacks_memory(ram: Size) -> Option<String> {
+/// Why the host has no memory for such a guest, if it has not.
+pub(super) fn lacks_memory(cell: Cell) -> Option<String> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    short_of(ram, available(&text)?)
+    short_of(of_the_rest(cell), available(&text)?)
+}
+
+/// RAM that does not come from a reserve: huge pages were set aside for it before.
+fn of_the_rest(cell: Cell) -> Size {
+    match cell.pages {
+        Pages::Reserved => Size(0),
+        Pages::Small | Pages::Transparent => cell.memory,
+    }
 }
 
 fn short_of(ram: Size, available: u64) -> Option<String> {
@@ -31,6 +41,13 @@ fn available(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_are_none_of_the_memory_to_spare() {
+        let cell = |pages| Cell { memory: Size(1 << 30), cpus: 1, pages };
+        assert_eq!(of_the_rest(cell(Pages::Reserved)), Size(0));
+        assert_eq!(of_the_rest(cell(Pages::Transparent)), Size(1 << 30));
+    }
 
     #[test]
     fn a_guest_needs_its_ram_and_some_more() {

@@ -132,7 +132,7 @@ pub fn measure(
     let new = |name: &str| Samples { vmm: name.to_owned(), ..Samples::default() };
     let mut of: Vec<Samples> = contenders.iter().map(|c| new(&c.name)).collect();
     let mut floor = plan.floor.then(|| new(FLOOR));
-    if let Some(why) = host::lacks_memory(cell.memory) {
+    if let Some(why) = host::lacks_memory(cell) {
         of.iter_mut().chain(&mut floor).for_each(|samples| samples.cannot = Some(why.clone()));
         return Measured { cell, of, floor };
     }

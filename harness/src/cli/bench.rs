@@ -1,13 +1,14 @@
 //! `bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::report::try_out;
 use super::vmm::{contender, contender_option};
-use super::{FAILED, Stop};
+use super::{ENVIRONMENT, FAILED, Stop};
 use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
@@ -54,7 +55,8 @@ pub(super) struct Bench {
 
 #[derive(Subcommand)]
 enum What {
-    /// Compare two files that `bench --json` has written; exit status 1 if something is slower.
+    /// Compare two files that `bench --json` has written; exit status 1 if something is slower or has no
+    /// times any more.
     Compare {
         /// What it was.
         #[arg(value_name = "OLD.json")]
@@ -80,7 +82,13 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
             let read = |path: &PathBuf| Results::read(path).map_err(Stop::usage);
             let comparison = compare(&read(old)?, &read(new)?, *threshold);
             comparison.lines().iter().for_each(say);
-            Ok(ExitCode::from(if comparison.any_slower() { FAILED } else { 0 }))
+            if comparison.rows.is_empty() && comparison.lost.is_empty() {
+                let why =
+                    "nothing is in both files: measure the same machines, with the same --vmm";
+                return Err(Stop::usage(why));
+            }
+            let failed = comparison.any_slower() || !comparison.lost.is_empty();
+            Ok(ExitCode::from(if failed { FAILED } else { 0 }))
         }
         None => run(bench),
     }
@@ -97,9 +105,13 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
         let options = Options { backend, evidence, keep: false, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })
     };
+    if let Some(path) = &bench.json {
+        try_out(path)?;
+    }
     let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
     // It needs KVM; where nothing else does, its figures would say nothing.
-    let floor = contenders.iter().any(|contender| contender.options.backend.uses_kvm());
+    let floor = Path::new("/dev/kvm").exists()
+        && contenders.iter().any(|contender| contender.options.backend.uses_kvm());
     let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
     let cells = cells(&bench.memory, &bench.cpus, &bench.pages);
     let turns = contenders.len() + usize::from(floor);
@@ -132,7 +144,11 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     if let Some(path) = &bench.json {
         Results::here(measured).write(path).map_err(Stop::environment)?;
     }
-    Ok(ExitCode::from(if nothing || troubled { FAILED } else { 0 }))
+    Ok(ExitCode::from(match (troubled, nothing) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    }))
 }
 
 /// A bar on a terminal, and nothing elsewhere.

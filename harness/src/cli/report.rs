@@ -64,10 +64,7 @@ impl Files {
     /// would be taken for this one's if this one is interrupted.
     pub(super) fn try_out(&self) -> Result<(), Stop> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
-        for path in paths {
-            try_out(path).map_err(|e| cannot(path, &e))?;
-        }
-        Ok(())
+        paths.into_iter().try_for_each(|path| try_out(path))
     }
 
     /// Writes those that are wanted.
@@ -86,7 +83,12 @@ impl Files {
     }
 }
 
-fn try_out(path: &Path) -> io::Result<()> {
+/// Makes sure that the file can be written, before a long run, and leaves none.
+pub(super) fn try_out(path: &Path) -> Result<(), Stop> {
+    tried(path).map_err(|e| cannot(path, &e))
+}
+
+fn tried(path: &Path) -> io::Result<()> {
     let is_file = match std::fs::metadata(path) {
         Ok(there) => {
             File::options().append(true).open(path)?;

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 use std::{fmt, io};
 
 use guest_images::mailbox::{CpuMailbox, MAILBOX_MAGIC, Mailbox, damage_kind, damage_state};
 pub use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, phase};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use serde::Serialize;
+
+use super::clock;
 
 /// Size of the mailbox.
 pub const PAGE: usize = std::mem::size_of::<Mailbox>();
@@ -209,6 +212,12 @@ impl View {
     /// The parts of the vCPUs that run the body, with their numbers.
     pub fn online(&self) -> impl Iterator<Item = (usize, &Cpu)> {
         self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.online)
+    }
+
+    /// The largest gap of any vCPU; none if one has not obeyed the newest request to forget them.
+    pub fn largest_gap(&self) -> Option<Duration> {
+        let all = self.online().all(|(_, cpu)| cpu.gap_ack == self.gap_request);
+        self.online().map(|(_, cpu)| cpu.gap).max().filter(|_| all).map(clock::ticks)
     }
 
     /// The heartbeats of the first `cpus` vCPUs.

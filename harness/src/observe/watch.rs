@@ -4,7 +4,7 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::mailbox::{MailboxPage, View};
+use super::mailbox::{Cpu, MailboxPage, View};
 use super::poll::{self, Deadline};
 
 /// What was seen.
@@ -12,6 +12,8 @@ use super::poll::{self, Deadline};
 pub struct Watched {
     /// The longest time in which the heartbeat of some vCPU was the same.
     pub blackout: Duration,
+    /// The same as the guest has measured it, if it was asked to.
+    pub guest: Option<Duration>,
     /// From the end of that until every vCPU had visited its share of the pages once more.
     pub touched: Option<Duration>,
 }
@@ -59,41 +61,77 @@ pub fn watch(
     over: &Receiver<()>,
     deadline: Deadline,
 ) -> Option<Watched> {
-    let first = page.read().ok()?;
-    let began = Instant::now();
-    let seen = |cpu: &super::mailbox::Cpu| Seen {
-        heartbeat: cpu.heartbeat,
-        since: began,
-        gap: Duration::ZERO,
-        ended: began,
-        pages: cpu.pages,
-    };
-    let mut all: Vec<Seen> = first.cpus.iter().take(cpus as usize).map(seen).collect();
-    let share = share(&first, cpus);
-    let mut is_over = None;
+    let mut watching = Watching::new(&page.read().ok()?, cpus, Instant::now());
+    let mut is_over = false;
     poll::finely(deadline, || {
         let view = page.read().ok()?;
         let now = Instant::now();
-        for (seen, cpu) in all.iter_mut().zip(&view.cpus) {
-            seen.look(cpu.heartbeat, cpu.pages, now);
-        }
         match over.try_recv() {
-            Ok(()) => is_over = Some(now),
-            Err(TryRecvError::Disconnected) if is_over.is_none() => return Some(None),
+            Ok(()) => is_over = true,
+            Err(TryRecvError::Disconnected) if !is_over => return Some(None),
             Err(_) => {}
         }
-        let over_at = is_over?;
-        let longest = all.iter().max_by_key(|seen| seen.gap)?;
-        // Each must have been seen alive afterwards: till then its gap has no end.
-        let alive = all.iter().all(|seen| seen.since > over_at);
-        let swept = |seen: &Seen, pages: u64| share.is_none_or(|share| pages >= seen.pages + share);
-        let done = alive && all.iter().zip(&view.cpus).all(|(seen, cpu)| swept(seen, cpu.pages));
-        done.then(|| {
-            let touched = share.map(|_| now.saturating_duration_since(longest.ended));
-            Some(Watched { blackout: longest.gap, touched })
-        })
+        watching.look(&view, now, is_over).map(Some)
     })
     .flatten()
+}
+
+/// All vCPUs, look by look.
+struct Watching {
+    all: Vec<Seen>,
+    share: Option<u64>,
+    over_at: Option<Instant>,
+    frozen: Option<Frozen>,
+}
+
+/// What was seen until every vCPU was alive again after the end: what comes later, while a guest
+/// with much RAM sweeps over it, is not of the update.
+struct Frozen {
+    all: Vec<Seen>,
+    guest: Option<Duration>,
+}
+
+impl Watching {
+    fn new(first: &View, cpus: u32, began: Instant) -> Self {
+        let seen = |cpu: &Cpu| Seen {
+            heartbeat: cpu.heartbeat,
+            since: began,
+            gap: Duration::ZERO,
+            ended: began,
+            pages: cpu.pages,
+        };
+        Self {
+            all: first.cpus.iter().take(cpus as usize).map(seen).collect(),
+            share: share(first, cpus),
+            over_at: None,
+            frozen: None,
+        }
+    }
+
+    /// All that was to be seen, once it was.
+    fn look(&mut self, view: &View, now: Instant, is_over: bool) -> Option<Watched> {
+        for (seen, cpu) in self.all.iter_mut().zip(&view.cpus) {
+            seen.look(cpu.heartbeat, cpu.pages, now);
+        }
+        if is_over && self.over_at.is_none() {
+            self.over_at = Some(now);
+        }
+        let over_at = self.over_at?;
+        // Each must have been seen alive afterwards: till then its gap has no end.
+        if self.frozen.is_none() && self.all.iter().all(|seen| seen.since > over_at) {
+            self.frozen = Some(Frozen { all: self.all.clone(), guest: view.largest_gap() });
+        }
+        let Frozen { all, guest } = self.frozen.as_ref()?;
+        let longest = all.iter().max_by_key(|seen| seen.gap)?;
+        let swept =
+            |seen: &Seen, pages: u64| self.share.is_none_or(|share| pages >= seen.pages + share);
+        let done = all.iter().zip(&view.cpus).all(|(seen, cpu)| swept(seen, cpu.pages));
+        done.then(|| Watched {
+            blackout: longest.gap,
+            guest: *guest,
+            touched: self.share.map(|_| now.saturating_duration_since(longest.ended)),
+        })
+    }
 }
 
 impl Seen {
@@ -124,5 +162,47 @@ mod tests {
         }
         assert_eq!((seen.gap, seen.ended, seen.pages), (Duration::from_millis(28), at(30), 6));
         assert_eq!((seen.heartbeat, seen.since), (4, at(31)));
+    }
+
+    /// One vCPU that has obeyed the request to forget its gaps, 4 pages of RAM.
+    fn view(heartbeat: u64, pages: u64, gap: u64) -> View {
+        let cpu = Cpu { heartbeat, gap, gap_ack: 1, online: true, pages };
+        View {
+            ready: true,
+            layout: 0,
+            phase: 0,
+            name: String::new(),
+            boots: 1,
+            cpus_online: 1,
+            marker: 0,
+            gap_request: 1,
+            sweeps: 0,
+            ram_bytes: 4 * 4096,
+            damage: None,
+            unavailable: String::new(),
+            lateness: 0,
+            cpus: vec![cpu],
+        }
+    }
+
+    #[test]
+    fn a_gap_after_the_update_and_a_sign_of_life_does_not_count() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut watching = Watching::new(&view(1, 0, 0), 1, began);
+        // Still for 10 ms, over at 11 ms, alive at 12 ms; then still for 30 ms, and swept.
+        let looks = [(1, 0, 0, 5, false), (2, 0, 1000, 10, false), (3, 1, 1000, 11, true)];
+        for (heartbeat, pages, gap, ms, over) in looks.into_iter().chain([(4, 2, 1000, 12, true)]) {
+            assert_eq!(watching.look(&view(heartbeat, pages, gap), at(ms), over), None);
+        }
+        let watched = watching.look(&view(5, 9, 1 << 40), at(42), true).unwrap();
+        let ms = Duration::from_millis;
+        assert_eq!((watched.blackout, watched.touched), (ms(10), Some(ms(32))));
+        assert!(watched.guest.unwrap() < ms(1), "{watched:?}");
+    }
+
+    #[test]
+    fn a_guest_that_was_not_asked_has_measured_nothing() {
+        assert_eq!(View { gap_request: 2, ..view(1, 0, 5) }.largest_gap(), None);
     }
 }

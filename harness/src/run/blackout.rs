@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::observe::clock;
 use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
 
@@ -12,6 +11,8 @@ const ACKNOWLEDGED: Duration = Duration::from_secs(1);
 /// A measurement that has begun.
 pub struct Measurement {
     request: u32,
+    /// What the guest had seen when the update was over, if somebody has watched.
+    seen: Option<Duration>,
 }
 
 impl Measurement {
@@ -26,14 +27,19 @@ impl Measurement {
             let all = view.online().all(|(_, cpu)| cpu.gap_ack == request);
             (all && view.online().next().is_some()).then_some(())
         })?;
-        Some(Self { request })
+        Some(Self { request, seen: None })
+    }
+
+    /// It has ended with this: what the guest sees later does not count.
+    pub fn ended(self, seen: Duration) -> Self {
+        Self { seen: Some(seen), ..self }
     }
 
     /// The largest gap of any vCPU since; every vCPU must have beaten again.
     pub fn end(&self, page: &MailboxPage) -> Option<Duration> {
-        let view = page.read().ok()?;
-        let same = view.online().all(|(_, cpu)| cpu.gap_ack == self.request);
-        let largest = view.online().map(|(_, cpu)| cpu.gap).max()?;
-        same.then(|| clock::ticks(largest))
+        if self.seen.is_some() {
+            return self.seen;
+        }
+        page.read().ok().filter(|view| view.gap_request == self.request)?.largest_gap()
     }
 }

@@ -51,6 +51,8 @@ impl Session<'_> {
         if action.updated() {
             let watched =
                 watched.ok_or_else(|| missed("a visit to every page after the update"))?;
+            let measuring = self.measuring.take().zip(watched.guest);
+            self.measuring = measuring.map(|(measuring, seen)| measuring.ended(seen));
             let touch = before.zip(watched.touched);
             self.host_seen.push(HostSeen {
                 blackout: watched.blackout,

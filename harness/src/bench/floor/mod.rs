@@ -43,6 +43,9 @@ enum ProbeError {
     /// KVM did something else than it was asked to.
     #[error("KVM_RUN with immediate_exit came back with {0}")]
     Ran(String),
+    /// KVM does not take back what it has given.
+    #[error("KVM_SET_MSRS refused MSR {0:#x}, which KVM had accepted in the VM before")]
+    Msr(u32),
     /// The state does not have the length that it says.
     #[error("the saved state ends too early")]
     Short,

@@ -162,7 +162,11 @@ impl VcpuState {
         vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
         for batch in self.msrs.chunks(MSRS_AT_ONCE) {
             let msrs = Msrs::from_entries(batch).map_err(too_many)?;
-            vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
+            let set = vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
+            // It stops at the first that KVM refuses, without an error.
+            if let Some(refused) = batch.get(set) {
+                return Err(ProbeError::Msr(refused.index));
+            }
         }
         vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
         vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
