@@ -137,14 +137,14 @@ mod tests {
     fn a_report_that_can_be_written_is_not_there_until_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
-        try_out(&path).unwrap();
+        tried(&path).unwrap();
         assert!(!path.exists());
         std::fs::write(&path, "of an earlier run").unwrap();
-        try_out(&path).unwrap();
+        tried(&path).unwrap();
         assert!(!path.exists());
-        assert!(try_out(&path.join("deeper")).is_err());
-        assert!(try_out(folder.path()).is_err());
-        try_out(Path::new("/dev/null")).unwrap();
+        assert!(tried(&path.join("deeper")).is_err());
+        assert!(tried(folder.path()).is_err());
+        tried(Path::new("/dev/null")).unwrap();
         assert!(Path::new("/dev/null").exists());
     }
 }
