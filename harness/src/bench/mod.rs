@@ -92,6 +92,9 @@ pub struct Samples {
     pub phases_ms: BTreeMap<Phase, Times>,
     /// Why there are none, or fewer.
     pub troubles: Vec<String>,
+    /// This machine did not let it be run.
+    #[serde(skip)]
+    pub broken: bool,
     /// Why it cannot run such a machine on this host, which is no trouble.
     #[serde(default)]
     pub cannot: Option<String>,
@@ -203,8 +206,15 @@ impl Samples {
         let trouble = match &report.verdict {
             Verdict::Pass if seen == updates as usize => return,
             Verdict::Pass => "the blackout of some update was not seen".to_owned(),
-            Verdict::Ignored(why) | Verdict::Broken(why) => why.clone(),
-            Verdict::Fail(_) => report.verdict.findings().join("; "),
+            Verdict::Ignored(why) => why.clone(),
+            Verdict::Broken(why) => {
+                self.broken = true;
+                why.clone()
+            }
+            Verdict::Fail(_) => {
+                let lines = [report.verdict.findings(), report.to_type()].concat();
+                lines.join("\n  ")
+            }
         };
         self.trouble(trouble);
     }

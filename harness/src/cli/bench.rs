@@ -140,13 +140,14 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     say("far apart. host: seen in the mailbox from outside. floor: exec, an empty VM, its state.");
     let mut samples = measured.iter().flat_map(|measured| &measured.of);
     let nothing = samples.all(|samples| samples.cannot.is_some());
+    let broken = measured.iter().flat_map(|measured| &measured.of).any(|samples| samples.broken);
     let troubled = measured.iter().any(|measured| table::troubles(measured).next().is_some());
     if let Some(path) = &bench.json {
         Results::here(measured).write(path).map_err(Stop::environment)?;
     }
-    Ok(ExitCode::from(match (troubled, nothing) {
-        (true, _) => FAILED,
-        (false, true) => ENVIRONMENT,
+    Ok(ExitCode::from(match (broken || nothing, troubled) {
+        (true, _) => ENVIRONMENT,
+        (false, true) => FAILED,
         (false, false) => 0,
     }))
 }
