@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -100,7 +101,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     let options = |(index, name): (usize, &String)| {
         let backend = contender(name, bench.accel)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
-        let patience = Patience::default();
+        // What is not measured is a trouble here.
+        let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
         let vmm_option = contender_option(name, bench.accel);
         let options = Options { backend, evidence, keep: false, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })

@@ -5,9 +5,6 @@ use std::time::Duration;
 use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
 
-/// How long the vCPUs may take to forget their old gaps.
-const ACKNOWLEDGED: Duration = Duration::from_secs(1);
-
 /// A measurement that has begun.
 pub struct Measurement {
     request: u32,
@@ -16,13 +13,13 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// Makes every vCPU forget its largest gap. None if one of them does not: then nothing can
-    /// be said.
-    pub fn begin(page: &MailboxPage) -> Option<Self> {
+    /// Makes every vCPU forget its largest gap. None if one of them does not within `limit`: then
+    /// nothing can be said.
+    pub fn begin(page: &MailboxPage, limit: Duration) -> Option<Self> {
         let view = page.read().ok().filter(|view| view.ready)?;
         let request = view.gap_request.wrapping_add(1);
         page.request_gap(request).ok()?;
-        poll::until(Deadline::after(ACKNOWLEDGED), || {
+        poll::until(Deadline::after(limit), || {
             let view = page.read().ok()?;
             let all = view.online().all(|(_, cpu)| cpu.gap_ack == request);
             (all && view.online().next().is_some()).then_some(())

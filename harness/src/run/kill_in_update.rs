@@ -1,6 +1,5 @@
 //! Cutting off updates by signals.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +10,7 @@ use super::session::Session;
 use super::verdict::Kill;
 use crate::check::gone::Cause;
 use crate::check::{Action, Finding, killed};
+use crate::observe::poll;
 use crate::observe::qmp::{Command, label};
 use crate::scenario::{EndSignal, KillInUpdate, Migrate};
 
@@ -65,13 +65,13 @@ impl Session<'_> {
         // Nothing is waited for here: the moment is what was drawn.
         let struck = if moment < 0 {
             let struck = strike();
-            thread::sleep(pause);
+            poll::during(pause, || None::<()>);
             // It may arrive or not.
             let _ = self.qmp.send(&migrate);
             struck
         } else {
             self.qmp.send(&migrate)?;
-            thread::sleep(pause);
+            poll::during(pause, || None::<()>);
             strike()
         };
         struck.map_err(|errno| failed(format!("cannot kill process {pid}: {errno}")))?;

@@ -46,7 +46,7 @@ impl Session<'_> {
     }
 
     fn largest_gap(&self, page: &MailboxPage, time: Duration) -> Option<Duration> {
-        let measuring = Measurement::begin(page)?;
+        let measuring = Measurement::begin(page, self.options.patience.measure)?;
         spend(time);
         self.end(measuring, page)
     }

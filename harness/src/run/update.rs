@@ -146,7 +146,9 @@ impl Session<'_> {
     /// Begins to measure the blackout, where the guest can tell it.
     fn measure(&mut self) {
         self.measuring = match &self.seen {
-            Some(seen) if self.run_state.is_running() => Measurement::begin(&seen.page),
+            Some(seen) if self.run_state.is_running() => {
+                Measurement::begin(&seen.page, self.options.patience.measure)
+            }
             _ => None,
         };
     }

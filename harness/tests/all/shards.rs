@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
-use assert_cmd::Command;
+use crate::program::harness;
 
 const SCENARIO: &str = r#"
 summary = "started"
@@ -14,13 +13,6 @@ steps = ["boot", "quit"]
 [matrix]
 cpus = [1, 2, 3, 4]
 "#;
-
-fn harness(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
-    let done = command.current_dir(folder).args(args).output().unwrap();
-    let told = String::from_utf8_lossy(&done.stdout).into_owned();
-    (done.status.code(), told + &String::from_utf8_lossy(&done.stderr))
-}
 
 fn listed(args: &[&str]) -> Vec<String> {
     let elsewhere = tempfile::tempdir().unwrap();

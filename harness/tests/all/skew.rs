@@ -1,9 +1,9 @@
 //! Updates to another build, on the mock.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use assert_cmd::Command;
+use crate::program::harness;
 use rstest::rstest;
 
 const SCENARIO: &str = r#"
@@ -19,13 +19,6 @@ steps = [
 [matrix]
 times = [1, 2]
 "#;
-
-fn harness(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
-    let done = command.current_dir(folder).args(args).output().unwrap();
-    let told = String::from_utf8_lossy(&done.stdout).into_owned();
-    (done.status.code(), told + &String::from_utf8_lossy(&done.stderr))
-}
 
 /// A folder with a scenario and another build in it.
 fn folder() -> (tempfile::TempDir, PathBuf) {
