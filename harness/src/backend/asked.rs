@@ -35,6 +35,8 @@ impl Asked {
         let parent = nix::unistd::getpid();
         // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(program::inherit_nothing) };
         // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
         unsafe { command.pre_exec(move || vm::die_with(parent)) };
         program::spawn(command).map(Mutex::new).map(Self)
@@ -98,7 +100,10 @@ fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<Stri
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
+    use nix::fcntl::{F_SETFD, FdFlag};
     use rstest::rstest;
 
     fn shell(script: &str) -> Command {
@@ -113,6 +118,15 @@ mod tests {
     #[case::endless("while echo told; do :; done", None)]
     fn only_success_tells_something(#[case] script: &str, #[case] expected: Option<&str>) {
         assert_eq!(said(&mut shell(script)).unwrap().as_deref(), expected);
+    }
+
+    #[test]
+    fn it_inherits_nothing() {
+        let left_open = std::fs::File::open("/dev/null").unwrap();
+        let fd = left_open.as_raw_fd();
+        nix::fcntl::fcntl(&left_open, F_SETFD(FdFlag::empty())).unwrap();
+        let script = format!("[ -e /proc/self/fd/{fd} ] && echo open || echo closed");
+        assert_eq!(said(&mut shell(&script)).unwrap().as_deref(), Some("closed\n"));
     }
 
     /// Neither one that hangs nor one that has left something behind is waited for.

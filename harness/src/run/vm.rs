@@ -80,6 +80,8 @@ impl Vm {
             .process_group(0);
         // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(program::inherit_nothing) };
         if !start.keep {
             let parent = nix::unistd::getpid();
             // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
