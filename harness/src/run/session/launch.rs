@@ -1,0 +1,191 @@
+//! Starting the VMM of a session, and starting another in its place.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cpr_qmp::run_state::RunState;
+
+use super::Session;
+use crate::backend::{Files, Launch};
+use crate::observe::process::Executable;
+use crate::observe::qmp::Qmp;
+use crate::run::cgroup::Cgroup;
+use crate::run::clients::{Bystander, connect};
+use crate::run::command::{PATH_FOLDER, Workshop};
+use crate::run::evidence::Evidence;
+use crate::run::outside::Outside;
+use crate::run::vm::{Start, Vm};
+use crate::run::watchdog::Watchdog;
+use crate::run::{EnvironmentError, Options, StepError, own_binary};
+use crate::scenario::Case;
+
+impl<'a> Session<'a> {
+    /// Starts the VMM and connects to it.
+    pub fn boot(
+        case: &'a Case,
+        options: &'a Options,
+        mut evidence: Evidence,
+        work: &Path,
+    ) -> Result<Self, Box<(Evidence, StepError)>> {
+        match Self::start(case, options, &mut evidence, work) {
+            Ok(parts) => Ok(Self::assemble(case, options, evidence, work, parts)),
+            Err(e) => Err(Box::new((evidence, e))),
+        }
+    }
+
+    fn start(
+        case: &Case,
+        options: &Options,
+        evidence: &mut Evidence,
+        work: &Path,
+    ) -> Result<Parts, StepError> {
+        let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
+            StepError::Process(format!("there is no guest named {}", case.vm.guest))
+        })?;
+        let backend = &*options.backend;
+        let files = evidence.files(work, guest.name, backend.image(guest))?;
+        Workshop { folder: work, backend }.path_folder()?;
+        let limit = Duration::from_millis(case.deadline_ms);
+        Self::launch_vmm(case, options, evidence, work, files, limit)
+    }
+
+    /// Starts a VMM where everything is prepared.
+    fn launch_vmm(
+        case: &Case,
+        options: &Options,
+        evidence: &Evidence,
+        work: &Path,
+        files: Files,
+        limit: Duration,
+    ) -> Result<Parts, StepError> {
+        let launch = Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &files };
+        let backend = &*options.backend;
+        let arguments = backend.arguments(launch);
+        let binary = backend.binary();
+        evidence
+            .timeline
+            .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
+        let started_from = match case.vm.own_binary {
+            true => own_binary::copy(binary, work)?,
+            false => binary.to_owned(),
+        };
+        let executable = executable(match case.vm.own_binary {
+            true => &started_from,
+            false => backend.executable(),
+        })?;
+        let outside = Outside::look(work);
+        let mut vm = Vm::start(Start {
+            binary: &started_from,
+            arguments: &arguments,
+            folder: work,
+            path_folder: &work.join(PATH_FOLDER),
+            console: &evidence.console(),
+            keep: options.keep,
+            seccomp: case.vm.seccomp,
+            cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
+        })?;
+        let watchdog =
+            Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
+        let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
+        let theirs = backend.second_qmp(&files);
+        let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
+        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside })
+    }
+
+    /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
+    pub(in crate::run) fn boot_again(&mut self) -> Result<(), StepError> {
+        let limit = Duration::from_millis(self.case.deadline_ms);
+        let limit = limit.saturating_sub(self.began.elapsed());
+        let (case, options, evidence) = (self.case, self.options, &self.evidence);
+        let files = self.files.clone();
+        let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit)?;
+        self.startup = evidence.startup(&parts.files);
+        self.run_state = booted(case);
+        self.boots = u32::from(!case.vm.paused);
+        (self.executable, self.handed_over) = (parts.executable, 0);
+        (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
+        (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
+        (self.seen, self.measuring, self.last_status) = (None, None, None);
+        self.events_checked = 0;
+        if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
+    }
+
+    fn assemble(
+        case: &'a Case,
+        options: &'a Options,
+        evidence: Evidence,
+        work: &Path,
+        parts: Parts,
+    ) -> Self {
+        let Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside } =
+            parts;
+        Self {
+            startup: evidence.startup(&files),
+            kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
+            case,
+            options,
+            evidence,
+            work: work.to_owned(),
+            files,
+            vm,
+            qmp,
+            bystander,
+            run_state: booted(case),
+            updated: executable.clone(),
+            handed_over: 0,
+            fds_of: BTreeMap::new(),
+            looked_at: options.backend.binary().to_owned(),
+            executable,
+            started_from,
+            limits: Vec::new(),
+            earlier_state: None,
+            seen: None,
+            events_checked: 0,
+            heard: Vec::new(),
+            endings: Vec::new(),
+            last_status: None,
+            boots: u32::from(!case.vm.paused),
+            updates: 0,
+            tried: 0,
+            injection: None,
+            measuring: None,
+            serial: None,
+            serial_next: Arc::default(),
+            blackouts: Vec::new(),
+            phases: Vec::new(),
+            host_seen: Vec::new(),
+            failed_updates: Vec::new(),
+            refusals: Vec::new(),
+            kills: Vec::new(),
+            outside,
+            memory_kib: Vec::new(),
+            watchdog,
+            pace: None,
+            began: Instant::now(),
+        }
+    }
+}
+
+/// The run state of a VM that has just been started.
+fn booted(case: &Case) -> RunState {
+    if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
+}
+
+/// What a process that runs the file at `path` executes.
+pub(in crate::run) fn executable(path: &Path) -> Result<Executable, EnvironmentError> {
+    let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
+    Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
+}
+
+struct Parts {
+    files: Files,
+    started_from: PathBuf,
+    executable: Executable,
+    vm: Vm,
+    qmp: Qmp,
+    bystander: Bystander,
+    watchdog: Watchdog,
+    outside: Outside,
+}

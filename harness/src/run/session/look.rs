@@ -1,0 +1,204 @@
+//! Looking at the VM of a session after a step, and checking what is seen.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use cpr_qmp::message::Event;
+use serde_json::Value;
+
+use super::Session;
+use crate::backend::Files;
+use crate::check::gone::{Cause, Gone};
+use crate::check::killed::Killed;
+use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
+use crate::observe::observation::{Observation, Subject};
+use crate::observe::{phases, qmp};
+use crate::run::StepError;
+use crate::run::timeline;
+use crate::run::verdict::{Heard, Observed};
+
+impl Session<'_> {
+    /// Looks at the VMM.
+    pub fn observe(&mut self) -> Result<Observation, StepError> {
+        let vm = &self.case.vm;
+        let subject = Subject {
+            pid: self.vm.pid(),
+            ram_bytes: vm.memory.0,
+            ram_shared: vm.share,
+            stopped: !self.run_state.is_running(),
+        };
+        Ok(Observation::take(subject, &mut self.qmp)?)
+    }
+
+    /// After a step: looks at the VMM and runs every check.
+    pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
+        self.check_process()?;
+        self.check_serial()?;
+        self.settle_events(action, ran_before);
+        let before = self.seen.take();
+        let after = match self.observe() {
+            Ok(after) => after,
+            Err(e) => {
+                self.seen = before;
+                return Err(e);
+            }
+        };
+        // After the observation: its QMP answers come behind every event of the step.
+        let events = self.take_events();
+        let over_exec = self.options.backend.dialect().over_exec;
+        let common = |events: &[Event]| check::clients::common(action, over_exec, events);
+        let theirs = self.bystander.hear(&events, common, self.options.patience.events);
+        let log = self.evidence.vmm_log();
+        let build = self.build();
+        let fds_then = match build == self.looked_at {
+            true => before.as_ref().map(|before| &before.fds),
+            false => self.fds_of.get(build),
+        };
+        let findings = check::all(&Scene {
+            vm: &self.case.vm,
+            dialect: self.options.backend.dialect(),
+            kvm: self.kvm,
+            executable: &self.executable,
+            startup: &self.startup,
+            patience: self.options.patience,
+            boots: self.boots,
+            action,
+            ran_before,
+            run_state: self.run_state,
+            events: &events,
+            bystander: theirs.as_deref().map_err(String::as_str),
+            last_status: self.last_status.as_deref(),
+            log: &|| log.since(),
+            fds_then,
+            before: before.as_ref(),
+            after: &after,
+        });
+        let logged = log.since();
+        self.evidence.collect();
+        let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
+        let blackout = measured.and_then(|measuring| measuring.end(&after.page));
+        self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
+        if action.updated() {
+            self.note_phases(&logged, blackout);
+        }
+        self.blackouts.extend(blackout);
+        if *action == Action::Boot || action.updated() {
+            self.memory_kib.push(after.memory_kib);
+        }
+        if !findings.is_empty()
+            && let Some(before) = &before
+        {
+            self.evidence.observation("before", before)?;
+        }
+        self.fds_of.insert(build.to_owned(), after.fds.clone());
+        self.looked_at = build.to_owned();
+        self.seen = Some(after);
+        if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
+    }
+
+    /// Notes the phases of the updates in `logged`, of which one had this blackout.
+    fn note_phases(&mut self, logged: &str, blackout: Option<Duration>) {
+        let lines = logged.lines().filter_map(|line| Some((timeline::stamped(line)?, line)));
+        let mut phases = phases::updates(lines);
+        if let Some(blackout) = blackout {
+            self.evidence.timeline.say("harness", phases::blackout_line(blackout));
+            if let [only] = phases.as_mut_slice() {
+                only.set_blackout(blackout);
+            }
+        }
+        self.phases.extend(phases);
+    }
+
+    /// The check that comes before all others.
+    pub fn check_process(&mut self) -> Result<(), StepError> {
+        let console = std::fs::read_to_string(self.evidence.console()).unwrap_or_default();
+        let ended = self.vm.ended_or_ending();
+        pid::check(&self.vm.started, ended, &console)
+            .map_err(|message| StepError::Checks(vec![Finding::new(pid::NAME, message)]))
+    }
+
+    /// What the guest has to say about a step that went wrong; `awaited`: it was waited for.
+    pub fn look_at_guest(&self, awaited: bool) -> Option<Finding> {
+        let page = &self.seen.as_ref()?.page;
+        let log = self.evidence.vmm_log();
+        if let Err(message) = damage::look(page, self.boots, &|| log.since()) {
+            return Some(Finding::new(damage::CHECK.name, message));
+        }
+        if !(awaited && self.run_state.is_running()) {
+            return None;
+        }
+        let beat = progress::goes_on(page, self.case.vm.cpus, self.options.patience.beat);
+        beat.err().map(|message| Finding::new(progress::CHECK.name, message))
+    }
+
+    /// The checks that take the place of all others when the VMM was told to end.
+    pub fn check_gone(&mut self, ended: ExitStatus, cause: Cause) -> Result<(), StepError> {
+        let events = self.take_events();
+        let finding =
+            |name| move |message: String| StepError::Checks(vec![Finding::new(name, message)]);
+        let Files { qmp, pid_file, .. } = &self.files;
+        let (socket, pid_file) = (Path::new(qmp), Path::new(pid_file));
+        gone::check(&Gone { ended, cause, socket, pid_file, events: &events })
+            .map_err(finding(gone::NAME))?;
+        killed::check(&self.killed(cause.name())).map_err(finding(killed::NAME))
+    }
+
+    /// The VMM, which has ended after `by`.
+    pub(in crate::run) fn killed<'b>(&'b self, by: &'b str) -> Killed<'b> {
+        Killed {
+            by,
+            pid: self.vm.pid(),
+            work: &self.work,
+            socket: Path::new(&self.files.qmp),
+            outside: &self.outside,
+            limit: self.options.patience.end,
+        }
+    }
+
+    /// Events come when they come; the last ones of a step are awaited for a while.
+    fn settle_events(&self, action: &Action, ran_before: bool) {
+        let from = self.events_checked;
+        let over_exec = self.options.backend.dialect().over_exec;
+        // What is missing then is for the check `events` to tell.
+        let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
+            let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
+            check::events::complete(action, ran_before, over_exec, &events)
+        });
+    }
+
+    /// The events that were not checked yet.
+    fn take_events(&mut self) -> Vec<Event> {
+        let arrived = self.qmp.events_from(self.events_checked);
+        self.events_checked += arrived.len();
+        let events: Vec<Event> = arrived.into_iter().map(|a| a.event).collect();
+        self.heard.extend(events.iter().map(qmp::label));
+        let newest = events.iter().rfind(|e| e.event == "MIGRATION");
+        let status = newest.and_then(|e| e.data.as_ref()?.get("status")?.as_str());
+        if let Some(status) = status {
+            self.last_status = Some(status.to_owned());
+        }
+        events
+    }
+
+    /// The events of the step that has just ended, if it had any.
+    pub(in crate::run) fn heard(&mut self, step: &str, failed: bool) -> Option<Heard> {
+        if failed {
+            // No later check is to miss them.
+            self.take_events();
+        }
+        let events = std::mem::take(&mut self.heard);
+        (!events.is_empty()).then(|| Heard { step: step.to_owned(), events })
+    }
+
+    /// What was seen after the step that has just ended.
+    pub(in crate::run) fn observed(&mut self, step: &str) -> Option<Observed> {
+        let seen = self.seen.as_ref()?;
+        Some(Observed {
+            step: step.to_owned(),
+            run_state: check::run_state::name(&seen.status.status),
+            migration: seen.migrate.get("status").and_then(Value::as_str).map(str::to_owned),
+            endings: std::mem::take(&mut self.endings),
+        })
+    }
+}
