@@ -3,8 +3,9 @@
 //! `execve` in a process that has a VM waits for the VM's teardown: RCU grace periods for the
 //! irqchip, and the unmapping of all guest RAM. A second process that shares the address space
 //! (`CLONE_VM`) and has a copy of the descriptor table keeps both alive, so that `execve` only lets
-//! go of them. The helper sleeps at low priority; once the guest runs again it is killed, and
-//! the teardown takes place in it.
+//! go of them. The helper sleeps; once the guest runs again it is killed, and the teardown takes
+//! place in it. At the VMM's own priority: the guest's page faults are slow until it is over, and at
+//! a lower one a guest that keeps every CPU busy would put that off for seconds.
 
 use std::arch::asm;
 use std::ffi::c_void;
@@ -18,11 +19,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::stack::Stack;
 
-/// Three system calls need little.
+/// System calls alone need little.
 const STACK: usize = 16 << 10;
-/// Low, so that the teardown takes little from the guest; not the lowest, or an update of a guest
-/// that keeps every CPU busy would be over only seconds later.
-const LOW_PRIORITY: i64 = 10;
 
 /// Why there is no helper. An update works without; it takes longer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -101,9 +99,7 @@ impl MmHelper {
 /// Runs in the helper, on memory that another process is using: no libc, which would write to the
 /// thread-local `errno` of the thread that is running there.
 extern "C" fn helper_main(parent: *mut c_void) -> i32 {
-    const PRIO_PROCESS: i64 = 0;
     raw_syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0);
-    raw_syscall(libc::SYS_setpriority, PRIO_PROCESS, 0, LOW_PRIORITY);
     // The parent may have died before the first call.
     while raw_syscall(libc::SYS_getppid, 0, 0, 0) == parent as i64 {
         raw_syscall(libc::SYS_pause, 0, 0, 0);
