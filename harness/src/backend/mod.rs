@@ -3,6 +3,7 @@
 mod asked;
 pub mod cpr_vmm;
 pub mod dialect;
+pub mod file_hash;
 pub mod mock;
 pub mod qemu;
 pub mod skew;

@@ -4,10 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::backend::{Backend, file_hash};
 use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
-
-use crate::backend::Backend;
 
 /// Most builds that are told apart.
 pub const MOST: usize = LETTERS.len();
@@ -39,7 +37,7 @@ impl Build {
     /// The build that `backend` starts.
     pub fn of(name: &str, backend: Arc<dyn Backend>) -> io::Result<Self> {
         let executable = backend.executable().to_owned();
-        let xxh3 = format!("{:016x}", xxh3_64(&std::fs::read(&executable)?));
+        let xxh3 = file_hash::of(&executable)?;
         Ok(Self { name: name.to_owned(), title: backend.title(), executable, xxh3, backend })
     }
 }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Options;
+use crate::backend::{Backend, file_hash};
 use crate::scenario::Case;
 
 /// The file in the evidence folder.
@@ -31,6 +32,12 @@ pub struct Start {
     pub updated_to: Option<PathBuf>,
     /// Its version, where it has told one.
     pub vmm_version: Option<String>,
+    /// XXH3-64 of what it executes, where that can be read.
+    #[serde(default)]
+    pub vmm_xxh3: Option<String>,
+    /// The same of the build that it is updated to first.
+    #[serde(default)]
+    pub updated_to_xxh3: Option<String>,
     /// How it was asked for on the command line.
     #[serde(default)]
     pub vmm_option: String,
@@ -52,6 +59,8 @@ impl Start {
             vmm: options.backend.binary().to_owned(),
             updated_to: options.backend.next(0).map(|build| build.binary().to_owned()),
             vmm_version: options.backend.version().map(str::to_owned),
+            vmm_xxh3: xxh3(&*options.backend),
+            updated_to_xxh3: options.backend.next(0).and_then(xxh3),
             vmm_option: options.vmm_option.clone(),
             kernel: kernel(),
             cpus: cpus(),
@@ -67,14 +76,19 @@ impl Start {
             .join(" ")
     }
 
-    /// In what a run of the same case on `now` is another one, each in one line.
+    /// In what a run of the same case on `now` is another one, each in one line. A build is told by what is in its file.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let unknown = || "unknown".to_owned();
         let version = |start: &Self| start.vmm_version.clone().unwrap_or_else(unknown);
+        let build = |xxh3: &Option<String>| xxh3.as_ref().map(|xxh3| format!("xxh3 {xxh3}"));
+        let vmm_build = |start: &Self| build(&start.vmm_xxh3).unwrap_or_else(unknown);
+        let next_build = |start: &Self| build(&start.updated_to_xxh3).unwrap_or("none".into());
         let all = [
             ("harness", self.harness.clone(), now.harness.clone()),
             ("backend", self.backend.clone(), now.backend.clone()),
             ("VMM version", version(self), version(now)),
+            ("VMM build", vmm_build(self), vmm_build(now)),
+            ("build updated to", next_build(self), next_build(now)),
             ("VMM options", option(&self.vmm_option), option(&now.vmm_option)),
             ("kernel", self.kernel.clone(), now.kernel.clone()),
             ("CPUs", self.cpus.to_string(), now.cpus.to_string()),
@@ -82,6 +96,10 @@ impl Start {
         let differs = all.into_iter().filter(|(_, was, is)| was != is);
         differs.map(|(what, was, is)| format!("{what}: was {was}, is {is}")).collect()
     }
+}
+
+fn xxh3(build: &dyn Backend) -> Option<String> {
+    file_hash::of(build.executable()).ok()
 }
 
 /// In words, however they were quoted.
@@ -124,6 +142,8 @@ mod tests {
             vmm: "/somewhere/cpr-harness".into(),
             updated_to: None,
             vmm_version: Some("0.1.0".into()),
+            vmm_xxh3: Some("00000000000000aa".into()),
+            updated_to_xxh3: None,
             vmm_option: String::new(),
             kernel: "6.1.0".into(),
             cpus: 2,
@@ -142,6 +162,8 @@ mod tests {
             harness: "0.2.0".into(),
             backend: "qemu".into(),
             vmm_version: None,
+            vmm_xxh3: Some("00000000000000bb".into()),
+            updated_to_xxh3: Some("00000000000000cc".into()),
             vmm_option: " --vmm qemu".into(),
             kernel: "6.2.0".into(),
             cpus: 8,
@@ -151,6 +173,8 @@ mod tests {
         harness: was 0.1.0, is 0.2.0
         backend: was cpr-vmm, is qemu
         VMM version: was 0.1.0, is unknown
+        VMM build: was xxh3 00000000000000aa, is xxh3 00000000000000bb
+        build updated to: was none, is xxh3 00000000000000cc
         VMM options: was none, is --vmm qemu
         kernel: was 6.1.0, is 6.2.0
         CPUs: was 2, is 8

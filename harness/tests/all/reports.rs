@@ -224,14 +224,23 @@ fn a_replay_is_of_the_same_vmm_and_tells_if_it_ends_alike() {
     assert!(told.starts_with(options), "{told}");
     let other = "verdict differs: was fds failed at step 2 (migrate), is passed\n";
     assert!(told.ends_with(other), "{told}");
+    let record = |key: &str, value: &str| {
+        let file = path.join(evidence).join("start.json");
+        let start = std::fs::read_to_string(&file).unwrap();
+        let mut start: serde_json::Value = serde_json::from_str(&start).unwrap();
+        start[key] = value.into();
+        std::fs::write(file, start.to_string()).unwrap();
+    };
+    // Another build, though the version is the same.
+    record("vmm_xxh3", "0123");
+    let told = harness(path, &["replay", evidence, "--evidence", "again"], 1);
+    let build = told.strip_prefix("VMM build: was xxh3 0123, is xxh3 ");
+    assert!(build.is_some_and(|now| now.find('\n') == Some(16)), "{told}");
     for (what, why) in [
         (" --vmm-arg='", "a quote is open"),
         (" (with a bug)", "unexpected argument '(with' found"),
     ] {
-        let start = std::fs::read_to_string(path.join(evidence).join("start.json")).unwrap();
-        let mut start: serde_json::Value = serde_json::from_str(&start).unwrap();
-        start["vmm_option"] = what.into();
-        std::fs::write(path.join(evidence).join("start.json"), start.to_string()).unwrap();
+        record("vmm_option", what);
         let told = harness(path, &["replay", evidence], 2);
         assert!(told.contains(why) && told.lines().count() == 1, "{told}");
     }
