@@ -4,21 +4,20 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A file as it was: device, inode, size, and when it was changed, to the nanosecond.
 type Version = (u64, u64, u64, i64, i64);
 
-static KNOWN: Mutex<Option<HashMap<Version, String>>> = Mutex::new(None);
+static KNOWN: LazyLock<Mutex<HashMap<Version, String>>> = LazyLock::new(Default::default);
 
 /// XXH3-64 of the file at `path`, in 16 hexadecimal digits. A file is read once, unless it changes.
 pub fn of(path: &Path) -> io::Result<String> {
     let meta = path.metadata()?;
     let version = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_default();
     if let Some(hash) = known.get(&version) {
         return Ok(hash.clone());
     }
@@ -43,7 +42,7 @@ mod tests {
         let first = of(&one).unwrap();
         assert_eq!(of(&one).unwrap(), first);
         assert_eq!(of(&copy).unwrap(), first);
-        write("one", "built");
+        write("one", "another build");
         assert_ne!(of(&one).unwrap(), first);
         assert_eq!(of(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::backend::{Backend, file_hash};
 use serde::Serialize;
+
+use crate::backend::{Backend, file_hash};
 
 /// Most builds that are told apart.
 pub const MOST: usize = LETTERS.len();

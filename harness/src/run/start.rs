@@ -76,7 +76,8 @@ impl Start {
             .join(" ")
     }
 
-    /// In what a run of the same case on `now` is another one, each in one line. A build is told by what is in its file.
+    /// In what a run of the same case on `now` is another one, each in one line. A build is told by
+    /// what is in its file.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let unknown = || "unknown".to_owned();
         let version = |start: &Self| start.vmm_version.clone().unwrap_or_else(unknown);
