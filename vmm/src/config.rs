@@ -91,10 +91,10 @@ pub struct Config {
     #[arg(long, value_name = "N", hide = true)]
     pub x_state_version: Option<u32>,
 
-    /// Whether an update keeps the old address space alive in a sleeping helper until the guest
-    /// runs again; `off` is for measuring what that saves.
-    #[arg(long, value_name = "on|off", default_value = "on", hide = true)]
-    pub x_mm_helper: Switch,
+    /// When a second process stands ready that continues the guest if the VMM's own process dies:
+    /// always, during updates, or never.
+    #[arg(long, value_name = "on|update|off", default_value = "update")]
+    pub keeper: KeeperPolicy,
 }
 
 impl Config {
@@ -104,12 +104,14 @@ impl Config {
     }
 }
 
-/// `on` or `off`.
+/// `--keeper`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// Yes.
+pub enum KeeperPolicy {
+    /// From the start to the end.
     On,
-    /// No.
+    /// From `migrate` until the update is reported complete or failed.
+    Update,
+    /// Never. An update takes longer then.
     Off,
 }
 

@@ -26,13 +26,16 @@ pub mod devices;
 pub mod end_signals;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+pub mod keeper;
 mod logging;
 pub mod machine;
 pub mod memory;
 pub mod migration;
 mod pid_file;
 pub mod qmp;
+mod service_manager;
 pub mod state;
+pub mod sys;
 pub mod unix_listener;
 pub mod vcpu;
 mod vmm;

@@ -35,6 +35,15 @@ pub fn fatal(error: &dyn Display) {
     eprintln!("cpr-vmm: {error}");
 }
 
+/// Tells an operator something that is not an error: in one line on stderr, and in the log where
+/// that is elsewhere.
+pub fn notice(text: &dyn Display) {
+    if HAS_FILE.load(Ordering::Relaxed) {
+        tracing::warn!(%text, "notice");
+    }
+    eprintln!("cpr-vmm: {text}");
+}
+
 /// Starts logging; the file, if there is one, is `preserved` or opened for appending.
 pub fn start(
     level: LogLevel,

@@ -272,6 +272,7 @@ fn state() -> CprState {
         helper: None,
         migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0 },
         parameters: MigrationParameters::default(),
+        live: None,
     }
 }
 

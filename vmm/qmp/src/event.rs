@@ -36,6 +36,28 @@ pub enum EventKind {
     },
 }
 
+/// The guest is continued by another process, because its own has ended. Not one of QEMU's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Continued {
+    /// The process that runs the guest now.
+    pub pid: i32,
+    /// The one that ran it before.
+    pub former_pid: i32,
+    /// How that one ended.
+    pub reason: String,
+}
+
+impl Continued {
+    /// Its name.
+    pub const NAME: &str = "X_CPR_CONTINUED";
+
+    /// The event to send: it happened now.
+    pub fn now(&self) -> Event {
+        Event::now(Self::NAME, Some(json!(self)))
+    }
+}
+
 impl EventKind {
     /// The event to send: it happened now.
     pub fn now(self) -> Event {

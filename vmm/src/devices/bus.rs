@@ -7,6 +7,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
+use super::shadow::{Access, Shadow};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
 
 const TEST_FIRST: u16 = test_port::PORT;
@@ -19,6 +20,16 @@ pub struct PortBus {
     test_port: Mutex<TestPortState>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
+    shadows: Shadows,
+}
+
+/// Copies of the devices' states for whoever continues the guest if this process dies.
+#[derive(Debug, Default)]
+pub struct Shadows {
+    /// That of the serial port.
+    pub serial: Shadow,
+    /// That of the test device.
+    pub test_port: Shadow,
 }
 
 /// The saved state of every device behind a port.
@@ -33,7 +44,44 @@ pub struct DevicesState {
 impl PortBus {
     /// Devices as after power-on, or as they were saved.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
-        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm }
+        let (serial, test_port) = (Mutex::new(serial), Mutex::new(test_port));
+        Self { serial, test_port, vm, shadows: Shadows::default() }
+    }
+
+    /// The copies of the devices' states, which are kept up to date while they are `enabled`.
+    pub fn shadows(&self, enabled: bool) {
+        let Shadows { serial, test_port } = &self.shadows;
+        if enabled {
+            serial.enable(&self.serial().shadow_state());
+            test_port.enable(&*self.test_port());
+        } else {
+            serial.disable();
+            test_port.disable();
+        }
+    }
+
+    /// The copies. Takes no lock.
+    pub fn shadows_now(&self) -> &Shadows {
+        &self.shadows
+    }
+
+    fn with_serial<T>(&self, access: Option<&Access>, act: impl FnOnce(&mut SerialPort) -> T) -> T {
+        let mut serial = self.serial();
+        let result = act(&mut serial);
+        self.shadows.serial.publish(|| serial.shadow_state(), access);
+        result
+    }
+
+    fn with_test_port<T>(&self, access: &Access, act: impl FnOnce(&mut TestPortState) -> T) -> T {
+        let mut test_port = self.test_port();
+        let result = act(&mut test_port);
+        self.shadows.test_port.publish(|| &*test_port, Some(access));
+        result
+    }
+
+    /// Moves what can be moved between the serial port and the host without waiting.
+    pub fn service_serial(&self) {
+        self.with_serial(None, SerialPort::service);
     }
 
     /// The serial port, for the side of the host.
@@ -57,24 +105,28 @@ impl PortBus {
     }
 
     /// The guest reads `data.len()` bytes (1, 2 or 4) from `port`.
-    pub fn read(&self, port: u16, data: &mut [u8]) {
+    pub fn read(&self, port: u16, data: &mut [u8], access: &Access) {
         data.fill(0xff);
         match (port, &mut *data) {
             (serial::BASE..=serial::LAST, [byte]) => {
-                *byte = self.serial().read((port - serial::BASE) as u8);
+                let offset = (port - serial::BASE) as u8;
+                self.with_serial(Some(access), |serial| *byte = serial.read(offset));
             }
             (i8042::COMMAND, [byte]) => *byte = i8042::read(),
-            (TEST_FIRST..=TEST_LAST, data) => self.test_port().read(port, data),
+            (TEST_FIRST..=TEST_LAST, data) => {
+                self.with_test_port(access, |device| device.read(port, data));
+            }
             _ => {}
         }
     }
 
     /// The guest writes `data` (1, 2 or 4 bytes) to `port`.
-    pub fn write(&self, port: u16, data: &[u8]) -> Option<DeviceRequest> {
+    pub fn write(&self, port: u16, data: &[u8], access: &Access) -> Option<DeviceRequest> {
         const DEBUG_EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
         match (port, data) {
             (serial::BASE..=serial::LAST, &[byte]) => {
-                self.serial().write((port - serial::BASE) as u8, byte);
+                let offset = (port - serial::BASE) as u8;
+                self.with_serial(Some(access), |serial| serial.write(offset, byte));
                 None
             }
             (i8042::COMMAND, &[byte]) => i8042::write(byte),
@@ -84,7 +136,7 @@ impl PortBus {
                 None
             }
             (TEST_FIRST..=TEST_LAST, data) => {
-                self.test_port().write(port, data);
+                self.with_test_port(access, |device| device.write(port, data));
                 None
             }
             _ => None,
@@ -101,17 +153,19 @@ impl PortBus {
     }
 
     /// The guest reads up to 8 bytes from an address that is no RAM.
-    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+    pub fn mmio_read(&self, address: u64, data: &mut [u8], access: &Access) {
         data.fill(0xff);
         if let test_port::PAGE..test_port::PAGE_END = address {
-            self.test_port().page.read(address - test_port::PAGE, data);
+            let offset = address - test_port::PAGE;
+            self.with_test_port(access, |device| device.page.read(offset, data));
         }
     }
 
     /// The guest writes up to 8 bytes to an address that is no RAM.
-    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+    pub fn mmio_write(&self, address: u64, data: &[u8], access: &Access) {
         if let test_port::PAGE..test_port::PAGE_END = address {
-            self.test_port().page.write(address - test_port::PAGE, data);
+            let offset = address - test_port::PAGE;
+            self.with_test_port(access, |device| device.page.write(offset, data));
         }
     }
 }

@@ -5,9 +5,10 @@ mod debug_exit;
 mod i8042;
 mod sequence;
 pub mod serial;
+pub mod shadow;
 mod test_port;
 
-pub use bus::{DevicesState, PortBus};
+pub use bus::{DevicesState, PortBus, Shadows};
 pub use test_port::TestPortState;
 
 /// What a device asks of the machine.

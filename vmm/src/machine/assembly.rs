@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvm_bindings::{KVM_CAP_IMMEDIATE_EXIT, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_CAP_IMMEDIATE_EXIT, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_config,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::order::{CONSTRAINTS, STEPS, Step};
@@ -40,6 +42,7 @@ struct Parts<'a> {
     vm: Arc<VmFd>,
     fds: Vec<VcpuFd>,
     capabilities: Option<Arc<StateCapabilities>>,
+    cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     bus: Option<Arc<PortBus>>,
     host: Option<SerialHost>,
     vcpus: Vec<VcpuHandle>,
@@ -69,6 +72,7 @@ fn assemble(
         vm: Arc::new(vm),
         fds: Vec::new(),
         capabilities: None,
+        cpuids: Vec::new(),
         bus: None,
         host: Some(host),
         vcpus: Vec::new(),
@@ -90,6 +94,7 @@ fn assemble(
         vcpus: parts.vcpus,
         bus: parts.bus.expect("a step of STEPS"),
         capabilities: parts.capabilities.expect("a step of STEPS"),
+        cpuids: parts.cpuids,
         vm: parts.vm,
         #[cfg(feature = "failpoints")]
         late: parts.platform.map(|platform| super::late::Late::new(steps.collect(), platform)),
@@ -163,8 +168,10 @@ impl Parts<'_> {
                 let cpuid =
                     cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
                 fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+                self.cpuids.push(cpuid.as_slice().to_vec());
             }
         }
+        self.cpuids.extend(self.vcpu_states.iter().map(|state| state.cpuid().to_vec()));
         let known = self.vcpu_states.first().map(VcpuState::msr_indices);
         let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], known)?;
         let capabilities = Arc::new(capabilities);

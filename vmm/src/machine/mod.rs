@@ -9,6 +9,8 @@ pub mod irqfd;
 #[cfg(feature = "failpoints")]
 mod late;
 pub mod order;
+pub mod salvage;
+pub mod salvaged;
 mod state;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -17,10 +19,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use cpr_qmp::run_state::RunState;
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VmFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub use state::LOADABLE_SECTIONS;
+pub use state::{LOADABLE_SECTIONS, RestoredState};
 
 use crate::boot::{BootError, BootImage, ImageError};
 use crate::config::MemoryConfig;
@@ -117,6 +120,8 @@ struct KvmPart {
     vcpus: Vec<VcpuHandle>,
     bus: Arc<PortBus>,
     capabilities: Arc<StateCapabilities>,
+    /// The CPUID of each vCPU.
+    cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     vm: Arc<VmFd>,
     #[cfg(feature = "failpoints")]
     late: Option<late::Late>,

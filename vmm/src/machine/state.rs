@@ -53,6 +53,12 @@ pub(super) struct PlatformState {
 }
 
 impl PlatformState {
+    /// Of its parts: both PICs and the IOAPIC.
+    pub(super) fn of(chips: [kvm_irqchip; 3], pit: kvm_pit_state2, clock: kvm_clock_data) -> Self {
+        let [pic_master, pic_slave, ioapic] = chips;
+        Self { pic_master, pic_slave, ioapic, pit, clock }
+    }
+
     fn save(vm: &VmFd) -> Result<Self, MachineError> {
         let chip = |chip_id| -> Result<kvm_irqchip, MachineError> {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };

@@ -1,5 +1,6 @@
 //! The machine's end of a vCPU: requests, and answers to wait for.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -11,6 +12,7 @@ use nix::sys::signal::SigSet;
 
 use super::events::EventSink;
 use super::kick::kick;
+use super::shared::VcpuShared;
 use super::state::{StateCapabilities, StateError, VcpuState};
 use super::thread::Vcpu;
 use crate::devices::PortBus;
@@ -50,6 +52,7 @@ pub struct VcpuHandle {
     ready: Answer<()>,
     kicked: Arc<AtomicBool>,
     thread_id: Arc<OnceLock<i32>>,
+    shared: Arc<VcpuShared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -83,7 +86,9 @@ fn leave_end_signals_to_others() {
 
 impl VcpuHandle {
     /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
-    pub fn spawn(start: VcpuStart) -> std::io::Result<Self> {
+    pub fn spawn(mut start: VcpuStart) -> std::io::Result<Self> {
+        let run = std::ptr::from_mut(start.fd.get_kvm_run());
+        let shared = Arc::new(VcpuShared::new(start.fd.as_raw_fd(), run));
         let (requests, inbox) = channel();
         let (loaded, receiver) = channel();
         let kicked = Arc::new(AtomicBool::new(false));
@@ -91,14 +96,20 @@ impl VcpuHandle {
         let thread_id = Arc::new(OnceLock::new());
         let thread = {
             let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
+            let shared = shared.clone();
             std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
                 leave_end_signals_to_others();
                 thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
-                Vcpu::new(start, inbox, kicked).main(loaded);
+                Vcpu::new(start, inbox, kicked, shared).main(loaded);
             })?
         };
         let ready = Answer { vcpu: index, what: "load its state", receiver };
-        Ok(Self { index, requests, ready, kicked, thread_id, thread: Some(thread) })
+        Ok(Self { index, requests, ready, kicked, thread_id, shared, thread: Some(thread) })
+    }
+
+    /// What the thread shares with whoever continues the guest without it.
+    pub fn shared(&self) -> &Arc<VcpuShared> {
+        &self.shared
     }
 
     /// The thread's ID.
@@ -192,7 +203,8 @@ mod tests {
         let (requests, inbox) = channel();
         let ready = Answer { vcpu: 0, what: "load its state", receiver: channel().1 };
         let (kicked, thread_id) = Default::default();
-        (VcpuHandle { index: 0, requests, ready, kicked, thread_id, thread: None }, inbox)
+        let shared = Arc::new(VcpuShared::new(-1, std::ptr::null_mut()));
+        (VcpuHandle { index: 0, requests, ready, kicked, thread_id, shared, thread: None }, inbox)
     }
 
     fn answer(inbox: &Receiver<Request>) {

@@ -18,7 +18,7 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
 }
 
-fn signal_number() -> i32 {
+pub(super) fn signal_number() -> i32 {
     libc::SIGRTMIN()
 }
 

@@ -8,6 +8,8 @@ mod kick;
 mod msrs;
 mod one_shot;
 pub mod order;
+pub mod raw;
+pub mod shared;
 mod state;
 mod thread;
 

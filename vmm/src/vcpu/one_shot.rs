@@ -38,9 +38,14 @@ pub(super) fn stop(lapic: &mut kvm_lapic_state) {
 
 /// `struct kvm_signal_mask` with the kernel's 64 signals.
 #[repr(C)]
-struct SignalMask {
+pub(super) struct SignalMask {
     len: u32,
     set: [u8; 8],
+}
+
+impl SignalMask {
+    /// Every signal counts.
+    pub(super) const EMPTY: Self = Self { len: 8, set: [0; 8] };
 }
 
 nix::ioctl_write_ptr_bad!(
@@ -67,7 +72,7 @@ fn run_with_signal(fd: &mut VcpuFd, kickable: &Kickable) -> Result<(), kvm_ioctl
     let system = |errno: Errno| kvm_ioctls::Error::new(errno as i32);
     kickable.set(false);
     kick::kick_self().map_err(system)?;
-    let open = SignalMask { len: 8, set: [0; 8] };
+    let open = SignalMask::EMPTY;
     // SAFETY: the descriptor is a vCPU's; the structure is the one the ioctl reads.
     unsafe { kvm_set_signal_mask(fd.as_raw_fd(), &open) }.map_err(system)?;
     let ran = match fd.run() {

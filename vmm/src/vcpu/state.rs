@@ -21,28 +21,28 @@ const SREGS2_PDPTRS_VALID: u64 = 1;
 /// The saved state of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
-    mp_state: kvm_mp_state,
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    sregs2: Option<Sregs2Tail>,
-    xcrs: Option<kvm_xcrs>,
+    pub(super) mp_state: kvm_mp_state,
+    pub(super) regs: kvm_regs,
+    pub(super) sregs: kvm_sregs,
+    pub(super) sregs2: Option<Sregs2Tail>,
+    pub(super) xcrs: Option<kvm_xcrs>,
     #[serde(with = "serde_bytes")]
-    xsave: Vec<u8>,
-    debug_regs: kvm_debugregs,
-    lapic: kvm_lapic_state,
-    msrs: Vec<kvm_msr_entry>,
+    pub(super) xsave: Vec<u8>,
+    pub(super) debug_regs: kvm_debugregs,
+    pub(super) lapic: kvm_lapic_state,
+    pub(super) msrs: Vec<kvm_msr_entry>,
     /// Guest TSC minus host TSC; `None` where the host's KVM offers no such thing, and the guest's
     /// TSC is then either in `msrs` or the host's own.
-    tsc_offset: Option<u64>,
-    events: kvm_vcpu_events,
-    cpuid: Vec<kvm_cpuid_entry2>,
+    pub(super) tsc_offset: Option<u64>,
+    pub(super) events: kvm_vcpu_events,
+    pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// What `kvm_sregs2` has and `kvm_sregs` has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Sregs2Tail {
-    flags: u64,
-    pdptrs: [u64; 4],
+pub(super) struct Sregs2Tail {
+    pub(super) flags: u64,
+    pub(super) pdptrs: [u64; 4],
 }
 
 impl VcpuState {
@@ -64,10 +64,10 @@ impl VcpuState {
 /// What KVM's answers depend on, asked once.
 #[derive(Clone, Debug)]
 pub struct StateCapabilities {
-    xsave_extra: usize,
-    sregs2: bool,
-    tsc_offset: bool,
-    msrs: Vec<u32>,
+    pub(super) xsave_extra: usize,
+    pub(super) sregs2: bool,
+    pub(super) tsc_offset: bool,
+    pub(super) msrs: Vec<u32>,
 }
 
 /// Why a vCPU's state could not be saved or restored.
@@ -166,7 +166,7 @@ impl StateCapabilities {
         })
     }
 
-    fn xsave_bytes(&self) -> usize {
+    pub(super) fn xsave_bytes(&self) -> usize {
         size_of::<kvm_xsave>() + self.xsave_extra * size_of::<u32>()
     }
 }
@@ -475,7 +475,7 @@ impl Access<'_> {
 }
 
 impl VcpuState {
-    fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         Self {
             mp_state: kvm_mp_state::default(),
             regs: kvm_regs::default(),
@@ -500,6 +500,11 @@ impl VcpuState {
     /// Saves it as stopped.
     pub(super) fn stop_one_shot(&mut self) {
         one_shot::stop(&mut self.lapic);
+    }
+
+    /// The CPUID it shows its guest.
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// The MSRs that this state has.

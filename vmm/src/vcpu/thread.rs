@@ -7,10 +7,11 @@ use std::sync::mpsc::{Receiver, Sender};
 use kvm_ioctls::VcpuExit;
 
 use super::events::{EventSink, GuestEvent, GuestEventKind};
-use super::exit::port_access;
+use super::exit::{PortAccess, port_access};
 use super::handle::{Request, VcpuStart};
 use super::kick::Kickable;
 use super::one_shot;
+use super::shared::VcpuShared;
 use super::state::{Access, StateError, VcpuState};
 
 /// A vCPU, on its thread.
@@ -20,6 +21,16 @@ pub(super) struct Vcpu {
     kicked: Arc<AtomicBool>,
     /// The last exit was a port or MMIO access, which KVM completes at the next `KVM_RUN`.
     unfinished: bool,
+    shared: Arc<VcpuShared>,
+}
+
+/// A thread that has ended is not in the guest.
+struct StandsAtTheEnd(Arc<VcpuShared>);
+
+impl Drop for StandsAtTheEnd {
+    fn drop(&mut self) {
+        self.0.stand();
+    }
 }
 
 enum Next {
@@ -44,14 +55,22 @@ impl Drop for PanicReport {
 }
 
 impl Vcpu {
-    pub(super) fn new(start: VcpuStart, inbox: Receiver<Request>, kicked: Arc<AtomicBool>) -> Self {
-        Self { start, inbox, kicked, unfinished: false }
+    pub(super) fn new(
+        start: VcpuStart,
+        inbox: Receiver<Request>,
+        kicked: Arc<AtomicBool>,
+        shared: Arc<VcpuShared>,
+    ) -> Self {
+        Self { start, inbox, kicked, unfinished: false, shared }
     }
 
     /// Until the machine has had enough of it; says first whether its state is `loaded`.
     pub(super) fn main(mut self, loaded: Sender<Result<(), StateError>>) {
         let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
+        self.shared.belongs_here();
+        self.shared.come_in();
+        let _out = StandsAtTheEnd(self.shared.clone());
         if let Some(state) = self.start.restore.take()
             && loaded.send(self.access().restore(&state)).is_err()
         {
@@ -60,7 +79,10 @@ impl Vcpu {
         let mut running = false;
         loop {
             let request = if !running {
-                match self.inbox.recv() {
+                self.shared.stand();
+                let request = self.inbox.recv();
+                self.shared.come_in();
+                match request {
                     Ok(request) => Some(request),
                     Err(_) => return,
                 }
@@ -166,15 +188,19 @@ impl Vcpu {
     }
 
     fn run_once(&mut self, kickable: &Kickable) -> Next {
+        self.shared.enter();
         let result = self.start.fd.run();
+        let access = &self.shared.access;
         let outcome = match result {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Outcome::Port,
             Ok(VcpuExit::MmioRead(address, data)) => {
-                self.start.bus.mmio_read(address, data);
+                self.start.bus.mmio_read(address, data, access);
+                access.item_done();
                 Outcome::Mmio
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                self.start.bus.mmio_write(address, data);
+                self.start.bus.mmio_write(address, data, access);
+                access.item_done();
                 Outcome::Mmio
             }
             Ok(VcpuExit::Shutdown) => Outcome::Event(GuestEventKind::TripleFault { rip: 0 }),
@@ -208,6 +234,7 @@ impl Vcpu {
         match event {
             None => Next::Run,
             Some(kind) => {
+                self.shared.met(&kind);
                 self.finish_quietly(kickable);
                 self.start.events.send(GuestEvent { vcpu: self.start.index, kind });
                 Next::Stand
@@ -219,6 +246,7 @@ impl Vcpu {
     fn finish_quietly(&mut self, kickable: &Kickable) {
         if self.unfinished {
             kickable.set(true);
+            self.shared.enter();
             let _ = self.start.fd.run();
             kickable.set(false);
             self.unfinished = false;
@@ -230,16 +258,21 @@ impl Vcpu {
     }
 
     fn port(&mut self) -> Option<GuestEventKind> {
-        let access = port_access(self.start.fd.get_kvm_run());
-        let mut request = None;
-        for item in access.data.chunks_exact_mut(access.size.max(1)) {
-            if access.is_in {
-                self.start.bus.read(access.port, item);
-            } else {
-                request = request.or(self.start.bus.write(access.port, item));
+        let PortAccess { port, size, is_in, data } = port_access(self.start.fd.get_kvm_run());
+        let (bus, access) = (&self.start.bus, &self.shared.access);
+        let mut event = None;
+        for item in data.chunks_exact_mut(size.max(1)) {
+            if is_in {
+                bus.read(port, item, access);
+            } else if let Some(request) = bus.write(port, item, access) {
+                let kind = GuestEventKind::Device(request);
+                // Before the item is done: then it is not asked for again.
+                self.shared.met(&kind);
+                event = event.or(Some(kind));
             }
+            access.item_done();
         }
-        request.map(GuestEventKind::Device)
+        event
     }
 }
 

@@ -17,7 +17,7 @@ enum Source {
     Machine,
     Serial,
     Signals,
-    Helper,
+    Keeper,
     Rehearsal,
 }
 
@@ -32,8 +32,8 @@ impl Vmm {
         };
         watch(Source::Machine, self.machine.wake().as_fd(), PollFlags::POLLIN);
         watch(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN);
-        if let Some(helper) = self.finishing.as_ref().and_then(|f| f.helper.as_ref()) {
-            watch(Source::Helper, helper.ended().as_fd(), PollFlags::POLLIN);
+        if let Some(keeper) = self.finishing.as_ref().and_then(|f| f.keeper.as_ref()) {
+            watch(Source::Keeper, keeper.ended().as_fd(), PollFlags::POLLIN);
         }
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
@@ -67,7 +67,7 @@ impl Vmm {
             // A wake-up may also mean that the guest has made room in its serial FIFO.
             Source::Machine | Source::Serial => {
                 if let Some(bus) = self.machine.bus() {
-                    bus.serial().service();
+                    bus.service_serial();
                 }
             }
             Source::Signals => {
@@ -75,7 +75,7 @@ impl Vmm {
                     self.end(0, false, ShutdownCause::HostSignal);
                 }
             }
-            Source::Helper => self.finish_update(),
+            Source::Keeper => self.finish_update(),
             // The main loop looks at it in every round.
             Source::Rehearsal => {}
             Source::Qmp(token) => {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_qmp::event::EventKind;
@@ -10,17 +11,31 @@ use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 
-use super::{Finishing, Vmm};
+use super::{Finishing, Vmm, protected};
+use crate::config::KeeperPolicy;
 use crate::devices::serial::SerialHost;
+use crate::keeper::commit::{Claim, CommitPage};
+use crate::keeper::{AdoptedKeeper, Watch};
+use crate::logging;
 use crate::machine::MachineError;
+use crate::machine::RestoredState;
 use crate::machine::order::FIRST_WITH_STATE;
+use crate::machine::salvaged::{Salvaged, SalvagedError};
 use crate::migration::channel::{self, ChannelError};
+use crate::migration::cpr::fall_back;
 use crate::migration::cpr::fall_back::ArmError;
-use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::named_fds::NamedFd;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::state::{CprState, StateFd, WriteError, monotonic_ns};
 use crate::migration::cpr::take_over::WayBack;
+use crate::migration::cpr::update;
+use crate::pid_file::PidFile;
+use crate::service_manager;
+use crate::vcpu::GuestEvent;
+use crate::vcpu::raw::LostWrite;
+use cpr_qmp::event::Continued;
+use cpr_qmp::migration::MigrationParameters;
+use std::os::unix::fs::FileExt;
 
 /// Everything of an update but the state itself.
 pub struct AwaitedState {
@@ -44,8 +59,24 @@ pub struct Carried {
     pub saved: Option<File>,
     /// The old binary.
     pub _binary: Option<OwnedFd>,
+    /// The page with the commit point, and the keeper's timer.
+    pub page: Option<Arc<CommitPage>>,
+    /// See `page`.
+    pub timer: Option<Watch>,
+    /// A state that was saved without its process.
+    pub dump: Option<File>,
     /// What the new command line has no use for: its numbers must not become others'.
     pub unused: Vec<OwnedFd>,
+}
+
+impl Carried {
+    fn watch(&self, after: Option<Duration>) {
+        if let Some(timer) = &self.timer
+            && let Err(errno) = timer.set(after)
+        {
+            tracing::warn!(%errno, "cpr_keeper_deadline");
+        }
+    }
 }
 
 /// Where the saved state is.
@@ -55,6 +86,18 @@ pub enum Source<'a> {
     File(&'a Path),
     /// In the copy that crossed exec, for an old binary that was returned to.
     Copy,
+}
+
+/// What was read of a saved state.
+#[derive(Default)]
+struct Loaded {
+    name: String,
+    /// Absent where the machine was about to be reset.
+    state: Option<RestoredState>,
+    lost_writes: Vec<(u8, LostWrite)>,
+    events: Vec<GuestEvent>,
+    told_stopped: bool,
+    since_ns: u64,
 }
 
 /// Why a saved state could not be loaded.
@@ -76,6 +119,12 @@ pub enum LoadError {
     /// The way back.
     #[error(transparent)]
     Arm(#[from] ArmError),
+    /// A state that was saved without its process.
+    #[error(transparent)]
+    Salvaged(#[from] SalvagedError),
+    /// The commit point.
+    #[error("cannot read the state that was saved without its process: {0}")]
+    Dump(std::io::Error),
     /// It is a good state, but another one.
     #[error("file:{0} holds a state that this update did not write")]
     OtherState(String),
@@ -105,53 +154,56 @@ impl Vmm {
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
         let deadline = Duration::from_millis(awaited.way_back.record.deadline_ms);
-        awaited.way_back.armed.set_deadline(Some(deadline))?;
-        let (name, read) = match (source, &awaited.carried.saved) {
-            (Source::Copy, Some(copy)) => {
-                let name = "the copy that crossed exec".to_owned();
-                let read = channel::read_open(copy, Path::new(&name))?;
-                (name, read)
-            }
-            (Source::Copy, None) => return Err(LoadError::NoCopy),
-            (Source::File(path), _) => (path.display().to_string(), channel::read(path)?),
-        };
-        let (state, fingerprint) = read;
-        if fingerprint != awaited.cpr.channel {
-            return Err(LoadError::OtherState(name));
+        awaited.carried.watch(Some(2 * deadline + update::WAY_BACK));
+        if awaited.way_back.returned.is_none() {
+            awaited.way_back.armed.set_deadline(Some(deadline))?;
         }
-        let machine = |source| LoadError::Machine { path: name.clone(), source };
-        let state = self.machine.examine(state).map_err(machine)?;
+        let loaded = self.read(source)?;
         fail_point!(Read);
         // Until here another file can be tried.
         let AwaitedState { cpr, host, mut phases, way_back, carried } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
         phases.done(&"read");
-        // Before what can fail: then it ends.
-        let helper = cpr.helper.and_then(AdoptedHelper::adopt);
         let mut before = |step| {
             if step == FIRST_WITH_STATE {
                 phases.stamp("created");
             }
         };
-        self.machine.restore(host, state, &mut before).map_err(machine)?;
+        let machine = |source| LoadError::Machine { path: loaded.name.clone(), source };
+        match loaded.state {
+            Some(state) => self.machine.restore(host, state, &mut before).map_err(machine)?,
+            // It was about to be reset.
+            None => self.machine.boot(host).map_err(machine)?,
+        }
         phases.done(&"build");
         if !planted!(ForgetEvents) {
             self.machine.put_back_events(cpr.pending_events);
+            self.machine.put_back_events(loaded.events);
         }
+        self.machine.make_up_for(&loaded.lost_writes);
         let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
+        let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
+        self.parameters_of_return(&way_back, &cpr.parameters);
+        self.guard_before_commit(&carried, cpr.run_state, told_stopped);
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
+        if let Some(page) = carried.page.as_ref().filter(|_| way_back.former.is_none()) {
+            page.claim_or_end(Claim::Vmm);
+        }
         self.machine.connect_irqfd();
         if runs {
             self.machine.resume();
         } else {
             self.machine.set_run_state(cpr.run_state);
         }
+        self.run_state_to_be = None;
         phases.done(&"resume");
-        let downtime_ns = monotonic_ns().saturating_sub(cpr.migration.paused_ns);
+        let paused_ns = cpr.migration.paused_ns.max(loaded.since_ns);
+        let downtime_ns = monotonic_ns().saturating_sub(paused_ns);
         phases.end();
         drop(committed);
+        let keeper = way_back.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
         let Carried { memfd, unused, .. } = carried;
         if planted!(KeepStateFd) {
             std::mem::forget(memfd);
@@ -162,15 +214,16 @@ impl Vmm {
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
         self.own_files();
-        tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(cpr.migration.paused_ns), "cpr_state_load");
-        if let Some(helper) = &helper {
-            helper.release();
+        tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(paused_ns), "cpr_state_load");
+        if let Some(keeper) = &keeper {
+            keeper.release();
         }
         if let Some(why) = way_back.returned {
             // Seldom enough to wait for its end: what is told then leaves nothing open.
-            drop(helper);
-            self.parameters = cpr.parameters;
-            self.tell_failure(&why, runs);
+            drop(keeper);
+            let updating = cpr.live.is_none_or(|live| live.updating);
+            let resumed = told_stopped && runs;
+            self.tell_return(&why, way_back.former, updating, resumed);
             return Ok(());
         }
         if planted!(EarlyCompleted) {
@@ -183,14 +236,74 @@ impl Vmm {
         if runs && planted!(DoubleResume) {
             self.qmp.broadcast(&EventKind::Resume.now());
         }
-        let waits = helper.is_some();
+        if let Some(safeguard) = &self.safeguard {
+            safeguard.set_told_stopped(false);
+        }
+        let waits = keeper.is_some();
         let began_ns = cpr.migration.began_ns;
         self.finishing =
-            Some(Finishing { helper, began_ns, downtime_ns: runs.then_some(downtime_ns) });
+            Some(Finishing { keeper, began_ns, downtime_ns: runs.then_some(downtime_ns) });
         if !waits {
             self.finish_update();
         }
         Ok(())
+    }
+
+    fn read(&self, source: Source<'_>) -> Result<Loaded, LoadError> {
+        let awaited = self.awaited.as_ref().ok_or(LoadError::NotAwaited)?;
+        let (name, read) = match (source, &awaited.carried.saved) {
+            (Source::Copy, Some(copy)) => {
+                let name = "the copy that crossed exec".to_owned();
+                let read = channel::read_open(copy, Path::new(&name))?;
+                (name, read)
+            }
+            (Source::Copy, None) if awaited.cpr.live.is_none() => return Err(LoadError::NoCopy),
+            (Source::Copy, None) => return self.read_salvaged(awaited.carried.dump.as_ref()),
+            (Source::File(path), _) => (path.display().to_string(), channel::read(path)?),
+        };
+        let (state, fingerprint) = read;
+        if fingerprint != awaited.cpr.channel {
+            return Err(LoadError::OtherState(name));
+        }
+        let machine = |source| LoadError::Machine { path: name.clone(), source };
+        let state = Some(self.machine.examine(state).map_err(machine)?);
+        Ok(Loaded { name, state, ..Loaded::default() })
+    }
+
+    fn read_salvaged(&self, dump: Option<&File>) -> Result<Loaded, LoadError> {
+        let name = "the state that was saved without its process".to_owned();
+        let mut bytes = Vec::new();
+        if let Some(dump) = dump {
+            bytes.resize(dump.metadata().map_err(LoadError::Dump)?.len() as usize, 0);
+            dump.read_exact_at(&mut bytes, 0).map_err(LoadError::Dump)?;
+        }
+        if bytes.is_empty() {
+            return Ok(Loaded { name, ..Loaded::default() });
+        }
+        let Salvaged { state, lost_writes, events, told_stopped, since_ns } =
+            self.machine.read_salvaged(&bytes)?;
+        Ok(Loaded { name, state: Some(state), lost_writes, events, told_stopped, since_ns })
+    }
+
+    fn parameters_of_return(&mut self, way_back: &WayBack, parameters: &MigrationParameters) {
+        if way_back.returned.is_some() {
+            self.parameters = parameters.clone();
+        }
+    }
+
+    /// Has a keeper of its own stand ready before the guest is this process's.
+    fn guard_before_commit(&mut self, carried: &Carried, run_state: RunState, told_stopped: bool) {
+        self.run_state_to_be = Some(run_state);
+        if self.config.keeper == KeeperPolicy::Off {
+            return;
+        }
+        let before = carried.page.clone().filter(|page| page.is_undecided());
+        if let Err(error) = self.guard(before) {
+            tracing::warn!(%error, "cpr_keeper_missing");
+        }
+        if let Some(safeguard) = &self.safeguard {
+            safeguard.set_told_stopped(told_stopped);
+        }
     }
 
     /// Nobody returns to these paths any more: they go with this process.
@@ -213,25 +326,53 @@ impl Vmm {
     /// Waits for `migrate-incoming`, as long as it takes.
     pub(super) fn await_state(&mut self) -> Result<(), LoadError> {
         match &mut self.awaited {
-            Some(awaited) => Ok(awaited.way_back.armed.set_deadline(None)?),
+            Some(awaited) => {
+                awaited.carried.watch(None);
+                Ok(awaited.way_back.armed.set_deadline(None)?)
+            }
             None => Err(LoadError::NotAwaited),
         }
     }
 
-    /// The new binary gave the VM back because of `why`.
-    fn tell_failure(&mut self, why: &str, runs: bool) {
+    /// An update has failed, or none was under way, and this process continues the guest because of
+    /// `why`; in the place of process `former`, if that is given.
+    fn tell_return(&mut self, why: &str, former: Option<i32>, updating: bool, resumed: bool) {
         let command = self.parameters.cpr_exec_command.iter().flatten().next();
         let command = command.map_or("", String::as_str);
-        let error = format!(
-            "cpr-exec-command \"{command}\" was executed and could not take over, this VMM goes on: {why}"
-        );
+        let error = match (former, why.strip_prefix(fall_back::CRASHED)) {
+            (Some(former), why_crashed) => self.tell_continued(former, why_crashed.unwrap_or(why)),
+            (None, Some(why)) => protected::crashed(why),
+            (None, None) => format!(
+                "cpr-exec-command \"{command}\" was executed and could not take over, this VMM \
+                 goes on: {why}"
+            ),
+        };
+        self.unguard();
         self.qmp.refuse_in_flight(&QmpError::generic(&error));
-        if let Some(event) = self.migration.fail(error) {
-            self.qmp.broadcast(&event);
+        let failed = updating.then(|| self.migration.fail(error)).flatten();
+        let resumed = resumed.then(|| EventKind::Resume.now());
+        failed.into_iter().chain(resumed).for_each(|event| self.qmp.broadcast(&event));
+    }
+
+    /// Says everywhere that this process continues the guest of another one.
+    fn tell_continued(&mut self, former: i32, why: &str) -> String {
+        let pid = std::process::id() as i32;
+        let text = format!("process {former} ended ({why}): the VM continues in process {pid}");
+        logging::notice(&text);
+        // The one before would take what is written now for its own.
+        self.pid_file = None;
+        if let Some(path) = &self.config.pid_file {
+            match PidFile::write(path) {
+                Ok(written) => self.pid_file = Some(written),
+                Err(error) => logging::notice(&error),
+            }
         }
-        if runs {
-            self.qmp.broadcast(&EventKind::Resume.now());
+        if let Err(error) = service_manager::tell_main_pid() {
+            tracing::warn!(%error, "service_manager_not_told");
         }
+        let reason = why.to_owned();
+        self.qmp.broadcast(&Continued { pid, former_pid: former, reason }.now());
+        text
     }
 
     /// While a state is awaited clients come, ask and go: an old binary that is returned to must

@@ -1,11 +1,11 @@
 //! The VMM as a program: start or take over, then one loop until the end.
 
 mod commands;
-mod crash;
 mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod incoming;
+mod protected;
 mod rehearsing;
 mod signals;
 mod start;
@@ -24,13 +24,14 @@ use cpr_qmp::run_state::{RunState, ShutdownCause};
 
 use crate::config::Config;
 use crate::devices::DeviceRequest;
+use crate::keeper::AdoptedKeeper;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::fall_back;
-use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal;
+use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::status::{Migration, Times};
@@ -56,15 +57,21 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
-    /// What an update that goes on right now has to undo if its thread is lost.
-    undo: Option<crash::Undo>,
+    /// What continues the guest if this process does not.
+    safeguard: Option<Safeguard>,
+    /// The run state that a guest is about to get.
+    run_state_to_be: Option<RunState>,
+    /// A part of an update is being carried out right now.
+    updating: bool,
+    /// Clients were told that an update has stopped the guest.
+    stopped: bool,
     ended: Option<End>,
     pid_file: Option<PidFile>,
 }
 
 /// An update whose guest runs, and whose old address space is still there.
 struct Finishing {
-    helper: Option<AdoptedHelper>,
+    keeper: Option<AdoptedKeeper>,
     began_ns: u64,
     downtime_ns: Option<u64>,
 }
@@ -139,6 +146,7 @@ impl Vmm {
     fn run(mut self) -> ExitStatus {
         loop {
             self.checkpoint();
+            self.keep_up_to_date();
             self.deal_with_guest_events();
             // A VMM that is about to end must not be replaced by one that does not know it.
             if self.ended.is_none() {
@@ -146,6 +154,8 @@ impl Vmm {
             }
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
+                // Nobody is to continue what was to end.
+                self.safeguard = None;
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
                 if let Some(bus) = self.machine.bus() {
@@ -154,6 +164,7 @@ impl Vmm {
                 return status;
             }
             self.checkpoint();
+            self.keep_up_to_date();
             self.wait();
         }
     }
@@ -213,7 +224,7 @@ impl Vmm {
     }
 
     fn reset(&mut self, guest: bool, reason: ShutdownCause) {
-        match self.machine.reset() {
+        match self.reset_machine() {
             Ok(()) => {
                 // As in QEMU: a machine that does not run is again one that has not run yet.
                 if !self.machine.run_state().is_running() {
@@ -251,10 +262,11 @@ impl Vmm {
 
     /// The old address space is gone: the update is over.
     fn finish_update(&mut self) {
-        let Some(Finishing { helper, began_ns, downtime_ns }) = self.finishing.take() else {
+        let Some(Finishing { keeper, began_ns, downtime_ns }) = self.finishing.take() else {
             return;
         };
-        drop(helper);
+        drop(keeper);
+        self.unguard();
         let duration = Duration::from_nanos;
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };

@@ -49,34 +49,23 @@ pub(super) fn timeout(parameters: &MigrationParameters) -> Duration {
 impl Vmm {
     /// `migrate`: checks, and begins to rehearse or to update.
     pub(super) fn migrate_safely(&mut self, client: ConnectionId, args: &MigrateArgs) {
-        let begun = match self.stood_in_for(update::deadline(&self.parameters), None) {
-            Ok(stood_in_for) => stood_in_for.act(|vmm| vmm.begin_update(client, args)),
-            Err(error) => return self.qmp.respond(client, Err(commands::generic(error))),
-        };
-        if let Some((Some(plan), _)) = begun {
-            self.answer_and_update(client, plan);
-        }
+        self.begin_protected(client, |vmm| vmm.begin_update(client, args));
     }
 
-    /// Answers with an error, begins a rehearsal, or returns what can be carried out at once.
-    fn begin_update(&mut self, client: ConnectionId, args: &MigrateArgs) -> Option<Plan> {
-        let plan = match self.plan(args) {
-            Ok(plan) => plan,
-            Err(error) => {
-                self.qmp.respond(client, Err(error));
-                return None;
-            }
-        };
+    /// Begins a rehearsal, or returns what can be carried out at once.
+    fn begin_update(
+        &mut self,
+        client: ConnectionId,
+        args: &MigrateArgs,
+    ) -> Result<Option<Plan>, QmpError> {
+        let plan = self.plan(args)?;
         if !wanted(&self.parameters) {
-            return Some(plan);
+            return Ok(Some(plan));
         }
-        match Rehearsal::start(plan.command(), timeout(&self.parameters)) {
-            Ok(rehearsal) => {
-                self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
-            }
-            Err(error) => self.refuse(client, &error),
-        }
-        None
+        let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters));
+        let rehearsal = rehearsal.map_err(|error| refused(&error))?;
+        self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
+        Ok(None)
     }
 
     fn plan(&self, args: &MigrateArgs) -> Result<Plan, QmpError> {
@@ -118,15 +107,17 @@ impl Vmm {
         match result.map(difference) {
             Ok(None) => match check_run_state(&self.machine) {
                 Ok(()) => self.answer_and_update(client, plan.rehearsed()),
-                Err(error) => self.qmp.respond(client, Err(commands::generic(error))),
+                Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
             },
-            Ok(Some(difference)) => self.refuse(client, &RehearsalError::Differs(difference)),
-            Err(error) => self.refuse(client, &error),
+            Ok(Some(difference)) => {
+                self.end_unchanged(client, Err(refused(&RehearsalError::Differs(difference))));
+            }
+            Err(error) => self.end_unchanged(client, Err(refused(&error))),
         }
     }
+}
 
-    fn refuse(&mut self, client: ConnectionId, error: &RehearsalError) {
-        tracing::warn!(%error, "cpr_rehearsal_refused");
-        self.qmp.respond(client, Err(commands::generic(error)));
-    }
+fn refused(error: &RehearsalError) -> QmpError {
+    tracing::warn!(%error, "cpr_rehearsal_refused");
+    commands::generic(error)
 }

@@ -13,17 +13,20 @@ use super::Vmm;
 use super::incoming::{AwaitedState, Carried, LoadError, Source};
 use super::signals::EndSignals;
 use crate::boot::{BootImage, ImageError};
-use crate::config::{Config, Incoming};
+use crate::config::{Config, Incoming, KeeperPolicy};
 use crate::devices::serial::{HostError, SerialHost};
+use crate::keeper::commit::{CommitPage, PAGE_FD};
+use crate::keeper::{TIMER_FD, Watch};
 use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::channel;
 use crate::migration::cpr::held_signals;
 use crate::migration::cpr::phases::Phases;
-use crate::migration::cpr::state::monotonic_ns;
+use crate::migration::cpr::safeguard::SafeguardError;
+use crate::migration::cpr::state::{Live, monotonic_ns};
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
-use crate::migration::cpr::update::{BINARY_FD, KVM_FD, SAVED_FD, SIGNALS_FDS};
+use crate::migration::cpr::update::{BINARY_FD, DUMP_FD, KVM_FD, SAVED_FD, SIGNALS_FDS};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
@@ -66,6 +69,9 @@ pub enum StartError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// What is to continue the guest.
+    #[error("--keeper on: {0}")]
+    Safeguard(#[from] SafeguardError),
     /// The saved state.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -100,7 +106,7 @@ impl Vmm {
         phases: Phases,
     ) -> Result<Self, StartError> {
         match (adopted, config.incoming.clone()) {
-            (None, None) => Self::boot(config),
+            (None, None) => Self::boot(config, &phases),
             (Some(adopted), _) if adopted.way_back.returned.is_some() => {
                 Self::take_over(config, adopted, None, phases)
             }
@@ -115,7 +121,7 @@ impl Vmm {
         }
     }
 
-    fn boot(config: Config) -> Result<Self, StartError> {
+    fn boot(config: Config, phases: &Phases) -> Result<Self, StartError> {
         let log = logging::start(config.log, config.log_file.as_ref(), None)?;
         let signals = EndSignals::install(None).map_err(StartError::Signals)?;
         let qmp = match &config.qmp {
@@ -128,10 +134,18 @@ impl Vmm {
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         let mut machine = Machine::new(config.machine(), ram, Some(image), None)?;
         machine.boot(host)?;
-        if !config.paused {
-            machine.resume();
+        phases.end();
+        let (paused, policy) = (config.paused, config.keeper);
+        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        if policy == KeeperPolicy::On {
+            vmm.run_state_to_be = (!paused).then_some(RunState::Running);
+            vmm.guard(None)?;
+            vmm.run_state_to_be = None;
         }
-        Self::started(config, machine, qmp, log, signals)
+        if !paused {
+            vmm.machine.resume();
+        }
+        Ok(vmm)
     }
 
     /// Goes on with a guest that no binary could go on with (see `fall_back`), in a new process.
@@ -157,6 +171,11 @@ impl Vmm {
         machine.set_run_state(RunState::Paused);
         let paused = config.paused;
         let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        if vmm.config.keeper == KeeperPolicy::On {
+            vmm.run_state_to_be = (!paused).then_some(RunState::Running);
+            vmm.guard(None)?;
+            vmm.run_state_to_be = None;
+        }
         // Last: from here on the state is not that of the RAM any more.
         if !paused {
             vmm.machine.resume();
@@ -183,7 +202,10 @@ impl Vmm {
             awaited: None,
             finishing: None,
             rehearsing: None,
-            undo: None,
+            safeguard: None,
+            run_state_to_be: None,
+            updating: false,
+            stopped: false,
             ended: None,
             pid_file,
             config,
@@ -251,13 +273,20 @@ impl Vmm {
         #[cfg(feature = "failpoints")]
         let irqfd = fds.take(crate::machine::irqfd::NAME, 0);
         let (saved, binary) = (fds.take(SAVED_FD, 0), fds.take(BINARY_FD, 0));
+        let page = fds.take(PAGE_FD, 0).and_then(|fd| {
+            let page = CommitPage::adopt(fd);
+            page.inspect_err(|error| tracing::warn!(%error, "cpr_commit_page")).ok()
+        });
+        let page = page.map(Arc::new);
+        let timer = fds.take(TIMER_FD, 0).map(Watch::adopt);
+        let dump = fds.take(DUMP_FD, 0).map(File::from);
         let mut unused = Vec::new();
         for (name, fd) in fds.leftover() {
             tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
             unused.push(fd);
         }
         let saved = saved.map(File::from);
-        let carried = Carried { memfd, saved, _binary: binary, unused };
+        let carried = Carried { memfd, saved, _binary: binary, page, timer, dump, unused };
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
         #[cfg(feature = "failpoints")]
@@ -265,7 +294,11 @@ impl Vmm {
         fail_point!(Machine);
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
-        let migration = Migration::adopted(MigrationStatus::Device, cpr.migration.events, ago);
+        let status = match cpr.live {
+            Some(Live { updating: false }) => MigrationStatus::None,
+            _ => MigrationStatus::Device,
+        };
+        let migration = Migration::adopted(status, cpr.migration.events, ago);
         let mut vmm = Self {
             machine,
             qmp,
@@ -276,7 +309,10 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
             finishing: None,
             rehearsing: None,
-            undo: None,
+            safeguard: None,
+            run_state_to_be: None,
+            updating: false,
+            stopped: false,
             ended: None,
             pid_file,
             config,

@@ -205,6 +205,10 @@ impl SerialHost {
         self.pending.iter().copied().collect()
     }
 
+    pub(super) fn oldest_pending(&self, most: usize) -> Vec<u8> {
+        self.pending.iter().take(most).copied().collect()
+    }
+
     pub(super) fn queue(&mut self, bytes: &[u8]) {
         let room = MAX_PENDING - self.pending.len().min(MAX_PENDING);
         let (kept, lost) = bytes.split_at(bytes.len().min(room));

@@ -149,6 +149,13 @@ impl SerialPort {
         SerialPortState::new(self.device.state(), self.device.writer().pending())
     }
 
+    /// The same for a [`Shadow`](super::shadow::Shadow): of the output only the oldest 64 KiB.
+    pub fn shadow_state(&self) -> SerialPortState {
+        const MOST_OUTPUT: usize = 64 << 10;
+        let output = self.device.writer().oldest_pending(MOST_OUTPUT);
+        SerialPortState::new(self.device.state(), output)
+    }
+
     /// The host's side, for a port in a rebuilt machine.
     pub fn into_host(self) -> SerialHost {
         self.device.into_writer()

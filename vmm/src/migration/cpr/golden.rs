@@ -61,6 +61,7 @@ fn filled() -> CprState {
             x_cpr_exec_rehearsal_timeout: Some(1),
             x_cpr_exec_deadline: Some(2),
         },
+        live: None,
     }
 }
 

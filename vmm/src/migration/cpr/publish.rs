@@ -93,6 +93,7 @@ mod tests {
             helper: None,
             migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
             parameters: MigrationParameters::default(),
+            live: None,
         };
         let record = Record::prepare(std::time::Duration::ZERO);
         let mut fds = OutgoingFds::default();

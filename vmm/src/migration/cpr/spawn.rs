@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 
-use super::stack::Stack;
+use crate::keeper::stack::Stack;
 
 /// The last signal there is.
 const LAST_SIGNAL: i32 = 64;

@@ -47,12 +47,22 @@ pub struct CprState {
     pub serial_listener: Option<ListenerState>,
     /// What the guest asked for and nobody had time to do.
     pub pending_events: Vec<GuestEvent>,
-    /// The process that holds the old address space.
+    /// The keeper, which holds the old address space.
     pub helper: Option<i32>,
     /// The migration.
     pub migration: MigrationRecord,
     /// The migration parameters, for an old binary that is returned to.
     pub parameters: MigrationParameters,
+    /// For the process that continues a guest whose own process did not save it for an update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
+}
+
+/// What a process that was taken unawares was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// An update was under way.
+    pub updating: bool,
 }
 
 /// What goes on of the migration in the new process.
@@ -300,7 +310,8 @@ fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
     let bytes = content(borrowed)?;
     let (record, state) =
         Record::open(&bytes).map_err(|source| ReadError::Record { fd, source })?;
-    if record.pid != std::process::id() as i32 {
+    // Its keeper reads what was meant for it.
+    if ![record.pid, record.helper].contains(&(std::process::id() as i32)) {
         return Err(ReadError::OtherProcess { fd, pid: record.pid });
     }
     if record.state != fd {
@@ -355,6 +366,7 @@ mod tests {
             helper: Some(7),
             migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
             parameters: MigrationParameters::default(),
+            live: None,
         }
     }
 

@@ -29,6 +29,8 @@ pub struct WayBack {
     pub record: fall_back::Record,
     /// Why the new binary failed, in an old one that was returned to.
     pub returned: Option<String>,
+    /// The process that ran the guest before, in the keeper that continues it.
+    pub former: Option<i32>,
 }
 
 impl std::fmt::Debug for WayBack {
@@ -125,7 +127,9 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     // SAFETY: the caller's promise.
     let fds = unsafe { AdoptedFds::own(checked) };
     let returned = failed.map(|why| why.to_string_lossy().into_owned());
-    Ok(Some(Adopted { state, fds, memfd, way_back: WayBack { armed, record, returned } }))
+    let former = Some(record.pid).filter(|pid| *pid != std::process::id() as i32);
+    let way_back = WayBack { armed, record, returned, former };
+    Ok(Some(Adopted { state, fds, memfd, way_back }))
 }
 
 fn set_close_on_exec(fd: RawFd) {

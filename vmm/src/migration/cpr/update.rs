@@ -24,10 +24,10 @@ use super::command::{CommandError, ExecCommand, ExecError};
 use super::fall_back::Record;
 use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
-use super::helper::MmHelper;
 use super::named_fds::OutgoingFds;
 use super::phases::Phases;
 use super::publish::{PublishError, Published};
+use super::safeguard::{Safeguard, View, named_signals};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
@@ -49,10 +49,14 @@ pub const KVM_FD: &str = "kvm";
 pub const BINARY_FD: &str = "fall-back.binary";
 /// The name of the copy of the saved state.
 pub const SAVED_FD: &str = "fall-back.state";
+/// The name of the memfd for a state that is saved without its process.
+pub const DUMP_FD: &str = "keeper.state";
 /// How long the new binary may take.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// How long an old binary that was returned to may take: longer than it ever does.
+pub const WAY_BACK: Duration = Duration::from_secs(60);
 /// Most descriptors that are handed over besides those of QMP.
-const MACHINE_FDS: usize = 13;
+const MACHINE_FDS: usize = 16;
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -238,8 +242,8 @@ pub struct Walk<'a> {
     pub signals: [BorrowedFd<'a>; 2],
     /// The parameters, for a return to this binary.
     pub parameters: &'a MigrationParameters,
-    /// Whether to start the helper that holds the old address space.
-    pub helper: bool,
+    /// What continues the guest if this process does not.
+    pub safeguard: &'a mut Safeguard,
     /// Says afterwards whether clients were told that the guest has stopped.
     pub stopped: &'a mut bool,
 }
@@ -263,16 +267,8 @@ impl Walk<'_> {
         let Plan { command, channel, state_fd, saved_fd, binary, mut record, began_ns, rehearsed } =
             plan;
         fail_point!(Helper);
-        // Before the pause, as all that can be; it is the first to come and the last to go.
-        let helper = match self.helper.then(MmHelper::start).transpose() {
-            Ok(helper) => helper,
-            Err(error) => {
-                tracing::warn!(%error, "cpr_helper_missing: the update will take longer");
-                None
-            }
-        };
-        #[cfg(feature = "failpoints")]
-        crate::failpoints::set_helper(helper.as_ref().map_or(0, |helper| helper.pid().as_raw()));
+        let record_deadline = Duration::from_millis(record.deadline_ms);
+        let _watched = Watched::watch(self.safeguard, record_deadline);
         fail_point!(Pause);
         let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
@@ -281,6 +277,7 @@ impl Walk<'_> {
             if !planted!(NoStopEvent) {
                 self.qmp.broadcast(&EventKind::Stop.now());
             }
+            self.safeguard.set_told_stopped(true);
             *self.stopped = true;
         }
         fail_point!(Paused);
@@ -293,28 +290,38 @@ impl Walk<'_> {
         phases.stamp("save");
         self.qmp.flush();
         let serial = SerialHandOver::of(&paused);
-        let mut fds = outgoing_fds(&paused, &serial, self.qmp, self.log);
-        for (name, fd) in SIGNALS_FDS.into_iter().zip(self.signals) {
-            fds.add(name, 0, fd);
-        }
+        let view = View {
+            machine: &paused,
+            run_state: paused.before,
+            qmp: self.qmp,
+            migration: self.migration,
+            updating: true,
+            parameters: self.parameters,
+            log: self.log,
+            signals: self.signals,
+        };
+        let mut fds = outgoing_fds(&view, &serial);
+        self.safeguard.hand_over(&mut fds);
         fds.add(BINARY_FD, 0, binary.as_fd());
         fds.add(SAVED_FD, 0, saved.copy.as_fd());
         record.fds = fds.list();
-        record.helper = helper.as_ref().map_or(0, |helper| helper.pid().as_raw());
+        record.helper = self.safeguard.keeper_pid();
         (record.binary, record.state) = (binary.as_raw_fd(), state_fd.as_raw_fd());
         let state = CprState {
             run_state: paused.before,
             ram_blocks: vec![paused.ram().info()],
             channel: saved.fingerprint,
             qmp: self.qmp.save(),
-            serial_listener: serial.listener,
+            serial_listener: serial.listener.clone(),
             pending_events: paused.unhandled_events(),
-            helper: helper.as_ref().map(|helper| helper.pid().as_raw()),
+            helper: Some(record.helper).filter(|keeper| *keeper != 0),
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
             parameters: self.parameters.clone(),
+            live: None,
         };
         fail_point!(State);
         let sealed = state_fd.write(&record, &state)?;
+        let _saved = self.safeguard.saved(&record);
         tracing::info!(fds = record.fds.len(), "cpr_state_save");
         fail_point!(Publish);
         if planted!(LeakFd) {
@@ -338,6 +345,22 @@ impl Walk<'_> {
             "cpr_exec"
         );
         Err(published.exec(&command).into())
+    }
+}
+
+/// The keeper gives up on this process, and on what it executes, some time after both should have.
+struct Watched<'a>(&'a Safeguard);
+
+impl<'a> Watched<'a> {
+    fn watch(safeguard: &'a Safeguard, deadline: Duration) -> Self {
+        safeguard.expect_end_within(Some(2 * deadline + WAY_BACK));
+        Self(safeguard)
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.expect_end_within(None);
     }
 }
 
@@ -421,13 +444,15 @@ fn has_come(signals: BorrowedFd<'_>) -> bool {
 
 /// What the serial port hands over. Its lock is not held: a thread that crashes with it would take
 /// it away from the one that stands in for it.
-struct SerialHandOver {
+pub struct SerialHandOver {
     fds: Vec<(&'static str, RawFd)>,
-    listener: Option<ListenerState>,
+    /// The port's listening socket.
+    pub listener: Option<ListenerState>,
 }
 
 impl SerialHandOver {
-    fn of(machine: &Machine) -> Self {
+    /// What there is now.
+    pub fn of(machine: &Machine) -> Self {
         let Some(bus) = machine.bus() else { return Self { fds: Vec::new(), listener: None } };
         let serial = bus.serial();
         let fds = serial.preserved_fds().into_iter().map(|(name, fd)| (name, fd.as_raw_fd()));
@@ -435,13 +460,13 @@ impl SerialHandOver {
     }
 }
 
-fn outgoing_fds<'a>(
-    machine: &'a Machine,
-    serial: &SerialHandOver,
-    qmp: &'a Server,
-    log: Option<&'a std::fs::File>,
-) -> OutgoingFds<'a> {
+/// Every descriptor of the VM, by name.
+pub fn outgoing_fds<'a>(view: &View<'a>, serial: &SerialHandOver) -> OutgoingFds<'a> {
+    let &View { machine, qmp, log, signals, .. } = view;
     let mut fds = OutgoingFds::default();
+    for (name, fd) in named_signals(signals) {
+        fds.add(name, 0, fd);
+    }
     fds.add(KVM_FD, 0, machine.kvm_fd());
     #[cfg(feature = "failpoints")]
     if let Some(vm) = machine.vm_fd().filter(|_| planted!(StaleVm)) {
@@ -522,7 +547,7 @@ mod tests {
             log,
             signals: [signals, signals],
             parameters: &MigrationParameters::default(),
-            helper: false,
+            safeguard: &mut Safeguard::start(false, None).unwrap(),
             stopped: &mut stopped,
         }
         .update(plan);

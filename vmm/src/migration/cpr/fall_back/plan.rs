@@ -1,8 +1,11 @@
-//! Going back, prepared while there is time: what is left to do may be done in a signal handler.
+//! Going back, prepared while there is time: what is left to do may be done in a signal handler, or
+//! by the keeper of a process that has died.
 
 use std::ffi::{CString, c_char};
+use std::fmt;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
@@ -15,16 +18,28 @@ use super::stranded::{Kept, strand};
 use super::text::Variable;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
 use crate::end_signals::END_SIGNALS;
+use crate::keeper::commit::{CommitPage, PAGE_FD};
+use crate::keeper::{self, Ending};
 use crate::logging::LOG_FD;
-use crate::migration::cpr::update::SAVED_FD;
+use crate::machine::salvage::Salvage;
+use crate::migration::cpr::update::{DUMP_FD, SAVED_FD};
+use crate::sys;
+
+/// Milliseconds that the vCPUs of a process which continues in itself have to leave the guest.
+const HALT: u32 = 1000;
+/// What the reason of a process that continues in itself begins with: it is not the new binary's.
+pub const CRASHED: &str = "[crash] ";
 
 /// Which try this process is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Role {
-    /// The new binary: if it fails, the old one goes on.
+    /// The new binary: if it fails, the old one continues.
     New,
-    /// The old binary again, after this failure of the new one: if it fails too, nobody goes on.
+    /// The old binary again, after this failure of the new one: if it fails too, the keeper
+    /// continues, or nobody.
     Returned(String),
+    /// The process that runs the guest, and can be saved as it is if it has not saved itself.
+    Live(Option<Arc<Salvage>>),
 }
 
 /// A descriptor that the old binary needs under its number, whatever happens to that meanwhile.
@@ -34,24 +49,41 @@ struct Crossing {
     reserve: AtomicI32,
 }
 
+/// What is executed. It stays the same as long as the process.
+pub struct Program {
+    why: Box<Variable<FAILED_SIZE>>,
+    argv: Strings,
+    environment: Strings,
+    mask: libc::sigset_t,
+}
+
 /// Everything that going back takes.
 pub struct Plan {
     role: Role,
     /// Only this thread goes back: children, and the signal at its parent's death, are its own.
-    pub main: libc::pid_t,
-    /// Why; part of the environment.
-    pub why: Box<Variable<FAILED_SIZE>>,
+    pub(super) main: libc::pid_t,
+    program: Arc<Program>,
+    /// `CPR_EXEC_STATE=N`, the first of the environment.
+    _state: CString,
+    environment: Vec<*const c_char>,
     binary: RawFd,
-    argv: Strings,
-    environment: Strings,
-    mask: libc::sigset_t,
     crossing: Vec<Crossing>,
+    inherited: Vec<RawFd>,
+    dump: RawFd,
+    page: Option<Arc<CommitPage>>,
     kept: Kept,
 }
 
-// SAFETY: `why` is written by the one thread that has claimed the fall-back (`super::CLAIMED`) and
-// read after that; the pointers lead into strings of its own, which nobody else changes.
+// SAFETY: `why` is written by the one thread that has claimed the fallback (`super::CLAIMED`), or by
+// the keeper of a process that has ended, and read after that; the pointers lead into strings of its
+// own, which nobody else changes.
 unsafe impl Sync for Plan {}
+// SAFETY: as above.
+unsafe impl Send for Plan {}
+// SAFETY: as above.
+unsafe impl Sync for Program {}
+// SAFETY: as above.
+unsafe impl Send for Program {}
 
 struct Strings {
     _owned: Vec<CString>,
@@ -65,31 +97,60 @@ impl Strings {
     }
 }
 
-impl Plan {
-    /// The way back that `record` describes.
-    pub fn new(record: &Record, role: Role) -> Self {
-        let state = CString::new(format!("{ENV_NAME}={}", record.state)).expect("it has no NUL");
+impl Program {
+    /// That of `record`.
+    pub fn new(record: &Record) -> Self {
         let ours = [ENV_NAME, FAILED_NAME].map(|name| format!("{name}="));
         let foreign =
             |entry: &CString| !ours.iter().any(|n| entry.to_bytes().starts_with(n.as_bytes()));
-        let mut environment = vec![state];
-        environment.extend(strings(&record.environment).into_iter().filter(foreign));
         let why = Box::new(Variable::new(FAILED_NAME));
-        let environment = Strings::new(environment, Some(why.as_ptr()));
+        let environment = strings(&record.environment).into_iter().filter(foreign).collect();
+        Self {
+            argv: Strings::new(strings(&record.argv), None),
+            environment: Strings::new(environment, Some(why.as_ptr())),
+            mask: held_mask(record),
+            why,
+        }
+    }
+}
+
+impl Plan {
+    /// The way back that `record` describes.
+    pub fn new(record: &Record, role: Role) -> Self {
+        Self::with(Arc::new(Program::new(record)), record, role, None)
+    }
+
+    /// The same with a program that is known already, and the page of the keeper, if there is one.
+    pub fn with(
+        program: Arc<Program>,
+        record: &Record,
+        role: Role,
+        page: Option<Arc<CommitPage>>,
+    ) -> Self {
+        let state = CString::new(format!("{ENV_NAME}={}", record.state)).expect("it has no NUL");
+        let environment = [state.as_ptr()].into_iter().chain(program.environment.pointers.clone());
+        let environment = environment.collect();
         let crossing = |fd| Crossing { fd, reserve: AtomicI32::new(-1) };
         let named = |wanted: &str| record.fds.iter().find(|n| n.name == wanted).map(|n| n.fd);
+        let page = page.or_else(|| {
+            // SAFETY: a number that is not open gives EBADF.
+            let fd = unsafe { BorrowedFd::borrow_raw(named(PAGE_FD)?) };
+            CommitPage::adopt(fd.try_clone_to_owned().ok()?).ok().map(Arc::new)
+        });
         Self {
             role,
             main: nix::unistd::gettid().as_raw(),
-            why,
-            binary: record.binary,
-            argv: Strings::new(strings(&record.argv), None),
+            program,
+            _state: state,
             environment,
-            mask: held_mask(record),
+            binary: record.binary,
             crossing: record.numbers().map(crossing).collect(),
+            inherited: record.inherited.clone(),
+            dump: named(DUMP_FD).unwrap_or(-1),
+            page,
             kept: Kept {
                 pid: record.pid,
-                helper: record.helper,
+                keeper: record.helper,
                 ram: record
                     .fds
                     .iter()
@@ -141,29 +202,106 @@ impl Plan {
         }
     }
 
+    /// Writes down why the process goes back.
+    ///
+    /// # Safety
+    /// Nobody else writes or reads it meanwhile.
+    pub(super) unsafe fn set_why(&self, why: fmt::Arguments<'_>) {
+        let crashed = if matches!(self.role, Role::Live(_)) { CRASHED } else { "" };
+        // SAFETY: the caller's promise.
+        unsafe { self.program.why.set(format_args!("{crashed}{why}")) };
+    }
+
+    fn why(&self) -> &str {
+        // SAFETY: it was written by whoever claimed the fallback, before this is called.
+        unsafe { self.program.why.value() }
+    }
+
     /// Makes this process what it was, or at least keeps the guest. On the main thread, in a signal
     /// handler or not: nothing here allocates, locks or unwinds.
-    pub fn go(&self) -> ! {
+    pub(super) fn go(&self) -> ! {
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
-        // SAFETY: system calls on numbers that stay what they are, and on a mask of our own.
-        unsafe {
-            libc::sigprocmask(libc::SIG_SETMASK, &self.mask, ptr::null_mut());
-            for Crossing { fd, reserve } in &self.crossing {
-                match reserve.load(Ordering::Relaxed) {
-                    -1 => libc::fcntl(*fd, libc::F_SETFD, 0),
-                    reserve => libc::dup2(reserve, *fd),
-                };
-            }
-        }
-        // SAFETY: it was written by whoever claimed the fall-back, before this was called.
-        let why = unsafe { self.why.value() };
+        block_signals();
         match &self.role {
             Role::New => {
+                keeper::abandon_newest();
                 let errno = self.execute();
+                let why = self.why();
+                self.leave_to_keeper(why);
                 strand(&self.kept, why, format_args!("executing the old binary: {}", errno.desc()))
             }
-            Role::Returned(first) => strand(&self.kept, first, format_args!("{why}")),
+            Role::Returned(first) => {
+                keeper::abandon_newest();
+                self.leave_to_keeper(first);
+                strand(&self.kept, first, format_args!("{}", self.why()))
+            }
+            Role::Live(salvage) => {
+                let why = self.why();
+                match self.salvage(salvage.as_deref(), true) {
+                    Ok(()) => {
+                        let errno = self.execute();
+                        self.leave_to_keeper(why);
+                        strand(&self.kept, why, format_args!("executing it: {}", errno.desc()))
+                    }
+                    Err(error) => {
+                        self.leave_to_keeper(why);
+                        strand(&self.kept, why, format_args!("saving the guest: {error}"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// The keeper's part: the process that it watched has ended, or never comes back.
+    pub(super) fn go_as_keeper(&self, ending: Ending, page: &CommitPage) -> ! {
+        let pid = self.kept.pid;
+        let why = match page.note() {
+            "" => Why::Ending(ending),
+            note => Why::Note(note),
+        };
+        // SAFETY: whoever could write or read it has ended.
+        unsafe { self.program.why.set(format_args!("{why}")) };
+        let kept = &self.kept;
+        let salvage = match &self.role {
+            Role::Live(salvage) => salvage.as_deref(),
+            _ => None,
+        };
+        if let Err(error) = self.salvage(salvage, false) {
+            strand(kept, self.why(), format_args!("saving the guest of process {pid}: {error}"))
+        }
+        // What only this address space can use must not cross, whatever was about to be published.
+        sys::close_all_on_exec();
+        for fd in &self.inherited {
+            let _ = sys::set_close_on_exec(*fd, false);
+        }
+        let errno = self.execute();
+        strand(kept, self.why(), format_args!("executing the old binary: {}", errno.desc()))
+    }
+
+    /// Saves the guest as it is, if it is not saved. `running`: in the process that runs it.
+    fn salvage(
+        &self,
+        salvage: Option<&Salvage>,
+        running: bool,
+    ) -> Result<(), crate::vcpu::raw::SalvageError> {
+        let Some(salvage) = salvage.filter(|_| self.kept.saved.is_none()) else { return Ok(()) };
+        if running && !salvage.halt(HALT) && self.page.is_some() {
+            // A vCPU waits for something that this thread has. The keeper finds it dead.
+            self.leave_to_keeper(self.why());
+        }
+        // SAFETY: the vCPUs stand still or are dead with their process, signals are blocked, and
+        // this is the address space of the VM.
+        unsafe { salvage.save(self.dump) }
+    }
+
+    /// Ends this process if there is somebody who continues the guest.
+    fn leave_to_keeper(&self, why: &str) {
+        if let Some(page) = &self.page
+            && keeper::is_watching(self.kept.keeper)
+        {
+            page.write_note(why);
+            sys::exit(FAILED);
         }
     }
 
@@ -172,17 +310,56 @@ impl Plan {
         // until the call returns or this program is gone. Ignoring the alarm discards one that is
         // pending, which nobody would handle.
         unsafe {
+            for Crossing { fd, reserve } in &self.crossing {
+                match reserve.load(Ordering::Relaxed) {
+                    -1 => drop(sys::set_close_on_exec(*fd, false)),
+                    reserve => {
+                        let _ =
+                            sys::call(libc::SYS_dup2, [reserve as usize, *fd as usize, 0, 0, 0, 0]);
+                    }
+                };
+            }
             libc::signal(ALARM as i32, libc::SIG_IGN);
-            libc::syscall(
-                libc::SYS_execveat,
-                self.binary,
-                c"".as_ptr(),
-                self.argv.pointers.as_ptr(),
-                self.environment.pointers.as_ptr(),
-                libc::AT_EMPTY_PATH,
-            )
-        };
-        Errno::last()
+            libc::sigprocmask(libc::SIG_SETMASK, &self.program.mask, ptr::null_mut());
+            let arguments = [
+                self.binary as usize,
+                c"".as_ptr() as usize,
+                self.program.argv.pointers.as_ptr() as usize,
+                self.environment.as_ptr() as usize,
+                libc::AT_EMPTY_PATH as usize,
+                0,
+            ];
+            match sys::call(libc::SYS_execveat, arguments) {
+                Err(errno) => errno,
+                Ok(_) => Errno::UnknownErrno,
+            }
+        }
+    }
+}
+
+/// The exit status of a process that leaves the guest to its keeper.
+const FAILED: i32 = 70;
+
+enum Why<'a> {
+    Ending(Ending),
+    Note(&'a str),
+}
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ending(ending) => ending.fmt(f),
+            Self::Note(note) => f.write_str(note),
+        }
+    }
+}
+
+fn block_signals() {
+    // SAFETY: structures of our own; the calls are async-signal-safe.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &all, ptr::null_mut());
     }
 }
 

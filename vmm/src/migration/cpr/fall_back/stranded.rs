@@ -7,13 +7,14 @@ use std::ptr;
 
 use super::text::Line;
 use crate::end_signals::END_SIGNALS;
+use crate::sys;
 
 /// What is kept.
 pub struct Kept {
-    /// This process.
+    /// The process that runs the guest.
     pub pid: i32,
-    /// The process that holds the old address space, and the old descriptors with it; or 0.
-    pub helper: libc::pid_t,
+    /// The keeper, which holds the old address space and the old descriptors; or 0.
+    pub keeper: libc::pid_t,
     /// The RAM blocks.
     pub ram: Vec<RawFd>,
     /// The saved state.
@@ -36,9 +37,11 @@ static LINE: Buffer = Buffer(UnsafeCell::new([0; LENGTH]));
 ///
 /// `first` is why the update failed, `second` why going back did.
 pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
-    let pid = kept.pid;
+    let pid = sys::process_id();
     close_all_but(kept);
-    end_helper(kept.helper);
+    if kept.keeper != pid {
+        end_keeper(kept.keeper);
+    }
     // SAFETY: a process is stranded once, on one thread.
     let buffer = unsafe { &mut *LINE.0.get() };
     let (ram, saved) = (kept.ram.first().copied().unwrap_or(-1), kept.saved.unwrap_or(-1));
@@ -88,7 +91,7 @@ fn close_all_but(kept: &Kept) {
     unsafe { libc::close_range(highest as libc::c_uint + 1, libc::c_uint::MAX, 0) };
 }
 
-fn end_helper(pid: libc::pid_t) {
+fn end_keeper(pid: libc::pid_t) {
     if pid <= 0 {
         return;
     }
@@ -99,7 +102,7 @@ fn end_helper(pid: libc::pid_t) {
         let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
         if libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0 {
             libc::kill(pid, libc::SIGKILL);
-            libc::waitpid(pid, ptr::null_mut(), 0);
+            // Nobody waits for its end: it takes the old address space with it, which takes time.
         }
     }
 }

@@ -119,7 +119,8 @@ fn set_handler(signal: Signal) -> Result<libc::sigaction, Errno> {
 }
 
 extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *const libc::c_void) {
-    if hand_over(number) {
+    // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
+    if !is_own(unsafe { &*info }) || hand_over(number) {
         return;
     }
     let after = Progress::now();
@@ -140,9 +141,20 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     }
 }
 
+/// A fault, this process's timer, or what it has sent to itself: what others send says nothing of
+/// this process.
+fn is_own(info: &libc::siginfo_t) -> bool {
+    const SI_TIMER: i32 = -2;
+    // SAFETY: of all signals that a process sends the kernel fills this member.
+    let sender = || unsafe { info.si_pid() };
+    info.si_code > 0 || info.si_code == SI_TIMER || sender() == crate::sys::process_id()
+}
+
 /// A deadline is the main thread's business only.
 fn hand_over(number: i32) -> bool {
-    let Some(main) = super::main_thread().filter(|_| number == ALARM as i32) else { return false };
+    let Some(main) = super::plan().map(|plan| plan.main).filter(|_| number == ALARM as i32) else {
+        return false;
+    };
     // SAFETY: system calls on numbers.
     unsafe {
         let elsewhere = libc::syscall(libc::SYS_gettid) as libc::pid_t != main;

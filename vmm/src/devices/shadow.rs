@@ -1,0 +1,206 @@
+//! A copy of a device's state that is whole at every instant, for whoever continues the guest when
+//! this process has died with the device's lock held and half a change made.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+/// Most bytes of a device's state.
+const CAPACITY: usize = 128 << 10;
+
+struct Copy {
+    bytes: UnsafeCell<Box<[u8]>>,
+    length: AtomicUsize,
+}
+
+/// Two copies of the state, as CBOR, of which the newest is valid. Nothing is copied until it is
+/// [`enabled`](Shadow::enable).
+pub struct Shadow {
+    enabled: AtomicBool,
+    /// How often a copy was published. Its lowest bit says which of the two is valid.
+    generation: AtomicU64,
+    copies: [Copy; 2],
+}
+
+// SAFETY: a copy is written by the one thread that holds the device's lock, while the other one is
+// valid; it is read when no such thread exists any more.
+unsafe impl Sync for Shadow {}
+
+impl std::fmt::Debug for Shadow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let generation = self.generation.load(Ordering::Relaxed);
+        f.debug_struct("Shadow").field("generation", &generation).finish_non_exhaustive()
+    }
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        let copy = || Copy { bytes: UnsafeCell::default(), length: AtomicUsize::new(0) };
+        Self {
+            enabled: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            copies: [copy(), copy()],
+        }
+    }
+}
+
+impl Shadow {
+    /// From now on changes are copied. The device's lock must be held.
+    pub fn enable(&self, state: &impl Serialize) {
+        for copy in &self.copies {
+            // SAFETY: the device's lock is held, and nobody reads before it is published.
+            let bytes = unsafe { &mut *copy.bytes.get() };
+            if bytes.is_empty() && !self.enabled.load(Ordering::Relaxed) {
+                *bytes = vec![0; CAPACITY].into();
+            }
+        }
+        self.enabled.store(true, Ordering::Relaxed);
+        self.publish(|| state, None);
+    }
+
+    /// From now on nothing is copied.
+    pub fn disable(&self) {
+        self.enabled.store(false, Ordering::Relaxed);
+    }
+
+    /// The state has changed, by an access of a vCPU if `access` is given: both are known at the
+    /// same instant. The device's lock must be held.
+    pub fn publish<T: Serialize>(&self, state: impl FnOnce() -> T, access: Option<&Access>) {
+        if !self.enabled.load(Ordering::Relaxed) {
+            return;
+        }
+        let next = self.generation.load(Ordering::Relaxed) + 1;
+        let copy = &self.copies[(next & 1) as usize];
+        // SAFETY: this copy is not the valid one, and the device's lock keeps other writers away.
+        let bytes = unsafe { &mut *copy.bytes.get() };
+        let mut room = &mut bytes[..];
+        match ciborium::into_writer(&state(), &mut room) {
+            Ok(()) => {
+                let left = room.len();
+                copy.length.store(CAPACITY - left, Ordering::Release);
+            }
+            // The last whole one stays valid.
+            Err(error) => return tracing::error!(%error, "device_state_not_copied"),
+        }
+        if let Some(access) = access {
+            access.intend(self, next);
+        }
+        self.generation.store(next, Ordering::Release);
+    }
+
+    /// The newest copy; empty if there is none. Async-signal-safe.
+    ///
+    /// # Safety
+    /// No thread that could publish another one may be running.
+    pub unsafe fn newest(&self) -> &[u8] {
+        let generation = self.generation.load(Ordering::Acquire);
+        let copy = &self.copies[(generation & 1) as usize];
+        // SAFETY: nobody writes it: the caller's promise.
+        let bytes = unsafe { &*copy.bytes.get() };
+        bytes.get(..copy.length.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    fn has_reached(&self, generation: u64) -> bool {
+        self.generation.load(Ordering::Acquire) >= generation
+    }
+}
+
+/// How far a vCPU has come with the port or MMIO access of its last exit.
+///
+/// An access has one item, but for string instructions (`rep ins`, `rep outs`).
+#[derive(Debug, Default)]
+pub struct Access {
+    /// Items that the devices have dealt with.
+    done: AtomicU32,
+    /// The item whose effect is being published, the shadow that shows it and the generation by
+    /// which it does.
+    item: AtomicU32,
+    generation: AtomicU64,
+    shadow: AtomicPtr<Shadow>,
+}
+
+impl Access {
+    /// Before the vCPU runs.
+    pub fn begin(&self) {
+        self.shadow.store(std::ptr::null_mut(), Ordering::Release);
+        self.done.store(0, Ordering::Release);
+    }
+
+    fn intend(&self, shadow: &Shadow, generation: u64) {
+        self.shadow.store(std::ptr::null_mut(), Ordering::Release);
+        self.item.store(self.done.load(Ordering::Relaxed), Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+        self.shadow.store(std::ptr::from_ref(shadow).cast_mut(), Ordering::Release);
+    }
+
+    /// The devices have dealt with one more item, and an answer is where KVM expects it.
+    pub fn item_done(&self) {
+        self.done.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many items they have dealt with. Async-signal-safe.
+    pub fn items_done(&self) -> u32 {
+        let done = self.done.load(Ordering::Acquire);
+        // SAFETY: null, or a shadow of the bus that the vCPU's thread was given, which outlives it.
+        let shadow = unsafe { self.shadow.load(Ordering::Acquire).as_ref() };
+        match shadow {
+            Some(shadow) if shadow.has_reached(self.generation.load(Ordering::Acquire)) => {
+                done.max(self.item.load(Ordering::Acquire) + 1)
+            }
+            _ => done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn newest(shadow: &Shadow) -> Option<u32> {
+        // SAFETY: there is one thread.
+        ciborium::from_reader(unsafe { shadow.newest() }).ok()
+    }
+
+    #[test]
+    fn the_newest_copy_is_the_valid_one() {
+        let shadow = Shadow::default();
+        shadow.publish(|| 1_u32, None);
+        assert_eq!(newest(&shadow), None);
+        shadow.enable(&2_u32);
+        assert_eq!(newest(&shadow), Some(2));
+        shadow.publish(|| 3_u32, None);
+        shadow.publish(|| 4_u32, None);
+        assert_eq!(newest(&shadow), Some(4));
+        shadow.disable();
+        shadow.publish(|| 5_u32, None);
+        assert_eq!(newest(&shadow), Some(4));
+    }
+
+    #[test]
+    fn an_item_is_done_as_soon_as_the_copy_shows_it() {
+        let (shadow, access) = (Shadow::default(), Access::default());
+        shadow.enable(&0_u32);
+        access.begin();
+        access.intend(&shadow, 2);
+        assert_eq!(access.items_done(), 0);
+        shadow.publish(|| 1_u32, Some(&access));
+        assert_eq!(access.items_done(), 1);
+        access.item_done();
+        assert_eq!(access.items_done(), 1);
+        shadow.publish(|| 2_u32, Some(&access));
+        assert_eq!(access.items_done(), 2);
+        access.begin();
+        assert_eq!(access.items_done(), 0);
+        access.item_done();
+        assert_eq!(access.items_done(), 1);
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_leaves_the_last_one() {
+        let shadow = Shadow::default();
+        shadow.enable(&1_u32);
+        shadow.publish(|| serde_bytes::ByteBuf::from(vec![0; CAPACITY + 1]), None);
+        assert_eq!(newest(&shadow), Some(1));
+    }
+}

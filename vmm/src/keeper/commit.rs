@@ -1,0 +1,210 @@
+//! The commit point: who may run the guest is decided by one atomic step on one word, which lies in
+//! a sealed page that the process of the VMM, whatever it executes, and its keeper have in common.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::sys;
+
+/// The name of the page's descriptor.
+pub const PAGE_FD: &str = "keeper.commit";
+const BYTES: u64 = 4096;
+/// Where the note lies in the page.
+const NOTE_OFFSET: usize = 64;
+/// Most bytes of it, without its NUL.
+const NOTE_BYTES: usize = 2048;
+/// The exit status of a process whose guest the keeper has taken.
+const LOST: i32 = 75;
+
+/// Nobody has gone beyond the state of before the update: whoever fails can be replaced.
+pub const UNDECIDED: u32 = 0;
+
+/// Who may run the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Claim {
+    /// The process that was given the guest. From its first `KVM_RUN` on the old state is stale.
+    Vmm = 1,
+    /// The keeper. The process that was given the guest must not run it any more.
+    Keeper = 2,
+    /// The process that had it before, for good: the keeper is not needed any more.
+    Released = 3,
+}
+
+/// A word that processes agree on.
+pub trait Word {
+    /// Replaces `from` by `to`, and says whether it did.
+    fn replace(&self, from: u32, to: u32) -> bool;
+}
+
+impl Word for AtomicU32 {
+    fn replace(&self, from: u32, to: u32) -> bool {
+        self.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
+
+/// The one step. True for at most one caller ever.
+pub fn claim(word: &impl Word, claim: Claim) -> bool {
+    word.replace(UNDECIDED, claim as u32)
+}
+
+/// The page with the word.
+#[derive(Debug)]
+pub struct CommitPage {
+    fd: OwnedFd,
+    word: NonNull<AtomicU32>,
+}
+
+// SAFETY: the mapping is shared memory with one atomic word in it.
+unsafe impl Send for CommitPage {}
+// SAFETY: as above.
+unsafe impl Sync for CommitPage {}
+
+impl CommitPage {
+    /// A new one, close-on-exec.
+    pub fn create() -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"cpr-commit", flags)?);
+        file.set_len(BYTES)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Self::map(file.into())
+    }
+
+    /// The one that an update handed over.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let seals = SealFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GET_SEALS)?);
+        let fixed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+        let file = File::from(fd);
+        if !seals.contains(fixed) || file.metadata()?.len() != BYTES {
+            return Err(io::Error::other("it is not a sealed page"));
+        }
+        Self::map(file.into())
+    }
+
+    fn map(fd: OwnedFd) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, which overlaps nothing, of a file that cannot become shorter.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                BYTES as usize,
+                protection,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last().into());
+        }
+        let word = NonNull::new(at.cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Self { fd, word })
+    }
+
+    /// The word. It stays where it is while the page lives.
+    pub fn word(&self) -> &AtomicU32 {
+        // SAFETY: the mapping has room for it, is aligned to a page, and lives as long as `self`.
+        unsafe { self.word.as_ref() }
+    }
+}
+
+impl CommitPage {
+    /// Whether no claim was made.
+    pub fn is_undecided(&self) -> bool {
+        self.word().load(Ordering::SeqCst) == UNDECIDED
+    }
+
+    /// Whether this claim was made.
+    pub fn is_claimed_by(&self, claim: Claim) -> bool {
+        self.word().load(Ordering::SeqCst) == claim as u32
+    }
+
+    /// Makes the claim. Ends this process where the keeper was faster: it continues the guest, and
+    /// waits for that.
+    pub fn claim_or_end(&self, wanted: Claim) {
+        if !claim(self.word(), wanted) && self.is_claimed_by(Claim::Keeper) {
+            // SAFETY: numbers only. Nothing of this process may be cleaned up: it is the keeper's.
+            let _ = unsafe { sys::call(libc::SYS_exit_group, [LOST as usize, 0, 0, 0, 0, 0]) };
+        }
+    }
+
+    /// Leaves the keeper a note of why this process ends. Async-signal-safe.
+    pub fn write_note(&self, text: &str) {
+        let length = text.floor_char_boundary(NOTE_BYTES);
+        // SAFETY: the page has room for it behind the word; the keeper reads it after the end of
+        // this process.
+        unsafe {
+            let at = self.word.as_ptr().cast::<u8>().add(NOTE_OFFSET);
+            at.copy_from_nonoverlapping(text.as_ptr(), length);
+            at.add(length).write(0);
+        }
+    }
+
+    /// The note; empty if there is none. Async-signal-safe.
+    pub fn note(&self) -> &str {
+        // SAFETY: as above; whoever could write it has ended.
+        let bytes = unsafe {
+            let at = self.word.as_ptr().cast::<u8>().add(NOTE_OFFSET);
+            std::slice::from_raw_parts(at, NOTE_BYTES + 1)
+        };
+        let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(0);
+        str::from_utf8(&bytes[..length]).unwrap_or_default()
+    }
+}
+
+impl AsFd for CommitPage {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for CommitPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this long, and no reference to the word outlives `self`.
+        unsafe { libc::munmap(self.word.as_ptr().cast(), BYTES as usize) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_claim_counts() {
+        for first in [Claim::Vmm, Claim::Keeper, Claim::Released] {
+            let page = CommitPage::create().unwrap();
+            let other = CommitPage::adopt(page.fd.try_clone().unwrap()).unwrap();
+            assert!(claim(page.word(), first));
+            for second in [Claim::Vmm, Claim::Keeper, Claim::Released] {
+                assert!(!claim(other.word(), second), "{first:?}, then {second:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_note_is_read_through_the_other_mapping() {
+        let page = CommitPage::create().unwrap();
+        let other = CommitPage::adopt(page.fd.try_clone().unwrap()).unwrap();
+        assert_eq!(other.note(), "");
+        page.write_note("why");
+        assert_eq!(other.note(), "why");
+        page.write_note(&"é".repeat(NOTE_BYTES));
+        assert_eq!(other.note().len(), NOTE_BYTES);
+    }
+
+    #[test]
+    fn a_page_that_could_become_shorter_is_not_adopted() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(BYTES).unwrap();
+        assert!(CommitPage::adopt(file.into()).is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! The keeper's process: how it starts, what it watches, when it acts.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::timer::{Expiration, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use nix::unistd::{Pid, getpid};
+
+use super::child::{Child, open_pidfd, send_kill};
+use super::commit::{Claim, CommitPage, claim};
+use super::stack::Stack;
+use crate::sys;
+
+/// What continues a guest may be a salvage of many vCPUs, but only system calls.
+const STACK: usize = 256 << 10;
+/// The name of the process.
+const NAME: &std::ffi::CStr = c"cpr-keeper";
+/// How long a process that was killed because its deadline passed may take to end. One that does
+/// not sleeps in the kernel, and will never come back to its program.
+const END_OF_THE_OTHER: u32 = 2000;
+/// Bytes of `/proc/PID/stat` that are looked at.
+const STAT: usize = 1024;
+
+/// Why there is no keeper. An update works without, but a process that dies in it takes the guest
+/// with it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a keeper: {call}: {source}")]
+pub struct KeeperError {
+    call: &'static str,
+    source: io::Error,
+}
+
+/// How the watched process came to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It has ended, with this wait status if that could be found out.
+    Ended(Option<i32>),
+    /// Its deadline passed.
+    Deadline,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Self::Deadline => f.write_str("its deadline passed"),
+            Self::Ended(None) => f.write_str("it ended"),
+            Self::Ended(Some(status)) if libc::WIFSIGNALED(status) => {
+                match nix::sys::signal::Signal::try_from(libc::WTERMSIG(status)) {
+                    Ok(signal) => write!(f, "it was killed by {signal}"),
+                    Err(_) => write!(f, "it was killed by signal {}", libc::WTERMSIG(status)),
+                }
+            }
+            Self::Ended(Some(status)) => {
+                write!(f, "it exited with status {}", libc::WEXITSTATUS(status))
+            }
+        }
+    }
+}
+
+/// Continues the guest in the calling process. Must keep to system calls on memory that is there:
+/// it runs in the address space of a process that died anywhere.
+pub type ContinueGuest = fn(Ending, &CommitPage) -> !;
+
+/// The timer by which a process that hangs is replaced. It is the same one in whatever the process
+/// executes.
+#[derive(Debug)]
+pub struct Watch(TimerFd);
+
+/// The name of the timer's descriptor.
+pub const TIMER_FD: &str = "keeper.timer";
+
+impl Watch {
+    /// The one that an update handed over.
+    pub fn adopt(fd: OwnedFd) -> Self {
+        // SAFETY: it owns the descriptor; what is no timer refuses to be set.
+        Self(unsafe { TimerFd::from_owned_fd(fd) })
+    }
+
+    /// The process is replaced after so much time; `None`: never.
+    pub fn set(&self, after: Option<Duration>) -> Result<(), Errno> {
+        match after {
+            None => self.0.unset(),
+            Some(after) => {
+                let after = Expiration::OneShot(after.max(Duration::from_millis(1)).into());
+                self.0.set(after, TimerSetTimeFlags::empty())
+            }
+        }
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.0.as_fd()
+    }
+}
+
+/// What the keeper's process looks at.
+struct Watched {
+    process: RawFd,
+    pid: i32,
+    timer: RawFd,
+    /// The parent of the watched process, if its death is to end that.
+    parent: Option<RawFd>,
+    death_signal: i32,
+    page: *const CommitPage,
+    /// The keeper before this one, whose business it is until the guest has been given up there.
+    before: Option<Arc<CommitPage>>,
+    continue_guest: ContinueGuest,
+}
+
+/// The keeper, in the process that started it. Dropping it ends and reaps it.
+pub struct Keeper {
+    // Field order is drop order: it stands on the stack until its end, and looks at the rest.
+    child: Child,
+    _stack: Stack,
+    _watched: Box<Watched>,
+    page: Arc<CommitPage>,
+    watch: Watch,
+    _process: OwnedFd,
+    _parent: Option<OwnedFd>,
+}
+
+impl Keeper {
+    /// Starts it. Until the process has passed the commit point `before`, the keeper there acts.
+    ///
+    /// On the main thread: what the keeper becomes has the parent of that thread.
+    pub fn start(
+        continue_guest: ContinueGuest,
+        before: Option<Arc<CommitPage>>,
+    ) -> Result<Self, KeeperError> {
+        let error = |call| move |source| KeeperError { call, source };
+        let errno = |call| move |errno: Errno| KeeperError { call, source: errno.into() };
+        let page = Arc::new(CommitPage::create().map_err(error("memfd_create"))?);
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(errno("timerfd_create"))?;
+        let watch = Watch(timer);
+        let process = open_pidfd(getpid()).map_err(errno("pidfd_open"))?;
+        let death_signal = nix::sys::prctl::get_pdeathsig().ok().flatten();
+        let parent = death_signal.and_then(|_| open_pidfd(nix::unistd::getppid()).ok());
+        let stack = Stack::map(STACK).map_err(errno("mmap"))?;
+        let watched = Box::new(Watched {
+            process: process.as_raw_fd(),
+            pid: getpid().as_raw(),
+            timer: watch.fd().as_raw_fd(),
+            parent: parent.as_ref().map(AsRawFd::as_raw_fd),
+            death_signal: death_signal.map_or(0, |signal| signal as i32),
+            page: Arc::as_ptr(&page),
+            before,
+            continue_guest,
+        });
+        // A handler of ours that ran in the keeper would run on our memory.
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
+            .map_err(errno("sigprocmask"))?;
+        let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let argument = (&raw const *watched).cast_mut().cast::<c_void>();
+        let mut fd = -1;
+        // SAFETY: `keeper_main` keeps to the stack it is given, to `watched`, and to system calls;
+        // both outlive it (see `Keeper`, or are lost with this address space).
+        let pid = Errno::result(unsafe {
+            libc::clone(keeper_main, stack.top(), flags, argument, &raw mut fd)
+        });
+        let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        let pid = Pid::from_raw(pid.map_err(errno("clone"))?);
+        // SAFETY: CLONE_PIDFD has just made this descriptor, close-on-exec.
+        let child = Child::new(pid, unsafe { OwnedFd::from_raw_fd(fd) });
+        let keeper = Self {
+            child,
+            _stack: stack,
+            _watched: watched,
+            page,
+            watch,
+            _process: process,
+            _parent: parent,
+        };
+        restored.map_err(errno("sigprocmask"))?;
+        NEWEST_PAGE.store(Arc::as_ptr(&keeper.page).cast_mut(), Ordering::SeqCst);
+        NEWEST_PID.store(keeper.pid().as_raw(), Ordering::SeqCst);
+        Ok(keeper)
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> Pid {
+        self.child.pid()
+    }
+
+    /// The page with the commit point.
+    pub fn page(&self) -> &Arc<CommitPage> {
+        &self.page
+    }
+
+    /// The timer that it watches.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+/// The keeper that this process image has started last, and not dropped.
+static NEWEST_PID: AtomicI32 = AtomicI32::new(0);
+static NEWEST_PAGE: AtomicPtr<CommitPage> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Ends the keeper that this process image has started, if it has: the image is about to be replaced,
+/// and the guest is another keeper's. Async-signal-safe.
+pub fn abandon_newest() {
+    // SAFETY: null, or the page of a keeper that has not been dropped.
+    if let Some(page) = unsafe { NEWEST_PAGE.load(Ordering::SeqCst).as_ref() } {
+        claim(page.word(), Claim::Released);
+        let pid = NEWEST_PID.load(Ordering::SeqCst) as usize;
+        // SAFETY: numbers only. It is a child of this process, so the number is its own, and it
+        // ends at once: the address space stays this process's.
+        unsafe {
+            let _ = sys::call(libc::SYS_kill, [pid, libc::SIGKILL as usize, 0, 0, 0, 0]);
+            let _ = sys::call(libc::SYS_wait4, [pid, 0, libc::__WALL as usize, 0, 0, 0]);
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        NEWEST_PAGE.store(std::ptr::null_mut(), Ordering::SeqCst);
+        self.page.claim_or_end(Claim::Released);
+    }
+}
+
+/// Runs in the keeper, on memory that another process is using.
+extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
+    // SAFETY: it is there as long as this process, and nobody changes it.
+    let watched = unsafe { &*watched.cast::<Watched>() };
+    let name = NAME.as_ptr() as usize;
+    // SAFETY: the name is NUL-terminated.
+    let _ = unsafe { sys::call(libc::SYS_prctl, [libc::PR_SET_NAME as usize, name, 0, 0, 0, 0]) };
+    loop {
+        let Some(ending) = watched.wait() else { continue };
+        if watched.parent.is_some_and(|parent| sys::readable_within(parent, 0)) {
+            // The process was to end with its parent.
+            return 0;
+        }
+        if watched.before.as_ref().is_some_and(|page| !page.is_claimed_by(Claim::Vmm)) {
+            return 0;
+        }
+        // SAFETY: the page is mapped as long as this address space is there, see `Keeper`.
+        let page = unsafe { &*watched.page };
+        if !claim(page.word(), Claim::Keeper) {
+            return 0;
+        }
+        if ending == Ending::Deadline {
+            send_kill(watched.process);
+            sys::readable_within(watched.process, END_OF_THE_OTHER);
+        }
+        let death_signal = watched.death_signal as usize;
+        let arguments = [libc::PR_SET_PDEATHSIG as usize, death_signal, 0, 0, 0, 0];
+        // SAFETY: numbers only.
+        let _ = unsafe { sys::call(libc::SYS_prctl, arguments) };
+        (watched.continue_guest)(ending, page)
+    }
+}
+
+impl Watched {
+    /// Waits for one of the two; `None`: for neither.
+    fn wait(&self) -> Option<Ending> {
+        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [poll(self.process), poll(self.timer)];
+        // SAFETY: the structures live for the call; neither a timeout nor a mask is given.
+        unsafe {
+            sys::call(libc::SYS_ppoll, [(&raw mut fds) as usize, fds.len(), 0, 0, 8, 0]).ok()?
+        };
+        if fds[0].revents != 0 {
+            return Some(Ending::Ended(wait_status(self.pid)));
+        }
+        (fds[1].revents != 0).then_some(Ending::Deadline)
+    }
+}
+
+/// The last number of `/proc/PID/stat`, where the process has ended and nobody has reaped it.
+fn wait_status(pid: i32) -> Option<i32> {
+    let mut path = [0_u8; 32];
+    // The last byte stays zero.
+    io::Write::write_fmt(&mut &mut path[..31], format_args!("/proc/{pid}/stat")).ok()?;
+    let mut text = [0_u8; STAT];
+    let open = [libc::AT_FDCWD as usize, path.as_ptr() as usize, libc::O_CLOEXEC as usize, 0, 0, 0];
+    // SAFETY: the path is NUL-terminated, the buffer as long as is said.
+    let read = unsafe {
+        let fd = sys::call(libc::SYS_openat, open).ok()?;
+        let read = sys::call(libc::SYS_read, [fd, text.as_mut_ptr() as usize, STAT, 0, 0, 0]);
+        let _ = sys::call(libc::SYS_close, [fd, 0, 0, 0, 0, 0]);
+        read.ok()?
+    };
+    last_number(&text[..read])
+}
+
+fn last_number(line: &[u8]) -> Option<i32> {
+    let line = line.trim_ascii_end();
+    let last = line.iter().rposition(|byte| *byte == b' ').map_or(line, |at| &line[at + 1..]);
+    str::from_utf8(last).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody(_: Ending, _: &CommitPage) -> ! {
+        // SAFETY: ends this process, which is the keeper's.
+        unsafe { libc::_exit(7) }
+    }
+
+    #[test]
+    fn the_keeper_sleeps_with_every_signal_blocked_and_is_reaped() {
+        let keeper = Keeper::start(nobody, None).unwrap();
+        let pid = keeper.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        assert!(blocked.starts_with("fffffffe7ffbfeff") || blocked.starts_with("ffff"), "{status}");
+        drop(keeper);
+        assert!(!super::super::child::is_child(nix::sys::wait::Id::Pid(pid)));
+    }
+
+    #[test]
+    fn endings_are_told() {
+        let texts = [
+            Ending::Deadline,
+            Ending::Ended(None),
+            Ending::Ended(Some(libc::SIGKILL)),
+            Ending::Ended(Some(64)),
+            Ending::Ended(Some(3 << 8)),
+        ];
+        insta::assert_debug_snapshot!(texts.map(|ending| ending.to_string()), @r#"
+        [
+            "its deadline passed",
+            "it ended",
+            "it was killed by SIGKILL",
+            "it was killed by signal 64",
+            "it exited with status 3",
+        ]
+        "#);
+    }
+
+    #[test]
+    fn the_status_is_the_last_number() {
+        assert_eq!(last_number(b"1 (a b) Z 0 9\n"), Some(9));
+        assert_eq!(last_number(b""), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! Reading what [`Salvage`](super::salvage::Salvage) has written.
+
+use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
+use zerocopy::FromBytes;
+
+use super::Machine;
+use super::salvage::{Header, kind, kind_of};
+use super::state::{PlatformState, RestoredState};
+use crate::devices::DevicesState;
+use crate::devices::shadow::Access;
+use crate::vcpu::order;
+use crate::vcpu::raw::{LostWrite, RecordSize};
+use crate::vcpu::shared::VcpuShared;
+use crate::vcpu::{GuestEvent, GuestEventKind, VcpuState};
+
+/// Why a salvaged state cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvagedError {
+    /// It ends before its end.
+    #[error("the state that was saved without its process is cut off")]
+    CutOff,
+    /// A record has the wrong size.
+    #[error("the state that was saved without its process is not valid: {0}")]
+    Size(#[from] RecordSize),
+    /// A record cannot be read.
+    #[error("the state that was saved without its process is not valid: {0}")]
+    Invalid(&'static str),
+    /// It is another machine's.
+    #[error(
+        "the state that was saved without its process has {found} vCPUs, the command line says \
+         {expected}"
+    )]
+    OtherMachine {
+        /// vCPUs in it.
+        found: usize,
+        /// vCPUs on the command line.
+        expected: usize,
+    },
+}
+
+/// A machine as its process left it.
+pub struct Salvaged {
+    /// What a saved state has.
+    pub state: RestoredState,
+    /// What the guest has written and no device has seen.
+    pub lost_writes: Vec<(u8, LostWrite)>,
+    /// What the vCPUs met, and stand at.
+    pub events: Vec<GuestEvent>,
+    /// Clients were told that the guest has stopped.
+    pub told_stopped: bool,
+    /// `CLOCK_MONOTONIC` when it was saved, in nanoseconds.
+    pub since_ns: u64,
+}
+
+#[derive(Default)]
+struct Found {
+    vcpus: Vec<VcpuState>,
+    lost_writes: Vec<(u8, LostWrite)>,
+    events: Vec<GuestEvent>,
+    clock: Option<kvm_clock_data>,
+    chips: [Option<kvm_irqchip>; 3],
+    pit: Option<kvm_pit_state2>,
+    serial: Vec<u8>,
+    test_port: Vec<u8>,
+    told_stopped: bool,
+    since_ns: u64,
+    ended: bool,
+}
+
+impl Machine {
+    /// Reads a state that was saved without its process.
+    pub fn read_salvaged(&self, mut bytes: &[u8]) -> Result<Salvaged, SalvagedError> {
+        let mut found = Found::default();
+        while !found.ended {
+            let (header, rest) =
+                Header::read_from_prefix(bytes).map_err(|_| SalvagedError::CutOff)?;
+            let [kind, instance, length, _] = header;
+            let content = rest.get(..length as usize).ok_or(SalvagedError::CutOff)?;
+            bytes = &rest[length as usize..];
+            found.add(kind, instance, content)?;
+        }
+        let expected = usize::from(self.config.cpus);
+        if found.vcpus.len() != expected {
+            let found = found.vcpus.len();
+            return Err(SalvagedError::OtherMachine { found, expected });
+        }
+        found.whole()
+    }
+
+    /// Lets the devices see what the guest had written, before it runs.
+    pub fn make_up_for(&mut self, lost_writes: &[(u8, LostWrite)]) {
+        let Some(bus) = self.bus() else { return };
+        let mut events = Vec::new();
+        for (vcpu, write) in lost_writes {
+            let access = Access::default();
+            if write.is_port == 0 {
+                bus.mmio_write(write.address, write.bytes(), &access);
+            } else if let Some(request) = bus.write(write.address as u16, write.bytes(), &access) {
+                events.push(GuestEvent { vcpu: *vcpu, kind: GuestEventKind::Device(request) });
+            }
+        }
+        self.put_back_events(events);
+    }
+}
+
+impl Found {
+    fn add(&mut self, kind: u32, instance: u32, bytes: &[u8]) -> Result<(), SalvagedError> {
+        const INVALID: SalvagedError = SalvagedError::Invalid("a record has the wrong size");
+        fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, SalvagedError> {
+            T::read_from_bytes(bytes).map_err(|_| INVALID)
+        }
+        match kind {
+            kind::LOST_WRITE => self.lost_writes.push((instance as u8, read(bytes)?)),
+            kind::EVENT => {
+                let kind = VcpuShared::event_of(read(bytes)?);
+                let event = |kind| GuestEvent { vcpu: instance as u8, kind };
+                self.events.extend(kind.map(event));
+            }
+            kind::CLOCK => self.clock = Some(read(bytes)?),
+            kind::IRQCHIP => {
+                *self.chips.get_mut(instance as usize).ok_or(INVALID)? = Some(read(bytes)?);
+            }
+            kind::PIT => self.pit = Some(read(bytes)?),
+            kind::SERIAL => self.serial = bytes.to_vec(),
+            kind::TEST_PORT => self.test_port = bytes.to_vec(),
+            kind::TOLD_STOPPED => self.told_stopped = true,
+            kind::SINCE => self.since_ns = read(bytes)?,
+            kind::END => self.ended = true,
+            other => {
+                let item = order::SAVE.into_iter().find(|item| kind_of(*item) == other);
+                let item = item.ok_or(SalvagedError::Invalid("a record is of no known kind"))?;
+                let index = instance as usize;
+                if index == self.vcpus.len() {
+                    self.vcpus.push(VcpuState::of_records());
+                }
+                self.vcpus.get_mut(index).ok_or(INVALID)?.add(item, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn whole(self) -> Result<Salvaged, SalvagedError> {
+        let missing = SalvagedError::Invalid("a chip is missing");
+        let (Some(clock), [Some(master), Some(slave), Some(ioapic)], Some(pit)) =
+            (self.clock, self.chips, self.pit)
+        else {
+            return Err(missing);
+        };
+        let device = SalvagedError::Invalid("a device's state cannot be decoded");
+        let (Ok(serial), Ok(test_port)) = (
+            ciborium::from_reader(self.serial.as_slice()),
+            ciborium::from_reader(self.test_port.as_slice()),
+        ) else {
+            return Err(device);
+        };
+        let state = RestoredState {
+            devices: DevicesState { serial, test_port },
+            vcpus: self.vcpus,
+            platform: PlatformState::of([master, slave, ioapic], pit, clock),
+        };
+        let Self { lost_writes, events, told_stopped, since_ns, .. } = self;
+        Ok(Salvaged { state, lost_writes, events, told_stopped, since_ns })
+    }
+}

@@ -1,0 +1,237 @@
+//! What stands ready to continue the guest while this process runs it: the keeper, and everything
+//! that it goes by, kept up to date.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cpr_qmp::migration::MigrationParameters;
+use cpr_qmp::run_state::RunState;
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::fall_back::{self, Plan, Program, Record, Role};
+use super::named_fds::OutgoingFds;
+use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
+use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver};
+use crate::keeper::commit::{CommitPage, PAGE_FD};
+use crate::keeper::{Keeper, KeeperError, TIMER_FD};
+use crate::machine::Machine;
+use crate::machine::salvage::Salvage;
+use crate::migration::status::Migration;
+use crate::qmp::Server;
+use crate::state::SavedState;
+
+/// Why nothing stands ready.
+#[derive(Debug, thiserror::Error)]
+pub enum SafeguardError {
+    /// The memfd for a state saved without this process.
+    #[error("cannot create a memfd for the state of the guest: {0}")]
+    Dump(Errno),
+    /// The CPR state.
+    #[error(transparent)]
+    State(#[from] WriteError),
+    /// This binary cannot be held for executing it again.
+    #[error("cannot open /proc/self/exe, to be able to execute this binary again: {0}")]
+    Binary(io::Error),
+}
+
+/// The parts of the VMM that cross into the process that continues.
+pub struct View<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Whether it runs, or is to run.
+    pub run_state: RunState,
+    /// The QMP server.
+    pub qmp: &'a Server,
+    /// The migration's status.
+    pub migration: &'a Migration,
+    /// An update is under way.
+    pub updating: bool,
+    /// The migration parameters.
+    pub parameters: &'a MigrationParameters,
+    /// The log file.
+    pub log: Option<&'a File>,
+    /// Both ends of what tells of signals.
+    pub signals: [BorrowedFd<'a>; 2],
+}
+
+/// The keeper and its plan. Dropping it ends the keeper.
+pub struct Safeguard {
+    keeper: Option<Keeper>,
+    record: Record,
+    program: Arc<Program>,
+    binary: OwnedFd,
+    dump: OwnedFd,
+    salvage: Option<Arc<Salvage>>,
+    plan: Option<Arc<Plan>>,
+    published: Option<(CprState, SealedFd)>,
+}
+
+impl Safeguard {
+    /// Starts a keeper if one is `wanted`. It acts once the process has passed the commit point
+    /// `before`, and goes by what is [`publish`](Self::publish)ed.
+    pub fn start(wanted: bool, before: Option<Arc<CommitPage>>) -> Result<Self, SafeguardError> {
+        let dump = memfd_create(c"cpr-salvage", MFdFlags::MFD_CLOEXEC);
+        let dump = dump.map_err(SafeguardError::Dump)?;
+        let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
+        let binary: OwnedFd = own.map_err(SafeguardError::Binary)?.into();
+        let mut record = Record::prepare(update::DEFAULT_DEADLINE);
+        record.binary = binary.as_raw_fd();
+        let program = Arc::new(Program::new(&record));
+        let start = || Keeper::start(fall_back::continue_guest, before);
+        let keeper = match wanted.then(start).transpose() {
+            Ok(keeper) => keeper,
+            Err(error) => {
+                let error: KeeperError = error;
+                tracing::warn!(%error, "cpr_keeper_missing: nobody continues if this process dies");
+                None
+            }
+        };
+        record.helper = keeper.as_ref().map_or(0, |keeper| keeper.pid().as_raw());
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::set_helper(record.helper);
+        Ok(Self {
+            keeper,
+            record,
+            program,
+            binary,
+            dump,
+            salvage: None,
+            plan: None,
+            published: None,
+        })
+    }
+
+    /// The keeper's process; 0 if there is none.
+    pub fn keeper_pid(&self) -> i32 {
+        self.record.helper
+    }
+
+    /// Clients were told that the guest has stopped, or that it runs again.
+    pub fn set_told_stopped(&self, stopped: bool) {
+        if let Some(salvage) = &self.salvage {
+            salvage.told_stopped.store(stopped, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// The machine is about to be taken apart: until it is [`publish`](Self::publish)ed again, it
+    /// is continued as after a reset.
+    pub fn forget_machine(&mut self) {
+        if self.published.is_some() {
+            let record = self.record.clone();
+            self.set_plan(&record, Role::Live(None));
+        }
+        self.salvage = None;
+    }
+
+    /// Brings everything up to date, if it is not.
+    pub fn publish(&mut self, view: &View<'_>) -> Result<(), SafeguardError> {
+        let serial = SerialHandOver::of(view.machine);
+        let mut state = state_of(view, &serial, self.record.helper);
+        state.live = Some(Live { updating: view.updating });
+        let known = self.published.as_ref().is_some_and(|(known, _)| *known == state);
+        if known && self.salvage.is_some() {
+            return Ok(());
+        }
+        if self.salvage.is_none() {
+            self.salvage = view.machine.salvage().map(Arc::new);
+        }
+        let state_fd = StateFd::create()?;
+        let mut record = self.record.clone();
+        let mut fds = update::outgoing_fds(view, &serial);
+        fds.add(BINARY_FD, 0, self.binary.as_fd());
+        fds.add(DUMP_FD, 0, self.dump.as_fd());
+        self.hand_over(&mut fds);
+        record.fds = fds.list();
+        record.state = state_fd.as_raw_fd();
+        let sealed = state_fd.write(&record, &state)?;
+        drop(fds);
+        self.record.fds.clone_from(&record.fds);
+        self.record.state = record.state;
+        self.set_plan(&record, Role::Live(self.salvage.clone()));
+        // The one before is closed now, when nobody goes by it.
+        self.published = Some((state, sealed));
+        Ok(())
+    }
+
+    /// What the next process needs of the keeper.
+    pub fn hand_over<'a>(&'a self, fds: &mut OutgoingFds<'a>) {
+        if let Some(keeper) = &self.keeper {
+            fds.add(PAGE_FD, 0, keeper.page().as_fd());
+            fds.add(TIMER_FD, 0, keeper.watch().fd());
+        }
+    }
+
+    fn set_plan(&mut self, record: &Record, role: Role) {
+        let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
+        let plan = Plan::with(self.program.clone(), record, role, page);
+        let plan = Arc::new(plan);
+        fall_back::live(Some(plan.clone()));
+        self.plan = Some(plan);
+    }
+
+    /// From now on the guest is continued from the state that `record` names, until the result is
+    /// dropped: then again as before. The guest must not run meanwhile.
+    pub fn saved(&self, record: &Record) -> SavedPlan {
+        let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
+        let role = Role::Live(self.salvage.clone());
+        fall_back::live(Some(Arc::new(Plan::with(self.program.clone(), record, role, page))));
+        SavedPlan { before: self.plan.clone() }
+    }
+
+    /// The keeper replaces this process if it has not come to an end after so much time.
+    pub fn expect_end_within(&self, after: Option<Duration>) {
+        if let Some(keeper) = &self.keeper
+            && let Err(errno) = keeper.watch().set(after)
+        {
+            tracing::warn!(%errno, "cpr_keeper_without_deadline");
+        }
+    }
+}
+
+impl Drop for Safeguard {
+    fn drop(&mut self) {
+        // In this order: while there is a keeper, there is something that it goes by.
+        self.keeper = None;
+        fall_back::live(None);
+    }
+}
+
+/// The guest is saved. Dropping this, it is continued as it is.
+#[must_use = "dropping it takes it back"]
+pub struct SavedPlan {
+    before: Option<Arc<Plan>>,
+}
+
+impl Drop for SavedPlan {
+    fn drop(&mut self) {
+        fall_back::live(self.before.take());
+    }
+}
+
+/// What another process must know of a VMM as it is now. No saved state goes with it yet.
+fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
+    CprState {
+        run_state: view.run_state,
+        ram_blocks: vec![view.machine.ram().info()],
+        channel: SavedState::default().encode().1,
+        qmp: view.qmp.save(),
+        serial_listener: serial.listener.clone(),
+        pending_events: Vec::new(),
+        helper: (keeper != 0).then_some(keeper),
+        migration: MigrationRecord { events: view.migration.events(), began_ns: 0, paused_ns: 0 },
+        parameters: view.parameters.clone(),
+        live: None,
+    }
+}
+
+/// The names of the two ends of what tells of signals, with the ends.
+pub fn named_signals<'a>(
+    ends: [BorrowedFd<'a>; 2],
+) -> impl Iterator<Item = (&'static str, BorrowedFd<'a>)> {
+    SIGNALS_FDS.into_iter().zip(ends)
+}

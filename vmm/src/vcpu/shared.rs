@@ -1,0 +1,161 @@
+//! What a vCPU's thread shares with whoever continues the guest when this process has died, or crashes
+//! and replaces itself.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+
+use kvm_bindings::{KVM_EXIT_UNKNOWN, kvm_run};
+
+use super::events::GuestEventKind;
+use super::kick;
+use crate::devices::DeviceRequest;
+use crate::devices::shadow::Access;
+use crate::sys;
+
+/// True once this process is about to replace itself: no vCPU may enter the guest.
+static HALTED: AtomicBool = AtomicBool::new(false);
+
+const RESET: u64 = 1;
+const EXIT: u64 = 2;
+const TRIPLE_FAULT: u64 = 3;
+const FAILED: u64 = 4;
+/// Where the status of an exit begins.
+const STATUS_SHIFT: u32 = 8;
+
+/// Words that are whole at every instant.
+#[derive(Debug)]
+pub struct VcpuShared {
+    fd: RawFd,
+    run: AtomicPtr<kvm_run>,
+    thread: AtomicI32,
+    /// The thread is not in the guest, and passes by [`VcpuShared::come_in`] before it is.
+    out: AtomicBool,
+    /// The access of the last exit.
+    pub access: Access,
+    /// What the vCPU met since when it stands, and where.
+    event: AtomicU64,
+    rip: AtomicU64,
+}
+
+impl VcpuShared {
+    /// For the vCPU with this descriptor, whose `run` is mapped for as long as its thread lives.
+    pub fn new(fd: RawFd, run: *mut kvm_run) -> Self {
+        Self {
+            fd,
+            run: AtomicPtr::new(run),
+            thread: AtomicI32::new(0),
+            out: AtomicBool::new(true),
+            access: Access::default(),
+            event: AtomicU64::new(0),
+            rip: AtomicU64::new(0),
+        }
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// What it shares with KVM.
+    pub fn run(&self) -> *mut kvm_run {
+        self.run.load(Ordering::Relaxed)
+    }
+
+    /// The thread that runs it is the calling one.
+    pub(super) fn belongs_here(&self) {
+        self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
+    }
+
+    /// The thread waits for a request, or ends.
+    pub(super) fn stand(&self) {
+        self.out.store(true, Ordering::SeqCst);
+    }
+
+    /// The thread is at work. Does not return once the process is about to replace itself.
+    pub(super) fn come_in(&self) {
+        self.out.store(false, Ordering::SeqCst);
+        if HALTED.load(Ordering::SeqCst) {
+            self.stand();
+            loop {
+                // Until the process is another one.
+                nix::unistd::pause();
+            }
+        }
+    }
+
+    /// Before `KVM_RUN`: what the last exit was about is over. Does not return once the process is
+    /// about to replace itself.
+    pub(super) fn enter(&self) {
+        self.come_in();
+        // The reason first: the next access must not be taken for the last one.
+        // SAFETY: the mapping is there for as long as this thread; KVM only writes this member.
+        unsafe { (&raw mut (*self.run()).exit_reason).write_volatile(KVM_EXIT_UNKNOWN) };
+        self.access.begin();
+    }
+
+    /// It met something, and stands.
+    pub(super) fn met(&self, kind: &GuestEventKind) {
+        let event = match kind {
+            GuestEventKind::Device(DeviceRequest::Reset) => RESET,
+            GuestEventKind::Device(DeviceRequest::Exit(status)) => {
+                EXIT | u64::from(*status) << STATUS_SHIFT
+            }
+            GuestEventKind::TripleFault { rip } => {
+                self.rip.store(*rip, Ordering::Relaxed);
+                TRIPLE_FAULT
+            }
+            GuestEventKind::Failed(_) => FAILED,
+        };
+        self.event.store(event, Ordering::Release);
+    }
+
+    /// What it met, as two words; 0 if nothing. Async-signal-safe.
+    pub fn event(&self) -> [u64; 2] {
+        [self.event.load(Ordering::Acquire), self.rip.load(Ordering::Relaxed)]
+    }
+
+    /// The event that these words stand for.
+    pub fn event_of([event, rip]: [u64; 2]) -> Option<GuestEventKind> {
+        Some(match event & ((1 << STATUS_SHIFT) - 1) {
+            RESET => GuestEventKind::Device(DeviceRequest::Reset),
+            EXIT => GuestEventKind::Device(DeviceRequest::Exit((event >> STATUS_SHIFT) as u8)),
+            TRIPLE_FAULT => GuestEventKind::TripleFault { rip },
+            FAILED => GuestEventKind::Failed("it had failed before its process ended".to_owned()),
+            _ => return None,
+        })
+    }
+
+    /// Gets the thread out of the guest for good. Async-signal-safe.
+    fn halt(&self) {
+        let arguments = [
+            std::process::id() as usize,
+            self.thread.load(Ordering::Acquire) as usize,
+            kick::signal_number() as usize,
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: numbers only; a thread that has ended is no error.
+        let _ = unsafe { sys::call(libc::SYS_tgkill, arguments) };
+    }
+}
+
+/// Gets every vCPU of this process out of the guest for good, and waits for it: true if all of them
+/// came within so many milliseconds. Async-signal-safe; no vCPU's thread may call it.
+pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, milliseconds: u32) -> bool {
+    HALTED.store(true, Ordering::SeqCst);
+    let until = sys::monotonic_ns() + u64::from(milliseconds) * 1_000_000;
+    loop {
+        let mut inside = vcpus.clone().filter(|vcpu| !vcpu.out.load(Ordering::SeqCst)).peekable();
+        if inside.peek().is_none() {
+            return true;
+        }
+        if sys::monotonic_ns() > until {
+            return false;
+        }
+        // Again each time: it may have been before its first look at the flag.
+        inside.for_each(VcpuShared::halt);
+        // SAFETY: a system call without arguments.
+        let _ = unsafe { sys::call(libc::SYS_sched_yield, [0; 6]) };
+    }
+}
