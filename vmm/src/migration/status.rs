@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigrationInfo, MigrationStatus};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// The status of the newest migration. Each change makes the `MIGRATION` event that goes with it,
@@ -17,8 +18,16 @@ pub struct Migration {
     events: bool,
 }
 
+/// Where a migration stands, for a process that continues with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    status: MigrationStatus,
+    error: Option<String>,
+    times: Option<Times>,
+}
+
 /// How long a finished migration took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// From `migrate` to the end.
     pub total: Duration,
@@ -30,6 +39,18 @@ impl Migration {
     /// One that another process began `ago`.
     pub fn adopted(status: MigrationStatus, events: bool, ago: Duration) -> Self {
         Self { status, events, began: Instant::now().checked_sub(ago), ..Self::default() }
+    }
+
+    /// What [`query-migrate`](Self::info) is to say in another process.
+    pub fn standing(&self) -> Standing {
+        let Self { status, error, times, .. } = self.clone();
+        Standing { status, error, times }
+    }
+
+    /// One that stood so in another process.
+    pub fn standing_at(standing: Standing, events: bool) -> Self {
+        let Standing { status, error, times } = standing;
+        Self { status, error, times, began: None, events }
     }
 
     /// The status.

@@ -61,8 +61,6 @@ struct Vmm {
     safeguard: Option<Safeguard>,
     /// The run state that a guest is about to get.
     run_state_to_be: Option<RunState>,
-    /// A part of an update is being carried out right now.
-    updating: bool,
     /// Clients were told that an update has stopped the guest.
     stopped: bool,
     ended: Option<End>,

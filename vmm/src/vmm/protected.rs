@@ -33,7 +33,6 @@ impl Vmm {
             run_state: self.run_state_to_be.unwrap_or(self.machine.run_state()),
             qmp: &self.qmp,
             migration: &self.migration,
-            updating: self.rehearsing.is_some() || self.updating || self.migration.under_way(),
             parameters: &self.parameters,
             log: self.log.as_deref(),
             signals: self.signals.ends(),
@@ -80,7 +79,6 @@ impl Vmm {
         deadline: Duration,
         part: impl FnOnce(&mut Self) -> T,
     ) -> Result<Option<T>, ProtectError> {
-        self.updating = true;
         self.stopped = false;
         let protected = self
             .guard(None)
@@ -89,14 +87,12 @@ impl Vmm {
         let protected = match protected {
             Ok(protected) => protected,
             Err(error) => {
-                self.updating = false;
                 self.unguard();
                 return Err(error);
             }
         };
         let result = catch_unwind(AssertUnwindSafe(|| part(self)));
         drop(protected);
-        self.updating = false;
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
         match result {
@@ -150,7 +146,6 @@ impl Vmm {
     pub(super) fn answer_and_update(&mut self, client: ConnectionId, plan: Plan) {
         let updated = self.protected(plan.deadline(), |vmm| {
             vmm.qmp.respond(client, commands::done());
-            vmm.keep_up_to_date();
             vmm.walk(plan)
         });
         match updated {

@@ -204,7 +204,6 @@ impl Vmm {
             rehearsing: None,
             safeguard: None,
             run_state_to_be: None,
-            updating: false,
             stopped: false,
             ended: None,
             pid_file,
@@ -294,11 +293,11 @@ impl Vmm {
         fail_point!(Machine);
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
-        let status = match cpr.live {
-            Some(Live { updating: false }) => MigrationStatus::None,
-            _ => MigrationStatus::Device,
+        let events = cpr.migration.events;
+        let migration = match cpr.live.clone() {
+            Some(Live { updating: false, migration }) => Migration::standing_at(migration, events),
+            _ => Migration::adopted(MigrationStatus::Device, events, ago),
         };
-        let migration = Migration::adopted(status, cpr.migration.events, ago);
         let mut vmm = Self {
             machine,
             qmp,
@@ -311,7 +310,6 @@ impl Vmm {
             rehearsing: None,
             safeguard: None,
             run_state_to_be: None,
-            updating: false,
             stopped: false,
             ended: None,
             pid_file,

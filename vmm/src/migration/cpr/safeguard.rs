@@ -49,8 +49,6 @@ pub struct View<'a> {
     pub qmp: &'a Server,
     /// The migration's status.
     pub migration: &'a Migration,
-    /// An update is under way.
-    pub updating: bool,
     /// The migration parameters.
     pub parameters: &'a MigrationParameters,
     /// The log file.
@@ -132,7 +130,8 @@ impl Safeguard {
     pub fn publish(&mut self, view: &View<'_>) -> Result<(), SafeguardError> {
         let serial = SerialHandOver::of(view.machine);
         let mut state = state_of(view, &serial, self.record.helper);
-        state.live = Some(Live { updating: view.updating });
+        let (updating, migration) = (view.migration.under_way(), view.migration.standing());
+        state.live = Some(Live { updating, migration });
         let known = self.published.as_ref().is_some_and(|(known, _)| *known == state);
         if known && self.salvage.is_some() {
             return Ok(());

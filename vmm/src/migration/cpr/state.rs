@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fall_back::{Record, RecordError};
 use crate::memory::RamBlockInfo;
+use crate::migration::status::Standing;
 use crate::qmp::ServerState;
 use crate::state::{Envelope, EnvelopeError, Fingerprint};
 use crate::unix_listener::ListenerState;
@@ -59,10 +60,12 @@ pub struct CprState {
 }
 
 /// What a process that was taken unawares was doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Live {
     /// An update was under way.
     pub updating: bool,
+    /// The newest migration.
+    pub migration: Standing,
 }
 
 /// What goes on of the migration in the new process.

@@ -27,7 +27,7 @@ use super::held_signals::HeldSignals;
 use super::named_fds::OutgoingFds;
 use super::phases::Phases;
 use super::publish::{PublishError, Published};
-use super::safeguard::{Safeguard, View, named_signals};
+use super::safeguard::{Safeguard, SafeguardError, View, named_signals};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
@@ -253,8 +253,25 @@ impl Walk<'_> {
     pub fn update(&mut self, plan: Plan) -> UpdateError {
         let setup = self.migration.begin();
         self.tell(setup);
+        if let Err(error) = self.publish() {
+            tracing::warn!(%error, "cpr_safeguard_stale");
+        }
         let Err(error) = self.attempt(plan);
         error
+    }
+
+    /// Whoever continues the guest in the place of this process knows that the update has begun.
+    fn publish(&mut self) -> Result<(), SafeguardError> {
+        let view = View {
+            machine: self.machine,
+            run_state: self.machine.run_state(),
+            qmp: self.qmp,
+            migration: self.migration,
+            parameters: self.parameters,
+            log: self.log,
+            signals: self.signals,
+        };
+        self.safeguard.publish(&view)
     }
 
     fn tell(&mut self, event: Option<Event>) {
@@ -295,7 +312,6 @@ impl Walk<'_> {
             run_state: paused.before,
             qmp: self.qmp,
             migration: self.migration,
-            updating: true,
             parameters: self.parameters,
             log: self.log,
             signals: self.signals,
