@@ -3,6 +3,7 @@
 use super::{Check, Scene, fds};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
+use crate::scenario::Keeper;
 
 /// The check.
 pub const CHECK: Check = Check {
@@ -17,8 +18,11 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(word) = left.next().filter(|_| !handover.variable_stays) {
         return Err(format!("{word} is still in /proc/PID/environ"));
     }
+    // One that may have to act at any time has it ready.
+    let ready = usize::from(scene.vm.keeper == Some(Keeper::On));
     fds::settled(scene, |now| {
-        let left = now.iter().find(|fd| fd.target.starts_with(handover.state));
+        let mut states = now.iter().filter(|fd| fd.target.starts_with(handover.state));
+        let left = states.nth(ready);
         left.map_or(Ok(()), |fd| Err(format!("the state's memfd is still open: descriptor {fd}")))
     })?;
     // A keeper is for the check `keeper`.
