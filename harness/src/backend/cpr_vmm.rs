@@ -4,12 +4,13 @@ mod build;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use build::Build;
 
 use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
 use crate::carry;
-use crate::scenario::{CommandKind, Inject, SerialKind};
+use crate::scenario::{CommandKind, Inject, Keeper, SerialKind};
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct CprVmm {
     version: Option<String>,
     /// Another build than the carried one, which has all there is.
     build: Option<Build>,
+    /// It has a keeper; asked once.
+    keeper: Arc<OnceLock<bool>>,
 }
 
 impl CprVmm {
@@ -41,6 +44,7 @@ impl CprVmm {
             last_of_new: Vec::new(),
             version: None,
             build: None,
+            keeper: Arc::default(),
         })
     }
 
@@ -49,7 +53,13 @@ impl CprVmm {
         let build = Build::at(binary)?;
         let Build { binary, first, version, .. } = build.clone();
         let (last, last_of_new) = Default::default();
-        Ok(Self { binary, first, last, last_of_new, version, build: Some(build) })
+        let keeper = Arc::default();
+        Ok(Self { binary, first, last, last_of_new, version, build: Some(build), keeper })
+    }
+
+    /// A build without a keeper does not know the option.
+    fn has_keeper(&self) -> bool {
+        *self.keeper.get_or_init(|| build::takes(&self.binary, &self.first, &["--keeper", "off"]))
     }
 
     /// With `arguments` after all others.
@@ -83,7 +93,9 @@ impl Backend for CprVmm {
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
-        [self.first.clone(), arguments(launch), self.last.clone()].concat()
+        let keeper = launch.vm.keeper.filter(|_| self.has_keeper()).map(keeper_arguments);
+        let keeper = keeper.map_or(Vec::new(), Vec::from);
+        [self.first.clone(), arguments(launch), keeper, self.last.clone()].concat()
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
@@ -99,6 +111,9 @@ impl Backend for CprVmm {
     }
 
     fn lacks(&self, feature: Feature) -> Option<String> {
+        if feature == Feature::Keeper && !self.has_keeper() {
+            return Some(format!("{} has no option --keeper", self.binary.display()));
+        }
         let build = self.build.as_ref()?;
         let path = build.binary.display();
         let lacks = |parameter| (!build.has_parameter(parameter)).then_some(parameter);
@@ -172,6 +187,11 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         arguments.push("--paused".into());
     }
     arguments
+}
+
+/// What the command line has besides where a scenario says which keeper there is.
+pub(super) fn keeper_arguments(keeper: Keeper) -> [String; 2] {
+    ["--keeper".to_owned(), keeper.as_str().to_owned()]
 }
 
 fn serial(kind: SerialKind, files: &Files) -> String {

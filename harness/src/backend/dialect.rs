@@ -56,6 +56,8 @@ pub enum Feature {
     OwnBinary,
     /// It gets huge pages where the kernel does not give them to every shared memory.
     HugePagesByMount,
+    /// A keeper continues the VM when the VMM's process dies (`--keeper`).
+    Keeper,
     /// `execveat` serves it where `execve` is forbidden.
     Execveat,
 }

@@ -2,7 +2,8 @@
 
 use cpr_qmp::message::Event;
 
-use super::{Action, Check, Scene};
+use super::handover::CONTINUED;
+use super::{Action, Check, Handover, Scene, revived};
 use crate::backend::OverExec;
 use crate::observe::qmp::label;
 
@@ -14,8 +15,18 @@ pub const CHECK: Check = Check {
 };
 
 /// Labels of those `events` of an action that every client sees: where all have to connect again, the
-/// guest may go on, or boot anew, before one has.
-pub fn common(action: &Action, over_exec: OverExec, events: &[Event]) -> Vec<String> {
+/// guest may go on, or boot anew, before one has; and a process that dies may have told one client
+/// what it has not told the other.
+pub fn common(
+    action: &Action,
+    handover: &Handover,
+    over_exec: OverExec,
+    events: &[Event],
+) -> Vec<String> {
+    if handover.revival().is_some() {
+        let labels = events.iter().map(label);
+        return labels.skip_while(|name| name != CONTINUED).collect();
+    }
     let missed = |name: &str| {
         over_exec == OverExec::Remade && action.updated() && matches!(name, "RESUME" | "RESET")
     };
@@ -28,7 +39,17 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if *scene.action == Action::Boot {
         return Ok(());
     }
-    let common = |events| common(scene.action, scene.dialect.over_exec, events);
+    let over_exec = scene.dialect.over_exec;
+    let common = |events| common(scene.action, scene.handover, over_exec, events);
+    if scene.handover.revival().is_some() {
+        let all: Vec<String> = theirs.iter().map(label).collect();
+        // What the first one saw is for the check `events`.
+        if let (true, Err(why)) =
+            (revived::fits(scene), revived::check(scene.action, scene.ran_before, &all))
+        {
+            return Err(format!("the second client: {why}"));
+        }
+    }
     let (ours, theirs) = (common(scene.events), common(theirs));
     if ours == theirs {
         return Ok(());

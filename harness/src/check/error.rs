@@ -1,6 +1,9 @@
 //! The error of an update says what was tried, on what, and why it failed.
 
-use super::{Action, Check, Ending, Scene};
+use serde_json::Value;
+
+use super::{Action, Check, Ending, Revival, Scene};
+use crate::observe::qmp::label;
 use crate::scenario::Expect;
 
 /// The check.
@@ -11,6 +14,9 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
+    if let Some(revival) = scene.handover.revival() {
+        return of_revival(scene, revival);
+    }
     let Action::Update { expect, ending, culprit, errno } = scene.action else { return Ok(()) };
     match (expect, ending) {
         (Expect::Failed(failure), Ending::Failed(error)) => {
@@ -39,10 +45,28 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             one_line(error)
         }
-        (Expect::Kept, Ending::Refused(error) | Ending::Failed(error)) => one_line(error),
+        (Expect::Kept | Expect::Survives, Ending::Refused(error) | Ending::Failed(error)) => {
+            one_line(error)
+        }
         // That it ended otherwise is what the check `outcome` tells.
         _ => Ok(()),
     }
+}
+
+/// An update in which a VMM's process has died names why, and both processes.
+fn of_revival(scene: &Scene<'_>, revival: &Revival) -> Result<(), String> {
+    let failed = scene.events.iter().any(|event| label(event) == "MIGRATION(failed)");
+    let error = scene.after.migrate.get("error-desc").and_then(Value::as_str);
+    // That there is one is for the check `migrate_status`.
+    let Some(error) = error.filter(|_| failed) else { return Ok(()) };
+    let pids = [revival.former.pid, scene.pid()].map(|pid| pid.to_string());
+    let parts = [revival.told.reason.as_str(), &pids[0], &pids[1]];
+    for (what, part) in ["the reason", "the former process", "the new process"].iter().zip(parts) {
+        if !error.contains(part) {
+            return Err(format!("the error lacks {what}, {part:?}: {error:?}"));
+        }
+    }
+    one_line(error)
 }
 
 /// What of a scenario's text the error must have.

@@ -2,7 +2,7 @@
 
 use cpr_qmp::message::Event;
 
-use super::{Action, Check, Ending, Scene, interrupted};
+use super::{Action, Check, Ending, Handover, Scene, interrupted, revived};
 use crate::backend::OverExec;
 use crate::observe::qmp::label;
 use crate::scenario::RaceCommand;
@@ -19,6 +19,9 @@ type Pattern = &'static str;
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let seen: Vec<String> = scene.events.iter().map(label).collect();
+    if scene.handover.revival().is_some() {
+        return revived::check(scene.action, scene.ran_before, &seen);
+    }
     if let Action::Race { commands, accepted } = scene.action {
         return race(commands, *accepted, scene.dialect.over_exec, &seen);
     }
@@ -33,9 +36,16 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 }
 
 /// True once `events` are all that will come of an action.
-pub fn complete(action: &Action, ran_before: bool, over_exec: OverExec, events: &[Event]) -> bool {
+pub fn complete(
+    action: &Action,
+    handover: &Handover,
+    ran_before: bool,
+    over_exec: OverExec,
+    events: &[Event],
+) -> bool {
     let seen: Vec<String> = events.iter().map(label).collect();
     match action {
+        _ if handover.revival().is_some() => revived::check(action, ran_before, &seen).is_ok(),
         Action::Race { commands, accepted } => race(commands, *accepted, over_exec, &seen).is_ok(),
         Action::Interrupted { with, early, .. } => {
             interrupted::check(*with, *early, ran_before, &seen).is_ok()
@@ -59,7 +69,7 @@ fn fails_early(action: &Action, over_exec: OverExec, seen: &[String]) -> bool {
 
 fn expected(action: &Action, ran: bool, over_exec: OverExec) -> Vec<Pattern> {
     let all: &[Pattern] = match action {
-        Action::Nothing => &[],
+        Action::Nothing | Action::Killed { .. } => &[],
         // The guest may start before or after the first client is there.
         Action::Boot => &["[RESUME]"],
         Action::Stop => &["STOP"],

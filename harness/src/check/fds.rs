@@ -6,6 +6,7 @@ use super::{Check, Scene};
 use crate::backend::{Dialect, OverExec};
 use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::poll::{self, Deadline};
+use crate::scenario::Keeper;
 
 /// The check.
 pub const CHECK: Check = Check {
@@ -14,11 +15,20 @@ pub const CHECK: Check = Check {
     run,
 };
 
+/// What the targets of memfds for a keeper begin with.
+const OF_KEEPER: &str = "/memfd:cpr-";
+
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
     settled(scene, |now| {
-        let differences = compare(&before.fds, scene.fds_then, now, ram, scene.dialect);
+        let remade = Remade {
+            ram,
+            dialect: scene.dialect,
+            // What the next keeper needs is prepared anew, by whoever starts it.
+            keeper: (scene.vm.keeper == Some(Keeper::On)).then_some(scene.after.executable.inode),
+        };
+        let differences = compare(&before.fds, scene.fds_then, now, remade);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
 }
@@ -44,20 +54,36 @@ pub(super) fn settled(
     pleased.ok_or(complaint)
 }
 
+/// What a new process makes anew.
+#[derive(Clone, Copy)]
+struct Remade {
+    /// The descriptor of RAM, which it does not.
+    ram: Option<i32>,
+    dialect: Dialect,
+    /// The file that the VMM executes, where a keeper is always there: it holds that ready.
+    keeper: Option<(u64, u64)>,
+}
+
+impl Remade {
+    fn has(&self, fd: &Descriptor) -> bool {
+        let of_keeper = self
+            .keeper
+            .is_some_and(|binary| fd.target.starts_with(OF_KEEPER) || fd.inode == binary);
+        let all = self.dialect.over_exec == OverExec::Remade && Some(fd.number) != self.ram;
+        fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm" || of_keeper || all
+    }
+}
+
 /// `then`: the last table of the build that runs now, if it ever ran this VM.
 fn compare(
     before: &FdTable,
     then: Option<&FdTable>,
     after: &FdTable,
-    ram: Option<i32>,
-    dialect: Dialect,
+    remade: Remade,
 ) -> Vec<String> {
+    let Remade { ram, dialect, .. } = remade;
     let mut differences = Vec::new();
-    let remade = dialect.over_exec == OverExec::Remade;
-    let rebuilt = |fd: &Descriptor| {
-        let is_ram = Some(fd.number) == ram;
-        fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm" || remade && !is_ram
-    };
+    let rebuilt = |fd: &Descriptor| remade.has(fd);
     // VMs are counted by the check `kvm`, left state by `leftovers`.
     let judged_elsewhere = |fd: &Descriptor| {
         fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(dialect.handover.state)
@@ -152,13 +178,31 @@ mod tests {
         }
     }
 
+    fn remade(ram: Option<i32>) -> Remade {
+        Remade { ram, dialect: DIALECT, keeper: None }
+    }
+
+    #[test]
+    fn what_a_keeper_holds_ready_is_counted() {
+        let before = table(&[fd(5, "/memfd:cpr-commit", 1), fd(6, "/vmm", 2), fd(7, "/log", 3)]);
+        let after = [fd(8, "/memfd:cpr-commit", 4), fd(9, "/vmm", 2), fd(7, "/log", 3)];
+        let on = Remade { keeper: Some((1, 2)), ..remade(None) };
+        let look = |after: &[Descriptor], remade| {
+            compare(&before, Some(&before), &table(after), remade).join("; ")
+        };
+        assert_eq!(look(&after, on), "");
+        let leaked = [&after[..], &[fd(5, "/memfd:cpr-commit", 1)]].concat();
+        assert_eq!(look(&leaked, on), "there were 1 descriptors /memfd:cpr-commit, now 2");
+        assert!(look(&after, remade(None)).contains("is gone"));
+    }
+
     fn table(fds: &[Descriptor]) -> FdTable {
         FdTable(fds.iter().map(|fd| (fd.number, fd.clone())).collect())
     }
 
     fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
         let before = table(before);
-        compare(&before, Some(&before), &table(after), Some(3), DIALECT).join("; ")
+        compare(&before, Some(&before), &table(after), remade(Some(3))).join("; ")
     }
 
     #[rstest]
@@ -187,7 +231,8 @@ mod tests {
         let after = [fd(3, "/memfd:ram", 1), fd(8, "/log", 2), socket(4, 9, "/qmp")];
         let look = |after: &[Descriptor]| {
             let before = table(&before);
-            compare(&before, Some(&before), &table(after), Some(3), dialect).join("; ")
+            compare(&before, Some(&before), &table(after), Remade { dialect, ..remade(Some(3)) })
+                .join("; ")
         };
         assert_eq!(look(&after), "");
         let leaked = [&after[..], &[fd(9, "/log", 2)]].concat();
@@ -199,12 +244,12 @@ mod tests {
     fn what_another_build_makes_anew_is_its_own_affair() {
         let event = |number| fd(number, "anon_inode:[eventfd]", number as u64);
         let (before, after) = (table(&[event(5), event(6)]), table(&[event(5)]));
-        let look = |then| compare(&before, then, &after, None, DIALECT).join("; ");
+        let look = |then| compare(&before, then, &after, remade(None)).join("; ");
         assert_eq!(look(None), "");
         assert_eq!(look(Some(&after)), "");
         let leaked = "there were 2 descriptors anon_inode:[eventfd], now 1";
         assert_eq!(look(Some(&before)), leaked);
-        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, None, DIALECT).join("; ");
+        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, remade(None)).join("; ");
         assert_eq!(lost, "descriptor 4 -> /log is gone");
     }
 

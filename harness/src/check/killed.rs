@@ -20,8 +20,10 @@ pub const NAME: &str = "killed";
 pub struct Killed<'a> {
     /// What has ended it, such as "SIGKILL".
     pub by: &'a str,
-    /// Its PID, which was its process group too.
+    /// Its PID.
     pub pid: i32,
+    /// Its process group.
+    pub group: i32,
     /// The folder of its case, which its `PATH` has, and that of everything it has started.
     pub work: &'a Path,
     /// Its QMP socket.
@@ -72,7 +74,7 @@ impl Killed<'_> {
     fn processes(&self) -> Vec<Stat> {
         let path = self.work.as_os_str().as_encoded_bytes();
         let mut left = process::with_environment(path).unwrap_or_default();
-        left.extend(process::group(self.pid).unwrap_or_default());
+        left.extend(process::group(self.group).unwrap_or_default());
         left.sort_by_key(|process| process.pid);
         left.dedup_by_key(|process| process.pid);
         left

@@ -2,12 +2,13 @@
 
 use super::{Check, Scene, fds};
 use crate::observe::poll::{self, Deadline};
-use crate::observe::process;
+use crate::observe::process::{self, Stat};
+use crate::scenario::Keeper;
 
 /// The check.
 pub const CHECK: Check = Check {
     name: "leftovers",
-    claim: "no variable of the update, no state memfd, no child process",
+    claim: "no variable of the update, no state memfd, no child process but a keeper",
     run,
 };
 
@@ -17,16 +18,23 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(word) = left.next().filter(|_| !handover.variable_stays) {
         return Err(format!("{word} is still in /proc/PID/environ"));
     }
+    // One that may have to act at any time has it ready.
+    let ready = usize::from(scene.vm.keeper == Some(Keeper::On));
     fds::settled(scene, |now| {
-        let left = now.iter().find(|fd| fd.target.starts_with(handover.state));
+        let mut states = now.iter().filter(|fd| fd.target.starts_with(handover.state));
+        let left = states.nth(ready);
         left.map_or(Ok(()), |fd| Err(format!("the state's memfd is still open: descriptor {fd}")))
     })?;
-    if scene.after.children.is_empty() {
+    // A keeper is for the check `keeper`.
+    let others = |children: Vec<Stat>| -> Vec<Stat> {
+        children.into_iter().filter(|child| !child.is_keeper()).collect()
+    };
+    let mut children = others(scene.after.children.clone());
+    if children.is_empty() {
         return Ok(());
     }
-    let mut children = scene.after.children.clone();
     poll::until(Deadline::after(scene.patience.settle), || {
-        children = process::children(scene.pid()).ok()?;
+        children = others(process::children(scene.pid()).ok()?);
         children.is_empty().then_some(())
     })
     .ok_or_else(|| {

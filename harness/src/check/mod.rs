@@ -7,7 +7,9 @@ pub mod events;
 pub mod executable;
 pub mod fds;
 pub mod gone;
+pub mod handover;
 pub mod interrupted;
+pub mod keeper;
 pub mod killed;
 pub mod kvm;
 pub mod leftovers;
@@ -15,16 +17,20 @@ pub mod migrate_status;
 pub mod neighbours;
 pub mod outcome;
 pub mod pid;
+pub mod processes;
 pub mod progress;
 pub mod ram;
+pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
+pub mod told;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use handover::{Handover, Revival};
 pub use scene::{Action, Ending, Scene};
 
 /// A check that failed.
@@ -67,11 +73,14 @@ pub const ALL: &[Check] = &[
     executable::CHECK,
     events::CHECK,
     clients::CHECK,
+    told::CHECK,
     run_state::CHECK,
     migrate_status::CHECK,
     ram::CHECK,
     kvm::CHECK,
     fds::CHECK,
+    processes::CHECK,
+    keeper::CHECK,
     leftovers::CHECK,
     startup::CHECK,
     neighbours::CHECK,

@@ -10,15 +10,17 @@ pub const CHECK: Check =
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     match scene.action {
         Action::Update { expect, ending, .. } => {
+            let revived = scene.handover.revival().is_some();
             let fits = matches!(
                 (expect, ending),
                 (Expect::Completed, Ending::Completed)
                     | (Expect::Refused(_), Ending::Refused(_))
                     | (Expect::Failed(_), Ending::Failed(_))
                     | (Expect::Undone(_), Ending::Refused(_) | Ending::Failed(_))
-                    | (Expect::Kept, _)
+                    | (Expect::Kept | Expect::Survives, _)
             );
-            if fits {
+            let revived_as_it_must = *expect == Expect::Revived && revived;
+            if fits || revived_as_it_must {
                 return Ok(());
             }
             let wanted = match expect {
@@ -26,7 +28,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Refused(_) => "be refused",
                 Expect::Failed(_) => "fail",
                 Expect::Undone(_) => "be refused or fail",
-                Expect::Kept | Expect::Ended => "end",
+                Expect::Revived => "cost the VMM its process",
+                Expect::Kept | Expect::Survives | Expect::Ended => "end",
             };
             Err(format!("the update should {wanted}; it {}", tell(ending)))
         }

@@ -1,11 +1,34 @@
-//! The VMM is still the process that was started.
+//! The VMM is still the process that was started, or the one that was its keeper.
 
 use std::process::ExitStatus;
 
+use super::Revival;
 use crate::observe::process::{self, Stat};
 
 /// Name of this check. It runs before all others: without the process there is nothing to see.
 pub const NAME: &str = "pid";
+
+/// After a revival: the former process is dead, and `now` was its keeper and is a child of this
+/// process.
+pub fn inherited(revival: &Revival, now: &Stat) -> Result<(), String> {
+    let (pid, former) = (now.pid, &revival.former);
+    let same = |a: &Stat, b: &Stat| (a.pid, a.start_time) == (b.pid, b.start_time);
+    if Stat::read(former.pid).is_ok_and(|seen| same(&seen, former) && seen.is_alive()) {
+        return Err(format!("process {} still runs, and the VM is in process {pid}", former.pid));
+    }
+    if !revival.keepers.is_empty() && !revival.keepers.iter().any(|keeper| same(keeper, now)) {
+        let keepers: Vec<String> = revival.keepers.iter().map(|k| k.pid.to_string()).collect();
+        let keepers = keepers.join(", ");
+        return Err(format!("the VM is in process {pid}, but the keeper was process {keepers}"));
+    }
+    if (now.parent, now.group) != (former.parent, former.group) {
+        return Err(format!(
+            "process {pid} has parent {} and group {}, must have parent {} and group {}",
+            now.parent, now.group, former.parent, former.group
+        ));
+    }
+    Ok(())
+}
 
 /// `started` is the process as it was started, `ended` its end if that was reaped.
 pub fn check(started: &Stat, ended: Option<ExitStatus>, console: &str) -> Result<(), String> {

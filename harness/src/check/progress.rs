@@ -17,7 +17,14 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if !scene.run_state.is_running() {
         return stands_still(scene);
     }
-    goes_on(&scene.after.page, scene.vm.cpus, scene.patience.beat)
+    goes_on(&scene.after.page, scene.vm.cpus, scene.patience.beat)?;
+    let limit = scene.patience.revival;
+    match scene.handover.revival().and_then(|revival| revival.beat) {
+        Some(beat) if beat > limit => Err(format!(
+            "the guest must go on within {limit:?} of its VMM's death, went on after {beat:?}"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Waits up to `limit` for the next heartbeat of each of `cpus` vCPUs.

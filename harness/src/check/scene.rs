@@ -1,8 +1,11 @@
 //! What the checks look at: a step that was done, and the VMM before and after it.
 
+use std::path::Path;
+
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 
+use super::handover::Handover;
 use super::startup::Startup;
 use crate::backend::Dialect;
 use crate::observe::fds::FdTable;
@@ -64,6 +67,11 @@ pub enum Action {
         /// Updates accepted.
         accepted: usize,
     },
+    /// SIGKILL to the VMM, which the VM has survived in another process.
+    Killed {
+        /// An update was asked for.
+        in_update: bool,
+    },
     /// An update that was held at a point.
     Interrupted {
         /// What came meanwhile.
@@ -83,6 +91,15 @@ impl Action {
                 *ending == Ending::Completed
             }
             Self::Race { accepted, .. } => *accepted > 0,
+            _ => false,
+        }
+    }
+
+    /// Whether an update may have been under way.
+    pub fn may_update(&self) -> bool {
+        match self {
+            Self::Killed { in_update } => *in_update,
+            Self::Update { .. } | Self::Race { .. } | Self::Interrupted { .. } => true,
             _ => false,
         }
     }
@@ -122,6 +139,10 @@ pub struct Scene<'a> {
     pub startup: &'a Startup,
     /// What was done.
     pub action: &'a Action,
+    /// In which process the VM is now.
+    pub handover: &'a Handover,
+    /// The folder of the case, which everything started by the VM has in its `PATH`.
+    pub work: &'a Path,
     /// The guest ran before.
     pub ran_before: bool,
     /// The run state it must have now.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::{Check, Scene};
 use crate::backend::OverExec;
+use crate::observe::poll::{self, Deadline};
 
 /// The check.
 pub const CHECK: Check = Check {
     name: "startup",
-    claim: "the QMP socket and the PID file are those that were made at boot",
+    claim: "the QMP socket and the PID file are those that were made at boot; after a revival the PID file names the new process",
     run,
 };
 
@@ -18,6 +19,7 @@ pub const CHECK: Check = Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
     files: Vec<(PathBuf, Option<Identity>)>,
+    pid_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +31,13 @@ struct Identity {
 }
 
 impl Startup {
-    /// Looks at `files`.
-    pub fn of(files: &[&str]) -> Self {
-        let look = |path: &&str| {
-            let path = Path::new(*path);
+    /// Looks at the QMP socket and the PID file.
+    pub fn of(socket: &str, pid_file: &str) -> Self {
+        let look = |path: &str| {
+            let path = Path::new(path);
             (path.to_owned(), Identity::of(path))
         };
-        Self { files: files.iter().map(look).collect() }
+        Self { files: [socket, pid_file].map(look).into(), pid_file: pid_file.into() }
     }
 }
 
@@ -47,13 +49,32 @@ impl Identity {
     }
 }
 
+/// A PID file that was written for another process must be like that before it.
+fn names(path: &Path, pid: i32, mode: u32) -> Result<(), String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    if text != format!("{pid}\n") {
+        return Err(format!("{} says {text:?}, must say process {pid}", path.display()));
+    }
+    let same = Identity::of(path).is_some_and(|now| now.mode == mode);
+    if same { Ok(()) } else { Err(format!("the mode of {} is another", path.display())) }
+}
+
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     // Another VMM makes them anew, in the same places.
     let kept = scene.dialect.over_exec == OverExec::Kept;
     for (path, then) in &scene.startup.files {
         let name = path.display();
         let Some(then) = then else { return Err(format!("{name} was not made at boot")) };
+        let rewritten = scene.handover.revival().is_some() && *path == scene.startup.pid_file;
         match Identity::of(path) {
+            Some(_) if rewritten => {
+                let look = || names(path, scene.pid(), then.mode).err();
+                // It may be written after the event that tells of it.
+                let settled = Deadline::after(scene.patience.settle);
+                if poll::until(settled, || look().is_none().then_some(())).is_none() {
+                    look().map_or(Ok(()), Err)?;
+                }
+            }
             None => return Err(format!("{name} is gone")),
             Some(now) if now != *then && kept => {
                 return Err(format!("{name} was made or written again"));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::model::State;
 use super::possible::is_good;
-use crate::scenario::{CommandKind, Expect, Step, Wait};
+use crate::scenario::{CommandKind, Expect, Fate, Step, Wait};
 
 /// A kind of step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +75,8 @@ impl StepKind {
             Step::Reset => Self::Reset,
             Step::Quit => Self::Quit,
             Step::Kill => Self::Kill,
+            Step::KillVmm(kill) if kill.expect == Fate::Gone => Self::Kill,
+            Step::EndBy(_) => Self::Signal,
             Step::Wait(Wait::Marker(_)) => Self::WaitMarker,
             Step::Wait(_) => Self::Wait,
             Step::Go(_) => Self::Go,
@@ -88,12 +90,12 @@ impl StepKind {
             Step::Migrate(_) => Self::BadCommand,
             Step::Nmi => Self::Nmi,
             Step::Irqfd | Step::Start(_) => Self::Irqfd,
-            Step::Faults(_) => Self::Fault,
+            Step::Faults(_) | Step::KillAt(_) => Self::Fault,
             Step::Repeat(_) => return None,
             Step::Storm(_) | Step::Soak(_) => Self::Storm,
             Step::Signal(_) => Self::Signal,
             Step::Interrupt(_) | Step::Interrupts(_) => Self::Interrupt,
-            Step::KillInUpdate(_) => Self::KillInUpdate,
+            Step::KillInUpdate(_) | Step::KillVmm(_) => Self::KillInUpdate,
             Step::Race(_) => Self::Race,
             Step::Limit(_) => Self::Limit,
             Step::Binary(_) => Self::Binary,

@@ -4,7 +4,7 @@
 
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Channel, CommandKind, Expect, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
+    Channel, CommandKind, Expect, Fate, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
     SerialWish, Step, Vm, Wait, parse,
 };
 
@@ -170,7 +170,21 @@ impl Model {
                 self.updated(&mut state, &migrate.expect);
                 state.saved |= saves(migrate);
             }
+            Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
+                // Or started anew, and stopped as before, if the kill did not come in the update.
+                return State {
+                    run: state.run,
+                    migration: Migration::Unknown,
+                    saved: state.saved,
+                    unbooted: state.unbooted,
+                    command_left: true,
+                    rehearses: state.rehearses.filter(|_| kill.rehearsal == self.rehearses),
+                    ..self.boot()
+                };
+            }
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
+            Step::KillVmm(kill) if kill.expect == Fate::Revived => {}
+            Step::KillVmm(_) | Step::EndBy(_) => state.run = Run::Gone,
             Step::Storm(_) | Step::Soak(_) | Step::Measure => {
                 self.updated(&mut state, &Expect::Completed)
             }
@@ -183,7 +197,11 @@ impl Model {
             Step::Limit(Limit::Restore) => state.limit = None,
             Step::Limit(limit) => state.limit = Some(*limit),
             Step::Binary(_) => state.binary_changed = true,
-            Step::Faults(_) | Step::Repeat(_) | Step::Signal(_) | Step::Interrupts(_) => {
+            Step::Faults(_)
+            | Step::KillAt(_)
+            | Step::Repeat(_)
+            | Step::Signal(_)
+            | Step::Interrupts(_) => {
                 let parts = parse::expand(vec![step.clone()]);
                 return parts.iter().fold(state, |state, part| self.after(&state, part));
             }
@@ -192,7 +210,8 @@ impl Model {
     }
 
     fn updated(&self, state: &mut State, ending: &Expect) {
-        state.after_failure = !matches!(ending, Expect::Completed | Expect::Kept);
+        state.after_failure =
+            !matches!(ending, Expect::Completed | Expect::Kept | Expect::Survives);
         match ending {
             Expect::Completed => {
                 state.migration = Migration::Completed;
@@ -202,7 +221,7 @@ impl Model {
             Expect::Failed(_) => state.migration = Migration::Failed,
             Expect::Refused(_) if self.rehearses => {}
             Expect::Refused(_) | Expect::Undone(_) => state.migration = Migration::Unknown,
-            Expect::Kept => {
+            Expect::Kept | Expect::Revived | Expect::Survives => {
                 state.migration = Migration::Unknown;
                 state.rehearses = state.rehearses.filter(|&left| left == self.rehearses);
             }

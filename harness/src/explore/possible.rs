@@ -5,7 +5,7 @@ use super::guests::{End, Host};
 use super::model::{Model, Run, State};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Channel, CommandKind, Interrupt, Interruption, Limit, Migrate, RaceCommand, SerialKind,
+    Channel, CommandKind, Fate, Interrupt, Interruption, Limit, Migrate, RaceCommand, SerialKind,
     SerialWish, Step, Wait, fault, parse,
 };
 
@@ -66,9 +66,13 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
             free && model.vm().serial == SerialKind::Unix && state.client == client
         }
         Step::Inject(inject) => updates && fault::expected(&inject.point, &inject.action).is_some(),
+        // One that was killed too late is started anew, and its guest is at another marker.
+        Step::KillInUpdate(kill) if kill.expect == Fate::Revived && guest.markers > 0 => false,
         Step::KillInUpdate(_) => {
             updates && !state.client && !model.vm().own_binary && state.run != Run::Prelaunch
         }
+        // Only where the keeper is there from boot on, and what ends it.
+        Step::KillVmm(_) | Step::EndBy(_) => false,
         // For soaks and benches, which ask for these themselves.
         Step::Soak(_) | Step::Measure => false,
         Step::Storm(_) => updates && runs && guest.host.is_none(),
@@ -78,7 +82,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         Step::Limit(limit) => updates && !limit.is_relative_to_nothing(),
         Step::Binary(_) => free && model.vm().own_binary && !state.binary_changed,
         Step::Signal(signal) => updates && signal.signal.asks(),
-        Step::Faults(_) | Step::Repeat(_) | Step::Interrupts(_) => {
+        Step::Faults(_) | Step::KillAt(_) | Step::Repeat(_) | Step::Interrupts(_) => {
             let mut state = state.clone();
             parse::expand(vec![step.clone()]).iter().all(|part| {
                 let possible = is_possible(model, &state, part);

@@ -8,9 +8,9 @@ use crate::backend::{Backend, Feature};
 use crate::run::requirements;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Amount, BinaryChange, Case, Channel, CommandKind, EndSignal, Inject, Interrupt, Interruption,
-    KillInUpdate, Limit, Migrate, RaceCommand, RunWish, SerialKind, SerialWish, SignalAt, Step,
-    Storm, Vm, Wait, fault,
+    Amount, BinaryChange, Case, Channel, CommandKind, EndSignal, Fate, Inject, Interrupt,
+    Interruption, KillInUpdate, Limit, Migrate, RaceCommand, RunWish, SerialKind, SerialWish,
+    SignalAt, Step, Storm, Vm, Wait, fault,
 };
 
 /// A step, or a fault with the update that meets it.
@@ -204,13 +204,8 @@ fn words() -> Vec<Word> {
     let changes = [BinaryChange::Deleted, BinaryChange::Replaced, BinaryChange::Overwritten];
     all.extend(changes.map(|change| one(StepKind::Binary)(Step::Binary(change))));
     for signal in [EndSignal::Sigkill, EndSignal::Sigterm, EndSignal::Sighup] {
-        let kill = KillInUpdate {
-            command: CommandKind::Good,
-            signal,
-            before_ms: 1,
-            after_ms: 30,
-            repeat: 1,
-        };
+        let expect = if signal.asks() { Fate::Gone } else { Fate::Revived };
+        let kill = KillInUpdate { signal, expect, ..KillInUpdate::default() };
         all.push(one(StepKind::KillInUpdate)(Step::KillInUpdate(kill)));
     }
     all

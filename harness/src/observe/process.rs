@@ -107,6 +107,55 @@ pub fn children(pid: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.parent == pid)
 }
 
+/// What a process is called that waits for the end of a VMM's, to continue the VM in its place.
+pub const KEEPER: &str = "cpr-keeper";
+
+impl Stat {
+    /// It is called as a keeper is.
+    pub fn is_keeper(&self) -> bool {
+        self.comm == KEEPER
+    }
+}
+
+/// The keepers of process `pid`, fast: without a look at other processes, where the kernel can
+/// list children.
+pub fn keepers(pid: i32) -> Vec<Stat> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut listed = None;
+    for thread in threads {
+        if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
+            listed.get_or_insert_with(String::new).push_str(&text);
+        }
+    }
+    let mut found: Vec<Stat> = match listed {
+        Some(text) => {
+            let children = text.split_ascii_whitespace().filter_map(|word| word.parse().ok());
+            children.filter_map(|child| Stat::read(child).ok()).collect()
+        }
+        None => children(pid).unwrap_or_default(),
+    };
+    found.retain(Stat::is_keeper);
+    found
+}
+
+/// The living processes, other than this one, that have the file with this device and inode open
+/// or mapped, in order of PID. Those of other users are not seen.
+pub fn holders(file: (u64, u64)) -> Result<Vec<Stat>, ProcError> {
+    let opened = |pid: i32| {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| {
+            fs::metadata(entry.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == file)
+        })
+    };
+    // The device of a mapping is written otherwise; a memfd's inode is unique among memfds.
+    let mapped = |pid: i32| {
+        let maps = super::maps::read(pid).unwrap_or_default();
+        maps.iter().any(|mapping| mapping.inode == file.1 && mapping.path.starts_with("/memfd:"))
+    };
+    let own = std::process::id() as i32;
+    find(|stat| stat.pid != own && stat.is_alive() && (opened(stat.pid) || mapped(stat.pid)))
+}
+
 /// The living processes of process group `group`, in order of PID.
 pub fn group(group: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.group == group && stat.is_alive())

@@ -213,6 +213,9 @@ pub fn details(report: &Report) -> Vec<String> {
     if !report.kills.is_empty() {
         lines.push(kills_line(&report.kills));
     }
+    if !report.revivals.is_empty() {
+        lines.push(revivals_line(report));
+    }
     let Verdict::Fail(findings) = &report.verdict else { return lines };
     if let Some(step) = &report.failed_step {
         lines.push(format!("        at {step}:"));
@@ -237,17 +240,38 @@ fn kills_line(kills: &[Kill]) -> String {
             Some(_) => during += 1,
         }
     }
-    let gone = kills.iter().map(|kill| kill.gone).max().unwrap_or_default();
-    format!(
-        "        killed before the guest stopped {before} times, while it stood still {during}, when it went on {after}; nothing left within {:.0} ms",
-        gone.as_secs_f64() * 1e3
-    )
+    let mut line = format!(
+        "        killed before the guest stopped {before} times, while it stood still {during}, when it went on {after}"
+    );
+    let revived = kills.iter().filter(|kill| kill.revived).count();
+    if revived > 0 {
+        line.push_str(&format!("; survived {revived}"));
+    }
+    if let Some(gone) = kills.iter().filter(|kill| !kill.revived).map(|kill| kill.gone).max() {
+        line.push_str(&format!("; nothing left within {:.0} ms", gone.as_secs_f64() * 1e3));
+    }
+    line
+}
+
+/// How often the VM has continued in another process, and what its guest saw of that.
+fn revivals_line(report: &Report) -> String {
+    let times = report.revivals.len();
+    let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
+    let blackout = report.blackout_of_revivals().map_or_else(
+        || "no blackout seen".to_owned(),
+        |(median, max)| {
+            let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
+            format!("blackout median {}, max {}", ms(median), ms(max))
+        },
+    );
+    format!("        revived {times}: {blackout}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::check::Finding;
+    use crate::run::verdict::Revived;
 
     fn report(name: &str, verdict: Verdict) -> Report {
         Report {
@@ -272,6 +296,7 @@ mod tests {
                 kill(4, Some("MIGRATION(device)")),
                 kill(9, Some("RESUME")),
             ],
+            revivals: vec![revived(1), revived(9)],
             memory_kib: vec![3000, 3100, 3200],
             replay: "cpr-harness replay evidence/update/running".into(),
             show: "cpr-harness show evidence/update/running".into(),
@@ -279,9 +304,14 @@ mod tests {
         }
     }
 
+    fn revived(ms: u64) -> Revived {
+        let blackout = Some(Duration::from_millis(ms));
+        Revived { former: 1, pid: 2, reason: "SIGKILL".into(), blackout, beat: None }
+    }
+
     fn kill(ms: i64, last: Option<&str>) -> Kill {
         let gone = Duration::from_millis(30);
-        Kill { moment_us: ms * 1000, last_event: last.map(str::to_owned), gone }
+        Kill { moment_us: ms * 1000, last_event: last.map(str::to_owned), gone, revived: false }
     }
 
     #[test]

@@ -118,6 +118,7 @@ fn run_in_thread(
             report.failed_updates = std::mem::take(&mut session.failed_updates);
             report.refusals = std::mem::take(&mut session.refusals);
             report.kills = std::mem::take(&mut session.kills);
+            report.revivals = std::mem::take(&mut session.revivals);
             report.memory_kib = session.memory();
             if let Some(seen) = &session.seen {
                 session.evidence.observation("after", seen)?;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::EnvironmentError;
 use super::signals::{self, FolderGuard};
 use crate::observe::poll::{self, Deadline};
@@ -70,6 +73,26 @@ impl Cgroup {
         let limit = self.folder.join(self.limit);
         fs::write(&limit, bytes.to_string()).map_err(EnvironmentError::file("write", &limit))?;
         Ok(bytes)
+    }
+
+    /// Kills every process in it, until none is left.
+    pub fn kill(&self) -> Result<(), EnvironmentError> {
+        // Only version 2 has it, and there it kills all at once.
+        if fs::write(self.folder.join("cgroup.kill"), "1").is_ok() {
+            return Ok(());
+        }
+        let path = self.folder.join("cgroup.procs");
+        let mut read = Ok(String::new());
+        poll::until(Deadline::after(EMPTY), || {
+            read = fs::read_to_string(&path);
+            let pids = read.as_ref().map(String::as_str).unwrap_or_default();
+            for pid in pids.lines().filter_map(|line| line.parse().ok()) {
+                // It may have ended.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            pids.is_empty().then_some(())
+        });
+        read.map(drop).map_err(EnvironmentError::file("read", path))
     }
 
     /// Leaves it there.

@@ -80,7 +80,7 @@ impl Evidence {
 
     /// What start-up leaves in the file system.
     pub fn startup(&self, files: &Files) -> Startup {
-        Startup::of(&[&files.qmp, &files.pid_file])
+        Startup::of(&files.qmp, &files.pid_file)
     }
 
     /// The file that gets the VMM's standard output and error.
@@ -91,6 +91,11 @@ impl Evidence {
     /// The VMM's log from where it was last collected.
     pub fn vmm_log(&self) -> Tail {
         self.tails[0].clone()
+    }
+
+    /// The VMM's standard output and error from where they were last collected.
+    pub fn console_log(&self) -> Tail {
+        self.tails[1].clone()
     }
 
     /// Takes what was logged since the last call into the time line.

@@ -34,7 +34,7 @@ impl Session<'_> {
         ending: &Ending,
     ) {
         // What may end in any way may do so in another one next time.
-        if migrate.expect == Expect::Kept {
+        if matches!(migrate.expect, Expect::Kept | Expect::Revived | Expect::Survives) {
             return;
         }
         let (ended, error) = match ending {

@@ -4,104 +4,216 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
+use super::channel::Prepared as PreparedChannel;
 use super::failure::StepError;
+use super::revival::{Struck, lost};
 use super::session::Session;
 use super::verdict::Kill;
 use crate::check::gone::Cause;
+use crate::check::handover::CONTINUED;
 use crate::check::{Action, Finding, killed};
 use crate::observe::poll;
-use crate::observe::qmp::{Command, label};
-use crate::scenario::{EndSignal, KillInUpdate, Migrate};
+use crate::observe::qmp::{Command, QmpFault, label};
+use crate::scenario::{EndSignal, Fate, KillInUpdate, Migrate, Origin};
+
+/// One cut in an update.
+struct Cut<'a> {
+    wanted: &'a KillInUpdate,
+    number: u32,
+    /// In microseconds after that from which it counts.
+    moment: i64,
+    /// Events from this one on are of the update.
+    from: usize,
+    /// The number of the request, if it could be sent.
+    asked: Option<u64>,
+    at: Instant,
+}
 
 impl Session<'_> {
-    /// Ends the VMM in an update, looks at what is left, starts one in its place; as often as
-    /// wanted. The last one is for the caller to check.
+    /// Cuts updates off as often as wanted, and looks at what is left: the VM in another process,
+    /// or nothing, and then a VMM is started in its place. The last one is for the caller to check.
     pub(super) fn kill_in_update(&mut self, wanted: &KillInUpdate) -> Result<Action, StepError> {
+        let ran = self.run_state.is_running();
+        let mut last = None;
         for number in 0..wanted.repeat {
-            if number > 0 {
-                self.check(&Action::Boot, true)?;
+            if let Some(last) = last {
+                self.check(&last, ran)?;
             }
-            let moment = wanted.moment(self.case.seed, number);
-            let name = wanted.signal.name();
-            let which = format!("{name} {} of {}", number + 1, wanted.repeat);
-            let text = format!("{which}: {moment} us after migrate is sent");
-            self.evidence.timeline.say("harness", text);
-            let failed = |message| {
-                let message = format!("{which}, {moment} us after migrate: {message}");
-                StepError::Checks(vec![Finding::new(killed::NAME, message)])
-            };
-            let rehearsal = Some(true);
-            let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
-            self.kill_at(wanted.signal, moment, &migrate, &failed)?;
-            self.evidence.collect();
-            self.boot_again().map_err(|error| match error {
-                StepError::Environment(_) => error,
-                other => failed(format!("no VMM starts in its place: {other}")),
-            })?;
+            last = Some(self.cut_off(wanted, number)?);
         }
-        Ok(Action::Boot)
+        Ok(last.unwrap_or(Action::Nothing))
     }
 
-    fn kill_at(
+    fn cut_off(&mut self, wanted: &KillInUpdate, number: u32) -> Result<Action, StepError> {
+        let ran = self.run_state.is_running();
+        let moment = wanted.moment(self.case.seed, number);
+        let cut = Cut { wanted, number, moment, from: 0, asked: None, at: Instant::now() };
+        self.evidence.timeline.say("harness", cut.name());
+        let rehearsal = Some(wanted.rehearsal);
+        let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
+        let (command, channel) = self.prepare(&migrate, None)?;
+        self.set_parameters(&command, &migrate)?;
+        if wanted.expect == Fate::Revived {
+            self.measure();
+        }
+        let (cut, struck) = self.strike_in_update(cut, &channel)?;
+        if let Some(struck) = struck
+            && self.follow(struck)?
+        {
+            return self.revived(&cut, &channel);
+        }
+        self.measuring = None;
+        if wanted.expect == Fate::Revived {
+            self.may_be_gone(&cut)?;
+        }
+        self.await_cut_off(&cut)?;
+        self.evidence.collect();
+        self.boot_again().map_err(|error| match error {
+            StepError::Environment(_) => error,
+            other => cut.failed(format!("no VMM starts in its place: {other}")),
+        })?;
+        if wanted.expect == Fate::Gone || ran {
+            return Ok(Action::Boot);
+        }
+        // A guest that stood still does so again.
+        self.check(&Action::Boot, true)?;
+        let stopped = self.stop()?;
+        self.check(&stopped, true)?;
+        Ok(Action::Nothing)
+    }
+
+    /// Asks for the update and sends the signal, to the process alone: what it has started must
+    /// end by itself, or continue.
+    fn strike_in_update<'a>(
         &mut self,
-        signal: EndSignal,
-        moment: i64,
-        migrate: &Migrate,
-        failed: &impl Fn(String) -> StepError,
-    ) -> Result<(), StepError> {
-        let (command, channel) = self.prepare(migrate, None)?;
-        self.set_parameters(&command, migrate)?;
-        let from = self.qmp.event_count();
+        mut cut: Cut<'a>,
+        channel: &PreparedChannel,
+    ) -> Result<(Cut<'a>, Option<Struck>), StepError> {
+        let limit = self.options.patience.update;
         let migrate = [Command::new("migrate", channel.arguments.clone())];
-        let pause = Duration::from_micros(moment.unsigned_abs());
-        let mut killed_at = Instant::now();
-        // The process alone: what it has started must end by itself.
-        let pid = self.vm.pid();
-        let mut strike = || {
-            killed_at = Instant::now();
-            kill(Pid::from_raw(pid), number(signal))
+        let pause = Duration::from_micros(cut.moment.unsigned_abs());
+        cut.from = self.qmp.event_count();
+        let before = cut.moment < 0 && cut.wanted.from == Origin::Migrate;
+        if !before {
+            cut.asked = self.qmp.send(&migrate)?.first().copied();
+            if cut.wanted.from == Origin::Setup {
+                let setup = json!("setup");
+                self.qmp.await_event(cut.from, "MIGRATION(setup)", limit, |event| {
+                    event.event == "MIGRATION"
+                        && event.data.as_ref().and_then(|data| data.get("status")) == Some(&setup)
+                })?;
+            }
+            // Nothing is waited for here: the moment is what was drawn.
+            poll::during(pause, || None::<()>);
+        }
+        cut.at = Instant::now();
+        let struck = match cut.wanted.expect {
+            Fate::Revived => Some(self.strike(cut.from)?),
+            Fate::Gone => {
+                let pid = self.vm.pid();
+                kill(Pid::from_raw(pid), number(cut.wanted.signal))
+                    .map_err(|errno| cut.failed(format!("cannot kill process {pid}: {errno}")))?;
+                None
+            }
         };
-        // Nothing is waited for here: the moment is what was drawn.
-        let struck = if moment < 0 {
-            let struck = strike();
+        if before {
             poll::during(pause, || None::<()>);
             // It may arrive or not.
-            let _ = self.qmp.send(&migrate);
-            struck
-        } else {
-            self.qmp.send(&migrate)?;
-            poll::during(pause, || None::<()>);
-            strike()
-        };
-        struck.map_err(|errno| failed(format!("cannot kill process {pid}: {errno}")))?;
+            cut.asked = self.qmp.send(&migrate).ok().and_then(|ids| ids.first().copied());
+        }
+        Ok((cut, struck))
+    }
+
+    /// The VM has survived: the request was answered, and what the update has done is noted.
+    fn revived(&mut self, cut: &Cut<'_>, channel: &PreparedChannel) -> Result<Action, StepError> {
+        if let Some(asked) = cut.asked {
+            match self.qmp.answer("migrate", asked) {
+                Ok(_) | Err(QmpFault::Refused { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        let told = self.labels_of(cut);
+        let last = told.iter().take_while(|label| *label != CONTINUED).last().cloned();
+        if last.as_deref() == Some("MIGRATION(completed)") {
+            self.note_update(channel.state.clone());
+        }
+        self.note_kill(cut, last, true);
+        Ok(Action::Killed { in_update: true })
+    }
+
+    /// Only before an update is under way, or after it, need nothing continue the VM.
+    fn may_be_gone(&self, cut: &Cut<'_>) -> Result<(), StepError> {
+        let told = self.labels_of(cut);
+        let has = |name: &str| told.iter().any(|label| label == name);
+        if !has("MIGRATION(setup)") || has("MIGRATION(completed)") {
+            return Ok(());
+        }
+        Err(lost(
+            self.vm.pid(),
+            &format!("by {} after the events [{}]", cut.name(), told.join(" ")),
+        ))
+    }
+
+    /// Waits until nothing is left.
+    fn await_cut_off(&mut self, cut: &Cut<'_>) -> Result<(), StepError> {
         let limit = self.options.patience.end;
+        let (signal, pid) = (cut.wanted.signal, self.vm.pid());
         let name = signal.name();
         let Some(ended) = self.vm.await_end(limit) else {
-            return Err(failed(format!("process {pid} has not ended {limit:?} after {name}")));
+            return Err(cut.failed(format!("process {pid} has not ended {limit:?} after {name}")));
         };
-        self.qmp.await_end(limit).map_err(|e| failed(e.to_string()))?;
-        match signal.asks() {
-            true => self.check_gone(ended, Cause::Signal).map_err(|error| match error {
-                StepError::Checks(findings) => failed(told(&findings)),
-                other => other,
-            })?,
-            false => killed::check(&self.killed(name)).map_err(failed)?,
+        if !signal.asks() {
+            // Whatever is left may hold the connection.
+            killed::check(&self.killed(name)).map_err(|why| cut.failed(why))?;
         }
-        let events = self.qmp.events_from(from);
-        let mut labels = events.iter().rev().map(|arrived| label(&arrived.event));
-        let last = labels.find(|label| label != "SHUTDOWN");
-        let gone = killed_at.elapsed();
-        let heard = last.as_deref().unwrap_or("none");
-        let text =
-            format!("nothing is left {gone:?} after {name}; last event of the update: {heard}");
-        self.evidence.timeline.say("harness", text);
-        self.kills.push(Kill { moment_us: moment, last_event: last, gone });
+        self.qmp.await_end(limit).map_err(|e| cut.failed(e.to_string()))?;
+        if signal.asks() {
+            self.check_gone(ended, Cause::Signal).map_err(|error| match error {
+                StepError::Checks(findings) => cut.failed(told(&findings)),
+                other => other,
+            })?;
+        }
+        let mut labels = self.labels_of(cut);
+        labels.retain(|label| label != "SHUTDOWN");
+        self.note_kill(cut, labels.pop(), false);
         Ok(())
+    }
+
+    fn note_kill(&mut self, cut: &Cut<'_>, last_event: Option<String>, revived: bool) {
+        let (gone, name) = (cut.at.elapsed(), cut.wanted.signal.name());
+        let heard = last_event.as_deref().unwrap_or("none");
+        let what = if revived { "the VM continues" } else { "nothing is left" };
+        let text = format!("{what} {gone:?} after {name}; last event of the update: {heard}");
+        self.evidence.timeline.say("harness", text);
+        self.kills.push(Kill { moment_us: cut.moment, last_event, gone, revived });
+    }
+
+    fn labels_of(&self, cut: &Cut<'_>) -> Vec<String> {
+        self.qmp.events_from(cut.from).iter().map(|arrived| label(&arrived.event)).collect()
     }
 }
 
-fn number(signal: EndSignal) -> Signal {
+impl Cut<'_> {
+    fn name(&self) -> String {
+        let Self { wanted, number, moment, .. } = self;
+        let from = match wanted.from {
+            Origin::Migrate => "migrate",
+            Origin::Setup => "MIGRATION(setup)",
+        };
+        let name = wanted.signal.name();
+        format!("{name} {} of {}, {moment} us after {from}", number + 1, wanted.repeat)
+    }
+
+    fn failed(&self, message: String) -> StepError {
+        let message = format!("{}: {message}", self.name());
+        StepError::Checks(vec![Finding::new(killed::NAME, message)])
+    }
+}
+
+/// What the kernel calls it.
+pub(super) fn number(signal: EndSignal) -> Signal {
     match signal {
         EndSignal::Sigkill => Signal::SIGKILL,
         EndSignal::Sigterm => Signal::SIGTERM,

@@ -14,8 +14,13 @@ static ADOPTS: AtomicBool = AtomicBool::new(false);
 
 /// Lets orphans become children of this process, which must have no other children than VMs.
 pub fn adopt() {
-    // Without it they are init's.
-    ADOPTS.store(prctl::set_child_subreaper(true).is_ok(), Ordering::Relaxed);
+    ADOPTS.store(let_in(), Ordering::Relaxed);
+}
+
+/// Lets orphans become children of this process, whatever others it has: only those that are known
+/// to have become VMMs are waited for. False: they are init's.
+pub fn let_in() -> bool {
+    prctl::set_child_subreaper(true).is_ok()
 }
 
 /// Reaps those that have ended, of whichever case: nobody else waits for them.

@@ -21,6 +21,8 @@ pub struct Patience {
     pub events: Duration,
     /// For the next heartbeat of every vCPU.
     pub beat: Duration,
+    /// For every vCPU's heartbeat after the death of its VMM's process.
+    pub revival: Duration,
     /// For every vCPU to begin a measurement; one that does not is not measured.
     pub measure: Duration,
     /// How long a stopped guest is watched: the one wait that is always spent.
@@ -41,6 +43,7 @@ impl Default for Patience {
             end: seconds(30),
             events: seconds(2),
             beat: seconds(10),
+            revival: seconds(1),
             measure: seconds(1),
             still: Duration::from_millis(15),
             settle: Duration::from_millis(500),

@@ -6,7 +6,9 @@ use std::path::Path;
 use super::{cgroup, mounts};
 use crate::backend::{Backend, Feature};
 use crate::scenario::interrupt::REHEARSING;
-use crate::scenario::{Case, Channel, CommandKind, Inject, Migrate, Pages, Seccomp, Step};
+use crate::scenario::{
+    Case, Channel, CommandKind, Expect, Fate, Inject, Keeper, Migrate, Pages, Seccomp, Step,
+};
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -48,6 +50,10 @@ fn needs(case: &Case) -> Vec<Feature> {
     if case.vm.own_binary {
         needs.push(Feature::OwnBinary);
     }
+    // One that has no keeper is as one that is to have none.
+    if matches!(case.vm.keeper, Some(Keeper::On | Keeper::Update)) {
+        needs.push(Feature::Keeper);
+    }
     if case.vm.seccomp == Some(Seccomp::NoExecve) {
         needs.push(Feature::Execveat);
     }
@@ -57,10 +63,14 @@ fn needs(case: &Case) -> Vec<Feature> {
                 needs.push(Feature::FailPoints);
             }
             // Only then are there programs that only rehearse, and can signals be held back over exec.
+            Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
+                needs.push(Feature::Keeper);
+            }
             Step::KillInUpdate(kill) if kill.command != CommandKind::Good || kill.signal.asks() => {
                 needs.push(Feature::Rehearsal);
             }
             Step::Serial(_) => needs.push(Feature::SerialClient),
+            Step::KillVmm(kill) if kill.expect == Fate::Revived => needs.push(Feature::Keeper),
             Step::Migrate(migrate) => needs.extend(needs_of_update(migrate)),
             _ => {}
         }
@@ -88,7 +98,9 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     };
     let rehearses = (migrate.rehearsal == Some(true)).then_some(Feature::Rehearsal);
     let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
-    [of_command, rehearses, deadline].into_iter().flatten()
+    let revived = matches!(migrate.expect, Expect::Revived | Expect::Survives);
+    let keeper = revived.then_some(Feature::Keeper);
+    [of_command, rehearses, deadline, keeper].into_iter().flatten()
 }
 
 fn is_mounting(step: &Step) -> bool {

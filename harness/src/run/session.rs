@@ -18,14 +18,16 @@ use super::blackout::Measurement;
 use super::clients::Bystander;
 use super::evidence::Evidence;
 use super::failure::StepError;
+use super::notify::Notify;
 use super::outside::Outside;
 use super::serial::SerialClient;
 use super::soak::Pace;
-use super::verdict::{FailedUpdate, HostSeen, Kill, Refusal};
+use super::verdict::{FailedUpdate, HostSeen, Kill, Refusal, Revived};
 use super::vm::Vm;
 use super::watchdog::Watchdog;
 use super::{Options, limit};
 use crate::backend::{Backend, Files, Launch};
+use crate::check::Handover;
 use crate::check::startup::Startup;
 use crate::observe::fds::FdTable;
 use crate::observe::observation::Observation;
@@ -109,6 +111,12 @@ pub struct Session<'a> {
     pub refusals: Vec<Refusal>,
     /// Updates cut off by SIGKILL.
     pub kills: Vec<Kill>,
+    /// Deaths of the VMM's process that the VM has survived.
+    pub revivals: Vec<Revived>,
+    /// In which process the VM is since the last look at it.
+    pub(super) handover: Handover,
+    /// Where the VMM tells its service manager.
+    pub(super) notify: Notify,
     /// What there was outside the case's folder before the VMM was started.
     pub(super) outside: Outside,
     /// The VMM's own memory in KiB, after boot and after each update.
@@ -154,6 +162,11 @@ impl<'a> Session<'a> {
         self.watchdog.has_barked()
     }
 
+    /// The VM continues in process `pid`.
+    pub(super) fn watchdog_follows(&self, pid: i32) {
+        self.watchdog.follow(pid);
+    }
+
     /// Gives the watchdog's patience anew.
     pub(super) fn rewind_watchdog(&self) {
         self.watchdog.rewind();
@@ -167,6 +180,7 @@ impl<'a> Session<'a> {
         self.blackouts.clear();
         self.phases.clear();
         self.refusals.clear();
+        self.revivals.clear();
         // The model is told that there was one.
         self.endings.drain(..self.endings.len().saturating_sub(1));
         // The first two and the last are told in the end.

@@ -20,6 +20,9 @@ const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 /// Process groups of the VMs that are up.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
+/// Processes that have become VMMs, in the groups of those they came from.
+static HEIRS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
 /// Folders of the cases that run.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
@@ -58,9 +61,21 @@ pub fn forget(group: i32) {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
 }
 
-/// True from the start of a VM to its end.
+/// Notes that a process has become a VMM: it is waited for.
+pub fn register_heir(pid: i32) {
+    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+}
+
+/// Notes that it has been waited for, or is to stay.
+pub fn forget_heir(pid: i32) {
+    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+}
+
+/// True from the start of a VM to its end, and of a process that has become its VMM.
 pub fn is_registered(pid: i32) -> bool {
-    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+    [&GROUPS, &HEIRS]
+        .iter()
+        .any(|all| all.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid))
 }
 
 /// In a child: what [`guard`] has blocked comes through. Async-signal-safe.

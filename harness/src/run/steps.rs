@@ -64,7 +64,11 @@ impl Session<'_> {
             }
             Step::Irqfd => self.inject("irqfd", StartAt { cpu: 0, page: 0 })?,
             Step::Start(at) => self.inject("start", *at)?,
-            Step::Faults(_) | Step::Repeat(_) | Step::Signal(_) | Step::Interrupts(_) => {
+            Step::Faults(_)
+            | Step::KillAt(_)
+            | Step::Repeat(_)
+            | Step::Signal(_)
+            | Step::Interrupts(_) => {
                 let why = "this step is taken apart when a scenario is read".to_owned();
                 return Err(StepError::Process(why));
             }
@@ -103,6 +107,14 @@ impl Session<'_> {
                 self.update(migrate)?
             }
             Step::KillInUpdate(kill) => self.kill_in_update(kill)?,
+            Step::KillVmm(kill) => match self.kill_vmm(kill)? {
+                Some(action) => action,
+                None => return Ok(After::Gone),
+            },
+            Step::EndBy(end) => {
+                self.end_by(*end)?;
+                return Ok(After::Gone);
+            }
             Step::Interrupt(interrupt) => match self.interrupt(interrupt)? {
                 Some(action) => action,
                 None => return Ok(After::Gone),
@@ -125,7 +137,7 @@ impl Session<'_> {
             }
             Step::Kill => {
                 self.vm.kill();
-                self.qmp.await_end(self.options.patience.end)?;
+                self.await_nothing("SIGKILL to its process group")?;
                 return Ok(After::Gone);
             }
         };

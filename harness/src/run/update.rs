@@ -10,6 +10,7 @@ use super::channel::{self, Prepared as PreparedChannel};
 use super::command::{Prepared as PreparedCommand, Targets, Workshop};
 use super::failure::StepError;
 use super::fault;
+use super::revival::lost;
 use super::session::{Session, executable};
 use crate::backend::{Feature, OverExec};
 use crate::check::gone::Cause;
@@ -37,6 +38,14 @@ impl Session<'_> {
             }
             Err(other) => return Err(other.into()),
         };
+        let must = migrate.expect == Expect::Revived;
+        // One of which only counts that it survives may have changed its process or not.
+        if must || migrate.expect == Expect::Survives && self.has_died() {
+            let struck = self.to_die(from);
+            if !self.follow(struck)? {
+                return Err(lost(self.vm.pid(), "in an update"));
+            }
+        }
         self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
             self.note_update(channel.state.clone());
@@ -144,7 +153,7 @@ impl Session<'_> {
     }
 
     /// Begins to measure the blackout, where the guest can tell it.
-    fn measure(&mut self) {
+    pub(super) fn measure(&mut self) {
         self.measuring = match &self.seen {
             Some(seen) if self.run_state.is_running() => {
                 Measurement::begin(&seen.page, self.options.patience.measure)

@@ -85,6 +85,9 @@ pub struct Report {
     /// Updates cut off by SIGKILL.
     #[serde(default)]
     pub kills: Vec<Kill>,
+    /// Deaths of the VMM's process that the VM has survived.
+    #[serde(default)]
+    pub revivals: Vec<Revived>,
     /// The VMM's own memory in KiB after boot, after the first update and after the last.
     pub memory_kib: Vec<u64>,
     /// How long it took.
@@ -175,8 +178,26 @@ pub struct Kill {
     pub moment_us: i64,
     /// The last event of the update, if one was heard.
     pub last_event: Option<String>,
-    /// How long it took until nothing was left.
+    /// How long it took until nothing was left, or the VM was seen to continue.
     pub gone: Duration,
+    /// The VM has survived it.
+    #[serde(default)]
+    pub revived: bool,
+}
+
+/// A death of a VMM's process that its VM has survived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revived {
+    /// The process that died.
+    pub former: i32,
+    /// The one in which the VM continues.
+    pub pid: i32,
+    /// Why, in the VMM's words.
+    pub reason: String,
+    /// The blackout as the guest saw it, where it could be seen.
+    pub blackout: Option<Duration>,
+    /// From the death until every vCPU was seen to beat, where the guest ran.
+    pub beat: Option<Duration>,
 }
 
 impl Report {
@@ -195,6 +216,7 @@ impl Report {
             observed: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
+            revivals: Vec::new(),
             memory_kib: Vec::new(),
             took: Duration::ZERO,
             replay,
@@ -236,10 +258,18 @@ impl Report {
 
     /// Median and largest blackout.
     pub fn blackout(&self) -> Option<(Duration, Duration)> {
-        let mut sorted = self.blackouts.clone();
-        sorted.sort();
-        Some((*sorted.get(sorted.len() / 2)?, *sorted.last()?))
+        median_and_largest(self.blackouts.clone())
     }
+
+    /// The same of revivals.
+    pub fn blackout_of_revivals(&self) -> Option<(Duration, Duration)> {
+        median_and_largest(self.revivals.iter().filter_map(|revived| revived.blackout).collect())
+    }
+}
+
+fn median_and_largest(mut all: Vec<Duration>) -> Option<(Duration, Duration)> {
+    all.sort();
+    Some((*all.get(all.len() / 2)?, *all.last()?))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -14,7 +15,7 @@ use super::cgroup::Cgroup;
 use super::filtered::NoExecve;
 use super::{EnvironmentError, program, signals};
 use crate::observe::poll::{self, Deadline};
-use crate::observe::process::Stat;
+use crate::observe::process::{ProcError, Stat};
 use crate::scenario::Seccomp;
 
 /// How a VMM is started.
@@ -35,19 +36,30 @@ pub struct Start<'a> {
     pub seccomp: Option<Seccomp>,
     /// A memory cgroup that it is started in.
     pub cgroup: Option<Cgroup>,
+    /// The socket that it tells its service manager on.
+    pub notify: &'a Path,
 }
 
 /// A VMM that finds this takes over instead of booting.
 const STATE_VARIABLE: &str = "CPR_EXEC_STATE";
 
+/// Where a service manager is told.
+const NOTIFY_VARIABLE: &str = "NOTIFY_SOCKET";
+
 /// From zombie to reaped: its threads must have ended too.
 const REAPED: Duration = Duration::from_secs(5);
 
+/// From SIGKILL to reaped, on a host that emulates and is busy.
+const KILLED: Duration = Duration::from_secs(60);
+
 /// A VMM process; it ends when this is dropped, unless it is to be kept.
 pub struct Vm {
-    child: Child,
-    /// The process as it was started.
+    /// The process as it was started, or as it was when the VM was found in it.
     pub started: Stat,
+    /// The process group of all processes that the VM has had: the PID of the first.
+    group: i32,
+    /// Processes that have become VMMs and were not waited for yet, the newest last.
+    heirs: Vec<i32>,
     /// Its memory cgroup, if it has one of its own; removed last.
     pub cgroup: Option<Cgroup>,
     ended: Option<ExitStatus>,
@@ -72,6 +84,7 @@ impl Vm {
             .current_dir(start.folder)
             .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
+            .env(NOTIFY_VARIABLE, start.notify)
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
@@ -93,9 +106,11 @@ impl Vm {
             unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
         }
         if start.seccomp == Some(Seccomp::NoExecve) {
+            let ours = ["PATH", STATE_VARIABLE, NOTIFY_VARIABLE];
             let others =
-                std::env::vars_os().filter(|(name, _)| name != "PATH" && name != STATE_VARIABLE);
-            let environment: Vec<_> = others.chain([("PATH".into(), path)]).collect();
+                std::env::vars_os().filter(|(name, _)| ours.iter().all(|ours| name != ours));
+            let own = [("PATH".into(), path), (NOTIFY_VARIABLE.into(), start.notify.into())];
+            let environment: Vec<_> = others.chain(own).collect();
             let program = NoExecve::new(start.binary, start.arguments, &environment);
             let program = program.map_err(spawn_error)?;
             // SAFETY: system calls only, on what was made before. It comes last, in place of the
@@ -112,18 +127,38 @@ impl Vm {
                 return Err(e);
             }
         };
-        Ok(Self { child, started, cgroup: start.cgroup, ended: None, keep: false })
+        let (group, heirs) = (pid, Vec::new());
+        Ok(Self { started, group, heirs, cgroup: start.cgroup, ended: None, keep: false })
     }
 
-    /// Its PID, which is also its process group.
+    /// Its PID.
     pub fn pid(&self) -> i32 {
         self.started.pid
+    }
+
+    /// Its process group, whichever process it is.
+    pub fn group(&self) -> i32 {
+        self.group
+    }
+
+    /// The VM continues in process `pid`, an orphan that is a child of this process now. The one
+    /// before must have been waited for.
+    pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
+        // While nobody reaps orphans.
+        let read = program::alone(|| {
+            signals::register_heir(pid);
+            Stat::read(pid)
+        });
+        let started = read.inspect_err(|_| signals::forget_heir(pid))?;
+        self.heirs.push(pid);
+        (self.started, self.ended) = (started, None);
+        Ok(&self.started)
     }
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().ok().flatten();
+            self.ended = reap(self.pid());
         }
         self.ended
     }
@@ -143,8 +178,8 @@ impl Vm {
 
     /// Sends SIGKILL.
     pub fn kill(&mut self) {
-        kill_group(self.pid());
-        self.ended = self.child.wait().ok().or(self.ended);
+        kill_group(self.group);
+        self.await_end(KILLED);
     }
 
     /// Leaves it up when this is dropped.
@@ -153,7 +188,12 @@ impl Vm {
         if let Some(cgroup) = &mut self.cgroup {
             cgroup.keep();
         }
-        signals::forget(self.pid());
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        signals::forget(self.group);
+        self.heirs.drain(..).for_each(signals::forget_heir);
     }
 }
 
@@ -161,8 +201,20 @@ impl Drop for Vm {
     fn drop(&mut self) {
         if !self.keep {
             self.kill();
-            signals::forget(self.pid());
+            self.forget();
         }
+    }
+}
+
+/// How the child `pid` has ended, if it has; one that another thread has waited for ended somehow.
+fn reap(pid: i32) -> Option<ExitStatus> {
+    let mut status = 0;
+    // SAFETY: writes one integer of ours.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    match Errno::result(waited) {
+        Ok(0) | Err(Errno::EINTR) => None,
+        Ok(_) => Some(ExitStatus::from_raw(status)),
+        Err(_) => Some(ExitStatus::from_raw(libc::SIGKILL)),
     }
 }
 

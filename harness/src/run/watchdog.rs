@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -16,10 +17,13 @@ pub struct Watchdog {
     called_off: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
     barked: Arc<Mutex<bool>>,
+    /// The process that is looked at; its group stays the same.
+    pid: Arc<AtomicI32>,
 }
 
 impl Watchdog {
-    /// Watches process `pid`; after `limit` it collects evidence in `folder` and kills.
+    /// Watches process `pid`, and the group of that number; after `limit` it collects evidence in
+    /// `folder` and kills.
     pub fn start(
         pid: i32,
         limit: Duration,
@@ -28,7 +32,9 @@ impl Watchdog {
     ) -> Result<Self, EnvironmentError> {
         let (called_off, calls) = channel();
         let barked = Arc::new(Mutex::new(false));
-        let bark = barked.clone();
+        let group = pid;
+        let pid = Arc::new(AtomicI32::new(pid));
+        let (bark, watched) = (barked.clone(), pid.clone());
         let watch = move || {
             loop {
                 match calls.recv_timeout(limit) {
@@ -38,16 +44,17 @@ impl Watchdog {
                 }
             }
             *bark.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            let pid = watched.load(Ordering::SeqCst);
             timeline.say("harness", format!("watchdog: {limit:?} are over; looking at {pid}"));
             collect(pid, &folder.join("watchdog"));
             timeline.say("harness", format!("watchdog: killing {pid}"));
-            kill_group(pid);
+            kill_group(group);
         };
         let thread = std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(watch)
             .map_err(EnvironmentError::Thread)?;
-        Ok(Self { called_off: Some(called_off), thread: Some(thread), barked })
+        Ok(Self { called_off: Some(called_off), thread: Some(thread), barked, pid })
     }
 
     /// Lets it begin to wait anew.
@@ -56,6 +63,11 @@ impl Watchdog {
             // One that has barked does not listen.
             let _ = calls.send(());
         }
+    }
+
+    /// The VM continues in process `pid` of the same group.
+    pub fn follow(&self, pid: i32) {
+        self.pid.store(pid, Ordering::SeqCst);
     }
 
     /// True once it has killed.

@@ -84,6 +84,11 @@ pub fn expected(point: &str, action: &str) -> Option<Expect> {
     }
 }
 
+/// SIGKILL at `point`, which the VM must survive, and an update that must succeed.
+pub fn kill_at(point: &str) -> [Step; 3] {
+    fault(point, "sigkill", Expect::Revived)
+}
+
 /// Every action at `point`, each followed by an update that must succeed.
 pub fn every_action(point: &str) -> Vec<Step> {
     let expected = |action| Some((action, expected(point, action)?));

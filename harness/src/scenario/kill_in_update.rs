@@ -5,27 +5,63 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::command_kind::CommandKind;
+use super::kill::Fate;
 use super::signal::EndSignal;
 
 /// How often an update is cut off by a signal, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
-    /// The command of the update, which is rehearsed first.
+    /// The command of the update.
     #[serde(default)]
     pub command: CommandKind,
     /// The signal.
     #[serde(default)]
     pub signal: EndSignal,
+    /// What must become of the VM; one that is revived is killed again.
+    #[serde(default)]
+    pub expect: Fate,
+    /// The command is rehearsed first.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub rehearsal: bool,
+    /// From when the moment counts.
+    #[serde(default, skip_serializing_if = "Origin::is_default")]
+    pub from: Origin,
     /// The earliest moment: milliseconds before `migrate` is sent.
     #[serde(default = "before")]
     pub before_ms: u32,
     /// The latest: milliseconds after that.
     #[serde(default = "after")]
     pub after_ms: u32,
-    /// How often, each time on a VMM that was started anew.
+    /// How often; a VM that is gone is started anew.
     #[serde(default = "once")]
     pub repeat: u32,
+}
+
+/// From when the moment of a kill counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// From the sending of `migrate`.
+    #[default]
+    Migrate,
+    /// From the arrival of `MIGRATION` `setup`: a keeper must be there then.
+    Setup,
+}
+
+impl Origin {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 fn before() -> u32 {
@@ -39,6 +75,21 @@ fn after() -> u32 {
 
 fn once() -> u32 {
     1
+}
+
+impl Default for KillInUpdate {
+    fn default() -> Self {
+        Self {
+            command: CommandKind::default(),
+            signal: EndSignal::default(),
+            expect: Fate::default(),
+            rehearsal: yes(),
+            from: Origin::default(),
+            before_ms: before(),
+            after_ms: after(),
+            repeat: once(),
+        }
+    }
 }
 
 impl KillInUpdate {
@@ -59,7 +110,14 @@ mod tests {
 
     fn kills(before_ms: u32, after_ms: u32) -> KillInUpdate {
         let (command, signal) = (CommandKind::Good, EndSignal::Sigkill);
-        KillInUpdate { command, signal, before_ms, after_ms, repeat: 200 }
+        KillInUpdate {
+            command,
+            signal,
+            before_ms,
+            after_ms,
+            repeat: 200,
+            ..KillInUpdate::default()
+        }
     }
 
     #[test]

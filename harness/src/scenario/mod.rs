@@ -4,6 +4,7 @@ pub mod command_kind;
 pub mod error;
 pub mod fault;
 pub mod interrupt;
+pub mod kill;
 pub mod kill_in_update;
 pub mod limit;
 pub mod matrix;
@@ -24,7 +25,8 @@ pub use command_kind::{CommandKind, Errno};
 pub use error::ScenarioError;
 pub use fault::Inject;
 pub use interrupt::{Interrupt, Interruption};
-pub use kill_in_update::KillInUpdate;
+pub use kill::{EndBy, Fate, Keeper, KillVmm};
+pub use kill_in_update::{KillInUpdate, Origin};
 pub use limit::{Amount, Limit};
 pub use model::{
     BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunWish,

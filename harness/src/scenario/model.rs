@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::command_kind::{CommandKind, Errno};
 use super::fault::Inject;
 use super::interrupt::{Interrupt, Interruption};
+use super::kill::{EndBy, Fate, Keeper, KillVmm};
 use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
@@ -74,6 +75,9 @@ pub struct Vm {
     /// It is started from a copy of its binary in the case's folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_binary: bool,
+    /// Its keeper; none: as the VMM has it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<Keeper>,
 }
 
 impl Default for Vm {
@@ -90,6 +94,7 @@ impl Default for Vm {
             seccomp: None,
             memory_limit: None,
             own_binary: false,
+            keeper: None,
         }
     }
 }
@@ -202,6 +207,8 @@ pub enum Step {
     Start(StartAt),
     /// Let updates meet every fault at this point, each followed by a good one.
     Faults(String),
+    /// Let the VMM's process be killed at this point of an update, which it must survive.
+    KillAt(String),
     /// These steps, so often.
     Repeat(Repeat),
     /// Updates at random moments, from the case's seed.
@@ -214,8 +221,12 @@ pub enum Step {
     Interrupt(Interrupt),
     /// Let everything come while updates are held at this point, at last `quit`.
     Interrupts(String),
-    /// Cut off updates by a signal, each time start a VMM in the same place.
+    /// Cut off updates by a signal; a VM that is gone is started anew in the same place.
     KillInUpdate(KillInUpdate),
+    /// SIGKILL to the main process of the VMM, outside of updates.
+    KillVmm(KillVmm),
+    /// End the VMM from outside, outside of updates.
+    EndBy(EndBy),
     /// Send these commands in one write, so that each arrives while the ones before are at work.
     Race(Vec<RaceCommand>),
     /// Set a soft limit of the VMM.
@@ -248,7 +259,8 @@ impl Step {
     /// Nothing can follow it.
     pub fn ends(&self) -> bool {
         match self {
-            Self::Quit | Self::Kill => true,
+            Self::Quit | Self::Kill | Self::EndBy(_) => true,
+            Self::KillVmm(kill) => kill.expect == Fate::Gone,
             Self::Migrate(migrate) => migrate.expect == Expect::Ended,
             Self::Interrupt(interrupt) => interrupt.with == Interruption::Quit,
             _ => false,
@@ -384,6 +396,10 @@ pub enum Expect {
     Undone(String),
     /// It succeeds, is refused or fails; in any case the guest goes on.
     Kept,
+    /// The VMM's process dies in it, and the VM continues in its keeper's.
+    Revived,
+    /// Whatever comes of it, the VM continues undamaged, in this process or its keeper's.
+    Survives,
     /// Whatever comes of it, the VMM ends well, as a signal has asked it to.
     Ended,
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fault::every_action;
+use super::fault::{every_action, kill_at};
 use super::interrupt::every_interruption;
 use super::model::{Case, Repeat, Step, Vm};
 use super::signal::ending_by;
@@ -71,10 +71,11 @@ fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
     numbered.flat_map(|(step, n)| expand(vec![step]).into_iter().map(move |s| (n, s))).unzip()
 }
 
-/// `faults`, `signal`, `interrupts` and `repeat` are many steps.
+/// `faults`, `kill-at`, `signal`, `interrupts` and `repeat` are many steps.
 pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
+        Step::KillAt(point) => kill_at(&point).into(),
         Step::Repeat(Repeat { times, steps }) => {
             let round = expand(steps);
             std::iter::repeat_n(round, times as usize).flatten().collect()
@@ -116,6 +117,9 @@ steps = [
   { migrate = { command = "replaces-state", expect = { failed = { text = "state" } } } },
   { race = ["migrate", "reset"] },
   { kill-in-update = { signal = "SIGTERM" } },
+  { kill-in-update = { expect = "revived", rehearsal = false, from = "setup" } },
+  { kill-at = "save" },
+  { migrate = { command = "true", expect = "survives" } },
   { interrupt = { point = "save", with = "migrate-cancel" } },
   { signal = { point = "exec", signal = "SIGHUP" } },
 ]
@@ -196,6 +200,17 @@ pages = ["4k", "thp"]
     #[case::after_a_signal(
         "summary = \"\"\nsteps = [\"boot\", { signal = { point = \"save\", signal = \"SIGINT\" } }, \"cont\"]\n"
     )]
+    #[case::killed_under_a_keeper("summary = \"\"\nsteps = [\"boot\", { kill-in-update = {} }]\n")]
+    #[case::revived_without_a_keeper(
+        "summary = \"\"\nsteps = [\"boot\", { kill-vmm = { expect = \"revived\" } }]\n"
+    )]
+    #[case::revived_after_sigterm(
+        "summary = \"\"\nsteps = [\"boot\", { kill-in-update = { signal = \"SIGTERM\", expect = \"revived\" } }]\n"
+    )]
+    #[case::after_a_kill(
+        "summary = \"\"\nsteps = [\"boot\", { kill-vmm = { expect = \"gone\" } }, \"cont\"]\n"
+    )]
+    #[case::no_cgroup_to_kill("summary = \"\"\nsteps = [\"boot\", { end-by = \"cgroup-kill\" }]\n")]
     fn mistakes_are_told(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();
         let name =

@@ -9,6 +9,8 @@ use toml::Spanned;
 
 use super::ScenarioError;
 use super::command_kind::CommandKind;
+use super::kill::{EndBy, Fate, Keeper};
+use super::kill_in_update::{KillInUpdate, Origin};
 use super::limit::Limit;
 use super::model::{Case, Channel, Expect, Migrate, Step};
 
@@ -87,7 +89,21 @@ impl Before {
                 return no(" ends the VMM; nothing can follow it");
             }
             Step::Race(commands) if commands.is_empty() => return no(": a race without commands"),
-            Step::KillInUpdate(kill) if kill.repeat == 0 => return no(": repeat is 0"),
+            Step::KillInUpdate(kill) => return kill_in_update(case, kill),
+            Step::KillVmm(kill) if kill.repeat == 0 => return no(": repeat is 0"),
+            Step::KillVmm(kill) if kill.expect == Fate::Gone && kill.repeat > 1 => {
+                return no(": what is gone cannot be killed again");
+            }
+            Step::KillVmm(kill)
+                if (kill.expect == Fate::Revived) != keeper_is(case, Keeper::On) =>
+            {
+                return no(
+                    ": outside of updates a VM is revived with vm.keeper = \"on\", only then",
+                );
+            }
+            Step::EndBy(EndBy::CgroupKill) if case.vm.memory_limit.is_none() => {
+                return no(": only with vm.memory_limit, which gives the VMM a cgroup of its own");
+            }
             Step::Storm(storm) if storm.updates == 0 => return no(": updates is 0"),
             Step::Soak(soak) if soak.updates == 0 => return no(": updates is 0"),
             Step::Limit(Limit::Restore) if !self.limited => {
@@ -125,6 +141,28 @@ impl Before {
             return no(": say by which errno or text the update fails");
         }
         Ok(())
+    }
+}
+
+fn keeper_is(case: &Case, keeper: Keeper) -> bool {
+    case.vm.keeper == Some(keeper)
+}
+
+fn kill_in_update(case: &Case, kill: &KillInUpdate) -> Result<(), String> {
+    let no = |message: &str| Err(message.to_owned());
+    let kills = !kill.signal.asks();
+    match kill.expect {
+        _ if kill.repeat == 0 => no(": repeat is 0"),
+        Fate::Gone if kills && !keeper_is(case, Keeper::Off) => {
+            no(": a keeper survives SIGKILL; write vm.keeper = \"off\" or expect = \"revived\"")
+        }
+        Fate::Revived if !kills => no(": a signal that asks for the end is not survived"),
+        Fate::Revived if keeper_is(case, Keeper::Off) => no(": nothing revives without a keeper"),
+        // Or `migrate` may not have been read yet, and the update is then done after the revival.
+        Fate::Revived if keeper_is(case, Keeper::On) && kill.from != Origin::Setup => {
+            no(": with vm.keeper = \"on\" write from = \"setup\"")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -51,8 +51,14 @@ impl Case {
                 Step::Migrate(migrate) => {
                     let injected = injected.take();
                     // What may succeed need not have an error; one that nobody is left to ask has none.
-                    let none =
-                        matches!(migrate.expect, Expect::Completed | Expect::Kept | Expect::Ended);
+                    let none = matches!(
+                        migrate.expect,
+                        Expect::Completed
+                            | Expect::Kept
+                            | Expect::Revived
+                            | Expect::Survives
+                            | Expect::Ended
+                    );
                     if !none {
                         failures.push(migrate.what_is_wrong(&self.vm, injected));
                     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cpr_harness::backend::Backend;
 use cpr_harness::run::{Options, Patience, Report, Verdict, case};
-use cpr_harness::scenario::parse;
+use cpr_harness::scenario::{Case, parse};
 use libtest_mimic::Trial;
 
 /// The harness's binary, which carries the VMM and its mock.
@@ -42,6 +42,12 @@ pub fn run(
     scenario: &str,
     patience: Patience,
 ) -> Report {
+    let cases = parse::parse("test.toml", &format!("test/{name}"), scenario).unwrap();
+    run_case(backend, &cases[0], patience)
+}
+
+/// Runs a case.
+pub fn run_case(backend: impl Backend + 'static, case: &Case, patience: Patience) -> Report {
     let evidence = tempfile::tempdir().unwrap();
     let options = Options {
         backend: Arc::new(backend),
@@ -50,8 +56,7 @@ pub fn run(
         patience,
         vmm_option: String::new(),
     };
-    let cases = parse::parse("test.toml", &format!("test/{name}"), scenario).unwrap();
-    case::run(&cases[0], &options)
+    case::run(case, &options)
 }
 
 /// The names of the checks that failed.
@@ -81,6 +86,9 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"not /\S*/cpr-harness", "not [BINARY]"),
         (r"process \d+", "process [PID]"),
         (r"processes: \d+", "processes: [PID]"),
+        (r"says .\d+\\n.,", "says [PID],"),
+        (r"former process, .\d+.:", "former process, [PID]:"),
+        (r"went on after \S+", "went on after [TIME]"),
         (r"inode \d+", "inode [INODE]"),
         (r"socket:\[\d+\]", "socket:[[INODE]]"),
         (r"(is|was) \d+ -> ", "$1 [FD] -> "),

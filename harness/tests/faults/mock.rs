@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::common;
 use cpr_harness::backend::mock::{Fault, Mock};
 use cpr_harness::check;
-use cpr_harness::run::Patience;
+use cpr_harness::run::{Patience, Verdict};
+use cpr_harness::scenario::set::Set;
 use libtest_mimic::Trial;
 
 /// An update of a running guest, and one that fails.
@@ -48,7 +49,56 @@ steps = ["boot", { migrate = {} }]
 /// Kills the VMM once.
 const KILLED: &str = r#"
 summary = "killed"
+vm = { keeper = "off" }
 steps = ["boot", { kill-in-update = {} }, "quit"]
+"#;
+
+/// Kills a VMM that has a keeper, twice.
+const REVIVED: &str = r#"
+summary = "revived"
+vm = { cpus = 2, keeper = "on" }
+steps = ["boot", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, { migrate = {} }, "quit"]
+"#;
+
+/// The same while its guest stands still.
+const REVIVED_STOPPED: &str = r#"
+summary = "revived"
+vm = { keeper = "on" }
+steps = ["boot", "stop", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, "cont", "quit"]
+"#;
+
+/// Kills it in an update, in either process.
+const CUT_OFF: &str = r#"
+summary = "cut off"
+steps = ["boot", { kill-at = "save" }, { kill-at = "vcpus" }, { wait = { heartbeats = 1 } }, "quit"]
+"#;
+
+/// Kills it in updates at any moment.
+const CUT_ANYWHERE: &str = r#"
+summary = "cut off"
+vm = { cpus = 2 }
+steps = [
+  "boot",
+  { kill-in-update = { expect = "revived", before_ms = 0, after_ms = 4, repeat = 8 } },
+  "stop",
+  { kill-in-update = { expect = "revived", before_ms = 0, after_ms = 4, repeat = 8 } },
+  "cont",
+  { migrate = { expect = "survives" } },
+  "quit",
+]
+"#;
+
+/// Kills it where there is no keeper, or not any more.
+const GONE: &str = r#"
+summary = "gone"
+steps = ["boot", { migrate = {} }, { kill-vmm = { expect = "gone" } }]
+"#;
+
+/// Asks a VMM with a keeper to end.
+const ENDED: &str = r#"
+summary = "ended"
+vm = { keeper = "on" }
+steps = ["boot", { end-by = "SIGTERM" }]
 "#;
 
 /// A fault, the scenario in which it shows, and the check that must notice it.
@@ -111,6 +161,20 @@ faults! {
     process_outlives_the_vmm: Outlived, KILLED => "killed";
     file_outside_the_folder: FileOutside, KILLED => "killed";
     no_start_in_the_place_of_another: NoSecondStart, KILLED => "killed";
+    keeper_ends_too: NoRevival, REVIVED => "pid";
+    another_heir: OtherHeir, REVIVED => "pid";
+    revived_late: SlowRevival, REVIVED => "progress";
+    revived_twice: ReviveTwice, REVIVED => "processes";
+    revived_with_damage: ReviveDamaged, REVIVED => "damage";
+    revived_with_a_byte_flipped: ReviveFlipped, REVIVED_STOPPED => "ram";
+    keeper_kept: KeepKeeper, CUT_OFF => "keeper";
+    former_pid_in_the_pid_file: KeepOldPid, REVIVED => "startup";
+    connections_lost_in_a_revival: LoseClients, REVIVED => "clients";
+    run_state_of_a_stopped_guest_in_a_revival: LieAfterRevival, REVIVED_STOPPED => "run_state";
+    run_state_of_a_running_guest_in_a_revival: LieAfterRevival, REVIVED => "run_state";
+    revival_untold: SilentRevival, REVIVED => "told";
+    revival_told_late: LateRevival, CUT_OFF => "events";
+    revival_without_processes: NamelessRevival, CUT_OFF => "error";
     socket_kept: KeepSocket, RUNNING => "gone";
     pid_file_kept: KeepPidFile, RUNNING => "gone";
     another_reason: OtherReason, RUNNING => "gone";
@@ -146,13 +210,21 @@ pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
         .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
-    let others: [(&str, fn()); 3] = [
+    let others: [(&str, fn()); 5] = [
         ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
         (
             "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
             a_paused_guest_that_is_resumed_is_noticed_from_all_sides,
         ),
         ("without_a_fault_nothing_fails", without_a_fault_nothing_fails),
+        (
+            "a_vm_survives_kills_at_any_moment_of_an_update",
+            a_vm_survives_kills_at_any_moment_of_an_update,
+        ),
+        (
+            "the_keepers_scenarios_are_as_a_keeper_has_it",
+            the_keepers_scenarios_are_as_a_keeper_has_it,
+        ),
     ];
     rows.chain(others.map(|(name, test)| common::trial(name, None, test))).collect()
 }
@@ -185,7 +257,17 @@ fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
 }
 
 fn without_a_fault_nothing_fails() {
-    for (scenario, updates) in [(RUNNING, 1), (STOPPED, 1), (KILLED, 0)] {
+    let scenarios = [
+        (RUNNING, 1),
+        (STOPPED, 1),
+        (KILLED, 0),
+        (REVIVED, 1),
+        (REVIVED_STOPPED, 0),
+        (CUT_OFF, 2),
+        (GONE, 1),
+        (ENDED, 0),
+    ];
+    for (scenario, updates) in scenarios {
         let report = {
             let mock = Mock::at(common::binary(), None).unwrap();
             common::run(mock, "good", scenario, Patience::default())
@@ -193,4 +275,33 @@ fn without_a_fault_nothing_fails() {
         assert_eq!(common::told(&report), "nothing failed");
         assert_eq!(report.updates, updates);
     }
+}
+
+/// Those that ask nothing of the guest.
+fn the_keepers_scenarios_are_as_a_keeper_has_it() {
+    let (mut passed, mut cases) = (0, Set::embedded().unwrap().cases);
+    let themes = ["keeper/", "lifecycle/kill", "endurance/killed-at-every-point"];
+    cases.retain(|case| themes.iter().any(|theme| case.name.starts_with(theme)));
+    cases.retain(|case| case.vm.guest == "pattern" || case.vm.guest == "heartbeat");
+    cases.retain(|case| !case.vm.cmdline.contains("end="));
+    for case in &cases {
+        let mock = Mock::at(common::binary(), None).unwrap();
+        let report = common::run_case(mock, case, Patience::default());
+        match report.verdict {
+            Verdict::Pass => passed += 1,
+            Verdict::Ignored(why) => assert!(why.starts_with("the mock"), "{}: {why}", case.name),
+            _ => panic!("{}: {}", case.name, common::told(&report)),
+        }
+    }
+    assert!(passed > 20, "{passed} of {}", cases.len());
+}
+
+fn a_vm_survives_kills_at_any_moment_of_an_update() {
+    let mock = Mock::at(common::binary(), None).unwrap();
+    let report = common::run(mock, "anywhere", CUT_ANYWHERE, Patience::default());
+    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(report.kills.len(), 16);
+    let survived = report.kills.iter().filter(|kill| kill.revived).count();
+    assert_eq!(survived, report.revivals.len());
+    assert!(report.revivals.iter().all(|revived| revived.pid != revived.former));
 }

@@ -17,7 +17,13 @@ use libtest_mimic::Trial;
 pub fn trials() -> Vec<Trial> {
     let own = common::trial("points_are_those_of_the_vmm", common::kvm_missing(), of_the_vmm);
     let scenarios = || {
-        for scenario in ["fault/every-edge", "fault/signal", "race/at-every-phase"] {
+        for scenario in [
+            "fault/every-edge",
+            "fault/signal",
+            "race/at-every-phase",
+            "keeper/at-every-point",
+            "endurance/killed-at-every-point",
+        ] {
             every_point_has_its_case(scenario);
         }
     };

@@ -27,6 +27,8 @@ pub enum Action {
     Segv,
     /// The helper that holds the old address space is killed.
     KillHelper,
+    /// The process gets SIGKILL.
+    Sigkill,
     /// Nothing more happens on this thread.
     Hang,
     /// Half of what is to be written is, and nobody is told.
@@ -44,8 +46,8 @@ pub enum Action {
 /// The action is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no action of a fail point: use off, errno=NAME, panic, abort, segv, kill-helper, \
-     hang, short-write, no-fds, no-memory, signal=SIGTERM|SIGINT|SIGHUP or hold=FIFO"
+    "\"{0}\" is no action of a fail point: use off, errno=NAME, panic, abort, segv, sigkill, \
+     kill-helper, hang, short-write, no-fds, no-memory, signal=SIGTERM|SIGINT|SIGHUP or hold=FIFO"
 )]
 pub struct ActionError(String);
 
@@ -60,6 +62,7 @@ impl FromStr for Action {
                 "panic" => Self::Panic,
                 "abort" => Self::Abort,
                 "segv" => Self::Segv,
+                "sigkill" => Self::Sigkill,
                 "kill-helper" => Self::KillHelper,
                 "hang" => Self::Hang,
                 "short-write" => Self::ShortWrite,
@@ -96,6 +99,7 @@ impl Action {
                 // SAFETY: none: nothing is mapped there, and that is the point.
                 unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
             }
+            Self::Sigkill => kill(getpid(), Signal::SIGKILL).expect("the signal exists"),
             Self::KillHelper => {
                 let pid = HELPER.load(Ordering::SeqCst);
                 if pid > 0 {

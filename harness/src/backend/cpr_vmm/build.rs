@@ -119,6 +119,12 @@ fn is_script(binary: &Path) -> io::Result<bool> {
     Ok(start == b"#!")
 }
 
+/// It takes these arguments. One that cannot be asked does not.
+pub(super) fn takes(binary: &Path, first: &[String], arguments: &[&str]) -> bool {
+    let told = said(binary, first, &[arguments, &["--version"]].concat());
+    told.is_ok_and(|told| told.is_some())
+}
+
 /// What it prints, if it succeeds.
 fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
     asked::said(Command::new(binary).args(first).args(arguments))

@@ -89,6 +89,32 @@ pub enum Fault {
     FileOutside,
     /// Do not start where another VMM has been.
     NoSecondStart,
+    /// Let the keeper end with the VMM.
+    NoRevival,
+    /// Wait before the VM continues in the keeper's process.
+    SlowRevival,
+    /// Let the VM continue in a child of the keeper. What follows is done in a revival, too.
+    OtherHeir,
+    /// Leave another process that has all that the VMM has.
+    ReviveTwice,
+    /// Let the guest take an exception.
+    ReviveDamaged,
+    /// Flip one byte of RAM.
+    ReviveFlipped,
+    /// Have a keeper though there is to be none.
+    KeepKeeper,
+    /// Leave the former PID in the PID file.
+    KeepOldPid,
+    /// Close all QMP connections.
+    LoseClients,
+    /// Say that a paused guest runs, and the other way round.
+    LieAfterRevival,
+    /// Write nothing to standard error.
+    SilentRevival,
+    /// Do not say that the VM continues elsewhere before the guest goes on.
+    LateRevival,
+    /// Do not name the processes in the error of the update.
+    NamelessRevival,
     /// Leave the socket behind at `quit`.
     KeepSocket,
     /// Leave the PID file behind at `quit`.

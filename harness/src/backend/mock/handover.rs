@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The variable.
 const VARIABLE: &str = "CPR_EXEC_STATE";
@@ -20,20 +22,46 @@ pub struct Peer {
     pub input: Vec<u8>,
 }
 
+/// Why a VM is in another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Revived {
+    pub former: i32,
+    pub reason: String,
+}
+
+/// An update that is under way.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct UnderWay {
+    /// The run state before it.
+    pub before: RunState,
+    /// Clients know that the guest was stopped for it.
+    pub stopped: bool,
+}
+
 /// The state that goes along.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
     pub ram: RawFd,
     pub listener: RawFd,
     pub log: RawFd,
+    pub checkpoint: RawFd,
     pub clients: Vec<Peer>,
     pub run_state: RunState,
     pub events: bool,
+    pub status: MigrationStatus,
+    pub error: Option<String>,
+    pub under_way: Option<UnderWay>,
+    /// A request that is not answered yet: connection and ID.
+    pub asked: Option<(RawFd, Value)>,
+    /// The keeper of the process before, which is this one too.
+    pub keeper: Option<i32>,
+    /// It is not: that one has died.
+    pub revived: Option<Revived>,
 }
 
 impl Handover {
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut all = vec![self.ram, self.listener, self.log];
+        let mut all = vec![self.ram, self.listener, self.log, self.checkpoint];
         all.extend(self.clients.iter().map(|peer| peer.number));
         all
     }

@@ -12,8 +12,11 @@ use cpr_qmp::run_state::{RunState, StatusInfo};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
+use super::checkpoint::Checkpoint;
+use super::failpoint::Armed;
 use super::guest::{self, Guest};
-use super::handover::{self, Handover, Peer};
+use super::handover::{self, Handover, Peer, UnderWay};
+use super::keeper::Keeper;
 use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
@@ -25,6 +28,13 @@ const KVM_CREATE_VM: libc::c_ulong = 0xae01;
 pub struct Client {
     pub stream: UnixStream,
     pub input: Vec<u8>,
+}
+
+impl Client {
+    /// Sends a line at once: a process that dies leaves no half of it.
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
+        self.stream.write_all(format!("{line}\r\n").as_bytes())
+    }
 }
 
 /// Everything the mock has.
@@ -44,6 +54,16 @@ pub struct Machine {
     pub events: bool,
     pub status: MigrationStatus,
     pub error: Option<String>,
+    pub under_way: Option<UnderWay>,
+    /// A request that is not answered yet.
+    pub asked: Option<(i32, Value)>,
+    pub keeper: Option<Keeper>,
+    pub armed: Armed,
+    /// It continues the VM of a process that has died.
+    pub revived: bool,
+    /// A signal has asked it to end.
+    pub ends: bool,
+    pub(super) checkpoint: Checkpoint,
     /// An event held back by [`Fault::ReorderEvents`].
     held: Option<Event>,
 }
@@ -80,6 +100,13 @@ impl Machine {
             events: false,
             status: MigrationStatus::None,
             error: None,
+            under_way: None,
+            asked: None,
+            keeper: None,
+            armed: Armed::new(&args.failpoint),
+            ends: false,
+            revived: false,
+            checkpoint: Checkpoint::new()?,
             held: None,
             args,
         };
@@ -89,6 +116,7 @@ impl Machine {
             machine.guest.set_running(true);
             machine.run_state = RunState::Running;
         }
+        machine.keep_always()?;
         Ok(machine)
     }
 
@@ -118,17 +146,28 @@ impl Machine {
             command: Vec::new(),
             command_was_set: false,
             events: handover.events,
-            status: MigrationStatus::Completed,
-            error: None,
+            status: handover.status,
+            error: handover.error,
+            under_way: handover.under_way,
+            asked: handover.asked,
+            keeper: handover.keeper.map(Keeper::inherited),
+            armed: Armed::new(&args.failpoint),
+            ends: false,
+            revived: false,
+            checkpoint: Checkpoint::adopt(owned(handover.checkpoint))?,
             held: None,
             args,
         };
-        machine.arrive(state)?;
+        match handover.revived {
+            None => machine.arrive(state)?,
+            Some(revived) => machine.continue_here(revived)?,
+        }
         Ok(machine)
     }
 
     /// The last part of an update, in the new process.
     fn arrive(&mut self, state: OwnedFd) -> io::Result<()> {
+        self.armed.at("vcpus");
         let Some(fault) = self.args.fault else { return self.go_on() };
         match fault {
             Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
@@ -159,13 +198,19 @@ impl Machine {
         if run {
             self.guest.set_running(!self.args.has(Fault::Freeze));
             self.emit("RESUME", None);
+            if let Some(update) = &mut self.under_way {
+                update.stopped = false;
+            }
+            self.checkpoint()?;
         }
+        self.error = None;
         self.set_status(MigrationStatus::Completed);
-        Ok(())
+        self.update_is_over()
     }
 
     fn lies(&self) -> bool {
         self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
+            || self.args.has(Fault::LieAfterRevival) && self.revived
     }
 
     /// `query-status`.
@@ -181,10 +226,15 @@ impl Machine {
     /// Moves the migration on and tells.
     pub fn set_status(&mut self, status: MigrationStatus) {
         self.status = status;
-        if !self.events || self.args.has(Fault::DropEvent) && status == MigrationStatus::Device {
-            return;
+        if status == MigrationStatus::Completed {
+            self.under_way = None;
         }
-        self.emit("MIGRATION", Some(json!({ "status": status })));
+        let dropped = self.args.has(Fault::DropEvent) && status == MigrationStatus::Device;
+        if self.events && !dropped {
+            self.emit("MIGRATION", Some(json!({ "status": status })));
+        }
+        // A keeper that does not know cannot continue the VM, and then a check tells.
+        let _ = self.checkpoint();
     }
 
     /// Sends an event to every client.
@@ -200,7 +250,7 @@ impl Machine {
             let heard = if mute { 1 } else { self.clients.len() };
             for client in self.clients.iter_mut().take(heard) {
                 // A client that is gone is noticed when it is read.
-                let _ = writeln!(client.stream, "{line}\r");
+                let _ = client.send(&line);
             }
         }
     }
@@ -211,6 +261,11 @@ impl Machine {
             self.guest.set_running(false);
             self.run_state = state;
             self.emit("STOP", None);
+            if let Some(update) = &mut self.under_way {
+                update.stopped = true;
+            }
+            // As in `set_status`.
+            let _ = self.checkpoint();
         }
     }
 
@@ -276,7 +331,7 @@ fn before_listening(args: &Args) -> io::Result<()> {
     }
 }
 
-fn write_pid_file(args: &Args) -> io::Result<()> {
+pub(super) fn write_pid_file(args: &Args) -> io::Result<()> {
     fs::write(&args.pid_file, format!("{}\n", std::process::id()))
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
@@ -10,7 +9,8 @@ use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::handover::{Handover, Peer};
+use super::handover::{Handover, UnderWay};
+use super::keeper::Keeper;
 use super::machine::Machine;
 
 /// What a real VMM's state may weigh; enough to fill a small file system.
@@ -66,9 +66,12 @@ impl Machine {
     pub fn update(&mut self) {
         let channel = self.error.take().unwrap_or_default();
         let before = self.run_state;
+        self.under_way = Some(UnderWay { before, stopped: false });
+        self.keep_in_update();
         self.set_status(MigrationStatus::Setup);
         self.pause(RunState::FinishMigrate);
         self.set_status(MigrationStatus::Active);
+        self.armed.at("save");
         let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
         let error = error.unwrap_or_else(|| {
             self.set_status(MigrationStatus::Device);
@@ -85,6 +88,8 @@ impl Machine {
             self.set_status(MigrationStatus::Failed);
             self.restore(before);
         }
+        // Only where it cannot be written is there an error, and then nothing continues the VM.
+        let _ = self.update_is_over();
     }
 
     fn restore(&mut self, before: RunState) {
@@ -100,16 +105,9 @@ impl Machine {
     /// Executes the new binary; returns the error.
     fn exec(&mut self, before: RunState) -> String {
         let handover = Handover {
-            ram: self.guest.ram().as_raw_fd(),
-            listener: self.listener.as_raw_fd(),
-            log: self.log.as_raw_fd(),
-            clients: self
-                .clients
-                .iter_mut()
-                .map(|c| Peer { number: c.stream.as_raw_fd(), input: std::mem::take(&mut c.input) })
-                .collect(),
             run_state: before,
-            events: self.events,
+            keeper: self.keeper.as_ref().map(Keeper::pid),
+            ..self.handover()
         };
         let mut command = self.command.clone();
         match self.args.fault {
@@ -133,9 +131,6 @@ impl Machine {
             true => "no luck".to_owned(),
             false => error.to_string(),
         };
-        for (client, peer) in self.clients.iter_mut().zip(handover.clients) {
-            client.input = peer.input;
-        }
         if self.args.has(Fault::EmptyError) {
             return String::new();
         }

@@ -1,9 +1,13 @@
 //! A VMM that is none: it speaks QMP, has RAM with a fake guest in it, updates itself by a real
 //! `exec`, and misbehaves on order. It proves that every check can fail.
 
+mod checkpoint;
+mod continued;
+mod failpoint;
 pub mod fault;
 mod guest;
 mod handover;
+mod keeper;
 mod machine;
 mod migrate;
 mod server;
@@ -18,7 +22,7 @@ use clap::Parser;
 
 use super::{Backend, Dialect, Feature, Launch, cpr_vmm};
 use crate::carry;
-use crate::scenario::CommandKind;
+use crate::scenario::{CommandKind, Inject, Keeper as Policy};
 pub use fault::Fault;
 
 /// The mock, as a backend.
@@ -54,7 +58,8 @@ impl Backend for Mock {
         if let Some(fault) = self.fault {
             first.extend(["--fault".to_owned(), fault.to_string()]);
         }
-        [first, cpr_vmm::arguments(launch)].concat()
+        let keeper = launch.vm.keeper.map(cpr_vmm::keeper_arguments).map_or(Vec::new(), Vec::from);
+        [first, cpr_vmm::arguments(launch), keeper].concat()
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
@@ -71,11 +76,16 @@ impl Backend for Mock {
 
     fn lacks(&self, feature: Feature) -> Option<String> {
         match feature {
-            Feature::FailPoints => Some("the mock has no fail points".into()),
             Feature::Rehearsal => Some("the mock does not rehearse commands".into()),
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
             _ => None,
         }
+    }
+
+    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+        let Inject { point, action } = fault;
+        let has = action == failpoint::ACTION && failpoint::POINTS.iter().any(|p| p.name == point);
+        (!has).then(|| format!("the mock has no fail point {point}={action}"))
     }
 
     /// Only to have too many: ending a VM takes a host without hardware virtualization seconds
@@ -115,6 +125,15 @@ struct Args {
     paused: bool,
     #[arg(long)]
     incoming: Option<String>,
+    #[arg(long, value_parser = policy, default_value = "update")]
+    keeper: Policy,
+    #[arg(long)]
+    failpoint: Vec<String>,
+}
+
+fn policy(word: &str) -> Result<Policy, String> {
+    let all = [Policy::On, Policy::Update, Policy::Off];
+    all.into_iter().find(|policy| policy.as_str() == word).ok_or_else(|| "not a policy".to_owned())
 }
 
 impl Args {
@@ -141,7 +160,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match machine::Machine::start(args).and_then(server::serve) {
+    let blocked = server::endings().thread_block().map_err(io::Error::from);
+    match blocked.and_then(|()| machine::Machine::start(args)).and_then(server::serve) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("mock-vmm: {e}");

@@ -120,8 +120,16 @@ impl<'a> View<'a> {
             n => format!("{n} updates"),
         };
         let blackout = report.blackout().map(|(_, max)| format!("blackout {}", ms(max)));
+        let revivals = (!report.revivals.is_empty()).then(|| {
+            let longest = report.blackout_of_revivals().map(|(_, max)| format!(" ({})", ms(max)));
+            format!("{} revivals{}", report.revivals.len(), longest.unwrap_or_default())
+        });
         let took = format!("{:.2} s", report.took.as_secs_f64());
-        [Some(updates), blackout, Some(took)].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+        [Some(updates), blackout, revivals, Some(took)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" · ")
     }
 
     /// All that is known.

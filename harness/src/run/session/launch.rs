@@ -9,12 +9,14 @@ use cpr_qmp::run_state::RunState;
 
 use super::Session;
 use crate::backend::{Files, Launch};
+use crate::check::Handover;
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
 use crate::run::cgroup::Cgroup;
 use crate::run::clients::{Bystander, connect};
 use crate::run::command::{PATH_FOLDER, Workshop};
 use crate::run::evidence::Evidence;
+use crate::run::notify::Notify;
 use crate::run::outside::Outside;
 use crate::run::vm::{Start, Vm};
 use crate::run::watchdog::Watchdog;
@@ -76,6 +78,8 @@ impl<'a> Session<'a> {
             false => backend.executable(),
         })?;
         let outside = Outside::look(work);
+        let notify =
+            Notify::bind(work).map_err(EnvironmentError::file("bind a socket in", work))?;
         let mut vm = Vm::start(Start {
             binary: &started_from,
             arguments: &arguments,
@@ -85,13 +89,14 @@ impl<'a> Session<'a> {
             keep: options.keep,
             seccomp: case.vm.seccomp,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
+            notify: notify.path(),
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
         let theirs = backend.second_qmp(&files);
         let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
-        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside })
+        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside, notify })
     }
 
     /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
@@ -107,6 +112,7 @@ impl<'a> Session<'a> {
         (self.executable, self.handed_over) = (parts.executable, 0);
         (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
+        (self.notify, self.handover) = (parts.notify, Handover::default());
         (self.seen, self.measuring, self.last_status) = (None, None, None);
         self.events_checked = 0;
         if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
@@ -119,8 +125,8 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside } =
-            parts;
+        let Parts { files, started_from, executable, vm, qmp, bystander, .. } = parts;
+        let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
         Self {
             startup: evidence.startup(&files),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -159,6 +165,9 @@ impl<'a> Session<'a> {
             failed_updates: Vec::new(),
             refusals: Vec::new(),
             kills: Vec::new(),
+            revivals: Vec::new(),
+            handover: Handover::default(),
+            notify,
             outside,
             memory_kib: Vec::new(),
             watchdog,
@@ -188,4 +197,5 @@ struct Parts {
     bystander: Bystander,
     watchdog: Watchdog,
     outside: Outside,
+    notify: Notify,
 }

@@ -11,7 +11,7 @@ use super::Session;
 use crate::backend::Files;
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
-use crate::check::{self, Action, Finding, Scene, damage, gone, killed, pid, progress};
+use crate::check::{self, Action, Finding, Handover, Scene, damage, gone, killed, pid, progress};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::{phases, qmp};
 use crate::run::StepError;
@@ -35,7 +35,8 @@ impl Session<'_> {
     pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
         self.check_process()?;
         self.check_serial()?;
-        self.settle_events(action, ran_before);
+        let handover = std::mem::take(&mut self.handover);
+        self.settle_events(action, &handover, ran_before);
         let before = self.seen.take();
         let after = match self.observe() {
             Ok(after) => after,
@@ -47,7 +48,8 @@ impl Session<'_> {
         // After the observation: its QMP answers come behind every event of the step.
         let events = self.take_events();
         let over_exec = self.options.backend.dialect().over_exec;
-        let common = |events: &[Event]| check::clients::common(action, over_exec, events);
+        let common =
+            |events: &[Event]| check::clients::common(action, &handover, over_exec, events);
         let theirs = self.bystander.hear(&events, common, self.options.patience.events);
         let log = self.evidence.vmm_log();
         let build = self.build();
@@ -64,6 +66,8 @@ impl Session<'_> {
             patience: self.options.patience,
             boots: self.boots,
             action,
+            handover: &handover,
+            work: &self.work,
             ran_before,
             run_state: self.run_state,
             events: &events,
@@ -74,6 +78,9 @@ impl Session<'_> {
             before: before.as_ref(),
             after: &after,
         });
+        if handover.revival().is_some() {
+            self.startup = self.evidence.startup(&self.files);
+        }
         let logged = log.since();
         self.evidence.collect();
         let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
@@ -149,6 +156,7 @@ impl Session<'_> {
         Killed {
             by,
             pid: self.vm.pid(),
+            group: self.vm.group(),
             work: &self.work,
             socket: Path::new(&self.files.qmp),
             outside: &self.outside,
@@ -157,13 +165,13 @@ impl Session<'_> {
     }
 
     /// Events come when they come; the last ones of a step are awaited for a while.
-    fn settle_events(&self, action: &Action, ran_before: bool) {
+    fn settle_events(&self, action: &Action, handover: &Handover, ran_before: bool) {
         let from = self.events_checked;
         let over_exec = self.options.backend.dialect().over_exec;
         // What is missing then is for the check `events` to tell.
         let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
-            check::events::complete(action, ran_before, over_exec, &events)
+            check::events::complete(action, handover, ran_before, over_exec, &events)
         });
     }
 

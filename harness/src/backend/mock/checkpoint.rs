@@ -1,0 +1,96 @@
+//! Memory that the mock shares with its keeper, over an update too: the newest state, whole at every
+//! moment.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+
+/// Bytes of a slot; more than any state has.
+const SLOT: usize = 4 << 20;
+/// Where the first slot begins; before it stands which of both is valid, and how long it is.
+const HEADER: usize = 4096;
+
+/// Two slots, written in turn.
+pub struct Checkpoint {
+    file: File,
+    base: NonNull<u8>,
+}
+
+impl Checkpoint {
+    /// Without any state in it.
+    pub fn new() -> io::Result<Self> {
+        let file = memfd_create(c"mock-checkpoint", MFdFlags::MFD_CLOEXEC)?;
+        nix::unistd::ftruncate(&file, (HEADER + 2 * SLOT) as i64)?;
+        Self::adopt(file)
+    }
+
+    /// That of the process before.
+    pub fn adopt(file: OwnedFd) -> io::Result<Self> {
+        let length = NonZeroUsize::MIN.saturating_add(HEADER + 2 * SLOT - 1);
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &file, 0) }?;
+        Ok(Self { file: file.into(), base: base.cast() })
+    }
+
+    /// Its descriptor.
+    pub fn number(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Twice the length of the valid state, plus the number of its slot.
+    fn valid(&self) -> &AtomicUsize {
+        // SAFETY: at the beginning of the mapping, aligned, and only ever used as this.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    /// Makes `state` the newest, at once.
+    pub fn write(&self, state: &[u8]) -> io::Result<()> {
+        if state.len() > SLOT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let slot = 1 - self.valid().load(Ordering::Acquire) % 2;
+        // SAFETY: in the mapping, and in the slot that nobody reads: it is not the valid one.
+        unsafe {
+            let to = self.base.add(HEADER + slot * SLOT);
+            to.copy_from_nonoverlapping(NonNull::from(state).cast(), state.len());
+        }
+        self.valid().store(state.len() * 2 + slot, Ordering::Release);
+        Ok(())
+    }
+
+    /// The newest state, when nobody writes any more.
+    pub fn read(&self) -> Vec<u8> {
+        let valid = self.valid().load(Ordering::Acquire);
+        let (length, slot) = (valid / 2, valid % 2);
+        // SAFETY: in the mapping; its writer has ended.
+        let state = unsafe {
+            std::slice::from_raw_parts(self.base.add(HEADER + slot * SLOT).as_ptr(), length)
+        };
+        state.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_state_is_read() {
+        let checkpoint = Checkpoint::new().unwrap();
+        assert_eq!(checkpoint.read(), b"");
+        for state in [&b"first"[..], b"", b"the third"] {
+            checkpoint.write(state).unwrap();
+            assert_eq!(checkpoint.read(), state);
+        }
+        let file = checkpoint.file.try_clone().unwrap();
+        assert_eq!(Checkpoint::adopt(file.into()).unwrap().read(), b"the third");
+        assert!(checkpoint.write(&vec![0; SLOT + 1]).is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! A mock in the process of its keeper, and what the keeper needs to know before.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+
+use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::run_state::RunState;
+use guest_images::mailbox::damage_kind;
+use serde_json::json;
+
+use super::Fault;
+use super::handover::{Handover, Peer, Revived};
+use super::keeper::{self, Keeper};
+use super::machine::{Machine, write_pid_file};
+use crate::scenario::Keeper as Policy;
+
+impl Machine {
+    /// All that another process needs to continue the VM.
+    pub fn handover(&self) -> Handover {
+        let peer = |client: &super::machine::Client| Peer {
+            number: client.stream.as_raw_fd(),
+            input: client.input.clone(),
+        };
+        Handover {
+            ram: self.guest.ram().as_raw_fd(),
+            listener: self.listener.as_raw_fd(),
+            log: self.log.as_raw_fd(),
+            checkpoint: self.checkpoint.number(),
+            clients: self.clients.iter().map(peer).collect(),
+            run_state: self.run_state,
+            events: self.events,
+            status: self.status,
+            error: self.error.clone(),
+            under_way: self.under_way,
+            asked: self.asked.clone(),
+            keeper: None,
+            revived: None,
+        }
+    }
+
+    /// Lets the keeper know how things are.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.checkpoint.write(&serde_json::to_vec(&self.handover())?)
+    }
+
+    /// Starts the keeper that is there from now on, if one is to be.
+    pub fn keep_always(&mut self) -> io::Result<()> {
+        if self.args.keeper == Policy::On {
+            self.start_keeper()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the keeper of an update, if there is to be one and is none.
+    pub fn keep_in_update(&mut self) {
+        if self.args.keeper == Policy::Update && self.keeper.is_none() {
+            // Without it the update goes on, as it does where there is to be none.
+            let _ = self.start_keeper();
+        }
+    }
+
+    fn start_keeper(&mut self) -> io::Result<()> {
+        // What these do would be survived.
+        if matches!(self.args.fault, Some(Fault::ChangePid | Fault::Die)) {
+            return Ok(());
+        }
+        self.checkpoint()?;
+        self.keeper = Some(Keeper::start(&self.args, &self.checkpoint)?);
+        Ok(())
+    }
+
+    /// An update was told to be over: its keeper ends, and the one that is always there is this
+    /// process's own.
+    pub fn update_is_over(&mut self) -> io::Result<()> {
+        self.under_way = None;
+        self.checkpoint()?;
+        drop(self.keeper.take());
+        self.keep_always()
+    }
+
+    /// Continues the VM of a process that has died.
+    pub fn continue_here(&mut self, Revived { former, reason }: Revived) -> io::Result<()> {
+        self.revived = true;
+        let pid = std::process::id();
+        let text = format!("process {former} ended ({reason}): the VM continues in process {pid}");
+        if !self.args.has(Fault::SilentRevival) {
+            eprintln!("cpr-vmm: {text}");
+        }
+        if !self.args.has(Fault::KeepOldPid) {
+            write_pid_file(&self.args)?;
+        }
+        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+            UnixDatagram::unbound()?.send_to(format!("MAINPID={pid}").as_bytes(), socket)?;
+        }
+        match self.args.fault {
+            Some(Fault::ReviveDamaged) => self.guest.damage(damage_kind::EXCEPTION),
+            Some(Fault::ReviveFlipped) => self.guest.flip_byte()?,
+            Some(Fault::KeepKeeper) => keeper::leave_a_false_one()?,
+            Some(Fault::LoseClients) => self.clients.clear(),
+            _ => {}
+        }
+        self.refuse_what_was_asked()?;
+        let under_way = self.under_way.take();
+        let late = self.args.has(Fault::LateRevival);
+        let data = json!({ "pid": pid, "former-pid": former, "reason": reason });
+        if !late {
+            self.emit("X_CPR_CONTINUED", Some(data.clone()));
+        }
+        if let Some(update) = under_way {
+            self.run_state = update.before;
+            let nameless = self.args.has(Fault::NamelessRevival);
+            self.error = Some(if nameless { reason } else { text });
+            self.set_status(MigrationStatus::Failed);
+        }
+        self.guest.start(self.args.cpus, false);
+        self.guest.set_running(self.run_state == RunState::Running);
+        let stopped = under_way.is_some_and(|update| update.stopped);
+        if stopped && self.run_state == RunState::Running {
+            self.emit("RESUME", None);
+        }
+        if late {
+            self.emit("X_CPR_CONTINUED", Some(data));
+        }
+        self.keep_always()
+    }
+
+    /// A request that died with the process is answered.
+    fn refuse_what_was_asked(&mut self) -> io::Result<()> {
+        let Some((number, id)) = self.asked.take() else { return Ok(()) };
+        let asker = self.clients.iter_mut().find(|client| client.stream.as_raw_fd() == number);
+        let error = QmpError::generic("the process that was asked has died");
+        match asker {
+            Some(client) => client.send(&json!({ "error": error, "id": id }).to_string()),
+            None => Ok(()),
+        }
+    }
+}

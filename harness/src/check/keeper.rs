@@ -1,0 +1,34 @@
+//! There is a keeper when there is to be one, and only then.
+
+use super::{Check, Scene};
+use crate::observe::poll::{self, Deadline};
+use crate::observe::process::{self, Stat};
+use crate::scenario::Keeper;
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "keeper",
+    claim: "the VMM has one keeper with `--keeper on`, and none otherwise",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let wanted = usize::from(scene.vm.keeper == Some(Keeper::On));
+    let mut keepers: Vec<Stat> =
+        scene.after.children.iter().filter(|child| child.is_keeper()).cloned().collect();
+    let fits = |keepers: &[Stat]| {
+        keepers.len() == wanted && keepers.iter().all(|keeper| keeper.is_alive())
+    };
+    if fits(&keepers) {
+        return Ok(());
+    }
+    poll::until(Deadline::after(scene.patience.settle), || {
+        keepers = process::keepers(scene.pid());
+        fits(&keepers).then_some(())
+    })
+    .ok_or_else(|| {
+        let all: Vec<String> = keepers.iter().map(|k| format!("{} ({})", k.pid, k.state)).collect();
+        let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+        format!("the VMM must have {wanted} keepers, has processes: {all}")
+    })
+}

@@ -1,0 +1,35 @@
+//! A VM that continues in another process says so, everywhere in the same words.
+
+use super::{Check, Scene};
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "told",
+    claim: "event, standard error and service manager name the process in which the VM continues",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let Some(revival) = scene.handover.revival() else { return Ok(()) };
+    let (pid, former, told) = (scene.pid(), revival.former.pid, &revival.told);
+    if (told.pid, told.former_pid) != (pid, former) {
+        return Err(format!(
+            "the event says that the VM continues in process {} instead of {}; it continues in {pid} instead of {former}",
+            told.pid, told.former_pid
+        ));
+    }
+    if told.reason.trim().is_empty() || told.reason.lines().count() != 1 {
+        return Err(format!("the event gives the reason {:?}, must be one line", told.reason));
+    }
+    let line =
+        format!("process {former} ended ({}): the VM continues in process {pid}", told.reason);
+    let lines = revival.console.lines().filter(|said| said.ends_with(&line)).count();
+    if lines != 1 {
+        return Err(format!("standard error must say once \"{line}\", says it {lines} times"));
+    }
+    let wanted = format!("MAINPID={pid}");
+    if revival.notified.iter().flat_map(|told| told.lines()).any(|line| line == wanted) {
+        return Ok(());
+    }
+    Err(format!("the service manager must be told {wanted}, was told {:?}", revival.notified))
+}

@@ -1,0 +1,59 @@
+//! The socket of a service manager, on which a VMM tells its main PID.
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+/// Longer than any message.
+const LONGEST: usize = 4096;
+
+/// A bound socket.
+pub struct Notify {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Notify {
+    /// Binds it in `folder`, in place of one that is there.
+    pub fn bind(folder: &Path) -> io::Result<Self> {
+        let path = folder.join("notify.sock");
+        // There is one if another VMM was started here.
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was told since the last time.
+    pub fn heard(&self) -> Vec<String> {
+        let mut message = [0; LONGEST];
+        let next = || {
+            let length = self.socket.recv(&mut message).ok()?;
+            Some(String::from_utf8_lossy(&message[..length]).into_owned())
+        };
+        std::iter::from_fn(next).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_heard_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let notify = Notify::bind(folder.path()).unwrap();
+        let teller = UnixDatagram::unbound().unwrap();
+        for message in ["MAINPID=1\n", "READY=1"] {
+            teller.send_to(message.as_bytes(), notify.path()).unwrap();
+        }
+        assert_eq!(notify.heard(), ["MAINPID=1\n", "READY=1"]);
+        assert_eq!(notify.heard(), [""; 0]);
+        assert!(Notify::bind(folder.path()).is_ok());
+    }
+}

@@ -1,0 +1,155 @@
+//! Death of a VMM's process, and the way into the process in which its VM continues.
+
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::failure::StepError;
+use super::session::Session;
+use super::verdict::Revived;
+use crate::check::handover::{CONTINUED, Continued};
+use crate::check::{Finding, Handover, Revival, clients, pid, progress, told};
+use crate::observe::poll::{self, Deadline};
+use crate::observe::process::{self, Stat};
+use crate::observe::qmp::QmpFault;
+
+/// A VMM whose process dies.
+pub(super) struct Struck {
+    /// The process.
+    former: Stat,
+    /// Its keepers right before; none: not known.
+    keepers: Vec<Stat>,
+    /// When it was killed, if that is known.
+    at: Option<Instant>,
+    /// Events from this one on are of its death.
+    from: usize,
+}
+
+impl Session<'_> {
+    /// The VMM will die by itself; events from number `from` on are of that.
+    pub(super) fn to_die(&self, from: usize) -> Struck {
+        Struck { former: self.vm.started.clone(), keepers: Vec::new(), at: None, from }
+    }
+
+    /// Sends SIGKILL to the process of the VMM, and to no other.
+    pub(super) fn strike(&mut self, from: usize) -> Result<Struck, StepError> {
+        let former = self.vm.started.clone();
+        let keepers = process::keepers(former.pid);
+        let at = Instant::now();
+        kill(Pid::from_raw(former.pid), Signal::SIGKILL).map_err(|errno| {
+            StepError::Process(format!("cannot kill process {}: {errno}", former.pid))
+        })?;
+        Ok(Struck { former, keepers, at: Some(at), from })
+    }
+
+    /// Waits until the VM continues in another process; false if it has ended instead.
+    pub(super) fn follow(&mut self, struck: Struck) -> Result<bool, StepError> {
+        let Struck { former, keepers, at, from } = struck;
+        let limit = self.options.patience.update;
+        let what = format!("{CONTINUED} or the end of the connection");
+        let wrong = |check, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
+        let arrived = self.qmp.await_event(from, &what, limit, |event| event.event == CONTINUED);
+        let told = match arrived {
+            Ok(arrived) => Continued::of(&arrived.event),
+            Err(QmpFault::Closed { .. }) => {
+                self.vm.await_end(self.options.patience.end);
+                return match self.heir_of(&former) {
+                    None => Ok(false),
+                    Some(heir) => wrong(
+                        clients::CHECK.name,
+                        format!("the VM continues in process {heir}, the QMP connection does not"),
+                    ),
+                };
+            }
+            Err(late) => return wrong(told::CHECK.name, format!("the VMM has died: {late}")),
+        };
+        let told = match told {
+            Ok(told) => told,
+            Err(why) => return wrong(told::CHECK.name, why),
+        };
+        self.vm.await_end(self.options.patience.end);
+        let now = match self.vm.follow(told.pid) {
+            Ok(now) => now.clone(),
+            Err(e) => return wrong(told::CHECK.name, format!("{CONTINUED} names no process: {e}")),
+        };
+        self.watchdog_follows(now.pid);
+        let mut revival = Revival {
+            former,
+            keepers,
+            told,
+            beat: None,
+            console: String::new(),
+            notified: Vec::new(),
+        };
+        if let Err(why) = pid::inherited(&revival, &now) {
+            return wrong(pid::NAME, why);
+        }
+        let blackout = self.await_beat(at, &mut revival);
+        self.hear_elsewhere(&mut revival);
+        let text = format!(
+            "the VM continues in process {} instead of {}: {}",
+            now.pid, revival.former.pid, revival.told.reason
+        );
+        self.evidence.timeline.say("harness", text);
+        self.revivals.push(Revived {
+            former: revival.former.pid,
+            pid: now.pid,
+            reason: revival.told.reason.clone(),
+            blackout,
+            beat: revival.beat,
+        });
+        self.handover = Handover::NewProcess(Box::new(revival));
+        Ok(true)
+    }
+
+    /// The process that has the VM of `former`, if one does.
+    fn heir_of(&self, former: &Stat) -> Option<i32> {
+        let file = self.seen.as_ref()?.ram.file.as_ref()?.inode;
+        let alive = || process::holders(file).ok()?.first().map(|stat| stat.pid);
+        // What ends with its VMM takes its time.
+        let gone = poll::until(Deadline::after(self.options.patience.settle), || {
+            alive().is_none().then_some(())
+        });
+        if gone.is_some() { None } else { alive().filter(|pid| *pid != former.pid) }
+    }
+
+    /// Waits for every vCPU of a guest that runs, and tells the blackout as the guest saw it. If
+    /// one does not beat, that is for the check `progress`.
+    fn await_beat(
+        &mut self,
+        at: Option<Instant>,
+        revival: &mut Revival,
+    ) -> Option<std::time::Duration> {
+        let measuring = self.measuring.take();
+        let page = self.seen.as_ref().filter(|_| self.run_state.is_running())?.page.clone();
+        let patience = self.options.patience;
+        progress::goes_on(&page, self.case.vm.cpus, patience.beat).ok()?;
+        let blackout = measuring.and_then(|measuring| measuring.end(&page));
+        revival.beat = at.map(|at| at.elapsed()).or(blackout);
+        blackout
+    }
+
+    /// Takes down what was written to standard error and to the service manager's socket.
+    fn hear_elsewhere(&mut self, revival: &mut Revival) {
+        let console = self.evidence.console_log();
+        let notify = &self.notify;
+        poll::until(Deadline::after(self.options.patience.settle), || {
+            revival.console = console.since();
+            revival.notified.extend(notify.heard());
+            let told = revival.console.contains("the VM continues in process");
+            (told && !revival.notified.is_empty()).then_some(())
+        });
+    }
+
+    /// True if the process of the VMM has died, or is about to.
+    pub(super) fn has_died(&self) -> bool {
+        !Stat::read(self.vm.pid()).is_ok_and(|stat| stat.is_alive())
+    }
+}
+
+/// A VMM that has died, and whose VM nothing continues.
+pub(super) fn lost(pid: i32, when: &str) -> StepError {
+    let why = format!("process {pid} has died {when}, and nothing continues its VM");
+    StepError::Checks(vec![Finding::new(pid::NAME, why)])
+}
