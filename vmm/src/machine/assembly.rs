@@ -15,7 +15,8 @@ use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
 use crate::devices::{DevicesState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::vcpu::{
-    StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for, install_kick_handler,
+    CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
+    install_kick_handler,
 };
 
 /// A machine as after power-on, its boot processor at the kernel's entry.
@@ -160,9 +161,8 @@ impl Parts<'_> {
         let cpus = self.machine.config.cpus;
         if self.vcpu_states.is_empty() {
             for (index, fd) in (0..).zip(&self.fds) {
-                let cpuid =
-                    cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-                fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+                let cpuid = cpuid_for(kvm_fd, index, cpus)?;
+                fd.set_cpuid2(&cpuid).map_err(CpuidError::Set)?;
             }
         }
         let known = self.vcpu_states.first().map(VcpuState::msr_indices);

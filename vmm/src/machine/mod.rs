@@ -29,7 +29,8 @@ use crate::devices::{DeviceRequest, PortBus};
 use crate::memory::{RamBlock, RamError};
 use crate::state::SectionError;
 use crate::vcpu::{
-    EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError, VcpuHandle,
+    CpuidError, EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError,
+    VcpuHandle,
 };
 
 /// How long a vCPU may take to leave the guest or to save itself. On a host that emulates CPL0 an
@@ -77,6 +78,9 @@ pub enum MachineError {
     /// The serial port towards the guest.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A vCPU's CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
     /// A vCPU's state.
     #[error(transparent)]
     Vcpu(#[from] StateError),

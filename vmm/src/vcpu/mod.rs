@@ -11,7 +11,7 @@ pub mod order;
 mod state;
 mod thread;
 
-pub use cpuid::cpuid_for;
+pub use cpuid::{CpuidError, cpuid_for};
 pub use events::{EventSink, GuestEvent, GuestEventKind};
 pub use handle::{Answer, PauseError, VcpuHandle, VcpuStart};
 pub use kick::install_kick_handler;
