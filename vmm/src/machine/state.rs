@@ -14,7 +14,7 @@ use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
 use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
 use crate::memory::RamBlockInfo;
-use crate::state::{SavedState, SectionError};
+use crate::state::{SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
 
 pub(super) const MACHINE: (&str, u32) = ("machine", 1);
@@ -45,10 +45,15 @@ impl std::fmt::Display for Inventory {
 /// The chips of the board that are in KVM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct PlatformState {
+    #[serde(with = "exact")]
     pic_master: kvm_irqchip,
+    #[serde(with = "exact")]
     pic_slave: kvm_irqchip,
+    #[serde(with = "exact")]
     ioapic: kvm_irqchip,
+    #[serde(with = "exact")]
     pit: kvm_pit_state2,
+    #[serde(with = "exact")]
     clock: kvm_clock_data,
 }
 

@@ -15,26 +15,36 @@ use super::msrs;
 use super::one_shot;
 use super::order::{self, Item};
 use crate::constraint::in_order;
+use crate::state::exact;
 
 const SREGS2_PDPTRS_VALID: u64 = 1;
 
 /// The saved state of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
+    #[serde(with = "exact")]
     mp_state: kvm_mp_state,
+    #[serde(with = "exact")]
     regs: kvm_regs,
+    #[serde(with = "exact")]
     sregs: kvm_sregs,
     sregs2: Option<Sregs2Tail>,
+    #[serde(with = "exact::option")]
     xcrs: Option<kvm_xcrs>,
     #[serde(with = "serde_bytes")]
     xsave: Vec<u8>,
+    #[serde(with = "exact")]
     debug_regs: kvm_debugregs,
+    #[serde(with = "exact")]
     lapic: kvm_lapic_state,
+    #[serde(with = "exact::list")]
     msrs: Vec<kvm_msr_entry>,
     /// Guest TSC minus host TSC; `None` where the host's KVM offers no such thing, and the guest's
     /// TSC is then either in `msrs` or the host's own.
     tsc_offset: Option<u64>,
+    #[serde(with = "exact")]
     events: kvm_vcpu_events,
+    #[serde(with = "exact::list")]
     cpuid: Vec<kvm_cpuid_entry2>,
 }
 
