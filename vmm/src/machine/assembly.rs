@@ -165,8 +165,8 @@ impl Parts<'_> {
                 fd.set_cpuid2(&cpuid).map_err(CpuidError::Set)?;
             }
         }
-        let known = self.vcpu_states.first().map(VcpuState::msr_indices);
-        let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], known)?;
+        let saved = self.vcpu_states.first();
+        let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], saved)?;
         let capabilities = Arc::new(capabilities);
         if let Some(entry) = self.entry {
             self.enter(entry)?;

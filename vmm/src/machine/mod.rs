@@ -304,6 +304,16 @@ impl Machine {
         self.pending.clone()
     }
 
+    /// Before an update, while the guest runs: after an earlier one only the MSRs of its saved state
+    /// are known. It takes some 20 ms, once. Without it what was saved then is saved again.
+    pub fn look_for_more_msrs(&self) {
+        if let Some(part) = &self.kvm_part
+            && let Err(error) = part.capabilities.look_for_more_msrs(&self.kvm)
+        {
+            tracing::warn!(%error, "msrs_as_before");
+        }
+    }
+
     fn vcpus(&self) -> &[VcpuHandle] {
         self.kvm_part.as_ref().map_or(&[], |part| &part.vcpus)
     }

@@ -5,6 +5,7 @@ mod events;
 mod exit;
 mod handle;
 mod kick;
+mod known_msrs;
 mod msrs;
 mod one_shot;
 pub mod order;

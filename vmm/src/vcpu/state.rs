@@ -11,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::known_msrs::KnownMsrs;
 use super::msrs;
 use super::one_shot;
 use super::order::{self, Item};
@@ -77,7 +78,7 @@ pub struct StateCapabilities {
     xsave_extra: usize,
     sregs2: bool,
     tsc_offset: bool,
-    msrs: Vec<u32>,
+    msrs: KnownMsrs,
 }
 
 /// Why a vCPU's state could not be saved or restored.
@@ -152,21 +153,22 @@ mod ioctls {
 }
 
 impl StateCapabilities {
-    /// Asks KVM, on a vCPU that has not run yet. `known_msrs`: those a saved state lists already.
+    /// Asks KVM, on a vCPU that has not run yet. With a `saved` state its MSRs are taken as they are:
+    /// to try all takes long, see [`StateCapabilities::look_for_more_msrs`].
     pub fn ask(
         kvm: &Kvm,
         vm: &VmFd,
         vcpu: &VcpuFd,
-        known_msrs: Option<Vec<u32>>,
+        saved: Option<&VcpuState>,
     ) -> Result<Self, StateError> {
         let xsave = vm.check_extension_raw(KVM_CAP_XSAVE2.into()).max(0) as usize;
         // SAFETY: the descriptor is a vCPU's; HAS does not touch the attribute's address.
         let tsc_offset = unsafe {
             ioctls::kvm_has_device_attr(vcpu.as_raw_fd(), &tsc_offset_attr(&mut 0)).is_ok()
         };
-        let msrs = match known_msrs {
-            Some(msrs) => msrs,
-            None => msrs::settable(kvm, vcpu, tsc_offset)?,
+        let msrs = match saved {
+            Some(saved) => KnownMsrs::of_saved(saved.msr_indices(), saved.cpuid.clone()),
+            None => KnownMsrs::all(msrs::settable(kvm, vcpu, tsc_offset)?),
         };
         Ok(Self {
             xsave_extra: xsave.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>()),
@@ -174,6 +176,12 @@ impl StateCapabilities {
             tsc_offset,
             msrs,
         })
+    }
+
+    /// Looks for MSRs that the binary which saved the state did not know, once; the next save has
+    /// them. For while the guest runs: it makes a VM for that.
+    pub fn look_for_more_msrs(&self, kvm: &Kvm) -> Result<(), StateError> {
+        self.msrs.look_for_more(kvm, self.tsc_offset)
     }
 
     fn xsave_bytes(&self) -> usize {
@@ -430,8 +438,20 @@ impl Access<'_> {
     }
 
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
-        let mut msrs = Vec::with_capacity(self.capabilities.msrs.len());
-        self.whole_list("KVM_GET_MSRS", &msrs::entries(&self.capabilities.msrs), |batch| {
+        let known = &self.capabilities.msrs;
+        match self.read_msrs(known.now()) {
+            // Found on another vCPU: that they are missing here must not cost the update.
+            Err(StateError::Msr { msr, .. }) if !known.first().contains(&msr) => {
+                tracing::warn!(vcpu = self.index, msr = format!("{msr:#x}"), "msrs_as_before");
+                self.read_msrs(known.first())
+            }
+            result => result,
+        }
+    }
+
+    fn read_msrs(&self, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+        let mut msrs = Vec::with_capacity(indices.len());
+        self.whole_list("KVM_GET_MSRS", &msrs::entries(indices), |batch| {
             let done = self.fd.get_msrs(batch)?;
             msrs.extend_from_slice(batch.as_slice());
             Ok(done)

@@ -67,6 +67,7 @@ impl Vmm {
                 return None;
             }
         };
+        self.machine.look_for_more_msrs();
         if !wanted(&self.parameters) {
             return Some(plan);
         }
