@@ -6,9 +6,10 @@ mod exit;
 mod handle;
 mod kick;
 mod known_msrs;
+mod lapic_timer;
 mod msrs;
-mod one_shot;
 pub mod order;
+mod settle;
 mod state;
 mod thread;
 

@@ -1,6 +1,7 @@
 //! Everything KVM knows of a vCPU, read from it and written back.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL,
@@ -12,8 +13,8 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::known_msrs::KnownMsrs;
+use super::lapic_timer;
 use super::msrs;
-use super::one_shot;
 use super::order::{self, Item};
 use crate::constraint::in_order;
 use crate::state::exact;
@@ -227,7 +228,7 @@ impl Access<'_> {
         const NMI: u32 = 0x400;
         const MODE_AND_MASK: u32 = 0x1_0700;
         let lapic = self.call("KVM_GET_LAPIC", self.fd.get_lapic())?;
-        if one_shot::register(&lapic, LVT_LINT1) & MODE_AND_MASK != NMI {
+        if lapic_timer::register(&lapic, LVT_LINT1) & MODE_AND_MASK != NMI {
             return Ok(());
         }
         self.call("KVM_NMI", self.fd.nmi())
@@ -522,14 +523,20 @@ impl VcpuState {
         }
     }
 
-    /// The LAPIC's timer is in one-shot mode and has run down.
-    pub(super) fn one_shot_has_run_down(&self) -> bool {
-        one_shot::has_run_down(&self.lapic)
+    /// See [`lapic_timer::is_settled`].
+    pub(super) fn timer_is_settled(&self, before: &kvm_lapic_state, later: Duration) -> bool {
+        lapic_timer::is_settled(before, &self.lapic, later)
     }
 
-    /// Saves it as stopped.
-    pub(super) fn stop_one_shot(&mut self) {
-        one_shot::stop(&mut self.lapic);
+    /// See [`lapic_timer::to_save`].
+    pub(super) fn timer_to_save(&mut self) {
+        lapic_timer::to_save(&mut self.lapic);
+    }
+
+    /// See [`lapic_timer::is_requested`].
+    #[cfg(test)]
+    pub(super) fn timer_is_requested(&self) -> bool {
+        lapic_timer::is_requested(&self.lapic)
     }
 
     /// The MSRs that this state has.
