@@ -84,6 +84,7 @@ fn guests_are_found_by_name() {
             "serial",
             "smp",
             "timer",
+            "topology",
             "x2apic"
         ]
     );

@@ -12,7 +12,8 @@ pub const MAX_CPUS: u8 = 64;
 const MIB: u64 = 1 << 20;
 /// Least RAM: the boot structures and a guest linked at 1 MiB fit.
 const MIN_MEMORY: u64 = 4 * MIB;
-/// Most RAM: keeps every guest-physical address inside the identity map of the guests.
+/// Most RAM: more is a mistake. (What a host cannot address is refused by KVM with the memslot; the
+/// test guests map the first 64 GiB.)
 const MAX_MEMORY: u64 = 1 << 40;
 
 /// A compact KVM VMM, controlled over QMP, that can replace itself by exec under a running guest.

@@ -1,6 +1,7 @@
 //! What the guest starts from: the image, and the entry it asks for.
 
 mod image;
+mod placement;
 mod pvh;
 
 #[cfg(test)]

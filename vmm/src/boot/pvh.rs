@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -17,10 +18,11 @@ use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::BootImage;
+use super::placement::Taken;
 use crate::memory::GuestMemory;
 use crate::memory::layout::{
     CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, EXTENDED_START, LOW_RAM_END, PVH_MEMMAP, PVH_MODULES,
-    PVH_START_INFO,
+    PVH_START_INFO, PVH_START_INFO_SIZE,
 };
 
 const START_INFO_MAGIC: u32 = 0x336e_c578;
@@ -49,8 +51,20 @@ pub enum BootError {
     /// The command line is too long or has a NUL.
     #[error("the guest's command line has a NUL or more than {} bytes", CMDLINE_MAX - 1)]
     Cmdline,
+    /// A boot structure does not fit beside the kernel.
+    #[error(
+        "cannot place {what} of {size} bytes in guest RAM: the kernel leaves no room for it below {end:#x}"
+    )]
+    NoRoom {
+        /// The structure.
+        what: &'static str,
+        /// Bytes.
+        size: u64,
+        /// End of low RAM.
+        end: u64,
+    },
     /// The initial RAM disk does not fit.
-    #[error("the initrd of {size} bytes does not fit between the kernel's end and {end:#x}")]
+    #[error("the initrd of {size} bytes does not fit beside the kernel between 1 MiB and {end:#x}")]
     Initrd {
         /// Bytes.
         size: u64,
@@ -75,27 +89,36 @@ pub enum BootError {
 
 /// Where the boot processor starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PvhEntry(GuestAddress);
+pub struct PvhEntry {
+    entry: GuestAddress,
+    start_info: u64,
+}
 
 /// Puts kernel, initrd, command line and start info into guest RAM.
 pub fn load(memory: &GuestMemory, image: &BootImage, cmdline: &str) -> Result<PvhEntry, BootError> {
     // The loader does not clear .bss, and after a reset RAM is dirty.
     let segments = segments(image.kernel()).map_err(BootError::Read)?;
-    let mut kernel_end = EXTENDED_START;
+    let mut taken = Taken::default();
     for segment in &segments {
-        kernel_end = kernel_end.max(clear_tail(memory, segment)?);
+        taken.add(clear_tail(memory, segment)?);
     }
     let loaded = load_elf(memory, image.kernel())?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoEntry);
     };
-    write_cmdline(memory, cmdline)?;
     let module = match image.initrd() {
-        Some(initrd) => Some(load_initrd(memory, initrd, kernel_end)?),
+        Some(initrd) => Some(load_initrd(memory, initrd, &mut taken)?),
         None => None,
     };
-    write_start_info(memory, module)?;
-    Ok(PvhEntry(entry))
+    let end = low_end(memory);
+    let mut place = |what, usual, size| {
+        taken.place(usual, size, end).ok_or(BootError::NoRoom { what, size, end })
+    };
+    let start_info = place("the PVH start info", PVH_START_INFO, PVH_START_INFO_SIZE)?;
+    let cmdline_at = place("the command line", CMDLINE, cmdline.len() as u64 + 1)?;
+    write_cmdline(memory, cmdline, cmdline_at)?;
+    write_start_info(memory, start_info, cmdline_at, module)?;
+    Ok(PvhEntry { entry, start_info })
 }
 
 fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, BootError> {
@@ -127,15 +150,16 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     Ok(segments)
 }
 
-/// Clears what `segment` has in memory and not in the file; returns the segment's end.
-fn clear_tail(memory: &GuestMemory, segment: &Elf64_Phdr) -> Result<u64, BootError> {
-    let (start, size) = (segment.p_paddr, segment.p_memsz);
+/// Clears what `segment` has in memory and not in the file; returns where the segment is.
+fn clear_tail(memory: &GuestMemory, segment: &Elf64_Phdr) -> Result<Range<u64>, BootError> {
+    // The loader copies what the file has, even if that is more.
+    let (start, size) = (segment.p_paddr, segment.p_memsz.max(segment.p_filesz));
     if !memory.check_range(GuestAddress(start), size as usize) {
         return Err(BootError::Segment { start, size });
     }
     let end = start + size;
     zero(memory, start.saturating_add(segment.p_filesz), end)?;
-    Ok(end)
+    Ok(start..end)
 }
 
 fn low_end(memory: &GuestMemory) -> u64 {
@@ -155,28 +179,25 @@ fn zero(memory: &GuestMemory, start: u64, end: u64) -> Result<(), BootError> {
     Ok(())
 }
 
-fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
+fn write_cmdline(memory: &GuestMemory, cmdline: &str, at: u64) -> Result<(), BootError> {
     if cmdline.len() >= CMDLINE_MAX || cmdline.contains('\0') {
         return Err(BootError::Cmdline);
     }
     let mut bytes = cmdline.as_bytes().to_vec();
     bytes.push(0);
     memory
-        .write_slice(&bytes, GuestAddress(CMDLINE))
+        .write_slice(&bytes, GuestAddress(at))
         .map_err(|source| BootError::Write { what: "the command line", source })
 }
 
 fn load_initrd(
     memory: &GuestMemory,
     initrd: &File,
-    kernel_end: u64,
+    taken: &mut Taken,
 ) -> Result<hvm_modlist_entry, BootError> {
     let size = initrd.metadata().map_err(BootError::Read)?.len();
     let end = low_end(memory);
-    let start = end.checked_sub(size).map(|start| start & !(PAGE - 1));
-    let Some(start) = start.filter(|&start| start >= kernel_end) else {
-        return Err(BootError::Initrd { size, end });
-    };
+    let start = taken.place_high(size, end).ok_or(BootError::Initrd { size, end })?;
     let mut file = initrd.try_clone().map_err(BootError::Read)?;
     file.rewind().map_err(BootError::Read)?;
     memory
@@ -187,23 +208,26 @@ fn load_initrd(
 
 fn write_start_info(
     memory: &GuestMemory,
+    start_info: u64,
+    cmdline: u64,
     module: Option<hvm_modlist_entry>,
 ) -> Result<(), BootError> {
     let map = memory_map(memory);
+    let (modules, memmap) = (start_info + PVH_MODULES, start_info + PVH_MEMMAP);
     let info = hvm_start_info {
         magic: START_INFO_MAGIC,
         version: START_INFO_VERSION,
         nr_modules: module.iter().len() as u32,
-        modlist_paddr: if module.is_some() { PVH_MODULES } else { 0 },
-        cmdline_paddr: CMDLINE,
-        memmap_paddr: PVH_MEMMAP,
+        modlist_paddr: if module.is_some() { modules } else { 0 },
+        cmdline_paddr: cmdline,
+        memmap_paddr: memmap,
         memmap_entries: map.len() as u32,
         ..Default::default()
     };
-    let mut params = BootParams::new(&info, GuestAddress(PVH_START_INFO));
-    params.set_sections(&map, GuestAddress(PVH_MEMMAP));
+    let mut params = BootParams::new(&info, GuestAddress(start_info));
+    params.set_sections(&map, GuestAddress(memmap));
     if let Some(module) = module {
-        params.set_modules(&[module], GuestAddress(PVH_MODULES));
+        params.set_modules(&[module], GuestAddress(modules));
     }
     PvhBootConfigurator::write_bootparams(&params, memory).map_err(BootError::StartInfo)
 }
@@ -226,7 +250,7 @@ impl PvhEntry {
     /// General registers at the entry: EBX points to the start info, the rest is zero.
     pub fn regs(self) -> kvm_regs {
         // Bit 1 of RFLAGS is always set (SDM vol. 1, 3.4.3).
-        kvm_regs { rip: self.0.0, rbx: PVH_START_INFO, rflags: 2, ..Default::default() }
+        kvm_regs { rip: self.entry.0, rbx: self.start_info, rflags: 2, ..Default::default() }
     }
 
     /// Turns the registers of a vCPU after reset into 32-bit protected mode with flat segments,
@@ -272,125 +296,4 @@ const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use linux_loader::elf::PT_NOTE;
-
-    use super::*;
-    use crate::config::{MemoryConfig, PageKind};
-    use crate::memory::RamBlock;
-
-    fn ram(size: u64) -> RamBlock {
-        RamBlock::create(MemoryConfig { size, share: true, pages: PageKind::Small }).unwrap()
-    }
-
-    #[test]
-    fn the_memory_map_leaves_the_holes_out() {
-        let ram = ram(4 << 30);
-        let map: Vec<_> =
-            memory_map(ram.memory()).iter().map(|e| (e.addr, e.addr + e.size)).collect();
-        assert_eq!(map, [(0, 0xa_0000), (0x10_0000, 3 << 30), (4 << 30, 5 << 30)]);
-    }
-
-    #[test]
-    fn a_text_file_is_no_kernel() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "just text, long enough to be read as a header, ".repeat(4))
-            .unwrap();
-        let image = BootImage::open(file.path(), None).unwrap();
-        let error = load(ram(8 << 20).memory(), &image, "").unwrap_err();
-        assert!(matches!(error, BootError::Elf(_)), "{error}");
-    }
-
-    /// An ELF file with the PVH note and segments of `(address, bytes in the file, in memory)`, the
-    /// bytes being all `0xaa`.
-    pub(crate) fn kernel(segments: &[(u64, u64, u64)]) -> BootImage {
-        const HEADERS: u64 = 0x1000;
-        let note = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\x10\0";
-        let mut header = Elf64_Ehdr {
-            e_phoff: size_of::<Elf64_Ehdr>() as u64,
-            e_phentsize: size_of::<Elf64_Phdr>() as u16,
-            e_phnum: segments.len() as u16 + 1,
-            ..Default::default()
-        };
-        header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        let mut file = header.as_slice().to_vec();
-        let phdr = |p_type, p_offset, (p_paddr, p_filesz, p_memsz)| Elf64_Phdr {
-            p_type,
-            p_offset,
-            p_paddr,
-            p_filesz,
-            p_memsz,
-            p_align: 4,
-            ..Default::default()
-        };
-        let length = note.len() as u64;
-        file.extend_from_slice(phdr(PT_NOTE, HEADERS, (0, length, length)).as_slice());
-        for &segment in segments {
-            file.extend_from_slice(phdr(PT_LOAD, HEADERS + length, segment).as_slice());
-        }
-        file.resize(HEADERS as usize, 0);
-        file.extend_from_slice(note);
-        let most = segments.iter().map(|segment| segment.1).max().unwrap_or(0);
-        file.resize(file.len() + most as usize, 0xaa);
-        let named = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(named.path(), file).unwrap();
-        BootImage::open(named.path(), None).unwrap()
-    }
-
-    #[test]
-    fn all_that_is_not_in_the_file_is_cleared_wherever_it_lies() {
-        let ram = ram(8 << 20);
-        let dirty = vec![0xff_u8; 8 << 20];
-        ram.memory().write_slice(&dirty, GuestAddress(0)).unwrap();
-        let image = kernel(&[
-            (0x10_0000, 0x1000, 0x1800),
-            (0x20_0000, 0, 0x3000),
-            (0x3_0000, 0x10, 0x20),
-            (0x40_0000, 0x10, 0x10),
-        ]);
-        load(ram.memory(), &image, "").unwrap();
-        let bytes = |start, length| {
-            let mut bytes = vec![0_u8; length];
-            ram.memory().read_slice(&mut bytes, GuestAddress(start)).unwrap();
-            bytes.dedup();
-            bytes
-        };
-        assert_eq!([bytes(0x10_0000, 0x1000), bytes(0x10_1000, 0x800)], [[0xaa], [0]]);
-        assert_eq!([bytes(0x10_1800, 0x100), bytes(0x20_0000, 0x3000)], [[0xff], [0]]);
-        assert_eq!([bytes(0x3_0000, 0x10), bytes(0x3_0010, 0x10)], [[0xaa], [0]]);
-        assert_eq!([bytes(0x40_0000, 0x10), bytes(0x40_0010, 0x10)], [[0xaa], [0xff]]);
-    }
-
-    #[test]
-    fn an_initrd_does_not_lie_in_the_kernels_bss() {
-        let ram = ram(8 << 20);
-        let initrd = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(initrd.path(), [1; 4096]).unwrap();
-        let adopt = |image: BootImage| {
-            let initrd = File::open(initrd.path()).unwrap();
-            BootImage::adopt(image.kernel().try_clone().unwrap().into(), Some(initrd.into()))
-        };
-        let text = (0x10_0000, 0x1000, 0x1000);
-        let fits = adopt(kernel(&[text, (0x20_0000, 0, 0x5f_f000)]));
-        load(ram.memory(), &fits, "").unwrap();
-        let not = adopt(kernel(&[text, (0x20_0000, 0, 0x5f_f001)]));
-        assert!(matches!(load(ram.memory(), &not, ""), Err(BootError::Initrd { .. })));
-    }
-
-    #[test]
-    fn a_segment_outside_of_ram_is_refused() {
-        let ram = ram(8 << 20);
-        for segment in [(0x10_0000, 0, 8 << 20), (u64::MAX, 0, 2), (0x10_0000, 0, u64::MAX)] {
-            let error = load(ram.memory(), &kernel(&[segment]), "").unwrap_err();
-            assert!(matches!(error, BootError::Segment { .. }), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_command_line_is_bounded() {
-        let ram = ram(8 << 20);
-        assert!(write_cmdline(ram.memory(), &"x".repeat(CMDLINE_MAX - 1)).is_ok());
-        assert!(write_cmdline(ram.memory(), &"x".repeat(CMDLINE_MAX)).is_err());
-        assert!(write_cmdline(ram.memory(), "a\0b").is_err());
-    }
-}
+pub(crate) mod tests;

@@ -194,7 +194,8 @@ pub fn constraints() -> impl Iterator<Item = u8> {
     let saving = vcpu::order::SAVE_CONSTRAINTS.iter().map(|constraint| constraint.number);
     let restoring = vcpu::order::RESTORE_CONSTRAINTS.iter().map(|constraint| constraint.number);
     let steps = machine::order::CONSTRAINTS.iter().map(|constraint| constraint.number);
-    saving.chain(restoring).chain(steps)
+    let parts = machine::order::SAVE_CONSTRAINTS.iter().map(|constraint| constraint.number);
+    saving.chain(restoring).chain(steps).chain(parts)
 }
 
 fn names() -> String {

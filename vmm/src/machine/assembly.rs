@@ -17,7 +17,8 @@ use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
 use crate::devices::{DevicesState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::vcpu::{
-    StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for, install_kick_handler,
+    CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
+    install_kick_handler,
 };
 
 /// A machine as after power-on, its boot processor at the kernel's entry.
@@ -165,15 +166,14 @@ impl Parts<'_> {
         let cpus = self.machine.config.cpus;
         if self.vcpu_states.is_empty() {
             for (index, fd) in (0..).zip(&self.fds) {
-                let cpuid =
-                    cpuid_for(kvm_fd, index, cpus).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-                fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+                let cpuid = cpuid_for(kvm_fd, index, cpus)?;
+                fd.set_cpuid2(&cpuid).map_err(CpuidError::Set)?;
                 self.cpuids.push(cpuid.as_slice().to_vec());
             }
         }
         self.cpuids.extend(self.vcpu_states.iter().map(|state| state.cpuid().to_vec()));
-        let known = self.vcpu_states.first().map(VcpuState::msr_indices);
-        let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], known)?;
+        let saved = self.vcpu_states.first();
+        let capabilities = StateCapabilities::ask(kvm_fd, &self.vm, &self.fds[0], saved)?;
         let capabilities = Arc::new(capabilities);
         if let Some(entry) = self.entry {
             self.enter(entry)?;

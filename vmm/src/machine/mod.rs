@@ -32,7 +32,8 @@ use crate::devices::{DeviceRequest, PortBus};
 use crate::memory::{RamBlock, RamError};
 use crate::state::SectionError;
 use crate::vcpu::{
-    EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError, VcpuHandle,
+    CpuidError, EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError,
+    VcpuHandle,
 };
 
 /// How long a vCPU may take to leave the guest or to save itself. On a host that emulates CPL0 an
@@ -80,6 +81,9 @@ pub enum MachineError {
     /// The serial port towards the guest.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A vCPU's CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
     /// A vCPU's state.
     #[error(transparent)]
     Vcpu(#[from] StateError),
@@ -303,6 +307,16 @@ impl Machine {
     /// What was collected and nobody has dealt with; it stays.
     pub fn unhandled_events(&self) -> Vec<GuestEvent> {
         self.pending.clone()
+    }
+
+    /// Before an update, while the guest runs: after an earlier one only the MSRs of its saved state
+    /// are known. It takes some 20 ms, once. Without it what was saved then is saved again.
+    pub fn look_for_more_msrs(&self) {
+        if let Some(part) = &self.kvm_part
+            && let Err(error) = part.capabilities.look_for_more_msrs(&self.kvm)
+        {
+            tracing::warn!(%error, "msrs_as_before");
+        }
     }
 
     fn vcpus(&self) -> &[VcpuHandle] {

@@ -18,6 +18,7 @@ use nix::{request_code_read, request_code_readwrite};
 use zerocopy::IntoBytes;
 
 use super::Machine;
+use super::order::{self, Part};
 use crate::devices::PortBus;
 use crate::sys;
 use crate::vcpu::order::Item;
@@ -101,6 +102,42 @@ impl Salvage {
         let write = SalvageError::of("write");
         sys::truncate(to).map_err(SalvageError::of("ftruncate"))?;
         put(to, kind::SINCE, 0, sys::monotonic_ns().as_bytes()).map_err(&write)?;
+        for part in order::SAVE {
+            match part {
+                // SAFETY: the caller's promise.
+                Part::Vcpus => unsafe { self.save_vcpus(to) }?,
+                Part::Ioapic => self.save_chip(to, KVM_IRQCHIP_IOAPIC)?,
+                Part::Pics => {
+                    self.save_chip(to, KVM_IRQCHIP_PIC_MASTER)?;
+                    self.save_chip(to, KVM_IRQCHIP_PIC_SLAVE)?;
+                }
+                Part::Clock => {
+                    let mut clock = kvm_clock_data::default();
+                    self.get("KVM_GET_CLOCK", KVM_GET_CLOCK, &mut clock)?;
+                    put(to, kind::CLOCK, 0, clock.as_bytes()).map_err(&write)?;
+                }
+                Part::Pit => {
+                    let mut pit = kvm_pit_state2::default();
+                    self.get("KVM_GET_PIT2", KVM_GET_PIT2, &mut pit)?;
+                    put(to, kind::PIT, 0, pit.as_bytes()).map_err(&write)?;
+                }
+                Part::Devices => {
+                    let shadows = self.bus.shadows_now();
+                    // SAFETY: no thread publishes any more: the caller's promise.
+                    let [serial, test_port] =
+                        unsafe { [shadows.serial.newest(), shadows.test_port.newest()] };
+                    put(to, kind::SERIAL, 0, serial).map_err(&write)?;
+                    put(to, kind::TEST_PORT, 0, test_port).map_err(&write)?;
+                }
+            }
+        }
+        if self.told_stopped.load(Ordering::Relaxed) {
+            put(to, kind::TOLD_STOPPED, 0, &[]).map_err(&write)?;
+        }
+        put(to, kind::END, self.vcpus.len() as u32, &[]).map_err(&write)
+    }
+
+    unsafe fn save_vcpus(&self, to: RawFd) -> Result<(), SalvageError> {
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             let mut sink = |record: Record, bytes: &[u8]| {
                 let kind = match record {
@@ -113,31 +150,13 @@ impl Salvage {
             // SAFETY: the caller's promise.
             unsafe { vcpu.save(&mut sink) }?;
         }
-        self.save_platform(to)?;
-        let shadows = self.bus.shadows_now();
-        // SAFETY: no thread publishes any more: the caller's promise.
-        let (serial, test_port) = unsafe { (shadows.serial.newest(), shadows.test_port.newest()) };
-        put(to, kind::SERIAL, 0, serial).map_err(&write)?;
-        put(to, kind::TEST_PORT, 0, test_port).map_err(&write)?;
-        if self.told_stopped.load(Ordering::Relaxed) {
-            put(to, kind::TOLD_STOPPED, 0, &[]).map_err(&write)?;
-        }
-        put(to, kind::END, self.vcpus.len() as u32, &[]).map_err(&write)
+        Ok(())
     }
 
-    fn save_platform(&self, to: RawFd) -> Result<(), SalvageError> {
-        let write = SalvageError::of("write");
-        let mut clock = kvm_clock_data::default();
-        self.get("KVM_GET_CLOCK", KVM_GET_CLOCK, &mut clock)?;
-        put(to, kind::CLOCK, 0, clock.as_bytes()).map_err(&write)?;
-        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
-            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-            self.get("KVM_GET_IRQCHIP", KVM_GET_IRQCHIP, &mut chip)?;
-            put(to, kind::IRQCHIP, chip_id, chip.as_bytes()).map_err(&write)?;
-        }
-        let mut pit = kvm_pit_state2::default();
-        self.get("KVM_GET_PIT2", KVM_GET_PIT2, &mut pit)?;
-        put(to, kind::PIT, 0, pit.as_bytes()).map_err(&write)
+    fn save_chip(&self, to: RawFd, chip_id: u32) -> Result<(), SalvageError> {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        self.get("KVM_GET_IRQCHIP", KVM_GET_IRQCHIP, &mut chip)?;
+        put(to, kind::IRQCHIP, chip_id, chip.as_bytes()).map_err(SalvageError::of("write"))
     }
 
     fn get<T>(&self, call: &'static str, request: u64, into: &mut T) -> Result<(), SalvageError> {

@@ -9,12 +9,13 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use super::order::Step;
+use super::order::{self, Part, Step};
 use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
+use crate::constraint::in_order;
 use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
 use crate::memory::RamBlockInfo;
-use crate::state::{SavedState, SectionError};
+use crate::state::{SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
 
 pub(super) const MACHINE: (&str, u32) = ("machine", 1);
@@ -43,12 +44,17 @@ impl std::fmt::Display for Inventory {
 }
 
 /// The chips of the board that are in KVM.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct PlatformState {
+    #[serde(with = "exact")]
     pic_master: kvm_irqchip,
+    #[serde(with = "exact")]
     pic_slave: kvm_irqchip,
+    #[serde(with = "exact")]
     ioapic: kvm_irqchip,
+    #[serde(with = "exact")]
     pit: kvm_pit_state2,
+    #[serde(with = "exact")]
     clock: kvm_clock_data,
 }
 
@@ -59,20 +65,23 @@ impl PlatformState {
         Self { pic_master, pic_slave, ioapic, pit, clock }
     }
 
-    fn save(vm: &VmFd) -> Result<Self, MachineError> {
-        let chip = |chip_id| -> Result<kvm_irqchip, MachineError> {
-            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-            vm.get_irqchip(&mut chip).map_err(kvm("KVM_GET_IRQCHIP"))?;
-            Ok(chip)
+    /// Reads what `part` has of it.
+    fn save_part(&mut self, vm: &VmFd, part: Part) -> Result<(), MachineError> {
+        let read = |chip: &mut kvm_irqchip, chip_id| {
+            *chip = kvm_irqchip { chip_id, ..Default::default() };
+            vm.get_irqchip(chip).map_err(kvm("KVM_GET_IRQCHIP"))
         };
-        Ok(Self {
-            // First: it is the moment at which the guest's time stands still.
-            clock: vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?,
-            pic_master: chip(KVM_IRQCHIP_PIC_MASTER)?,
-            pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
-            ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
-            pit: vm.get_pit2().map_err(kvm("KVM_GET_PIT2"))?,
-        })
+        match part {
+            Part::Ioapic => read(&mut self.ioapic, KVM_IRQCHIP_IOAPIC)?,
+            Part::Pics => {
+                read(&mut self.pic_master, KVM_IRQCHIP_PIC_MASTER)?;
+                read(&mut self.pic_slave, KVM_IRQCHIP_PIC_SLAVE)?;
+            }
+            Part::Pit => self.pit = vm.get_pit2().map_err(kvm("KVM_GET_PIT2"))?,
+            Part::Clock => self.clock = vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?,
+            Part::Vcpus | Part::Devices => {}
+        }
+        Ok(())
     }
 
     pub(super) fn set_irqchip(&self, vm: &VmFd) -> Result<(), MachineError> {
@@ -131,25 +140,32 @@ impl Machine {
         Inventory { cpus: self.config.cpus, ram_blocks: vec![self.ram.info()] }
     }
 
-    /// The state of everything but RAM. The vCPUs must be paused.
-    ///
-    /// vCPUs come first and devices last: reading a vCPU's state may still move an interrupt, and
-    /// no device changes by itself while the vCPUs stand still.
+    /// The state of everything but RAM, read in the order of [`order::SAVE`]. The vCPUs must be
+    /// paused.
     pub fn save(&self) -> Result<SavedState, MachineError> {
-        let part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
+        let kvm_part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
         let until = Instant::now() + VCPU_DEADLINE;
-        let saving: Vec<Answer<VcpuState>> =
-            part.vcpus.iter().map(|vcpu| vcpu.request_save()).collect();
         let mut state = SavedState::default();
         state.put(MACHINE.0, 0, MACHINE.1, &self.inventory());
-        for (index, vcpu) in (0..).zip(saving) {
-            state.put(VCPU.0, index, VCPU.1, &vcpu.wait(until)?);
+        let mut platform = PlatformState::default();
+        let mut devices = None;
+        for part in in_order(order::SAVE, &order::SAVE_CONSTRAINTS) {
+            match part {
+                Part::Vcpus => {
+                    let saving: Vec<Answer<VcpuState>> =
+                        kvm_part.vcpus.iter().map(|vcpu| vcpu.request_save()).collect();
+                    for (index, vcpu) in (0..).zip(saving) {
+                        state.put(VCPU.0, index, VCPU.1, &vcpu.wait(until)?);
+                    }
+                }
+                Part::Devices => devices = Some(kvm_part.bus.state()),
+                of_platform => platform.save_part(&kvm_part.vm, of_platform)?,
+            }
         }
-        state.put(PLATFORM.0, 0, PLATFORM.1, &PlatformState::save(&part.vm)?);
-        let devices = part.bus.state();
         #[cfg(feature = "failpoints")]
-        let devices = self.early_devices.borrow_mut().take().unwrap_or(devices);
-        state.put(DEVICES.0, 0, DEVICES.1, &devices);
+        let devices = self.early_devices.borrow_mut().take().or(devices);
+        state.put(PLATFORM.0, 0, PLATFORM.1, &platform);
+        state.put(DEVICES.0, 0, DEVICES.1, &devices.expect("a part of SAVE"));
         Ok(state)
     }
 
@@ -176,3 +192,6 @@ impl Machine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,13 +4,15 @@
 pub const LOW_RAM_END: u64 = 3 << 30;
 /// Start of the RAM that did not fit below [`LOW_RAM_END`].
 pub const HIGH_RAM_START: u64 = 4 << 30;
-/// `hvm_start_info` of a PVH boot.
+/// `hvm_start_info` of a PVH boot, module list and memory map, unless the kernel lies there.
 pub const PVH_START_INFO: u64 = 0x6000;
-/// The module list of a PVH boot.
-pub const PVH_MODULES: u64 = 0x6100;
-/// The memory map of a PVH boot.
-pub const PVH_MEMMAP: u64 = 0x6200;
-/// The guest's command line, NUL-terminated.
+/// Bytes of all three.
+pub const PVH_START_INFO_SIZE: u64 = 0x1000;
+/// The module list, from the start info.
+pub const PVH_MODULES: u64 = 0x100;
+/// The memory map, from the start info.
+pub const PVH_MEMMAP: u64 = 0x200;
+/// The guest's command line, NUL-terminated, unless the kernel lies there.
 pub const CMDLINE: u64 = 0x1_0000;
 /// Most bytes of command line, with its NUL.
 pub const CMDLINE_MAX: usize = 0x1_0000;

@@ -1,6 +1,7 @@
 //! The saved-state format: a sealed envelope, and inside it named, versioned sections.
 
 mod envelope;
+pub mod exact;
 #[cfg(test)]
 pub mod golden;
 mod section;

@@ -69,7 +69,7 @@ pub enum SectionError {
         known: u32,
     },
     /// A section's content.
-    #[error("section {name}.{instance} cannot be decoded: {source}")]
+    #[error("section {name}.{instance} cannot be decoded: {}", why(source))]
     Decode {
         /// Its name.
         name: &'static str,
@@ -84,6 +84,14 @@ pub enum SectionError {
     /// There is one twice.
     #[error("the saved state has section {0} twice")]
     Twice(String),
+}
+
+/// An error of the content is told by its own words; the others have none.
+fn why(error: &ciborium::de::Error<std::io::Error>) -> String {
+    match error {
+        ciborium::de::Error::Semantic(_, why) => why.clone(),
+        other => other.to_string(),
+    }
 }
 
 impl SavedState {

@@ -14,19 +14,59 @@ pub struct PortAccess<'a> {
     pub data: &'a mut [u8],
 }
 
-/// The port access that `run` describes; its exit reason must be `KVM_EXIT_IO`.
+/// The port access that `run`, the start of a vCPU's mapping, describes; its exit reason must be
+/// `KVM_EXIT_IO`.
 pub fn port_access(run: &mut kvm_run) -> PortAccess<'_> {
-    let base = (&raw mut *run).cast::<u8>();
     // SAFETY: the caller has seen KVM_EXIT_IO, for which KVM fills this member of the union.
     let io = unsafe { run.__bindgen_anon_1.io };
     let bytes = io.count as usize * usize::from(io.size);
-    // SAFETY: KVM puts the data at this offset of the same mapping (KVM API 5, "KVM_EXIT_IO"), of
-    // which `run` is the start and which is borrowed for as long as the slice.
-    let data = unsafe { std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), bytes) };
+    let offset = io.data_offset as usize;
+    debug_assert!(offset >= size_of::<kvm_run>(), "the data lies behind the structure");
+    // A pointer made from `run` reaches no further than the structure. The mapping is memory that the
+    // kernel gave, outside of all that Rust allocates, so its provenance is exposed.
+    let mapping = std::ptr::with_exposed_provenance_mut::<u8>((&raw const *run).addr());
+    // SAFETY: KVM puts the data at this offset of the same mapping (KVM API 5, "KVM_EXIT_IO"), behind
+    // the structure that `run` borrows, and nothing else refers to it as long as that is borrowed.
+    let data = unsafe { std::slice::from_raw_parts_mut(mapping.add(offset), bytes) };
     PortAccess {
         port: io.port,
         size: io.size.into(),
         is_in: u32::from(io.direction) == KVM_EXIT_IO_IN,
         data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// Two pages, as the kernel maps them; Miri checks that the access stays allowed.
+    #[repr(C, align(4096))]
+    struct Mapping([u8; 2 * PAGE]);
+
+    #[test]
+    fn the_data_of_a_port_access_lies_behind_the_structure() {
+        let mut mapping = Box::new(Mapping([0; 2 * PAGE]));
+        mapping.0[PAGE..PAGE + 4].copy_from_slice(&[1, 2, 3, 4]);
+        let start = (&raw mut *mapping).cast::<u8>();
+        start.expose_provenance();
+        // SAFETY: the box is larger than the structure, aligned as it, and all its bytes are zero.
+        let run = unsafe { &mut *start.cast::<kvm_run>() };
+        let io = &raw mut run.__bindgen_anon_1.io;
+        // SAFETY: a member of the union, all of whose bytes are initialised.
+        unsafe {
+            (*io).port = 0x3f8;
+            (*io).size = 2;
+            (*io).count = 2;
+            (*io).data_offset = PAGE as u64;
+        }
+        let access = port_access(run);
+        assert_eq!((access.port, access.size, access.is_in), (0x3f8, 2, true));
+        assert_eq!(access.data, [1, 2, 3, 4]);
+        access.data[0] = 9;
+        // SAFETY: the box is still there.
+        assert_eq!(unsafe { start.add(PAGE).read() }, 9);
     }
 }

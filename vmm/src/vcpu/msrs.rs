@@ -39,15 +39,20 @@ pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec
     let mcg_cap = probe(&entries(&[MSR_IA32_MCG_CAP]), read)?.first().map_or(0, |cap| cap.data);
     let mut indices = listed.as_slice().to_vec();
     indices.extend(unlisted_msrs(mcg_cap).filter(|msr| !listed.as_slice().contains(msr)));
+    to_save(&mut indices, tsc_offset);
+    let readable = probe(&entries(&indices), read)?;
+    let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
+    Ok(settable.iter().map(|entry| entry.index).collect())
+}
+
+/// Leaves out what is not to be saved, and puts the rest in order.
+pub(super) fn to_save(indices: &mut Vec<u32>, tsc_offset: bool) {
     indices.retain(|msr| is_state(*msr) && !(tsc_offset && *msr == MSR_IA32_TSC));
     indices.sort_by_key(|&msr| match msr {
         MSR_IA32_TSC => 0,
         MSR_IA32_TSC_DEADLINE => 2,
         _ => 1,
     });
-    let readable = probe(&entries(&indices), read)?;
-    let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
-    Ok(settable.iter().map(|entry| entry.index).collect())
 }
 
 fn is_state(msr: u32) -> bool {

@@ -6,6 +6,7 @@
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO,
@@ -19,7 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::order::{self, Item};
 use super::shared::VcpuShared;
 use super::state::{Sregs2Tail, StateCapabilities, VcpuState};
-use super::{kick, msrs, one_shot};
+use super::{kick, lapic_timer, msrs, settle};
 use crate::sys;
 
 const KVM_RUN: u64 = request_code_none!(KVMIO, 0x80);
@@ -123,7 +124,7 @@ impl RawVcpu {
         capabilities: Arc<StateCapabilities>,
         cpuid: Vec<kvm_cpuid_entry2>,
     ) -> Self {
-        let entries = msrs::entries(&capabilities.msrs);
+        let entries = msrs::entries(capabilities.msrs.now());
         let batch = |part: &[kvm_msr_entry]| {
             let mut words = vec![part.len() as u64];
             words.extend(part.iter().flat_map(|entry| [u64::from(entry.index), 0]));
@@ -213,24 +214,32 @@ impl RawVcpu {
         Err(SalvageError { call: "KVM_RUN", errno: Errno::EPROTO })
     }
 
+    /// As [`settle::save`].
     unsafe fn read(&self, sink: Sink<'_>) -> Result<(), SalvageError> {
         // SAFETY: the caller's promise; nobody else has the buffers.
         let buffers = unsafe { &mut *self.buffers.get() };
-        // SAFETY: as above.
-        unsafe { self.get(Item::Lapic, buffers) }?;
-        let run_down = one_shot::has_run_down(&buffers.lapic);
-        if run_down {
+        for tries in 1..=settle::TRIES {
+            let began_ns = sys::monotonic_ns();
             // SAFETY: as above.
-            unsafe { self.settle() }?;
-        }
-        for item in order::SAVE {
-            // SAFETY: as above.
-            let there = unsafe { self.get(item, buffers) }?;
-            if run_down && item == Item::Lapic {
-                one_shot::stop(&mut buffers.lapic);
+            unsafe { self.get(Item::Lapic, buffers) }?;
+            let before = buffers.lapic;
+            if lapic_timer::may_be_due(&before) {
+                // SAFETY: as above.
+                unsafe { self.settle() }?;
             }
-            if there {
-                self.emit(item, buffers, sink).map_err(SalvageError::of("write"))?;
+            let mut there = [false; order::SAVE.len()];
+            for (there, item) in there.iter_mut().zip(order::SAVE) {
+                // SAFETY: as above.
+                *there = unsafe { self.get(item, buffers) }?;
+            }
+            let later = Duration::from_nanos(sys::monotonic_ns().saturating_sub(began_ns));
+            if lapic_timer::is_settled(&before, &buffers.lapic, later) || tries == settle::TRIES {
+                lapic_timer::to_save(&mut buffers.lapic);
+                let there = there.into_iter().zip(order::SAVE).filter(|(there, _)| *there);
+                return there
+                    .map(|(_, item)| item)
+                    .try_for_each(|item| self.emit(item, buffers, sink))
+                    .map_err(SalvageError::of("write"));
             }
         }
         Ok(())
@@ -324,11 +333,11 @@ impl RawVcpu {
         }
     }
 
-    /// As [`one_shot::settle`].
+    /// As in [`settle`].
     unsafe fn settle(&self) -> Result<(), SalvageError> {
         let fd = self.shared.fd();
         let signal = kick::signal_number();
-        let open = one_shot::SignalMask::EMPTY;
+        let open = settle::SignalMask::EMPTY;
         let set = 1_u64 << (signal - 1);
         let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the structures live for the calls; the signal is blocked, so it stays pending.

@@ -1,6 +1,7 @@
 //! Everything KVM knows of a vCPU, read from it and written back.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL,
@@ -11,30 +12,41 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::known_msrs::KnownMsrs;
+use super::lapic_timer;
 use super::msrs;
-use super::one_shot;
 use super::order::{self, Item};
 use crate::constraint::in_order;
+use crate::state::exact;
 
 const SREGS2_PDPTRS_VALID: u64 = 1;
 
 /// The saved state of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
+    #[serde(with = "exact")]
     pub(super) mp_state: kvm_mp_state,
+    #[serde(with = "exact")]
     pub(super) regs: kvm_regs,
+    #[serde(with = "exact")]
     pub(super) sregs: kvm_sregs,
     pub(super) sregs2: Option<Sregs2Tail>,
+    #[serde(with = "exact::option")]
     pub(super) xcrs: Option<kvm_xcrs>,
     #[serde(with = "serde_bytes")]
     pub(super) xsave: Vec<u8>,
+    #[serde(with = "exact")]
     pub(super) debug_regs: kvm_debugregs,
+    #[serde(with = "exact")]
     pub(super) lapic: kvm_lapic_state,
+    #[serde(with = "exact::list")]
     pub(super) msrs: Vec<kvm_msr_entry>,
     /// Guest TSC minus host TSC; `None` where the host's KVM offers no such thing, and the guest's
     /// TSC is then either in `msrs` or the host's own.
     pub(super) tsc_offset: Option<u64>,
+    #[serde(with = "exact")]
     pub(super) events: kvm_vcpu_events,
+    #[serde(with = "exact::list")]
     pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
@@ -67,7 +79,7 @@ pub struct StateCapabilities {
     pub(super) xsave_extra: usize,
     pub(super) sregs2: bool,
     pub(super) tsc_offset: bool,
-    pub(super) msrs: Vec<u32>,
+    pub(super) msrs: KnownMsrs,
 }
 
 /// Why a vCPU's state could not be saved or restored.
@@ -142,21 +154,22 @@ mod ioctls {
 }
 
 impl StateCapabilities {
-    /// Asks KVM, on a vCPU that has not run yet. `known_msrs`: those a saved state lists already.
+    /// Asks KVM, on a vCPU that has not run yet. With a `saved` state its MSRs are taken as they are:
+    /// to try all takes long, see [`StateCapabilities::look_for_more_msrs`].
     pub fn ask(
         kvm: &Kvm,
         vm: &VmFd,
         vcpu: &VcpuFd,
-        known_msrs: Option<Vec<u32>>,
+        saved: Option<&VcpuState>,
     ) -> Result<Self, StateError> {
         let xsave = vm.check_extension_raw(KVM_CAP_XSAVE2.into()).max(0) as usize;
         // SAFETY: the descriptor is a vCPU's; HAS does not touch the attribute's address.
         let tsc_offset = unsafe {
             ioctls::kvm_has_device_attr(vcpu.as_raw_fd(), &tsc_offset_attr(&mut 0)).is_ok()
         };
-        let msrs = match known_msrs {
-            Some(msrs) => msrs,
-            None => msrs::settable(kvm, vcpu, tsc_offset)?,
+        let msrs = match saved {
+            Some(saved) => KnownMsrs::of_saved(saved.msr_indices(), saved.cpuid.clone()),
+            None => KnownMsrs::all(msrs::settable(kvm, vcpu, tsc_offset)?),
         };
         Ok(Self {
             xsave_extra: xsave.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>()),
@@ -164,6 +177,12 @@ impl StateCapabilities {
             tsc_offset,
             msrs,
         })
+    }
+
+    /// Looks for MSRs that the binary which saved the state did not know, once; the next save has
+    /// them. For while the guest runs: it makes a VM for that.
+    pub fn look_for_more_msrs(&self, kvm: &Kvm) -> Result<(), StateError> {
+        self.msrs.look_for_more(kvm, self.tsc_offset)
     }
 
     pub(super) fn xsave_bytes(&self) -> usize {
@@ -209,7 +228,7 @@ impl Access<'_> {
         const NMI: u32 = 0x400;
         const MODE_AND_MASK: u32 = 0x1_0700;
         let lapic = self.call("KVM_GET_LAPIC", self.fd.get_lapic())?;
-        if one_shot::register(&lapic, LVT_LINT1) & MODE_AND_MASK != NMI {
+        if lapic_timer::register(&lapic, LVT_LINT1) & MODE_AND_MASK != NMI {
             return Ok(());
         }
         self.call("KVM_NMI", self.fd.nmi())
@@ -420,8 +439,20 @@ impl Access<'_> {
     }
 
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
-        let mut msrs = Vec::with_capacity(self.capabilities.msrs.len());
-        self.whole_list("KVM_GET_MSRS", &msrs::entries(&self.capabilities.msrs), |batch| {
+        let known = &self.capabilities.msrs;
+        match self.read_msrs(known.now()) {
+            // Found on another vCPU: that they are missing here must not cost the update.
+            Err(StateError::Msr { msr, .. }) if !known.first().contains(&msr) => {
+                tracing::warn!(vcpu = self.index, msr = format!("{msr:#x}"), "msrs_as_before");
+                self.read_msrs(known.first())
+            }
+            result => result,
+        }
+    }
+
+    fn read_msrs(&self, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+        let mut msrs = Vec::with_capacity(indices.len());
+        self.whole_list("KVM_GET_MSRS", &msrs::entries(indices), |batch| {
             let done = self.fd.get_msrs(batch)?;
             msrs.extend_from_slice(batch.as_slice());
             Ok(done)
@@ -492,14 +523,20 @@ impl VcpuState {
         }
     }
 
-    /// The LAPIC's timer is in one-shot mode and has run down.
-    pub(super) fn one_shot_has_run_down(&self) -> bool {
-        one_shot::has_run_down(&self.lapic)
+    /// See [`lapic_timer::is_settled`].
+    pub(super) fn timer_is_settled(&self, before: &kvm_lapic_state, later: Duration) -> bool {
+        lapic_timer::is_settled(before, &self.lapic, later)
     }
 
-    /// Saves it as stopped.
-    pub(super) fn stop_one_shot(&mut self) {
-        one_shot::stop(&mut self.lapic);
+    /// See [`lapic_timer::to_save`].
+    pub(super) fn timer_to_save(&mut self) {
+        lapic_timer::to_save(&mut self.lapic);
+    }
+
+    /// See [`lapic_timer::is_requested`].
+    #[cfg(test)]
+    pub(super) fn timer_is_requested(&self) -> bool {
+        lapic_timer::is_requested(&self.lapic)
     }
 
     /// The CPUID it shows its guest.

@@ -10,7 +10,7 @@ use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::{PortAccess, port_access};
 use super::handle::{Request, VcpuStart};
 use super::kick::Kickable;
-use super::one_shot;
+use super::settle;
 use super::shared::VcpuShared;
 use super::state::{Access, StateError, VcpuState};
 
@@ -146,19 +146,8 @@ impl Vcpu {
 
     /// Reads everything. It executes nothing, but an interrupt that is due may arrive.
     fn save(&mut self, kickable: &Kickable) -> Result<VcpuState, StateError> {
-        let state = self.access().save()?;
-        if !state.one_shot_has_run_down() || planted!(OneShotTwice) {
-            return Ok(state);
-        }
-        let vcpu = self.start.index;
-        one_shot::settle(&mut self.start.fd, kickable).map_err(|source| StateError::Ioctl {
-            vcpu,
-            call: "KVM_RUN",
-            source,
-        })?;
-        let mut state = self.access().save()?;
-        state.stop_one_shot();
-        Ok(state)
+        let VcpuStart { index, fd, capabilities, .. } = &mut self.start;
+        settle::save(*index, fd, capabilities, kickable)
     }
 
     /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).

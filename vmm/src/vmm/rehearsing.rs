@@ -59,6 +59,7 @@ impl Vmm {
         args: &MigrateArgs,
     ) -> Result<Option<Plan>, QmpError> {
         let plan = self.plan(args)?;
+        self.machine.look_for_more_msrs();
         if !wanted(&self.parameters) {
             return Ok(Some(plan));
         }

@@ -1,0 +1,87 @@
+//! What the host does while a machine is saved.
+
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use ciborium::Value;
+
+use super::*;
+use crate::boot;
+use crate::config::{MemoryConfig, PageKind, SerialConfig};
+use crate::machine::MachineConfig;
+use crate::memory::RamBlock;
+
+const SPIV: usize = 0xf0;
+const IRR: usize = 0x200;
+/// Of a redirection table's entry.
+const LEVEL: u64 = 1 << 15;
+const REMOTE_IRR: u64 = 1 << 14;
+
+fn machine() -> Machine {
+    let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
+    let config = MachineConfig { memory, cpus: 1, cmdline: String::new() };
+    let image = boot::kernel(&[(1 << 20, 1, 1)]);
+    Machine::new(config, RamBlock::create(memory).unwrap(), Some(image), None).unwrap()
+}
+
+fn null() -> SerialHost {
+    SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap()
+}
+
+/// The bytes of the first vCPU's LAPIC in `state`, for `act`.
+fn with_lapic<T>(state: &mut SavedState, act: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut vcpu: Value = state.take(VCPU.0, 0, VCPU.1).unwrap();
+    let fields = vcpu.as_map_mut().unwrap();
+    let lapic = fields.iter_mut().find(|(key, _)| key.as_text() == Some("lapic")).unwrap();
+    let result = act(lapic.1.as_bytes_mut().unwrap());
+    state.put(VCPU.0, 0, VCPU.1, &vcpu);
+    result
+}
+
+/// A machine whose guest has enabled its LAPIC and does not run.
+fn with_lapic_enabled() -> Machine {
+    let mut first = machine();
+    first.boot(null()).unwrap();
+    let mut state = first.save().unwrap();
+    with_lapic(&mut state, |lapic| lapic[SPIV + 1] |= 1);
+    let mut machine = machine();
+    let state = machine.examine(state).unwrap();
+    machine.restore(null(), state, &mut |_| ()).unwrap();
+    machine
+}
+
+/// As the PIT does it: up and down, by IOAPIC and PIC. Level-triggered, what is lost shows for ever.
+#[test]
+fn a_tick_during_the_save_leaves_no_pin_waiting_for_an_interrupt_that_is_lost() {
+    let machine = with_lapic_enabled();
+    let vm = &machine.kvm_part.as_ref().unwrap().vm;
+    for vector in 0x31..=0xf0_u8 {
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        vm.get_irqchip(&mut chip).unwrap();
+        // SAFETY: of the IOAPIC KVM has filled this member of the union.
+        unsafe { chip.chip.ioapic.redirtbl[0].bits = LEVEL | u64::from(vector) };
+        vm.set_irqchip(&chip).unwrap();
+        let (ready, ticking) = (Arc::new(Barrier::new(2)), vm.clone());
+        let tick = std::thread::spawn({
+            let ready = ready.clone();
+            move || {
+                ready.wait();
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_micros(u64::from(vector) * 3 / 2) {
+                    std::hint::spin_loop();
+                }
+                ticking.set_irq_line(0, true).unwrap();
+                ticking.set_irq_line(0, false).unwrap();
+            }
+        });
+        ready.wait();
+        let mut state = machine.save().unwrap();
+        tick.join().unwrap();
+        let place = IRR + usize::from(vector / 32) * 0x10 + usize::from(vector % 32 / 8);
+        let requested = with_lapic(&mut state, |lapic| lapic[place] >> (vector % 8) & 1 == 1);
+        let platform: PlatformState = state.take(PLATFORM.0, 0, PLATFORM.1).unwrap();
+        // SAFETY: of the IOAPIC KVM has filled this member of the union.
+        let waits = unsafe { platform.ioapic.chip.ioapic.redirtbl[0].bits } & REMOTE_IRR != 0;
+        assert!(requested || !waits, "vector {vector:#x}");
+    }
+}
