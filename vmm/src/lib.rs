@@ -28,6 +28,7 @@ pub mod end_signals;
 pub mod failpoints;
 mod logging;
 pub mod machine;
+mod memfd;
 pub mod memory;
 pub mod migration;
 mod pid_file;

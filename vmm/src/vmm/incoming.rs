@@ -142,6 +142,10 @@ impl Vmm {
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
+        // Only a rescue that came too early could have it; the guest is worth more than a lock.
+        if let Err(error) = self.machine.ram().claim() {
+            tracing::error!(%error, "cpr_ram_not_claimed");
+        }
         self.machine.connect_irqfd();
         if runs {
             self.machine.resume();

@@ -77,6 +77,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The guest is no stranded one.
+    #[error(
+        "--incoming-ram: cannot take over the guest in {0}: another process runs it; only the RAM \
+         that a failed update has left can be taken over"
+    )]
+    RamInUse(PathBuf),
     /// A RAM block was not handed over.
     #[error("RAM block {0} was not handed over: its descriptor is not in the CPR state")]
     NoRam(String),
@@ -143,6 +149,10 @@ impl Vmm {
         let ram = File::options().read(true).write(true).open(path);
         let ram = ram.map_err(|source| StartError::OpenRam { path: path.to_owned(), source })?;
         let ram = RamBlock::adopt(config.memory, ram.into())?;
+        ram.claim().map_err(|error| match error {
+            RamError::InUse { .. } => StartError::RamInUse(path.to_owned()),
+            other => other.into(),
+        })?;
         let image = config.kernel.as_deref();
         let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
         let mut machine = Machine::new(config.machine(), ram, image, None)?;

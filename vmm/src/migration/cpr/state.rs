@@ -10,10 +10,11 @@ use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::fall_back::{Record, RecordError};
+use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
 use crate::qmp::ServerState;
 use crate::state::{Envelope, EnvelopeError, Fingerprint};
@@ -101,8 +102,7 @@ pub struct StateFd(OwnedFd);
 impl StateFd {
     /// Makes it, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        memfd_create(MEMFD_NAME, flags)
+        memfd::create(MEMFD_NAME, MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
@@ -135,8 +135,7 @@ pub struct SavedStateFd(OwnedFd);
 impl SavedStateFd {
     /// Makes it, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        memfd_create(c"cpr-saved-state", flags)
+        memfd::create(c"cpr-saved-state", MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
@@ -180,10 +179,6 @@ impl AsFd for SealedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-fn all_seals() -> SealFlag {
-    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
 
 /// Why the CPR state that the environment names is not accepted.
