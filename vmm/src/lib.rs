@@ -22,6 +22,7 @@ macro_rules! planted {
 pub mod boot;
 pub mod config;
 pub mod constraint;
+mod descriptors;
 pub mod devices;
 pub mod end_signals;
 #[cfg(feature = "failpoints")]
@@ -31,7 +32,9 @@ pub mod machine;
 mod memfd;
 pub mod memory;
 pub mod migration;
+mod own_binary;
 mod pid_file;
+pub mod private_file;
 pub mod qmp;
 pub mod state;
 pub mod unix_listener;

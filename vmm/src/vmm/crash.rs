@@ -2,11 +2,8 @@
 //! undoes what is half done and goes on. A panic is caught where it is.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::RawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
@@ -14,17 +11,19 @@ use cpr_qmp::run_state::RunState;
 
 use super::{Vmm, commands};
 use crate::config::Switch;
+use crate::descriptors;
 use crate::migration::cpr::fall_back::stand_in::{StandIn, StandInError};
 use crate::migration::cpr::rehearsal;
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
+use crate::private_file::Retraction;
 use crate::qmp::ConnectionId;
 
 /// What it takes to undo a part of an update whose guards are lost with their thread.
 #[derive(Debug)]
 pub(super) struct Undo {
     run_state: RunState,
-    /// Where the state went.
-    channel: Option<PathBuf>,
+    /// How to take the state back.
+    channel: Option<Retraction>,
     /// Descriptors that stay open: all that were before this update.
     kept: BTreeSet<RawFd>,
     /// Those of them that are not closed on exec.
@@ -48,14 +47,13 @@ impl Vmm {
         deadline: Duration,
         plan: Option<&Plan>,
     ) -> Result<StoodInFor<'_>, StandInError> {
-        let kept = open_descriptors();
-        let mut kept = kept.map_err(|source| StandInError::System("read /proc/self/fd", source))?;
+        let mut kept = open_descriptors();
         if let Some(plan) = plan {
             kept.retain(|fd| !plan.fds().contains(fd));
         }
         self.undo = Some(Undo {
             run_state: self.machine.run_state(),
-            channel: plan.map(|plan| plan.channel().to_owned()),
+            channel: plan.map(|plan| plan.retraction().clone()),
             kept,
             inherited: plan.map_or_else(Vec::new, |plan| plan.inherited().to_vec()),
             stopped: false,
@@ -86,7 +84,11 @@ impl Vmm {
             std::mem::forget(self.rehearsing.take());
         }
         rehearsal::end_all();
-        for fd in open_descriptors().unwrap_or_default() {
+        // By its descriptors, while they are open.
+        if let Some(channel) = &undo.channel {
+            channel.carry_out();
+        }
+        for fd in open_descriptors() {
             // SAFETY: the owner of what was opened since is a thread that does nothing any more;
             // the flag of the others is what it was before.
             unsafe {
@@ -96,14 +98,6 @@ impl Vmm {
                     libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
                 }
             }
-        }
-        if let Some(channel) = &undo.channel {
-            // It fails where there is no file, and then there is no state in it.
-            let _ = File::options()
-                .write(true)
-                .truncate(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(channel);
         }
     }
 
@@ -191,12 +185,6 @@ fn go_on(vmm: *mut Vmm, why: &str) {
     std::process::exit(status.into());
 }
 
-fn open_descriptors() -> std::io::Result<BTreeSet<RawFd>> {
-    let entries = std::fs::read_dir("/proc/self/fd")?;
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut open: BTreeSet<RawFd> = numbers.filter(|fd| *fd > 2).collect();
-    // That of the directory itself is closed now.
-    // SAFETY: only asks for the flags of a number.
-    open.retain(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0);
-    Ok(open)
+fn open_descriptors() -> BTreeSet<RawFd> {
+    descriptors::open().into_iter().filter(|fd| *fd > 2).collect()
 }

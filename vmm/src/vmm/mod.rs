@@ -34,6 +34,7 @@ use crate::migration::cpr::rehearsal;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::status::{Migration, Times};
+use crate::own_binary;
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
@@ -92,6 +93,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
+    let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.way_back);
+    own_binary::note(returned.filter(|way| way.returned.is_some()).map(|way| way.record.binary));
     signals::survive_file_size_limit();
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,

@@ -87,7 +87,9 @@ impl Vmm {
             return Err(commands::generic(Refused::UnderWay));
         }
         let address = args.address()?;
-        update::check(&self.parameters, &address, &self.machine, &self.qmp, &self.migration)
+        let follow = self.config.follow_symlinks;
+        let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);
+        update::check(&self.parameters, &address, machine, qmp, migration, follow)
             .map_err(commands::generic)
     }
 

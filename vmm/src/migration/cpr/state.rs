@@ -14,6 +14,7 @@ use nix::sys::memfd::MFdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::fall_back::{Record, RecordError};
+use crate::descriptors;
 use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
 use crate::qmp::ServerState;
@@ -275,10 +276,7 @@ pub fn open(value: &str) -> Result<Sealed, ReadError> {
 
 /// Looks for it among all open descriptors: the value was lost or forged, and the guest must not be.
 pub fn find() -> Option<Sealed> {
-    let entries = std::fs::read_dir("/proc/self/fd").ok()?;
-    let numbers: Vec<RawFd> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    numbers.into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
+    descriptors::open().into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
 }
 
 fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {

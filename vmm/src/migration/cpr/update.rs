@@ -5,11 +5,9 @@
 //! error.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,11 +29,14 @@ use super::publish::{PublishError, Published};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
+use crate::config::Switch;
 use crate::logging::LOG_FD;
 use crate::machine::{Machine, MachineError};
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel::{self, ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
+use crate::own_binary;
+use crate::private_file::Retraction;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
 use crate::unix_listener::ListenerState;
@@ -89,7 +90,7 @@ pub enum Refused {
     #[error(transparent)]
     State(#[from] WriteError),
     /// This binary cannot be held for going back to it.
-    #[error("cannot open /proc/self/exe, to be able to go back to this binary: {0}")]
+    #[error("cannot open the binary of this process, to be able to go back to it: {0}")]
     Binary(io::Error),
 }
 
@@ -147,6 +148,7 @@ pub fn check(
     machine: &Machine,
     qmp: &Server,
     migration: &Migration,
+    follow_symlinks: Switch,
 ) -> Result<Plan, Refused> {
     let began_ns = monotonic_ns();
     if migration.under_way() {
@@ -167,12 +169,10 @@ pub fn check(
     headroom::address_space(machine.config().cpus.into())?;
     headroom::descriptors(MACHINE_FDS + qmp.named_fds().len())?;
     let (state_fd, saved_fd) = (StateFd::create()?, SavedStateFd::create()?);
-    let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
-    let binary = own.map_err(Refused::Binary)?.into();
+    let binary = own_binary::open().map_err(Refused::Binary)?;
     let record = Record::prepare(deadline(parameters));
     fail_point!(Check);
-    // Last: it empties the file.
-    let channel = OutgoingFile::open(path)?;
+    let channel = OutgoingFile::open(path, follow_symlinks)?;
     tracing::info!(command = command.name(), "cpr_check");
     Ok(Plan { command, channel, state_fd, saved_fd, binary, record, began_ns, rehearsed: false })
 }
@@ -203,9 +203,11 @@ impl Plan {
     }
 
     /// The descriptors it has opened.
-    pub fn fds(&self) -> [RawFd; 4] {
+    pub fn fds(&self) -> [RawFd; 5] {
+        let [channel, directory] = self.channel.fds();
         [
-            self.channel.as_raw_fd(),
+            channel,
+            directory,
             self.state_fd.as_raw_fd(),
             self.saved_fd.as_raw_fd(),
             self.binary.as_raw_fd(),
@@ -220,6 +222,11 @@ impl Plan {
     /// Where the state will go.
     pub fn channel(&self) -> &Path {
         self.channel.path()
+    }
+
+    /// How to leave no state there.
+    pub fn retraction(&self) -> &Retraction {
+        self.channel.retraction()
     }
 }
 
@@ -273,6 +280,7 @@ impl Walk<'_> {
         };
         #[cfg(feature = "failpoints")]
         crate::failpoints::set_helper(helper.as_ref().map_or(0, |helper| helper.pid().as_raw()));
+        channel.make_way()?;
         fail_point!(Pause);
         let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
@@ -505,10 +513,10 @@ mod tests {
         migration.set_events(true);
         let plan = Plan {
             command: ExecCommand::prepare(Some(&["/nowhere".to_owned()])).unwrap(),
-            channel: OutgoingFile::open(dir.path().join("state")).unwrap(),
+            channel: OutgoingFile::open(dir.path().join("state"), Switch::Off).unwrap(),
             state_fd: StateFd::create().unwrap(),
             saved_fd: SavedStateFd::create().unwrap(),
-            binary: File::open("/proc/self/exe").unwrap().into(),
+            binary: own_binary::open().unwrap(),
             record: Record::prepare(DEFAULT_DEADLINE),
             began_ns: 0,
             rehearsed: true,
