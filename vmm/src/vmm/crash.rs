@@ -15,6 +15,7 @@ use crate::descriptors;
 use crate::migration::cpr::fall_back::stand_in::{StandIn, StandInError};
 use crate::migration::cpr::rehearsal;
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
+use crate::pid_file::PidFile;
 use crate::private_file::Retraction;
 use crate::qmp::ConnectionId;
 
@@ -165,6 +166,7 @@ impl Vmm {
             log: self.log.as_deref(),
             signals: self.signals.ends(),
             parameters: &self.parameters,
+            pid_file: self.pid_file.as_ref().and_then(PidFile::path),
             helper: self.config.x_mm_helper == Switch::On,
             stopped: self.undo.as_mut().map_or(&mut nowhere, |undo| &mut undo.stopped),
         };

@@ -2,6 +2,7 @@
 
 mod commands;
 mod crash;
+mod dump;
 mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -57,6 +58,8 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
+    /// Memory that is being saved, and whose answer is still to come.
+    dumps: Vec<dump::Dump>,
     /// What an update that goes on right now has to undo if its thread is lost.
     undo: Option<crash::Undo>,
     ended: Option<End>,
@@ -147,6 +150,7 @@ impl Vmm {
             if self.ended.is_none() {
                 self.look_at_rehearsal();
             }
+            self.look_at_dumps();
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
@@ -176,6 +180,7 @@ impl Vmm {
             self.checkpoint();
             match request.command {
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
+                Command::Pmemsave(args) => self.pmemsave(request.client, &args),
                 other => {
                     let result = self.execute(other);
                     self.qmp.respond(request.client, result);

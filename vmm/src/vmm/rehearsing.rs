@@ -86,6 +86,9 @@ impl Vmm {
         if self.rehearsing.is_some() {
             return Err(commands::generic(Refused::UnderWay));
         }
+        if !self.dumps.is_empty() {
+            return Err(commands::generic(Refused::Dump));
+        }
         let address = args.address()?;
         let follow = self.config.follow_symlinks;
         let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);

@@ -1,7 +1,8 @@
 //! Putting a VMM together, for a new guest or for one that is already there.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,6 +194,7 @@ impl Vmm {
             awaited: None,
             finishing: None,
             rehearsing: None,
+            dumps: Vec::new(),
             undo: None,
             ended: None,
             pid_file,
@@ -216,7 +218,8 @@ impl Vmm {
             tracing::warn!(%why, "cpr_returned");
         }
         fail_point!(Owned);
-        let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
+        let earlier = cpr.pid_file.clone().map(|path| OsString::from_vec(path.into_vec()).into());
+        let pid_file = Some(PidFile::adopt(config.pid_file.as_deref(), earlier));
         let log = config.log_file.as_ref().and_then(|_| fds.take(LOG_FD, 0));
         let log = logging::start(config.log, config.log_file.as_ref(), log)?;
         phases.done(&"log");
@@ -286,6 +289,7 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
             finishing: None,
             rehearsing: None,
+            dumps: Vec::new(),
             undo: None,
             ended: None,
             pid_file,

@@ -53,6 +53,9 @@ pub struct CprState {
     pub helper: Option<i32>,
     /// The migration.
     pub migration: MigrationRecord,
+    /// The PID file, absolute. Older binaries neither write nor read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<serde_bytes::ByteBuf>,
     /// The migration parameters, for an old binary that is returned to.
     pub parameters: MigrationParameters,
 }
@@ -347,6 +350,7 @@ mod tests {
             pending_events: Vec::new(),
             helper: Some(7),
             migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+            pid_file: None,
             parameters: MigrationParameters::default(),
         }
     }

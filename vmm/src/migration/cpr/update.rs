@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cpr_qmp::address::MigrationAddress;
@@ -65,6 +66,9 @@ pub enum Refused {
     /// There is one already.
     #[error("There's a migration process in progress")]
     UnderWay,
+    /// Memory is being saved by a thread that would not outlive it.
+    #[error("guest memory is being saved (pmemsave): update when that is answered")]
+    Dump,
     /// Another mode.
     #[error("migration mode {0} is not supported yet: set mode to cpr-exec")]
     Mode(&'static str),
@@ -245,6 +249,8 @@ pub struct Walk<'a> {
     pub signals: [BorrowedFd<'a>; 2],
     /// The parameters, for a return to this binary.
     pub parameters: &'a MigrationParameters,
+    /// The PID file.
+    pub pid_file: Option<PathBuf>,
     /// Whether to start the helper that holds the old address space.
     pub helper: bool,
     /// Says afterwards whether clients were told that the guest has stopped.
@@ -319,6 +325,7 @@ impl Walk<'_> {
             pending_events: paused.unhandled_events(),
             helper: helper.as_ref().map(|helper| helper.pid().as_raw()),
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
+            pid_file: self.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
             parameters: self.parameters.clone(),
         };
         fail_point!(State);
@@ -530,6 +537,7 @@ mod tests {
             log,
             signals: [signals, signals],
             parameters: &MigrationParameters::default(),
+            pid_file: None,
             helper: false,
             stopped: &mut stopped,
         }
