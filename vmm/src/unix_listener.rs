@@ -222,7 +222,11 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
 /// Removes the socket at `path` if no process has it any more.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), BindError> {
     let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
-    let file = std::fs::symlink_metadata(path).map_err(errno).map_err(failed("stat"))?;
+    let file = match std::fs::symlink_metadata(path).map_err(errno) {
+        // Its owner has removed it meanwhile.
+        Err(Errno::ENOENT) => return Ok(()),
+        file => file.map_err(failed("stat"))?,
+    };
     if !file.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
