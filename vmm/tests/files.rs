@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         a_refused_update_changes_nothing_at_its_path,
         what_could_be_somebody_elses_is_no_state_file,
         a_state_is_private_and_goes_with_a_failed_update,
+        a_crash_takes_back_no_other_file,
         saved_memory_is_private,
         a_fifo_makes_nobody_wait,
         others_are_served_while_memory_is_saved,
@@ -173,6 +174,33 @@ fn a_state_is_private_and_goes_with_a_failed_update() {
     assert!(!state.exists(), "a state that nobody may load is left");
     let files = scene.files();
     assert!(!files.iter().any(|name| name.starts_with('.')), "{files:?}");
+}
+
+fn a_crash_takes_back_no_other_file() {
+    let scene = Scene::new();
+    let fifo = scene.path("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let points = "--failpoint state=hold=DIR/fifo --failpoint exec=segv";
+    let mut vm = scene.start(&format!("{GUEST} {points}"));
+    let mut qmp = vm.qmp();
+    qmp.rehearsal = false;
+    let state = vm.state_file();
+    qmp.begin_update(&vm.command_again("file:DIR/state"), &state).expect("nothing is in its way");
+    let held = fs::File::options().write(true).open(&fifo).expect("the VMM reads from it");
+    assert_eq!(mode(&state), 0o600);
+    let precious = scene.write("precious", "precious");
+    fs::remove_file(&state).unwrap();
+    symlink(&precious, &state).unwrap();
+    drop(held);
+    qmp.event("MIGRATION failed", |event| {
+        let failed = EventKind::Migration { status: MigrationStatus::Failed };
+        (event == failed).then_some(())
+    });
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(state.is_symlink());
+    fs::remove_file(&state).unwrap();
+    is_whole(&mut qmp);
+    vm.update(&mut qmp);
 }
 
 fn saved_memory_is_private() {
