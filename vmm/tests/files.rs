@@ -339,9 +339,10 @@ fn mount(from: &CStr, at: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> i
 fn an_update_needs_no_proc() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
-    // SAFETY: system calls on strings of their own.
-    let hide = |program: &mut Program| drop(unsafe { program.pre_exec(without_proc) });
-    let mut vm = scene.start_with(&arguments, hide);
+    let mut vm = scene.start_with(&arguments, |program| {
+        // SAFETY: system calls on strings of their own.
+        unsafe { program.pre_exec(without_proc) };
+    });
     let mut qmp = vm.qmp();
     let before = process::descriptors(vm.pid());
     vm.update(&mut qmp);

@@ -13,11 +13,11 @@ use super::borrowed;
 #[derive(Debug)]
 pub enum Unnamed {
     /// By its descriptor.
-    ByDescriptor,
+    Descriptor,
     /// By the link that `/proc` has of its descriptor, where the kernel wants a privilege for that.
-    ByProc,
+    Proc,
     /// From a hidden one, where the file system has no files without a name.
-    ByHidden(CString),
+    Hidden(CString),
 }
 
 impl Unnamed {
@@ -26,9 +26,9 @@ impl Unnamed {
         let flags = libc::O_TMPFILE | libc::O_WRONLY | libc::O_CLOEXEC;
         let made = match open(dir, c".", flags) {
             Ok(file) if can_link(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH) => {
-                (file, Self::ByDescriptor)
+                (file, Self::Descriptor)
             }
-            Ok(file) if can_link_by_proc(&file) => (file, Self::ByProc),
+            Ok(file) if can_link_by_proc(&file) => (file, Self::Proc),
             // EISDIR, EINVAL: kernels and file systems that know of no such thing.
             Ok(_) | Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => hidden(dir)?,
             Err(errno) => return Err(errno),
@@ -41,19 +41,17 @@ impl Unnamed {
     /// The name that it has in the meantime.
     pub fn hidden(&self) -> Option<CString> {
         match self {
-            Self::ByHidden(name) => Some(name.clone()),
-            Self::ByDescriptor | Self::ByProc => None,
+            Self::Hidden(name) => Some(name.clone()),
+            Self::Descriptor | Self::Proc => None,
         }
     }
 
     /// Gives it `name` in `dir`, which no other file has.
     pub fn name(&self, file: &File, dir: RawFd, name: &CStr) -> Result<(), Errno> {
         match self {
-            Self::ByDescriptor => link(file.as_raw_fd(), c"", dir, name, libc::AT_EMPTY_PATH),
-            Self::ByProc => {
-                link(libc::AT_FDCWD, &in_proc(file), dir, name, libc::AT_SYMLINK_FOLLOW)
-            }
-            Self::ByHidden(hidden) => match rename(dir, hidden, name, libc::RENAME_NOREPLACE) {
+            Self::Descriptor => link(file.as_raw_fd(), c"", dir, name, libc::AT_EMPTY_PATH),
+            Self::Proc => link(libc::AT_FDCWD, &in_proc(file), dir, name, libc::AT_SYMLINK_FOLLOW),
+            Self::Hidden(hidden) => match rename(dir, hidden, name, libc::RENAME_NOREPLACE) {
                 // A file system that cannot promise it.
                 Err(Errno::EINVAL | Errno::ENOSYS) => rename(dir, hidden, name, 0),
                 renamed => renamed,
@@ -70,7 +68,7 @@ fn hidden(dir: &OwnedFd) -> Result<(File, Unnamed), Errno> {
         let name = name.expect("it has no NUL");
         match open(dir, &name, flags) {
             Err(Errno::EEXIST) => {}
-            made => return made.map(|file| (file, Unnamed::ByHidden(name))),
+            made => return made.map(|file| (file, Unnamed::Hidden(name))),
         }
     }
     Err(Errno::EEXIST)
@@ -141,7 +139,7 @@ mod tests {
     #[test]
     fn it_gets_its_name_in_every_way() {
         named(|dir| Unnamed::make(dir).unwrap());
-        named(|dir| (Unnamed::make(dir).unwrap().0, Unnamed::ByProc));
+        named(|dir| (Unnamed::make(dir).unwrap().0, Unnamed::Proc));
         named(|dir| hidden(dir).unwrap());
     }
 }
