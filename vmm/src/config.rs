@@ -57,6 +57,11 @@ pub struct Config {
     #[arg(long, value_name = "PATH", requires = "incoming")]
     pub incoming_ram: Option<PathBuf>,
 
+    /// Whether state files and memory dumps are written through a symbolic link, where the last
+    /// component of their path is one.
+    #[arg(long, value_name = "on|off", default_value = "off")]
+    pub follow_symlinks: Switch,
+
     /// Do not start the vCPUs before QMP `cont`.
     #[arg(long)]
     pub paused: bool,
@@ -113,6 +118,15 @@ pub enum KeeperPolicy {
     /// From `migrate` until the update is reported complete or failed.
     Update,
     /// Never. An update takes longer then.
+    Off,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
     Off,
 }
 

@@ -22,6 +22,7 @@ macro_rules! planted {
 pub mod boot;
 pub mod config;
 pub mod constraint;
+mod descriptors;
 pub mod devices;
 pub mod end_signals;
 #[cfg(feature = "failpoints")]
@@ -29,9 +30,12 @@ pub mod failpoints;
 pub mod keeper;
 mod logging;
 pub mod machine;
+mod memfd;
 pub mod memory;
 pub mod migration;
+mod own_binary;
 mod pid_file;
+pub mod private_file;
 pub mod qmp;
 mod service_manager;
 pub mod state;

@@ -1,18 +1,24 @@
 //! A listening Unix socket and the file that names it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getpid};
 use serde::{Deserialize, Serialize};
+
+/// How long another VMM may take to replace a stale socket.
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A socket could not be made to listen.
 #[derive(Debug, thiserror::Error)]
@@ -76,13 +82,20 @@ impl Listener {
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
         let address = UnixAddr::new(path).map_err(failed("its name"))?;
-        let socket = stream_socket().map_err(failed("socket"))?;
+        let socket = unix_socket(SockType::Stream).map_err(failed("socket"))?;
         // The file is made with the mode of the socket: private from its first instant on.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
         match socket::bind(socket.as_raw_fd(), &address) {
             Err(Errno::EADDRINUSE) => {
+                // Until it is bound: of two who find a stale file one removes the other's otherwise.
+                let _lock = lock_directory(path)?;
                 remove_stale(path, &address)?;
-                socket::bind(socket.as_raw_fd(), &address).map_err(failed("bind"))?;
+                match socket::bind(socket.as_raw_fd(), &address) {
+                    Err(Errno::EADDRINUSE) => {
+                        return Err(BindError::InUse { path: path.to_owned() });
+                    }
+                    bound => bound.map_err(failed("bind"))?,
+                }
             }
             bound => bound.map_err(failed("bind"))?,
         }
@@ -173,9 +186,9 @@ impl AsFd for Listener {
     }
 }
 
-fn stream_socket() -> nix::Result<OwnedFd> {
+fn unix_socket(kind: SockType) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
+    socket::socket(AddressFamily::Unix, kind, flags, None)
 }
 
 fn identity(path: &Path) -> Result<(u64, u64), Errno> {
@@ -183,20 +196,48 @@ fn identity(path: &Path) -> Result<(u64, u64), Errno> {
     Ok((file.dev(), file.ino()))
 }
 
-/// Removes the socket at `path` if nobody listens there.
+/// Keeps other VMMs from removing a file in the same directory, for as long as the lock lives.
+/// `None`: the directory cannot be opened or locked, and then it has to do without.
+fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let Ok(mut directory) = File::open(parent.unwrap_or(Path::new("."))) else { return Ok(None) };
+    let until = Instant::now() + LOCK_DEADLINE;
+    loop {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < until => {
+                directory = unlocked;
+                // Between two looks: it is held for some microseconds.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err((_, errno @ (Errno::EWOULDBLOCK | Errno::EINTR))) => {
+                let (path, step) = (path.to_owned(), "locking its directory");
+                return Err(BindError::System { path, step, errno });
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Removes the socket at `path` if no process has it any more.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), BindError> {
     let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
-    let file = std::fs::symlink_metadata(path).map_err(errno).map_err(failed("stat"))?;
+    let file = match std::fs::symlink_metadata(path).map_err(errno) {
+        // Its owner has removed it meanwhile.
+        Err(Errno::ENOENT) => return Ok(()),
+        file => file.map_err(failed("stat"))?,
+    };
     if !file.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
-    let probe = stream_socket().map_err(failed("socket"))?;
+    // A stream socket would be refused by one that is bound and does not listen yet, too. By one of
+    // another type the kernel refuses the type before it looks at that, and nobody sees a client.
+    let probe = unix_socket(SockType::Datagram).map_err(failed("socket"))?;
     match socket::connect(probe.as_raw_fd(), address) {
         Err(Errno::ECONNREFUSED) => {
             std::fs::remove_file(path).map_err(errno).map_err(failed("unlink"))
         }
-        // EAGAIN: its backlog is full, so it is there.
-        Ok(()) | Err(Errno::EAGAIN) => Err(BindError::InUse { path: path.to_owned() }),
+        Ok(()) | Err(Errno::EPROTOTYPE) => Err(BindError::InUse { path: path.to_owned() }),
         Err(errno) => Err(failed("connect")(errno)),
     }
 }
@@ -239,6 +280,42 @@ mod tests {
             format!("listening on {}: another process listens there already: ", path.display());
         assert!(refusal(&path).starts_with(&expected));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_is_bound_and_does_not_listen_yet_is_left_alone() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("s");
+        let bound = unix_socket(SockType::Stream).unwrap();
+        socket::bind(bound.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        assert!(refusal(&path).contains("another process listens there already"));
+        assert!(path.exists());
+        drop(bound);
+        Listener::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn of_many_who_start_at_once_on_a_stale_file_one_listens() {
+        const STARTERS: usize = 8;
+        for _ in 0..50 {
+            let dir = tempdir().unwrap();
+            let path = dir.path().join("s");
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(STARTERS);
+            let bind = || {
+                start.wait();
+                Listener::bind(&path)
+            };
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..STARTERS).map(|_| scope.spawn(bind)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let ours: Vec<_> = bound.iter().flatten().collect();
+            assert_eq!(ours.len(), 1, "{bound:?}");
+            let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+            assert!(ours[0].accept().unwrap().is_some());
+            drop(client);
+        }
     }
 
     #[test]

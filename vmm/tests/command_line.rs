@@ -271,6 +271,7 @@ fn state() -> CprState {
         pending_events: Vec::new(),
         helper: None,
         migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0 },
+        pid_file: None,
         parameters: MigrationParameters::default(),
         live: None,
     }

@@ -6,7 +6,9 @@ use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
+
+use crate::memfd;
 
 /// Largest kernel or initial RAM disk: more is a mistake.
 const MAX_SIZE: u64 = 1 << 30;
@@ -50,6 +52,12 @@ impl BootImage {
 
     /// Takes over what another process read.
     pub fn adopt(kernel: OwnedFd, initrd: Option<OwnedFd>) -> Self {
+        for image in initrd.iter().chain([&kernel]) {
+            // An older binary may have left it open to changes; it is as good as it was then.
+            if let Err(error) = memfd::seal_content(image) {
+                tracing::warn!(%error, "sealing a boot image");
+            }
+        }
         Self { kernel: kernel.into(), initrd: initrd.map(File::from) }
     }
 
@@ -80,11 +88,11 @@ fn copy(what: &'static str, path: &Path) -> Result<File, ImageError> {
     }
     let mut from = File::open(path).map_err(read)?;
     let name = std::ffi::CString::new(format!("boot.{what}")).expect("no NUL in a literal");
-    let memfd =
-        memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).map_err(|errno| read(errno.into()))?;
+    let memfd = memfd::create(&name, MFdFlags::empty()).map_err(|errno| read(errno.into()))?;
     let mut to = File::from(memfd);
     io::copy(&mut from, &mut to).map_err(read)?;
     to.rewind().map_err(read)?;
+    memfd::seal_content(&to).map_err(read)?;
     Ok(to)
 }
 
@@ -95,6 +103,18 @@ mod tests {
     #[test]
     fn a_missing_kernel_is_named() {
         insta::assert_snapshot!(BootImage::open(Path::new("nowhere.elf"), None).unwrap_err(), @"cannot read kernel nowhere.elf: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn an_image_cannot_be_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kernel");
+        std::fs::write(&path, "image").unwrap();
+        let image = BootImage::open(&path, None).unwrap();
+        assert!(image.kernel.set_len(0).is_err());
+        let unsealed = memfd::create(c"test", MFdFlags::empty()).unwrap();
+        let image = BootImage::adopt(unsealed, None);
+        assert!(image.kernel.set_len(1).is_err());
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 
-use crate::sys;
+use crate::{memfd, sys};
 
 /// The name of the page's descriptor.
 pub const PAGE_FD: &str = "keeper.commit";
@@ -70,8 +70,7 @@ unsafe impl Sync for CommitPage {}
 impl CommitPage {
     /// A new one, close-on-exec.
     pub fn create() -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create(c"cpr-commit", flags)?);
+        let file = File::from(memfd::create(c"cpr-commit", MFdFlags::empty())?);
         file.set_len(BYTES)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;

@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 use nix::sys::statfs::fstatfs;
 
 use crate::config::PageKind;
+use crate::memfd;
 
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -66,13 +67,13 @@ pub enum BackingError {
 /// Makes the file that holds `size` bytes of RAM block `block`, close-on-exec, not yet mapped.
 pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingError> {
     let fd = match pages {
-        PageKind::Small => memfd(block, MFdFlags::empty())?,
-        PageKind::Huge2M => memfd(block, MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?,
+        PageKind::Small => ram_memfd(block, MFdFlags::empty())?,
+        PageKind::Huge2M => ram_memfd(block, MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?,
         PageKind::Thp => thp_file(block)?,
     };
     let file = File::from(fd);
     let sized = |source| BackingError::Size { block: block.to_owned(), size, source };
-    file.set_len(size).map_err(sized)?;
+    file.set_len(size).map_err(&sized)?;
     if pages == PageKind::Huge2M {
         // Found out now, with an errno, and not by SIGBUS when the guest touches the page.
         nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, size as i64).map_err(
@@ -83,20 +84,22 @@ pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingEr
             },
         )?;
     }
+    // Whoever opens it by /proc can cut it otherwise, and the guest with it.
+    memfd::seal_size(&file).map_err(sized)?;
     Ok(file)
 }
 
-fn memfd(block: &str, flags: MFdFlags) -> Result<OwnedFd, BackingError> {
+fn ram_memfd(block: &str, flags: MFdFlags) -> Result<OwnedFd, BackingError> {
     let create =
         |errno: Errno| BackingError::Create { block: block.to_owned(), source: errno.into() };
     let name = CString::new(block).map_err(|_| create(Errno::EINVAL))?;
-    memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | flags).map_err(create)
+    memfd::create(&name, flags).map_err(create)
 }
 
 fn thp_file(block: &str) -> Result<OwnedFd, BackingError> {
     let setting = shmem_setting();
     if matches!(setting.as_str(), "always" | "within_size" | "advise" | "force") {
-        return memfd(block, MFdFlags::empty());
+        return ram_memfd(block, MFdFlags::empty());
     }
     huge_tmpfs_file().map_err(|errno| BackingError::NoThp {
         block: block.to_owned(),
@@ -163,6 +166,12 @@ mod tests {
         let target = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
         assert_eq!(target.to_str(), Some("/memfd:pc.ram (deleted)"));
         assert_eq!(file.metadata().unwrap().size(), 1 << 20);
+    }
+
+    #[test]
+    fn its_size_is_fixed() {
+        let file = create("pc.ram", 1 << 20, PageKind::Small).unwrap();
+        assert!(file.set_len(0).is_err() && file.set_len(2 << 20).is_err());
     }
 
     #[test]

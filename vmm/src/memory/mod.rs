@@ -1,6 +1,7 @@
 //! Guest RAM: where it comes from, where the guest sees it, and how KVM is told.
 
 mod backing;
+pub mod claim;
 pub mod layout;
 mod ram_block;
 

@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::GuestMemory;
 use super::backing::{self, BackingError};
+use super::claim;
 use super::layout::{self, Region};
 use crate::config::{MemoryConfig, PageKind};
+use crate::memfd;
 
 /// The one RAM block of this machine, named as QEMU names it on a PC.
 pub const PC_RAM: &str = "pc.ram";
@@ -59,6 +62,20 @@ pub enum RamError {
         /// Bytes asked for.
         expected: u64,
     },
+    /// Another process runs the guest.
+    #[error("cannot lock RAM block {block}: another process runs its guest")]
+    InUse {
+        /// The RAM block.
+        block: String,
+    },
+    /// The right to run the guest cannot be had.
+    #[error("cannot lock RAM block {block}: {source}")]
+    Lock {
+        /// The RAM block.
+        block: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The descriptor that came over exec cannot be examined.
     #[error("cannot examine the descriptor of RAM block {block}: {source}")]
     Examine {
@@ -89,16 +106,18 @@ pub struct RamBlock {
 }
 
 impl RamBlock {
-    /// Fresh, zeroed RAM.
+    /// Fresh, zeroed RAM, claimed (see [`claim`](Self::claim)).
     pub fn create(config: MemoryConfig) -> Result<Self, RamError> {
         let file = match config.share {
             true => Some(backing::create(PC_RAM, config.size, config.pages)?),
             false => None,
         };
-        Self::map(config, file)
+        let block = Self::map(config, file)?;
+        block.claim()?;
+        Ok(block)
     }
 
-    /// RAM that came over exec as `fd`.
+    /// RAM that came over exec as `fd`, or that another process has left. It is not claimed yet.
     pub fn adopt(config: MemoryConfig, fd: OwnedFd) -> Result<Self, RamError> {
         let file = File::from(fd);
         let block = || PC_RAM.to_owned();
@@ -108,7 +127,20 @@ impl RamBlock {
             let (found, expected) = (meta.size(), config.size);
             return Err(RamError::Handed { block: block(), found, expected });
         }
+        // An older binary may have left it open to being cut.
+        memfd::seal_size(&file).map_err(|source| RamError::Examine { block: block(), source })?;
         Self::map(config, Some(file))
+    }
+
+    /// Makes sure that no other process runs this guest. To be called before a vCPU runs, and once
+    /// nothing returns to an older binary, which may not know how to let go.
+    pub fn claim(&self) -> Result<(), RamError> {
+        let block = || self.name.to_owned();
+        match self.file.as_ref().map_or(Ok(()), claim::claim) {
+            Ok(()) => Ok(()),
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(RamError::InUse { block: block() }),
+            Err(errno) => Err(RamError::Lock { block: block(), source: errno.into() }),
+        }
     }
 
     fn map(config: MemoryConfig, file: Option<File>) -> Result<Self, RamError> {
@@ -246,6 +278,28 @@ mod tests {
         let fd = RamBlock::create(SMALL).unwrap().fd().unwrap().try_clone_to_owned().unwrap();
         let other = MemoryConfig { size: 16 << 20, ..SMALL };
         insta::assert_snapshot!(RamBlock::adopt(other, fd).unwrap_err(), @"RAM block pc.ram that was handed over has 8388608 bytes, the command line says 16777216");
+    }
+
+    #[test]
+    fn ram_of_an_older_binary_is_sealed_when_it_is_adopted() {
+        let fd = memfd::create(c"ram", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = File::from(fd.try_clone().unwrap());
+        file.set_len(SMALL.size).unwrap();
+        let _ram = RamBlock::adopt(SMALL, fd).unwrap();
+        assert!(file.set_len(0).is_err());
+    }
+
+    #[test]
+    fn a_guest_is_run_by_one_process() {
+        use std::os::fd::AsRawFd;
+        let first = RamBlock::create(SMALL).unwrap();
+        let number = first.fd().unwrap().as_raw_fd();
+        let path = format!("/proc/self/fd/{number}");
+        let other = File::options().read(true).write(true).open(path).unwrap();
+        let second = RamBlock::adopt(SMALL, other.into()).unwrap();
+        insta::assert_snapshot!(second.claim().unwrap_err(), @"cannot lock RAM block pc.ram: another process runs its guest");
+        claim::let_go(number);
+        second.claim().unwrap();
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::RawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cpr_qmp::address::MigrationAddress;
 
+use crate::config::Switch;
+use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
 use crate::state::{Envelope, Fingerprint, SavedState, SectionError};
 
 /// Why a channel cannot be used.
@@ -34,7 +36,15 @@ pub enum ChannelError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: PrivateFileError,
+    },
+    /// What is there cannot be replaced.
+    #[error("cannot put the state into the migration channel file:{path}: {source}")]
+    Replace {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PrivateFileError,
     },
     /// The file is no regular file.
     #[error("cannot use {path} as the migration channel: it is no regular file")]
@@ -103,48 +113,41 @@ pub fn file_path(address: &MigrationAddress) -> Result<PathBuf, ChannelError> {
     }
 }
 
-/// A file opened for a saved state. Dropped before [`OutgoingFile::keep`], it leaves no state
-/// behind that somebody could take for a good one.
+/// A file for a saved state. Dropped before [`OutgoingFile::keep`], it leaves no state behind that
+/// somebody could take for a good one.
 #[derive(Debug)]
-pub struct OutgoingFile {
-    file: File,
-    path: PathBuf,
-    /// Device and inode, where this call made the file.
-    created: Option<(u64, u64)>,
-    keep: bool,
-}
+pub struct OutgoingFile(PrivateFile);
 
 impl OutgoingFile {
-    /// Opens `path` for writing, empties it, and makes it (mode 0600) if it is not there.
-    ///
-    /// Emptying a file takes a file system several times as long as filling it, and here the guest
-    /// still runs.
-    pub fn open(path: PathBuf) -> Result<Self, ChannelError> {
-        let open_error = |source| ChannelError::Open { path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        // Nobody reads from a FIFO here, and nobody should wait for one.
-        options.write(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
-        let (file, new) = match options.clone().create_new(true).open(&path) {
-            Ok(file) => (file, true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                (options.open(&path).map_err(open_error)?, false)
-            }
-            Err(error) => return Err(open_error(error)),
-        };
-        let meta = file.metadata().map_err(open_error)?;
-        if !meta.is_file() {
-            return Err(ChannelError::NotRegular { path });
+    /// Makes a file for `path` (mode 0600), or opens the one there; nothing at the path changes yet.
+    pub fn open(path: PathBuf, follow_symlinks: Switch) -> Result<Self, ChannelError> {
+        match PrivateFile::open(path.clone(), follow_symlinks) {
+            Ok(file) => Ok(Self(file)),
+            Err(PrivateFileError::NotRegular) => Err(ChannelError::NotRegular { path }),
+            Err(source) => Err(ChannelError::Open { path, source }),
         }
-        let created = new.then(|| (meta.dev(), meta.ino()));
-        // From here on a failure is undone by `Drop`.
-        let outgoing = Self { file, path: path.clone(), created, keep: false };
-        outgoing.file.set_len(0).map_err(open_error)?;
-        Ok(outgoing)
+    }
+
+    /// Removes or empties what is at the path: while the guest still runs, as that takes longer than
+    /// to write.
+    pub fn make_way(&self) -> Result<(), ChannelError> {
+        let path = || self.path().to_owned();
+        self.0.make_way().map_err(|source| ChannelError::Replace { path: path(), source })
+    }
+
+    /// Its descriptors.
+    pub fn fds(&self) -> [RawFd; 2] {
+        self.0.fds()
+    }
+
+    /// How to take it back without what owns it.
+    pub fn retraction(&self) -> &Retraction {
+        self.0.retraction()
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// Writes an encoded state as the whole content of the file.
@@ -153,7 +156,7 @@ impl OutgoingFile {
     }
 
     fn write_within(&mut self, bytes: &[u8], limit: u64) -> Result<(), ChannelError> {
-        let path = || self.path.clone();
+        let path = || self.path().to_owned();
         let length = bytes.len();
         if length as u64 > limit {
             return Err(ChannelError::StateTooLarge { path: path(), bytes: length as u64, limit });
@@ -161,42 +164,24 @@ impl OutgoingFile {
         let failed = |source| ChannelError::Write { path: path(), bytes: length, source };
         #[cfg(feature = "failpoints")]
         let bytes = &bytes[..crate::failpoints::written(crate::failpoints::Point::Channel, length)];
-        self.file.write_all(bytes).map_err(failed)?;
+        let mut file = self.0.file();
+        file.write_all(bytes).map_err(failed)?;
         // A file system that loses a part is found out while the guest is still here.
         let written = match planted!(ShortState) {
-            true => self.file.set_len(length as u64 / 2).map(|()| length as u64).map_err(failed)?,
-            false => self.file.metadata().map_err(failed)?.len(),
+            true => file.set_len(length as u64 / 2).map(|()| length as u64).map_err(failed)?,
+            false => file.metadata().map_err(failed)?.len(),
         };
         if written != length as u64 {
             let short = io::Error::other(format!("the file has {written} bytes after that"));
             return Err(failed(short));
         }
-        Ok(())
+        let path = self.path().to_owned();
+        self.0.put_in_place().map_err(|source| ChannelError::Replace { path, source })
     }
 
     /// Leaves the file as it is.
-    pub fn keep(mut self) {
-        self.keep = true;
-    }
-}
-
-impl AsRawFd for OutgoingFile {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-}
-
-impl Drop for OutgoingFile {
-    fn drop(&mut self) {
-        if self.keep {
-            return;
-        }
-        // Failures leave a file that its checksum shows to be no state.
-        let _ = self.file.set_len(0);
-        let here = std::fs::symlink_metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
-        if here.ok().is_some_and(|here| self.created == Some(here)) {
-            let _ = std::fs::remove_file(&self.path);
-        }
+    pub fn keep(self) {
+        self.0.keep();
     }
 }
 
@@ -225,6 +210,7 @@ pub fn read_open(file: &File, path: &Path) -> Result<(SavedState, Fingerprint), 
     SavedState::decode(&bytes)
         .map_err(|source| ChannelError::Content { path: path.to_owned(), source })
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,11 +221,15 @@ mod tests {
         state
     }
 
+    fn open(path: &Path) -> OutgoingFile {
+        OutgoingFile::open(path.to_owned(), Switch::Off).unwrap()
+    }
+
     #[test]
     fn what_is_written_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        let mut file = OutgoingFile::open(path.clone()).unwrap();
+        let mut file = open(&path);
         let (bytes, written) = state().encode();
         file.write(&bytes).unwrap();
         file.keep();
@@ -252,17 +242,23 @@ mod tests {
     fn a_file_that_was_made_for_nothing_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        OutgoingFile::open(path.clone()).unwrap().write(&state().encode().0).unwrap();
+        open(&path).write(&state().encode().0).unwrap();
         assert!(!path.exists());
     }
 
     #[test]
-    fn a_file_that_was_there_is_emptied_and_stays() {
+    fn a_file_that_was_there_is_replaced_only_by_a_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         std::fs::write(&path, "old").unwrap();
-        OutgoingFile::open(path.clone()).unwrap().write(&state().encode().0).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        drop(open(&path));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let mut file = open(&path);
+        file.make_way().unwrap();
+        file.write(&state().encode().0).unwrap();
+        super::read(&path).unwrap();
+        drop(file);
+        assert!(!path.exists());
     }
 
     #[test]
@@ -270,7 +266,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         std::fs::write(&path, vec![1; 1 << 16]).unwrap();
-        let mut file = OutgoingFile::open(path.clone()).unwrap();
+        let mut file = open(&path);
+        file.make_way().unwrap();
         file.write(&state().encode().0).unwrap();
         file.keep();
         read(&path).unwrap();
@@ -279,12 +276,12 @@ mod tests {
     #[test]
     fn a_state_that_could_not_be_read_again_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
-        let mut file = OutgoingFile::open(dir.path().join("state")).unwrap();
+        let mut file = open(&dir.path().join("state"));
         assert!(matches!(
             file.write_within(&[0; 11], 10),
             Err(ChannelError::StateTooLarge { bytes: 11, limit: 10, .. })
         ));
-        assert_eq!(file.file.metadata().unwrap().len(), 0);
+        assert_eq!(file.0.file().metadata().unwrap().len(), 0);
         file.write_within(&[0; 10], 10).unwrap();
     }
 
@@ -292,11 +289,11 @@ mod tests {
     fn devices_and_directories_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(
-            OutgoingFile::open("/dev/null".into()),
+            OutgoingFile::open("/dev/null".into(), Switch::Off),
             Err(ChannelError::NotRegular { .. })
         ));
         assert!(matches!(
-            OutgoingFile::open(dir.path().to_owned()),
+            OutgoingFile::open(dir.path().to_owned(), Switch::Off),
             Err(ChannelError::Open { .. })
         ));
         assert!(matches!(read(dir.path()), Err(ChannelError::NotRegular { .. })));

@@ -1,16 +1,12 @@
 //! What each QMP command does.
 
-use std::fs::File;
-use std::io::Write;
-
-use cpr_qmp::command::{Command, MigrateIncomingArgs, PmemsaveArgs};
+use cpr_qmp::command::{Command, MigrateIncomingArgs};
 use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigrationCapability, MigrationCapabilityStatus, MigrationParameters};
 use cpr_qmp::run_state::{RunState, ShutdownCause, StatusInfo};
 use serde::Serialize;
 use serde_json::Value;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::incoming::{LoadError, Source};
 use super::{FAILURE, Vmm, rehearsing};
@@ -43,7 +39,6 @@ impl Vmm {
             }
             Command::SystemReset => self.qmp_system_reset(),
             Command::InjectNmi => self.qmp_inject_nmi(),
-            Command::Pmemsave(args) => self.pmemsave(&args),
             Command::MigrateCancel => {
                 // Later than that an update is over before the next command is read.
                 self.cancel_rehearsal();
@@ -90,6 +85,7 @@ impl Vmm {
             Command::XInject(args) => super::failpoints::inject(&self.machine, &args),
             Command::QmpCapabilities(_)
             | Command::Migrate(_)
+            | Command::Pmemsave(_)
             | Command::QueryVersion
             | Command::QueryCommands
             | Command::QueryQmpSchema => {
@@ -137,30 +133,6 @@ impl Vmm {
             return Err(QmpError::generic("Guest is waiting for an incoming migration"));
         }
         self.machine.inject_nmi().map_err(generic)?;
-        done()
-    }
-
-    fn pmemsave(&self, args: &PmemsaveArgs) -> Result<Value, QmpError> {
-        let PmemsaveArgs { val, size, filename } = args;
-        let failed = |why: &dyn std::fmt::Display| {
-            QmpError::generic(format!("cannot save memory to {filename}: {why}"))
-        };
-        let mut file = File::create(filename).map_err(|error| failed(&error))?;
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = *val;
-        let mut left = *size;
-        while left > 0 {
-            let length = left.min(buffer.len() as u64);
-            let part = &mut buffer[..length as usize];
-            self.machine
-                .ram()
-                .memory()
-                .read_slice(part, GuestAddress(at))
-                .map_err(|_| failed(&format_args!("{at:#x} + {length:#x} is not all RAM")))?;
-            file.write_all(part).map_err(|error| failed(&error))?;
-            at = at.saturating_add(length);
-            left -= length;
-        }
         done()
     }
 

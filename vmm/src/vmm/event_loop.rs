@@ -19,6 +19,7 @@ enum Source {
     Signals,
     Keeper,
     Rehearsal,
+    Dump,
 }
 
 impl Vmm {
@@ -37,6 +38,9 @@ impl Vmm {
         }
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
+        }
+        for dump in &self.dumps {
+            watch(Source::Dump, dump.ended(), PollFlags::POLLIN);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -76,8 +80,8 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
-            // The main loop looks at it in every round.
-            Source::Rehearsal => {}
+            // The main loop looks at them in every round.
+            Source::Rehearsal | Source::Dump => {}
             Source::Qmp(token) => {
                 let readable = events.intersects(PollFlags::POLLIN | gone);
                 let writable = events.intersects(PollFlags::POLLOUT | gone);

@@ -191,6 +191,10 @@ impl Vmm {
         if let Some(page) = carried.page.as_ref().filter(|_| way_back.former.is_none()) {
             page.claim_or_end(Claim::Vmm);
         }
+        // Only a rescue that came too early could have it; the guest is worth more than a lock.
+        if let Err(error) = self.machine.ram().claim() {
+            tracing::error!(%error, "cpr_ram_not_claimed");
+        }
         self.machine.connect_irqfd();
         if runs {
             self.machine.resume();
@@ -360,8 +364,8 @@ impl Vmm {
         let text = format!("process {former} ended ({why}): the VM continues in process {pid}");
         logging::notice(&text);
         // The one before would take what is written now for its own.
-        self.pid_file = None;
-        if let Some(path) = &self.config.pid_file {
+        let path = self.pid_file.take().and_then(|file| file.path());
+        if let Some(path) = &path {
             match PidFile::write(path) {
                 Ok(written) => self.pid_file = Some(written),
                 Err(error) => logging::notice(&error),

@@ -1,6 +1,7 @@
 //! The VMM as a program: start or take over, then one loop until the end.
 
 mod commands;
+mod dump;
 mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -35,6 +36,7 @@ use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::status::{Migration, Times};
+use crate::own_binary;
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
@@ -57,6 +59,8 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
+    /// Memory that is being saved, and whose answer is still to come.
+    dumps: Vec<dump::Dump>,
     /// What continues the guest if this process does not.
     safeguard: Option<Safeguard>,
     /// The run state that a guest is about to get.
@@ -97,6 +101,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
+    let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.way_back);
+    own_binary::note(returned.filter(|way| way.returned.is_some()).map(|way| way.record.binary));
     signals::survive_file_size_limit();
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
@@ -150,6 +156,7 @@ impl Vmm {
             if self.ended.is_none() {
                 self.look_at_rehearsal();
             }
+            self.look_at_dumps();
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 // Nobody is to continue what was to end.
@@ -182,6 +189,7 @@ impl Vmm {
             self.checkpoint();
             match request.command {
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
+                Command::Pmemsave(args) => self.pmemsave(request.client, &args),
                 other => {
                     let result = self.execute(other);
                     self.qmp.respond(request.client, result);

@@ -12,6 +12,7 @@ use crate::keeper::commit::CommitPage;
 use crate::migration::cpr::fall_back::{self, ArmError};
 use crate::migration::cpr::safeguard::{Safeguard, SafeguardError, View};
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
+use crate::pid_file::PidFile;
 use crate::qmp::ConnectionId;
 
 /// Why an update cannot be protected.
@@ -34,6 +35,7 @@ impl Vmm {
             qmp: &self.qmp,
             migration: &self.migration,
             parameters: &self.parameters,
+            pid_file: self.pid_file.as_ref().and_then(PidFile::path),
             log: self.log.as_deref(),
             signals: self.signals.ends(),
         }
@@ -170,6 +172,7 @@ impl Vmm {
             log: self.log.as_deref(),
             signals: self.signals.ends(),
             parameters: &self.parameters,
+            pid_file: self.pid_file.as_ref().and_then(PidFile::path),
             safeguard: &mut safeguard,
             stopped: &mut self.stopped,
         };

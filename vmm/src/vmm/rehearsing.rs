@@ -76,8 +76,13 @@ impl Vmm {
         if self.rehearsing.is_some() {
             return Err(commands::generic(Refused::UnderWay));
         }
+        if !self.dumps.is_empty() {
+            return Err(commands::generic(Refused::Dump));
+        }
         let address = args.address()?;
-        update::check(&self.parameters, &address, &self.machine, &self.qmp, &self.migration)
+        let follow = self.config.follow_symlinks;
+        let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);
+        update::check(&self.parameters, &address, machine, qmp, migration, follow)
             .map_err(commands::generic)
     }
 

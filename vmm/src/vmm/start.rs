@@ -1,7 +1,8 @@
 //! Putting a VMM together, for a new guest or for one that is already there.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The guest is no stranded one.
+    #[error(
+        "--incoming-ram: cannot take over the guest in {0}: another process runs it; only the RAM \
+         that a failed update has left can be taken over"
+    )]
+    RamInUse(PathBuf),
     /// A RAM block was not handed over.
     #[error("RAM block {0} was not handed over: its descriptor is not in the CPR state")]
     NoRam(String),
@@ -157,6 +164,10 @@ impl Vmm {
         let ram = File::options().read(true).write(true).open(path);
         let ram = ram.map_err(|source| StartError::OpenRam { path: path.to_owned(), source })?;
         let ram = RamBlock::adopt(config.memory, ram.into())?;
+        ram.claim().map_err(|error| match error {
+            RamError::InUse { .. } => StartError::RamInUse(path.to_owned()),
+            other => other.into(),
+        })?;
         let image = config.kernel.as_deref();
         let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
         let mut machine = Machine::new(config.machine(), ram, image, None)?;
@@ -202,6 +213,7 @@ impl Vmm {
             awaited: None,
             finishing: None,
             rehearsing: None,
+            dumps: Vec::new(),
             safeguard: None,
             run_state_to_be: None,
             stopped: false,
@@ -227,7 +239,8 @@ impl Vmm {
             tracing::warn!(%why, "cpr_returned");
         }
         fail_point!(Owned);
-        let pid_file = config.pid_file.as_deref().map(PidFile::adopt);
+        let earlier = cpr.pid_file.clone().map(|path| OsString::from_vec(path.into_vec()).into());
+        let pid_file = Some(PidFile::adopt(config.pid_file.as_deref(), earlier));
         let log = config.log_file.as_ref().and_then(|_| fds.take(LOG_FD, 0));
         let log = logging::start(config.log, config.log_file.as_ref(), log)?;
         phases.done(&"log");
@@ -308,6 +321,7 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
             finishing: None,
             rehearsing: None,
+            dumps: Vec::new(),
             safeguard: None,
             run_state_to_be: None,
             stopped: false,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
@@ -15,6 +16,8 @@ use cpr_qmp::migration::{
     MigrationStatus,
 };
 use cpr_qmp::run_state::{RunState, StatusInfo};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -48,16 +51,34 @@ impl Qmp {
     /// Executes a command; events that come meanwhile are kept.
     pub fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
         let awaited = format!("the answer to {command:?}");
+        self.send(command);
+        self.answer(&awaited)
+    }
+
+    /// Sends a command, whose answer is asked for later.
+    pub fn send(&mut self, command: Command) {
         let line = codec::encode(&command).expect("a command can be encoded");
-        self.stream.write_all(&line).unwrap_or_else(|error| panic!("{awaited}: {error}"));
+        self.stream.write_all(&line).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    }
+
+    /// The answer to a command that was sent.
+    pub fn answer(&mut self, awaited: &str) -> Result<Value, QmpError> {
         loop {
-            match self.receive(&awaited) {
+            match self.receive(awaited) {
                 ServerMessage::Response(Response::Success { value, .. }) => return Ok(value),
                 ServerMessage::Response(Response::Failure { error, .. }) => return Err(error),
                 ServerMessage::Event(event) => self.events.extend(EventKind::of(&event)),
                 ServerMessage::Greeting(_) => panic!("a greeting instead of {awaited}"),
             }
         }
+    }
+
+    /// True if nothing has come that was not asked for yet.
+    pub fn is_silent(&mut self) -> bool {
+        let mut byte = [0];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        self.decoder.pending().trim_ascii().is_empty()
+            && recv(self.stream.as_raw_fd(), &mut byte, flags) == Err(Errno::EAGAIN)
     }
 
     /// Executes a command that must succeed, and reads its answer.

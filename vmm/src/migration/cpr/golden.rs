@@ -54,6 +54,8 @@ fn filled() -> CprState {
         pending_events: kinds.map(|kind| GuestEvent { vcpu: 1, kind }).into(),
         helper: Some(7),
         migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+        // A member that may be missing needs no other version.
+        pid_file: None,
         parameters: MigrationParameters {
             mode: Some(MigMode::CprExec),
             cpr_exec_command: Some(vec!["vmm".to_owned()]),

@@ -7,13 +7,15 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::descriptors;
+
 /// Whatever there is.
 const BASE: usize = 2 << 20;
 /// For each vCPU: its saved state, several times over while it is encoded.
 const PER_VCPU: usize = 128 << 10;
 
 /// Descriptors that a VMM opens for a moment while it starts.
-const SPARE_FDS: usize = 4;
+const SPARE_FDS: usize = 5;
 
 /// There is too little of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +51,7 @@ pub fn address_space(cpus: usize) -> Result<(), NoRoom> {
 
 /// Whether the new process can have a duplicate of each of `handed_over` until the guest runs.
 pub fn descriptors(handed_over: usize) -> Result<(), NoRoom> {
-    // Where there is no /proc or no answer, the new process finds out, and goes back.
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let needed = open + handed_over + SPARE_FDS;
+    let needed = descriptors::open().len() + handed_over + SPARE_FDS;
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((limit, _)) if limit < needed as u64 => Err(NoRoom::Descriptors { needed, limit }),
         _ => Ok(()),

@@ -92,6 +92,7 @@ mod tests {
             pending_events: Vec::new(),
             helper: None,
             migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
+            pid_file: None,
             parameters: MigrationParameters::default(),
             live: None,
         };

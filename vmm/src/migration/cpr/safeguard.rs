@@ -4,14 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 
 use super::fall_back::{self, Plan, Program, Record, Role};
 use super::named_fds::OutgoingFds;
@@ -21,7 +22,9 @@ use crate::keeper::commit::{CommitPage, PAGE_FD};
 use crate::keeper::{Keeper, KeeperError, TIMER_FD};
 use crate::machine::Machine;
 use crate::machine::salvage::Salvage;
+use crate::memfd;
 use crate::migration::status::Migration;
+use crate::own_binary;
 use crate::qmp::Server;
 use crate::state::SavedState;
 
@@ -35,7 +38,7 @@ pub enum SafeguardError {
     #[error(transparent)]
     State(#[from] WriteError),
     /// This binary cannot be held for executing it again.
-    #[error("cannot open /proc/self/exe, to be able to execute this binary again: {0}")]
+    #[error("cannot open the binary of this process, to be able to execute it again: {0}")]
     Binary(io::Error),
 }
 
@@ -51,6 +54,8 @@ pub struct View<'a> {
     pub migration: &'a Migration,
     /// The migration parameters.
     pub parameters: &'a MigrationParameters,
+    /// The PID file.
+    pub pid_file: Option<PathBuf>,
     /// The log file.
     pub log: Option<&'a File>,
     /// Both ends of what tells of signals.
@@ -73,10 +78,9 @@ impl Safeguard {
     /// Starts a keeper if one is `wanted`. It acts once the process has passed the commit point
     /// `before`, and goes by what is [`publish`](Self::publish)ed.
     pub fn start(wanted: bool, before: Option<Arc<CommitPage>>) -> Result<Self, SafeguardError> {
-        let dump = memfd_create(c"cpr-salvage", MFdFlags::MFD_CLOEXEC);
+        let dump = memfd::create(c"cpr-salvage", MFdFlags::empty());
         let dump = dump.map_err(SafeguardError::Dump)?;
-        let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
-        let binary: OwnedFd = own.map_err(SafeguardError::Binary)?.into();
+        let binary = own_binary::open().map_err(SafeguardError::Binary)?;
         let mut record = Record::prepare(update::DEFAULT_DEADLINE);
         record.binary = binary.as_raw_fd();
         let program = Arc::new(Program::new(&record));
@@ -224,6 +228,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
         helper: (keeper != 0).then_some(keeper),
         migration: MigrationRecord { events: view.migration.events(), began_ns: 0, paused_ns: 0 },
         parameters: view.parameters.clone(),
+        pid_file: view.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
         live: None,
     }
 }

@@ -10,10 +10,12 @@ use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::fall_back::{Record, RecordError};
+use crate::descriptors;
+use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
 use crate::migration::status::Standing;
 use crate::qmp::ServerState;
@@ -52,6 +54,9 @@ pub struct CprState {
     pub helper: Option<i32>,
     /// The migration.
     pub migration: MigrationRecord,
+    /// The PID file, absolute. Older binaries neither write nor read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<serde_bytes::ByteBuf>,
     /// The migration parameters, for an old binary that is returned to.
     pub parameters: MigrationParameters,
     /// For the process that continues a guest whose own process did not save it for an update.
@@ -114,8 +119,7 @@ pub struct StateFd(OwnedFd);
 impl StateFd {
     /// Makes it, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        memfd_create(MEMFD_NAME, flags)
+        memfd::create(MEMFD_NAME, MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
@@ -148,8 +152,7 @@ pub struct SavedStateFd(OwnedFd);
 impl SavedStateFd {
     /// Makes it, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        memfd_create(c"cpr-saved-state", flags)
+        memfd::create(c"cpr-saved-state", MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
@@ -193,10 +196,6 @@ impl AsFd for SealedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-fn all_seals() -> SealFlag {
-    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
 
 /// Why the CPR state that the environment names is not accepted.
@@ -293,10 +292,7 @@ pub fn open(value: &str) -> Result<Sealed, ReadError> {
 
 /// Looks for it among all open descriptors: the value was lost or forged, and the guest must not be.
 pub fn find() -> Option<Sealed> {
-    let entries = std::fs::read_dir("/proc/self/fd").ok()?;
-    let numbers: Vec<RawFd> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    numbers.into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
+    descriptors::open().into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
 }
 
 fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
@@ -368,6 +364,7 @@ mod tests {
             pending_events: Vec::new(),
             helper: Some(7),
             migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+            pid_file: None,
             parameters: MigrationParameters::default(),
             live: None,
         }

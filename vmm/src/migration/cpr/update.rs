@@ -5,12 +5,11 @@
 //! error.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cpr_qmp::address::MigrationAddress;
@@ -21,7 +20,7 @@ use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::command::{CommandError, ExecCommand, ExecError};
-use super::fall_back::Record;
+use super::fall_back::{self, Record};
 use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
 use super::named_fds::OutgoingFds;
@@ -31,11 +30,14 @@ use super::safeguard::{Safeguard, SafeguardError, View, named_signals};
 use super::state::{
     CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
+use crate::config::Switch;
 use crate::logging::LOG_FD;
 use crate::machine::{Machine, MachineError};
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel::{self, ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
+use crate::own_binary;
+use crate::private_file::Retraction;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
 use crate::unix_listener::ListenerState;
@@ -68,6 +70,9 @@ pub enum Refused {
     /// There is one already.
     #[error("There's a migration process in progress")]
     UnderWay,
+    /// Memory is being saved by a thread that would not outlive it.
+    #[error("guest memory is being saved (pmemsave): update when that is answered")]
+    Dump,
     /// Another mode.
     #[error("migration mode {0} is not supported yet: set mode to cpr-exec")]
     Mode(&'static str),
@@ -93,7 +98,7 @@ pub enum Refused {
     #[error(transparent)]
     State(#[from] WriteError),
     /// This binary cannot be held for going back to it.
-    #[error("cannot open /proc/self/exe, to be able to go back to this binary: {0}")]
+    #[error("cannot open the binary of this process, to be able to go back to it: {0}")]
     Binary(io::Error),
 }
 
@@ -151,6 +156,7 @@ pub fn check(
     machine: &Machine,
     qmp: &Server,
     migration: &Migration,
+    follow_symlinks: Switch,
 ) -> Result<Plan, Refused> {
     let began_ns = monotonic_ns();
     if migration.under_way() {
@@ -171,12 +177,10 @@ pub fn check(
     headroom::address_space(machine.config().cpus.into())?;
     headroom::descriptors(MACHINE_FDS + qmp.named_fds().len())?;
     let (state_fd, saved_fd) = (StateFd::create()?, SavedStateFd::create()?);
-    let own = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
-    let binary = own.map_err(Refused::Binary)?.into();
+    let binary = own_binary::open().map_err(Refused::Binary)?;
     let record = Record::prepare(deadline(parameters));
     fail_point!(Check);
-    // Last: it empties the file.
-    let channel = OutgoingFile::open(path)?;
+    let channel = OutgoingFile::open(path, follow_symlinks)?;
     tracing::info!(command = command.name(), "cpr_check");
     Ok(Plan { command, channel, state_fd, saved_fd, binary, record, began_ns, rehearsed: false })
 }
@@ -207,9 +211,11 @@ impl Plan {
     }
 
     /// The descriptors it has opened.
-    pub fn fds(&self) -> [RawFd; 4] {
+    pub fn fds(&self) -> [RawFd; 5] {
+        let [channel, directory] = self.channel.fds();
         [
-            self.channel.as_raw_fd(),
+            channel,
+            directory,
             self.state_fd.as_raw_fd(),
             self.saved_fd.as_raw_fd(),
             self.binary.as_raw_fd(),
@@ -224,6 +230,11 @@ impl Plan {
     /// Where the state will go.
     pub fn channel(&self) -> &Path {
         self.channel.path()
+    }
+
+    /// How to leave no state there.
+    pub fn retraction(&self) -> &Retraction {
+        self.channel.retraction()
     }
 }
 
@@ -242,6 +253,8 @@ pub struct Walk<'a> {
     pub signals: [BorrowedFd<'a>; 2],
     /// The parameters, for a return to this binary.
     pub parameters: &'a MigrationParameters,
+    /// The PID file.
+    pub pid_file: Option<PathBuf>,
     /// What continues the guest if this process does not.
     pub safeguard: &'a mut Safeguard,
     /// Says afterwards whether clients were told that the guest has stopped.
@@ -268,6 +281,7 @@ impl Walk<'_> {
             qmp: self.qmp,
             migration: self.migration,
             parameters: self.parameters,
+            pid_file: self.pid_file.clone(),
             log: self.log,
             signals: self.signals,
         };
@@ -286,6 +300,8 @@ impl Walk<'_> {
         fail_point!(Helper);
         let record_deadline = Duration::from_millis(record.deadline_ms);
         let _watched = Watched::watch(self.safeguard, record_deadline);
+        let _retracted = fall_back::retracted(channel.retraction().clone());
+        channel.make_way()?;
         fail_point!(Pause);
         let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
@@ -313,6 +329,7 @@ impl Walk<'_> {
             qmp: self.qmp,
             migration: self.migration,
             parameters: self.parameters,
+            pid_file: None,
             log: self.log,
             signals: self.signals,
         };
@@ -332,6 +349,7 @@ impl Walk<'_> {
             pending_events: paused.unhandled_events(),
             helper: Some(record.helper).filter(|keeper| *keeper != 0),
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
+            pid_file: self.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
             parameters: self.parameters.clone(),
             live: None,
         };
@@ -546,10 +564,10 @@ mod tests {
         migration.set_events(true);
         let plan = Plan {
             command: ExecCommand::prepare(Some(&["/nowhere".to_owned()])).unwrap(),
-            channel: OutgoingFile::open(dir.path().join("state")).unwrap(),
+            channel: OutgoingFile::open(dir.path().join("state"), Switch::Off).unwrap(),
             state_fd: StateFd::create().unwrap(),
             saved_fd: SavedStateFd::create().unwrap(),
-            binary: File::open("/proc/self/exe").unwrap().into(),
+            binary: own_binary::open().unwrap(),
             record: Record::prepare(DEFAULT_DEADLINE),
             began_ns: 0,
             rehearsed: true,
@@ -563,6 +581,7 @@ mod tests {
             log,
             signals: [signals, signals],
             parameters: &MigrationParameters::default(),
+            pid_file: None,
             safeguard: &mut Safeguard::start(false, None).unwrap(),
             stopped: &mut stopped,
         }

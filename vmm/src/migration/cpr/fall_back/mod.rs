@@ -32,6 +32,7 @@ use triggers::{TriggerError, Triggers};
 
 use crate::keeper::Ending;
 use crate::keeper::commit::CommitPage;
+use crate::private_file::Retraction;
 
 /// The environment variable by which an old binary learns why it is executed again.
 pub const FAILED_NAME: &str = "CPR_EXEC_FAILED";
@@ -133,6 +134,37 @@ fn replace(place: &AtomicPtr<Plan>, plan: Option<Arc<Plan>>) {
 /// From now on the keeper, and this process if it crashes while it is [`protected`], go by `plan`.
 pub fn live(plan: Option<Arc<Plan>>) {
     replace(&LIVE, plan);
+}
+
+/// What takes back the state of an update that fails in this process. Empty without an update.
+static RETRACTION: AtomicPtr<Retraction> = AtomicPtr::new(ptr::null_mut());
+
+/// Whoever continues the guest takes this back, until the result is dropped.
+pub fn retracted(retraction: Retraction) -> Retracted {
+    RETRACTION.store(Box::into_raw(Box::new(retraction)), Ordering::SeqCst);
+    Retracted
+}
+
+/// See [`retracted`].
+#[must_use = "dropping it leaves the state where it is"]
+pub struct Retracted;
+
+impl Drop for Retracted {
+    fn drop(&mut self) {
+        let old = RETRACTION.swap(ptr::null_mut(), Ordering::SeqCst);
+        if !old.is_null() {
+            // SAFETY: it came from a box, and whoever could use it is this thread.
+            drop(unsafe { Box::from_raw(old) });
+        }
+    }
+}
+
+/// Async-signal-safe.
+fn retract() {
+    // SAFETY: null, or a box that the thread which could free it does not free any more.
+    if let Some(retraction) = unsafe { RETRACTION.load(Ordering::SeqCst).as_ref() } {
+        retraction.carry_out();
+    }
 }
 
 /// The plan that counts: that of the take-over as long as there is one.

@@ -237,6 +237,7 @@ impl Plan {
                 strand(&self.kept, first, format_args!("{}", self.why()))
             }
             Role::Live(salvage) => {
+                super::retract();
                 let why = self.why();
                 match self.salvage(salvage.as_deref(), true) {
                     Ok(()) => {
@@ -269,6 +270,10 @@ impl Plan {
         };
         if let Err(error) = self.salvage(salvage, false) {
             strand(kept, self.why(), format_args!("saving the guest of process {pid}: {error}"))
+        }
+        // A process that does not end may wait for the very disk.
+        if ending != Ending::Deadline {
+            super::retract();
         }
         // What only this address space can use must not cross, whatever was about to be published.
         sys::close_all_on_exec();

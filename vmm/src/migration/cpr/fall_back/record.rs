@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::super::named_fds::NamedFd;
+use crate::descriptors;
 use crate::state::{Envelope, EnvelopeError};
 
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRBACK\n", version: 1 };
@@ -65,11 +66,9 @@ impl Record {
             entry.extend(value.into_vec());
             ByteBuf::from(entry)
         });
-        let mut comm = std::fs::read("/proc/self/comm").unwrap_or_default();
-        comm.retain(|byte| *byte != b'\n');
         Self {
             pid: std::process::id() as i32,
-            comm: comm.into(),
+            comm: name_of_main_thread().into(),
             argv: lasting(std::env::args_os()).map(bytes).collect(),
             environment: environment.collect(),
             binary: -1,
@@ -136,15 +135,20 @@ pub fn strings(of: &[ByteBuf]) -> Vec<CString> {
     of.iter().filter_map(|bytes| CString::new(bytes.as_slice()).ok()).collect()
 }
 
+fn name_of_main_thread() -> Vec<u8> {
+    match std::fs::read("/proc/self/comm") {
+        Ok(mut name) => {
+            name.retain(|byte| *byte != b'\n');
+            name
+        }
+        // Without /proc the name of this thread, which is the main one unless that has crashed.
+        Err(_) => nix::sys::prctl::get_name().map(CString::into_bytes).unwrap_or_default(),
+    }
+}
+
 fn inherited() -> Vec<RawFd> {
-    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let crosses = |fd: &RawFd| {
-        // SAFETY: only asks for the flags of a number; a closed one gives an error.
-        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
-        flags >= 0 && flags & libc::FD_CLOEXEC == 0
-    };
-    numbers.filter(|fd| *fd > 2).filter(crosses).collect()
+    let crosses = |fd: &RawFd| descriptors::crosses_exec(*fd) == Some(true);
+    descriptors::open().into_iter().filter(|fd| *fd > 2).filter(crosses).collect()
 }
 
 /// `args` without fail points: each acts once, and that was in this process.

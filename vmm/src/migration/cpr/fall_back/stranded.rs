@@ -7,6 +7,7 @@ use std::ptr;
 
 use super::text::Line;
 use crate::end_signals::END_SIGNALS;
+use crate::memory::claim;
 use crate::sys;
 
 /// What is kept.
@@ -42,6 +43,7 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     if kept.keeper != pid {
         end_keeper(kept.keeper);
     }
+    kept.ram.iter().copied().for_each(claim::let_go);
     // SAFETY: a process is stranded once, on one thread.
     let buffer = unsafe { &mut *LINE.0.get() };
     let (ram, saved) = (kept.ram.first().copied().unwrap_or(-1), kept.saved.unwrap_or(-1));

@@ -1,0 +1,249 @@
+//! A file that is written for its owner alone, at a path that somebody else may have prepared.
+//!
+//! Nothing at the path changes before [`PrivateFile::make_way`]. Where the directory allows it the
+//! content is written to a file without a name, which gets its name when it is complete; where it
+//! does not, a file that is there already is written to in its place.
+
+mod target;
+mod unnamed;
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::config::Switch;
+use target::Target;
+use unnamed::Unnamed;
+
+/// Why a file cannot be written, without its path.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateFileError {
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// A device, a FIFO, a socket.
+    #[error("it is no regular file")]
+    NotRegular,
+    /// A link that is not followed.
+    #[error(
+        "it is a symbolic link: name the file that it leads to, or start the VMM with \
+         --follow-symlinks on"
+    )]
+    Symlink,
+    /// Another user's file.
+    #[error("it belongs to user {0}: remove it, or use another path")]
+    Foreign(u32),
+    /// A file that is open to everybody.
+    #[error("every user may write to it (mode {0:04o}): remove it, or chmod o-w")]
+    Open(u32),
+    /// One of the VMM's own files, such as RAM, a boot image, the log.
+    #[error("this VMM itself has it open (descriptor {0}): use another path")]
+    InUse(RawFd),
+    /// The VMM's program.
+    #[error("it is the program that this VMM executes: use another path")]
+    Program,
+    /// The path leads elsewhere by now.
+    #[error("another file has taken its place meanwhile")]
+    Replaced,
+}
+
+impl From<Errno> for PrivateFileError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.into())
+    }
+}
+
+/// A file to write to. Dropped before [`PrivateFile::keep`], it leaves nothing behind that somebody
+/// could take for the whole.
+#[derive(Debug)]
+pub struct PrivateFile {
+    file: File,
+    /// Keeps the directory open, which `retraction` names by number.
+    _dir: OwnedFd,
+    path: PathBuf,
+    /// How the file gets its name, if it has none.
+    unnamed: Option<Unnamed>,
+    /// What is at the path until then.
+    replaces: Option<(u64, u64)>,
+    retraction: Retraction,
+    keep: bool,
+}
+
+impl PrivateFile {
+    /// Makes or opens a file for `path`; whatever is there stays as it is.
+    pub fn open(path: PathBuf, follow: Switch) -> Result<Self, PrivateFileError> {
+        let target = Target::look(&path, follow)?;
+        let made = match &target.found {
+            // What it leads to is in another directory.
+            Some(found) if found.is_symlink => Err(Errno::ELOOP),
+            _ => Unnamed::make(&target.dir),
+        };
+        Self::new(path, target, made)
+    }
+
+    fn new(
+        path: PathBuf,
+        target: Target,
+        made: Result<(File, Unnamed), Errno>,
+    ) -> Result<Self, PrivateFileError> {
+        let Target { dir, name, found } = target;
+        let (file, unnamed) = match (made, &found) {
+            (Ok((file, unnamed)), _) => (file, Some(unnamed)),
+            // The directory may be closed to us, and the file in it not.
+            (Err(_), Some(found)) => (found.open(&dir, &name)?, None),
+            (Err(errno), None) => return Err(errno.into()),
+        };
+        let retraction = Retraction {
+            file: file.as_raw_fd(),
+            dir: dir.as_raw_fd(),
+            name,
+            hidden: unnamed.as_ref().and_then(Unnamed::hidden),
+            in_place: unnamed.is_none(),
+            touched: Arc::default(),
+        };
+        let replaces = found.map(|found| found.identity);
+        Ok(Self { file, _dir: dir, path, unnamed, replaces, retraction, keep: false })
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What to write to, once there is a way.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file's descriptor and the directory's.
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.retraction.file, self.retraction.dir]
+    }
+
+    /// How to take it back without what owns it.
+    pub fn retraction(&self) -> &Retraction {
+        &self.retraction
+    }
+
+    /// Removes or empties what is at the path. A file system takes several times as long for that
+    /// as for the new content.
+    pub fn make_way(&self) -> Result<(), PrivateFileError> {
+        let Retraction { dir, name, touched, .. } = &self.retraction;
+        if self.unnamed.is_none() {
+            touched.store(true, Ordering::SeqCst);
+            self.file.set_len(0)?;
+            return match fchmod(&self.file, Mode::S_IRUSR | Mode::S_IWUSR) {
+                // Root's, who has seen to it.
+                Ok(()) | Err(Errno::EPERM) => Ok(()),
+                Err(errno) => Err(errno.into()),
+            };
+        }
+        let Some(replaces) = self.replaces else { return Ok(()) };
+        match status(*dir, name) {
+            Err(Errno::ENOENT) => Ok(()),
+            Ok(now) if identity(&now) == replaces => {
+                touched.store(true, Ordering::SeqCst);
+                Ok(unlink(*dir, name)?)
+            }
+            Ok(_) => Err(PrivateFileError::Replaced),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// What was written stands at the path from now on.
+    pub fn put_in_place(&mut self) -> Result<(), PrivateFileError> {
+        if let Some(unnamed) = &self.unnamed {
+            unnamed.name(&self.file, self.retraction.dir, &self.retraction.name)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the file as it is.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl AsFd for PrivateFile {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for PrivateFile {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.retraction.carry_out();
+        }
+    }
+}
+
+/// What undoes a [`PrivateFile`], by descriptors: whatever the path leads to by now is left alone.
+#[derive(Clone, Debug)]
+pub struct Retraction {
+    file: RawFd,
+    dir: RawFd,
+    name: CString,
+    hidden: Option<CString>,
+    in_place: bool,
+    touched: Arc<AtomicBool>,
+}
+
+impl Retraction {
+    /// Empties the file, if it has been touched, and removes its names. Async-signal-safe; to be
+    /// called while the descriptors are open.
+    pub fn carry_out(&self) {
+        if self.in_place && !self.touched.load(Ordering::SeqCst) {
+            return;
+        }
+        // Failures leave a file that is not whole, which a reader must be able to see anyway.
+        // SAFETY: numbers only; a structure of our own.
+        let own = unsafe {
+            libc::ftruncate(self.file, 0);
+            let mut own: FileStat = std::mem::zeroed();
+            if libc::fstat(self.file, &mut own) != 0 {
+                return;
+            }
+            identity(&own)
+        };
+        for name in self.hidden.iter().chain([&self.name]).filter(|_| !self.in_place) {
+            if status(self.dir, name).is_ok_and(|here| identity(&here) == own) {
+                let _ = unlink(self.dir, name);
+            }
+        }
+    }
+}
+
+fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: a number that is not open gives EBADF; nothing is closed by this.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+fn status(dir: RawFd, name: &CStr) -> Result<FileStat, Errno> {
+    fstatat(borrowed(dir), name, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+fn unlink(dir: RawFd, name: &CStr) -> Result<(), Errno> {
+    unlinkat(borrowed(dir), name, UnlinkatFlags::NoRemoveDir)
+}
+
+fn identity(status: &FileStat) -> (u64, u64) {
+    (status.st_dev, status.st_ino)
+}
+
+fn identity_of(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+#[cfg(test)]
+mod tests;

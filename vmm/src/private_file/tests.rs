@@ -1,0 +1,146 @@
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+
+fn refusal(path: &Path) -> String {
+    PrivateFile::open(path.to_owned(), Switch::Off).unwrap_err().to_string()
+}
+
+fn write(path: &Path, follow: Switch) -> Result<(), PrivateFileError> {
+    let mut file = PrivateFile::open(path.to_owned(), follow)?;
+    file.make_way()?;
+    file.file().write_all(b"new")?;
+    file.put_in_place()?;
+    file.keep();
+    Ok(())
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn nothing_at_the_path_changes_before_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    drop(PrivateFile::open(path.clone(), Switch::Off).unwrap());
+    assert_eq!(files(dir.path()), 0);
+    std::fs::write(&path, "old").unwrap();
+    let file = PrivateFile::open(path.clone(), Switch::Off).unwrap();
+    assert_eq!((std::fs::read(&path).unwrap(), files(dir.path())), (b"old".to_vec(), 1));
+    drop(file);
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+}
+
+#[test]
+fn a_file_that_is_there_is_replaced_by_a_private_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "much longer").unwrap();
+    write(&path, Switch::Off).unwrap();
+    assert_eq!((std::fs::read(&path).unwrap(), mode(&path)), (b"new".to_vec(), 0o600));
+    assert_eq!(files(dir.path()), 1);
+}
+
+#[test]
+fn what_was_written_is_taken_back_and_what_came_later_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    for replaced in [false, true] {
+        let mut file = PrivateFile::open(path.clone(), Switch::Off).unwrap();
+        file.make_way().unwrap();
+        file.file().write_all(b"new").unwrap();
+        file.put_in_place().unwrap();
+        if replaced {
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(dir.path().join("precious"), "precious").unwrap();
+            symlink("precious", &path).unwrap();
+        }
+        drop(file);
+        assert_eq!(path.is_symlink(), replaced);
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_link_is_followed_only_if_that_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, end) = (dir.path().join("link"), dir.path().join("end"));
+    std::fs::write(&end, "much longer").unwrap();
+    symlink(&end, &path).unwrap();
+    assert!(refusal(&path).contains("--follow-symlinks on"));
+    let file = PrivateFile::open(path.clone(), Switch::On).unwrap();
+    drop(file);
+    assert_eq!(std::fs::read(&end).unwrap(), b"much longer");
+    write(&path, Switch::On).unwrap();
+    assert!(path.is_symlink());
+    assert_eq!((std::fs::read(&end).unwrap(), mode(&end)), (b"new".to_vec(), 0o600));
+}
+
+#[test]
+fn files_of_this_process_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let log = File::create(&path).unwrap();
+    let expected = format!("this VMM itself has it open (descriptor {}): ", log.as_raw_fd());
+    assert!(refusal(&path).starts_with(&expected), "{}", refusal(&path));
+    let by_link = format!("/proc/self/fd/{}", log.as_raw_fd());
+    let followed = PrivateFile::open(by_link.into(), Switch::On).unwrap_err().to_string();
+    assert!(followed.starts_with(&expected), "{followed}");
+    let program = std::env::current_exe().unwrap();
+    assert!(refusal(&program).starts_with("it is the program"), "{}", refusal(&program));
+}
+
+#[test]
+fn what_others_can_write_to_or_own_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "old").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    insta::assert_snapshot!(refusal(&path), @"every user may write to it (mode 0666): remove it, or chmod o-w");
+    if nix::unistd::geteuid().is_root() {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(&path, Some(1234), None).unwrap();
+        insta::assert_snapshot!(refusal(&path), @"it belongs to user 1234: remove it, or use another path");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    for path in [fifo.as_path(), Path::new("/dev/null")] {
+        assert_eq!(refusal(path), "it is no regular file");
+    }
+    assert_eq!(refusal(dir.path()), "Is a directory (os error 21)");
+    assert_eq!(refusal(Path::new("")), "No such file or directory (os error 2)");
+}
+
+#[test]
+fn in_a_directory_that_is_closed_the_file_that_is_there_is_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "much longer").unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    let open = || {
+        let target = Target::look(&path, Switch::Off).unwrap();
+        PrivateFile::new(path.clone(), target, Err(Errno::EACCES)).unwrap()
+    };
+    drop(open());
+    assert_eq!(std::fs::read(&path).unwrap(), b"much longer");
+    let mut opened = open();
+    opened.make_way().unwrap();
+    opened.file().write_all(b"new").unwrap();
+    opened.put_in_place().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    assert_eq!((std::fs::metadata(&path).unwrap().ino(), mode(&path)), (inode, 0o600));
+    drop(opened);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+}

@@ -1,0 +1,145 @@
+//! A file that gets its name when it is complete.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod};
+
+use super::borrowed;
+
+/// How it gets its name.
+#[derive(Debug)]
+pub enum Unnamed {
+    /// By its descriptor.
+    Descriptor,
+    /// By the link that `/proc` has of its descriptor, where the kernel wants a privilege for that.
+    Proc,
+    /// From a hidden one, where the file system has no files without a name.
+    Hidden(CString),
+}
+
+impl Unnamed {
+    /// Makes one in `dir`, mode 0600.
+    pub fn make(dir: &OwnedFd) -> Result<(File, Self), Errno> {
+        let flags = libc::O_TMPFILE | libc::O_WRONLY | libc::O_CLOEXEC;
+        let made = match open(dir, c".", flags) {
+            Ok(file) if can_link(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH) => {
+                (file, Self::Descriptor)
+            }
+            Ok(file) if can_link_by_proc(&file) => (file, Self::Proc),
+            // EISDIR, EINVAL: kernels and file systems that know of no such thing.
+            Ok(_) | Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => hidden(dir)?,
+            Err(errno) => return Err(errno),
+        };
+        // Whatever the umask is.
+        fchmod(&made.0, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        Ok(made)
+    }
+
+    /// The name that it has in the meantime.
+    pub fn hidden(&self) -> Option<CString> {
+        match self {
+            Self::Hidden(name) => Some(name.clone()),
+            Self::Descriptor | Self::Proc => None,
+        }
+    }
+
+    /// Gives it `name` in `dir`, which no other file has.
+    pub fn name(&self, file: &File, dir: RawFd, name: &CStr) -> Result<(), Errno> {
+        match self {
+            Self::Descriptor => link(file.as_raw_fd(), c"", dir, name, libc::AT_EMPTY_PATH),
+            Self::Proc => link(libc::AT_FDCWD, &in_proc(file), dir, name, libc::AT_SYMLINK_FOLLOW),
+            Self::Hidden(hidden) => match rename(dir, hidden, name, libc::RENAME_NOREPLACE) {
+                // A file system that cannot promise it.
+                Err(Errno::EINVAL | Errno::ENOSYS) => rename(dir, hidden, name, 0),
+                renamed => renamed,
+            },
+        }
+    }
+}
+
+fn hidden(dir: &OwnedFd) -> Result<(File, Unnamed), Errno> {
+    const MOST_LEFT_BEHIND: u32 = 16;
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY | libc::O_CLOEXEC;
+    for number in 0..MOST_LEFT_BEHIND {
+        let name = CString::new(format!(".cpr-vmm.{}.{number}", std::process::id()));
+        let name = name.expect("it has no NUL");
+        match open(dir, &name, flags) {
+            Err(Errno::EEXIST) => {}
+            made => return made.map(|file| (file, Unnamed::Hidden(name))),
+        }
+    }
+    Err(Errno::EEXIST)
+}
+
+fn open(dir: &OwnedFd, name: &CStr, flags: libc::c_int) -> Result<File, Errno> {
+    // SAFETY: the path is NUL-terminated; the kernel keeps no pointer.
+    let fd = unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) };
+    // SAFETY: the system call just returned this descriptor, nobody else owns it.
+    Errno::result(fd).map(|fd| unsafe { File::from_raw_fd(fd) })
+}
+
+fn can_link_by_proc(file: &File) -> bool {
+    can_link(libc::AT_FDCWD, &in_proc(file), libc::AT_SYMLINK_FOLLOW)
+}
+
+/// Whether a link could be made: a try that cannot succeed fails late, for another reason.
+fn can_link(from: RawFd, path: &CStr, flags: libc::c_int) -> bool {
+    link(from, path, libc::AT_FDCWD, c".", flags) == Err(Errno::EEXIST)
+}
+
+fn in_proc(file: &File) -> CString {
+    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("it has no NUL")
+}
+
+fn link(
+    from: RawFd,
+    path: &CStr,
+    dir: RawFd,
+    name: &CStr,
+    flags: libc::c_int,
+) -> Result<(), Errno> {
+    // SAFETY: the paths are NUL-terminated; the kernel keeps no pointer.
+    let result = unsafe { libc::linkat(from, path.as_ptr(), dir, name.as_ptr(), flags) };
+    Errno::result(result).map(drop)
+}
+
+fn rename(dir: RawFd, from: &CStr, to: &CStr, flags: libc::c_uint) -> Result<(), Errno> {
+    let dir = borrowed(dir).as_raw_fd();
+    // SAFETY: the paths are NUL-terminated; the kernel keeps no pointer.
+    let result = unsafe { libc::renameat2(dir, from.as_ptr(), dir, to.as_ptr(), flags) };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn named(make: impl FnOnce(&OwnedFd) -> (File, Unnamed)) {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = OwnedFd::from(File::open(dir.path()).unwrap());
+        let (mut file, unnamed) = make(&opened);
+        file.write_all(b"content").unwrap();
+        let path = dir.path().join("name");
+        assert!(!path.exists());
+        unnamed.name(&file, opened.as_raw_fd(), c"name").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let (other, unnamed) = Unnamed::make(&opened).unwrap();
+        let again = unnamed.name(&other, opened.as_raw_fd(), c"name");
+        assert_eq!(again, Err(Errno::EEXIST));
+    }
+
+    #[test]
+    fn it_gets_its_name_in_every_way() {
+        named(|dir| Unnamed::make(dir).unwrap());
+        named(|dir| (Unnamed::make(dir).unwrap().0, Unnamed::Proc));
+        named(|dir| hidden(dir).unwrap());
+    }
+}

@@ -1,0 +1,151 @@
+//! `pmemsave`: guest memory to a file, on a thread, while everybody else is served.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use cpr_qmp::command::PmemsaveArgs;
+use cpr_qmp::message::QmpError;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+
+use super::{Vmm, commands};
+use crate::memory::GuestMemory;
+use crate::private_file::{PrivateFile, PrivateFileError};
+use crate::qmp::ConnectionId;
+
+/// Bytes of one write.
+const SLICE: u64 = 4 << 20;
+
+/// Why memory was not saved.
+#[derive(Debug, thiserror::Error)]
+enum DumpError {
+    #[error("{0:#x} + {1:#x} is not all RAM")]
+    NotRam(u64, u64),
+    #[error("the VM is being updated: try again when that is over")]
+    Update,
+    #[error("Guest is waiting for an incoming migration")]
+    Incoming,
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    #[error(transparent)]
+    Write(io::Error),
+    #[error("cannot start a thread for it: {0}")]
+    Thread(io::Error),
+    #[error("its thread panicked")]
+    Panic,
+}
+
+type Thread = JoinHandle<Result<(), DumpError>>;
+
+/// Memory that is being saved.
+pub(super) struct Dump {
+    client: ConnectionId,
+    filename: String,
+    /// Becomes readable at the end.
+    ended: Arc<EventFd>,
+    thread: Thread,
+}
+
+impl Dump {
+    pub(super) fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+}
+
+impl Vmm {
+    /// `pmemsave`: answers at once if it is refused, otherwise when it is done.
+    pub(super) fn pmemsave(&mut self, client: ConnectionId, args: &PmemsaveArgs) {
+        match self.start_dump(args) {
+            Ok((ended, thread)) => {
+                let filename = args.filename.clone();
+                self.dumps.push(Dump { client, filename, ended, thread });
+            }
+            Err(error) => self.qmp.respond(client, Err(failed(&args.filename, &error))),
+        }
+    }
+
+    fn start_dump(&self, args: &PmemsaveArgs) -> Result<(Arc<EventFd>, Thread), DumpError> {
+        if self.awaits_state() {
+            return Err(DumpError::Incoming);
+        }
+        // It goes on to an exec, which this would not outlive.
+        if self.rehearsing.is_some() {
+            return Err(DumpError::Update);
+        }
+        let PmemsaveArgs { val, size, ref filename } = *args;
+        let memory = self.machine.ram().memory().clone();
+        if size > 0 && !memory.check_range(GuestAddress(val), size as usize) {
+            return Err(DumpError::NotRam(val, size));
+        }
+        let file = PrivateFile::open(filename.into(), self.config.follow_symlinks)?;
+        file.make_way()?;
+        let thread = |source| DumpError::Thread(source);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let ended = Arc::new(EventFd::from_flags(flags).map_err(|errno| thread(errno.into()))?);
+        let end = End(ended.clone());
+        let save = move || {
+            let _end = end;
+            save(&memory, val, size, file)
+        };
+        Ok((ended, spawn(save).map_err(thread)?))
+    }
+
+    /// Answers those whose memory has been saved.
+    pub(super) fn look_at_dumps(&mut self) {
+        let over = |dump: &mut Dump| dump.ended.read().is_ok();
+        let ended: Vec<_> = self.dumps.extract_if(.., over).collect();
+        for Dump { client, filename, thread, .. } in ended {
+            let result = match thread.join().unwrap_or(Err(DumpError::Panic)) {
+                Ok(()) => commands::done(),
+                Err(error) => Err(failed(&filename, &error)),
+            };
+            self.qmp.respond(client, result);
+        }
+    }
+}
+
+/// Says so however the thread ends.
+struct End(Arc<EventFd>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // A counter at zero takes a one.
+        let _ = self.0.write(1);
+    }
+}
+
+fn failed(filename: &str, error: &DumpError) -> QmpError {
+    QmpError::generic(format!("cannot save memory to {filename}: {error}"))
+}
+
+/// Starts a thread that leaves all signals to others.
+fn spawn<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let mut mask = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+    let thread = std::thread::Builder::new().name("pmemsave".to_owned()).spawn(work);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+    thread
+}
+
+fn save(memory: &GuestMemory, from: u64, size: u64, mut to: PrivateFile) -> Result<(), DumpError> {
+    let mut done = 0;
+    while done < size {
+        let length = SLICE.min(size - done);
+        let at = GuestAddress(from + done);
+        memory.write_all_volatile_to(at, &mut to.file(), length as usize).map_err(|error| {
+            match error {
+                GuestMemoryError::IOError(error) => DumpError::Write(error),
+                other => DumpError::Write(io::Error::other(other)),
+            }
+        })?;
+        done += length;
+    }
+    to.put_in_place()?;
+    to.keep();
+    Ok(())
+}
