@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
+use super::serial::exact::ExactIo;
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
@@ -28,6 +29,8 @@ pub struct PortBus {
 pub struct Shadows {
     /// That of the serial port.
     pub serial: Shadow,
+    /// What went over the serial port's socket since.
+    pub serial_io: Arc<ExactIo>,
     /// That of the test device.
     pub test_port: Shadow,
 }
@@ -44,20 +47,22 @@ pub struct DevicesState {
 impl PortBus {
     /// Devices as after power-on, or as they were saved.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
-        let (serial, test_port) = (Mutex::new(serial), Mutex::new(test_port));
-        Self { serial, test_port, vm, shadows: Shadows::default() }
+        let shadows = Shadows { serial_io: serial.host().exact().clone(), ..Shadows::default() };
+        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm, shadows }
     }
 
     /// The copies of the devices' states, which are kept up to date while they are `enabled`.
     pub fn shadows(&self, enabled: bool) {
-        let Shadows { serial, test_port } = &self.shadows;
+        let Shadows { serial, test_port, .. } = &self.shadows;
+        let (port, device) = (self.serial(), self.test_port());
         if enabled {
-            serial.enable(&self.serial().shadow_state());
-            test_port.enable(&*self.test_port());
+            serial.enable(&port.shadow_state());
+            test_port.enable(&*device);
         } else {
             serial.disable();
             test_port.disable();
         }
+        port.host().exact().copied(serial.generation());
     }
 
     /// The copies. Takes no lock.
@@ -69,6 +74,7 @@ impl PortBus {
         let mut serial = self.serial();
         let result = act(&mut serial);
         self.shadows.serial.publish(|| serial.shadow_state(), access);
+        serial.host().exact().copied(self.shadows.serial.generation());
         result
     }
 

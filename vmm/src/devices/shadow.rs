@@ -51,7 +51,7 @@ impl Shadow {
         for copy in &self.copies {
             // SAFETY: the device's lock is held, and nobody reads before it is published.
             let bytes = unsafe { &mut *copy.bytes.get() };
-            if bytes.is_empty() && !self.enabled.load(Ordering::Relaxed) {
+            if bytes.is_empty() {
                 *bytes = vec![0; CAPACITY].into();
             }
         }
@@ -59,9 +59,14 @@ impl Shadow {
         self.publish(|| state, None);
     }
 
-    /// From now on nothing is copied.
+    /// From now on nothing is copied. The device's lock must be held.
     pub fn disable(&self) {
         self.enabled.store(false, Ordering::Relaxed);
+        for copy in &self.copies {
+            copy.length.store(0, Ordering::Release);
+            // SAFETY: the device's lock is held, and nobody reads what has no length.
+            unsafe { *copy.bytes.get() = Box::default() };
+        }
     }
 
     /// The state has changed, by an access of a vCPU if `access` is given: both are known at the
@@ -99,6 +104,14 @@ impl Shadow {
         // SAFETY: nobody writes it: the caller's promise.
         let bytes = unsafe { &*copy.bytes.get() };
         bytes.get(..copy.length.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Which copy is the newest; 0 if nothing is copied. Async-signal-safe.
+    pub fn generation(&self) -> u64 {
+        match self.enabled.load(Ordering::Relaxed) {
+            true => self.generation.load(Ordering::Acquire),
+            false => 0,
+        }
     }
 
     fn has_reached(&self, generation: u64) -> bool {
@@ -174,7 +187,7 @@ mod tests {
         assert_eq!(newest(&shadow), Some(4));
         shadow.disable();
         shadow.publish(|| 5_u32, None);
-        assert_eq!(newest(&shadow), Some(4));
+        assert_eq!(newest(&shadow), None);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
@@ -55,17 +57,31 @@ pub fn claim(word: &impl Word, claim: Claim) -> bool {
     word.replace(UNDECIDED, claim as u32)
 }
 
-/// The page with the word.
+/// The page with the word, and its descriptor.
 #[derive(Debug)]
 pub struct CommitPage {
     fd: OwnedFd,
+    mapped: Arc<CommitPoint>,
+}
+
+/// The page with the word. It does not need its descriptor.
+#[derive(Debug)]
+pub struct CommitPoint {
     word: NonNull<AtomicU32>,
 }
 
 // SAFETY: the mapping is shared memory with one atomic word in it.
-unsafe impl Send for CommitPage {}
+unsafe impl Send for CommitPoint {}
 // SAFETY: as above.
-unsafe impl Sync for CommitPage {}
+unsafe impl Sync for CommitPoint {}
+
+impl Deref for CommitPage {
+    type Target = CommitPoint;
+
+    fn deref(&self) -> &CommitPoint {
+        &self.mapped
+    }
+}
 
 impl CommitPage {
     /// A new one, close-on-exec.
@@ -106,9 +122,16 @@ impl CommitPage {
             return Err(Errno::last().into());
         }
         let word = NonNull::new(at.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(Self { fd, word })
+        Ok(Self { fd, mapped: Arc::new(CommitPoint { word }) })
     }
 
+    /// The page without its descriptor.
+    pub fn point(&self) -> &Arc<CommitPoint> {
+        &self.mapped
+    }
+}
+
+impl CommitPoint {
     /// The word. It stays where it is while the page lives.
     pub fn word(&self) -> &AtomicU32 {
         // SAFETY: the mapping has room for it, is aligned to a page, and lives as long as `self`.
@@ -116,7 +139,7 @@ impl CommitPage {
     }
 }
 
-impl CommitPage {
+impl CommitPoint {
     /// Whether no claim was made.
     pub fn is_undecided(&self) -> bool {
         self.word().load(Ordering::SeqCst) == UNDECIDED
@@ -166,7 +189,7 @@ impl AsFd for CommitPage {
     }
 }
 
-impl Drop for CommitPage {
+impl Drop for CommitPoint {
     fn drop(&mut self) {
         // SAFETY: the mapping is this long, and no reference to the word outlives `self`.
         unsafe { libc::munmap(self.word.as_ptr().cast(), BYTES as usize) };

@@ -20,4 +20,4 @@ mod process;
 pub mod stack;
 
 pub use child::{AdoptedKeeper, is_watching};
-pub use process::{Ending, Keeper, KeeperError, TIMER_FD, Watch, abandon_newest};
+pub use process::{Ending, Keeper, KeeperError, TIMER_FD, Watch, abandon_newest, set_timer};

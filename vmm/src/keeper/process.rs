@@ -14,7 +14,7 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{Pid, getpid};
 
 use super::child::{Child, open_pidfd, send_kill};
-use super::commit::{Claim, CommitPage, claim};
+use super::commit::{Claim, CommitPage, CommitPoint, claim};
 use super::stack::Stack;
 use crate::sys;
 
@@ -101,6 +101,16 @@ impl Watch {
     }
 }
 
+/// Sets the timer that has this descriptor.
+pub fn set_timer(fd: RawFd, after: Duration) -> Result<(), Errno> {
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let value =
+        libc::timespec { tv_sec: after.as_secs() as i64, tv_nsec: after.subsec_nanos().into() };
+    let setting = libc::itimerspec { it_interval: zero, it_value: value };
+    // SAFETY: the structure lives for the call; a descriptor that is no timer gives EINVAL.
+    Errno::result(unsafe { libc::timerfd_settime(fd, 0, &setting, std::ptr::null_mut()) }).map(drop)
+}
+
 /// What the keeper's process looks at.
 struct Watched {
     process: RawFd,
@@ -111,7 +121,7 @@ struct Watched {
     death_signal: i32,
     page: *const CommitPage,
     /// The keeper before this one, whose business it is until the guest has been given up there.
-    before: Option<Arc<CommitPage>>,
+    before: Option<Arc<CommitPoint>>,
     continue_guest: ContinueGuest,
 }
 
@@ -133,7 +143,7 @@ impl Keeper {
     /// On the main thread: what the keeper becomes has the parent of that thread.
     pub fn start(
         continue_guest: ContinueGuest,
-        before: Option<Arc<CommitPage>>,
+        before: Option<Arc<CommitPoint>>,
     ) -> Result<Self, KeeperError> {
         let error = |call| move |source| KeeperError { call, source };
         let errno = |call| move |errno: Errno| KeeperError { call, source: errno.into() };

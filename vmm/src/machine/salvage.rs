@@ -2,8 +2,8 @@
 //! that ran it has died, or crashed: into an empty memfd, as records that the same binary reads.
 //!
 //! What each device guarantees then: the test device has seen each access exactly once; so has the
-//! serial port, whose last byte may reach the host twice if the process died while it was written.
-//! Of output that the host has not taken the oldest 64 KiB are kept. What is in KVM is as it was.
+//! serial port, and each byte goes over its socket exactly once; to a file or a terminal the last
+//! one may go twice if the process died while it was written. Of output that the host has not taken the oldest 64 KiB are kept. What is in KVM is as it was.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub(super) mod kind {
     pub const TOLD_STOPPED: u32 = 8;
     pub const END: u32 = 9;
     pub const SINCE: u32 = 10;
+    pub const SERIAL_SENT: u32 = 11;
+    pub const SERIAL_RECEIVED: u32 = 12;
     /// What comes from here on are items of a vCPU.
     pub const FIRST_ITEM: u32 = 64;
 }
@@ -127,6 +129,11 @@ impl Salvage {
                     let [serial, test_port] =
                         unsafe { [shadows.serial.newest(), shadows.test_port.newest()] };
                     put(to, kind::SERIAL, 0, serial).map_err(&write)?;
+                    let generation = shadows.serial.generation();
+                    // SAFETY: as above.
+                    let went = unsafe { shadows.serial_io.went(generation) };
+                    put(to, kind::SERIAL_SENT, 0, went.sent.as_bytes()).map_err(&write)?;
+                    put(to, kind::SERIAL_RECEIVED, 0, went.received).map_err(&write)?;
                     put(to, kind::TEST_PORT, 0, test_port).map_err(&write)?;
                 }
             }

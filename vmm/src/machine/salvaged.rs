@@ -48,6 +48,8 @@ pub struct Salvaged {
     pub events: Vec<GuestEvent>,
     /// Clients were told that the guest has stopped.
     pub told_stopped: bool,
+    /// What went over the serial port's socket unseen: bytes sent, and what was received.
+    pub serial_went: (u64, Vec<u8>),
     /// `CLOCK_MONOTONIC` when it was saved, in nanoseconds.
     pub since_ns: u64,
 }
@@ -64,6 +66,7 @@ struct Found {
     test_port: Vec<u8>,
     told_stopped: bool,
     since_ns: u64,
+    serial_went: (u64, Vec<u8>),
     ended: bool,
 }
 
@@ -87,9 +90,11 @@ impl Machine {
         found.whole()
     }
 
-    /// Lets the devices see what the guest had written, before it runs.
-    pub fn make_up_for(&mut self, lost_writes: &[(u8, LostWrite)]) {
+    /// Lets the devices see what the guest had written, before it runs, and what went over the
+    /// serial port's socket.
+    pub fn make_up_for(&mut self, lost_writes: &[(u8, LostWrite)], serial: &(u64, Vec<u8>)) {
         let Some(bus) = self.bus() else { return };
+        bus.serial().make_up_for(serial.0, &serial.1);
         let mut events = Vec::new();
         for (vcpu, write) in lost_writes {
             let access = Access::default();
@@ -124,6 +129,8 @@ impl Found {
             kind::SERIAL => self.serial = bytes.to_vec(),
             kind::TEST_PORT => self.test_port = bytes.to_vec(),
             kind::TOLD_STOPPED => self.told_stopped = true,
+            kind::SERIAL_SENT => self.serial_went.0 = read(bytes)?,
+            kind::SERIAL_RECEIVED => self.serial_went.1 = bytes.to_vec(),
             kind::SINCE => self.since_ns = read(bytes)?,
             kind::END => self.ended = true,
             other => {
@@ -158,7 +165,7 @@ impl Found {
             vcpus: self.vcpus,
             platform: PlatformState::of([master, slave, ioapic], pit, clock),
         };
-        let Self { lost_writes, events, told_stopped, since_ns, .. } = self;
-        Ok(Salvaged { state, lost_writes, events, told_stopped, since_ns })
+        let Self { lost_writes, events, told_stopped, serial_went, since_ns, .. } = self;
+        Ok(Salvaged { state, lost_writes, events, told_stopped, serial_went, since_ns })
     }
 }

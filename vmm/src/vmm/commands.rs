@@ -49,6 +49,7 @@ impl Vmm {
                 answer(&self.migration.info(blocked_reasons(self.machine.ram())))
             }
             Command::MigrateSetParameters(new) => {
+                update::check_deadline(&new).map_err(generic)?;
                 let old = std::mem::take(&mut self.parameters);
                 self.parameters = MigrationParameters {
                     mode: new.mode.or(old.mode),

@@ -97,6 +97,7 @@ struct Loaded {
     lost_writes: Vec<(u8, LostWrite)>,
     events: Vec<GuestEvent>,
     told_stopped: bool,
+    serial_went: (u64, Vec<u8>),
     since_ns: u64,
 }
 
@@ -154,8 +155,8 @@ impl Vmm {
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
         let deadline = Duration::from_millis(awaited.way_back.record.deadline_ms);
-        awaited.carried.watch(Some(2 * deadline + update::WAY_BACK));
         if awaited.way_back.returned.is_none() {
+            awaited.carried.watch(Some(deadline + update::GRACE));
             awaited.way_back.armed.set_deadline(Some(deadline))?;
         }
         let loaded = self.read(source)?;
@@ -180,7 +181,7 @@ impl Vmm {
             self.machine.put_back_events(cpr.pending_events);
             self.machine.put_back_events(loaded.events);
         }
-        self.machine.make_up_for(&loaded.lost_writes);
+        self.machine.make_up_for(&loaded.lost_writes, &loaded.serial_went);
         let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
         let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
         self.parameters_of_return(&way_back, &cpr.parameters);
@@ -284,9 +285,10 @@ impl Vmm {
         if bytes.is_empty() {
             return Ok(Loaded { name, ..Loaded::default() });
         }
-        let Salvaged { state, lost_writes, events, told_stopped, since_ns } =
+        let Salvaged { state, lost_writes, events, told_stopped, serial_went, since_ns } =
             self.machine.read_salvaged(&bytes)?;
-        Ok(Loaded { name, state: Some(state), lost_writes, events, told_stopped, since_ns })
+        let state = Some(state);
+        Ok(Loaded { name, state, lost_writes, events, told_stopped, serial_went, since_ns })
     }
 
     fn parameters_of_return(&mut self, way_back: &WayBack, parameters: &MigrationParameters) {
@@ -301,7 +303,8 @@ impl Vmm {
         if self.config.keeper == KeeperPolicy::Off {
             return;
         }
-        let before = carried.page.clone().filter(|page| page.is_undecided());
+        let before = carried.page.as_ref().filter(|page| page.is_undecided());
+        let before = before.map(|page| page.point().clone());
         if let Err(error) = self.guard(before) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }

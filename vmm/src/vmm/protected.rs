@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Vmm, commands};
 use crate::config::KeeperPolicy;
-use crate::keeper::commit::CommitPage;
+use crate::keeper::commit::CommitPoint;
 use crate::migration::cpr::fall_back::{self, ArmError};
 use crate::migration::cpr::safeguard::{Safeguard, SafeguardError, View};
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
@@ -44,7 +44,7 @@ impl Vmm {
     /// Has somebody stand ready, if nobody does. `before`: see [`Safeguard::start`].
     pub(super) fn guard(
         &mut self,
-        before: Option<std::sync::Arc<CommitPage>>,
+        before: Option<std::sync::Arc<CommitPoint>>,
     ) -> Result<(), SafeguardError> {
         if self.safeguard.is_none() {
             let wanted = self.config.keeper != KeeperPolicy::Off;

@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
+use super::exact::ExactIo;
 use crate::config::SerialConfig;
 use crate::logging::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
@@ -95,6 +97,10 @@ pub struct SerialHost {
     lost: u64,
     /// `accept` failed, for want of descriptors probably.
     accept_failed: bool,
+    /// How much went over a socket.
+    exact: Arc<ExactIo>,
+    /// Bytes that were sent already, by a process that died before it knew.
+    swallow: u64,
 }
 
 impl SerialHost {
@@ -125,7 +131,30 @@ impl SerialHost {
                 None => Kind::Unix { listener: Listener::bind(path)?, client: None },
             },
         };
-        Ok(Self { kind, pending: VecDeque::new(), lost: 0, accept_failed: false })
+        Ok(Self::with(kind))
+    }
+
+    fn with(kind: Kind) -> Self {
+        Self {
+            kind,
+            pending: VecDeque::new(),
+            lost: 0,
+            accept_failed: false,
+            exact: Arc::default(),
+            swallow: 0,
+        }
+    }
+
+    /// How much went over a socket since the newest copy of the port's state.
+    pub fn exact(&self) -> &Arc<ExactIo> {
+        &self.exact
+    }
+
+    /// So many of the bytes that come next have been sent before.
+    pub fn swallow(&mut self, bytes: u64) {
+        let pending = bytes.min(self.pending.len() as u64);
+        self.pending.drain(..pending as usize);
+        self.swallow = bytes - pending;
     }
 
     pub(super) fn preserved_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
@@ -277,7 +306,9 @@ impl SerialHost {
                 }
                 Kind::Stdio(stdio) => stdio.write(bytes),
                 Kind::File(file) => file.write(bytes),
-                Kind::Unix { client: Some(client), .. } => client.write(bytes),
+                Kind::Unix { client: Some(client), .. } => {
+                    self.exact.send(client.as_fd(), bytes).map_err(io::Error::from)
+                }
             };
             match result {
                 Ok(written) => drop(self.pending.drain(..written)),
@@ -310,17 +341,21 @@ impl SerialHost {
 
     /// At most `room` bytes of input, without waiting.
     pub(super) fn receive(&mut self, room: usize) -> Vec<u8> {
-        let mut buffer = vec![0; room];
         let result = match &mut self.kind {
-            Kind::Stdio(stdio) => stdio.read(&mut buffer),
-            Kind::Unix { client: Some(client), .. } => client.read(&mut buffer),
+            Kind::Stdio(stdio) => {
+                let mut buffer = vec![0; room];
+                stdio.read(&mut buffer).map(|length| {
+                    buffer.truncate(length);
+                    buffer
+                })
+            }
+            Kind::Unix { client: Some(client), .. } => {
+                self.exact.receive(client.as_fd(), room).map_err(io::Error::from)
+            }
             _ => return Vec::new(),
         };
         match result {
-            Ok(length @ 1..) => {
-                buffer.truncate(length);
-                buffer
-            }
+            Ok(input) if !input.is_empty() => input,
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
             {
@@ -369,7 +404,9 @@ fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
 /// Output of the guest. Never waits and never fails: a UART's transmitter does not either.
 impl Write for SerialHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.queue(bytes);
+        let sent_before = self.swallow.min(bytes.len() as u64);
+        self.swallow -= sent_before;
+        self.queue(&bytes[sent_before as usize..]);
         self.flush_pending();
         Ok(bytes.len())
     }
@@ -381,6 +418,7 @@ impl Write for SerialHost {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::fd::IntoRawFd;
 
     use super::*;
@@ -453,13 +491,7 @@ mod tests {
         let (input, feed) = nix::unistd::pipe().unwrap();
         let (seen, output) = nix::unistd::pipe().unwrap();
         let stdio = Stdio { input: fixed(input), output: fixed(output), ended: false };
-        let host = SerialHost {
-            kind: Kind::Stdio(stdio),
-            pending: VecDeque::new(),
-            lost: 0,
-            accept_failed: false,
-        };
-        (host, feed.into(), seen.into())
+        (SerialHost::with(Kind::Stdio(stdio)), feed.into(), seen.into())
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The first serial port: a 16550 towards the guest, a file, socket or terminal towards the host.
 
+pub mod exact;
 mod host;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -154,6 +155,15 @@ impl SerialPort {
         const MOST_OUTPUT: usize = 64 << 10;
         let output = self.device.writer().oldest_pending(MOST_OUTPUT);
         SerialPortState::new(self.device.state(), output)
+    }
+
+    /// Makes up for what went between the copy that this port was made from and the death of the
+    /// process: before the guest runs, and before what it wrote is made up for.
+    pub fn make_up_for(&mut self, sent: u64, received: &[u8]) {
+        self.device.writer_mut().swallow(sent);
+        if let Err(error) = self.device.enqueue_raw_bytes(received) {
+            tracing::warn!(%error, "serial_input_lost");
+        }
     }
 
     /// The host's side, for a port in a rebuilt machine.

@@ -18,7 +18,7 @@ use super::fall_back::{self, Plan, Program, Record, Role};
 use super::named_fds::OutgoingFds;
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
 use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver};
-use crate::keeper::commit::{CommitPage, PAGE_FD};
+use crate::keeper::commit::{CommitPoint, PAGE_FD};
 use crate::keeper::{Keeper, KeeperError, TIMER_FD};
 use crate::machine::Machine;
 use crate::machine::salvage::Salvage;
@@ -77,7 +77,7 @@ pub struct Safeguard {
 impl Safeguard {
     /// Starts a keeper if one is `wanted`. It acts once the process has passed the commit point
     /// `before`, and goes by what is [`publish`](Self::publish)ed.
-    pub fn start(wanted: bool, before: Option<Arc<CommitPage>>) -> Result<Self, SafeguardError> {
+    pub fn start(wanted: bool, before: Option<Arc<CommitPoint>>) -> Result<Self, SafeguardError> {
         let dump = memfd::create(c"cpr-salvage", MFdFlags::empty());
         let dump = dump.map_err(SafeguardError::Dump)?;
         let binary = own_binary::open().map_err(SafeguardError::Binary)?;

@@ -2,11 +2,14 @@
 //! to which a failed update has returned.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::fall_back::{self, ArmError, Armed, FAILED_NAME, Role};
 use super::held_signals::HeldSignals;
 use super::named_fds::{AdoptError, AdoptedFds, CheckedFds};
 use super::state::{self, CprState, ENV_NAME, ReadError};
+use super::update::{GRACE, WAY_BACK};
+use crate::keeper::{self, TIMER_FD};
 
 /// What came over exec.
 #[derive(Debug)]
@@ -110,7 +113,16 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     };
     // SAFETY: the caller's promise; the record lists what crossed.
     unsafe { sealed.record.close_strays() };
-    let armed = fall_back::arm(&sealed.record, role)?;
+    let record = &sealed.record;
+    let patience = match role {
+        Role::Returned(_) => WAY_BACK,
+        _ => Duration::from_millis(record.deadline_ms) + GRACE,
+    };
+    if let Some(timer) = record.fds.iter().find(|named| named.name == TIMER_FD) {
+        // It is the one that an update made. If it is none, it is not set.
+        let _ = keeper::set_timer(timer.fd, patience);
+    }
+    let armed = fall_back::arm(record, role)?;
     // If it was rehearsed they are held already.
     HeldSignals::hold().until_release();
     #[cfg(feature = "failpoints")]

@@ -55,6 +55,8 @@ pub const SAVED_FD: &str = "fall-back.state";
 pub const DUMP_FD: &str = "keeper.state";
 /// How long the new binary may take.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a process that has passed its deadline has for ending or going back by itself.
+pub const GRACE: Duration = Duration::from_secs(2);
 /// How long an old binary that was returned to may take: longer than it ever does.
 pub const WAY_BACK: Duration = Duration::from_secs(60);
 /// Most descriptors that are handed over besides those of QMP.
@@ -147,6 +149,25 @@ pub struct Plan {
 /// How long the new binary may take.
 pub fn deadline(parameters: &MigrationParameters) -> Duration {
     parameters.x_cpr_exec_deadline.map_or(DEFAULT_DEADLINE, Duration::from_millis)
+}
+
+/// Least milliseconds that each process is given: a host that is busy takes some of them for nothing.
+const LEAST_DEADLINE_MS: u64 = 100;
+
+/// A deadline that no update can meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot set x-cpr-exec-deadline to {0} ms: no update is that fast; use {LEAST_DEADLINE_MS} ms \
+     or more"
+)]
+pub struct DeadlineTooShort(u64);
+
+/// Whether the deadline among `parameters`, if there is one, can be met.
+pub fn check_deadline(parameters: &MigrationParameters) -> Result<(), DeadlineTooShort> {
+    match parameters.x_cpr_exec_deadline {
+        Some(deadline) if deadline < LEAST_DEADLINE_MS => Err(DeadlineTooShort(deadline)),
+        _ => Ok(()),
+    }
 }
 
 /// Checks everything that can be checked before the guest stops.
@@ -371,6 +392,8 @@ impl Walk<'_> {
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
         phases.stamp("publish");
+        // The new binary has as long again, from here on.
+        self.safeguard.expect_end_within(Some(record_deadline + GRACE));
         let pause_us = paused_ns.saturating_sub(pausing_ns) / 1000;
         tracing::info!(
             command = command.name(),
@@ -387,7 +410,7 @@ struct Watched<'a>(&'a Safeguard);
 
 impl<'a> Watched<'a> {
     fn watch(safeguard: &'a Safeguard, deadline: Duration) -> Self {
-        safeguard.expect_end_within(Some(2 * deadline + WAY_BACK));
+        safeguard.expect_end_within(Some(deadline + GRACE));
         Self(safeguard)
     }
 }

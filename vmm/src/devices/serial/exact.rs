@@ -1,0 +1,227 @@
+//! Sending to and receiving from a socket so that even when this process dies in between it is known
+//! how much went: the kernel writes the number of bytes into our memory before the system call
+//! returns (`sendmmsg`, `recvmmsg`), and a process that is killed dies after that.
+//!
+//! Counted is what went since the newest copy of the device's state (see
+//! [`Shadow`](crate::devices::shadow::Shadow)), which does not know of it.
+
+use std::cell::UnsafeCell;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use nix::errno::Errno;
+
+/// Most calls between two copies.
+const CALLS: usize = 16;
+/// Most bytes received between two copies: more than a UART's FIFO.
+const RECEIVED: usize = 64;
+/// What the kernel replaces when a call has sent or received something.
+const NOTHING: u32 = u32::MAX;
+
+struct Call {
+    header: libc::mmsghdr,
+    part: libc::iovec,
+}
+
+struct Inner {
+    sends: [Call; CALLS],
+    receive: Call,
+    received: [u8; RECEIVED],
+}
+
+/// The words that the kernel writes.
+pub struct ExactIo {
+    /// The copy that counts now; 0 while there is none.
+    generation: AtomicU64,
+    /// The one to which the calls belong.
+    of: AtomicU64,
+    used: AtomicUsize,
+    inner: UnsafeCell<Box<Inner>>,
+}
+
+// SAFETY: used by who holds the serial port's lock, and read when no such thread exists any more.
+unsafe impl Sync for ExactIo {}
+// SAFETY: as above; the pointers in it lead into itself, or to what lives for a call.
+unsafe impl Send for ExactIo {}
+
+impl std::fmt::Debug for ExactIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExactIo").finish_non_exhaustive()
+    }
+}
+
+/// What went since the newest copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Went<'a> {
+    /// Bytes sent.
+    pub sent: u64,
+    /// What was received.
+    pub received: &'a [u8],
+}
+
+impl Default for ExactIo {
+    fn default() -> Self {
+        // SAFETY: all-zero is a valid value of these structures.
+        let inner: Box<Inner> = unsafe { Box::new(std::mem::zeroed()) };
+        Self {
+            generation: AtomicU64::new(0),
+            of: AtomicU64::new(0),
+            used: AtomicUsize::new(0),
+            inner: UnsafeCell::new(inner),
+        }
+    }
+}
+
+impl ExactIo {
+    /// A new copy was made, or (0) there is none any more. The serial port's lock must be held.
+    pub fn copied(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// Sends what the socket takes without waiting.
+    pub(super) fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let inner = self.begin();
+        let used = self.used.load(Ordering::Relaxed);
+        if used == CALLS {
+            // The next copy makes room.
+            return Err(Errno::EAGAIN);
+        }
+        self.used.store(used + 1, Ordering::Relaxed);
+        let call = inner.sends[used].prepare(part);
+        // SAFETY: one message, whose parts live for the call.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), call, 1, flags) };
+        Errno::result(sent)?;
+        // SAFETY: the kernel has written it.
+        Ok(unsafe { (*call).msg_len } as usize)
+    }
+
+    /// Receives at most `room` bytes without waiting.
+    pub(super) fn receive(&self, socket: BorrowedFd<'_>, room: usize) -> Result<Vec<u8>, Errno> {
+        let inner = self.begin();
+        let Inner { receive, received, .. } = inner;
+        if receive.header.msg_len != NOTHING {
+            return Err(Errno::EAGAIN);
+        }
+        let part =
+            libc::iovec { iov_base: received.as_mut_ptr().cast(), iov_len: room.min(RECEIVED) };
+        let call = receive.prepare(part);
+        let no_timeout = std::ptr::null_mut();
+        // SAFETY: one message, whose parts live for the call.
+        let got =
+            unsafe { libc::recvmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT, no_timeout) };
+        Errno::result(got)?;
+        // SAFETY: the kernel has written it.
+        let length = unsafe { (*call).msg_len } as usize;
+        Ok(received[..length.min(RECEIVED)].to_vec())
+    }
+
+    /// Forgets what belongs to an older copy, before something goes.
+    #[allow(clippy::mut_from_ref)]
+    fn begin(&self) -> &mut Inner {
+        // SAFETY: the serial port's lock is held, and the result ends before it is let go.
+        let inner = unsafe { &mut *self.inner.get() };
+        let now = self.generation.load(Ordering::Acquire);
+        if now == 0 || self.of.load(Ordering::Relaxed) != now {
+            for call in inner.sends.iter_mut().chain([&mut inner.receive]) {
+                call.header.msg_len = NOTHING;
+            }
+            self.used.store(0, Ordering::Relaxed);
+            self.of.store(now, Ordering::Release);
+        }
+        inner
+    }
+
+    /// What went since the copy `generation`. Async-signal-safe.
+    ///
+    /// # Safety
+    /// No thread that could send or receive may be running.
+    pub unsafe fn went(&self, generation: u64) -> Went<'_> {
+        if self.of.load(Ordering::Acquire) != generation {
+            return Went::default();
+        }
+        // SAFETY: nobody writes it: the caller's promise. The words are the kernel's.
+        let inner = unsafe { &*self.inner.get() };
+        let length = |call: &Call| match call.header.msg_len {
+            NOTHING => 0,
+            length => length,
+        };
+        let sent = inner.sends.iter().map(|call| u64::from(length(call))).sum();
+        let received = length(&inner.receive) as usize;
+        Went { sent, received: &inner.received[..received.min(RECEIVED)] }
+    }
+}
+
+impl Call {
+    fn prepare(&mut self, part: libc::iovec) -> *mut libc::mmsghdr {
+        self.part = part;
+        self.header.msg_hdr.msg_iov = &raw mut self.part;
+        self.header.msg_hdr.msg_iovlen = 1;
+        self.header.msg_len = NOTHING;
+        &raw mut self.header
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn went(io: &ExactIo, generation: u64) -> (u64, Vec<u8>) {
+        // SAFETY: there is one thread.
+        let Went { sent, received } = unsafe { io.went(generation) };
+        (sent, received.to_vec())
+    }
+
+    #[test]
+    fn what_went_is_known_until_the_next_copy() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let io = ExactIo::default();
+        io.copied(7);
+        assert_eq!(went(&io, 7), (0, vec![]));
+        assert_eq!(io.send(ours.as_fd(), b"abc"), Ok(3));
+        assert_eq!(io.send(ours.as_fd(), b"d"), Ok(1));
+        theirs.write_all(b"xyz").unwrap();
+        assert_eq!(io.receive(ours.as_fd(), 2), Ok(b"xy".to_vec()));
+        assert_eq!(io.receive(ours.as_fd(), 2), Err(Errno::EAGAIN));
+        assert_eq!(went(&io, 7), (4, b"xy".to_vec()));
+        assert_eq!(went(&io, 8), (0, vec![]));
+        io.copied(8);
+        assert_eq!(went(&io, 8), (0, vec![]));
+        assert_eq!(io.receive(ours.as_fd(), 2), Ok(b"z".to_vec()));
+        assert_eq!(went(&io, 8), (0, b"z".to_vec()));
+        let mut seen = [0; 4];
+        theirs.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"abcd");
+    }
+
+    #[test]
+    fn a_call_that_moves_nothing_counts_nothing() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let io = ExactIo::default();
+        io.copied(1);
+        assert_eq!(io.receive(ours.as_fd(), 2), Err(Errno::EAGAIN));
+        drop(theirs);
+        assert_eq!(io.send(ours.as_fd(), b"a"), Err(Errno::EPIPE));
+        assert_eq!(io.receive(ours.as_fd(), 2), Ok(vec![]));
+        assert_eq!(went(&io, 1), (0, vec![]));
+    }
+
+    #[test]
+    fn without_a_copy_there_is_no_end_of_calls() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let io = ExactIo::default();
+        for _ in 0..=CALLS {
+            assert_eq!(io.send(ours.as_fd(), b"a"), Ok(1));
+        }
+        io.copied(1);
+        for _ in 0..CALLS {
+            assert_eq!(io.send(ours.as_fd(), b"a"), Ok(1));
+        }
+        assert_eq!(io.send(ours.as_fd(), b"a"), Err(Errno::EAGAIN));
+    }
+}
