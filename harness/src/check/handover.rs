@@ -35,7 +35,7 @@ impl Handover {
 pub struct Revival {
     /// The process that has died, as it was started.
     pub former: Stat,
-    /// Its keepers right before that; none: not known.
+    /// Its keepers when it died; none: not known.
     pub keepers: Vec<Stat>,
     /// What the event says.
     pub told: Continued,

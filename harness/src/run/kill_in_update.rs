@@ -110,7 +110,7 @@ impl Session<'_> {
         }
         cut.at = Instant::now();
         let struck = match cut.wanted.expect {
-            Fate::Revived => Some(self.strike(cut.from)?),
+            Fate::Revived => Some(self.strike(cut.from, true)?),
             Fate::Gone => {
                 let pid = self.vm.pid();
                 kill(Pid::from_raw(pid), number(cut.wanted.signal))

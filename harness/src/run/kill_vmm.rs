@@ -29,7 +29,7 @@ impl Session<'_> {
             let pid = self.vm.pid();
             let which = format!("kill {} of {}", nth + 1, wanted.repeat);
             self.evidence.timeline.say("harness", format!("{which}: SIGKILL to process {pid}"));
-            let struck = self.strike(from)?;
+            let struck = self.strike(from, false)?;
             if wanted.expect == Fate::Gone {
                 self.await_nothing("SIGKILL")?;
                 return Ok(None);

@@ -65,6 +65,7 @@ fn needs(case: &Case) -> Vec<Feature> {
             // Only then are there programs that only rehearse, and can signals be held back over exec.
             Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
                 needs.push(Feature::Keeper);
+                needs.extend((kill.command != CommandKind::Good).then_some(Feature::Rehearsal));
             }
             Step::KillInUpdate(kill) if kill.command != CommandKind::Good || kill.signal.asks() => {
                 needs.push(Feature::Rehearsal);

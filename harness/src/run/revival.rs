@@ -1,6 +1,6 @@
 //! Death of a VMM's process, and the way into the process in which its VM continues.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,34 +18,38 @@ use crate::observe::qmp::QmpFault;
 pub(super) struct Struck {
     /// The process.
     former: Stat,
-    /// Its keepers right before; none: not known.
+    /// Its keepers when it dies; none: not known.
     keepers: Vec<Stat>,
     /// When it was killed, if that is known.
     at: Option<Instant>,
+    /// It dies at once, so that the blackout is that of the revival.
+    at_once: bool,
     /// Events from this one on are of its death.
     from: usize,
 }
 
 impl Session<'_> {
-    /// The VMM will die by itself; events from number `from` on are of that.
-    pub(super) fn to_die(&self, from: usize) -> Struck {
-        Struck { former: self.vm.started.clone(), keepers: Vec::new(), at: None, from }
+    /// The VMM will die by itself, `at_once` or after a while; events from number `from` on are of
+    /// that.
+    pub(super) fn to_die(&self, from: usize, at_once: bool) -> Struck {
+        Struck { former: self.vm.started.clone(), keepers: Vec::new(), at: None, at_once, from }
     }
 
-    /// Sends SIGKILL to the process of the VMM, and to no other.
-    pub(super) fn strike(&mut self, from: usize) -> Result<Struck, StepError> {
+    /// Sends SIGKILL to the process of the VMM, and to no other. In an update a process may have
+    /// another keeper when it dies than when it was looked at.
+    pub(super) fn strike(&mut self, from: usize, in_update: bool) -> Result<Struck, StepError> {
         let former = self.vm.started.clone();
-        let keepers = process::keepers(former.pid);
+        let keepers = if in_update { Vec::new() } else { process::keepers(former.pid) };
         let at = Instant::now();
         kill(Pid::from_raw(former.pid), Signal::SIGKILL).map_err(|errno| {
             StepError::Process(format!("cannot kill process {}: {errno}", former.pid))
         })?;
-        Ok(Struck { former, keepers, at: Some(at), from })
+        Ok(Struck { former, keepers, at: Some(at), at_once: true, from })
     }
 
     /// Waits until the VM continues in another process; false if it has ended instead.
     pub(super) fn follow(&mut self, struck: Struck) -> Result<bool, StepError> {
-        let Struck { former, keepers, at, from } = struck;
+        let Struck { former, keepers, at, at_once, from } = struck;
         let limit = self.options.patience.update;
         let what = format!("{CONTINUED} or the end of the connection");
         let wrong = |check, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
@@ -85,7 +89,8 @@ impl Session<'_> {
         if let Err(why) = pid::inherited(&revival, &now) {
             return wrong(pid::NAME, why);
         }
-        let blackout = self.await_beat(at, &mut revival);
+        let (beat, blackout) = self.await_beat(at);
+        revival.beat = beat.or(blackout.filter(|_| at_once));
         self.hear_elsewhere(&mut revival);
         let text = format!(
             "the VM continues in process {} instead of {}: {}",
@@ -114,20 +119,18 @@ impl Session<'_> {
         if gone.is_some() { None } else { alive().filter(|pid| *pid != former.pid) }
     }
 
-    /// Waits for every vCPU of a guest that runs, and tells the blackout as the guest saw it. If
-    /// one does not beat, that is for the check `progress`.
-    fn await_beat(
-        &mut self,
-        at: Option<Instant>,
-        revival: &mut Revival,
-    ) -> Option<std::time::Duration> {
+    /// Waits for every vCPU of a guest that runs; tells how long after `at` all had beaten, and the
+    /// blackout as the guest saw it. If one does not beat, that is for the check `progress`.
+    fn await_beat(&mut self, at: Option<Instant>) -> (Option<Duration>, Option<Duration>) {
         let measuring = self.measuring.take();
-        let page = self.seen.as_ref().filter(|_| self.run_state.is_running())?.page.clone();
-        let patience = self.options.patience;
-        progress::goes_on(&page, self.case.vm.cpus, patience.beat).ok()?;
-        let blackout = measuring.and_then(|measuring| measuring.end(&page));
-        revival.beat = at.map(|at| at.elapsed()).or(blackout);
-        blackout
+        let seen = self.seen.as_ref().filter(|_| self.run_state.is_running());
+        let Some(page) = seen.map(|seen| seen.page.clone()) else { return (None, None) };
+        let limit = self.options.patience.beat;
+        if progress::goes_on(&page, self.case.vm.cpus, limit).is_err() {
+            return (None, None);
+        }
+        let beat = at.map(|at| at.elapsed());
+        (beat, measuring.and_then(|measuring| measuring.end(&page)))
     }
 
     /// Takes down what was written to standard error and to the service manager's socket.

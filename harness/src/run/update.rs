@@ -1,6 +1,6 @@
 //! Updates, and commands that race with them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
 use serde_json::{Value, json};
@@ -31,7 +31,14 @@ impl Session<'_> {
         self.measure();
         let (from, asked) = (self.qmp.event_count(), Instant::now());
         let ending = match self.ask(&command, &channel, migrate) {
-            Ok(()) => self.await_ending(from)?,
+            Ok(()) => {
+                let limit = match migrate.expect {
+                    // What hangs has to be given up first.
+                    Expect::Survives => Duration::from_millis(self.case.deadline_ms),
+                    _ => self.options.patience.update,
+                };
+                self.await_ending_within(from, limit)?
+            }
             Err(QmpFault::Refused { error, .. }) => {
                 self.measure_refusal(calm, asked);
                 Ending::Refused(error.desc)
@@ -41,7 +48,7 @@ impl Session<'_> {
         let must = migrate.expect == Expect::Revived;
         // One of which only counts that it survives may have changed its process or not.
         if must || migrate.expect == Expect::Survives && self.has_died() {
-            let struck = self.to_die(from);
+            let struck = self.to_die(from, must);
             if !self.follow(struck)? {
                 return Err(lost(self.vm.pid(), "in an update"));
             }
@@ -196,6 +203,10 @@ impl Session<'_> {
 
     /// Waits for the end of an update.
     pub(super) fn await_ending(&mut self, from: usize) -> Result<Ending, StepError> {
+        self.await_ending_within(from, self.options.patience.update)
+    }
+
+    fn await_ending_within(&mut self, from: usize, limit: Duration) -> Result<Ending, StepError> {
         let status = |event: &Event| {
             let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
             data.get("status").and_then(Value::as_str).map(str::to_owned)
@@ -210,7 +221,7 @@ impl Session<'_> {
             true => "the end of the connection or MIGRATION(failed)",
             false => "MIGRATION(completed) or MIGRATION(failed)",
         };
-        let ended = self.qmp.await_event(from, what, self.options.patience.update, last);
+        let ended = self.qmp.await_event(from, what, limit, last);
         let ended = match ended {
             Ok(ended) => ended,
             Err(QmpFault::Closed { .. }) if remade => return self.taken_up(),
