@@ -9,7 +9,7 @@ use build::Build;
 
 use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
 use crate::carry;
-use crate::scenario::{CommandKind, Inject, SerialKind};
+use crate::scenario::{CommandKind, Inject, SerialKind, Stalled};
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -153,6 +153,7 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     let Launch { vm, name, files, .. } = launch;
     let share = if vm.share { "on" } else { "off" };
     let memory = format!("{},share={share},pages={}", vm.memory, vm.pages.as_str());
+    let log = if vm.stalled.is_some() { "trace" } else { "debug" };
     let mut arguments: Vec<String> = [
         ("--kernel", files.kernel.clone()),
         ("--cmdline", launch.cmdline()),
@@ -162,12 +163,14 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         ("--serial", serial(vm.serial, files)),
         ("--name", name.to_owned()),
         ("--pid-file", files.pid_file.clone()),
-        ("--log", "debug".into()),
-        ("--log-file", files.log.clone()),
+        ("--log", log.into()),
     ]
     .into_iter()
     .flat_map(|(option, value)| [option.to_owned(), value])
     .collect();
+    if !vm.stalled.is_some_and(Stalled::is_stderr) {
+        arguments.extend(["--log-file".into(), files.log.clone()]);
+    }
     if vm.paused {
         arguments.push("--paused".into());
     }

@@ -56,6 +56,8 @@ pub enum Feature {
     OwnBinary,
     /// It gets huge pages where the kernel does not give them to every shared memory.
     HugePagesByMount,
+    /// It logs, to standard error or to a file.
+    Log,
     /// `execveat` serves it where `execve` is forbidden.
     Execveat,
 }

@@ -48,6 +48,9 @@ fn needs(case: &Case) -> Vec<Feature> {
     if case.vm.own_binary {
         needs.push(Feature::OwnBinary);
     }
+    if case.vm.stalled.is_some() {
+        needs.push(Feature::Log);
+    }
     if case.vm.seccomp == Some(Seccomp::NoExecve) {
         needs.push(Feature::Execveat);
     }

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use super::filtered::NoExecve;
+use super::stalled::StalledPipe;
 use super::{EnvironmentError, program, signals};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::Stat;
@@ -35,6 +36,8 @@ pub struct Start<'a> {
     pub seccomp: Option<Seccomp>,
     /// A memory cgroup that it is started in.
     pub cgroup: Option<Cgroup>,
+    /// A pipe that nobody reads, for what it logs.
+    pub stalled: Option<StalledPipe>,
 }
 
 /// A VMM that finds this takes over instead of booting.
@@ -50,16 +53,21 @@ pub struct Vm {
     pub started: Stat,
     /// Its memory cgroup, if it has one of its own; removed last.
     pub cgroup: Option<Cgroup>,
+    /// What it logs to, if nobody reads that.
+    stalled: Option<StalledPipe>,
     ended: Option<ExitStatus>,
     keep: bool,
 }
 
 impl Vm {
     /// Starts it.
-    pub fn start(start: Start<'_>) -> Result<Self, EnvironmentError> {
+    pub fn start(mut start: Start<'_>) -> Result<Self, EnvironmentError> {
         let open = || File::options().append(true).create(true).open(start.console);
         let console = open().map_err(EnvironmentError::file("open", start.console))?;
-        let errors = console.try_clone().map_err(EnvironmentError::file("open", start.console))?;
+        let errors = match start.stalled.as_mut().and_then(|pipe| pipe.stderr.take()) {
+            Some(pipe) => File::from(pipe),
+            None => console.try_clone().map_err(EnvironmentError::file("open", start.console))?,
+        };
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(start.path_folder.to_owned());
         let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)));
@@ -112,7 +120,8 @@ impl Vm {
                 return Err(e);
             }
         };
-        Ok(Self { child, started, cgroup: start.cgroup, ended: None, keep: false })
+        let Start { cgroup, stalled, .. } = start;
+        Ok(Self { child, started, cgroup, stalled, ended: None, keep: false })
     }
 
     /// Its PID, which is also its process group.
@@ -150,6 +159,9 @@ impl Vm {
     /// Leaves it up when this is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+        if let Some(pipe) = self.stalled.take() {
+            pipe.keep();
+        }
         if let Some(cgroup) = &mut self.cgroup {
             cgroup.keep();
         }

@@ -12,6 +12,7 @@ use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
 use super::size::Size;
 use super::soak::Soak;
+use super::stalled::Stalled;
 use super::storm::Storm;
 
 /// One run of one scenario, everything decided.
@@ -74,6 +75,9 @@ pub struct Vm {
     /// It is started from a copy of its binary in the case's folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_binary: bool,
+    /// What it logs goes to a pipe that nobody reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<Stalled>,
 }
 
 impl Default for Vm {
@@ -90,6 +94,7 @@ impl Default for Vm {
             seccomp: None,
             memory_limit: None,
             own_binary: false,
+            stalled: None,
         }
     }
 }

@@ -264,7 +264,7 @@ impl Machine {
     }
 
     /// Becomes readable when [`Machine::next_event`] may have something.
-    pub fn wake(&self) -> &EventFd {
+    pub fn wake(&self) -> &Arc<EventFd> {
         &self.wake
     }
 

@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Vmm;
 use super::rehearsing::Rehearsing;
+use crate::logging;
 use crate::qmp::Token;
 
 /// Whose descriptor it is.
@@ -19,6 +20,7 @@ enum Source {
     Signals,
     Helper,
     Rehearsal,
+    Log,
 }
 
 impl Vmm {
@@ -37,6 +39,9 @@ impl Vmm {
         }
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
+        }
+        for fd in logging::waiting() {
+            watch(Source::Log, fd, PollFlags::POLLOUT);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -76,6 +81,7 @@ impl Vmm {
                 }
             }
             Source::Helper => self.finish_update(),
+            Source::Log => logging::flush(),
             // The main loop looks at it in every round.
             Source::Rehearsal => {}
             Source::Qmp(token) => {

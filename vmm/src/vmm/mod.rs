@@ -86,6 +86,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut phases = Phases::begin();
+    logging::hook_panics();
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
@@ -99,7 +100,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             fall_back::go_if_armed(format_args!("{line}"));
-            error.exit()
+            if !error.use_stderr() {
+                error.exit();
+            }
+            logging::say(format_args!("{}", error.render().to_string().trim_end()));
+            logging::finish();
+            return ExitCode::from(error.exit_code() as u8);
         }
     };
     #[cfg(feature = "failpoints")]
@@ -111,7 +117,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     phases.done(&"parse");
     let result =
         adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
-    match result {
+    let status = match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
             if fall_back::is_armed() {
@@ -121,7 +127,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
-    }
+    };
+    logging::finish();
+    status
 }
 
 fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
@@ -129,7 +137,10 @@ fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let name = rehearsal::ENV_NAME;
-            eprintln!("cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}");
+            logging::say(format_args!(
+                "cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}"
+            ));
+            logging::finish();
             ExitCode::from(FAILURE)
         }
     }
@@ -137,6 +148,7 @@ fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
 
 impl Vmm {
     fn run(mut self) -> ExitStatus {
+        logging::wake_by(self.machine.wake().clone());
         loop {
             self.checkpoint();
             self.deal_with_guest_events();

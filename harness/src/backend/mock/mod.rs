@@ -73,6 +73,7 @@ impl Backend for Mock {
         match feature {
             Feature::FailPoints => Some("the mock has no fail points".into()),
             Feature::Rehearsal => Some("the mock does not rehearse commands".into()),
+            Feature::Log => Some("the mock logs to regular files only".into()),
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
             _ => None,
         }

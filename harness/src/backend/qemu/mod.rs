@@ -146,6 +146,7 @@ impl Backend for Qemu {
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
+            Feature::Log => "qemu logs nothing of an update",
             Feature::Execveat => "qemu executes by execvp, which is forbidden here",
         };
         Some(why.to_owned())
