@@ -83,7 +83,7 @@ fn ends_cleanly(ending: Ending, updated: bool, status: i32, shutdown: EventKind)
     let scene = Scene::new();
     let mut before = scene.files();
     let mut vm = scene.start(&format!(
-        "{GUEST} --paused --cmdline end=exit --serial unix:DIR/serial --pid-file DIR/pid"
+        "{GUEST} --paused --test-device on --cmdline end=exit --serial unix:DIR/serial --pid-file DIR/pid"
     ));
     let mut qmp = vm.qmp();
     if updated {

@@ -83,7 +83,9 @@ impl Backend for CprVmm {
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
-        [self.first.clone(), arguments(launch), self.last.clone()].concat()
+        let asks = self.build.as_ref().is_none_or(|build| build.test_device_option);
+        let device = if asks { TEST_DEVICE.map(str::to_owned).to_vec() } else { Vec::new() };
+        [self.first.clone(), arguments(launch), device, self.last.clone()].concat()
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
@@ -132,6 +134,9 @@ impl Backend for CprVmm {
         true
     }
 }
+
+/// Guests end the VMM, and show the harness where they are, by devices that a VM has on demand.
+const TEST_DEVICE: [&str; 2] = ["--test-device", "on"];
 
 /// The habits of our VMM.
 pub(crate) const DIALECT: Dialect = Dialect {

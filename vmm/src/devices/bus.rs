@@ -19,6 +19,8 @@ pub struct PortBus {
     test_port: Mutex<TestPortState>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
+    /// Whether there is a test device.
+    pub(super) test_device: bool,
 }
 
 /// The saved state of every device behind a port.
@@ -31,9 +33,14 @@ pub struct DevicesState {
 }
 
 impl PortBus {
-    /// Devices as after power-on, or as they were saved.
+    /// Devices as after power-on, or as they were saved; without the test device.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
-        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm }
+        Self {
+            serial: Mutex::new(serial),
+            test_port: Mutex::new(test_port),
+            vm,
+            test_device: false,
+        }
     }
 
     /// The serial port, for the side of the host.
@@ -60,6 +67,7 @@ impl PortBus {
     pub fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         match (port, &mut *data) {
+            _ if self.hides_port(port) => {}
             (serial::BASE..=serial::LAST, [byte]) => {
                 *byte = self.serial().read((port - serial::BASE) as u8);
             }
@@ -73,6 +81,7 @@ impl PortBus {
     pub fn write(&self, port: u16, data: &[u8]) -> Option<DeviceRequest> {
         const DEBUG_EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
         match (port, data) {
+            _ if self.hides_port(port) => None,
             (serial::BASE..=serial::LAST, &[byte]) => {
                 self.serial().write((port - serial::BASE) as u8, byte);
                 None
@@ -103,14 +112,14 @@ impl PortBus {
     /// The guest reads up to 8 bytes from an address that is no RAM.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        if let test_port::PAGE..test_port::PAGE_END = address {
+        if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             self.test_port().page.read(address - test_port::PAGE, data);
         }
     }
 
     /// The guest writes up to 8 bytes to an address that is no RAM.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let test_port::PAGE..test_port::PAGE_END = address {
+        if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             self.test_port().page.write(address - test_port::PAGE, data);
         }
     }

@@ -5,6 +5,7 @@ mod debug_exit;
 mod i8042;
 mod sequence;
 pub mod serial;
+mod test_device;
 mod test_port;
 
 pub use bus::{DevicesState, PortBus};

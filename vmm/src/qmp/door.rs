@@ -1,14 +1,14 @@
 //! Letting clients in: there is a limit to their number, and one to descriptors. Whoever cannot be let
 //! in is told, and the next who comes is listened to.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cpr_qmp::codec;
 use cpr_qmp::message::QmpError;
 use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::dispatch;
@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) struct Door {
     pub(super) listener: Listener,
     /// Closed for a moment to have a descriptor for one who is told that there is none.
-    reserve: Option<OwnedFd>,
+    reserve: Option<EventFd>,
     /// Closed until then.
     closed_until: Option<Instant>,
     /// The last client could not be let in, and that was logged.
@@ -34,18 +34,7 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(listener: Listener) -> Self {
-        Self::restore(listener, None)
-    }
-
-    /// With a `spare` descriptor that was handed over, if there was one.
-    pub(super) fn restore(listener: Listener, spare: Option<OwnedFd>) -> Self {
-        let spare = spare.or_else(reserve);
-        Self { listener, reserve: spare, closed_until: None, failed: false }
-    }
-
-    /// The spare descriptor, which is handed over.
-    pub(super) fn spare(&self) -> Option<BorrowedFd<'_>> {
-        self.reserve.as_ref().map(AsFd::as_fd)
+        Self { listener, reserve: reserve(), closed_until: None, failed: false }
     }
 
     /// Whether to wait for clients.
@@ -100,8 +89,8 @@ impl Door {
 
 const REMEDY: &str = "disconnect other clients, or raise RLIMIT_NOFILE of the VMM";
 
-fn reserve() -> Option<OwnedFd> {
-    File::open("/dev/null").ok().map(OwnedFd::from)
+fn reserve() -> Option<EventFd> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok()
 }
 
 /// Says why, as far as the socket takes it at once, and closes the connection.

@@ -24,8 +24,6 @@ pub const MAX_STATE: usize = MAX_CLIENTS * connection::MAX_KEPT;
 /// What the names of all descriptors of the server begin with.
 pub const FD_PREFIX: &str = "qmp.";
 const LISTENER_FD: &str = "qmp.listener";
-/// Handed over so that it keeps its number; a state need not speak of it.
-const SPARE_FD: &str = "qmp.spare";
 
 /// Which of the server's descriptors: what a poll loop hands back. Zero is the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,14 +94,10 @@ impl Server {
         state: ServerState,
         mut take_fd: impl FnMut(&str) -> Option<OwnedFd>,
     ) -> Result<Self, RestoreError> {
-        let spare = take_fd(SPARE_FD);
         let mut take =
             |name: &str| take_fd(name).ok_or(RestoreError::MissingFd { name: name.to_owned() });
         let door = match &state.listener {
-            Some(listener) => {
-                let listener = Listener::restore(listener, take(&listener.fd)?);
-                Some(Door::restore(listener, spare))
-            }
+            Some(listener) => Some(Door::new(Listener::restore(listener, take(&listener.fd)?))),
             None => None,
         };
         let mut clients = BTreeMap::new();
@@ -134,8 +128,6 @@ impl Server {
     /// The descriptors [`save`](Self::save) speaks of, by the names it gives them.
     pub fn named_fds(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let listener = self.door.iter().map(|d| (LISTENER_FD.to_owned(), d.listener.as_fd()));
-        let spare = self.door.iter().filter_map(|d| Some((SPARE_FD.to_owned(), d.spare()?)));
-        let listener = listener.chain(spare);
         listener.chain(self.clients.iter().map(|(id, c)| (id.fd_name(), c.as_fd()))).collect()
     }
 

@@ -81,7 +81,8 @@ impl Vmm {
 
     /// When there is something to do though nothing happens.
     fn timeout(&self) -> PollTimeout {
-        let times = [self.rehearsing.as_ref().map(Rehearsing::time_left), self.qmp.retry_in()];
+        let rehearsal = self.rehearsing.as_ref().map(Rehearsing::time_left);
+        let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left()];
         match times.into_iter().flatten().min() {
             // Rounded up: a poll that ends just before the time would be repeated without a wait.
             Some(left) => {

@@ -7,6 +7,7 @@ mod event_loop;
 mod failpoints;
 mod incoming;
 mod rehearsing;
+mod reset_throttle;
 mod signals;
 mod start;
 
@@ -39,6 +40,7 @@ use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use rehearsing::Rehearsing;
+use reset_throttle::ResetThrottle;
 use signals::EndSignals;
 
 /// A VMM from its start to its end.
@@ -60,6 +62,7 @@ struct Vmm {
     undo: Option<crash::Undo>,
     ended: Option<End>,
     pid_file: Option<PidFile>,
+    resets: ResetThrottle,
 }
 
 /// An update whose guest runs, and whose old address space is still there.
@@ -195,8 +198,9 @@ impl Vmm {
     }
 
     fn deal_with_guest_events(&mut self) {
+        self.resets.look_again();
         while self.ended.is_none()
-            && let Some(event) = self.machine.next_event()
+            && let Some(event) = self.machine.next_event(|event| self.resets.admits(event))
         {
             self.deal_with(event);
         }
@@ -211,7 +215,10 @@ impl Vmm {
                 self.end(status, true, ShutdownCause::GuestShutdown);
             }
             GuestEventKind::TripleFault { rip } => {
-                tracing::error!(vcpu, rip = format!("{rip:#x}"), "guest_triple_fault");
+                if let Some(left_out) = self.resets.logs() {
+                    let rip = format!("{rip:#x}");
+                    tracing::error!(vcpu, rip, left_out, "guest_triple_fault");
+                }
                 // What a PC does, and what QEMU does.
                 self.reset(true, ShutdownCause::GuestReset);
             }

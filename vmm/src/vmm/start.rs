@@ -11,6 +11,7 @@ use cpr_qmp::run_state::RunState;
 
 use super::Vmm;
 use super::incoming::{AwaitedState, Carried, LoadError, Source};
+use super::reset_throttle::ResetThrottle;
 use super::signals::EndSignals;
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming};
@@ -184,6 +185,7 @@ impl Vmm {
             finishing: None,
             rehearsing: None,
             undo: None,
+            resets: ResetThrottle::new(),
             ended: None,
             pid_file,
             config,
@@ -277,6 +279,7 @@ impl Vmm {
             finishing: None,
             rehearsing: None,
             undo: None,
+            resets: ResetThrottle::new(),
             ended: None,
             pid_file,
             config,

@@ -519,7 +519,7 @@ fn a_missing_descriptor_is_named(mut bench: Bench) {
 fn every_descriptor_is_close_on_exec(mut bench: Bench) {
     let _client = bench.connect();
     let fds = bench.server.named_fds();
-    assert_eq!(fds.len(), 3);
+    assert_eq!(fds.len(), 2);
     for (name, fd) in fds {
         let flags = FdFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFD).unwrap());
         assert!(flags.contains(FdFlag::FD_CLOEXEC), "{name}");
