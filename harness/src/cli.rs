@@ -1,11 +1,13 @@
 //! The command line of the harness.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::observe::clock;
+use crate::report::stdout;
 
 mod bench;
 mod catalogue;
@@ -162,10 +164,23 @@ pub fn main() -> ExitCode {
         Command::Completions(completions) => shell::completions(&completions),
         Command::Man(man) => shell::man(&man),
     };
-    done.unwrap_or_else(|Stop(why, code)| {
-        eprintln!("cpr-harness: {why}");
+    let code = done.unwrap_or_else(|Stop(why, code)| {
+        complain(&why);
         ExitCode::from(code)
-    })
+    });
+    match stdout::failure() {
+        Some(error) => {
+            complain(&format!("cannot write to standard output: {error}"));
+            // What a run has found counts more than who could not read it.
+            if code == ExitCode::SUCCESS { ExitCode::from(ENVIRONMENT) } else { code }
+        }
+        None => code,
+    }
+}
+
+/// On standard error, which may be as full as standard output.
+fn complain(why: &str) {
+    let _ = writeln!(std::io::stderr(), "{PROGRAM}: {why}");
 }
 
 fn cores() -> usize {

@@ -48,6 +48,10 @@ pub struct Config {
     #[arg(long, value_name = "null|stdio|file:PATH|unix:PATH", default_value = "null")]
     pub serial: SerialConfig,
 
+    /// Whether the guest has a device for tests, and a port (0x501) by which it ends the VMM.
+    #[arg(long, value_name = "on|off", default_value = "off")]
+    pub test_device: Switch,
+
     /// Load a saved state instead of booting: from a file, or when `migrate-incoming` says so.
     #[arg(long, value_name = "file:PATH|defer")]
     pub incoming: Option<Incoming>,
@@ -106,7 +110,12 @@ pub struct Config {
 impl Config {
     /// The machine it describes.
     pub fn machine(&self) -> MachineConfig {
-        MachineConfig { memory: self.memory, cpus: self.cpus, cmdline: self.cmdline.clone() }
+        MachineConfig {
+            memory: self.memory,
+            cpus: self.cpus,
+            cmdline: self.cmdline.clone(),
+            test_device: self.test_device == Switch::On,
+        }
     }
 }
 

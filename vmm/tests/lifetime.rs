@@ -83,7 +83,7 @@ fn ends_cleanly(ending: Ending, updated: bool, status: i32, shutdown: EventKind)
     let scene = Scene::new();
     let mut before = scene.files();
     let mut vm = scene.start(&format!(
-        "{GUEST} --paused --cmdline end=exit --serial unix:DIR/serial --pid-file DIR/pid"
+        "{GUEST} --paused --test-device on --cmdline end=exit --serial unix:DIR/serial --pid-file DIR/pid"
     ));
     let mut qmp = vm.qmp();
     if updated {
@@ -189,7 +189,11 @@ fn vcpus_leave_the_signals_that_end_a_vmm_to_others() {
     let bit = |signal: &Signal| 1 << (*signal as i32 - 1);
     let ending: u64 = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].iter().map(bit).sum();
     for _ in 0..2 {
-        assert_eq!(process::blocked_by(vm.pid(), "vcpu0"), [ending]);
+        // The thread may not have come so far.
+        until("the mask of the vCPU's thread", || match process::blocked_by(vm.pid(), "vcpu0") {
+            blocked if blocked == [ending] => Ok(()),
+            other => Err(other),
+        });
         vm.update(&mut qmp);
     }
 }

@@ -10,7 +10,7 @@ use build::Build;
 
 use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
 use crate::carry;
-use crate::scenario::{CommandKind, Inject, Keeper, SerialKind};
+use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
 
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
@@ -95,7 +95,9 @@ impl Backend for CprVmm {
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
         let keeper = launch.vm.keeper.filter(|_| self.has_keeper()).map(keeper_arguments);
         let keeper = keeper.map_or(Vec::new(), Vec::from);
-        [self.first.clone(), arguments(launch), keeper, self.last.clone()].concat()
+        let asks = self.build.as_ref().is_none_or(|build| build.test_device_option);
+        let device = if asks { TEST_DEVICE.map(str::to_owned).to_vec() } else { Vec::new() };
+        [self.first.clone(), arguments(launch), device, keeper, self.last.clone()].concat()
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
@@ -148,6 +150,9 @@ impl Backend for CprVmm {
     }
 }
 
+/// Guests end the VMM, and show the harness where they are, by devices that a VM has on demand.
+const TEST_DEVICE: [&str; 2] = ["--test-device", "on"];
+
 /// The habits of our VMM.
 pub(crate) const DIALECT: Dialect = Dialect {
     errno_number: true,
@@ -168,6 +173,7 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     let Launch { vm, name, files, .. } = launch;
     let share = if vm.share { "on" } else { "off" };
     let memory = format!("{},share={share},pages={}", vm.memory, vm.pages.as_str());
+    let log = if vm.stalled.is_some() { "trace" } else { "debug" };
     let mut arguments: Vec<String> = [
         ("--kernel", files.kernel.clone()),
         ("--cmdline", launch.cmdline()),
@@ -177,12 +183,14 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         ("--serial", serial(vm.serial, files)),
         ("--name", name.to_owned()),
         ("--pid-file", files.pid_file.clone()),
-        ("--log", "debug".into()),
-        ("--log-file", files.log.clone()),
+        ("--log", log.into()),
     ]
     .into_iter()
     .flat_map(|(option, value)| [option.to_owned(), value])
     .collect();
+    if !vm.stalled.is_some_and(Stalled::is_stderr) {
+        arguments.extend(["--log-file".into(), files.log.clone()]);
+    }
     if vm.paused {
         arguments.push("--paused".into());
     }

@@ -58,6 +58,8 @@ pub enum Feature {
     HugePagesByMount,
     /// A keeper continues the VM when the VMM's process dies (`--keeper`).
     Keeper,
+    /// It logs, to standard error or to a file.
+    Log,
     /// `execveat` serves it where `execve` is forbidden.
     Execveat,
 }

@@ -128,7 +128,7 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
             bar.set_message(format!("{cell}: {name}, run {} of {}", run + 1, plan.runs));
         });
         for why in table::troubles(&new).chain(table::left_out(&new)) {
-            bar.suspend(|| eprintln!("cpr-harness: {why}"));
+            bar.suspend(|| super::complain(&why.to_string()));
         }
         measured.push(new);
     }

@@ -1,6 +1,5 @@
 //! What the shell and `man` know of the command line: `completions` and `man`.
 
-use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,7 +7,7 @@ use clap::Args;
 use clap_complete::Shell;
 
 use super::{PROGRAM, Stop};
-use crate::report::stdout::say;
+use crate::report::stdout::{self, say};
 
 #[derive(Args)]
 pub(super) struct Completions {
@@ -28,7 +27,7 @@ pub(super) struct Man {
 pub(super) fn completions(completions: &Completions) -> Result<ExitCode, Stop> {
     let mut script = Vec::new();
     clap_complete::generate(completions.shell, &mut super::command(), PROGRAM, &mut script);
-    print(&script);
+    stdout::write(&script);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -39,7 +38,7 @@ pub(super) fn man(man: &Man) -> Result<ExitCode, Stop> {
             let mut page = Vec::new();
             let made = clap_mangen::Man::new(super::command()).render(&mut page);
             made.map_err(|e| Stop::environment(format!("cannot make the manual page: {e}")))?;
-            print(&page);
+            stdout::write(&page);
         }
         Some(folder) => pages(folder)
             .map_err(|e| Stop::environment(format!("cannot write to {}: {e}", folder.display())))?,
@@ -52,9 +51,4 @@ fn pages(folder: &Path) -> std::io::Result<()> {
     clap_mangen::generate_to(super::command(), folder)?;
     say(format_args!("man {}/{PROGRAM}.1", folder.display()));
     Ok(())
-}
-
-/// Lost if nobody reads it.
-fn print(text: &[u8]) {
-    let _ = stdout().lock().write_all(text);
 }

@@ -18,6 +18,7 @@ pub fn simpler_vms(vm: &Vm) -> Vec<Vm> {
         Vm { paused: false, ..vm.clone() },
         Vm { own_binary: false, ..vm.clone() },
         Vm { seccomp: None, ..vm.clone() },
+        Vm { stalled: None, ..vm.clone() },
         Vm { share: true, ..vm.clone() },
     ];
     // A guest that talks on the serial port needs its socket.

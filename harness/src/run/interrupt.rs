@@ -24,6 +24,8 @@ impl Session<'_> {
     pub(super) fn interrupt(&mut self, wanted: &Interrupt) -> Result<Option<Action>, StepError> {
         let Interrupt { point, with } = wanted;
         let (with, early, ran) = (*with, point == REHEARSING, self.run_state.is_running());
+        // The VMM looks for it among what follows `migrate` as long as the rehearsal goes on.
+        let before = early || point == "rehearsal" && with.cancels();
         let hold = Hold::new(&self.work, self.tried)?;
         let held_there = Inject { point: point.clone(), action: hold.action() };
         let rehearsal = Some(early || point == "rehearsal");
@@ -112,7 +114,7 @@ impl Session<'_> {
         poll::until(Deadline::after(self.options.patience.settle), || {
             (self.descriptors() == descriptors).then_some(())
         });
-        Ok(Some(Action::Interrupted { with, early, ending }))
+        Ok(Some(Action::Interrupted { with, early: before, ending }))
     }
 
     /// Waits until the first vCPU does not beat any more: it has asked for something, and stands

@@ -34,6 +34,7 @@ pub mod serial;
 pub mod session;
 pub mod signals;
 pub mod soak;
+pub mod stalled;
 pub mod start;
 pub mod steps;
 pub mod storm;

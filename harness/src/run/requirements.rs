@@ -54,6 +54,9 @@ fn needs(case: &Case) -> Vec<Feature> {
     if matches!(case.vm.keeper, Some(Keeper::On | Keeper::Update)) {
         needs.push(Feature::Keeper);
     }
+    if case.vm.stalled.is_some() {
+        needs.push(Feature::Log);
+    }
     if case.vm.seccomp == Some(Seccomp::NoExecve) {
         needs.push(Feature::Execveat);
     }

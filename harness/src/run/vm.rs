@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use super::filtered::NoExecve;
+use super::stalled::StalledPipe;
 use super::{EnvironmentError, program, signals};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{ProcError, Stat};
@@ -38,6 +39,8 @@ pub struct Start<'a> {
     pub cgroup: Option<Cgroup>,
     /// The socket that it tells its service manager on.
     pub notify: &'a Path,
+    /// A pipe that nobody reads, for what it logs.
+    pub stalled: Option<StalledPipe>,
 }
 
 /// A VMM that finds this takes over instead of booting.
@@ -62,16 +65,21 @@ pub struct Vm {
     heirs: Vec<i32>,
     /// Its memory cgroup, if it has one of its own; removed last.
     pub cgroup: Option<Cgroup>,
+    /// What it logs to, if nobody reads that.
+    stalled: Option<StalledPipe>,
     ended: Option<ExitStatus>,
     keep: bool,
 }
 
 impl Vm {
     /// Starts it.
-    pub fn start(start: Start<'_>) -> Result<Self, EnvironmentError> {
+    pub fn start(mut start: Start<'_>) -> Result<Self, EnvironmentError> {
         let open = || File::options().append(true).create(true).open(start.console);
         let console = open().map_err(EnvironmentError::file("open", start.console))?;
-        let errors = console.try_clone().map_err(EnvironmentError::file("open", start.console))?;
+        let errors = match start.stalled.as_mut().and_then(|pipe| pipe.stderr.take()) {
+            Some(pipe) => File::from(pipe),
+            None => console.try_clone().map_err(EnvironmentError::file("open", start.console))?,
+        };
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(start.path_folder.to_owned());
         let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)));
@@ -128,7 +136,8 @@ impl Vm {
             }
         };
         let (group, heirs) = (pid, Vec::new());
-        Ok(Self { started, group, heirs, cgroup: start.cgroup, ended: None, keep: false })
+        let Start { cgroup, stalled, .. } = start;
+        Ok(Self { started, group, heirs, cgroup, stalled, ended: None, keep: false })
     }
 
     /// Its PID.
@@ -185,6 +194,9 @@ impl Vm {
     /// Leaves it up when this is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+        if let Some(pipe) = self.stalled.take() {
+            pipe.keep();
+        }
         if let Some(cgroup) = &mut self.cgroup {
             cgroup.keep();
         }

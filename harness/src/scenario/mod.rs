@@ -17,6 +17,7 @@ pub mod shard;
 pub mod signal;
 pub mod size;
 pub mod soak;
+pub mod stalled;
 pub mod storm;
 pub mod what_is_wrong;
 pub mod write;
@@ -35,4 +36,5 @@ pub use model::{
 pub use sense::check_made;
 pub use signal::{EndSignal, SignalAt};
 pub use soak::{Burst, Setbacks, Soak, With};
+pub use stalled::Stalled;
 pub use storm::{GustKind, Storm};

@@ -13,6 +13,7 @@ use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
 use super::size::Size;
 use super::soak::Soak;
+use super::stalled::Stalled;
 use super::storm::Storm;
 
 /// One run of one scenario, everything decided.
@@ -78,6 +79,9 @@ pub struct Vm {
     /// Its keeper; none: as the VMM has it by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<Keeper>,
+    /// What it logs goes to a pipe that nobody reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<Stalled>,
 }
 
 impl Default for Vm {
@@ -95,6 +99,7 @@ impl Default for Vm {
             memory_limit: None,
             own_binary: false,
             keeper: None,
+            stalled: None,
         }
     }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod errors;
 mod explore;
 mod front_door;
+mod full;
 mod program;
 mod reports;
 mod shards;

@@ -12,7 +12,7 @@ use serde_json::ser::{Formatter, Serializer};
 
 use unambiguous::Unambiguous;
 
-/// A message longer than this is refused.
+/// A message longer than this is refused, unless the decoder has another limit.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
 /// A message nested deeper than this is refused (`serde_json` itself stops at 128).
@@ -29,7 +29,7 @@ pub enum DecodeError {
     /// Brackets balance, but what is between them is not JSON.
     #[error("JSON parse error, {0}")]
     Syntax(#[source] serde_json::Error),
-    /// Longer than [`MAX_MESSAGE`].
+    /// Longer than [`MAX_MESSAGE`], or than the limit of this decoder.
     #[error("JSON token size limit exceeded")]
     TooLong,
     /// Deeper than [`MAX_DEPTH`].
@@ -72,6 +72,8 @@ type Failure = (DecodeError, Option<Skip>);
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
+    /// A message longer than this is refused.
+    limit: usize,
     /// Where the message being scanned begins.
     start: usize,
     /// How far `buffer` has been scanned.
@@ -106,7 +108,13 @@ impl Decoder {
 
     /// A decoder that has been fed `pending`.
     pub fn with_pending(pending: Vec<u8>) -> Self {
-        Self { buffer: pending, start: 0, scanned: 0, depth: 0, braces: 0, scan: Scan::Between }
+        let (limit, scan) = (MAX_MESSAGE, Scan::Between);
+        Self { buffer: pending, limit, start: 0, scanned: 0, depth: 0, braces: 0, scan }
+    }
+
+    /// Refuses messages longer than `limit` bytes instead of [`MAX_MESSAGE`].
+    pub fn with_limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 
     /// Every byte fed that no value and no error has accounted for yet.
@@ -142,7 +150,7 @@ impl Decoder {
                 // A number ends at the first byte that is not of it, and that byte stays.
                 Scan::Scalar if !is_scalar(byte) => return Some(self.take()),
                 _ if byte == 0xFF => Err((DecodeError::Stray(byte), None)),
-                _ if self.scanned - self.start >= MAX_MESSAGE => {
+                _ if self.scanned - self.start >= self.limit => {
                     Err((DecodeError::TooLong, Some(Skip::ToNewline)))
                 }
                 Scan::Between => self.begin(byte),

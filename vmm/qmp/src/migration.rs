@@ -73,6 +73,10 @@ pub struct MigrationInfo {
     /// Why none can be begun; never an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_reasons: Option<Vec<String>>,
+    /// Milliseconds since the rehearsal of a migration that is asked for began, while it goes on.
+    /// Until it is over there is no status of that migration, as no event has told of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_rehearsal_time: Option<u64>,
 }
 
 /// The arguments of `migrate-set-parameters` (absent: unchanged) and the answer to

@@ -21,6 +21,8 @@ pub struct PortBus {
     test_port: Mutex<TestPortState>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
+    /// Whether there is a test device.
+    pub(super) test_device: bool,
     shadows: Shadows,
 }
 
@@ -45,10 +47,16 @@ pub struct DevicesState {
 }
 
 impl PortBus {
-    /// Devices as after power-on, or as they were saved.
+    /// Devices as after power-on, or as they were saved; without the test device.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
         let shadows = Shadows { serial_io: serial.host().exact().clone(), ..Shadows::default() };
-        Self { serial: Mutex::new(serial), test_port: Mutex::new(test_port), vm, shadows }
+        Self {
+            serial: Mutex::new(serial),
+            test_port: Mutex::new(test_port),
+            vm,
+            test_device: false,
+            shadows,
+        }
     }
 
     /// The copies of the devices' states, which are kept up to date while they are `enabled`.
@@ -114,6 +122,7 @@ impl PortBus {
     pub fn read(&self, port: u16, data: &mut [u8], access: &Access) {
         data.fill(0xff);
         match (port, &mut *data) {
+            _ if self.hides_port(port) => {}
             (serial::BASE..=serial::LAST, [byte]) => {
                 let offset = (port - serial::BASE) as u8;
                 self.with_serial(Some(access), |serial| *byte = serial.read(offset));
@@ -130,6 +139,7 @@ impl PortBus {
     pub fn write(&self, port: u16, data: &[u8], access: &Access) -> Option<DeviceRequest> {
         const DEBUG_EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
         match (port, data) {
+            _ if self.hides_port(port) => None,
             (serial::BASE..=serial::LAST, &[byte]) => {
                 let offset = (port - serial::BASE) as u8;
                 self.with_serial(Some(access), |serial| serial.write(offset, byte));
@@ -161,7 +171,7 @@ impl PortBus {
     /// The guest reads up to 8 bytes from an address that is no RAM.
     pub fn mmio_read(&self, address: u64, data: &mut [u8], access: &Access) {
         data.fill(0xff);
-        if let test_port::PAGE..test_port::PAGE_END = address {
+        if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.read(offset, data));
         }
@@ -169,7 +179,7 @@ impl PortBus {
 
     /// The guest writes up to 8 bytes to an address that is no RAM.
     pub fn mmio_write(&self, address: u64, data: &[u8], access: &Access) {
-        if let test_port::PAGE..test_port::PAGE_END = address {
+        if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.write(offset, data));
         }

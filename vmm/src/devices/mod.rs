@@ -6,6 +6,7 @@ mod i8042;
 mod sequence;
 pub mod serial;
 pub mod shadow;
+mod test_device;
 mod test_port;
 
 pub use bus::{DevicesState, PortBus, Shadows};

@@ -157,7 +157,8 @@ impl Parts<'_> {
         };
         let serial =
             SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
-        self.bus = Some(Arc::new(PortBus::new(serial, state.test_port, self.vm.clone())));
+        let bus = PortBus::new(serial, state.test_port, self.vm.clone());
+        self.bus = Some(Arc::new(bus.with_test_device(self.machine.config.test_device)));
         Ok(())
     }
 

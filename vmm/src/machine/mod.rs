@@ -101,6 +101,9 @@ pub enum MachineError {
         /// What is described.
         described: String,
     },
+    /// A guest of an older VMM, which does not say what it has.
+    #[error("the saved state is of a guest that has used the test device: add --test-device on")]
+    TestDevice,
     /// There is nothing to boot from.
     #[error("there is no kernel to start the guest from: --kernel is missing")]
     NoKernel,
@@ -115,6 +118,8 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// The guest's command line.
     pub cmdline: String,
+    /// Whether it has the test device.
+    pub test_device: bool,
 }
 
 /// The part that lives in KVM and is built anew by a reset and by an update.
@@ -273,7 +278,7 @@ impl Machine {
     }
 
     /// Becomes readable when [`Machine::next_event`] may have something.
-    pub fn wake(&self) -> &EventFd {
+    pub fn wake(&self) -> &Arc<EventFd> {
         &self.wake
     }
 
@@ -291,12 +296,13 @@ impl Machine {
     }
 
     /// What the vCPUs met and nobody has dealt with, one at a time: to deal with one can make the
-    /// others those of a machine that is no more.
-    pub fn next_event(&mut self) -> Option<GuestEvent> {
+    /// others those of a machine that is no more. One that is not `admitted` stays.
+    pub fn next_event(&mut self, admitted: impl FnOnce(&GuestEvent) -> bool) -> Option<GuestEvent> {
         // EAGAIN: nothing has been written; the queue is what counts.
         let _ = self.wake.read();
         self.drain_events();
-        first_event(&mut self.pending)
+        let first = first_event(&self.pending)?;
+        admitted(&self.pending[first]).then(|| self.pending.remove(first))
     }
 
     /// Looks for what the vCPUs met until now; [`Machine::unhandled_events`] has it then.
@@ -375,11 +381,10 @@ impl Machine {
 }
 
 /// The oldest, but an exit before all: a reset at the same time would undo it.
-fn first_event(pending: &mut Vec<GuestEvent>) -> Option<GuestEvent> {
+fn first_event(pending: &[GuestEvent]) -> Option<usize> {
     let exits =
         |event: &GuestEvent| matches!(event.kind, GuestEventKind::Device(DeviceRequest::Exit(_)));
-    let at = pending.iter().position(exits).unwrap_or(0);
-    (at < pending.len()).then(|| pending.remove(at))
+    pending.iter().position(exits).or((!pending.is_empty()).then_some(0))
 }
 
 fn system(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
@@ -400,7 +405,8 @@ mod tests {
         let reset = |vcpu| event(vcpu, GuestEventKind::Device(DeviceRequest::Reset));
         let exit = event(2, GuestEventKind::Device(DeviceRequest::Exit(3)));
         let mut pending = vec![reset(0), reset(1), exit.clone()];
-        let order: Vec<_> = std::iter::from_fn(|| first_event(&mut pending)).collect();
+        let order: Vec<_> =
+            std::iter::from_fn(|| Some(pending.remove(first_event(&pending)?))).collect();
         assert_eq!(order, [exit, reset(0), reset(1)]);
     }
 }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::order::{self, Part, Step};
 use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
 use crate::constraint::in_order;
-use crate::devices::DevicesState;
 use crate::devices::serial::SerialHost;
+use crate::devices::{DevicesState, TestPortState};
 use crate::memory::RamBlockInfo;
 use crate::state::{SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
@@ -31,6 +31,17 @@ pub const LOADABLE_SECTIONS: [(&str, u32); 4] = [MACHINE, PLATFORM, DEVICES, VCP
 pub(super) struct Inventory {
     pub(super) cpus: u8,
     ram_blocks: Vec<RamBlockInfo>,
+    /// Older VMMs, which always have it, do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test_device: Option<bool>,
+}
+
+impl Inventory {
+    /// Whether a state of this machine loads into the one that is `described`.
+    fn fits(&self, described: &Self) -> bool {
+        let test_device = self.test_device.or(described.test_device);
+        Self { test_device, ..self.clone() } == *described
+    }
 }
 
 impl std::fmt::Display for Inventory {
@@ -39,7 +50,11 @@ impl std::fmt::Display for Inventory {
         for block in &self.ram_blocks {
             write!(f, ", RAM block {} of {} bytes", block.name, block.size)?;
         }
-        Ok(())
+        match self.test_device {
+            Some(true) => write!(f, ", the test device (--test-device on)"),
+            Some(false) => write!(f, ", no test device (--test-device off)"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -137,7 +152,9 @@ impl RestoredState {
 
 impl Machine {
     fn inventory(&self) -> Inventory {
-        Inventory { cpus: self.config.cpus, ram_blocks: vec![self.ram.info()] }
+        let Machine { config, ram, .. } = self;
+        let (cpus, test_device) = (config.cpus, Some(config.test_device));
+        Inventory { cpus, ram_blocks: vec![ram.info()], test_device }
     }
 
     /// The state of everything but RAM, read in the order of [`order::SAVE`]. The vCPUs must be
@@ -173,11 +190,16 @@ impl Machine {
     pub fn examine(&self, mut state: SavedState) -> Result<RestoredState, MachineError> {
         let saved: Inventory = state.take(MACHINE.0, 0, MACHINE.1)?;
         let described = self.inventory();
-        if saved != described {
+        if !saved.fits(&described) {
             let (saved, described) = (saved.to_string(), described.to_string());
             return Err(MachineError::Other { saved, described });
         }
-        Ok(RestoredState::take(state, self.config.cpus)?)
+        let state = RestoredState::take(state, self.config.cpus)?;
+        let used = state.devices.test_port != TestPortState::default();
+        if used && !self.config.test_device {
+            return Err(MachineError::TestDevice);
+        }
+        Ok(state)
     }
 
     /// Assembles the machine as it was saved, and says so `before` each step; the vCPUs wait for

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use cpr_qmp::codec::{self, DecodeError, Decoder, EncodeError};
 use nix::errno::Errno;
@@ -9,15 +10,25 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::dispatch;
 use super::state::{ConnectionState, InFlight};
 
 /// A client that has so much unread output is not served until it reads.
 pub const PAUSE_OUTPUT: usize = 64 << 10;
 
 /// A client that has so much unread output (by events, then) is disconnected.
-pub const MAX_OUTPUT: usize = 1 << 20;
+pub const MAX_OUTPUT: usize = 512 << 10;
+
+/// A message longer than this is refused.
+const MAX_MESSAGE: usize = 256 << 10;
 
 const READ_CHUNK: usize = 16 << 10;
+
+/// So much of what a client sends before its request in flight is answered is looked at.
+const LOOK_AHEAD: usize = 64 << 10;
+
+/// Most bytes that are kept of one client.
+pub(super) const MAX_KEPT: usize = MAX_MESSAGE + LOOK_AHEAD + READ_CHUNK + MAX_OUTPUT;
 
 /// Why a connection is over.
 #[derive(Debug, thiserror::Error)]
@@ -42,30 +53,42 @@ pub(super) struct Connection {
     starved: bool,
     /// The client will send no more.
     ended: bool,
+    /// Whether what comes before the request in flight is answered is looked at, and whether there
+    /// is some that was not.
+    looks_ahead: bool,
+    unseen: bool,
+    /// When it last sent something, or came.
+    last_heard: Instant,
 }
 
 impl Connection {
     pub(super) fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            decoder: Decoder::new(),
+            decoder: Decoder::new().with_limit(MAX_MESSAGE),
             output: VecDeque::new(),
             in_flight: None,
             negotiated: false,
             starved: true,
             ended: false,
+            looks_ahead: false,
+            unseen: false,
+            last_heard: Instant::now(),
         }
     }
 
     pub(super) fn restore(state: ConnectionState, socket: OwnedFd) -> Self {
         Self {
             socket,
-            decoder: Decoder::resume(state.pending_input, state.skipping),
+            decoder: Decoder::resume(state.pending_input, state.skipping).with_limit(MAX_MESSAGE),
             output: state.pending_output.into(),
             in_flight: state.in_flight,
             negotiated: state.negotiated,
             starved: false,
             ended: state.ended,
+            looks_ahead: false,
+            unseen: false,
+            last_heard: Instant::now(),
         }
     }
 
@@ -83,7 +106,8 @@ impl Connection {
     }
 
     pub(super) fn wants_read(&self) -> bool {
-        self.starved && !self.ended && self.is_served()
+        let ahead = self.looks_ahead && self.decoder.pending().len() < LOOK_AHEAD;
+        !self.ended && (self.starved && self.is_served() || ahead)
     }
 
     pub(super) fn wants_write(&self) -> bool {
@@ -106,7 +130,8 @@ impl Connection {
             Ok(0) => self.ended = true,
             Ok(n) => {
                 self.decoder.feed(&chunk[..n]);
-                self.starved = false;
+                (self.starved, self.unseen) = (false, true);
+                self.last_heard = Instant::now();
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(Closed::System { step: "recv", errno }),
@@ -124,6 +149,27 @@ impl Connection {
         message
     }
 
+    /// Until the request in flight is answered, what comes after it is looked at.
+    pub(super) fn look_ahead(&mut self) {
+        (self.looks_ahead, self.unseen) = (true, true);
+    }
+
+    /// Whether `migrate_cancel` is among what has come after the request in flight. It stays there:
+    /// it is carried out, and answered, in its turn.
+    pub(super) fn wants_to_cancel(&mut self) -> bool {
+        if !(self.looks_ahead && std::mem::take(&mut self.unseen)) {
+            return false;
+        }
+        let pending = self.decoder.pending().to_vec();
+        let mut copy = Decoder::resume(pending, self.decoder.skipping()).with_limit(MAX_MESSAGE);
+        std::iter::from_fn(|| copy.next_value()).flatten().any(dispatch::is_cancellation)
+    }
+
+    /// Whose place another client may take, and who is the first of several.
+    pub(super) fn idle_since(&self) -> Option<(bool, Instant)> {
+        self.in_flight.is_none().then_some((self.negotiated, self.last_heard))
+    }
+
     pub(super) fn begin_request(&mut self, id: Option<&Value>) {
         self.in_flight = Some(InFlight { id: id.map(Value::to_string) });
     }
@@ -131,6 +177,7 @@ impl Connection {
     /// The `id` of the request in flight, which is so no more; `None` if there is none.
     pub(super) fn end_request(&mut self) -> Option<Option<Value>> {
         let in_flight = self.in_flight.take()?;
+        self.looks_ahead = false;
         Some(in_flight.id.and_then(|text| serde_json::from_str(&text).ok()))
     }
 

@@ -67,6 +67,13 @@ pub(super) fn dispatch(message: Result<Value, DecodeError>, negotiated: &mut boo
     }
 }
 
+/// Whether a message asks to cancel a migration, and would be obeyed.
+pub(super) fn is_cancellation(message: Value) -> bool {
+    let command = Request::from_value(message).map_err(|error| error.error);
+    let command = command.and_then(|request| Command::from_parts(&request.name, request.arguments));
+    matches!(command, Ok(Command::MigrateCancel))
+}
+
 /// Carries out what the server can.
 fn carry_out(
     name: &str,

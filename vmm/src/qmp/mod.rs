@@ -8,12 +8,14 @@
 
 mod connection;
 mod dispatch;
+mod door;
 mod schema;
 mod server;
 mod state;
 
 pub use connection::{MAX_OUTPUT, PAUSE_OUTPUT};
 pub use dispatch::version;
+pub use door::MAX_CLIENTS;
 pub use schema::schema;
-pub use server::{ConnectionId, FD_PREFIX, Interest, MAX_CLIENTS, Request, Server, Token};
+pub use server::{ConnectionId, FD_PREFIX, Interest, MAX_STATE, Request, Server, Token};
 pub use state::{ConnectionState, InFlight, RestoreError, ServerState};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use cpr_qmp::codec::DecodeError;
 use cpr_qmp::command::Command;
@@ -11,13 +12,14 @@ use cpr_qmp::message::{Event, QmpError};
 use nix::errno::Errno;
 use serde_json::Value;
 
-use super::connection::{Closed, Connection};
+use super::connection::{self, Closed, Connection};
 use super::dispatch::{self, Outcome};
+use super::door::{self, Door, MAX_CLIENTS};
 use super::state::{RestoreError, ServerState};
 use crate::unix_listener::{BindError, Listener};
 
-/// So many clients may be connected; more wait in the backlog.
-pub const MAX_CLIENTS: usize = 64;
+/// Most bytes of clients that the server's state can hold: an update need not ask.
+pub const MAX_STATE: usize = MAX_CLIENTS * connection::MAX_KEPT;
 
 /// What the names of all descriptors of the server begin with.
 pub const FD_PREFIX: &str = "qmp.";
@@ -62,13 +64,12 @@ pub struct Request {
 
 /// The server.
 ///
-/// Per client it holds at most one partial message, one read's worth of further ones, one request
-/// in flight and [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output.
+/// Per client it holds at most one partial message, one read's worth of further ones (somewhat more
+/// while it [looks ahead](Self::look_ahead)), one request in flight and
+/// [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output; of all together [`MAX_STATE`] bytes.
 #[derive(Debug, Default)]
 pub struct Server {
-    listener: Option<Listener>,
-    /// `accept` failed, for want of descriptors probably: it is tried again when one is free.
-    accept_failed: bool,
+    door: Option<Door>,
     clients: BTreeMap<ConnectionId, Connection>,
     last_id: u64,
     last_served: u64,
@@ -77,7 +78,7 @@ pub struct Server {
 impl Server {
     /// A server that listens on `path`.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        Ok(Self { listener: Some(Listener::bind(path)?), ..Self::default() })
+        Ok(Self { door: Some(Door::new(Listener::bind(path)?)), ..Self::default() })
     }
 
     /// A server nobody can reach.
@@ -95,8 +96,8 @@ impl Server {
     ) -> Result<Self, RestoreError> {
         let mut take =
             |name: &str| take_fd(name).ok_or(RestoreError::MissingFd { name: name.to_owned() });
-        let listener = match &state.listener {
-            Some(listener) => Some(Listener::restore(listener, take(&listener.fd)?)),
+        let door = match &state.listener {
+            Some(listener) => Some(Door::new(Listener::restore(listener, take(&listener.fd)?))),
             None => None,
         };
         let mut clients = BTreeMap::new();
@@ -110,14 +111,14 @@ impl Server {
             }
         }
         let last_served = state.last_served;
-        Ok(Self { listener, accept_failed: false, clients, last_id, last_served })
+        Ok(Self { door, clients, last_id, last_served })
     }
 
     /// What to carry over an update. Everything that could be sent should have been
     /// ([`flush`](Self::flush)); what could not is in the state.
     pub fn save(&self) -> ServerState {
         ServerState {
-            listener: self.listener.as_ref().map(|listener| listener.save(LISTENER_FD)),
+            listener: self.door.as_ref().map(|door| door.listener.save(LISTENER_FD)),
             connections: self.clients.iter().map(|(id, c)| c.save(id.0, id.fd_name())).collect(),
             last_served: self.last_served,
             last_id: self.last_id,
@@ -126,39 +127,36 @@ impl Server {
 
     /// The descriptors [`save`](Self::save) speaks of, by the names it gives them.
     pub fn named_fds(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let listener = self.listener.iter().map(|l| (LISTENER_FD.to_owned(), l.as_fd()));
+        let listener = self.door.iter().map(|d| (LISTENER_FD.to_owned(), d.listener.as_fd()));
         listener.chain(self.clients.iter().map(|(id, c)| (id.fd_name(), c.as_fd()))).collect()
     }
 
     /// The path of the socket.
     pub fn path(&self) -> Option<&Path> {
-        self.listener.as_ref().map(Listener::path)
+        self.door.as_ref().map(|door| door.listener.path())
     }
 
     /// After [`restore`](Self::restore): from now on dropping the server removes the socket's
     /// file. Call it once a failed take-over can no longer return to the old process image.
     pub fn own_socket_file(&mut self) {
-        if let Some(listener) = &mut self.listener {
-            listener.own_file();
+        if let Some(door) = &mut self.door {
+            door.listener.own_file();
         }
     }
 
     /// Removes the socket's file, as dropping the server does.
     pub fn remove_socket_file(&mut self) {
-        if let Some(listener) = &mut self.listener {
-            listener.remove_file();
+        if let Some(door) = &mut self.door {
+            door.listener.remove_file();
         }
     }
 
     /// What to wait for; it changes with every other call.
     pub fn interests(&self) -> impl Iterator<Item = Interest<'_>> {
-        let room = self.clients.len() < MAX_CLIENTS;
-        // With no client whose leaving could free a descriptor, all one can do is try again.
-        let accept = room && (!self.accept_failed || self.clients.is_empty());
-        let listener = self.listener.iter().map(move |listener| Interest {
+        let listener = self.door.iter().map(|door| Interest {
             token: Token(0),
-            fd: listener.as_fd(),
-            read: accept,
+            fd: door.listener.as_fd(),
+            read: door.is_open(),
             write: false,
         });
         let clients = self.clients.iter().map(|(id, client)| Interest {
@@ -256,24 +254,48 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        match listener.accept() {
-            Ok(None) => {}
-            Ok(Some(socket)) => {
-                self.accept_failed = false;
-                self.last_id += 1;
-                let id = ConnectionId(self.last_id);
-                self.clients.insert(id, Connection::new(socket));
-                tracing::debug!(client = id.0, "QMP client connected");
-                self.with_client(id, |client| client.send(&dispatch::greeting()));
-            }
-            Err(error) => {
-                if !self.accept_failed {
-                    tracing::warn!(%error, "accepting a QMP client");
-                }
-                self.accept_failed = true;
-            }
+        let Some(socket) = self.door.as_mut().and_then(Door::accept) else { return };
+        if self.clients.len() >= MAX_CLIENTS
+            && let Err(full) = self.make_room()
+        {
+            return door::turn_away(socket, &full);
         }
+        self.last_id += 1;
+        let id = ConnectionId(self.last_id);
+        self.clients.insert(id, Connection::new(socket));
+        tracing::debug!(client = id.0, "QMP client connected");
+        self.with_client(id, |client| client.send(&dispatch::greeting()));
+    }
+
+    /// Lets the client go that has been idle the longest; those that have not even negotiated come
+    /// first, and those that wait for an answer stay.
+    fn make_room(&mut self) -> Result<(), QmpError> {
+        let idle = self.clients.iter().filter_map(|(id, c)| Some((c.idle_since()?, *id))).min();
+        let (_, id) = idle.ok_or_else(door::full)?;
+        tracing::warn!(client = id.0, most = MAX_CLIENTS, "qmp_client_evicted");
+        self.with_client(id, |client| client.send(&dispatch::response(Err(door::evicted()), None)));
+        self.clients.remove(&id);
+        Ok(())
+    }
+
+    /// When to ask for [`interests`](Self::interests) again though nothing has happened.
+    pub fn retry_in(&self) -> Option<Duration> {
+        self.door.as_ref().and_then(Door::opens_in)
+    }
+
+    /// Until the request that `client` has in flight is answered, what the client sends after it is
+    /// looked at for a `migrate_cancel`: see [`wants_to_cancel`](Self::wants_to_cancel).
+    pub fn look_ahead(&mut self, client: ConnectionId) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.look_ahead();
+        }
+    }
+
+    /// Whether the client has sent `migrate_cancel` after the request that it has in flight. That is
+    /// told once, and stays to be carried out in its turn: no client gets its answers in another
+    /// order than it has asked.
+    pub fn wants_to_cancel(&mut self, client: ConnectionId) -> bool {
+        self.clients.get_mut(&client).is_some_and(Connection::wants_to_cancel)
     }
 
     fn with_every_client(&mut self, mut act: impl FnMut(&mut Connection) -> Result<(), Closed>) {
@@ -298,7 +320,9 @@ impl Server {
             Err(reason) => tracing::warn!(client = id.0, %reason, "QMP client is disconnected"),
         }
         self.clients.remove(&id);
-        self.accept_failed = false;
+        if let Some(door) = &mut self.door {
+            door.descriptor_freed();
+        }
     }
 }
 

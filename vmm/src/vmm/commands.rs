@@ -3,12 +3,15 @@
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
 use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
 use cpr_qmp::message::QmpError;
-use cpr_qmp::migration::{MigrationCapability, MigrationCapabilityStatus, MigrationParameters};
+use cpr_qmp::migration::{
+    MigrationCapability, MigrationCapabilityStatus, MigrationInfo, MigrationParameters,
+};
 use cpr_qmp::run_state::{RunState, ShutdownCause, StatusInfo};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::incoming::{LoadError, Source};
+use super::rehearsing::Rehearsing;
 use super::{FAILURE, Vmm, rehearsing};
 use crate::logging;
 use crate::migration::blockers::blocked_reasons;
@@ -46,7 +49,11 @@ impl Vmm {
             }
             Command::MigrateIncoming(args) => self.migrate_incoming(&args),
             Command::QueryMigrate => {
-                answer(&self.migration.info(blocked_reasons(self.machine.ram())))
+                let elapsed = self.rehearsing.as_ref().map(Rehearsing::elapsed);
+                answer(&MigrationInfo {
+                    x_rehearsal_time: elapsed.map(|elapsed| elapsed.as_millis() as u64),
+                    ..self.migration.info(blocked_reasons(self.machine.ram()))
+                })
             }
             Command::MigrateSetParameters(new) => {
                 update::check_deadline(&new).map_err(generic)?;

@@ -1,6 +1,8 @@
 //! What the main thread waits for.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Once;
+use std::time::Duration;
 
 use cpr_qmp::run_state::ShutdownCause;
 use nix::errno::Errno;
@@ -8,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Vmm;
 use super::rehearsing::Rehearsing;
+use crate::logging;
 use crate::qmp::Token;
 
 /// Whose descriptor it is.
@@ -20,12 +23,24 @@ enum Source {
     Keeper,
     Rehearsal,
     Dump,
+    Log,
+}
+
+/// The kernel refuses to wait for more descriptors than RLIMIT_NOFILE allows, which may have been
+/// lowered: looks at one after the other, and after a pause again.
+fn poll_each(fds: &mut [PollFd<'_>], why: Errno) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| tracing::error!(error = %why, descriptors = fds.len(), "poll_failed"));
+    let look = |fd: &mut PollFd<'_>| poll(std::slice::from_mut(fd), PollTimeout::ZERO).unwrap_or(0);
+    if fds.iter_mut().map(look).sum::<i32>() == 0 {
+        let _ = poll(&mut [], 10_u8);
+    }
 }
 
 impl Vmm {
     /// Waits until something happens, and tells those it happened to.
     pub(super) fn wait(&mut self) {
-        let timeout = self.rehearsing.as_ref().map_or(PollTimeout::NONE, Rehearsing::timeout);
+        let timeout = self.timeout();
         let (mut sources, mut fds) = (Vec::new(), Vec::new());
         let mut watch = |source, fd, events| {
             sources.push(source);
@@ -42,6 +57,9 @@ impl Vmm {
         for dump in &self.dumps {
             watch(Source::Dump, dump.ended(), PollFlags::POLLIN);
         }
+        for fd in logging::waiting() {
+            watch(Source::Log, fd, PollFlags::POLLOUT);
+        }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
             events.set(PollFlags::POLLIN, interest.read);
@@ -54,7 +72,7 @@ impl Vmm {
         }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => tracing::error!(%error, "poll_failed"),
+            Err(error) => poll_each(&mut fds, error),
         }
         let events: Vec<_> =
             fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
@@ -62,6 +80,20 @@ impl Vmm {
             if !events.is_empty() {
                 self.ready(source, events);
             }
+        }
+    }
+
+    /// When there is something to do though nothing happens.
+    fn timeout(&self) -> PollTimeout {
+        let rehearsal = self.rehearsing.as_ref().map(Rehearsing::time_left);
+        let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left()];
+        match times.into_iter().flatten().min() {
+            // Rounded up: a poll that ends just before the time would be repeated without a wait.
+            Some(left) => {
+                let left = left + Duration::from_millis(1);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+            None => PollTimeout::NONE,
         }
     }
 
@@ -80,6 +112,7 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
+            Source::Log => logging::flush(),
             // The main loop looks at them in every round.
             Source::Rehearsal | Source::Dump => {}
             Source::Qmp(token) => {

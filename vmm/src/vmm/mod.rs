@@ -8,6 +8,7 @@ mod failpoints;
 mod incoming;
 mod protected;
 mod rehearsing;
+mod reset_throttle;
 mod signals;
 mod start;
 
@@ -42,6 +43,7 @@ use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use incoming::AwaitedState;
 use rehearsing::Rehearsing;
+use reset_throttle::ResetThrottle;
 use signals::EndSignals;
 
 /// A VMM from its start to its end.
@@ -69,6 +71,7 @@ struct Vmm {
     stopped: bool,
     ended: Option<End>,
     pid_file: Option<PidFile>,
+    resets: ResetThrottle,
 }
 
 /// An update whose guest runs, and whose old address space is still there.
@@ -95,6 +98,7 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// See [`crate::main`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut phases = Phases::begin();
+    logging::hook_panics();
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
@@ -110,7 +114,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             fall_back::go_if_armed(format_args!("{line}"));
-            error.exit()
+            if !error.use_stderr() {
+                error.exit();
+            }
+            logging::say(format_args!("{}", error.render().to_string().trim_end()));
+            logging::finish();
+            return ExitCode::from(error.exit_code() as u8);
         }
     };
     #[cfg(feature = "failpoints")]
@@ -122,7 +131,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     phases.done(&"parse");
     let result =
         adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
-    match result {
+    let status = match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {
             if fall_back::is_armed() {
@@ -132,7 +141,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
-    }
+    };
+    logging::finish();
+    status
 }
 
 fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
@@ -140,7 +151,10 @@ fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let name = rehearsal::ENV_NAME;
-            eprintln!("cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}");
+            logging::say(format_args!(
+                "cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}"
+            ));
+            logging::finish();
             ExitCode::from(FAILURE)
         }
     }
@@ -148,6 +162,7 @@ fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
 
 impl Vmm {
     fn run(mut self) -> ExitStatus {
+        logging::wake_by(self.machine.wake().clone());
         loop {
             self.checkpoint();
             self.keep_up_to_date();
@@ -200,8 +215,9 @@ impl Vmm {
     }
 
     fn deal_with_guest_events(&mut self) {
+        self.resets.look_again();
         while self.ended.is_none()
-            && let Some(event) = self.machine.next_event()
+            && let Some(event) = self.machine.next_event(|event| self.resets.admits(event))
         {
             self.deal_with(event);
         }
@@ -216,7 +232,10 @@ impl Vmm {
                 self.end(status, true, ShutdownCause::GuestShutdown);
             }
             GuestEventKind::TripleFault { rip } => {
-                tracing::error!(vcpu, rip = format!("{rip:#x}"), "guest_triple_fault");
+                if let Some(left_out) = self.resets.logs() {
+                    let rip = format!("{rip:#x}");
+                    tracing::error!(vcpu, rip, left_out, "guest_triple_fault");
+                }
                 // What a PC does, and what QEMU does.
                 self.reset(true, ShutdownCause::GuestReset);
             }

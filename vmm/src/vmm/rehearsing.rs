@@ -6,7 +6,6 @@ use std::time::Duration;
 use cpr_qmp::command::MigrateArgs;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
-use nix::poll::PollTimeout;
 
 use super::{Vmm, commands};
 use crate::migration::cpr::description::Description;
@@ -29,10 +28,12 @@ impl Rehearsing {
         self.rehearsal.fds()
     }
 
-    pub(super) fn timeout(&self) -> PollTimeout {
-        // Rounded up: a poll that ends just before the deadline would be repeated without a wait.
-        let left = self.rehearsal.time_left() + Duration::from_millis(1);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    pub(super) fn time_left(&self) -> Duration {
+        self.rehearsal.time_left()
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.rehearsal.elapsed()
     }
 }
 
@@ -66,6 +67,8 @@ impl Vmm {
         let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters));
         let rehearsal = rehearsal.map_err(|error| refused(&error))?;
         self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
+        // It is answered when the rehearsal is over, and may want to say something before.
+        self.qmp.look_ahead(client);
         Ok(None)
     }
 
@@ -97,6 +100,7 @@ impl Vmm {
     /// Refuses the update, or carries it out, if the rehearsal has ended.
     pub(super) fn look_at_rehearsal(&mut self) {
         let Some(mut rehearsing) = self.rehearsing.take() else { return };
+        rehearsing.cancelled |= self.qmp.wants_to_cancel(rehearsing.client);
         let result = match rehearsing.cancelled {
             true => Some(Err(RehearsalError::Cancelled)),
             false => rehearsing.rehearsal.progress(),

@@ -12,6 +12,7 @@ use cpr_qmp::run_state::RunState;
 
 use super::Vmm;
 use super::incoming::{AwaitedState, Carried, LoadError, Source};
+use super::reset_throttle::ResetThrottle;
 use super::signals::EndSignals;
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming, KeeperPolicy};
@@ -217,6 +218,7 @@ impl Vmm {
             safeguard: None,
             run_state_to_be: None,
             stopped: false,
+            resets: ResetThrottle::new(),
             ended: None,
             pid_file,
             config,
@@ -325,6 +327,7 @@ impl Vmm {
             safeguard: None,
             run_state_to_be: None,
             stopped: false,
+            resets: ResetThrottle::new(),
             ended: None,
             pid_file,
             config,

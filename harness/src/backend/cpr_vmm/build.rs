@@ -44,6 +44,8 @@ pub(super) struct Build {
     pub version: Option<String>,
     /// It has fail points.
     pub fail_points: bool,
+    /// It has the test device only if asked; older ones always have it, and do not know the option.
+    pub test_device_option: bool,
     /// Its migration parameters; none: it did not tell, and what cannot be told is not judged.
     parameters: OnceLock<Option<Vec<String>>>,
     /// Whether it knows these faults, as it has told.
@@ -63,11 +65,21 @@ impl Build {
         // A build without them does not know the option.
         let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
         let fail_points = fail_points.is_some();
+        let asked = said(&binary, &first, &["--test-device", "on", "--version"])?;
+        let test_device_option = asked.is_some();
         let executable = binary.clone();
         let parameters = OnceLock::new();
         let faults = Arc::default();
-        let mut build =
-            Self { binary, executable, first, version, fail_points, parameters, faults };
+        let mut build = Self {
+            binary,
+            executable,
+            first,
+            version,
+            fail_points,
+            test_device_option,
+            parameters,
+            faults,
+        };
         if is_script(&build.binary)? {
             build.executable = build.ask(|_, pid| Ok(Executable::of(pid)?.path))?;
         }
@@ -147,6 +159,7 @@ mod tests {
             first: Vec::new(),
             version: None,
             fail_points: true,
+            test_device_option: true,
             parameters: OnceLock::new(),
             faults: Arc::default(),
         };

@@ -147,6 +147,7 @@ impl Backend for Qemu {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
             Feature::Keeper => "qemu has no keeper",
+            Feature::Log => "qemu logs nothing of an update",
             Feature::Execveat => "qemu executes by execvp, which is forbidden here",
         };
         Some(why.to_owned())

@@ -18,6 +18,7 @@ use crate::run::command::{PATH_FOLDER, Workshop};
 use crate::run::evidence::Evidence;
 use crate::run::notify::Notify;
 use crate::run::outside::Outside;
+use crate::run::stalled::StalledPipe;
 use crate::run::vm::{Start, Vm};
 use crate::run::watchdog::Watchdog;
 use crate::run::{EnvironmentError, Options, StepError, own_binary};
@@ -47,7 +48,11 @@ impl<'a> Session<'a> {
             StepError::Process(format!("there is no guest named {}", case.vm.guest))
         })?;
         let backend = &*options.backend;
-        let files = evidence.files(work, guest.name, backend.image(guest))?;
+        let mut files = evidence.files(work, guest.name, backend.image(guest))?;
+        if case.vm.stalled.is_some() {
+            // What lies with the evidence is read to its end.
+            files.log = work.join("log").display().to_string();
+        }
         Workshop { folder: work, backend }.path_folder()?;
         let limit = Duration::from_millis(case.deadline_ms);
         Self::launch_vmm(case, options, evidence, work, files, limit)
@@ -77,6 +82,9 @@ impl<'a> Session<'a> {
             true => &started_from,
             false => backend.executable(),
         })?;
+        let stalled = case.vm.stalled;
+        let stalled = stalled.map(|kind| StalledPipe::make(kind, Path::new(&files.log)));
+        let stalled = stalled.transpose();
         let outside = Outside::look(work);
         let notify =
             Notify::bind(work).map_err(EnvironmentError::file("bind a socket in", work))?;
@@ -90,6 +98,7 @@ impl<'a> Session<'a> {
             seccomp: case.vm.seccomp,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
             notify: notify.path(),
+            stalled: stalled.map_err(EnvironmentError::file("make a pipe of", &files.log))?,
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;

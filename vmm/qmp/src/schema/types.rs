@@ -187,6 +187,7 @@ pub static MIGRATION_INFO: Object = object(
         opt("setup-time", Type::Uint64),
         opt("error-desc", Type::Str),
         opt("blocked-reasons", STRINGS),
+        opt("x-rehearsal-time", Type::Uint64),
     ],
 );
 

@@ -30,6 +30,9 @@ pub struct Description {
     pub cpus: u8,
     /// What is connected to the outside, such as `serial` to `unix:/path`.
     pub devices: BTreeMap<String, String>,
+    /// Whether it has the test device. Older VMMs, which always have it, do not say.
+    #[serde(default)]
+    pub test_device: Option<bool>,
     /// Where it expects the saved state.
     pub incoming: IncomingPath,
 }
@@ -48,7 +51,7 @@ pub enum IncomingPath {
 impl Description {
     /// What `config` describes.
     pub fn of(config: &Config) -> Self {
-        let MachineConfig { memory, cpus, .. } = config.machine();
+        let MachineConfig { memory, cpus, test_device, .. } = config.machine();
         let block = RamBlockInfo { name: PC_RAM.to_owned(), size: memory.size };
         let mut devices = BTreeMap::new();
         devices.insert("serial".to_owned(), serial(&config.serial));
@@ -64,6 +67,7 @@ impl Description {
             ram_blocks: if memory.share { vec![block] } else { Vec::new() },
             cpus,
             devices,
+            test_device: Some(test_device),
             incoming: match &config.incoming {
                 None => IncomingPath::None,
                 Some(Incoming::Defer) => IncomingPath::Deferred,
@@ -82,6 +86,7 @@ impl Description {
                 (new != old).then(|| format!("describes {new} vCPU{s}, this VM has {old}"))
             })
             .or_else(|| self.device_difference(new))
+            .or_else(|| self.test_device_difference(new))
             .or_else(|| incoming_difference(&new.incoming, channel))
     }
 
@@ -129,6 +134,17 @@ impl Description {
             (old != new)
                 .then(|| format!("describes {name} as {}, this VM has {}", said(new), said(old)))
         })
+    }
+}
+
+impl Description {
+    fn test_device_difference(&self, new: &Self) -> Option<String> {
+        let [has, option] = match (self.test_device?, new.test_device?) {
+            (true, false) => ["no test device, this VM has one", "on"],
+            (false, true) => ["a test device, which this VM does not have", "off"],
+            _ => return None,
+        };
+        Some(format!("describes {has}: use --test-device {option}"))
     }
 }
 
@@ -222,6 +238,21 @@ mod tests {
         let name = "a-state-that-is-not-there";
         assert!(same_file(Path::new(name), &here.join(name)));
         assert!(!same_file(Path::new(name), &here.join("another")));
+    }
+
+    #[test]
+    fn an_older_vmm_does_not_say_whether_it_has_the_test_device() {
+        let old = Description { test_device: None, ..of(VM) };
+        let new = of(&format!("{VM} --incoming file:/state --test-device on"));
+        assert_eq!(old.difference(&new, Path::new("/state")), None);
+        let older = Description { test_device: None, ..new.clone() };
+        assert_eq!(of(VM).difference(&older, Path::new("/state")), None);
+        let text =
+            new.difference(&of(&format!("{VM} --incoming file:/state")), Path::new("/state"));
+        assert_eq!(
+            text.unwrap(),
+            "describes no test device, this VM has one: use --test-device on"
+        );
     }
 
     #[test]

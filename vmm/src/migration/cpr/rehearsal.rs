@@ -155,6 +155,11 @@ impl Rehearsal {
         fds
     }
 
+    /// How long it has gone on.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// How long to wait at most.
     pub fn time_left(&self) -> Duration {
         self.timeout.saturating_sub(self.began.elapsed())

@@ -34,6 +34,8 @@ const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION
 const MAX_DEPTH: usize = 32;
 /// Most bytes that are read: QMP buffers are the largest part.
 const MAX_BYTES: u64 = 64 << 20;
+// The rest, of which arguments and environment are the largest part, is less than 8 MiB.
+const _: () = assert!(crate::qmp::MAX_STATE as u64 + (8 << 20) <= MAX_BYTES);
 
 /// What the old process tells the new one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::qmp::{MAX_OUTPUT, PAUSE_OUTPUT};
+use crate::qmp::{ConnectionState, MAX_OUTPUT, PAUSE_OUTPUT};
 
 /// Keeps this crate's version out of the snapshots.
 const VERSION: [(&str, &str); 1] =
@@ -359,10 +359,85 @@ fn one_who_leaves_is_forgotten(mut bench: Bench) {
 #[rstest]
 fn so_many_clients_and_no_more(mut bench: Bench) {
     let mut clients: Vec<_> = (0..=MAX_CLIENTS).map(|_| bench.connect()).collect();
-    assert_eq!(clients[MAX_CLIENTS].received(), "");
-    clients.remove(0);
+    assert_eq!(bench.server.clients.len(), MAX_CLIENTS);
+    assert!(clients[MAX_CLIENTS].received().starts_with("{\"QMP\""));
+    assert!(clients[0].received().contains("idle the longest"));
+    assert!(clients[0].is_disconnected() && !clients[1].is_disconnected());
+}
+
+#[rstest]
+fn where_all_wait_for_an_answer_none_more_is_let_in(mut bench: Bench) {
+    let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| bench.connect_and_negotiate()).collect();
+    clients.iter_mut().for_each(|client| client.send(r#"{"execute":"stop"}"#));
+    while bench.turn() {}
+    let requests: Vec<_> = std::iter::from_fn(|| bench.server.next_request()).collect();
+    assert_eq!(requests.len(), MAX_CLIENTS);
+    let stream = UnixStream::connect(bench.dir.path().join("qmp")).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut more = Client(stream);
+    while bench.turn() {}
+    assert!(more.received().contains("all wait for an answer"));
+    assert!(more.is_disconnected());
+    bench.server.respond(requests[0].client, Ok(json!({})));
+    bench.connect_and_negotiate();
+    assert_eq!(bench.server.clients.len(), MAX_CLIENTS);
+}
+
+/// All of it goes into the state of an update, whose reader has a limit.
+#[rstest]
+fn messages_that_never_end_are_not_kept(mut bench: Bench) {
+    let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| bench.connect_and_negotiate()).collect();
+    let part = [b'x'; 64 << 10];
+    for client in &mut clients {
+        client.send(b"{\"execute\": \"");
+        for _ in 0..10 {
+            client.send(part);
+            bench.settle();
+        }
+        assert!(client.received().contains("size limit exceeded"));
+    }
+    let state = bench.server.save();
+    let kept = |c: &ConnectionState| c.pending_input.len() + c.pending_output.len();
+    assert!(state.connections.iter().map(kept).sum::<usize>() <= MAX_STATE);
+    assert!(state.connections.iter().all(|client| kept(client) < 300 << 10));
+    bench.connect_and_negotiate();
+}
+
+#[rstest]
+fn what_follows_a_request_is_looked_at_and_stays(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    client.send(r#"{"execute":"stop"}{"execute":"cont"}{"execute":"migrate_"#);
+    while bench.turn() {}
+    let stop = bench.server.next_request().unwrap();
+    assert!(!bench.server.wants_to_cancel(stop.client));
+    bench.server.look_ahead(stop.client);
+    assert!(!bench.server.wants_to_cancel(stop.client));
+    client.send(r#"cancel","arguments":{"x":1}}{"execute":"migrate_"#);
+    while bench.turn() {}
+    assert!(!bench.server.wants_to_cancel(stop.client), "it would be refused");
+    client.send(r#"cancel"}"#);
+    while bench.turn() {}
+    assert!(bench.server.wants_to_cancel(stop.client));
+    assert!(!bench.server.wants_to_cancel(stop.client), "it has been told");
+    bench.replace();
+    bench.server.respond(stop.client, Ok(json!({})));
     bench.settle();
-    assert!(clients[MAX_CLIENTS - 1].received().starts_with("{\"QMP\""));
+    assert_eq!(bench.carried_out, ["cont", "migrate_cancel"]);
+}
+
+/// Whoever looks ahead does not read for ever.
+#[rstest]
+fn a_flood_behind_a_request_waits(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    client.send(r#"{"execute":"stop"}"#);
+    while bench.turn() {}
+    let stop = bench.server.next_request().unwrap();
+    bench.server.look_ahead(stop.client);
+    let more = r#"{"execute":"query-name"}"#.repeat(100);
+    while client.0.write_all(more.as_bytes()).is_ok() {
+        while bench.turn() {}
+    }
+    assert!(bench.server.save().connections[0].pending_input.len() <= 80 << 10);
 }
 
 #[rstest]
@@ -456,7 +531,7 @@ fn a_failed_take_over_leaves_the_file(mut bench: Bench) {
     let path = bench.server.path().unwrap().to_owned();
     let state = bench.server.save();
     let new = Server::restore(state, |_| {
-        Some(bench.server.listener.as_ref()?.as_fd().try_clone_to_owned().unwrap())
+        Some(bench.server.door.as_ref()?.listener.as_fd().try_clone_to_owned().unwrap())
     });
     drop(new.unwrap());
     assert!(path.exists());

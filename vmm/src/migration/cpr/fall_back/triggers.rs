@@ -99,7 +99,7 @@ impl Drop for Triggers {
         let blocked: SigSet = ours.iter().filter(|signal| self.mask.contains(*signal)).collect();
         let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None);
         if self.hooked.get() {
-            drop(std::panic::take_hook());
+            crate::logging::hook_panics();
         }
     }
 }

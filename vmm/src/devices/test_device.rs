@@ -1,0 +1,56 @@
+//! Whether the machine has what only tests want: the test device, and the port by which a guest ends
+//! the VMM. A guest that finds neither reads all ones, and what it writes is lost.
+
+use super::{PortBus, debug_exit, test_port};
+
+const TEST_LAST: u16 = test_port::PORT + 0x1f;
+const EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
+
+impl PortBus {
+    /// The same devices, with the test device or without.
+    pub fn with_test_device(mut self, test_device: bool) -> Self {
+        self.test_device = test_device;
+        self
+    }
+
+    /// Whether nothing answers on `port`, because there is no test device.
+    pub(super) fn hides_port(&self, port: u16) -> bool {
+        !self.test_device
+            && matches!(port, test_port::PORT..=TEST_LAST | debug_exit::BASE..=EXIT_LAST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvm_ioctls::Kvm;
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::config::SerialConfig;
+    use crate::devices::TestPortState;
+    use crate::devices::serial::{SerialHost, SerialPort};
+
+    #[test]
+    fn a_machine_without_it_has_nothing_there() {
+        let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
+        let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
+        let wake = Arc::new(EventFd::new().unwrap());
+        let serial = SerialPort::new(vm.clone(), wake, null, &Default::default()).unwrap();
+        let bus = PortBus::new(serial, TestPortState::default(), vm);
+        let see = |bus: &PortBus| {
+            let access = crate::devices::shadow::Access::default();
+            let exits = bus.write(debug_exit::BASE, &[1], &access).is_some();
+            bus.write(test_port::PORT, &7_u32.to_le_bytes(), &access);
+            bus.mmio_write(test_port::PAGE, &[0], &access);
+            let (mut port, mut page) = ([0; 4], [0; 4]);
+            bus.read(test_port::PORT, &mut port, &access);
+            bus.mmio_read(test_port::PAGE, &mut page, &access);
+            let silent = (port, page) == ([0xff; 4], [0xff; 4]);
+            (exits, silent, bus.state().test_port == TestPortState::default())
+        };
+        assert_eq!(see(&bus), (false, true, true));
+        assert_eq!(see(&bus.with_test_device(true)), (true, false, false));
+    }
+}

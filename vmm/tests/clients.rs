@@ -1,0 +1,268 @@
+//! QMP clients that are many, or in a hurry.
+
+// Parts of it are for other tests.
+#[allow(dead_code, unused_imports)]
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cpr_qmp::run_state::RunState;
+use serde_json::{Value, json};
+use support::trials::{self, kvm, trials};
+use support::{PATIENCE, Scene, Vm, until};
+
+fn main() -> ExitCode {
+    trials::run(trials![kvm();
+        a_client_cancels_the_rehearsal_that_it_waits_for,
+        a_cancellation_is_found_behind_other_commands,
+        a_rehearsal_is_shown_while_it_goes_on,
+        without_descriptors_a_client_is_told_and_the_next_is_served,
+        without_any_descriptor_the_client_is_served_later,
+        idle_clients_lock_nobody_out,
+        who_waits_for_an_answer_keeps_its_place,
+    ])
+}
+
+const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
+
+/// A client that sends and receives when it likes.
+struct Wire {
+    lines: BufReader<UnixStream>,
+}
+
+impl Wire {
+    /// Before the greeting.
+    fn unread(scene: &Scene) -> Self {
+        let stream = UnixStream::connect(scene.path("qmp")).expect("the VMM listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+        Self { lines: BufReader::new(stream) }
+    }
+
+    /// Before negotiation.
+    fn greeted(scene: &Scene) -> Self {
+        let mut wire = Self::unread(scene);
+        assert!(wire.line().get("QMP").is_some());
+        wire
+    }
+
+    fn new(scene: &Scene) -> Self {
+        let mut wire = Self::greeted(scene);
+        wire.ask("qmp_capabilities", json!({}));
+        wire
+    }
+
+    fn send(&mut self, text: &str) {
+        self.lines.get_mut().write_all(text.as_bytes()).expect("the VMM takes it");
+    }
+
+    /// The next message that is no event.
+    fn line(&mut self) -> Value {
+        loop {
+            let mut line = String::new();
+            self.lines.read_line(&mut line).expect("the VMM answers");
+            assert!(!line.is_empty(), "the VMM hung up");
+            let message: Value = serde_json::from_str(&line).expect("it is JSON");
+            if message.get("event").is_none() {
+                return message;
+            }
+        }
+    }
+
+    fn ask(&mut self, name: &str, arguments: Value) -> Value {
+        self.send(&request(name, arguments));
+        let answer = self.line();
+        answer.get("return").unwrap_or_else(|| panic!("{name}: {answer}")).clone()
+    }
+
+    /// What it says before it hangs up.
+    fn last_words(&mut self) -> String {
+        let mut all = String::new();
+        while self.lines.read_line(&mut all).is_ok_and(|bytes| bytes > 0) {}
+        all
+    }
+}
+
+fn request(name: &str, arguments: Value) -> String {
+    json!({ "execute": name, "arguments": arguments, "id": name }).to_string()
+}
+
+/// An update whose rehearsal goes on until it is cancelled: only asked for.
+fn rehearsing(scene: &Scene, wire: &mut Wire, more: &[&str]) {
+    let script = scene.script("slow", "#!/bin/sh\n: > \"${0%/*}/began\"\nexec sleep 1000\n");
+    let parameters = json!({
+        "mode": "cpr-exec",
+        "cpr-exec-command": [script],
+        "x-cpr-exec-rehearsal-timeout": 4 * PATIENCE.as_millis() as u64,
+    });
+    wire.ask("migrate-set-parameters", parameters);
+    let uri = json!({ "uri": format!("file:{}", scene.path("state").display()) });
+    let more: String = more.iter().map(|name| request(name, json!({}))).collect();
+    wire.send(&(request("migrate", uri) + &more));
+    until("the rehearsal", || scene.path("began").metadata().map(drop));
+}
+
+/// The answer to `migrate`, which must be that it was cancelled.
+fn is_cancelled(wire: &mut Wire) {
+    let answer = wire.line();
+    assert_eq!(answer["id"], "migrate", "{answer}");
+    assert_eq!(answer["error"]["desc"], "the update was cancelled");
+}
+
+fn a_client_cancels_the_rehearsal_that_it_waits_for() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    let mut wire = Wire::new(&scene);
+    rehearsing(&scene, &mut wire, &[]);
+    wire.send(&request("migrate_cancel", json!({})));
+    is_cancelled(&mut wire);
+    assert_eq!(wire.line(), json!({ "return": {}, "id": "migrate_cancel" }));
+    assert_eq!(support::process::children(vm.pid()), [0; 0]);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    vm.update(&mut qmp);
+}
+
+fn a_cancellation_is_found_behind_other_commands() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    let mut wire = Wire::new(&scene);
+    rehearsing(&scene, &mut wire, &["query-status", "query-migrate"]);
+    // Nobody is answered out of turn.
+    wire.send("{\"execute\": \"migr");
+    assert_eq!(qmp.run_state(), RunState::Running);
+    wire.send("ate_cancel\", \"id\": \"migrate_cancel\"}{\"execute\": \"query-name\", \"id\": 1}");
+    is_cancelled(&mut wire);
+    for id in [json!("query-status"), json!("query-migrate"), json!("migrate_cancel"), json!(1)] {
+        let answer = wire.line();
+        assert_eq!(answer["id"], id, "{answer}");
+        assert!(answer.get("return").is_some(), "{answer}");
+    }
+}
+
+fn a_rehearsal_is_shown_while_it_goes_on() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    drop(vm.qmp());
+    let (mut wire, mut other) = (Wire::new(&scene), Wire::new(&scene));
+    let mut seen = || other.ask("query-migrate", json!({}));
+    assert_eq!(seen(), json!({}));
+    rehearsing(&scene, &mut wire, &[]);
+    let during = seen();
+    assert!(during["x-rehearsal-time"].is_u64(), "{during}");
+    assert_eq!(during.get("status"), None, "no event has told of one");
+    wire.send(&request("migrate_cancel", json!({})));
+    is_cancelled(&mut wire);
+    assert_eq!(seen(), json!({}));
+}
+
+/// Sets how many descriptors the VMM may have.
+fn limit_descriptors(vm: &Vm<'_>, soft: u64) -> u64 {
+    let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both point to structures of our own.
+    unsafe {
+        let pid = vm.pid() as i32;
+        let no_new = std::ptr::null();
+        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, no_new, &mut before), 0);
+        let new = libc::rlimit64 { rlim_cur: soft, ..before };
+        let no_old = std::ptr::null_mut();
+        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, &new, no_old), 0);
+    }
+    before.rlim_cur
+}
+
+/// Ticks for which the VMM's main thread has run.
+fn ticks(vm: &Vm<'_>) -> u64 {
+    let pid = vm.pid();
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).expect("it is there");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
+    [11, 12].iter().map(|n| fields[*n].parse::<u64>().expect("a number")).sum()
+}
+
+fn without_descriptors_a_client_is_told_and_the_next_is_served() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --paused"));
+    drop(vm.qmp());
+    let mut kept = vec![Wire::new(&scene)];
+    let highest = support::process::descriptors(vm.pid()).into_keys().max().unwrap_or(0);
+    let limit = limit_descriptors(&vm, highest as u64 + 1);
+    // The lowest numbers may be free.
+    let told = loop {
+        let mut wire = Wire::unread(&scene);
+        let first = wire.line();
+        if first.get("QMP").is_none() {
+            break first["error"]["desc"].to_string();
+        }
+        kept.push(wire);
+    };
+    assert!(told.contains("Too many open files") && told.contains("RLIMIT_NOFILE"), "{told}");
+    for _ in 0..3 {
+        assert!(Wire::unread(&scene).last_words().contains("Too many open files"));
+    }
+    assert_idle(&vm);
+    kept[0].ask("query-status", json!({}));
+    limit_descriptors(&vm, limit);
+    Wire::new(&scene).ask("query-status", json!({}));
+}
+
+fn without_any_descriptor_the_client_is_served_later() {
+    for others in [0, 1] {
+        let scene = Scene::new();
+        let mut vm = scene.start(&format!("{GUEST} --paused"));
+        drop(vm.qmp());
+        let kept: Vec<_> = (0..others).map(|_| Wire::new(&scene)).collect();
+        let limit = limit_descriptors(&vm, 3);
+        let mut waits = Wire::unread(&scene);
+        assert_idle(&vm);
+        let mut kept = kept;
+        kept.iter_mut().for_each(|wire| drop(wire.ask("query-status", json!({}))));
+        limit_descriptors(&vm, limit);
+        assert!(waits.line().get("QMP").is_some());
+        drop(kept);
+    }
+}
+
+/// Looks for so long that a loop that never waits shows.
+fn assert_idle(vm: &Vm<'_>) {
+    let before = ticks(vm);
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert!(ticks(vm) - before < 10, "it spins");
+}
+
+fn idle_clients_lock_nobody_out() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    drop(vm.qmp());
+    let mut first = Wire::new(&scene);
+    let mut silent: Vec<_> = (0..63).map(|_| Wire::greeted(&scene)).collect();
+    first.ask("query-status", json!({}));
+    // In the place of one that has not even negotiated.
+    let mut next = Wire::new(&scene);
+    next.ask("query-status", json!({}));
+    let told = silent[0].last_words();
+    assert!(told.contains("64") && told.contains("idle"), "{told}");
+    let mut rest: Vec<_> = (0..62).map(|_| Wire::new(&scene)).collect();
+    // All have negotiated now: the longest idle goes.
+    first.ask("query-status", json!({}));
+    Wire::new(&scene).ask("query-status", json!({}));
+    drop(Wire::new(&scene));
+    first.ask("query-status", json!({}));
+    rest[61].ask("query-status", json!({}));
+    assert!(next.last_words().contains("idle"));
+}
+
+fn who_waits_for_an_answer_keeps_its_place() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    drop(vm.qmp());
+    let mut waits = Wire::new(&scene);
+    rehearsing(&scene, &mut waits, &[]);
+    let many: Vec<_> = (0..100).map(|_| Wire::new(&scene)).collect();
+    waits.send(&request("migrate_cancel", json!({})));
+    is_cancelled(&mut waits);
+    drop(many);
+}
