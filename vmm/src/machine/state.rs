@@ -53,7 +53,7 @@ pub(super) struct PlatformState {
 }
 
 impl PlatformState {
-    fn save(vm: &VmFd) -> Result<Self, MachineError> {
+    pub(super) fn save(vm: &VmFd) -> Result<Self, MachineError> {
         let chip = |chip_id| -> Result<kvm_irqchip, MachineError> {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             vm.get_irqchip(&mut chip).map_err(kvm("KVM_GET_IRQCHIP"))?;

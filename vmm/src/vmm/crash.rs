@@ -85,7 +85,7 @@ impl Vmm {
             // Its descriptors are closed below, and its child is ended.
             std::mem::forget(self.rehearsing.take());
         }
-        rehearsal::end_all();
+        rehearsal::end_lost();
         for fd in open_descriptors().unwrap_or_default() {
             // SAFETY: the owner of what was opened since is a thread that does nothing any more;
             // the flag of the others is what it was before.

@@ -19,6 +19,7 @@ enum Source {
     Signals,
     Helper,
     Rehearsal,
+    Leftover,
 }
 
 impl Vmm {
@@ -37,6 +38,9 @@ impl Vmm {
         }
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
+        }
+        for leftover in &self.leftovers {
+            watch(Source::Leftover, leftover.fd(), PollFlags::POLLIN);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -78,6 +82,7 @@ impl Vmm {
             Source::Helper => self.finish_update(),
             // The main loop looks at it in every round.
             Source::Rehearsal => {}
+            Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),
             Source::Qmp(token) => {
                 let readable = events.intersects(PollFlags::POLLIN | gone);
                 let writable = events.intersects(PollFlags::POLLOUT | gone);

@@ -2,6 +2,7 @@
 
 mod commands;
 mod crash;
+mod dress_rehearsal;
 mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -26,11 +27,10 @@ use crate::config::Config;
 use crate::devices::DeviceRequest;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
-use crate::migration::cpr::description::Description;
 use crate::migration::cpr::fall_back;
 use crate::migration::cpr::helper::AdoptedHelper;
 use crate::migration::cpr::phases::Phases;
-use crate::migration::cpr::rehearsal;
+use crate::migration::cpr::rehearsal::{Answering, Leftover};
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
 use crate::migration::status::{Migration, Times};
@@ -56,6 +56,8 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
+    /// What rehearsals have started and could not end, until it ends.
+    leftovers: Vec<Leftover>,
     /// What an update that goes on right now has to undo if its thread is lost.
     undo: Option<crash::Undo>,
     ended: Option<End>,
@@ -89,6 +91,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
+    signals::expect_children();
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
@@ -105,8 +108,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     #[cfg(feature = "failpoints")]
     config.x_state_version.into_iter().for_each(crate::failpoints::pretend_version);
     // Whoever has a guest to take over is not asked who it is.
-    if let (Ok(None), Some(socket)) = (&adopted, std::env::var_os(rehearsal::ENV_NAME)) {
-        return answer_rehearsal(&socket.to_string_lossy(), &config);
+    if let Ok(None) = &adopted {
+        // SAFETY: there is one thread still.
+        if let Some(asked) = unsafe { Answering::asked() } {
+            return dress_rehearsal::answer(asked, &config);
+        }
     }
     phases.done(&"parse");
     let result =
@@ -119,17 +125,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
             fall_back::go_if_armed(format_args!("{error}"));
             logging::fatal(&error);
-            ExitCode::from(FAILURE)
-        }
-    }
-}
-
-fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
-    match rehearsal::answer(socket, &Description::of(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let name = rehearsal::ENV_NAME;
-            eprintln!("cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}");
             ExitCode::from(FAILURE)
         }
     }

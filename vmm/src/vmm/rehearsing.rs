@@ -70,7 +70,14 @@ impl Vmm {
         if !wanted(&self.parameters) {
             return Some(plan);
         }
-        match Rehearsal::start(plan.command(), timeout(&self.parameters)) {
+        let handed_over = update::handed_over(
+            &plan,
+            &self.machine,
+            &self.qmp,
+            self.log.as_deref(),
+            self.signals.ends(),
+        );
+        match Rehearsal::start(plan.command(), timeout(&self.parameters), handed_over) {
             Ok(rehearsal) => {
                 self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
             }
@@ -106,21 +113,24 @@ impl Vmm {
             true => Some(Err(RehearsalError::Cancelled)),
             false => rehearsing.rehearsal.progress(),
         };
-        let Some(result) = result else {
+        // Another machine is refused at once: what a take-over of that meets does not matter.
+        let own = Description::of(&self.config);
+        let channel = rehearsing.plan.channel();
+        let differs = rehearsing.rehearsal.description().and_then(|new| own.difference(new, channel));
+        let Some(result) = differs.map(RehearsalError::Differs).map(Err).or(result) else {
             self.rehearsing = Some(rehearsing);
             return;
         };
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
         // Nothing of it is left when the guest stops, or when the answer is read.
-        drop(rehearsal);
-        let difference =
-            |new: Description| Description::of(&self.config).difference(&new, plan.channel());
-        match result.map(difference) {
-            Ok(None) => match check_run_state(&self.machine) {
+        let left = rehearsal.end();
+        let remains = Rehearsal::remains(plan.command().name(), &left);
+        self.leftovers.extend(left);
+        match result.and(remains) {
+            Ok(()) => match check_run_state(&self.machine) {
                 Ok(()) => self.answer_and_update(client, plan.rehearsed()),
                 Err(error) => self.qmp.respond(client, Err(commands::generic(error))),
             },
-            Ok(Some(difference)) => self.refuse(client, &RehearsalError::Differs(difference)),
             Err(error) => self.refuse(client, &error),
         }
     }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 
 use crate::end_signals::END_SIGNALS;
 
@@ -26,7 +27,11 @@ impl EndSignals {
     pub fn install(previous: Option<[OwnedFd; 2]>) -> std::io::Result<Self> {
         let (reader, writer) = match previous {
             Some(ends) => ends.map(UnixStream::from).into(),
-            None => UnixStream::pair()?,
+            None => {
+                // Whoever started this VMM may have blocked them. An update holds them itself.
+                SigSet::from_iter(END_SIGNALS).thread_unblock()?;
+                UnixStream::pair()?
+            }
         };
         reader.set_nonblocking(true)?;
         for signal in END_SIGNALS.map(|signal| signal as i32) {
@@ -52,6 +57,13 @@ impl AsFd for EndSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }
+}
+
+/// Whoever started this VMM may have ignored SIGCHLD: then the kernel reaps children by itself, and
+/// how a rehearsal ended is lost. To be called first thing.
+pub fn expect_children() {
+    // SAFETY: the default action; none of our code runs when the signal comes.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 /// A file that would be longer than RLIMIT_FSIZE allows is an error (EFBIG) and not the end.

@@ -32,6 +32,9 @@ pub struct Description {
     pub devices: BTreeMap<String, String>,
     /// Where it expects the saved state.
     pub incoming: IncomingPath,
+    /// In a rehearsal it goes on to try all that a take-over does, and tells how that went.
+    #[serde(default)]
+    pub tries_everything: bool,
 }
 
 /// `--incoming`.
@@ -69,6 +72,7 @@ impl Description {
                 Some(Incoming::Defer) => IncomingPath::Deferred,
                 Some(Incoming::File(path)) => IncomingPath::File(path.clone()),
             },
+            tries_everything: true,
         }
     }
 

@@ -16,6 +16,7 @@ pub mod helper;
 pub mod named_fds;
 pub mod phases;
 pub mod publish;
+mod raw;
 pub mod rehearsal;
 mod spawn;
 mod stack;

@@ -25,11 +25,11 @@ use super::fall_back::Record;
 use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
 use super::helper::MmHelper;
-use super::named_fds::OutgoingFds;
+use super::named_fds::{NamedFd, OutgoingFds};
 use super::phases::Phases;
 use super::publish::{PublishError, Published};
 use super::state::{
-    CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
+    CprState, ENV_NAME, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
 use crate::logging::LOG_FD;
 use crate::machine::{Machine, MachineError};
@@ -433,6 +433,31 @@ impl SerialHandOver {
         let fds = serial.preserved_fds().into_iter().map(|(name, fd)| (name, fd.as_raw_fd()));
         Self { fds: fds.collect(), listener: serial.host().listener_state() }
     }
+}
+
+/// What an update would hand over now, by number: the descriptors of the VMM, those of `plan`, and
+/// the CPR state.
+pub fn handed_over(
+    plan: &Plan,
+    machine: &Machine,
+    qmp: &Server,
+    log: Option<&std::fs::File>,
+    signals: [BorrowedFd<'_>; 2],
+) -> Vec<NamedFd> {
+    let serial = SerialHandOver::of(machine);
+    let mut fds = outgoing_fds(machine, &serial, qmp, log);
+    for (name, fd) in SIGNALS_FDS.into_iter().zip(signals) {
+        fds.add(name, 0, fd);
+    }
+    let mut list = fds.list();
+    for (name, fd) in [
+        (BINARY_FD, plan.binary.as_raw_fd()),
+        (SAVED_FD, plan.saved_fd.as_raw_fd()),
+        (ENV_NAME, plan.state_fd.as_raw_fd()),
+    ] {
+        list.push(NamedFd { name: name.to_owned(), id: 0, fd });
+    }
+    list
 }
 
 fn outgoing_fds<'a>(

@@ -28,7 +28,8 @@ use plan::Plan;
 pub use plan::Role;
 pub use record::{Record, RecordError, strings};
 use text::Variable;
-use triggers::{TriggerError, Triggers};
+use triggers::TriggerError;
+pub use triggers::Triggers;
 
 /// The environment variable by which an old binary learns why it is executed again.
 pub const FAILED_NAME: &str = "CPR_EXEC_FAILED";
