@@ -95,7 +95,9 @@ fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Resul
     steps.next("duplicate the descriptors for the way back");
     let mut reserved = Vec::new();
     for named in handed {
-        reserved.push(duplicate(named).map_err(|error| format!("{}: {error}", named.fd))?);
+        let NamedFd { name, fd, .. } = named;
+        let full = |error| format!("descriptor {fd} ({name}): {error}; see RLIMIT_NOFILE");
+        reserved.push(duplicate(named).map_err(full)?);
     }
     // SAFETY: they are placeholders, open, and nobody owns them: this process has opened others.
     let mut fds = unsafe { AdoptedFds::own(checked) };
@@ -175,7 +177,8 @@ fn duplicate(named: &NamedFd) -> io::Result<OwnedFd> {
 fn ram(memory: MemoryConfig) -> Result<RamBlock, String> {
     let name = CString::default();
     let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC);
-    let file = File::from(file.map_err(|errno| format!("memfd_create: {}", io::Error::from(errno)))?);
+    let file =
+        File::from(file.map_err(|errno| format!("memfd_create: {}", io::Error::from(errno)))?);
     // No take-over makes a file of this size, so that limit does not matter.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_FSIZE) {
         let _ = setrlimit(Resource::RLIMIT_FSIZE, hard, hard);

@@ -116,7 +116,8 @@ impl Vmm {
         // Another machine is refused at once: what a take-over of that meets does not matter.
         let own = Description::of(&self.config);
         let channel = rehearsing.plan.channel();
-        let differs = rehearsing.rehearsal.description().and_then(|new| own.difference(new, channel));
+        let differs =
+            rehearsing.rehearsal.description().and_then(|new| own.difference(new, channel));
         let Some(result) = differs.map(RehearsalError::Differs).map(Err).or(result) else {
             self.rehearsing = Some(rehearsing);
             return;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::end_signals::END_SIGNALS;
 
@@ -59,11 +59,24 @@ impl AsFd for EndSignals {
     }
 }
 
-/// Whoever started this VMM may have ignored SIGCHLD: then the kernel reaps children by itself, and
-/// how a rehearsal ended is lost. To be called first thing.
-pub fn expect_children() {
+/// Signals of a VMM's own: a bug, and a deadline.
+const OWN: [Signal; 6] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGABRT,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGALRM,
+];
+
+/// Undoes what keeps this process from its work, whoever has started it: blocked signals, and SIGCHLD
+/// ignored, with which the kernel reaps children by itself and how a rehearsal ended is lost. To be
+/// called first thing. All other settings stay, for what an update executes.
+pub fn put_right() {
     // SAFETY: the default action; none of our code runs when the signal comes.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // It fails only on a bad `how`.
+    let _ = SigSet::from_iter(OWN).thread_unblock();
 }
 
 /// A file that would be longer than RLIMIT_FSIZE allows is an error (EFBIG) and not the end.

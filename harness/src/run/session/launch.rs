@@ -84,6 +84,7 @@ impl<'a> Session<'a> {
             console: &evidence.console(),
             keep: options.keep,
             seccomp: case.vm.seccomp,
+            signals: case.vm.signals,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
         })?;
         let watchdog =

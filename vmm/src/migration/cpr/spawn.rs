@@ -80,7 +80,9 @@ impl Spawned {
         self.ground.as_ref()?;
         let mut errno = [0; 4];
         match self.report.read(&mut errno) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
                 None
             }
             // The kernel closes it after the switch to the new address space.
@@ -124,8 +126,7 @@ pub fn spawn(call: Call) -> Result<Spawned, Errno> {
     let mut pidfd = -1;
     // SAFETY: stack and `prepared` stay where they are until the child has executed or ended
     // (`Spawned`); `child_main` only reads them, and keeps to raw system calls.
-    let pid =
-        unsafe { libc::clone(child_main, stack.top(), flags, argument, &raw mut pidfd) };
+    let pid = unsafe { libc::clone(child_main, stack.top(), flags, argument, &raw mut pidfd) };
     let pid = Errno::result(pid).map(Pid::from_raw);
     // It fails only on a bad `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
@@ -139,7 +140,10 @@ pub fn spawn(call: Call) -> Result<Spawned, Errno> {
 pub fn aside(fd: OwnedFd, descriptors: &[(RawFd, RawFd)]) -> Result<OwnedFd, Errno> {
     match descriptors.iter().any(|(_, target)| *target == fd.as_raw_fd()) {
         // The duplicate is made while `fd` is open, so its number is another one.
-        true => aside(fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?, descriptors),
+        true => aside(
+            fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?,
+            descriptors,
+        ),
         false => Ok(fd),
     }
 }

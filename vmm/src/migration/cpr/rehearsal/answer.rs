@@ -5,11 +5,12 @@
 //! then one [`Word`] after the other. VMMs that know nothing of this ask nothing, and send nothing
 //! after their description.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{SockaddrLike, UnixAddr, getpeername};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockaddrLike, UnixAddr, getpeername, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -141,10 +142,7 @@ impl Answering {
 
     /// What is asked for besides a description. Nothing: by a VMM that knows of nothing else.
     pub fn request(&mut self) -> io::Result<Option<Request>> {
-        self.socket.set_nonblocking(true)?;
-        let bytes = read_some(&mut self.socket);
-        self.socket.set_nonblocking(false)?;
-        let bytes = bytes?;
+        let bytes = read_some(&self.socket)?;
         let body = next(&bytes).map_err(io::Error::other)?;
         body.map(decode).transpose().map_err(io::Error::other)
     }
@@ -161,19 +159,23 @@ impl Answering {
 }
 
 /// All that is there already.
-fn read_some(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
+fn read_some(socket: &UnixStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    match socket.take(2 * MAX_ANSWER as u64).read_to_end(&mut bytes) {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Ok(bytes),
+    let mut buffer = [0; 4096];
+    while bytes.len() <= MAX_ANSWER {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(Errno::EAGAIN) => break,
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(errno) => return Err(errno.into()),
+        }
     }
+    Ok(bytes)
 }
 
 /// As one end of a socket pair is.
 fn is_unnamed_socket(number: RawFd) -> bool {
-    getpeername::<UnixAddr>(number).is_ok_and(|peer| {
-        peer.family() == Some(nix::sys::socket::AddressFamily::Unix) && peer.path().is_none()
-    })
+    getpeername::<UnixAddr>(number)
+        .is_ok_and(|peer| peer.family() == Some(AddressFamily::Unix) && peer.path().is_none())
 }
 
 /// True if the VMM whose mark is in the environment is an ancestor of this process.
@@ -217,7 +219,6 @@ mod tests {
 
     #[test]
     fn only_an_end_of_a_pair_is_a_rehearsals() {
-        use std::os::fd::AsRawFd;
         let (one, _other) = UnixStream::pair().unwrap();
         assert!(is_unnamed_socket(one.as_raw_fd()));
         assert!(!is_unnamed_socket(std::fs::File::open("/dev/null").unwrap().as_raw_fd()));

@@ -72,12 +72,7 @@ impl Leftover {
 
 impl Child {
     /// For what has just been started with a mark, when `before` were the children.
-    pub fn new(
-        spawned: Spawned,
-        mark: String,
-        before: BTreeSet<Pid>,
-        reaper: Subreaper,
-    ) -> Self {
+    pub fn new(spawned: Spawned, mark: String, before: BTreeSet<Pid>, reaper: Subreaper) -> Self {
         UNDER_WAY.store(spawned.pid.as_raw(), Ordering::SeqCst);
         let family = Family::new(spawned.pid, mark);
         Self { spawned, family, before, reaper: Some(reaper) }

@@ -284,9 +284,7 @@ impl Rehearsal {
     pub fn remains(command: &str, left: &[Leftover]) -> Result<(), RehearsalError> {
         match left.iter().find_map(Leftover::trouble) {
             None => Ok(()),
-            Some(trouble) => {
-                Err(RehearsalError::Remains { command: command.to_owned(), trouble })
-            }
+            Some(trouble) => Err(RehearsalError::Remains { command: command.to_owned(), trouble }),
         }
     }
 
