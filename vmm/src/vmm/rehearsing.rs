@@ -10,7 +10,7 @@ use nix::poll::PollTimeout;
 
 use super::{Vmm, commands};
 use crate::migration::cpr::description::Description;
-use crate::migration::cpr::rehearsal::{Rehearsal, RehearsalError};
+use crate::migration::cpr::rehearsal::{self, Rehearsal, RehearsalError};
 use crate::migration::cpr::update::{self, Plan, Refused, check_run_state};
 use crate::qmp::ConnectionId;
 
@@ -125,9 +125,9 @@ impl Vmm {
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
         // Nothing of it is left when the guest stops, or when the answer is read.
         let left = rehearsal.end();
-        let remains = Rehearsal::remains(plan.command().name(), &left);
+        let result = rehearsal::outcome(plan.command().name(), result, &left);
         self.leftovers.extend(left);
-        match result.and(remains) {
+        match result {
             Ok(()) => match check_run_state(&self.machine) {
                 Ok(()) => self.answer_and_update(client, plan.rehearsed()),
                 Err(error) => self.qmp.respond(client, Err(commands::generic(error))),

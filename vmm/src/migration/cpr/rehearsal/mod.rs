@@ -144,10 +144,10 @@ pub enum RehearsalError {
     #[error("the update was cancelled")]
     Cancelled,
     /// What it started is still there.
-    #[error("the rehearsal of cpr-exec-command \"{command}\" is not over: {trouble}")]
+    #[error("{over}; {trouble}")]
     Remains {
-        /// The command.
-        command: String,
+        /// How it ended.
+        over: String,
         /// What is there, and why.
         trouble: String,
     },
@@ -280,14 +280,6 @@ impl Rehearsal {
         self.child.end()
     }
 
-    /// An error if something remains that belongs to it.
-    pub fn remains(command: &str, left: &[Leftover]) -> Result<(), RehearsalError> {
-        match left.iter().find_map(Leftover::trouble) {
-            None => Ok(()),
-            Some(trouble) => Err(RehearsalError::Remains { command: command.to_owned(), trouble }),
-        }
-    }
-
     fn ended(&self, how: String) -> RehearsalError {
         let (command, stderr) = (self.command.clone(), self.stderr());
         match (&self.description, self.child.orphan()) {
@@ -374,6 +366,20 @@ impl Rehearsal {
         }
         Ok(false)
     }
+}
+
+/// How a rehearsal that ended with `result` ended, if `left` is what it left.
+pub fn outcome(
+    command: &str,
+    result: Result<(), RehearsalError>,
+    left: &[Leftover],
+) -> Result<(), RehearsalError> {
+    let Some(trouble) = left.iter().find_map(Leftover::trouble) else { return result };
+    let over = match result {
+        Ok(()) => format!("the rehearsal of cpr-exec-command \"{command}\" is not over"),
+        Err(error) => error.to_string(),
+    };
+    Err(RehearsalError::Remains { over, trouble })
 }
 
 /// Whether the child can have something under each number.
