@@ -106,7 +106,7 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         WithoutKvm => Some(Expect::Kept),
         // Whether 512 MiB are too few depends on the guest.
         LowersAs => None,
-        LowersStack => only_rehearsed("cpr-exec-command"),
+        LowersStack | ChangesUser => only_rehearsed("cpr-exec-command"),
         _ if command.forks() => only_rehearsed("must replace itself (exec)"),
         _ => only_rehearsed("cannot take over this guest"),
     }

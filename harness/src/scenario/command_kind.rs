@@ -165,6 +165,8 @@ pub enum CommandKind {
     FiltersTimerCreate,
     /// Only the descriptors that the environment names stay open.
     ClosesDescriptors,
+    /// The VMM is that of another user, who may not signal the processes of the one before.
+    ChangesUser,
 }
 
 /// The errno a bad command is named for.
@@ -258,6 +260,7 @@ impl CommandKind {
                 | FiltersEventfd2
                 | FiltersTimerCreate
                 | ClosesDescriptors
+                | ChangesUser
         )
     }
 

@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::signals::EndSignals;
-use crate::config::{Config, MemoryConfig, SerialConfig};
+use crate::config::{Config, Incoming, MemoryConfig, SerialConfig};
 use crate::devices::serial::SerialHost;
 use crate::machine::Machine;
 use crate::machine::order::Step;
@@ -88,6 +89,10 @@ fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Resul
     stack()?;
     steps.next("adopt the descriptors that an update hands over");
     let checked = CheckedFds::check(handed).map_err(words)?;
+    steps.next("signal the old VMM's processes");
+    can_signal_parent()?;
+    steps.next("open the state file");
+    state_file(config)?;
     steps.next("prepare the way back to the old binary");
     let mut triggers = Triggers::install().map_err(words)?;
     triggers.set_deadline(Some(DEADLINE)).map_err(words)?;
@@ -147,6 +152,29 @@ fn stack() -> Result<(), String> {
             STACK >> 10,
             limit >> 10
         )),
+        _ => Ok(()),
+    }
+}
+
+/// What the old VMM leaves behind is ended by the new one, which must have the right to.
+fn can_signal_parent() -> Result<(), String> {
+    let parent = nix::unistd::getppid();
+    match nix::sys::signal::kill(parent, None) {
+        Err(Errno::EPERM) => Err(format!(
+            "kill: {}; a wrapper must not make the VMM another user's",
+            io::Error::from(Errno::EPERM)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// It need not be there yet.
+fn state_file(config: &Config) -> Result<(), String> {
+    let Some(Incoming::File(path)) = &config.incoming else { return Ok(()) };
+    match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}", path.display()))
+        }
         _ => Ok(()),
     }
 }

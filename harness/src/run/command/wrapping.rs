@@ -47,6 +47,7 @@ pub fn wrapping(kind: CommandKind, binary: &str, file: &str) -> Option<Wrapping>
         LowersAs => script(format!("ulimit -v 524288\nexec {vmm} \"$@\"\n")),
         LowersStack => script(format!("ulimit -s 64\nexec {vmm} \"$@\"\n")),
         LowersSigpending => words(&["prlimit", "--sigpending=0"]),
+        ChangesUser => words(&["setpriv", "--reuid=65534", "--clear-groups"]),
         FiltersIoctl => return lowered(Lowering::NoIoctl, binary),
         FiltersClone3 => return lowered(Lowering::NoClone3, binary),
         FiltersEventfd2 => return lowered(Lowering::NoEventfd2, binary),
@@ -75,6 +76,7 @@ pub fn program(kind: CommandKind) -> Option<&'static str> {
         ForksTypescript => "script",
         ForksPython => "python3",
         LowersSigpending => "prlimit",
+        ChangesUser => "setpriv",
         _ => return None,
     })
 }
@@ -86,8 +88,9 @@ pub fn unmet(kind: CommandKind) -> Option<String> {
     if !std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
         return Some(format!("no {program} here"));
     }
+    let for_root = matches!(kind, CommandKind::ForksUnshare | CommandKind::ChangesUser);
     let root = nix::unistd::geteuid().is_root();
-    (kind == CommandKind::ForksUnshare && !root).then(|| format!("{program} -p needs root here"))
+    (for_root && !root).then(|| format!("{program} needs root here"))
 }
 
 #[cfg(test)]
