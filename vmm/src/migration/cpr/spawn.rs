@@ -99,7 +99,9 @@ impl Drop for Spawned {
     fn drop(&mut self) {
         while let Some(Err(_)) = self.executed() {}
         // It may be in `execve` still, and cannot be ended: better lost than pulled away.
-        self.ground.take().map(std::mem::forget);
+        if let Some(ground) = self.ground.take() {
+            std::mem::forget(ground);
+        }
     }
 }
 
