@@ -189,7 +189,10 @@ fn vcpus_leave_the_signals_that_end_a_vmm_to_others() {
     let bit = |signal: &Signal| 1 << (*signal as i32 - 1);
     let ending: u64 = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].iter().map(bit).sum();
     for _ in 0..2 {
-        assert_eq!(process::blocked_by(vm.pid(), "vcpu0"), [ending]);
+        until("the vCPU's thread", || match process::blocked_by(vm.pid(), "vcpu0").as_slice() {
+            [blocked] if *blocked == ending => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
         vm.update(&mut qmp);
     }
 }
