@@ -12,8 +12,11 @@ use crate::bench::floor;
 pub const VMM: &str = "vmm";
 /// First argument that makes the binary the mock VMM.
 pub const MOCK_VMM: &str = "mock-vmm";
+/// First argument that makes the binary a wrapper of a VMM.
+pub const LOWERED: &str = "lowered";
 
-/// To be called first thing in `main`: runs the VMM, its mock or a probe if the arguments say so.
+/// To be called first thing in `main`: runs the VMM, its mock, a wrapper or a probe if the arguments
+/// say so.
 ///
 /// None means that this process is the harness.
 pub fn dispatch() -> Option<ExitCode> {
@@ -26,6 +29,7 @@ pub fn dispatch() -> Option<ExitCode> {
     }
     match first.to_str()? {
         VMM => Some(cpr_vmm::main(rest)),
+        LOWERED => Some(crate::lowered::main(&rest)),
         MOCK_VMM => Some(crate::backend::mock::main(rest)),
         floor::PROBE => {
             let words = rest.into_iter().map(|word| word.to_string_lossy().into_owned());

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod conform;
 pub mod doctor;
 pub mod explore;
+pub mod lowered;
 pub mod matrix;
 pub mod observe;
 pub mod report;

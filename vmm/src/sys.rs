@@ -5,12 +5,15 @@ use std::arch::asm;
 
 use nix::errno::Errno;
 
-/// Makes a system call; the arguments are passed as they are.
+/// Makes a system call; arguments that are not given are zero.
 ///
 /// # Safety
 /// As for the call that `number` stands for: pointers among the arguments must be valid for it.
-pub unsafe fn call(number: i64, arguments: [usize; 6]) -> Result<usize, Errno> {
-    let [a, b, c, d, e, f] = arguments;
+pub unsafe fn call<const N: usize>(number: i64, arguments: [usize; N]) -> Result<usize, Errno> {
+    const { assert!(N <= 6, "no system call has more arguments") };
+    let mut all = [0; 6];
+    all[..N].copy_from_slice(&arguments);
+    let [a, b, c, d, e, f] = all;
     let result: isize;
     // SAFETY: the registers and clobbers are those of the x86-64 system call ABI; what the call does
     // to memory is the caller's promise.

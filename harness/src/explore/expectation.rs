@@ -104,6 +104,11 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         EnvEmpty => Some(failed(None, "\"\" is no descriptor number")),
         EnvRemoved => Some(failed(None, "was removed on the way to the new VMM")),
         WithoutKvm => Some(Expect::Kept),
+        // Whether 512 MiB are too few depends on the guest.
+        LowersAs => None,
+        LowersStack | ChangesUser => only_rehearsed("cpr-exec-command"),
+        _ if command.forks() => only_rehearsed("must replace itself (exec)"),
+        _ => only_rehearsed("cannot take over this guest"),
     }
 }
 

@@ -2,12 +2,15 @@
 
 mod damaging;
 mod elf;
+mod wrapping;
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 pub use damaging::Targets;
+pub use wrapping::unmet;
+use wrapping::{Wrapping, wrapping};
 
 use super::mounts::Mounted;
 use super::{EnvironmentError, program};
@@ -49,8 +52,18 @@ impl Workshop<'_> {
         mut arguments: Vec<String>,
         targets: Targets<'_>,
     ) -> Result<Prepared, EnvironmentError> {
-        let (mut busy, mut mounted) = (None, None);
+        let (mut busy, mut mounted, mut before) = (None, None, Vec::new());
         let word = match kind {
+            _ if kind.forks() || kind.lowers() => {
+                match wrapping(kind, &self.binary(), &self.path("lock")) {
+                    Some(Wrapping::Script(script)) => self.program("wrapper", script.as_bytes())?,
+                    Some(Wrapping::Words(words)) => {
+                        before = words;
+                        before.remove(0)
+                    }
+                    None => self.binary(),
+                }
+            }
             CommandKind::Good
             | CommandKind::Missing
             | CommandKind::EmptyList
@@ -130,6 +143,7 @@ impl Workshop<'_> {
                 busy = Some(open.map_err(EnvironmentError::file("open", &path))?);
                 path
             }
+            other => unreachable!("{other:?} is a wrapper"),
         };
         if kind == CommandKind::Nul {
             arguments.push("a\0b".into());
@@ -144,7 +158,7 @@ impl Workshop<'_> {
         let words = match kind {
             CommandKind::Missing => None,
             CommandKind::EmptyList => Some(Vec::new()),
-            _ => Some([vec![word.clone()], arguments].concat()),
+            _ => Some([vec![word.clone()], before, arguments].concat()),
         };
         Ok(Prepared { words, culprit: word, _busy: busy, _mounted: mounted })
     }

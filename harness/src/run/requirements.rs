@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use super::{cgroup, mounts};
+use super::{cgroup, command, mounts};
 use crate::backend::{Backend, Feature};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
@@ -41,7 +41,12 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     {
         return Some(why);
     }
-    case.vm.memory_limit.and_then(|_| cgroup::unmet())
+    let command = |step: &Step| match step {
+        Step::Migrate(migrate) => command::unmet(migrate.command),
+        _ => None,
+    };
+    let unmet = case.steps.iter().find_map(command);
+    unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
 }
 
 /// What a case needs of its VMM.

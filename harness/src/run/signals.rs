@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::observe::poll::{self, Deadline};
+use crate::scenario::Signals;
 
 /// How long a folder in use may take to be removed.
 const REMOVED: Duration = Duration::from_secs(1);
@@ -81,6 +82,28 @@ pub fn is_registered(pid: i32) -> bool {
 /// In a child: what [`guard`] has blocked comes through. Async-signal-safe.
 pub fn unblock() -> std::io::Result<()> {
     Ok(SigSet::from_iter(GUARDED).thread_unblock()?)
+}
+
+/// In a child: makes the settings what the program to be executed is to inherit. Async-signal-safe.
+pub fn set(settings: Signals) -> std::io::Result<()> {
+    let blocked = match settings {
+        Signals::SigchldIgnored => {
+            // SAFETY: no handler is installed.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            return Ok(());
+        }
+        Signals::AllBlocked => SigSet::all(),
+        Signals::SigrtminBlocked => {
+            // SAFETY: all-zero is a valid `sigset_t`, and the two calls write only to it.
+            unsafe {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGRTMIN());
+                SigSet::from_sigset_t_unchecked(set)
+            }
+        }
+    };
+    Ok(blocked.thread_block()?)
 }
 
 /// Ends every VM and this process on SIGINT, SIGTERM and SIGHUP.

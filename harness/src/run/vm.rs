@@ -17,7 +17,7 @@ use super::stalled::StalledPipe;
 use super::{EnvironmentError, program, signals};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{ProcError, Stat};
-use crate::scenario::Seccomp;
+use crate::scenario::{Seccomp, Signals};
 
 /// How a VMM is started.
 pub struct Start<'a> {
@@ -35,6 +35,8 @@ pub struct Start<'a> {
     pub keep: bool,
     /// A filter that it is started under.
     pub seccomp: Option<Seccomp>,
+    /// Signal settings that it is started with.
+    pub signals: Option<Signals>,
     /// A memory cgroup that it is started in.
     pub cgroup: Option<Cgroup>,
     /// The socket that it tells its service manager on.
@@ -101,6 +103,10 @@ impl Vm {
             .process_group(0);
         // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(signals::unblock) };
+        if let Some(settings) = start.signals {
+            // SAFETY: it is async-signal-safe and the closure does nothing else.
+            unsafe { command.pre_exec(move || signals::set(settings)) };
+        }
         // SAFETY: it is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(program::inherit_nothing) };
         if !start.keep {

@@ -123,6 +123,50 @@ pub enum CommandKind {
     EnvOtherFd,
     /// It has no usable `/dev/kvm`.
     WithoutKvm,
+    /// A wrapper that forks, and waits for the VMM: a script without `exec`. Those that follow are of
+    /// this kind, too.
+    ForksScript,
+    /// `sh -c '"$@"; exit $?'`.
+    ForksShC,
+    /// `timeout 600`.
+    ForksTimeout,
+    /// `flock`.
+    ForksFlock,
+    /// `xargs`.
+    ForksXargs,
+    /// `unshare -p -f`: in a PID namespace of its own.
+    ForksUnshare,
+    /// `strace -f`.
+    ForksStrace,
+    /// `setsid -f`, which does not wait.
+    ForksSetsid,
+    /// `script -c`: on a terminal of its own.
+    ForksTypescript,
+    /// `nohup … &` and `wait`.
+    ForksBackground,
+    /// A Python program that waits.
+    ForksPython,
+    /// A wrapper that execs the VMM with less than the one before had: 16 descriptors. Those that
+    /// follow are of this kind, too.
+    LowersNofile,
+    /// 512 MiB of address space.
+    LowersAs,
+    /// 64 KiB of stack.
+    LowersStack,
+    /// No queued signal, and so no timer.
+    LowersSigpending,
+    /// No `ioctl`: EPERM.
+    FiltersIoctl,
+    /// No `clone3`, by which threads are started.
+    FiltersClone3,
+    /// No `eventfd2`.
+    FiltersEventfd2,
+    /// No `timer_create`.
+    FiltersTimerCreate,
+    /// Only the descriptors that the environment names stay open.
+    ClosesDescriptors,
+    /// The VMM is that of another user, who may not signal the processes of the one before.
+    ChangesUser,
 }
 
 /// The errno a bad command is named for.
@@ -183,6 +227,43 @@ impl Errno {
 }
 
 impl CommandKind {
+    /// The VMM is another process than the one that is executed.
+    pub fn forks(self) -> bool {
+        use CommandKind::*;
+        matches!(
+            self,
+            ForksScript
+                | ForksShC
+                | ForksTimeout
+                | ForksFlock
+                | ForksXargs
+                | ForksUnshare
+                | ForksStrace
+                | ForksSetsid
+                | ForksTypescript
+                | ForksBackground
+                | ForksPython
+        )
+    }
+
+    /// The VMM has less than the one before.
+    pub fn lowers(self) -> bool {
+        use CommandKind::*;
+        matches!(
+            self,
+            LowersNofile
+                | LowersAs
+                | LowersStack
+                | LowersSigpending
+                | FiltersIoctl
+                | FiltersClone3
+                | FiltersEventfd2
+                | FiltersTimerCreate
+                | ClosesDescriptors
+                | ChangesUser
+        )
+    }
+
     /// The errno with which executing it fails.
     pub fn errno(self) -> Option<Errno> {
         match self {

@@ -31,7 +31,7 @@ pub use kill_in_update::{KillInUpdate, Origin};
 pub use limit::{Amount, Limit};
 pub use model::{
     BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunWish,
-    Seccomp, SerialKind, SerialWish, StartAt, Step, Vm, Wait,
+    Seccomp, SerialKind, SerialWish, Signals, StartAt, Step, Vm, Wait,
 };
 pub use sense::check_made;
 pub use signal::{EndSignal, SignalAt};

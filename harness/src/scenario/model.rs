@@ -70,6 +70,9 @@ pub struct Vm {
     /// A system call filter that it is started under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Seccomp>,
+    /// The signal settings that it is started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<Signals>,
     /// It has a memory cgroup of its own, with this limit once the guest has booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<Amount>,
@@ -96,6 +99,7 @@ impl Default for Vm {
             paused: false,
             cmdline: String::new(),
             seccomp: None,
+            signals: None,
             memory_limit: None,
             own_binary: false,
             keeper: None,
@@ -110,6 +114,18 @@ impl Default for Vm {
 pub enum Seccomp {
     /// `execve` fails with EPERM, `execveat` works.
     NoExecve,
+}
+
+/// Signal settings that a process inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Signals {
+    /// SIGCHLD is ignored.
+    SigchldIgnored,
+    /// SIGRTMIN is blocked.
+    SigrtminBlocked,
+    /// All that can be are blocked.
+    AllBlocked,
 }
 
 fn heartbeat() -> String {

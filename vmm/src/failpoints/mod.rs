@@ -102,6 +102,12 @@ pub fn arm(FailPoint { point, action }: FailPoint) {
     ANY.store(!armed.is_empty(), Ordering::SeqCst);
 }
 
+/// Disarms all points.
+pub fn disarm() {
+    armed_points().clear();
+    ANY.store(false, Ordering::SeqCst);
+}
+
 /// What is armed at `point`.
 pub fn armed(point: Point) -> Option<Action> {
     armed_points().get(&point).cloned()

@@ -17,7 +17,7 @@ use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
 use crate::devices::{DevicesState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::vcpu::{
-    CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
+    Access, CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
     install_kick_handler,
 };
 
@@ -25,7 +25,17 @@ use crate::vcpu::{
 pub(super) fn power_on(machine: &Machine, host: SerialHost) -> Result<KvmPart, MachineError> {
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
     let entry = boot::load(machine.ram.memory(), image, &machine.config.cmdline)?;
-    assemble(machine, host, None, Some(entry), &mut |_| ())
+    assemble(machine, host, Content::PowerOn(entry), &mut |_| ())
+}
+
+/// A machine with everything that a restored one has, but nothing to run: each part is given the
+/// state that it has just been made with.
+pub(super) fn rehearsed(
+    machine: &Machine,
+    host: SerialHost,
+    before: &mut dyn FnMut(Step),
+) -> Result<KvmPart, MachineError> {
+    assemble(machine, host, Content::Rehearsed, before)
 }
 
 /// A machine as it was saved.
@@ -35,7 +45,14 @@ pub(super) fn restored(
     state: RestoredState,
     before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
-    assemble(machine, host, Some(state), None, before)
+    assemble(machine, host, Content::Restored(Box::new(state)), before)
+}
+
+/// What a machine begins with.
+enum Content {
+    PowerOn(boot::PvhEntry),
+    Restored(Box<RestoredState>),
+    Rehearsed,
 }
 
 struct Parts<'a> {
@@ -51,19 +68,25 @@ struct Parts<'a> {
     vcpu_states: Vec<VcpuState>,
     platform: Option<PlatformState>,
     entry: Option<boot::PvhEntry>,
+    rehearsed: bool,
 }
 
 fn assemble(
     machine: &Machine,
     host: SerialHost,
-    state: Option<RestoredState>,
-    entry: Option<boot::PvhEntry>,
+    content: Content,
     before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
     require(&machine.kvm)?;
     install_kick_handler()
         .map_err(|errno| system("install the handler that stops vCPUs")(errno.into()))?;
     let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+    let rehearsed = matches!(content, Content::Rehearsed);
+    let (state, entry) = match content {
+        Content::PowerOn(entry) => (None, Some(entry)),
+        Content::Restored(state) => (Some(*state), None),
+        Content::Rehearsed => (None, None),
+    };
     let (devices, vcpu_states, platform) = match state {
         Some(state) => (Some(state.devices), state.vcpus, Some(state.platform)),
         None => (None, Vec::new(), None),
@@ -81,6 +104,7 @@ fn assemble(
         vcpu_states,
         platform,
         entry,
+        rehearsed,
     };
     let mut steps = in_order(STEPS, &CONSTRAINTS).into_iter();
     for step in steps.by_ref().take_while(|step| *step != Step::Run) {
@@ -178,6 +202,13 @@ impl Parts<'_> {
         let capabilities = Arc::new(capabilities);
         if let Some(entry) = self.entry {
             self.enter(entry)?;
+        }
+        if self.rehearsed {
+            self.platform = Some(PlatformState::save(&self.vm)?);
+            for (index, fd) in (0..).zip(&self.fds) {
+                let vcpu = Access { index, fd, capabilities: &capabilities };
+                self.vcpu_states.push(vcpu.save()?);
+            }
         }
         let bus = self.bus.as_ref().expect("Devices come before Vcpus");
         let restoring = !self.vcpu_states.is_empty();

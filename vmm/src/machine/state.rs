@@ -80,6 +80,13 @@ impl PlatformState {
         Self { pic_master, pic_slave, ioapic, pit, clock }
     }
 
+    /// Everything, of a VM whose vCPUs have not run.
+    pub(super) fn save(vm: &VmFd) -> Result<Self, MachineError> {
+        let mut state = Self::default();
+        order::SAVE.into_iter().try_for_each(|part| state.save_part(vm, part))?;
+        Ok(state)
+    }
+
     /// Reads what `part` has of it.
     fn save_part(&mut self, vm: &VmFd, part: Part) -> Result<(), MachineError> {
         let read = |chip: &mut kvm_irqchip, chip_id| {

@@ -32,7 +32,8 @@ extern "C" fn on_kick(_signal: i32) {
     });
 }
 
-/// Installs the handler; before any vCPU thread starts.
+/// Installs the handler, and lets the signal come to the threads that this one starts from now on:
+/// whoever started the VMM may have blocked it.
 pub fn install_kick_handler() -> Result<(), Errno> {
     // SAFETY: all-zero is a valid `sigaction`; the handler touches only a thread-local that needs
     // no initialisation and an atomic.
@@ -42,7 +43,8 @@ pub fn install_kick_handler() -> Result<(), Errno> {
         // No SA_RESTART: the point is that KVM_RUN comes back.
         libc::sigaction(signal_number(), &action, ptr::null_mut())
     };
-    Errno::result(ret).map(drop)
+    Errno::result(ret)?;
+    signal_set().thread_unblock()
 }
 
 /// Marks the current thread as one whose `KVM_RUN` a kick ends, until dropped.

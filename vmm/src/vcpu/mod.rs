@@ -19,4 +19,4 @@ pub use cpuid::{CpuidError, cpuid_for};
 pub use events::{EventSink, GuestEvent, GuestEventKind};
 pub use handle::{Answer, PauseError, VcpuHandle, VcpuStart};
 pub use kick::install_kick_handler;
-pub use state::{StateCapabilities, StateError, VcpuState};
+pub use state::{Access, StateCapabilities, StateError, VcpuState};

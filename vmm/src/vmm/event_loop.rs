@@ -24,6 +24,7 @@ enum Source {
     Rehearsal,
     Dump,
     Log,
+    Leftover,
 }
 
 /// The kernel refuses to wait for more descriptors than RLIMIT_NOFILE allows, which may have been
@@ -59,6 +60,9 @@ impl Vmm {
         }
         for fd in logging::waiting() {
             watch(Source::Log, fd, PollFlags::POLLOUT);
+        }
+        for leftover in &self.leftovers {
+            watch(Source::Leftover, leftover.fd(), PollFlags::POLLIN);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -113,6 +117,7 @@ impl Vmm {
             }
             Source::Keeper => self.finish_update(),
             Source::Log => logging::flush(),
+            Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),
             // The main loop looks at them in every round.
             Source::Rehearsal | Source::Dump => {}
             Source::Qmp(token) => {

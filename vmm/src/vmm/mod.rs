@@ -1,6 +1,7 @@
 //! The VMM as a program: start or take over, then one loop until the end.
 
 mod commands;
+mod dress_rehearsal;
 mod dump;
 mod event_loop;
 #[cfg(feature = "failpoints")]
@@ -29,10 +30,9 @@ use crate::devices::DeviceRequest;
 use crate::keeper::AdoptedKeeper;
 use crate::logging;
 use crate::machine::{Machine, MachineError};
-use crate::migration::cpr::description::Description;
 use crate::migration::cpr::fall_back;
 use crate::migration::cpr::phases::Phases;
-use crate::migration::cpr::rehearsal;
+use crate::migration::cpr::rehearsal::{Answering, Leftover};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::state::monotonic_ns;
 use crate::migration::cpr::take_over;
@@ -61,6 +61,8 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being tried out, and whose answer is still to come.
     rehearsing: Option<Rehearsing>,
+    /// What rehearsals have started and could not end, until it ends.
+    leftovers: Vec<Leftover>,
     /// Memory that is being saved, and whose answer is still to come.
     dumps: Vec<dump::Dump>,
     /// What continues the guest if this process does not.
@@ -102,6 +104,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
+    signals::put_right();
     // SAFETY: the caller does this first thing (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
@@ -125,8 +128,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     #[cfg(feature = "failpoints")]
     config.x_state_version.into_iter().for_each(crate::failpoints::pretend_version);
     // Whoever has a guest to take over is not asked who it is.
-    if let (Ok(None), Some(socket)) = (&adopted, std::env::var_os(rehearsal::ENV_NAME)) {
-        return answer_rehearsal(&socket.to_string_lossy(), &config);
+    if let Ok(None) = &adopted {
+        // SAFETY: there is one thread still.
+        if let Some(asked) = unsafe { Answering::asked() } {
+            return dress_rehearsal::answer(asked, &config);
+        }
     }
     phases.done(&"parse");
     let result =
@@ -144,20 +150,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     logging::finish();
     status
-}
-
-fn answer_rehearsal(socket: &str, config: &Config) -> ExitCode {
-    match rehearsal::answer(socket, &Description::of(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let name = rehearsal::ENV_NAME;
-            logging::say(format_args!(
-                "cpr-vmm: cannot answer the rehearsal that {name} asks for: {error}"
-            ));
-            logging::finish();
-            ExitCode::from(FAILURE)
-        }
-    }
 }
 
 impl Vmm {

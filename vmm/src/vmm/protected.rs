@@ -28,7 +28,7 @@ pub(super) enum ProtectError {
 
 impl Vmm {
     /// What crosses into a process that continues this VM.
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         View {
             machine: &self.machine,
             run_state: self.run_state_to_be.unwrap_or(self.machine.run_state()),

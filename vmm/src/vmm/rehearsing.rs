@@ -9,7 +9,7 @@ use cpr_qmp::migration::MigrationParameters;
 
 use super::{Vmm, commands};
 use crate::migration::cpr::description::Description;
-use crate::migration::cpr::rehearsal::{Rehearsal, RehearsalError};
+use crate::migration::cpr::rehearsal::{self, Rehearsal, RehearsalError};
 use crate::migration::cpr::update::{self, Plan, Refused, check_run_state};
 use crate::qmp::ConnectionId;
 
@@ -64,7 +64,8 @@ impl Vmm {
         if !wanted(&self.parameters) {
             return Ok(Some(plan));
         }
-        let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters));
+        let handed_over = update::handed_over(&plan, &self.view(), self.safeguard.as_ref());
+        let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters), handed_over);
         let rehearsal = rehearsal.map_err(|error| refused(&error))?;
         self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
         // It is answered when the rehearsal is over, and may want to say something before.
@@ -105,23 +106,27 @@ impl Vmm {
             true => Some(Err(RehearsalError::Cancelled)),
             false => rehearsing.rehearsal.progress(),
         };
-        let Some(result) = result else {
+        // Another machine is refused at once: what a take-over of that meets does not matter.
+        let own = Description::of(&self.config);
+        let channel = rehearsing.plan.channel();
+        let differs =
+            rehearsing.rehearsal.description().and_then(|new| own.difference(new, channel));
+        let Some(result) = differs.map(RehearsalError::Differs).map(Err).or(result) else {
             self.rehearsing = Some(rehearsing);
             return;
         };
+        let new = rehearsing.rehearsal.description();
+        let commits = new.is_some_and(|new| new.commit_point);
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
         // Nothing of it is left when the guest stops, or when the answer is read.
-        drop(rehearsal);
-        let difference =
-            |new: Description| Description::of(&self.config).difference(&new, plan.channel());
-        match result.map(difference) {
-            Ok(None) => match check_run_state(&self.machine) {
-                Ok(()) => self.answer_and_update(client, plan.rehearsed()),
+        let left = rehearsal.end();
+        let result = rehearsal::outcome(plan.command().name(), result, &left);
+        self.leftovers.extend(left);
+        match result {
+            Ok(()) => match check_run_state(&self.machine) {
+                Ok(()) => self.answer_and_update(client, plan.rehearsed(commits)),
                 Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
             },
-            Ok(Some(difference)) => {
-                self.end_unchanged(client, Err(refused(&RehearsalError::Differs(difference))));
-            }
             Err(error) => self.end_unchanged(client, Err(refused(&error))),
         }
     }

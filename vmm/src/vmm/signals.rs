@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::end_signals::END_SIGNALS;
 
@@ -26,7 +27,11 @@ impl EndSignals {
     pub fn install(previous: Option<[OwnedFd; 2]>) -> std::io::Result<Self> {
         let (reader, writer) = match previous {
             Some(ends) => ends.map(UnixStream::from).into(),
-            None => UnixStream::pair()?,
+            None => {
+                // Whoever started this VMM may have blocked them. An update holds them itself.
+                SigSet::from_iter(END_SIGNALS).thread_unblock()?;
+                UnixStream::pair()?
+            }
         };
         reader.set_nonblocking(true)?;
         for signal in END_SIGNALS.map(|signal| signal as i32) {
@@ -52,6 +57,26 @@ impl AsFd for EndSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }
+}
+
+/// Signals of a VMM's own: a bug, and a deadline.
+const OWN: [Signal; 6] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGABRT,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGALRM,
+];
+
+/// Undoes what keeps this process from its work, whoever has started it: blocked signals, and SIGCHLD
+/// ignored, with which the kernel reaps children by itself and how a rehearsal ended is lost. To be
+/// called first thing. All other settings stay, for what an update executes.
+pub fn put_right() {
+    // SAFETY: the default action; none of our code runs when the signal comes.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // It fails only on a bad `how`.
+    let _ = SigSet::from_iter(OWN).thread_unblock();
 }
 
 /// A file that would be longer than RLIMIT_FSIZE allows is an error (EFBIG) and not the end.

@@ -73,7 +73,8 @@ fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String
     })
 }
 
-fn quoted(word: &str) -> String {
+/// `word` for a shell.
+pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

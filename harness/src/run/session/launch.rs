@@ -96,6 +96,7 @@ impl<'a> Session<'a> {
             console: &evidence.console(),
             keep: options.keep,
             seccomp: case.vm.seccomp,
+            signals: case.vm.signals,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
             notify: notify.path(),
             stalled: stalled.map_err(EnvironmentError::file("make a pipe of", &files.log))?,

@@ -1,15 +1,15 @@
 //! The command that an update executes: checked and prepared while the guest still runs.
 
-use std::ffi::{CString, OsString, c_char};
+use std::ffi::{CString, OsString};
+use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
-use std::ptr;
 
 use nix::errno::Errno;
-use nix::unistd::Pid;
 
-use super::spawn::{self, Call};
+use super::rehearsal;
+use super::spawn::{self, Call, Spawned};
 use super::state::ENV_NAME;
 
 /// Why `cpr-exec-command` cannot be executed.
@@ -40,6 +40,15 @@ pub enum CommandError {
 pub struct ExecError {
     command: String,
     errno: Errno,
+}
+
+impl ExecError {
+    /// `execve` of `command` failed with `errno`.
+    pub fn new(command: &str, errno: Errno) -> Self {
+        let errno = if planted!(WrongErrno) { Errno::EINTR } else { errno };
+        let command = if planted!(StaleError) { String::new() } else { command.to_owned() };
+        Self { command, errno }
+    }
 }
 
 /// A command ready for `execve`.
@@ -81,38 +90,27 @@ impl ExecCommand {
     /// the shell, which succeeds, and the VM is gone.
     pub fn exec(&self, state_fd: i32) -> ExecError {
         let variable = variable(ENV_NAME, state_fd);
-        let argv = pointers(&self.argv);
-        let mut environment = pointers(&self.environment);
-        environment.insert(0, variable.as_ptr());
-        self.error(spawn::execute(&pointers(&self.candidates), &argv, &environment))
+        let others = self.environment.iter().map(|entry| entry.as_ptr());
+        let environment: Vec<_> = std::iter::once(variable.as_ptr()).chain(others).collect();
+        self.error(spawn::execute(&self.candidates, &self.argv, &environment))
     }
 
-    /// Executes it in a new process that dies with this thread, in a process group of its own, with
-    /// `streams` as its first three descriptors, `socket` as descriptor `number`, and `name=number`
-    /// in its environment.
+    /// Starts it in a new process that dies with this thread, in a session of its own, with
+    /// `variables` in its environment and `descriptors` moved as [`Call::descriptors`] says.
     pub fn spawn(
         &self,
-        name: &str,
-        socket: BorrowedFd<'_>,
-        number: RawFd,
-        streams: [BorrowedFd<'_>; 3],
-    ) -> Result<Pid, ExecError> {
-        let variable = variable(name, number);
-        let (candidates, argv) = (pointers(&self.candidates), pointers(&self.argv));
-        let mut environment = pointers(&self.environment);
-        environment.insert(0, variable.as_ptr());
-        let targets = [0, 1, 2, number];
-        let sources = streams.into_iter().chain([socket]).map(|fd| fd.as_raw_fd());
-        let descriptors: Vec<_> = sources.zip(targets).collect();
-        let execute = || spawn::execute(&candidates, &argv, &environment);
-        spawn::spawn(&Call { execute: &execute, descriptors: &descriptors })
+        variables: &[(&str, String)],
+        descriptors: Vec<(RawFd, RawFd)>,
+    ) -> Result<Spawned, ExecError> {
+        let more = variables.iter().map(|(name, value)| variable(name, value));
+        let environment = more.chain(self.environment.iter().cloned()).collect();
+        let (candidates, argv) = (self.candidates.clone(), self.argv.clone());
+        spawn::spawn(Call { candidates, argv, environment, descriptors })
             .map_err(|errno| self.error(errno))
     }
 
     fn error(&self, errno: Errno) -> ExecError {
-        let errno = if planted!(WrongErrno) { Errno::EINTR } else { errno };
-        let command = if planted!(StaleError) { String::new() } else { self.name.clone() };
-        ExecError { command, errno }
+        ExecError::new(&self.name, errno)
     }
 
     /// The first word, for messages.
@@ -121,12 +119,8 @@ impl ExecCommand {
     }
 }
 
-fn variable(name: &str, fd: i32) -> CString {
-    CString::new(format!("{name}={fd}")).expect("neither name nor digits have a NUL")
-}
-
-fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+fn variable(name: &str, value: impl Display) -> CString {
+    CString::new(format!("{name}={value}")).expect("neither names nor numbers have a NUL")
 }
 
 /// Where `binary` may be: itself if it has a slash, otherwise in every directory of `path`, of
@@ -150,7 +144,7 @@ fn candidates(binary: &str, path: Option<OsString>) -> Vec<CString> {
 
 fn environment() -> Vec<CString> {
     std::env::vars_os()
-        .filter(|(name, _)| name != ENV_NAME)
+        .filter(|(name, _)| name != ENV_NAME && !rehearsal::is_variable(name))
         .filter_map(|(name, value)| {
             let mut entry = name.into_vec();
             entry.push(b'=');

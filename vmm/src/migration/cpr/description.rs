@@ -35,6 +35,13 @@ pub struct Description {
     pub test_device: Option<bool>,
     /// Where it expects the saved state.
     pub incoming: IncomingPath,
+    /// It passes the commit point before it runs the guest (`keeper::commit`). Older binaries do
+    /// not, and do not say so.
+    #[serde(default)]
+    pub commit_point: bool,
+    /// In a rehearsal it goes on to try all that a take-over does, and tells how that went.
+    #[serde(default)]
+    pub tries_everything: bool,
 }
 
 /// `--incoming`.
@@ -68,11 +75,13 @@ impl Description {
             cpus,
             devices,
             test_device: Some(test_device),
+            commit_point: true,
             incoming: match &config.incoming {
                 None => IncomingPath::None,
                 Some(Incoming::Defer) => IncomingPath::Deferred,
                 Some(Incoming::File(path)) => IncomingPath::File(path.clone()),
             },
+            tries_everything: true,
         }
     }
 

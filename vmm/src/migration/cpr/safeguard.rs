@@ -18,7 +18,7 @@ use super::fall_back::{self, Plan, Program, Record, Role};
 use super::named_fds::OutgoingFds;
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
 use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver};
-use crate::keeper::commit::{CommitPoint, PAGE_FD};
+use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
 use crate::keeper::{Keeper, KeeperError, TIMER_FD};
 use crate::machine::Machine;
 use crate::machine::salvage::Salvage;
@@ -184,6 +184,13 @@ impl Safeguard {
         let role = Role::Live(self.salvage.clone());
         fall_back::live(Some(Arc::new(Plan::with(self.program.clone(), record, role, page))));
         SavedPlan { before: self.plan.clone() }
+    }
+
+    /// The keeper only holds the old address space from now on, and continues nothing.
+    pub fn release_keeper(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.page().claim_or_end(Claim::Released);
+        }
     }
 
     /// The keeper replaces this process if it has not come to an end after so much time.

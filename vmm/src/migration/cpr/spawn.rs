@@ -1,101 +1,222 @@
 //! Starting a program that dies with this one, without a copy of the address space: a fork would
 //! write-protect it, and make the vCPUs wait.
+//!
+//! Nobody waits for `execve` (no `CLONE_VFORK`): it can take for ever, on a file of a server that is
+//! gone. A close-on-exec pipe tells when it is over, or why it failed.
 
-use std::ffi::{c_char, c_void};
-use std::os::fd::RawFd;
+use std::ffi::{CString, c_char, c_void};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpid, pipe2};
 
 use crate::keeper::stack::Stack;
+use crate::sys;
 
 /// The last signal there is.
-const LAST_SIGNAL: i32 = 64;
+const LAST_SIGNAL: usize = 64;
+/// Bytes of the kernel's set of signals.
+const SIGNAL_SET: usize = LAST_SIGNAL / 8;
+/// What the child needs, and some for unoptimized builds.
+const STACK: usize = 64 << 10;
 
-/// What a child does between clone and exec. It runs on our memory while this thread waits: nothing
-/// in it allocates or locks.
-pub struct Call<'a> {
-    /// Executes the program; returns only if it cannot be.
-    pub execute: &'a (dyn Fn() -> Errno + 'a),
-    /// Which descriptor becomes which. The targets must not be sources of later ones.
-    pub descriptors: &'a [(RawFd, RawFd)],
+/// A program to be executed, with all that the child touches before.
+#[derive(Debug)]
+pub struct Call {
+    /// Where it may be, in this order.
+    pub candidates: Vec<CString>,
+    /// Its arguments.
+    pub argv: Vec<CString>,
+    /// Its environment.
+    pub environment: Vec<CString>,
+    /// Which descriptor becomes which, in this order. A target must not be the source of a later
+    /// one.
+    pub descriptors: Vec<(RawFd, RawFd)>,
 }
 
-struct Shared<'a> {
-    call: &'a Call<'a>,
-    parent: Pid,
-    mask: SigSet,
-    /// Why it was not executed; 0 if it was.
-    errno: AtomicI32,
+/// What the child reads while this process runs on.
+struct Prepared {
+    _call: Call,
+    candidates: Vec<*const c_char>,
+    argv: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    descriptors: Vec<(RawFd, RawFd)>,
+    parent: i32,
+    mask: libc::sigset_t,
+    report: RawFd,
 }
 
-/// Starts it in a process group of its own. It gets SIGKILL when this thread ends.
-pub fn spawn(call: &Call<'_>) -> Result<Pid, Errno> {
-    let stack = Stack::map(64 << 10)?;
-    let mut before = SigSet::empty();
-    // A handler of ours that ran in the child would run on our memory.
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let mut shared = Shared { call, parent: getpid(), mask: before, errno: AtomicI32::new(0) };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack and `shared` are there until the child has executed or ended, which is when
-    // this call returns (CLONE_VFORK); `child_main` keeps to what is async-signal-safe.
-    let pid = unsafe { libc::clone(child_main, stack.top(), flags, (&raw mut shared).cast()) };
-    let pid = Errno::result(pid).map(Pid::from_raw);
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let pid = pid?;
-    match shared.errno.load(Ordering::SeqCst) {
-        0 => Ok(pid),
-        errno => {
-            while waitpid(pid, None) == Err(Errno::EINTR) {}
-            Err(Errno::from_raw(errno))
+/// A program that has been started, and may not be executed yet.
+pub struct Spawned {
+    /// Its process ID.
+    pub pid: Pid,
+    /// Becomes readable when it has ended.
+    pub ended: OwnedFd,
+    report: File,
+    /// The child stands on this until it has executed or ended.
+    ground: Option<(Box<Prepared>, Stack)>,
+}
+
+impl std::fmt::Debug for Spawned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spawned").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+impl Spawned {
+    /// What to wait for until [`executed`](Self::executed) has an answer.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.ground.is_some().then(|| self.report.as_fd())
+    }
+
+    /// Whether the program has been executed; `None`: not yet. A child that was killed before counts
+    /// as executed: its end tells the rest.
+    pub fn executed(&mut self) -> Option<Result<(), Errno>> {
+        self.ground.as_ref()?;
+        let mut errno = [0; 4];
+        match self.report.read(&mut errno) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                None
+            }
+            // The kernel closes it after the switch to the new address space.
+            Ok(0) | Err(_) => {
+                self.ground = None;
+                Some(Ok(()))
+            }
+            Ok(_) => Some(Err(Errno::from_raw(i32::from_ne_bytes(errno)))),
         }
     }
 }
 
-extern "C" fn child_main(shared: *mut c_void) -> i32 {
-    // SAFETY: the parent waits, and nobody else knows of it.
-    let shared = unsafe { &*shared.cast::<Shared<'_>>() };
-    let errno = prepare(shared).err().unwrap_or_else(|| (shared.call.execute)());
-    shared.errno.store(errno as i32, Ordering::SeqCst);
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        while let Some(Err(_)) = self.executed() {}
+        // It may be in `execve` still, and cannot be ended: better lost than pulled away.
+        if let Some(ground) = self.ground.take() {
+            std::mem::forget(ground);
+        }
+    }
+}
+
+/// Starts it in a session of its own. It gets SIGKILL when this thread ends.
+pub fn spawn(call: Call) -> Result<Spawned, Errno> {
+    let stack = Stack::map(STACK)?;
+    let (report, their_report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let their_report = aside(their_report, &call.descriptors)?;
+    let mut before = SigSet::empty();
+    // A handler of ours that ran in the child would run on our memory.
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let prepared = Box::new(Prepared {
+        candidates: pointers(&call.candidates),
+        argv: pointers(&call.argv),
+        environment: pointers(&call.environment),
+        descriptors: call.descriptors.clone(),
+        _call: call,
+        parent: getpid().as_raw(),
+        mask: *before.as_ref(),
+        report: their_report.as_raw_fd(),
+    });
+    let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let argument = (&raw const *prepared).cast_mut().cast();
+    let mut pidfd = -1;
+    // SAFETY: stack and `prepared` stay where they are until the child has executed or ended
+    // (`Spawned`); `child_main` only reads them, and keeps to raw system calls.
+    let pid = unsafe { libc::clone(child_main, stack.top(), flags, argument, &raw mut pidfd) };
+    let pid = Errno::result(pid).map(Pid::from_raw);
+    // It fails only on a bad `how`.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    let pid = pid?;
+    // SAFETY: CLONE_PIDFD has just made this descriptor, close-on-exec.
+    let ended = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Spawned { pid, ended, report: report.into(), ground: Some((prepared, stack)) })
+}
+
+/// The same file under a number that nothing else becomes.
+pub fn aside(fd: OwnedFd, descriptors: &[(RawFd, RawFd)]) -> Result<OwnedFd, Errno> {
+    match descriptors.iter().any(|(_, target)| *target == fd.as_raw_fd()) {
+        // The duplicate is made while `fd` is open, so its number is another one.
+        true => aside(
+            fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?,
+            descriptors,
+        ),
+        false => Ok(fd),
+    }
+}
+
+extern "C" fn child_main(prepared: *mut c_void) -> i32 {
+    // SAFETY: see `spawn`; nobody writes to it.
+    let prepared = unsafe { &*prepared.cast::<Prepared>() };
+    let errno = match prepare(prepared) {
+        Ok(()) => execute_raw(&prepared.candidates, &prepared.argv, &prepared.environment),
+        Err(errno) => errno,
+    } as i32;
+    let arguments = [prepared.report as usize, (&raw const errno) as usize, size_of::<i32>(), 0, 0];
+    // SAFETY: four bytes of this stack, which are only read. A pipe takes them at once or is gone.
+    let _ = unsafe { sys::call(libc::SYS_write, arguments) };
     127
 }
 
-fn prepare(shared: &Shared<'_>) -> Result<(), Errno> {
-    // SAFETY: system calls on numbers and structures of our own. The dispositions are the child's:
-    // they were copied (no CLONE_SIGHAND).
+/// The kernel's `struct sigaction` on x86-64.
+#[repr(C)]
+#[derive(Default)]
+struct Disposition {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+fn prepare(prepared: &Prepared) -> Result<(), Errno> {
+    // SAFETY: system calls on numbers and structures of this stack, or that are only read. The
+    // dispositions are the child's: they were copied (no CLONE_SIGHAND).
     unsafe {
         for signal in 1..=LAST_SIGNAL {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            if libc::sigaction(signal, ptr::null(), &mut action) == 0
-                && action.sa_sigaction != libc::SIG_IGN
-            {
-                action.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &action, ptr::null_mut());
+            let (mut now, default) = (Disposition::default(), Disposition::default());
+            let now_at = (&raw mut now) as usize;
+            let asked = sys::call(libc::SYS_rt_sigaction, [signal, 0, now_at, SIGNAL_SET, 0]);
+            if asked.is_ok() && now.handler != libc::SIG_IGN {
+                let default_at = (&raw const default) as usize;
+                let _ = sys::call(libc::SYS_rt_sigaction, [signal, default_at, 0, SIGNAL_SET, 0]);
             }
         }
-        Errno::result(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        if libc::getppid() != shared.parent.as_raw() {
+        let (option, signal) = (libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize);
+        sys::call(libc::SYS_prctl, [option, signal, 0, 0, 0])?;
+        if sys::call(libc::SYS_getppid, [0; 5])? != prepared.parent as usize {
             return Err(Errno::ESRCH);
         }
-        Errno::result(libc::setpgid(0, 0))?;
-        for &(from, to) in shared.call.descriptors {
-            let moved = match from == to {
-                true => libc::fcntl(to, libc::F_SETFD, 0),
-                false => libc::dup2(from, to),
+        sys::call(libc::SYS_setsid, [0; 5])?;
+        for &(from, to) in &prepared.descriptors {
+            let (from, to) = (from as usize, to as usize);
+            match from == to {
+                true => sys::call(libc::SYS_fcntl, [to, libc::F_SETFD as usize, 0, 0, 0])?,
+                false => sys::call(libc::SYS_dup2, [from, to, 0, 0, 0])?,
             };
-            Errno::result(moved)?;
         }
-        libc::sigprocmask(libc::SIG_SETMASK, shared.mask.as_ref(), ptr::null_mut());
+        let (how, mask) = (libc::SIG_SETMASK as usize, (&raw const prepared.mask) as usize);
+        sys::call(libc::SYS_rt_sigprocmask, [how, mask, 0, SIGNAL_SET, 0])?;
     }
     Ok(())
 }
 
-/// Executes the first candidate that can be. Async-signal-safe; the arrays end with a null.
-pub fn execute(
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Executes the first candidate that can be, in this process. Returns only if none could be.
+pub fn execute(candidates: &[CString], argv: &[CString], environment: &[*const c_char]) -> Errno {
+    let environment: Vec<_> = environment.iter().copied().chain([ptr::null()]).collect();
+    execute_raw(&pointers(candidates), &pointers(argv), &environment)
+}
+
+/// The arrays end with a null.
+fn execute_raw(
     candidates: &[*const c_char],
     argv: &[*const c_char],
     environment: &[*const c_char],
@@ -103,10 +224,14 @@ pub fn execute(
     let mut denied = false;
     let mut last = Errno::ENOENT;
     for candidate in candidates.iter().take_while(|candidate| !candidate.is_null()) {
+        let arguments =
+            [*candidate as usize, argv.as_ptr() as usize, environment.as_ptr() as usize, 0, 0];
         // SAFETY: the caller's are NUL-terminated strings and null-terminated arrays of such, and
         // live until the call returns or this program is gone.
-        unsafe { libc::execve(*candidate, argv.as_ptr(), environment.as_ptr()) };
-        last = Errno::last();
+        last = match unsafe { sys::call(libc::SYS_execve, arguments) } {
+            Ok(_) => return Errno::ENOEXEC,
+            Err(errno) => errno,
+        };
         match last {
             Errno::EACCES => denied = true,
             // Not here: the next directory may have it.

@@ -23,12 +23,12 @@ use super::command::{CommandError, ExecCommand, ExecError};
 use super::fall_back::{self, Record};
 use super::headroom::{self, NoRoom};
 use super::held_signals::HeldSignals;
-use super::named_fds::OutgoingFds;
+use super::named_fds::{NamedFd, OutgoingFds};
 use super::phases::Phases;
 use super::publish::{PublishError, Published};
 use super::safeguard::{Safeguard, SafeguardError, View, named_signals};
 use super::state::{
-    CprState, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
+    CprState, ENV_NAME, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
 };
 use crate::config::Switch;
 use crate::logging::LOG_FD;
@@ -144,6 +144,8 @@ pub struct Plan {
     began_ns: u64,
     /// The command is known to be a VMM that unblocks the signals held for it.
     rehearsed: bool,
+    /// It is known to pass the commit point, or nothing is known of it.
+    commits: bool,
 }
 
 /// How long the new binary may take.
@@ -203,7 +205,17 @@ pub fn check(
     fail_point!(Check);
     let channel = OutgoingFile::open(path, follow_symlinks)?;
     tracing::info!(command = command.name(), "cpr_check");
-    Ok(Plan { command, channel, state_fd, saved_fd, binary, record, began_ns, rehearsed: false })
+    Ok(Plan {
+        command,
+        channel,
+        state_fd,
+        saved_fd,
+        binary,
+        record,
+        began_ns,
+        rehearsed: false,
+        commits: true,
+    })
 }
 
 /// Whether the guest is in a state in which it can be updated.
@@ -221,9 +233,9 @@ impl Plan {
         &self.command
     }
 
-    /// The command has answered a rehearsal.
-    pub fn rehearsed(self) -> Self {
-        Self { rehearsed: true, ..self }
+    /// The command has answered a rehearsal; `commits`: it passes the commit point.
+    pub fn rehearsed(self, commits: bool) -> Self {
+        Self { rehearsed: true, commits, ..self }
     }
 
     /// How long the old process may take too.
@@ -316,8 +328,8 @@ impl Walk<'_> {
     }
 
     fn attempt(&mut self, plan: Plan) -> Result<Infallible, UpdateError> {
-        let Plan { command, channel, state_fd, saved_fd, binary, mut record, began_ns, rehearsed } =
-            plan;
+        let Plan { rehearsed, commits, began_ns, .. } = plan;
+        let Plan { command, channel, state_fd, saved_fd, binary, mut record, .. } = plan;
         fail_point!(Helper);
         let record_deadline = Duration::from_millis(record.deadline_ms);
         let _watched = Watched::watch(self.safeguard, record_deadline);
@@ -385,6 +397,10 @@ impl Walk<'_> {
         let published = Published::new(fds, sealed)?;
         fail_point!(Exec);
         let _held = rehearsed.then(HeldSignals::hold);
+        if !commits {
+            // Nobody would know whether it has run the guest.
+            self.safeguard.release_keeper();
+        }
         // Last: what comes later is seen in the new process, by the same descriptor.
         if has_come(self.signals[0]) {
             return Err(UpdateError::AskedToEnd);
@@ -517,6 +533,25 @@ impl SerialHandOver {
     }
 }
 
+/// What an update would hand over now, by number: the descriptors of the VMM, those of `plan`, of
+/// the `safeguard`, and the CPR state.
+pub fn handed_over(plan: &Plan, view: &View<'_>, safeguard: Option<&Safeguard>) -> Vec<NamedFd> {
+    let serial = SerialHandOver::of(view.machine);
+    let mut fds = outgoing_fds(view, &serial);
+    if let Some(safeguard) = safeguard {
+        safeguard.hand_over(&mut fds);
+    }
+    let mut list = fds.list();
+    for (name, fd) in [
+        (BINARY_FD, plan.binary.as_raw_fd()),
+        (SAVED_FD, plan.saved_fd.as_raw_fd()),
+        (ENV_NAME, plan.state_fd.as_raw_fd()),
+    ] {
+        list.push(NamedFd { name: name.to_owned(), id: 0, fd });
+    }
+    list
+}
+
 /// Every descriptor of the VM, by name.
 pub fn outgoing_fds<'a>(view: &View<'a>, serial: &SerialHandOver) -> OutgoingFds<'a> {
     let &View { machine, qmp, log, signals, .. } = view;
@@ -594,6 +629,7 @@ mod tests {
             record: Record::prepare(DEFAULT_DEADLINE),
             began_ns: 0,
             rehearsed: true,
+            commits: true,
         };
         let (qmp_server, log) = (&mut qmp, None);
         let mut stopped = false;

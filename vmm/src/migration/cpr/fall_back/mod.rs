@@ -28,7 +28,8 @@ use nix::sys::signal::Signal;
 
 pub use plan::{CRASHED, Plan, Program, Role};
 pub use record::{Record, RecordError, strings};
-use triggers::{TriggerError, Triggers};
+use triggers::TriggerError;
+pub use triggers::Triggers;
 
 use crate::keeper::Ending;
 use crate::keeper::commit::CommitPage;

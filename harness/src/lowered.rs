@@ -1,0 +1,108 @@
+//! A wrapper for a VMM: it takes something away from the process and executes the VMM in it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use clap::ValueEnum;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+/// Variables that name a descriptor which stays open.
+const NAMED: [&str; 2] = ["CPR_REHEARSAL", "CPR_EXEC_STATE"];
+
+/// What is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lowering {
+    /// `ioctl` fails with EPERM.
+    NoIoctl,
+    /// `clone3` does.
+    NoClone3,
+    /// `eventfd2` does.
+    NoEventfd2,
+    /// `timer_create` does.
+    NoTimerCreate,
+    /// Every descriptor is closed on exec but the first three and what the environment names.
+    NoDescriptors,
+}
+
+impl Lowering {
+    /// As it stands on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoIoctl => "no-ioctl",
+            Self::NoClone3 => "no-clone3",
+            Self::NoEventfd2 => "no-eventfd2",
+            Self::NoTimerCreate => "no-timer-create",
+            Self::NoDescriptors => "no-descriptors",
+        }
+    }
+
+    fn apply(self) -> Result<(), Box<dyn std::error::Error>> {
+        match self {
+            Self::NoIoctl => filter(libc::SYS_ioctl),
+            Self::NoClone3 => filter(libc::SYS_clone3),
+            Self::NoEventfd2 => filter(libc::SYS_eventfd2),
+            Self::NoTimerCreate => filter(libc::SYS_timer_create),
+            Self::NoDescriptors => close_unnamed(),
+        }
+    }
+}
+
+/// `LOWERING VMM ARGUMENT…`; returns only if it failed.
+pub fn main(words: &[OsString]) -> ExitCode {
+    let [lowering, vmm, arguments @ ..] = words else {
+        eprintln!("usage: LOWERING VMM [ARGUMENT]...");
+        return ExitCode::from(2);
+    };
+    let lowering = match Lowering::from_str(&lowering.to_string_lossy(), false) {
+        Ok(lowering) => lowering,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(error) = lowering.apply() {
+        eprintln!("cannot apply {}: {error}", lowering.name());
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(vmm).args(arguments).exec();
+    eprintln!("cannot execute {}: {error}", vmm.display());
+    ExitCode::FAILURE
+}
+
+fn filter(call: i64) -> Result<(), Box<dyn std::error::Error>> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let denied = SeccompAction::Errno(libc::EPERM as u32);
+    let calls = BTreeMap::from([(call, Vec::new())]);
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, denied, arch)?;
+    let program: BpfProgram = filter.try_into()?;
+    Ok(seccompiler::apply_filter(&program)?)
+}
+
+fn close_unnamed() -> Result<(), Box<dyn std::error::Error>> {
+    let named = |name: &&str| std::env::var(name).ok()?.parse::<i32>().ok();
+    let kept: Vec<i32> = NAMED.iter().filter_map(named).collect();
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let open: Vec<i32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
+        // SAFETY: only the flag of a number is changed; that of the directory is closed already.
+        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let _ = fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for lowering in Lowering::value_variants() {
+            assert_eq!(Lowering::from_str(lowering.name(), false), Ok(*lowering));
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The process that rehearses, and what it has started: how it ended, and how it is ended.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
+use super::super::spawn::Spawned;
+use super::family::{Family, Subreaper, children};
+
+/// How long all that has been killed may take to end: a VM and its memory take the kernel a while.
+const ENDING: Duration = Duration::from_secs(5);
+/// How long what may not be killed is given to end by itself.
+const LEAVING: Duration = Duration::from_millis(100);
+
+/// The process of the rehearsal under way, for who has to end it without its [`Child`]; 0: none.
+static UNDER_WAY: AtomicI32 = AtomicI32::new(0);
+
+/// The first process of a rehearsal. Dropping it ends it, and everything it has started.
+#[derive(Debug)]
+pub struct Child {
+    // Its end is awaited before its memory is given back.
+    spawned: Spawned,
+    family: Family,
+    /// Children that were there before.
+    before: BTreeSet<Pid>,
+    reaper: Option<Subreaper>,
+}
+
+/// A child of this process that is not ended: it cannot be, or nobody may.
+#[derive(Debug)]
+pub struct Leftover {
+    pid: Pid,
+    fd: OwnedFd,
+    /// Why it is still there; `None`: it belongs to somebody else, and is only to be reaped.
+    why: Option<String>,
+}
+
+impl Leftover {
+    /// What could not be ended, in words.
+    pub fn trouble(&self) -> Option<String> {
+        self.why.as_ref().map(|why| format!("process {} cannot be ended: {why}", self.pid))
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Becomes readable when it has ended.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// True if it has ended; then nothing is left of it.
+    pub fn reap(&self) -> bool {
+        let ended = await_end(self.fd(), Instant::now());
+        if ended {
+            reap(self.fd());
+            tracing::info!(pid = self.pid.as_raw(), "cpr_rehearsal_leftover_ended");
+        }
+        ended
+    }
+}
+
+impl Child {
+    /// For what has just been started with a mark, when `before` were the children.
+    pub fn new(spawned: Spawned, mark: String, before: BTreeSet<Pid>, reaper: Subreaper) -> Self {
+        UNDER_WAY.store(spawned.pid.as_raw(), Ordering::SeqCst);
+        let family = Family::new(spawned.pid, mark);
+        Self { spawned, family, before, reaper: Some(reaper) }
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> Pid {
+        self.spawned.pid
+    }
+
+    /// See [`Spawned::executed`].
+    pub fn executed(&mut self) -> Option<Result<(), Errno>> {
+        self.spawned.executed()
+    }
+
+    /// What becomes readable when it has executed the command, and when it has ended.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.spawned.fd().into_iter().chain([self.spawned.ended.as_fd()])
+    }
+
+    /// How it ended, if it has. It stays a zombie, so its number stays its own.
+    pub fn status(&self) -> Option<String> {
+        let fd = self.spawned.ended.as_fd();
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::PIDFd(fd), flags) {
+            Ok(WaitStatus::Exited(_, status)) => Some(format!("it exited with status {status}")),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(format!("it was killed by {signal}")),
+            Ok(_) => None,
+            // Somebody else has reaped it.
+            Err(_) => await_end(fd, Instant::now()).then(|| "it ended".to_owned()),
+        }
+    }
+
+    /// A process that it has left behind.
+    pub fn orphan(&self) -> Option<Pid> {
+        self.family.orphans(self.pid()).first().copied()
+    }
+
+    /// Ends everything that belongs to it, and tells what remains.
+    pub fn end(&mut self) -> Vec<Leftover> {
+        let Some(reaper) = self.reaper.take() else { return Vec::new() };
+        let pid = self.pid();
+        let fd = self.spawned.ended.try_clone();
+        let mut left = end_family(&self.family, pid, fd);
+        UNDER_WAY.store(0, Ordering::SeqCst);
+        drop(reaper);
+        // Orphans of somebody else's: nobody but us can reap them.
+        for orphan in children().difference(&self.before) {
+            if left.iter().all(|left| left.pid != *orphan)
+                && let Ok(fd) = open_pidfd(*orphan)
+            {
+                left.push(Leftover { pid: *orphan, fd, why: None });
+            }
+        }
+        for trouble in left.iter().filter_map(Leftover::trouble) {
+            tracing::error!(trouble, "cpr_rehearsal_left_process");
+        }
+        left
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Ends what the rehearsal under way has started, when its [`Child`] is lost with its thread.
+pub fn end_lost() {
+    // Until everything has ended.
+    let _reaper = Subreaper::lost();
+    let pid = Pid::from_raw(UNDER_WAY.swap(0, Ordering::SeqCst));
+    if pid.as_raw() > 0 {
+        let fd = open_pidfd(pid).map_err(std::io::Error::from);
+        for trouble in
+            end_family(&Family::newest(pid), pid, fd).iter().filter_map(Leftover::trouble)
+        {
+            tracing::error!(trouble, "cpr_rehearsal_left_process");
+        }
+    }
+}
+
+/// Ends `first`, its process group and what it has left behind.
+fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<Leftover> {
+    let until = Instant::now() + ENDING;
+    let mut left = Vec::new();
+    let mut finish = |pid: Pid, fd: std::io::Result<OwnedFd>| match fd {
+        Ok(fd) => left.extend(end(pid, fd, until)),
+        Err(error) => tracing::error!(%pid, %error, "cpr_rehearsal_process_not_watched"),
+    };
+    // While `first` is not reaped, its number is no other group's.
+    let _ = killpg(first, Signal::SIGKILL);
+    finish(first, fd);
+    let mut seen = BTreeSet::new();
+    loop {
+        // Those of a process that has ended are our children now.
+        let orphans: Vec<_> = family.orphans(first).difference(&seen).copied().collect();
+        if orphans.is_empty() || Instant::now() >= until {
+            return left;
+        }
+        for pid in orphans {
+            seen.insert(pid);
+            finish(pid, open_pidfd(pid).map_err(std::io::Error::from));
+        }
+    }
+}
+
+fn end(pid: Pid, fd: OwnedFd, until: Instant) -> Option<Leftover> {
+    let killed = kill(fd.as_fd());
+    let until = if killed.is_ok() { until } else { until.min(Instant::now() + LEAVING) };
+    if await_end(fd.as_fd(), until) {
+        reap(fd.as_fd());
+        return None;
+    }
+    let why = match killed {
+        Ok(()) => format!("it was killed and is still there after {} s", ENDING.as_secs()),
+        Err(errno) => format!("kill: {}", std::io::Error::from(errno)),
+    };
+    Some(Leftover { pid, fd, why: Some(why) })
+}
+
+fn kill(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let no_info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: integers and a null pointer, which the call allows.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, no_info, 0)
+    };
+    match Errno::result(sent) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// True if it has ended by then.
+fn await_end(fd: BorrowedFd<'_>, until: Instant) -> bool {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn reap(fd: BorrowedFd<'_>) {
+    // It has ended, so this does not wait. ECHILD: somebody else has reaped it.
+    let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+}
+
+fn open_pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain integers. The kernel sets close-on-exec.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the system call just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

@@ -1,0 +1,115 @@
+//! Which processes a rehearsal has started. Others are none of its business: the VMM may have
+//! children of its own (`sidecar & exec vmm`), and while a rehearsal is under way their orphans become
+//! children of the VMM, too.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::unistd::Pid;
+
+/// The environment variable that marks what a rehearsal has started.
+pub const MARK_NAME: &str = "CPR_REHEARSAL_MARK";
+
+/// Rehearsals of this process so far.
+static REHEARSALS: AtomicU32 = AtomicU32::new(0);
+
+/// How the processes of one rehearsal are told from others: they are in the session of its first
+/// process, or have its mark in the environment that they were started with. What has left both is
+/// not known to be one.
+#[derive(Clone, Debug)]
+pub struct Family {
+    session: i32,
+    mark: String,
+}
+
+/// A mark that no other rehearsal has.
+pub fn new_mark() -> String {
+    REHEARSALS.fetch_add(1, Ordering::Relaxed);
+    newest_mark()
+}
+
+fn newest_mark() -> String {
+    format!("{}.{}", std::process::id(), REHEARSALS.load(Ordering::Relaxed))
+}
+
+impl Family {
+    /// That of `first`, which leads a session of its own.
+    pub fn new(first: Pid, mark: String) -> Self {
+        Self { session: first.as_raw(), mark }
+    }
+
+    /// That of `first`, which the newest rehearsal of this process has started.
+    pub fn newest(first: Pid) -> Self {
+        Self::new(first, newest_mark())
+    }
+
+    /// The children of this process that belong to it, but `first`.
+    pub fn orphans(&self, first: Pid) -> BTreeSet<Pid> {
+        children().into_iter().filter(|pid| *pid != first && self.has(*pid)).collect()
+    }
+
+    fn has(&self, pid: Pid) -> bool {
+        session(pid) == Some(self.session) || self.has_marked(pid)
+    }
+
+    fn has_marked(&self, pid: Pid) -> bool {
+        // A program of another user's rights has an environment that only its user may read.
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let entry = format!("{MARK_NAME}={}", self.mark);
+        environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes())
+    }
+}
+
+fn session(pid: Pid) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have blanks and parentheses. Then come state, parent, group, session.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// The children of all threads of this process (`/proc/PID/task/TID/children`).
+pub fn children() -> BTreeSet<Pid> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return BTreeSet::new() };
+    let lists = tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let numbers = |list: String| -> Vec<Pid> {
+        list.split_whitespace().filter_map(|n| n.parse().ok()).map(Pid::from_raw).collect()
+    };
+    lists.flat_map(numbers).collect()
+}
+
+/// What [`Subreaper`] has changed, for who has to undo it without that.
+static CHANGED: AtomicU8 = AtomicU8::new(NOTHING);
+const NOTHING: u8 = 0;
+const WAS_NONE: u8 = 1;
+const WAS_ONE: u8 = 2;
+
+/// While it lives, orphans of our descendants become our children.
+#[derive(Debug)]
+pub struct Subreaper(());
+
+impl Subreaper {
+    /// Makes this process one.
+    pub fn become_one() -> Result<Self, Errno> {
+        let before = if prctl::get_child_subreaper()? { WAS_ONE } else { WAS_NONE };
+        prctl::set_child_subreaper(true)?;
+        CHANGED.store(before, Ordering::SeqCst);
+        Ok(Self(()))
+    }
+
+    /// For one that is lost with its thread, if there is one.
+    pub fn lost() -> Self {
+        Self(())
+    }
+}
+
+impl Drop for Subreaper {
+    fn drop(&mut self) {
+        let before = CHANGED.swap(NOTHING, Ordering::SeqCst);
+        if before != NOTHING {
+            let _ = prctl::set_child_subreaper(before == WAS_ONE);
+        }
+    }
+}
