@@ -25,6 +25,7 @@ pub mod constraint;
 mod descriptors;
 pub mod devices;
 pub mod end_signals;
+mod exact_io;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
 pub mod keeper;

@@ -510,16 +510,10 @@ fn a_new_program_that_cannot_take_over_goes_back() {
 /// Even the old program cannot go on: another one can, from what it has left.
 fn what_nobody_could_go_on_with_can_be_rescued() {
     let scene = Scene::new();
-    let mut vm = scene.start(&format!("{GUEST} --serial file:DIR/serial --log-file DIR/log"));
+    let arguments = format!("{GUEST} --keeper off --serial file:DIR/serial --log-file DIR/log");
+    let mut vm = scene.start(&arguments);
     let mut qmp = vm.qmp();
-    // The old program finds no room for its descriptors when it comes back: the new one, a script,
-    // has taken it away.
-    let words = vm.command_again("file:DIR/missing");
-    let script =
-        format!("#!/bin/sh\n[ \"$CPR_REHEARSAL\" ] || ulimit -n 20\nexec {}\n", words.join(" "));
-    let path = scene.script("wrapper", &script);
-    qmp.rehearsal = false;
-    qmp.begin_update(&[path], &vm.state_file()).expect("nothing is in its way");
+    scene.update_without_descriptors(&vm, &mut qmp);
     let said = until("the last words", || {
         let said = vm.stderr();
         if said.ends_with('\n') { Ok(said) } else { Err(said) }

@@ -43,7 +43,7 @@ fn a_stderr_that_takes_nothing_changes_no_exit_status() {
         for (status, arguments, rehearsal) in [
             (1, "--kernel DIR/missing", None),
             (1, "--kernel DIR/missing --log-file DIR/log", None),
-            (1, "--kernel DIR/heartbeat", Some("nonsense")),
+            (1, "--kernel DIR/missing", Some("stale")),
             (2, "--unknown", None),
             (2, "", None),
         ] {

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use super::serial::exact::ExactIo;
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
+use crate::exact_io::ExactIo;
 
 const TEST_FIRST: u16 = test_port::PORT;
 const TEST_LAST: u16 = test_port::PORT + 0x1f;
@@ -27,7 +27,7 @@ pub struct PortBus {
 }
 
 /// Copies of the devices' states for whoever continues the guest if this process dies.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shadows {
     /// That of the serial port.
     pub serial: Shadow,
@@ -49,7 +49,9 @@ pub struct DevicesState {
 impl PortBus {
     /// Devices as after power-on, or as they were saved; without the test device.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
-        let shadows = Shadows { serial_io: serial.host().exact().clone(), ..Shadows::default() };
+        let serial_io = serial.host().exact().clone();
+        let shadows =
+            Shadows { serial: Shadow::default(), serial_io, test_port: Shadow::default() };
         Self {
             serial: Mutex::new(serial),
             test_port: Mutex::new(test_port),

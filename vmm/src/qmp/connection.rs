@@ -1,17 +1,18 @@
 //! One client: its input, its output, and where it stands.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use cpr_qmp::codec::{self, DecodeError, Decoder, EncodeError};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::dispatch;
 use super::state::{ConnectionState, InFlight};
+use crate::exact_io::ExactIo;
 
 /// A client that has so much unread output is not served until it reads.
 pub const PAUSE_OUTPUT: usize = 64 << 10;
@@ -59,6 +60,10 @@ pub(super) struct Connection {
     unseen: bool,
     /// When it last sent something, or came.
     last_heard: Instant,
+    /// What goes over the socket, counted.
+    exact: Arc<ExactIo>,
+    /// Nothing is sent but by [`flush_published`](Self::flush_published).
+    held: bool,
 }
 
 impl Connection {
@@ -74,6 +79,8 @@ impl Connection {
             looks_ahead: false,
             unseen: false,
             last_heard: Instant::now(),
+            exact: Arc::new(ExactIo::new(READ_CHUNK)),
+            held: false,
         }
     }
 
@@ -89,6 +96,8 @@ impl Connection {
             looks_ahead: false,
             unseen: false,
             last_heard: Instant::now(),
+            exact: Arc::new(ExactIo::new(READ_CHUNK)),
+            held: false,
         }
     }
 
@@ -125,11 +134,10 @@ impl Connection {
 
     /// One read, and no more: other clients wait.
     pub(super) fn read(&mut self) -> Result<(), Closed> {
-        let mut chunk = [0; READ_CHUNK];
-        match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => self.ended = true,
-            Ok(n) => {
-                self.decoder.feed(&chunk[..n]);
+        match self.exact.receive(self.socket.as_fd(), READ_CHUNK) {
+            Ok(chunk) if chunk.is_empty() => self.ended = true,
+            Ok(chunk) => {
+                self.decoder.feed(&chunk);
                 (self.starved, self.unseen) = (false, true);
                 self.last_heard = Instant::now();
             }
@@ -191,12 +199,27 @@ impl Connection {
         self.flush()
     }
 
+    /// From now on nothing is sent before it is in a copy of the state, of which this is the newest;
+    /// `None`: everything is sent at once.
+    pub(super) fn hold(&mut self, generation: Option<u64>) {
+        self.held = generation.is_some();
+        self.exact.copied(generation.unwrap_or(0));
+    }
+
+    /// What went over the socket since.
+    pub(super) fn exact(&self) -> &Arc<ExactIo> {
+        &self.exact
+    }
+
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self) -> Result<(), Closed> {
-        // No SIGPIPE, whatever the process has set for it.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        if self.held { Ok(()) } else { self.flush_published() }
+    }
+
+    /// Sends what the socket takes: all of it is in the newest copy of the state, if there is one.
+    pub(super) fn flush_published(&mut self) -> Result<(), Closed> {
         while !self.output.is_empty() {
-            match send(self.socket.as_raw_fd(), self.output.as_slices().0, flags) {
+            match self.exact.send(self.socket.as_fd(), self.output.as_slices().0) {
                 Ok(n) => drop(self.output.drain(..n)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,

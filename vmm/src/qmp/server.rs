@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cpr_qmp::codec::DecodeError;
@@ -16,6 +17,7 @@ use super::connection::{self, Closed, Connection};
 use super::dispatch::{self, Outcome};
 use super::door::{self, Door, MAX_CLIENTS};
 use super::state::{RestoreError, ServerState};
+use crate::exact_io::ExactIo;
 use crate::unix_listener::{BindError, Listener};
 
 /// Most bytes of clients that the server's state can hold: an update need not ask.
@@ -73,6 +75,8 @@ pub struct Server {
     clients: BTreeMap<ConnectionId, Connection>,
     last_id: u64,
     last_served: u64,
+    /// See [`hold`](Self::hold).
+    held: Option<u64>,
 }
 
 impl Server {
@@ -111,7 +115,7 @@ impl Server {
             }
         }
         let last_served = state.last_served;
-        Ok(Self { door, clients, last_id, last_served })
+        Ok(Self { door, clients, last_id, last_served, held: None })
     }
 
     /// What to carry over an update. Everything that could be sent should have been
@@ -253,6 +257,31 @@ impl Server {
         self.with_every_client(Connection::flush);
     }
 
+    /// From now on nothing is sent before it is in a copy of the state, of which this is the newest;
+    /// `None`: everything is sent at once.
+    ///
+    /// So whoever continues from that copy knows, by counting ([`traffic`](Self::traffic)), what a
+    /// client has got and what it has said, and answers each request once.
+    pub fn hold(&mut self, generation: Option<u64>) {
+        self.held = generation;
+        self.clients.values_mut().for_each(|client| client.hold(generation));
+    }
+
+    /// Sends what the sockets take: all of it is in the newest copy of the state.
+    pub fn flush_published(&mut self) {
+        self.with_every_client(Connection::flush_published);
+    }
+
+    /// What went over each client's socket, by its number.
+    pub fn traffic(&self) -> Vec<(u64, Arc<ExactIo>)> {
+        self.clients.iter().map(|(id, client)| (id.0, client.exact().clone())).collect()
+    }
+
+    /// Whether anything went since the newest copy of the state.
+    pub fn has_traffic(&self) -> bool {
+        self.clients.values().any(|client| client.exact().was_used())
+    }
+
     fn accept(&mut self) {
         let Some(socket) = self.door.as_mut().and_then(Door::accept) else { return };
         if self.clients.len() >= MAX_CLIENTS
@@ -262,7 +291,9 @@ impl Server {
         }
         self.last_id += 1;
         let id = ConnectionId(self.last_id);
-        self.clients.insert(id, Connection::new(socket));
+        let mut client = Connection::new(socket);
+        client.hold(self.held);
+        self.clients.insert(id, client);
         tracing::debug!(client = id.0, "QMP client connected");
         self.with_client(id, |client| client.send(&dispatch::greeting()));
     }
@@ -273,7 +304,10 @@ impl Server {
         let idle = self.clients.iter().filter_map(|(id, c)| Some((c.idle_since()?, *id))).min();
         let (_, id) = idle.ok_or_else(door::full)?;
         tracing::warn!(client = id.0, most = MAX_CLIENTS, "qmp_client_evicted");
-        self.with_client(id, |client| client.send(&dispatch::response(Err(door::evicted()), None)));
+        self.with_client(id, |client| {
+            client.hold(None);
+            client.send(&dispatch::response(Err(door::evicted()), None))
+        });
         self.clients.remove(&id);
         Ok(())
     }

@@ -48,6 +48,18 @@ pub struct InFlight {
     pub id: Option<String>,
 }
 
+impl ServerState {
+    /// Makes up for what went over a client's socket after this copy was made: so many bytes of its
+    /// output were `sent`, and this was `received`.
+    pub fn make_up_for(&mut self, client: u64, sent: usize, received: &[u8]) {
+        if let Some(client) = self.connections.iter_mut().find(|c| c.id == client) {
+            // What was sent beyond it was not kept, and is not to be sent again.
+            client.pending_output.drain(..sent.min(client.pending_output.len()));
+            client.pending_input.extend_from_slice(received);
+        }
+    }
+}
+
 /// A server could not go on where another stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {

@@ -157,7 +157,7 @@ impl Vmm {
         logging::wake_by(self.machine.wake().clone());
         loop {
             self.checkpoint();
-            self.keep_up_to_date();
+            self.publish_and_send();
             self.deal_with_guest_events();
             // A VMM that is about to end must not be replaced by one that does not know it.
             if self.ended.is_none() {
@@ -167,7 +167,7 @@ impl Vmm {
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 // Nobody is to continue what was to end.
-                self.safeguard = None;
+                self.stop_guarding();
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
                 if let Some(bus) = self.machine.bus() {
@@ -176,7 +176,7 @@ impl Vmm {
                 return status;
             }
             self.checkpoint();
-            self.keep_up_to_date();
+            self.publish_and_send();
             self.wait();
         }
     }
@@ -194,6 +194,8 @@ impl Vmm {
             && let Some(request) = self.qmp.next_request()
         {
             self.checkpoint();
+            // Whoever continues from here on refuses it: it must not be carried out twice.
+            self.keep_up_to_date();
             match request.command {
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
                 Command::Pmemsave(args) => self.pmemsave(request.client, &args),

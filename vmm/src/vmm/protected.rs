@@ -57,7 +57,16 @@ impl Vmm {
         let Some(mut safeguard) = self.safeguard.take() else { return Ok(()) };
         let published = safeguard.publish(&self.view());
         self.safeguard = Some(safeguard);
-        published
+        if let Some(generation) = published? {
+            self.qmp.hold(Some(generation));
+        }
+        Ok(())
+    }
+
+    /// Brings what a keeper goes by up to date, and sends what is in it then.
+    pub(super) fn publish_and_send(&mut self) {
+        self.keep_up_to_date();
+        self.qmp.flush_published();
     }
 
     /// Brings what a keeper goes by up to date.
@@ -70,8 +79,15 @@ impl Vmm {
     /// An update is over: nobody stands ready any more, unless somebody always does.
     pub(super) fn unguard(&mut self) {
         if self.config.keeper != KeeperPolicy::On {
-            self.safeguard = None;
+            self.stop_guarding();
         }
+    }
+
+    /// Nobody stands ready any more.
+    pub(super) fn stop_guarding(&mut self) {
+        self.safeguard = None;
+        self.qmp.hold(None);
+        self.qmp.flush();
     }
 
     /// Does a part of an update within `deadline`. If the main thread crashes or hangs in it, this

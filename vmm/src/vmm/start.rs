@@ -23,12 +23,15 @@ use crate::logging::{self, LOG_FD, LogError};
 use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::channel;
+use crate::migration::cpr::fall_back::traffic;
 use crate::migration::cpr::held_signals;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::SafeguardError;
 use crate::migration::cpr::state::{Live, monotonic_ns};
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
-use crate::migration::cpr::update::{BINARY_FD, DUMP_FD, KVM_FD, SAVED_FD, SIGNALS_FDS};
+use crate::migration::cpr::update::{
+    BINARY_FD, DUMP_FD, KVM_FD, SAVED_FD, SIGNALS_FDS, TRAFFIC_FD,
+};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
@@ -274,7 +277,11 @@ impl Vmm {
         let image = fds
             .take("boot.kernel", 0)
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
-        let qmp = Server::restore(cpr.qmp.clone(), |name| fds.take(name, 0))?;
+        let mut qmp = cpr.qmp.clone();
+        if let Some(traffic) = fds.take(TRAFFIC_FD, 0).map(File::from) {
+            traffic::make_up_for(&mut qmp, &whole(&traffic));
+        }
+        let qmp = Server::restore(qmp, |name| fds.take(name, 0))?;
         let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
         if asked != handed_over {
             tracing::warn!(?asked, ?handed_over, "--qmp differs: what was handed over goes on");
@@ -340,5 +347,15 @@ impl Vmm {
             Some(Incoming::Defer) => vmm.await_state()?,
         }
         Ok(vmm)
+    }
+}
+
+/// All bytes of a memfd of ours; none if it cannot be read.
+fn whole(memfd: &File) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; memfd.metadata().map_or(0, |meta| meta.len() as usize)];
+    match memfd.read_exact_at(&mut bytes, 0) {
+        Ok(()) => bytes,
+        Err(_) => Vec::new(),
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use cpr_qmp::codec::{self, Decoder};
 use cpr_qmp::command::{Command, MigrateArgs, MigrateSetCapabilitiesArgs, QmpCapabilitiesArgs};
 use cpr_qmp::event::EventKind;
-use cpr_qmp::message::{QmpError, Response, ServerMessage};
+use cpr_qmp::message::{Event, QmpError, Response, ServerMessage};
 use cpr_qmp::migration::{
     MigMode, MigrationCapability, MigrationCapabilityStatus, MigrationInfo, MigrationParameters,
     MigrationStatus,
@@ -29,6 +29,8 @@ pub struct Qmp {
     decoder: Decoder,
     /// Events not asked for yet.
     events: VecDeque<EventKind>,
+    /// Those that are not QEMU's.
+    others: VecDeque<Event>,
     /// All that came, for messages.
     seen: Vec<String>,
     /// Whether commands are rehearsed; otherwise what is wrong with them shows later.
@@ -38,8 +40,9 @@ pub struct Qmp {
 impl Qmp {
     /// Negotiates on `stream`.
     pub fn new(stream: UnixStream) -> Self {
-        let (decoder, events, seen) = (Decoder::new(), VecDeque::new(), Vec::new());
-        let mut qmp = Self { stream, decoder, events, seen, rehearsal: true };
+        let (events, others, seen) = Default::default();
+        let decoder = Decoder::new();
+        let mut qmp = Self { stream, decoder, events, others, seen, rehearsal: true };
         match qmp.receive("the greeting") {
             ServerMessage::Greeting(_) => {}
             other => panic!("this is no greeting: {other:?}"),
@@ -67,7 +70,7 @@ impl Qmp {
             match self.receive(awaited) {
                 ServerMessage::Response(Response::Success { value, .. }) => return Ok(value),
                 ServerMessage::Response(Response::Failure { error, .. }) => return Err(error),
-                ServerMessage::Event(event) => self.events.extend(EventKind::of(&event)),
+                ServerMessage::Event(event) => self.keep(event),
                 ServerMessage::Greeting(_) => panic!("a greeting instead of {awaited}"),
             }
         }
@@ -112,8 +115,30 @@ impl Qmp {
                 }
             }
             match self.receive(awaited) {
-                ServerMessage::Event(event) => self.events.extend(EventKind::of(&event)),
+                ServerMessage::Event(event) => self.keep(event),
                 other => panic!("{other:?} while waiting for {awaited}"),
+            }
+        }
+    }
+
+    fn keep(&mut self, event: Event) {
+        match EventKind::of(&event) {
+            Some(kind) => self.events.push_back(kind),
+            None => self.others.push_back(event),
+        }
+    }
+
+    /// What the next event called `name`, which is not one of QEMU's, says.
+    pub fn event_data<T: DeserializeOwned>(&mut self, name: &str) -> T {
+        loop {
+            if let Some(at) = self.others.iter().position(|event| event.event == name) {
+                let data = self.others.remove(at).and_then(|event| event.data);
+                return serde_json::from_value(data.unwrap_or_default())
+                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+            match self.receive(name) {
+                ServerMessage::Event(event) => self.keep(event),
+                other => panic!("{other:?} while waiting for {name}"),
             }
         }
     }

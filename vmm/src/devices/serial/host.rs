@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
-use super::exact::ExactIo;
 use crate::config::SerialConfig;
+use crate::exact_io::ExactIo;
 use crate::logging::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
 /// Output kept for a reader that does not read; beyond it the newest bytes are lost.
 const MAX_PENDING: usize = 1 << 20;
+/// Most bytes of input at once: a UART's FIFO has room for fewer.
+const MOST_INPUT: usize = 64;
 
 const LISTENER: &str = "serial.listener";
 const CLIENT: &str = "serial.client";
@@ -140,7 +142,7 @@ impl SerialHost {
             pending: VecDeque::new(),
             lost: 0,
             accept_failed: false,
-            exact: Arc::default(),
+            exact: Arc::new(ExactIo::new(MOST_INPUT)),
             swallow: 0,
         }
     }

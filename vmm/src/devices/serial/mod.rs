@@ -1,6 +1,5 @@
 //! The first serial port: a 16550 towards the guest, a file, socket or terminal towards the host.
 
-pub mod exact;
 mod host;
 
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -14,10 +14,11 @@ use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 
+use super::fall_back::traffic::Traffic;
 use super::fall_back::{self, Plan, Program, Record, Role};
 use super::named_fds::OutgoingFds;
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
-use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver};
+use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver, TRAFFIC_FD};
 use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
 use crate::keeper::{Keeper, KeeperError, TIMER_FD};
 use crate::machine::Machine;
@@ -69,6 +70,9 @@ pub struct Safeguard {
     program: Arc<Program>,
     binary: OwnedFd,
     dump: OwnedFd,
+    traffic: OwnedFd,
+    /// How often something was published.
+    generation: u64,
     salvage: Option<Arc<Salvage>>,
     plan: Option<Arc<Plan>>,
     published: Option<(CprState, SealedFd)>,
@@ -80,6 +84,8 @@ impl Safeguard {
     pub fn start(wanted: bool, before: Option<Arc<CommitPoint>>) -> Result<Self, SafeguardError> {
         let dump = memfd::create(c"cpr-salvage", MFdFlags::empty());
         let dump = dump.map_err(SafeguardError::Dump)?;
+        let traffic = memfd::create(c"cpr-traffic", MFdFlags::empty());
+        let traffic = traffic.map_err(SafeguardError::Dump)?;
         let binary = own_binary::open().map_err(SafeguardError::Binary)?;
         let mut record = Record::prepare(update::DEFAULT_DEADLINE);
         record.binary = binary.as_raw_fd();
@@ -102,6 +108,8 @@ impl Safeguard {
             program,
             binary,
             dump,
+            traffic,
+            generation: 0,
             salvage: None,
             plan: None,
             published: None,
@@ -125,20 +133,21 @@ impl Safeguard {
     pub fn forget_machine(&mut self) {
         if self.published.is_some() {
             let record = self.record.clone();
-            self.set_plan(&record, Role::Live(None));
+            self.set_plan(&record, Role::Live(None), Traffic::default());
         }
         self.salvage = None;
     }
 
-    /// Brings everything up to date, if it is not.
-    pub fn publish(&mut self, view: &View<'_>) -> Result<(), SafeguardError> {
+    /// Brings everything up to date, if it is not; then it returns the generation, which the QMP
+    /// server must be told ([`Server::hold`]).
+    pub fn publish(&mut self, view: &View<'_>) -> Result<Option<u64>, SafeguardError> {
         let serial = SerialHandOver::of(view.machine);
         let mut state = state_of(view, &serial, self.record.helper);
         let (updating, migration) = (view.migration.under_way(), view.migration.standing());
         state.live = Some(Live { updating, migration });
         let known = self.published.as_ref().is_some_and(|(known, _)| *known == state);
-        if known && self.salvage.is_some() {
-            return Ok(());
+        if known && self.salvage.is_some() && !view.qmp.has_traffic() {
+            return Ok(None);
         }
         if self.salvage.is_none() {
             self.salvage = view.machine.salvage().map(Arc::new);
@@ -148,6 +157,7 @@ impl Safeguard {
         let mut fds = update::outgoing_fds(view, &serial);
         fds.add(BINARY_FD, 0, self.binary.as_fd());
         fds.add(DUMP_FD, 0, self.dump.as_fd());
+        fds.add(TRAFFIC_FD, 0, self.traffic.as_fd());
         self.hand_over(&mut fds);
         record.fds = fds.list();
         record.state = state_fd.as_raw_fd();
@@ -155,10 +165,12 @@ impl Safeguard {
         drop(fds);
         self.record.fds.clone_from(&record.fds);
         self.record.state = record.state;
-        self.set_plan(&record, Role::Live(self.salvage.clone()));
+        self.generation += 1;
+        let traffic = Traffic { generation: self.generation, clients: view.qmp.traffic() };
+        self.set_plan(&record, Role::Live(self.salvage.clone()), traffic);
         // The one before is closed now, when nobody goes by it.
         self.published = Some((state, sealed));
-        Ok(())
+        Ok(Some(self.generation))
     }
 
     /// What the next process needs of the keeper.
@@ -169,10 +181,10 @@ impl Safeguard {
         }
     }
 
-    fn set_plan(&mut self, record: &Record, role: Role) {
+    fn set_plan(&mut self, record: &Record, role: Role, traffic: Traffic) {
         let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
         let plan = Plan::with(self.program.clone(), record, role, page);
-        let plan = Arc::new(plan);
+        let plan = Arc::new(plan.with_traffic(traffic));
         fall_back::live(Some(plan.clone()));
         self.plan = Some(plan);
     }

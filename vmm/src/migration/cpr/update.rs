@@ -53,6 +53,8 @@ pub const BINARY_FD: &str = "fall-back.binary";
 pub const SAVED_FD: &str = "fall-back.state";
 /// The name of the memfd for a state that is saved without its process.
 pub const DUMP_FD: &str = "keeper.state";
+/// The name of the memfd for what went over QMP's sockets without being known.
+pub const TRAFFIC_FD: &str = "keeper.traffic";
 /// How long the new binary may take.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a process that has passed its deadline has for ending or going back by itself.
@@ -60,7 +62,7 @@ pub const GRACE: Duration = Duration::from_secs(2);
 /// How long an old binary that was returned to may take: longer than it ever does.
 pub const WAY_BACK: Duration = Duration::from_secs(60);
 /// Most descriptors that are handed over besides those of QMP.
-const MACHINE_FDS: usize = 16;
+const MACHINE_FDS: usize = 17;
 
 /// Why an update was refused. The guest has not noticed anything.
 #[derive(Debug, thiserror::Error)]
@@ -302,6 +304,7 @@ impl Walk<'_> {
         if let Err(error) = self.publish() {
             tracing::warn!(%error, "cpr_safeguard_stale");
         }
+        self.qmp.flush_published();
         let Err(error) = self.attempt(plan);
         error
     }
@@ -318,7 +321,9 @@ impl Walk<'_> {
             log: self.log,
             signals: self.signals,
         };
-        self.safeguard.publish(&view)
+        let generation = self.safeguard.publish(&view)?;
+        generation.into_iter().for_each(|generation| self.qmp.hold(Some(generation)));
+        Ok(())
     }
 
     fn tell(&mut self, event: Option<Event>) {
@@ -343,7 +348,6 @@ impl Walk<'_> {
             if !planted!(NoStopEvent) {
                 self.qmp.broadcast(&EventKind::Stop.now());
             }
-            self.safeguard.set_told_stopped(true);
             *self.stopped = true;
         }
         fail_point!(Paused);
@@ -354,7 +358,8 @@ impl Walk<'_> {
         }
         let saved = Saved::save(&paused, channel, saved_fd)?;
         phases.stamp("save");
-        self.qmp.flush();
+        self.safeguard.set_told_stopped(*self.stopped);
+        self.qmp.flush_published();
         let serial = SerialHandOver::of(&paused);
         let view = View {
             machine: &paused,
@@ -645,6 +650,7 @@ mod tests {
             stopped: &mut stopped,
         }
         .update(plan);
+        qmp.hold(None);
         tell_failure(&mut qmp, &mut migration, error.to_string(), stopped);
         drop(qmp);
         let seen = std::io::read_to_string(client).unwrap();

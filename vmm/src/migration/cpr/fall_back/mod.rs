@@ -14,6 +14,7 @@ mod plan;
 mod record;
 mod stranded;
 mod text;
+pub mod traffic;
 mod triggers;
 
 use std::fmt;

@@ -16,14 +16,16 @@ use super::super::state::ENV_NAME;
 use super::record::{Record, strings};
 use super::stranded::{Kept, strand};
 use super::text::Variable;
+use super::traffic::Traffic;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
 use crate::end_signals::END_SIGNALS;
 use crate::keeper::commit::{CommitPage, PAGE_FD};
 use crate::keeper::{self, Ending};
 use crate::logging::LOG_FD;
 use crate::machine::salvage::Salvage;
-use crate::migration::cpr::update::{DUMP_FD, SAVED_FD};
+use crate::migration::cpr::update::{DUMP_FD, SAVED_FD, TRAFFIC_FD};
 use crate::sys;
+use crate::vcpu::raw::SalvageError;
 
 /// Milliseconds that the vCPUs of a process which continues in itself have to leave the guest.
 const HALT: u32 = 1000;
@@ -70,6 +72,8 @@ pub struct Plan {
     crossing: Vec<Crossing>,
     inherited: Vec<RawFd>,
     dump: RawFd,
+    traffic: Traffic,
+    traffic_fd: RawFd,
     page: Option<Arc<CommitPage>>,
     kept: Kept,
 }
@@ -147,6 +151,8 @@ impl Plan {
             crossing: record.numbers().map(crossing).collect(),
             inherited: record.inherited.clone(),
             dump: named(DUMP_FD).unwrap_or(-1),
+            traffic: Traffic::default(),
+            traffic_fd: named(TRAFFIC_FD).unwrap_or(-1),
             page,
             kept: Kept {
                 pid: record.pid,
@@ -161,6 +167,11 @@ impl Plan {
                 log: named(LOG_FD),
             },
         }
+    }
+
+    /// The same, for a process that counts what goes over its clients' sockets.
+    pub fn with_traffic(self, traffic: Traffic) -> Self {
+        Self { traffic, ..self }
     }
 
     /// Duplicates every descriptor, so that closing one closes nothing that is needed: by its number
@@ -285,11 +296,11 @@ impl Plan {
     }
 
     /// Saves the guest as it is, if it is not saved. `running`: in the process that runs it.
-    fn salvage(
-        &self,
-        salvage: Option<&Salvage>,
-        running: bool,
-    ) -> Result<(), crate::vcpu::raw::SalvageError> {
+    fn salvage(&self, salvage: Option<&Salvage>, running: bool) -> Result<(), SalvageError> {
+        if self.kept.saved.is_none() && self.traffic_fd >= 0 {
+            // SAFETY: the thread that used the sockets is this one, or dead.
+            unsafe { self.traffic.write(self.traffic_fd) }.map_err(SalvageError::of("write"))?;
+        }
         let Some(salvage) = salvage.filter(|_| self.kept.saved.is_none()) else { return Ok(()) };
         if running && !salvage.halt(HALT) && self.page.is_some() {
             // A vCPU waits for something that this thread has. The keeper finds it dead.

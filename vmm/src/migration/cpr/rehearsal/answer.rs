@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::super::description::Description;
 use super::super::named_fds::NamedFd;
 use super::family::MARK_NAME;
+use crate::logging;
 
 /// The environment variable with the number of the socket to answer on.
 pub const ENV_NAME: &str = "CPR_REHEARSAL";
@@ -122,9 +123,9 @@ impl Answering {
         let number: Option<RawFd> = value.parse().ok().filter(|number| *number > 2);
         let socket = number.filter(|number| is_unnamed_socket(*number));
         if socket.is_none() && !is_rehearsed() {
-            eprintln!(
+            logging::say(format_args!(
                 "cpr-vmm: {ENV_NAME}={value} is ignored: it names no socket of a rehearsal; unset it"
-            );
+            ));
             // SAFETY: there is one thread: the caller's promise.
             unsafe {
                 std::env::remove_var(ENV_NAME);

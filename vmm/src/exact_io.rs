@@ -2,8 +2,8 @@
 //! how much went: the kernel writes the number of bytes into our memory before the system call
 //! returns (`sendmmsg`, `recvmmsg`), and a process that is killed dies after that.
 //!
-//! Counted is what went since the newest copy of the device's state (see
-//! [`Shadow`](crate::devices::shadow::Shadow)), which does not know of it.
+//! Counted is what went since the newest copy of the state that the bytes belong to, which does not
+//! know of it: of a device (see [`Shadow`](crate::devices::shadow::Shadow)), or of the QMP server.
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,8 +13,6 @@ use nix::errno::Errno;
 
 /// Most calls between two copies.
 const CALLS: usize = 16;
-/// Most bytes received between two copies: more than a UART's FIFO.
-const RECEIVED: usize = 64;
 /// What the kernel replaces when a call has sent or received something.
 const NOTHING: u32 = u32::MAX;
 
@@ -26,7 +24,7 @@ struct Call {
 struct Inner {
     sends: [Call; CALLS],
     receive: Call,
-    received: [u8; RECEIVED],
+    received: Box<[u8]>,
 }
 
 /// The words that the kernel writes.
@@ -39,7 +37,7 @@ pub struct ExactIo {
     inner: UnsafeCell<Box<Inner>>,
 }
 
-// SAFETY: used by who holds the serial port's lock, and read when no such thread exists any more.
+// SAFETY: used by who owns the socket, or holds its owner's lock, and read when no such thread exists any more.
 unsafe impl Sync for ExactIo {}
 // SAFETY: as above; the pointers in it lead into itself, or to what lives for a call.
 unsafe impl Send for ExactIo {}
@@ -59,10 +57,16 @@ pub struct Went<'a> {
     pub received: &'a [u8],
 }
 
-impl Default for ExactIo {
-    fn default() -> Self {
+impl ExactIo {
+    /// For a socket from which at most so many bytes are received at once.
+    pub fn new(most: usize) -> Self {
         // SAFETY: all-zero is a valid value of these structures.
-        let inner: Box<Inner> = unsafe { Box::new(std::mem::zeroed()) };
+        let call = || unsafe { std::mem::zeroed::<Call>() };
+        let inner = Box::new(Inner {
+            sends: std::array::from_fn(|_| call()),
+            receive: call(),
+            received: vec![0; most].into(),
+        });
         Self {
             generation: AtomicU64::new(0),
             of: AtomicU64::new(0),
@@ -73,13 +77,13 @@ impl Default for ExactIo {
 }
 
 impl ExactIo {
-    /// A new copy was made, or (0) there is none any more. The serial port's lock must be held.
+    /// A new copy was made, or (0) there is none any more. By the socket's owner.
     pub fn copied(&self, generation: u64) {
         self.generation.store(generation, Ordering::Release);
     }
 
     /// Sends what the socket takes without waiting.
-    pub(super) fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    pub fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let inner = self.begin();
@@ -98,14 +102,16 @@ impl ExactIo {
     }
 
     /// Receives at most `room` bytes without waiting.
-    pub(super) fn receive(&self, socket: BorrowedFd<'_>, room: usize) -> Result<Vec<u8>, Errno> {
+    pub fn receive(&self, socket: BorrowedFd<'_>, room: usize) -> Result<Vec<u8>, Errno> {
         let inner = self.begin();
         let Inner { receive, received, .. } = inner;
         if receive.header.msg_len != NOTHING {
             return Err(Errno::EAGAIN);
         }
-        let part =
-            libc::iovec { iov_base: received.as_mut_ptr().cast(), iov_len: room.min(RECEIVED) };
+        let part = libc::iovec {
+            iov_base: received.as_mut_ptr().cast(),
+            iov_len: room.min(received.len()),
+        };
         let call = receive.prepare(part);
         let no_timeout = std::ptr::null_mut();
         // SAFETY: one message, whose parts live for the call.
@@ -114,13 +120,13 @@ impl ExactIo {
         Errno::result(got)?;
         // SAFETY: the kernel has written it.
         let length = unsafe { (*call).msg_len } as usize;
-        Ok(received[..length.min(RECEIVED)].to_vec())
+        Ok(received[..length.min(received.len())].to_vec())
     }
 
     /// Forgets what belongs to an older copy, before something goes.
     #[allow(clippy::mut_from_ref)]
     fn begin(&self) -> &mut Inner {
-        // SAFETY: the serial port's lock is held, and the result ends before it is let go.
+        // SAFETY: the caller is the socket's owner, and the result ends before it calls again.
         let inner = unsafe { &mut *self.inner.get() };
         let now = self.generation.load(Ordering::Acquire);
         if now == 0 || self.of.load(Ordering::Relaxed) != now {
@@ -131,6 +137,16 @@ impl ExactIo {
             self.of.store(now, Ordering::Release);
         }
         inner
+    }
+
+    /// Whether anything was tried since the newest copy. By the socket's owner.
+    pub fn was_used(&self) -> bool {
+        let now = self.generation.load(Ordering::Relaxed);
+        // SAFETY: the caller is the socket's owner.
+        let received = unsafe { &*self.inner.get() }.receive.header.msg_len != NOTHING;
+        now != 0
+            && self.of.load(Ordering::Relaxed) == now
+            && (self.used.load(Ordering::Relaxed) > 0 || received)
     }
 
     /// What went since the copy `generation`. Async-signal-safe.
@@ -149,7 +165,7 @@ impl ExactIo {
         };
         let sent = inner.sends.iter().map(|call| u64::from(length(call))).sum();
         let received = length(&inner.receive) as usize;
-        Went { sent, received: &inner.received[..received.min(RECEIVED)] }
+        Went { sent, received: &inner.received[..received.min(inner.received.len())] }
     }
 }
 
@@ -180,7 +196,7 @@ mod tests {
     #[test]
     fn what_went_is_known_until_the_next_copy() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::default();
+        let io = ExactIo::new(64);
         io.copied(7);
         assert_eq!(went(&io, 7), (0, vec![]));
         assert_eq!(io.send(ours.as_fd(), b"abc"), Ok(3));
@@ -202,7 +218,7 @@ mod tests {
     #[test]
     fn a_call_that_moves_nothing_counts_nothing() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::default();
+        let io = ExactIo::new(64);
         io.copied(1);
         assert_eq!(io.receive(ours.as_fd(), 2), Err(Errno::EAGAIN));
         drop(theirs);
@@ -214,7 +230,7 @@ mod tests {
     #[test]
     fn without_a_copy_there_is_no_end_of_calls() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::default();
+        let io = ExactIo::new(64);
         for _ in 0..=CALLS {
             assert_eq!(io.send(ours.as_fd(), b"a"), Ok(1));
         }

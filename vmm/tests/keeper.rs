@@ -1,0 +1,170 @@
+//! The keeper continues a guest whose process has ended, in another process.
+
+// Parts of it are for other tests.
+#[allow(dead_code, unused_imports)]
+mod support;
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::ExitCode;
+
+use cpr_qmp::command::Command;
+use cpr_qmp::event::Continued;
+use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::run_state::RunState;
+use nix::sys::signal::Signal;
+use support::process;
+use support::trials::{self, kvm, trials};
+use support::{Qmp, Scene, until};
+
+fn main() -> ExitCode {
+    trials::run(trials![kvm();
+        what_its_own_process_cannot_continue_the_keeper_does,
+        a_killed_vmm_continues_where_it_was_told_to_and_says_so,
+        a_stopped_guest_stays_stopped,
+        a_vmm_without_a_keeper_takes_the_guest_with_it,
+        a_keeper_ends_with_the_vmm_that_was_told_to,
+        requests_in_flight_are_answered,
+    ])
+}
+
+const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
+
+/// Waits for the end of a process that is not a child.
+fn end_of(pid: u32) {
+    let stat = format!("/proc/{pid}/stat");
+    until("the end of the process", || match fs::read_to_string(&stat) {
+        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+        _ => Ok(()),
+    });
+}
+
+fn kill(pid: u32, qmp: &mut Qmp) -> u32 {
+    process::send(pid, Signal::SIGKILL);
+    let continued: Continued = qmp.event_data(Continued::NAME);
+    assert_eq!(continued.former_pid, pid as i32);
+    assert_eq!(continued.reason, "it was killed by SIGKILL");
+    continued.pid as u32
+}
+
+/// The old program cannot continue in its own process: its keeper does, with the limits of before.
+fn what_its_own_process_cannot_continue_the_keeper_does() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --pid-file DIR/pid"));
+    let mut qmp = vm.qmp();
+    scene.update_without_descriptors(&vm, &mut qmp);
+    let continued: Continued = qmp.event_data(Continued::NAME);
+    assert_eq!(continued.former_pid, vm.pid() as i32);
+    assert!(continued.reason.contains("descriptor"), "{}", continued.reason);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    let migration = qmp.migration();
+    assert_eq!(migration.status, Some(MigrationStatus::Failed));
+    let (error, pid) = (migration.error_desc.unwrap_or_default(), continued.pid.to_string());
+    assert!(error.contains(&pid), "{error}");
+    let written = fs::read_to_string(scene.path("pid")).expect("it is written anew");
+    assert_eq!(written, format!("{pid}\n"));
+    assert_eq!(vm.end().code(), Some(70));
+    qmp.done(Command::Quit);
+    until("the end of the other process", || match scene.path("pid").exists() {
+        true => Err("its PID file is there"),
+        false => Ok(()),
+    });
+}
+
+fn a_killed_vmm_continues_where_it_was_told_to_and_says_so() {
+    let scene = Scene::new();
+    let manager = UnixDatagram::bind(scene.path("notify")).expect("a socket");
+    let notify = scene.path("notify");
+    let mut vm = scene.start_with(&format!("{GUEST} --keeper on --pid-file DIR/pid"), |program| {
+        program.env("NOTIFY_SOCKET", &notify);
+    });
+    let mut qmp = vm.qmp();
+    let mut pid = vm.pid();
+    let mut said = String::new();
+    for _ in 0..3 {
+        let next = kill(pid, &mut qmp);
+        assert_eq!(qmp.run_state(), RunState::Running);
+        assert_eq!(qmp.migration().status, None);
+        let written = fs::read_to_string(scene.path("pid")).expect("it is written anew");
+        assert_eq!(written, format!("{next}\n"));
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).expect("the manager is told");
+        assert_eq!(&buffer[..length], format!("MAINPID={next}\n").as_bytes());
+        said += &format!(
+            "cpr-vmm: process {pid} ended (it was killed by SIGKILL): the VM continues in process \
+             {next}\n"
+        );
+        assert_eq!(vm.stderr(), said);
+        pid = next;
+    }
+    vm.end();
+    qmp.done(Command::Quit);
+    end_of(pid);
+    assert!(!scene.path("qmp").exists() && !scene.path("pid").exists());
+}
+
+fn a_stopped_guest_stays_stopped() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    let mut qmp = vm.qmp();
+    qmp.done(Command::Stop);
+    let pid = kill(vm.pid(), &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Paused);
+    qmp.done(Command::Cont);
+    let pid = kill(pid, &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    qmp.done(Command::Quit);
+    end_of(pid);
+}
+
+fn a_vmm_without_a_keeper_takes_the_guest_with_it() {
+    let scene = Scene::new();
+    for policy in ["off", "update"] {
+        let mut vm = scene.start(&format!("{GUEST} --keeper {policy}"));
+        drop(vm.qmp());
+        assert_eq!(process::children(vm.pid()), [0; 0]);
+        process::send(vm.pid(), Signal::SIGKILL);
+        assert!(!vm.end().success());
+        assert_eq!(vm.stderr(), "");
+    }
+}
+
+fn a_keeper_ends_with_the_vmm_that_was_told_to() {
+    for signal in [Some(Signal::SIGTERM), None] {
+        let scene = Scene::new();
+        let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+        let mut qmp = vm.qmp();
+        let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+        match signal {
+            Some(signal) => process::send(vm.pid(), signal),
+            None => qmp.done(Command::Quit),
+        }
+        assert_eq!(vm.end().code(), Some(0));
+        end_of(keeper);
+        assert_eq!(vm.stderr(), "");
+    }
+}
+
+/// The client that waits for the end of an update hears of it, whatever ends the process.
+fn requests_in_flight_are_answered() {
+    let scene = Scene::new();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    // It answers no rehearsal for as long as it may.
+    let script = scene.script("sleeps", "#!/bin/sh\nexec sleep 60\n");
+    let mut other = vm.qmp();
+    let [first] = [vm.pid()];
+    std::thread::scope(|scope| {
+        let update = scope.spawn(|| qmp.begin_update(&[script], &vm.state_file()));
+        until("the keeper and the rehearsal", || match process::children(first).len() {
+            2.. => Ok(()),
+            few => Err(few),
+        });
+        let pid = kill(first, &mut other);
+        let refused = update.join().expect("it does not panic").expect_err("it is refused");
+        assert!(refused.desc.contains(&format!("continues in process {pid}")), "{refused:?}");
+        assert_eq!(other.run_state(), RunState::Running);
+        other.done(Command::Quit);
+        end_of(pid);
+    });
+}
