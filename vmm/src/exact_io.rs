@@ -115,9 +115,16 @@ impl ExactIo {
         let call = receive.prepare(part);
         let no_timeout = std::ptr::null_mut();
         // SAFETY: one message, whose parts live for the call.
-        let got =
-            unsafe { libc::recvmmsg(socket.as_raw_fd(), call, 1, libc::MSG_DONTWAIT, no_timeout) };
-        Errno::result(got)?;
+        let once = || unsafe {
+            let flags = libc::MSG_DONTWAIT;
+            Errno::result(libc::recvmmsg(socket.as_raw_fd(), call, 1, flags, no_timeout))
+        };
+        // Unlike `recv` it tells of an error first, and only once, even if there is something to
+        // receive: a peer that leaves may leave both.
+        once().or_else(|errno| match errno {
+            Errno::EAGAIN | Errno::EINTR => Err(errno),
+            _ => once(),
+        })?;
         // SAFETY: the kernel has written it.
         let length = unsafe { (*call).msg_len } as usize;
         Ok(received[..length.min(received.len())].to_vec())
@@ -225,6 +232,17 @@ mod tests {
         assert_eq!(io.send(ours.as_fd(), b"a"), Err(Errno::EPIPE));
         assert_eq!(io.receive(ours.as_fd(), 2), Ok(vec![]));
         assert_eq!(went(&io, 1), (0, vec![]));
+    }
+
+    #[test]
+    fn what_a_peer_said_before_it_left_is_received() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let io = ExactIo::new(64);
+        io.send(ours.as_fd(), b"which it does not read").unwrap();
+        theirs.write_all(b"last words").unwrap();
+        drop(theirs);
+        assert_eq!(io.receive(ours.as_fd(), 64), Ok(b"last words".to_vec()));
+        assert_eq!(io.receive(ours.as_fd(), 64), Ok(vec![]));
     }
 
     #[test]

@@ -16,6 +16,8 @@
 
 pub mod child;
 pub mod commit;
+#[cfg(test)]
+mod model;
 mod process;
 pub mod stack;
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvm_bindings::{
-    KVM_CAP_IMMEDIATE_EXIT, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_config,
+    KVM_CAP_IMMEDIATE_EXIT, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2,
+    kvm_pit_config,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -193,7 +194,9 @@ impl Parts<'_> {
             for (index, fd) in (0..).zip(&self.fds) {
                 let cpuid = cpuid_for(kvm_fd, index, cpus)?;
                 fd.set_cpuid2(&cpuid).map_err(CpuidError::Set)?;
-                self.cpuids.push(cpuid.as_slice().to_vec());
+                // KVM need not take it as it is.
+                let taken = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?;
+                self.cpuids.push(taken.as_slice().to_vec());
             }
         }
         self.cpuids.extend(self.vcpu_states.iter().map(|state| state.cpuid().to_vec()));

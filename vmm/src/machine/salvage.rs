@@ -178,3 +178,82 @@ fn put(to: RawFd, kind: u32, instance: u32, bytes: &[u8]) -> Result<(), Errno> {
     sys::write_all(to, header.as_bytes())?;
     sys::write_all(to, bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use nix::sys::memfd::MFdFlags;
+    use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+    use super::*;
+    use crate::boot;
+    use crate::config::{MemoryConfig, PageKind, SerialConfig};
+    use crate::devices::serial::SerialHost;
+    use crate::machine::MachineConfig;
+    use crate::memory::RamBlock;
+
+    /// Tell the time, which goes on between two saves.
+    const CLOCKS: [&str; 3] = ["clock", "tsc", "realtime"];
+
+    fn machine(cpus: u8) -> Machine {
+        let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
+        let config = MachineConfig { memory, cpus, cmdline: String::new(), test_device: true };
+        let image = boot::kernel(&[(1 << 20, 1, 1)]);
+        let ram = RamBlock::create(memory).unwrap();
+        let mut machine = Machine::new(config, ram, Some(image), None).unwrap();
+        let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
+        machine.boot(null).unwrap();
+        machine
+    }
+
+    fn salvaged(machine: &Machine) -> Vec<u8> {
+        let salvage = machine.salvage().unwrap();
+        let memfd: File = crate::memfd::create(c"test", MFdFlags::empty()).unwrap().into();
+        let mut before = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).unwrap();
+        // SAFETY: the vCPUs stand still, and wait for a request.
+        let saved = unsafe { salvage.save(memfd.as_raw_fd()) };
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None).unwrap();
+        saved.unwrap();
+        let mut bytes = vec![0; memfd.metadata().unwrap().len() as usize];
+        memfd.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// Line by line, without what tells the time.
+    fn shown(state: &crate::machine::RestoredState) -> Vec<String> {
+        let text = format!("{state:#?}");
+        let told = |line: &&str| {
+            let line = line.trim_start();
+            !CLOCKS.iter().any(|clock| line.starts_with(&format!("{clock}:")))
+        };
+        text.lines().filter(told).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_salvaged_is_what_an_update_saves() {
+        let machine = machine(2);
+        let salvaged = machine.read_salvaged(&salvaged(&machine)).unwrap();
+        let saved = machine.examine(machine.save().unwrap()).unwrap();
+        assert!(salvaged.lost_writes.is_empty() && salvaged.events.is_empty());
+        let (ours, theirs) = (shown(&salvaged.state), shown(&saved));
+        let differing: Vec<_> =
+            ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).collect();
+        assert_eq!(ours.len(), theirs.len(), "{:#?}", &differing[..differing.len().min(20)]);
+        // The TSC is the host's where it cannot be set, and a timer counts.
+        assert!(differing.len() <= 2 * 2, "{differing:#?}");
+        assert!(ours.len() > 1000);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_refused() {
+        let machine = machine(1);
+        let whole = salvaged(&machine);
+        for length in [0, 7, 16, whole.len() / 2, whole.len() - 1] {
+            assert!(machine.read_salvaged(&whole[..length]).is_err(), "{length} bytes");
+        }
+        assert!(machine.read_salvaged(&whole).is_ok());
+    }
+}

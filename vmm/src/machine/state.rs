@@ -137,6 +137,7 @@ impl PlatformState {
 }
 
 /// A saved state, taken apart and found to fit.
+#[derive(Debug)]
 pub struct RestoredState {
     pub(super) devices: DevicesState,
     pub(super) vcpus: Vec<VcpuState>,

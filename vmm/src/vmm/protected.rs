@@ -10,6 +10,7 @@ use super::{Vmm, commands};
 use crate::config::KeeperPolicy;
 use crate::keeper::commit::CommitPoint;
 use crate::migration::cpr::fall_back::{self, ArmError};
+use crate::migration::cpr::headroom::{self, NoRoom};
 use crate::migration::cpr::safeguard::{Safeguard, SafeguardError, View};
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
 use crate::pid_file::PidFile;
@@ -24,6 +25,9 @@ pub(super) enum ProtectError {
     /// There is nothing that starts it.
     #[error(transparent)]
     Arm(#[from] ArmError),
+    /// The memory.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 impl Vmm {
@@ -90,6 +94,13 @@ impl Vmm {
         self.qmp.flush();
     }
 
+    fn protect(&mut self, deadline: Duration) -> Result<fall_back::Protected, ProtectError> {
+        // First: what follows allocates, and would abort.
+        headroom::address_space(self.machine.config().cpus.into())?;
+        self.guard(None)?;
+        Ok(fall_back::protected(deadline)?)
+    }
+
     /// Does a part of an update within `deadline`. If the main thread crashes or hangs in it, this
     /// process continues the guest in itself. `None` if it panicked, which is told.
     fn protected<T>(
@@ -98,11 +109,7 @@ impl Vmm {
         part: impl FnOnce(&mut Self) -> T,
     ) -> Result<Option<T>, ProtectError> {
         self.stopped = false;
-        let protected = self
-            .guard(None)
-            .map_err(ProtectError::from)
-            .and_then(|()| Ok(fall_back::protected(deadline)?));
-        let protected = match protected {
+        let protected = match self.protect(deadline) {
             Ok(protected) => protected,
             Err(error) => {
                 self.unguard();

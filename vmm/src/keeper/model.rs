@@ -1,0 +1,159 @@
+//! A model of the commit point: every interleaving of a VMM's process that may die anywhere, its
+//! keeper, and the keeper of the new binary. There is always exactly one process that runs the guest.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, AtomicU32};
+use loom::thread;
+use rstest::rstest;
+
+use super::commit::{Claim, UNDECIDED, Word, claim};
+
+impl Word for AtomicU32 {
+    fn replace(&self, from: u32, to: u32) -> bool {
+        self.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+}
+
+/// Where the process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Death {
+    Never,
+    BeforeTheCommitPoint,
+    AfterIt,
+    /// After it has run the guest.
+    Running,
+}
+
+/// What the process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Process {
+    /// It takes over, with a keeper of its own behind it.
+    TakesOver,
+    /// It is the old one: its update has failed, and it dismisses the keeper.
+    Dismisses,
+}
+
+/// When the keeper looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeper {
+    /// When the process has ended.
+    AtItsEnd,
+    /// When its deadline passes, which may be at any instant.
+    AtTheDeadline,
+}
+
+#[derive(Default)]
+struct World {
+    /// The commit points of the old keeper and of the new binary's.
+    words: [AtomicU32; 2],
+    dead: AtomicBool,
+    /// The guest has run in the new process: the old state is stale.
+    has_run: AtomicBool,
+    /// Who runs the guest: the process, the old keeper, the new one.
+    runs: [AtomicBool; 3],
+}
+
+fn process(world: &World, does: Process, death: Death) {
+    let die = || world.dead.store(true, SeqCst);
+    if death == Death::BeforeTheCommitPoint {
+        return die();
+    }
+    let wanted = match does {
+        Process::TakesOver => Claim::Vmm,
+        Process::Dismisses => Claim::Released,
+    };
+    if !claim(&world.words[0], wanted) {
+        // The keeper was faster: it ends itself.
+        return die();
+    }
+    if death == Death::AfterIt {
+        return die();
+    }
+    world.has_run.store(true, SeqCst);
+    if death == Death::Running {
+        return die();
+    }
+    world.runs[0].store(true, SeqCst);
+}
+
+fn old_keeper(world: &World) {
+    if claim(&world.words[0], Claim::Keeper) {
+        assert!(!world.has_run.load(SeqCst), "the guest has run, and the old state is continued");
+        world.runs[1].store(true, SeqCst);
+    }
+}
+
+fn new_keeper(world: &World) {
+    // See `Watched::before`.
+    if world.words[0].load(SeqCst) == Claim::Vmm as u32 && claim(&world.words[1], Claim::Keeper) {
+        world.runs[2].store(true, SeqCst);
+    }
+}
+
+/// How many interleavings there are.
+fn explore(does: Process, death: Death, keeper: Keeper) -> usize {
+    let explored = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = explored.clone();
+    loom::model(move || {
+        count.fetch_add(1, Relaxed);
+        let world = Arc::new(World::default());
+        assert_eq!(world.words[0].load(SeqCst), UNDECIDED);
+        let spawn = |act: fn(&World)| {
+            let world = world.clone();
+            thread::spawn(move || act(&world))
+        };
+        let at_any_time = (keeper == Keeper::AtTheDeadline).then(|| spawn(old_keeper));
+        let vmm = {
+            let world = world.clone();
+            thread::spawn(move || process(&world, does, death))
+        };
+        vmm.join().unwrap();
+        if world.dead.load(SeqCst) {
+            let keepers = [
+                (keeper == Keeper::AtItsEnd).then(|| spawn(old_keeper)),
+                (does == Process::TakesOver).then(|| spawn(new_keeper)),
+            ];
+            keepers.into_iter().flatten().for_each(|keeper| keeper.join().unwrap());
+        }
+        at_any_time.into_iter().for_each(|keeper| keeper.join().unwrap());
+        let run = [0, 1, 2].map(|who: usize| world.runs[who].load(SeqCst));
+        let dismissed = does == Process::Dismisses && world.dead.load(SeqCst);
+        let running = run.iter().filter(|runs| **runs).count();
+        // A process that has dismissed its keeper and then dies takes the guest with it, as any VMM.
+        let lost = dismissed && world.words[0].load(SeqCst) == Claim::Released as u32;
+        assert_eq!(running, usize::from(!lost), "{does:?}, dies {death:?}, {keeper:?}: {run:?}");
+    });
+    explored.load(Relaxed)
+}
+
+#[rstest]
+fn exactly_one_process_runs_the_guest(
+    #[values(Process::TakesOver, Process::Dismisses)] does: Process,
+    #[values(Death::Never, Death::BeforeTheCommitPoint, Death::AfterIt, Death::Running)]
+    death: Death,
+    #[values(Keeper::AtItsEnd, Keeper::AtTheDeadline)] keeper: Keeper,
+) {
+    let explored = explore(does, death, keeper);
+    println!("{does:?}, dies {death:?}, keeper {keeper:?}: {explored} interleavings");
+    assert!(explored > 0);
+}
+
+/// The model can fail: a process that forgets the commit point runs beside its keeper.
+#[test]
+fn a_process_that_passes_by_the_commit_point_is_noticed() {
+    let found = std::panic::catch_unwind(|| {
+        loom::model(|| {
+            let world = Arc::new(World::default());
+            let keeper = {
+                let world = world.clone();
+                thread::spawn(move || old_keeper(&world))
+            };
+            world.has_run.store(true, SeqCst);
+            keeper.join().unwrap();
+        });
+    });
+    assert!(found.is_err());
+}
