@@ -354,11 +354,11 @@ impl Vmm {
                  goes on: {why}"
             ),
         };
-        self.unguard();
         self.qmp.refuse_in_flight(&QmpError::generic(&error));
         let failed = updating.then(|| self.migration.fail(error)).flatten();
         let resumed = resumed.then(|| EventKind::Resume.now());
         failed.into_iter().chain(resumed).for_each(|event| self.qmp.broadcast(&event));
+        self.conclude();
     }
 
     /// Says everywhere that this process continues the guest of another one.

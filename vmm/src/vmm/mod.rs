@@ -285,7 +285,6 @@ impl Vmm {
             return;
         };
         drop(keeper);
-        self.unguard();
         let duration = Duration::from_nanos;
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };
@@ -295,5 +294,6 @@ impl Vmm {
         {
             self.qmp.broadcast(&event);
         }
+        self.conclude();
     }
 }

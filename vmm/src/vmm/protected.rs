@@ -80,8 +80,13 @@ impl Vmm {
         }
     }
 
-    /// An update is over: nobody stands ready any more, unless somebody always does.
-    pub(super) fn unguard(&mut self) {
+    /// An update is over, and what there is to say of it was said: it is sent, and then nobody stands
+    /// ready any more, unless somebody always does. Not the other way round: a process that dies
+    /// before clients know how the update has ended is continued.
+    ///
+    /// Nothing of the update is left when a client that has heard of its end gets the next answer.
+    pub(super) fn conclude(&mut self) {
+        self.publish_and_send();
         if self.config.keeper != KeeperPolicy::On {
             self.stop_guarding();
         }
@@ -112,7 +117,6 @@ impl Vmm {
         let protected = match self.protect(deadline) {
             Ok(protected) => protected,
             Err(error) => {
-                self.unguard();
                 return Err(error);
             }
         };
@@ -132,7 +136,6 @@ impl Vmm {
     }
 
     fn tell_panic(&mut self, said: &str) {
-        self.unguard();
         let error = crashed(&format!("it panicked: {said}"));
         tracing::error!(%error, "update_crashed");
         self.qmp.refuse_in_flight(&QmpError::generic(&error));
@@ -140,6 +143,7 @@ impl Vmm {
             let stopped = std::mem::take(&mut self.stopped);
             update::tell_failure(&mut self.qmp, &mut self.migration, error, stopped);
         }
+        self.conclude();
     }
 
     /// Begins an update, or refuses it: what `begin` returns is carried out.
@@ -161,10 +165,10 @@ impl Vmm {
 
     /// Answers `migrate` when nothing of an update is left, if none is under way any more.
     pub(super) fn end_unchanged(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
-        if self.rehearsing.is_none() {
-            self.unguard();
-        }
         self.qmp.respond(client, result);
+        if self.rehearsing.is_none() {
+            self.conclude();
+        }
     }
 
     /// The answer to `migrate` is on its way before the process is replaced.
@@ -175,10 +179,10 @@ impl Vmm {
         });
         match updated {
             Ok(Some(Some(error))) => {
-                self.unguard();
                 let stopped = std::mem::take(&mut self.stopped);
                 let (qmp, migration) = (&mut self.qmp, &mut self.migration);
                 update::tell_failure(qmp, migration, error.to_string(), stopped);
+                self.conclude();
             }
             Ok(_) => {}
             Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
