@@ -209,7 +209,7 @@ impl Vmm {
         phases.end();
         drop(committed);
         let keeper = way_back.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
-        let Carried { memfd, unused, .. } = carried;
+        let Carried { memfd, unused, timer: carried_timer, .. } = carried;
         if planted!(KeepStateFd) {
             std::mem::forget(memfd);
         }
@@ -222,6 +222,11 @@ impl Vmm {
         tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(paused_ns), "cpr_state_load");
         if let Some(keeper) = &keeper {
             keeper.release();
+            // One that must not be killed by this process, because it is another user's by now,
+            // looks, and ends by itself.
+            carried_timer.into_iter().for_each(|timer| {
+                let _ = timer.set(Some(Duration::ZERO));
+            });
         }
         if let Some(why) = way_back.returned {
             // Seldom enough to wait for its end: what is told then leaves nothing open.

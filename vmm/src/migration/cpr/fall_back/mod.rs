@@ -90,8 +90,9 @@ pub struct Armed {
 /// On the main thread, which is the only one: from now on a failure makes this process go back by
 /// `record`, or strand it.
 ///
-/// Where no trigger can be had, a new binary goes back at once; an old one that was returned to
-/// does without, as there is no other.
+/// Where no trigger can be had, this process has less than a VMM needs: the keeper continues in its
+/// place. Where there is none, a new binary goes back at once, and an old one that was returned to
+/// does without.
 pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     let returned = matches!(role, Role::Returned(_));
     // Armed before its triggers: then it is this that failed.
@@ -110,11 +111,19 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     });
     let triggers = match triggers {
         Ok(triggers) => Some(triggers),
-        Err(error) if returned => {
+        Err(error) => {
+            let error = ArmError::from(error);
+            if let Some(plan) = way_back() {
+                plan.leave_to_keeper(&error.to_string());
+            }
+            if !returned {
+                return Err(error);
+            }
+            // SAFETY: the default disposition. `Plan::go` has left it ignored.
+            unsafe { libc::signal(ALARM as i32, libc::SIG_DFL) };
             tracing::warn!(%error, "cpr_triggers_missing");
             None
         }
-        Err(error) => return Err(error.into()),
     };
     Ok(Armed { triggers: std::mem::ManuallyDrop::new(triggers) })
 }

@@ -302,7 +302,7 @@ impl Plan {
             unsafe { self.traffic.write(self.traffic_fd) }.map_err(SalvageError::of("write"))?;
         }
         let Some(salvage) = salvage.filter(|_| self.kept.saved.is_none()) else { return Ok(()) };
-        if running && !salvage.halt(HALT) && self.page.is_some() {
+        if running && !salvage.halt(HALT) {
             // A vCPU waits for something that this thread has. The keeper finds it dead.
             self.leave_to_keeper(self.why());
         }
@@ -312,11 +312,11 @@ impl Plan {
     }
 
     /// Ends this process if there is somebody who continues the guest.
-    fn leave_to_keeper(&self, why: &str) {
-        if let Some(page) = &self.page
-            && keeper::is_watching(self.kept.keeper)
-        {
-            page.write_note(why);
+    pub(super) fn leave_to_keeper(&self, why: &str) {
+        if keeper::is_watching(self.kept.keeper) {
+            if let Some(page) = &self.page {
+                page.write_note(why);
+            }
             sys::exit(FAILED);
         }
     }
