@@ -245,9 +245,10 @@ fn a_failed_exec_changes_nothing() {
     qmp.rehearsal = false;
     let status = qmp.update(&["/nowhere/cpr-vmm".to_owned()], &vm.state_file());
     assert_eq!(status, MigrationStatus::Failed);
+    // What stands ready for an update goes when its end was told, before the next answer.
+    assert_eq!(qmp.run_state(), RunState::Running);
     assert_eq!(look(&vm), before);
     assert_eq!(scene.files(), files, "the failed update leaves a file");
-    assert_eq!(qmp.run_state(), RunState::Running);
     qmp.rehearsal = true;
     vm.update(&mut qmp);
 }

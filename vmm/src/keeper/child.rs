@@ -1,6 +1,6 @@
 //! The keeper as a child process: ending it, and finding it again after exec.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
@@ -32,6 +32,11 @@ impl Child {
     /// Its process ID.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Becomes readable when it has ended.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Ends it.
@@ -147,9 +152,15 @@ pub(super) fn is_child(id: Id<'_>) -> bool {
 mod tests {
     use super::*;
 
+    /// A child that sleeps until it is killed.
     fn child() -> Pid {
-        let child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
-        Pid::from_raw(child.id() as i32)
+        // SAFETY: the child calls nothing but what is async-signal-safe.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child,
+            nix::unistd::ForkResult::Child => loop {
+                nix::unistd::pause();
+            },
+        }
     }
 
     #[test]

@@ -202,6 +202,11 @@ impl Keeper {
         self.child.pid()
     }
 
+    /// Becomes readable when it has ended.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.child.ended()
+    }
+
     /// The page with the commit point.
     pub fn page(&self) -> &Arc<CommitPage> {
         &self.page
@@ -253,6 +258,7 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
             // The process was to end with its parent.
             return 0;
         }
+        discard_signals();
         if watched.before.as_ref().is_some_and(|page| !page.is_claimed_by(Claim::Vmm)) {
             return 0;
         }
@@ -271,6 +277,15 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
         let _ = unsafe { sys::call(libc::SYS_prctl, arguments) };
         (watched.continue_guest)(ending, page)
     }
+}
+
+/// What was sent to the keeper was not meant for the VMM that it becomes.
+fn discard_signals() {
+    let all = u64::MAX;
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let arguments = [(&raw const all) as usize, 0, (&raw const at_once) as usize, size_of::<u64>()];
+    // SAFETY: the structures live for the call. It fails when nothing is pending.
+    while unsafe { sys::call(libc::SYS_rt_sigtimedwait, arguments) }.is_ok() {}
 }
 
 impl Watched {

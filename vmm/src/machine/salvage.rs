@@ -1,7 +1,8 @@
 //! Saving a whole machine by system calls alone, for whoever continues the guest when the process
 //! that ran it has died, or crashed: into an empty memfd, as records that the same binary reads.
 //!
-//! What each device guarantees then: the test device has seen each access exactly once; so has the
+//! What each device guarantees then: the test device has seen each access exactly once, but for string
+//! input (`rep ins`) and reads of more than 8 bytes, which begin again at their first item; so has the
 //! serial port, and each byte goes over its socket exactly once; to a file or a terminal the last
 //! one may go twice if the process died while it was written. Of output that the host has not taken the oldest 64 KiB are kept. What is in KVM is as it was.
 
@@ -89,6 +90,11 @@ impl Drop for Salvage {
 }
 
 impl Salvage {
+    /// Whether every vCPU is there: the thread of one that is not has ended.
+    pub fn is_whole(&self) -> bool {
+        !self.vcpus.iter().any(|vcpu| vcpu.shared().has_ended())
+    }
+
     /// Gets every vCPU out of the guest for good; true if all came within so many milliseconds. In
     /// the process that runs them, not on one of their threads. Async-signal-safe.
     pub fn halt(&self, milliseconds: u32) -> bool {

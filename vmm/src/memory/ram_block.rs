@@ -229,6 +229,9 @@ fn map_region(
         offset: region.offset,
         source,
     })?;
+    // A core is of the VMM; writing the guest's RAM to it would take the keeper's time.
+    // SAFETY: exactly the mapping just made; the advice does not change its content.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), region.size as usize, libc::MADV_DONTDUMP) };
     let advice = match pages {
         PageKind::Thp => Some(libc::MADV_HUGEPAGE),
         PageKind::Small => Some(libc::MADV_NOHUGEPAGE),

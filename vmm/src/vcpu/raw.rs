@@ -70,7 +70,8 @@ pub enum Record {
 
 /// A system call of a salvage failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {}", std::io::Error::from(*.errno))]
+// Made without memory, unlike `io::Error`'s.
+#[error("{call}: {} (errno {})", .errno.desc(), *.errno as i32)]
 pub struct SalvageError {
     /// The call.
     pub call: &'static str,

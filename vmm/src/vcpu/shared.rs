@@ -66,7 +66,18 @@ impl VcpuShared {
         self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
     }
 
-    /// The thread waits for a request, or ends.
+    /// The thread has ended, and the descriptor with it.
+    pub(super) fn end(&self) {
+        self.run.store(std::ptr::null_mut(), Ordering::SeqCst);
+        self.stand();
+    }
+
+    /// Whether there is no such vCPU any more.
+    pub fn has_ended(&self) -> bool {
+        self.run.load(Ordering::SeqCst).is_null()
+    }
+
+    /// The thread waits for a request.
     pub(super) fn stand(&self) {
         self.out.store(true, Ordering::SeqCst);
     }

@@ -29,7 +29,7 @@ struct StandsAtTheEnd(Arc<VcpuShared>);
 
 impl Drop for StandsAtTheEnd {
     fn drop(&mut self) {
-        self.0.stand();
+        self.0.end();
     }
 }
 

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Vmm;
 use super::rehearsing::Rehearsing;
 use crate::logging;
+use crate::migration::cpr::safeguard::Safeguard;
 use crate::qmp::Token;
 
 /// Whose descriptor it is.
@@ -21,6 +22,7 @@ enum Source {
     Serial,
     Signals,
     Keeper,
+    Safeguard,
     Rehearsal,
     Dump,
     Log,
@@ -51,6 +53,9 @@ impl Vmm {
         watch(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN);
         if let Some(keeper) = self.finishing.as_ref().and_then(|f| f.keeper.as_ref()) {
             watch(Source::Keeper, keeper.ended().as_fd(), PollFlags::POLLIN);
+        }
+        if let Some(fd) = self.safeguard.as_ref().and_then(Safeguard::keeper_ended) {
+            watch(Source::Safeguard, fd, PollFlags::POLLIN);
         }
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
@@ -116,6 +121,10 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
+            Source::Safeguard => {
+                tracing::warn!("keeper_ended");
+                self.guard_again();
+            }
             Source::Log => logging::flush(),
             Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),
             // The main loop looks at them in every round.

@@ -178,8 +178,11 @@ impl Vmm {
         }
         phases.done(&"build");
         if !planted!(ForgetEvents) {
-            self.machine.put_back_events(cpr.pending_events);
-            self.machine.put_back_events(loaded.events);
+            let mut events = cpr.pending_events;
+            let known = |event: &GuestEvent| events.iter().any(|known| known.vcpu == event.vcpu);
+            let unknown: Vec<_> = loaded.events.into_iter().filter(|e| !known(e)).collect();
+            events.extend(unknown);
+            self.machine.put_back_events(events);
         }
         self.machine.make_up_for(&loaded.lost_writes, &loaded.serial_went);
         let runs = cpr.run_state.is_running() || planted!(AlwaysResume);

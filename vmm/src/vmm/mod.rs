@@ -15,6 +15,7 @@ mod start;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +68,8 @@ struct Vmm {
     dumps: Vec<dump::Dump>,
     /// What continues the guest if this process does not.
     safeguard: Option<Safeguard>,
+    /// What it goes by could not be brought up to date.
+    stale: bool,
     /// The run state that a guest is about to get.
     run_state_to_be: Option<RunState>,
     /// Clients were told that an update has stopped the guest.
@@ -94,6 +97,8 @@ struct End {
 type ExitStatus = u8;
 
 const FAILURE: ExitStatus = 1;
+/// As Rust's own.
+const PANICKED: i32 = 101;
 /// How long the end waits for a reader of the serial port.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
@@ -154,6 +159,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 impl Vmm {
     fn run(mut self) -> ExitStatus {
+        match catch_unwind(AssertUnwindSafe(|| self.run_to_the_end())) {
+            Ok(status) => status,
+            // Before the machine is taken apart: the keeper continues it.
+            Err(_) if self.safeguard.is_some() => crate::sys::exit(PANICKED),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    fn run_to_the_end(&mut self) -> ExitStatus {
         logging::wake_by(self.machine.wake().clone());
         loop {
             self.checkpoint();

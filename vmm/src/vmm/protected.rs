@@ -1,6 +1,6 @@
 //! Keeping the guest whatever happens to this process: the safeguard around updates, or always.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
@@ -71,13 +71,22 @@ impl Vmm {
     pub(super) fn publish_and_send(&mut self) {
         self.keep_up_to_date();
         self.qmp.flush_published();
+        // Clients may have gone with that, and their descriptors.
+        self.keep_up_to_date();
     }
 
     /// Brings what a keeper goes by up to date.
     pub(super) fn keep_up_to_date(&mut self) {
-        if let Err(error) = self.publish() {
-            tracing::error!(%error, "cpr_safeguard_stale: who continues would find the VM as it was before");
+        let published = self.publish();
+        let failed = published.is_err();
+        if let Err(error) = published {
+            // Clients are served all the same.
+            self.qmp.hold(None);
+            if !self.stale {
+                tracing::error!(%error, "cpr_safeguard_stale: who continues would find the VM as it was before");
+            }
         }
+        self.stale = failed;
     }
 
     /// An update is over, and what there is to say of it was said: it is sent, and then nobody stands
@@ -89,6 +98,17 @@ impl Vmm {
         self.publish_and_send();
         if self.config.keeper != KeeperPolicy::On {
             self.stop_guarding();
+        } else if self.safeguard.as_ref().is_none_or(Safeguard::is_released) {
+            self.guard_again();
+        }
+    }
+
+    /// The keeper is of no use any more: another one takes its place.
+    pub(super) fn guard_again(&mut self) {
+        self.stop_guarding();
+        if let Err(error) = self.guard(None) {
+            self.stop_guarding();
+            crate::logging::notice(&format_args!("--keeper on: nobody stands ready now: {error}"));
         }
     }
 
@@ -203,9 +223,9 @@ impl Vmm {
             safeguard: &mut safeguard,
             stopped: &mut self.stopped,
         };
-        let error = walk.update(plan);
+        let result = catch_unwind(AssertUnwindSafe(|| walk.update(plan)));
         self.safeguard = Some(safeguard);
-        Some(error)
+        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// Takes the machine apart and puts it together again, as after power-on.

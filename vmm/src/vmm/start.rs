@@ -220,6 +220,7 @@ impl Vmm {
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,
+            stale: false,
             run_state_to_be: None,
             stopped: false,
             resets: ResetThrottle::new(),
@@ -281,6 +282,11 @@ impl Vmm {
         if let Some(traffic) = fds.take(TRAFFIC_FD, 0).map(File::from) {
             traffic::make_up_for(&mut qmp, &whole(&traffic));
         }
+        if way_back.returned.is_some() {
+            // See `take_over`: the descriptors of clients that have left are not there.
+            qmp.connections
+                .retain(|client| way_back.record.fds.iter().any(|n| n.name == client.fd));
+        }
         let qmp = Server::restore(qmp, |name| fds.take(name, 0))?;
         let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
         if asked != handed_over {
@@ -334,6 +340,7 @@ impl Vmm {
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,
+            stale: false,
             run_state_to_be: None,
             stopped: false,
             resets: ResetThrottle::new(),

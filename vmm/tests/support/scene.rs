@@ -160,7 +160,9 @@ impl Vm<'_> {
     /// Updates the VMM to itself.
     pub fn update(&self, qmp: &mut Qmp) {
         let status = qmp.update(&self.command_again("file:DIR/state"), &self.state_file());
-        assert_eq!(status, MigrationStatus::Completed, "{:?}", qmp.migration().error_desc);
+        // The answer comes when nothing of the update is left.
+        let told = qmp.migration();
+        assert_eq!(status, MigrationStatus::Completed, "{:?}", told.error_desc);
     }
 
     /// Waits for its end.

@@ -1,6 +1,7 @@
 //! What stands ready to continue the guest while this process runs it: the keeper, and everything
 //! that it goes by, kept up to date.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -73,7 +74,11 @@ pub struct Safeguard {
     traffic: OwnedFd,
     /// How often something was published.
     generation: u64,
+    /// What went over QMP's sockets since.
+    went: Traffic,
     salvage: Option<Arc<Salvage>>,
+    /// The keeper continues nothing any more.
+    released: Cell<bool>,
     plan: Option<Arc<Plan>>,
     published: Option<(CprState, SealedFd)>,
 }
@@ -110,6 +115,8 @@ impl Safeguard {
             dump,
             traffic,
             generation: 0,
+            went: Traffic::default(),
+            released: Cell::new(false),
             salvage: None,
             plan: None,
             published: None,
@@ -133,7 +140,7 @@ impl Safeguard {
     pub fn forget_machine(&mut self) {
         if self.published.is_some() {
             let record = self.record.clone();
-            self.set_plan(&record, Role::Live(None), Traffic::default());
+            self.set_plan(&record, Role::Live(None), self.went.clone());
         }
         self.salvage = None;
     }
@@ -145,7 +152,15 @@ impl Safeguard {
         let mut state = state_of(view, &serial, self.record.helper);
         let (updating, migration) = (view.migration.under_way(), view.migration.standing());
         state.live = Some(Live { updating, migration });
-        let known = self.published.as_ref().is_some_and(|(known, _)| *known == state);
+        let mut fds = update::outgoing_fds(view, &serial);
+        fds.add(BINARY_FD, 0, self.binary.as_fd());
+        fds.add(DUMP_FD, 0, self.dump.as_fd());
+        fds.add(TRAFFIC_FD, 0, self.traffic.as_fd());
+        self.hand_over(&mut fds);
+        let list = fds.list();
+        drop(fds);
+        let known = self.published.as_ref().is_some_and(|(known, _)| *known == state)
+            && self.record.fds == list;
         if known && self.salvage.is_some() && !view.qmp.has_traffic() {
             return Ok(None);
         }
@@ -154,19 +169,14 @@ impl Safeguard {
         }
         let state_fd = StateFd::create()?;
         let mut record = self.record.clone();
-        let mut fds = update::outgoing_fds(view, &serial);
-        fds.add(BINARY_FD, 0, self.binary.as_fd());
-        fds.add(DUMP_FD, 0, self.dump.as_fd());
-        fds.add(TRAFFIC_FD, 0, self.traffic.as_fd());
-        self.hand_over(&mut fds);
-        record.fds = fds.list();
+        record.fds = list;
         record.state = state_fd.as_raw_fd();
         let sealed = state_fd.write(&record, &state)?;
-        drop(fds);
         self.record.fds.clone_from(&record.fds);
         self.record.state = record.state;
         self.generation += 1;
         let traffic = Traffic { generation: self.generation, clients: view.qmp.traffic() };
+        self.went = traffic.clone();
         self.set_plan(&record, Role::Live(self.salvage.clone()), traffic);
         // The one before is closed now, when nobody goes by it.
         self.published = Some((state, sealed));
@@ -202,7 +212,18 @@ impl Safeguard {
     pub fn release_keeper(&self) {
         if let Some(keeper) = &self.keeper {
             keeper.page().claim_or_end(Claim::Released);
+            self.released.set(true);
         }
+    }
+
+    /// Whether the keeper continues nothing any more.
+    pub fn is_released(&self) -> bool {
+        self.released.get()
+    }
+
+    /// Becomes readable when the keeper has ended, which it does by accident only.
+    pub fn keeper_ended(&self) -> Option<BorrowedFd<'_>> {
+        self.keeper.as_ref().map(Keeper::ended)
     }
 
     /// The keeper replaces this process if it has not come to an end after so much time.
@@ -243,7 +264,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
         channel: SavedState::default().encode().1,
         qmp: view.qmp.save(),
         serial_listener: serial.listener.clone(),
-        pending_events: Vec::new(),
+        pending_events: view.machine.unhandled_events(),
         helper: (keeper != 0).then_some(keeper),
         migration: MigrationRecord { events: view.migration.events(), began_ns: 0, paused_ns: 0 },
         parameters: view.parameters.clone(),

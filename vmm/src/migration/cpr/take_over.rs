@@ -122,14 +122,18 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
         // It is the one that an update made. If it is none, it is not set.
         let _ = keeper::set_timer(timer.fd, patience);
     }
-    let armed = fall_back::arm(record, role)?;
+    let armed = fall_back::arm(record, role.clone())?;
     // If it was rehearsed they are held already.
     HeldSignals::hold().until_release();
     #[cfg(feature = "failpoints")]
     crate::failpoints::set_helper(sealed.record.helper);
     fail_point!(Adopt);
     let state = sealed.state()?;
-    let record = sealed.record;
+    let mut record = sealed.record;
+    if matches!(role, Role::Returned(_)) {
+        // A client that left after the record was made took its descriptor along.
+        record.fds.retain(|named| is_open(named.fd) || !is_client(&named.name));
+    }
     let checked = CheckedFds::check(&record.fds)?;
     set_close_on_exec(record.state);
     // Before anything is owned, and could be closed.
@@ -142,6 +146,15 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let former = Some(record.pid).filter(|pid| *pid != std::process::id() as i32);
     let way_back = WayBack { armed, record, returned, former };
     Ok(Some(Adopted { state, fds, memfd, way_back }))
+}
+
+fn is_client(name: &str) -> bool {
+    name.starts_with("qmp.client.") || name == "serial.client"
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: only asks for the flags of a number; a closed one gives an error.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 fn set_close_on_exec(fd: RawFd) {

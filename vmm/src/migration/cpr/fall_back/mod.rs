@@ -113,10 +113,10 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
         Ok(triggers) => Some(triggers),
         Err(error) => {
             let error = ArmError::from(error);
-            if let Some(plan) = way_back() {
-                plan.leave_to_keeper(&error.to_string());
-            }
             if !returned {
+                if let Some(plan) = way_back() {
+                    plan.leave_to_keeper(&error.to_string());
+                }
                 return Err(error);
             }
             // SAFETY: the default disposition. `Plan::go` has left it ignored.

@@ -75,6 +75,8 @@ pub struct Plan {
     traffic: Traffic,
     traffic_fd: RawFd,
     page: Option<Arc<CommitPage>>,
+    /// The process that holds the old address space continues the guest: an older VMM's does not.
+    has_keeper: bool,
     kept: Kept,
 }
 
@@ -154,6 +156,7 @@ impl Plan {
             traffic: Traffic::default(),
             traffic_fd: named(TRAFFIC_FD).unwrap_or(-1),
             page,
+            has_keeper: named(PAGE_FD).is_some(),
             kept: Kept {
                 pid: record.pid,
                 keeper: record.helper,
@@ -302,6 +305,10 @@ impl Plan {
             unsafe { self.traffic.write(self.traffic_fd) }.map_err(SalvageError::of("write"))?;
         }
         let Some(salvage) = salvage.filter(|_| self.kept.saved.is_none()) else { return Ok(()) };
+        if !salvage.is_whole() {
+            // A vCPU is gone, and the machine had to be reset anyway.
+            return sys::truncate(self.dump).map_err(SalvageError::of("ftruncate"));
+        }
         if running && !salvage.halt(HALT) {
             // A vCPU waits for something that this thread has. The keeper finds it dead.
             self.leave_to_keeper(self.why());
@@ -313,7 +320,8 @@ impl Plan {
 
     /// Ends this process if there is somebody who continues the guest.
     pub(super) fn leave_to_keeper(&self, why: &str) {
-        if keeper::is_watching(self.kept.keeper) {
+        let undecided = self.page.as_ref().is_none_or(|page| page.is_undecided());
+        if self.has_keeper && undecided && keeper::is_watching(self.kept.keeper) {
             if let Some(page) = &self.page {
                 page.write_note(why);
             }
