@@ -146,17 +146,7 @@ impl Vmm {
         let mut machine = Machine::new(config.machine(), ram, Some(image), None)?;
         machine.boot(host)?;
         phases.end();
-        let (paused, policy) = (config.paused, config.keeper);
-        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
-        if policy == KeeperPolicy::On {
-            vmm.run_state_to_be = (!paused).then_some(RunState::Running);
-            vmm.guard(None)?;
-            vmm.run_state_to_be = None;
-        }
-        if !paused {
-            vmm.machine.resume();
-        }
-        Ok(vmm)
+        Self::started(config, machine, qmp, log, signals)?.begin()
     }
 
     /// Goes on with a guest that no binary could go on with (see `fall_back`), in a new process.
@@ -184,18 +174,22 @@ impl Vmm {
         machine.restore(host, state, &mut |_| ())?;
         machine.connect_irqfd();
         machine.set_run_state(RunState::Paused);
-        let paused = config.paused;
-        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
-        if vmm.config.keeper == KeeperPolicy::On {
-            vmm.run_state_to_be = (!paused).then_some(RunState::Running);
-            vmm.guard(None)?;
-            vmm.run_state_to_be = None;
-        }
         // Last: from here on the state is not that of the RAM any more.
-        if !paused {
-            vmm.machine.resume();
+        Self::started(config, machine, qmp, log, signals)?.begin()
+    }
+
+    /// Has a keeper stand ready if there is always to be one, and lets the guest run.
+    fn begin(mut self) -> Result<Self, StartError> {
+        let paused = self.config.paused;
+        if self.config.keeper == KeeperPolicy::On {
+            self.run_state_to_be = (!paused).then_some(RunState::Running);
+            self.guard(None)?;
+            self.run_state_to_be = None;
         }
-        Ok(vmm)
+        if !paused {
+            self.machine.resume();
+        }
+        Ok(self)
     }
 
     fn started(
