@@ -5,13 +5,15 @@
 mod support;
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::ExitCode;
+use std::ptr;
 
 use cpr_qmp::command::Command;
 use cpr_qmp::event::Continued;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use support::process;
 use support::trials::{self, kvm, trials};
@@ -25,6 +27,11 @@ fn main() -> ExitCode {
         a_vmm_without_a_keeper_takes_the_guest_with_it,
         a_keeper_ends_with_the_vmm_that_was_told_to,
         requests_in_flight_are_answered,
+        clients_that_have_left_keep_nobody_from_continuing,
+        a_keeper_that_is_killed_is_replaced,
+        what_asks_the_keeper_to_end_ends_nothing,
+        a_failed_update_leaves_a_keeper,
+        limits_lowered_since_do_not_hold_the_keeper_up,
     ])
 }
 
@@ -167,4 +174,93 @@ fn requests_in_flight_are_answered() {
         other.done(Command::Quit);
         end_of(pid);
     });
+}
+
+/// What was published of a client that has left since names no descriptor of anybody else's.
+fn clients_that_have_left_keep_nobody_from_continuing() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on --serial unix:DIR/serial"));
+    let mut stays = vm.qmp();
+    let mut pid = vm.pid();
+    for _ in 0..5 {
+        let connect = |name| UnixStream::connect(scene.path(name)).expect("it listens");
+        let leaves = (Qmp::new(connect("qmp")), connect("serial"));
+        assert_eq!(stays.run_state(), RunState::Running);
+        drop(leaves);
+        pid = kill(pid, &mut stays);
+        assert_eq!(stays.run_state(), RunState::Running);
+    }
+    stays.done(Command::Quit);
+    end_of(pid);
+}
+
+fn a_keeper_that_is_killed_is_replaced() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    let mut qmp = vm.qmp();
+    let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+    process::send(keeper, Signal::SIGKILL);
+    until("another keeper", || match process::children(vm.pid())[..] {
+        [another] if another != keeper => Ok(()),
+        ref children => Err(format!("{children:?}")),
+    });
+    // It stands ready when the next request is answered.
+    assert_eq!(qmp.run_state(), RunState::Running);
+    let pid = kill(vm.pid(), &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    qmp.done(Command::Quit);
+    end_of(pid);
+}
+
+/// It is no VMM yet, and must not become one that ends at once.
+fn what_asks_the_keeper_to_end_ends_nothing() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    let mut qmp = vm.qmp();
+    let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGALRM] {
+        process::send(keeper, signal);
+    }
+    let pid = kill(vm.pid(), &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    let pid = kill(pid, &mut qmp);
+    qmp.done(Command::Quit);
+    end_of(pid);
+}
+
+fn a_failed_update_leaves_a_keeper() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    let mut qmp = vm.qmp();
+    let script = scene.script("exits", "#!/bin/sh\nexit 3\n");
+    qmp.rehearsal = false;
+    qmp.begin_update(&[script], &vm.state_file()).expect("it is not rehearsed");
+    let continued: Continued = qmp.event_data(Continued::NAME);
+    let pid = kill(continued.pid as u32, &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    qmp.done(Command::Quit);
+    end_of(pid);
+}
+
+/// The keeper has the limits of before.
+fn limits_lowered_since_do_not_hold_the_keeper_up() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    let mut qmp = vm.qmp();
+    for resource in [libc::RLIMIT_NOFILE, libc::RLIMIT_NPROC, libc::RLIMIT_FSIZE, libc::RLIMIT_AS] {
+        let (pid, mut limit) = (vm.pid() as i32, libc::rlimit { rlim_cur: 0, rlim_max: 0 });
+        // SAFETY: a structure that lives for the calls; null pointers are allowed.
+        let set = unsafe {
+            libc::prlimit(pid, resource, ptr::null(), &mut limit);
+            limit.rlim_cur = 0;
+            libc::prlimit(pid, resource, &limit, ptr::null_mut())
+        };
+        assert_eq!(Errno::result(set), Ok(0), "limit {resource}");
+    }
+    let pid = kill(vm.pid(), &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    let pid = kill(pid, &mut qmp);
+    assert_eq!(qmp.run_state(), RunState::Running);
+    qmp.done(Command::Quit);
+    end_of(pid);
 }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::SigSet;
 
+use super::super::rehearsal;
 use super::super::state::ENV_NAME;
 use super::record::{Record, strings};
 use super::stranded::{Kept, strand};
@@ -252,6 +253,7 @@ impl Plan {
             }
             Role::Live(salvage) => {
                 super::retract();
+                rehearsal::kill_lost();
                 let why = self.why();
                 match self.salvage(salvage.as_deref(), true) {
                     Ok(()) => {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
 
+use super::CRASHED;
 use super::text::Line;
 use crate::end_signals::END_SIGNALS;
 use crate::memory::claim;
@@ -46,16 +47,10 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     kept.ram.iter().copied().for_each(claim::let_go);
     // SAFETY: a process is stranded once, on one thread.
     let buffer = unsafe { &mut *LINE.0.get() };
-    let (ram, saved) = (kept.ram.first().copied().unwrap_or(-1), kept.saved.unwrap_or(-1));
+    let ram = kept.ram.first().copied().unwrap_or(-1);
     let line = Line::write(
         &mut buffer[..LENGTH - 1],
-        format_args!(
-            "cpr-vmm: the update failed ({first}), and going back failed too ({second}): the guest \
-             stands still, process {pid} keeps its RAM in /proc/{pid}/fd/{ram} and its state in \
-             /proc/{pid}/fd/{saved}: to go on, start the VMM with its arguments and \
-             --incoming file:/proc/{pid}/fd/{saved} --incoming-ram /proc/{pid}/fd/{ram}, then end \
-             process {pid}"
-        ),
+        format_args!("{}", Stranded { pid, first, second, ram, saved: kept.saved }),
     );
     let length = line.len();
     buffer[length] = b'\n';
@@ -75,6 +70,44 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
         libc::write(2, buffer.as_ptr().cast(), length + 1);
         loop {
             libc::pause();
+        }
+    }
+}
+
+/// What an operator reads, in one line.
+struct Stranded<'a> {
+    pid: i32,
+    first: &'a str,
+    second: fmt::Arguments<'a>,
+    ram: RawFd,
+    saved: Option<RawFd>,
+}
+
+impl fmt::Display for Stranded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, second, ram, .. } = self;
+        // Without a saved state there may have been no update at all.
+        let (what, first) = match (self.saved, self.first.strip_prefix(CRASHED)) {
+            (Some(_), None) => ("the update failed", self.first),
+            (_, crash) => ("the VMM failed", crash.unwrap_or(self.first)),
+        };
+        write!(
+            f,
+            "cpr-vmm: {what} ({first}), and going back failed too ({second}): the guest stands \
+             still, process {pid} keeps its RAM in /proc/{pid}/fd/{ram}"
+        )?;
+        match self.saved {
+            Some(saved) => write!(
+                f,
+                " and its state in /proc/{pid}/fd/{saved}: to go on, start the VMM with its \
+                 arguments and --incoming file:/proc/{pid}/fd/{saved} --incoming-ram \
+                 /proc/{pid}/fd/{ram}, then end process {pid}"
+            ),
+            None => write!(
+                f,
+                ", but the state of its vCPUs and devices is lost: nothing can continue it; copy \
+                 the RAM if you need it, then end process {pid}"
+            ),
         }
     }
 }
@@ -106,5 +139,23 @@ fn end_keeper(pid: libc::pid_t) {
             libc::kill(pid, libc::SIGKILL);
             // Nobody waits for its end: it takes the old address space with it, which takes time.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_reads_what_is_left_and_what_to_do() {
+        let line = |first, saved| {
+            Stranded { pid: 7, first, second: format_args!("ENOMEM"), ram: 11, saved }.to_string()
+        };
+        let lines = [
+            line("it exited with status 1", Some(12)),
+            line("[crash] it panicked", Some(12)),
+            line("it was killed by SIGKILL", None),
+        ];
+        insta::assert_snapshot!(lines.join("\n"));
     }
 }

@@ -140,17 +140,16 @@ impl Drop for Child {
     }
 }
 
-/// Ends what the rehearsal under way has started, when its [`Child`] is lost with its thread.
-pub fn end_lost() {
-    // Until everything has ended.
-    let _reaper = Subreaper::lost();
-    let pid = Pid::from_raw(UNDER_WAY.swap(0, Ordering::SeqCst));
-    if pid.as_raw() > 0 {
-        let fd = open_pidfd(pid).map_err(std::io::Error::from);
-        for trouble in
-            end_family(&Family::newest(pid), pid, fd).iter().filter_map(Leftover::trouble)
-        {
-            tracing::error!(trouble, "cpr_rehearsal_left_process");
+/// Kills the first process of the rehearsal under way and its group, where this process continues
+/// the guest in itself and nobody holds the [`Child`] any more. Async-signal-safe.
+pub fn kill_lost() {
+    let pid = UNDER_WAY.swap(0, Ordering::SeqCst);
+    if pid > 0 {
+        // SAFETY: system calls on numbers. Nobody has reaped it, so they are its own; it may not
+        // lead its group yet.
+        unsafe {
+            libc::kill(-pid, libc::SIGKILL);
+            libc::kill(pid, libc::SIGKILL);
         }
     }
 }

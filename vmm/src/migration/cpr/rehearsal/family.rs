@@ -26,23 +26,14 @@ pub struct Family {
 
 /// A mark that no other rehearsal has.
 pub fn new_mark() -> String {
-    REHEARSALS.fetch_add(1, Ordering::Relaxed);
-    newest_mark()
-}
-
-fn newest_mark() -> String {
-    format!("{}.{}", std::process::id(), REHEARSALS.load(Ordering::Relaxed))
+    let number = REHEARSALS.fetch_add(1, Ordering::Relaxed) + 1;
+    format!("{}.{number}", std::process::id())
 }
 
 impl Family {
     /// That of `first`, which leads a session of its own.
     pub fn new(first: Pid, mark: String) -> Self {
         Self { session: first.as_raw(), mark }
-    }
-
-    /// That of `first`, which the newest rehearsal of this process has started.
-    pub fn newest(first: Pid) -> Self {
-        Self::new(first, newest_mark())
     }
 
     /// The children of this process that belong to it, but `first`.
@@ -97,11 +88,6 @@ impl Subreaper {
         prctl::set_child_subreaper(true)?;
         CHANGED.store(before, Ordering::SeqCst);
         Ok(Self(()))
-    }
-
-    /// For one that is lost with its thread, if there is one.
-    pub fn lost() -> Self {
-        Self(())
     }
 }
 

@@ -22,7 +22,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, socko
 use nix::unistd::{Pid, pipe2};
 
 pub use answer::{AnswerError, Answering, Needs, Request, Word};
-pub use child::{Leftover, end_lost};
+pub use child::{Leftover, kill_lost};
 pub use error::{RehearsalError, outcome};
 
 use super::command::{ExecCommand, ExecError};
