@@ -4,20 +4,22 @@
 #[allow(dead_code, unused_imports)]
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::ExitCode;
 use std::ptr;
 
 use cpr_qmp::command::Command;
-use cpr_qmp::event::Continued;
+use cpr_qmp::event::{Continued, EventKind};
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use support::process;
 use support::trials::{self, kvm, trials};
-use support::{Qmp, Scene, until};
+use support::{PATIENCE, Qmp, Scene, until};
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
         what_asks_the_keeper_to_end_ends_nothing,
         a_failed_update_leaves_a_keeper,
         limits_lowered_since_do_not_hold_the_keeper_up,
+        an_update_that_is_over_gets_no_keeper,
+        what_follows_long_answers_is_answered,
     ])
 }
 
@@ -44,6 +48,12 @@ fn end_of(pid: u32) {
         Ok(stat) if !stat.contains(") Z ") => Err(stat),
         _ => Ok(()),
     });
+}
+
+/// The keeper of a VMM that always has one, and no other child.
+fn keeper_of(pid: u32) -> u32 {
+    let [keeper] = process::children(pid)[..] else { panic!("there is one keeper") };
+    keeper
 }
 
 fn kill(pid: u32, qmp: &mut Qmp) -> u32 {
@@ -141,7 +151,7 @@ fn a_keeper_ends_with_the_vmm_that_was_told_to() {
         let scene = Scene::new();
         let mut vm = scene.start(&format!("{GUEST} --keeper on"));
         let mut qmp = vm.qmp();
-        let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+        let keeper = keeper_of(vm.pid());
         match signal {
             Some(signal) => process::send(vm.pid(), signal),
             None => qmp.done(Command::Quit),
@@ -198,7 +208,7 @@ fn a_keeper_that_is_killed_is_replaced() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
-    let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+    let keeper = keeper_of(vm.pid());
     process::send(keeper, Signal::SIGKILL);
     until("another keeper", || match process::children(vm.pid())[..] {
         [another] if another != keeper => Ok(()),
@@ -217,7 +227,7 @@ fn what_asks_the_keeper_to_end_ends_nothing() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
-    let [keeper] = process::children(vm.pid())[..] else { panic!("there is one keeper") };
+    let keeper = keeper_of(vm.pid());
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGALRM] {
         process::send(keeper, signal);
     }
@@ -263,4 +273,51 @@ fn limits_lowered_since_do_not_hold_the_keeper_up() {
     assert_eq!(qmp.run_state(), RunState::Running);
     qmp.done(Command::Quit);
     end_of(pid);
+}
+
+/// Both keepers are dead when the new process waits for the first time: it hears of the end of the
+/// update and of the death of its own at once.
+fn an_update_that_is_over_gets_no_keeper() {
+    let scene = Scene::new();
+    let fifo = scene.path("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let mut vm = scene.start(GUEST);
+    let mut qmp = vm.qmp();
+    qmp.rehearsal = false;
+    let mut command = vm.command_again("file:DIR/state");
+    command.extend(scene.words("--failpoint commit=hold=DIR/fifo"));
+    qmp.begin_update(&command, &vm.state_file()).expect("it is not rehearsed");
+    // Opens once the new process is there.
+    let held = File::options().write(true).open(&fifo).unwrap();
+    let keepers = process::children(vm.pid());
+    assert_eq!(keepers.len(), 2, "{keepers:?}");
+    for keeper in keepers {
+        process::send(keeper, Signal::SIGKILL);
+        end_of(keeper);
+    }
+    drop(held);
+    qmp.event("MIGRATION completed", |event| {
+        let completed = EventKind::Migration { status: MigrationStatus::Completed };
+        (event == completed).then_some(())
+    });
+    assert_eq!(qmp.run_state(), RunState::Running);
+    assert_eq!(process::children(vm.pid()), [0; 0]);
+    qmp.done(Command::Quit);
+    assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
+}
+
+/// A client that is not served for its unread output, and has sent all that it will.
+fn what_follows_long_answers_is_answered() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --keeper on"));
+    drop(vm.qmp());
+    let mut stream = UnixStream::connect(scene.path("qmp")).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
+    let long = r#"{"execute":"query-qmp-schema"}"#.repeat(8);
+    let last = r#"{"execute":"query-name","id":"last"}"#;
+    write!(stream, r#"{{"execute":"qmp_capabilities"}}{long}{last}"#).unwrap();
+    let answered = BufReader::new(stream)
+        .lines()
+        .any(|line| line.expect("it is answered").contains(r#""id": "last""#));
+    assert!(answered);
 }

@@ -121,11 +121,13 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
-            // The end of an update, which was ready too, may have dismissed it.
-            Source::Safeguard if self.safeguard.is_none() => {}
             Source::Safeguard => {
-                tracing::warn!("keeper_ended");
-                self.guard_again();
+                // The end of an update, which was ready too, may have put another in its place, or
+                // none.
+                if self.safeguard.as_ref().is_some_and(Safeguard::has_lost_its_keeper) {
+                    tracing::warn!("keeper_ended");
+                    self.guard_again();
+                }
             }
             Source::Log => logging::flush(),
             Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),

@@ -21,7 +21,7 @@ use super::named_fds::OutgoingFds;
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
 use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver, TRAFFIC_FD};
 use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
-use crate::keeper::{Keeper, KeeperError, TIMER_FD};
+use crate::keeper::{self, Keeper, KeeperError, TIMER_FD};
 use crate::machine::Machine;
 use crate::machine::salvage::Salvage;
 use crate::memfd;
@@ -224,6 +224,11 @@ impl Safeguard {
     /// Becomes readable when the keeper has ended, which it does by accident only.
     pub fn keeper_ended(&self) -> Option<BorrowedFd<'_>> {
         self.keeper.as_ref().map(Keeper::ended)
+    }
+
+    /// Whether it has.
+    pub fn has_lost_its_keeper(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| !keeper::is_watching(keeper.pid().as_raw()))
     }
 
     /// The keeper replaces this process if it has not come to an end after so much time.

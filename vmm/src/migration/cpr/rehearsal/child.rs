@@ -116,8 +116,9 @@ impl Child {
         let Some(reaper) = self.reaper.take() else { return Vec::new() };
         let pid = self.pid();
         let fd = self.spawned.ended.try_clone();
-        let mut left = end_family(&self.family, pid, fd);
+        // Before it is reaped: its number may be another's then.
         UNDER_WAY.store(0, Ordering::SeqCst);
+        let mut left = end_family(&self.family, pid, fd);
         drop(reaper);
         // Orphans of somebody else's: nobody but us can reap them.
         for orphan in children().difference(&self.before) {
@@ -140,13 +141,13 @@ impl Drop for Child {
     }
 }
 
-/// Kills the first process of the rehearsal under way and its group, where this process continues
-/// the guest in itself and nobody holds the [`Child`] any more. Async-signal-safe.
+/// Kills the first process of the rehearsal under way, and its group: for a process that is about to
+/// execute its own binary again, which loses the [`Child`]. Async-signal-safe.
 pub fn kill_lost() {
     let pid = UNDER_WAY.swap(0, Ordering::SeqCst);
     if pid > 0 {
-        // SAFETY: system calls on numbers. Nobody has reaped it, so they are its own; it may not
-        // lead its group yet.
+        // SAFETY: system calls on numbers, which are its own as long as it is not reaped. It may not
+        // lead a group yet.
         unsafe {
             libc::kill(-pid, libc::SIGKILL);
             libc::kill(pid, libc::SIGKILL);
