@@ -7,6 +7,7 @@ use cpr_qmp::run_state::RunState;
 
 use super::handover::Handover;
 use super::startup::Startup;
+use crate::audit::{self, Change, Moment};
 use crate::backend::Dialect;
 use crate::observe::fds::FdTable;
 use crate::observe::observation::Observation;
@@ -127,6 +128,8 @@ impl Action {
 pub struct Scene<'a> {
     /// The VM as it was asked for.
     pub vm: &'a Vm,
+    /// The VMM, as reports call it.
+    pub vmm: &'a str,
     /// The VMM's habits.
     pub dialect: Dialect,
     /// How long is waited for what.
@@ -166,6 +169,11 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// What an `audit` has to say of what differs from `before`.
+    pub fn audit(&self, audit: &str, changes: Vec<Change>) -> Result<(), String> {
+        audit::judge(audit, self.vmm, Moment::of(self.action, self.handover), changes)
+    }
+
     /// The VMM's process.
     pub fn pid(&self) -> i32 {
         self.after.process.pid

@@ -10,6 +10,7 @@ use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
+use crate::audit::Expectations;
 use crate::conform::differences::Differences;
 use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
@@ -55,6 +56,12 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
+    let whole = run.selection.is_whole() && ran.code == ExitCode::SUCCESS;
+    let unseen = Expectations::embedded().unseen(options.backend.name());
+    if whole && !unseen.is_empty() {
+        unseen.iter().for_each(say);
+        return Ok(ExitCode::from(FAILED));
+    }
     Ok(ran.code)
 }
 

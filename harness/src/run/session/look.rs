@@ -59,6 +59,7 @@ impl Session<'_> {
         };
         let findings = check::all(&Scene {
             vm: &self.case.vm,
+            vmm: self.options.backend.name(),
             dialect: self.options.backend.dialect(),
             kvm: self.kvm,
             executable: &self.executable,
