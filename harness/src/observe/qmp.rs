@@ -15,7 +15,7 @@ pub use super::qmp_inbox::{Arrived, Direction, Tap};
 use super::qmp_inbox::{Inbox, Missed};
 
 /// How long an answer may take on a busy machine.
-pub const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(20);
 
 /// Why a conversation with the VMM failed.
 #[derive(Debug, thiserror::Error)]

@@ -38,9 +38,10 @@ impl Default for Patience {
             greeting: seconds(10),
             boot: seconds(20),
             guest: seconds(20),
-            update: seconds(20),
-            // On a host that emulates, a VM ends after an RCU grace period or two; seconds, if busy.
-            end: seconds(30),
+            // Both end with a VM, which takes an RCU grace period or two: many seconds on a busy
+            // host that emulates.
+            update: seconds(40),
+            end: seconds(40),
             events: seconds(2),
             beat: seconds(10),
             revival: seconds(1),

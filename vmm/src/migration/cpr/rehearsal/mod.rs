@@ -57,6 +57,9 @@ pub struct Rehearsal {
     timeout: Duration,
 }
 
+/// How much longer than the first answer all that is tried may take.
+const TRYING: u32 = 5;
+
 impl Rehearsal {
     /// Runs `command` in a session of its own, without any descriptor of the VM: in the place of
     /// each that an update would hand over it finds `/dev/null`, but for KVM's, which is bound to no
@@ -127,7 +130,15 @@ impl Rehearsal {
 
     /// How long to wait at most.
     pub fn time_left(&self) -> Duration {
-        self.timeout.saturating_sub(self.began.elapsed())
+        self.patience().saturating_sub(self.began.elapsed())
+    }
+
+    /// What answers has more time: to make a VM can take seconds on a busy host.
+    fn patience(&self) -> Duration {
+        match self.description {
+            None => self.timeout,
+            Some(_) => self.timeout * TRYING,
+        }
     }
 
     /// Who it says it is, once it has.
@@ -155,7 +166,7 @@ impl Rehearsal {
             return Some(Err(self.ended(how)));
         }
         if self.time_left().is_zero() {
-            let (command, stderr, waited) = (self.command.clone(), self.stderr(), self.timeout);
+            let (command, stderr, waited) = (self.command.clone(), self.stderr(), self.patience());
             return Some(Err(match self.description {
                 None => RehearsalError::Deadline { command, waited, stderr },
                 Some(_) => self.cannot(format!("it took more than {} ms", waited.as_millis())),
