@@ -12,6 +12,7 @@ pub mod interrupted;
 pub mod keeper;
 pub mod killed;
 pub mod kvm;
+pub mod kvm_state;
 pub mod leftovers;
 pub mod migrate_status;
 pub mod neighbours;
@@ -78,6 +79,7 @@ pub const ALL: &[Check] = &[
     migrate_status::CHECK,
     ram::CHECK,
     kvm::CHECK,
+    kvm_state::CHECK,
     fds::CHECK,
     processes::CHECK,
     keeper::CHECK,

@@ -83,6 +83,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         backend: backend(&soak.vmm)?,
         evidence: soak.evidence.clone(),
         keep: soak.vmm.keep,
+        audits: true,
         patience: Patience::default(),
         vmm_option: vmm_option(&soak.vmm),
     };

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod fds;
 pub mod frames;
+pub mod kvm_state;
 pub mod mailbox;
 pub mod maps;
 pub mod observation;

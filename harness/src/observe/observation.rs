@@ -1,14 +1,18 @@
 //! Everything that is seen of a VMM at one moment, between two steps.
 
+use std::path::Path;
+
 use cpr_qmp::run_state::StatusInfo;
 use serde_json::Value;
 
 use super::fds::FdTable;
+use super::kvm_state;
 use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
 use super::ram::{Ram, RamError};
 use super::surroundings::Surroundings;
+use crate::audit::Facts;
 
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +39,7 @@ pub enum ObserveError {
 
 /// What to look for.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject {
+pub struct Subject<'a> {
     /// The process.
     pub pid: i32,
     /// Bytes of guest RAM.
@@ -44,6 +48,8 @@ pub struct Subject {
     pub ram_shared: bool,
     /// The guest should stand still, so that a digest of its RAM means something.
     pub stopped: bool,
+    /// See [`kvm_state::FILE_VARIABLE`].
+    pub audit: &'a Path,
 }
 
 /// A VMM at one moment.
@@ -71,6 +77,10 @@ pub struct Observation {
     pub page: MailboxPage,
     /// What the mailbox said.
     pub mailbox: View,
+    /// What KVM tells, where the guest stands still and the VMM passes it on.
+    pub standing: Option<Facts>,
+    /// What KVM told at both ends of an update since the last look.
+    pub crossing: Option<[Facts; 2]>,
     /// `query-status`.
     pub status: StatusInfo,
     /// `query-migrate`.
@@ -81,11 +91,15 @@ pub struct Observation {
 
 impl Observation {
     /// Looks at everything.
-    pub fn take(subject: Subject, qmp: &mut Qmp) -> Result<Self, ObserveError> {
+    pub fn take(subject: Subject<'_>, qmp: &mut Qmp) -> Result<Self, ObserveError> {
         let pid = subject.pid;
         let status = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
+        let standing = match subject.stopped {
+            true => kvm_state::standing(qmp)?,
+            false => None,
+        };
         let process = Stat::read(pid)?;
         let executable = Executable::of(pid)?;
         let fds = FdTable::read(pid)?;
@@ -105,6 +119,8 @@ impl Observation {
             digest,
             page,
             mailbox,
+            standing,
+            crossing: kvm_state::crossing(subject.audit),
             status,
             migrate,
             parameters,

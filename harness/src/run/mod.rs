@@ -64,6 +64,8 @@ pub struct Options {
     pub evidence: PathBuf,
     /// Leave the VM of a failed case up.
     pub keep: bool,
+    /// What KVM tells is compared over updates, which makes these take longer.
+    pub audits: bool,
     /// How long is waited for what.
     pub patience: Patience,
     /// How the VMM was asked for on the command line, for the replay line.

@@ -53,6 +53,7 @@ pub fn run_case(backend: impl Backend + 'static, case: &Case, patience: Patience
         backend: Arc::new(backend),
         evidence: evidence.path().to_owned(),
         keep: false,
+        audits: true,
         patience,
         vmm_option: String::new(),
     };

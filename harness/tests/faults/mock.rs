@@ -127,6 +127,7 @@ faults! {
     dead: Die, RUNNING => "pid";
     another_executable: OtherExecutable, RUNNING => "executable";
     second_vm: SecondVm, RUNNING => "kvm";
+    register_lost: LoseRegister, STOPPED => "kvm-state";
     ram_copied: CopyRam, STOPPED => "ram";
     ram_in_other_frames: MoveFrames, STOPPED => "ram";
     ram_byte_flipped: FlipByte, STOPPED => "ram";

@@ -35,6 +35,7 @@ pub fn options(backend: Arc<dyn Backend>, folder: &str, vmm_option: &str) -> Opt
         backend,
         evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(folder),
         keep: false,
+        audits: true,
         patience: Patience::default(),
         vmm_option: vmm_option.to_owned(),
     }

@@ -50,13 +50,22 @@ impl IntoIterator for Values {
     }
 }
 
+/// How long it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// As long as it takes: MSRs that no list has are tried one by one.
+    None,
+    /// The guest waits: only MSRs that KVM lists.
+    Some,
+}
+
 /// Reads all of a machine, none of whose vCPUs is in `KVM_RUN`; `None` where there is no VM. What
 /// cannot be read has the reason for its value.
-pub fn read(machine: &Machine) -> Option<Values> {
+pub fn read(machine: &Machine, haste: Haste) -> Option<Values> {
     let KvmFds { kvm, vm, vcpus } = machine.kvm_fds()?;
     let mut values = Values::default();
     vm::read(vm, &mut values);
-    let msrs = msrs::to_ask_for(kvm);
+    let msrs = msrs::to_ask_for(kvm, haste);
     for (index, vcpu) in vcpus.into_iter().enumerate() {
         vcpu::read(vcpu, &format!("vcpu{index}"), &msrs, &mut values);
     }
@@ -75,7 +84,7 @@ pub enum Side {
 /// Notes what there is to read on one side of an update, if a test has asked for it.
 pub fn note(machine: &Machine, side: Side) {
     let Some(file) = std::env::var_os(FILE_NAME) else { return };
-    let Some(values) = read(machine) else { return };
+    let Some(values) = read(machine, Haste::Some) else { return };
     let path = PathBuf::from(file).with_extension(match side {
         Side::Old => "old",
         Side::New => "new",

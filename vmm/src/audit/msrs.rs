@@ -7,7 +7,7 @@ use kvm_bindings::{KVMIO, kvm_msr_entry};
 use nix::errno::Errno;
 use nix::request_code_readwrite;
 
-use crate::audit::call;
+use super::{Haste, call};
 use crate::sys;
 
 const KVM_GET_MSR_INDEX_LIST: u64 = request_code_readwrite!(KVMIO, 0x02, 4);
@@ -32,10 +32,11 @@ const RANGES: [RangeInclusive<u32>; 9] = [
 ];
 
 /// The MSRs to ask for.
-pub(super) fn to_ask_for(kvm: RawFd) -> Vec<u32> {
+pub(super) fn to_ask_for(kvm: RawFd, haste: Haste) -> Vec<u32> {
+    let ranges = if haste == Haste::None { &RANGES[..] } else { &[] };
     let lists = [KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST];
     let listed = lists.into_iter().flat_map(|request| list(kvm, request));
-    let mut all: Vec<u32> = listed.chain(RANGES.into_iter().flatten()).collect();
+    let mut all: Vec<u32> = listed.chain(ranges.iter().cloned().flatten()).collect();
     all.sort_unstable();
     all.dedup();
     all

@@ -32,7 +32,7 @@ const KVM_GET_DEVICE_ATTR: u64 = request_code_write!(KVMIO, 0xe2, size_of::<kvm_
 /// Bytes of `kvm_xsave`.
 const LEGACY_XSAVE: usize = 4096;
 /// More than any guest's XSAVE area has (AMX: 11 KiB).
-const MOST_XSAVE: usize = 64 << 10;
+const MOST_XSAVE: usize = 16 << 10;
 /// Most CPUID entries (`KVM_MAX_CPUID_ENTRIES`).
 const MOST_CPUID: usize = 256;
 /// The LAPIC's registers are 4 bytes each, 16 bytes apart (SDM volume 3, chapter "APIC").

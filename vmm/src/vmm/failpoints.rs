@@ -74,7 +74,8 @@ pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
     if machine.run_state().is_running() {
         return Err(QmpError::generic("the guest runs: stop it first"));
     }
-    let values = audit::read(machine).ok_or_else(|| QmpError::generic("there is no VM yet"))?;
+    let values = audit::read(machine, audit::Haste::None)
+        .ok_or_else(|| QmpError::generic("there is no VM yet"))?;
     let value = |(name, value)| AuditValue { name, value };
     let values: Vec<_> = values.into_iter().map(value).collect();
     super::commands::answer(&values)

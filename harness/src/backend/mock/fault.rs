@@ -25,6 +25,8 @@ pub enum Fault {
     ResumePaused,
     /// Say after an update that the guest runs when it is paused, and the other way round.
     LieAfterUpdate,
+    /// Lose a register.
+    LoseRegister,
     /// Say that the guest runs, and let it stand still.
     Freeze,
     /// Let one vCPU run on while the guest is paused, after an update.

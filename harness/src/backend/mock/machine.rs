@@ -208,6 +208,12 @@ impl Machine {
         self.update_is_over()
     }
 
+    /// What KVM would tell of one.
+    pub fn register(&self) -> &'static str {
+        let lost = self.args.has(Fault::LoseRegister) && self.args.incoming.is_some();
+        if lost { "0x0" } else { "0x1234" }
+    }
+
     fn lies(&self) -> bool {
         self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
             || self.args.has(Fault::LieAfterRevival) && self.revived

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cpr_qmp::run_state::RunState;
 
-use super::Session;
+use super::{Session, look};
 use crate::backend::{Files, Launch};
 use crate::check::Handover;
 use crate::observe::process::Executable;
@@ -99,6 +99,7 @@ impl<'a> Session<'a> {
             signals: case.vm.signals,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
             notify: notify.path(),
+            audit: options.audits.then(|| work.join(look::AUDIT)).as_deref(),
             stalled: stalled.map_err(EnvironmentError::file("make a pipe of", &files.log))?,
         })?;
         let watchdog =

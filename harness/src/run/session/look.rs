@@ -18,15 +18,20 @@ use crate::run::StepError;
 use crate::run::timeline;
 use crate::run::verdict::{Heard, Observed};
 
+/// What the files of an audit are called but for their extension, in the folder of the case.
+pub(super) const AUDIT: &str = "audit";
+
 impl Session<'_> {
     /// Looks at the VMM.
     pub fn observe(&mut self) -> Result<Observation, StepError> {
         let vm = &self.case.vm;
+        let audit = self.work.join(AUDIT);
         let subject = Subject {
             pid: self.vm.pid(),
             ram_bytes: vm.memory.0,
             ram_shared: vm.share,
             stopped: !self.run_state.is_running(),
+            audit: &audit,
         };
         Ok(Observation::take(subject, &mut self.qmp)?)
     }
