@@ -151,7 +151,8 @@ pub(super) fn run_cases(
 
 /// With what the harness ends; `same`: so is the table of errors.
 pub(super) fn exit_code(terminal: &Terminal, same: bool, require_all: bool) -> ExitCode {
-    let broken = terminal.any_broken() || require_all && terminal.any_missed();
+    let broken =
+        terminal.any_broken() || terminal.all_ignored() || require_all && terminal.any_missed();
     ExitCode::from(match (terminal.any_failed() || !same, broken) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,

@@ -129,10 +129,12 @@ fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
             }
         }
     }
+    // One that was ended before its first update shows nothing.
+    let updates: u32 = soaking.board().lanes().iter().map(|lane| lane.updates).sum();
     if ran && !failed && !broken {
-        say("no damage");
+        say(if updates > 0 { "no damage" } else { "no update was done: nothing was shown" });
     }
-    ExitCode::from(match (failed, broken || !ran) {
+    ExitCode::from(match (failed, broken || updates == 0) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,

@@ -107,8 +107,8 @@ impl Vm {
             // A group of its own: Ctrl-C is for the harness, and killing the group reaches
             // whatever the VMM leaves behind.
             .process_group(0);
-        // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(signals::reset) };
         if let Some(settings) = start.signals {
             // SAFETY: it is async-signal-safe and the closure does nothing else.
             unsafe { command.pre_exec(move || signals::set(settings)) };
