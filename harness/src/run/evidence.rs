@@ -142,8 +142,13 @@ impl Evidence {
         }
         let path = self.folder.join(TIMELINE);
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
-        write_json(&self.folder, VERDICT, report)
+        write_verdict(&self.folder, report)
     }
+}
+
+/// Writes the verdict into the evidence folder `folder`.
+pub fn write_verdict(folder: &Path, report: &Report) -> Result<(), EnvironmentError> {
+    write_json(folder, VERDICT, report)
 }
 
 /// A log that grows.

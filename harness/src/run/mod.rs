@@ -14,6 +14,7 @@ pub mod fault;
 pub mod filtered;
 pub mod growth;
 pub mod hold;
+pub mod host_lacks;
 pub mod interrupt;
 pub mod kill_in_update;
 pub mod kill_vmm;

@@ -285,7 +285,11 @@ impl Session<'_> {
                 })?;
                 self.serial = Some(client);
             }
-            SerialWish::Leave => drop(self.serial.take()),
+            SerialWish::Leave => {
+                if let Some(why) = self.serial.take().and_then(SerialClient::leave) {
+                    return Err(complaint(why));
+                }
+            }
         }
         let wanted = if wish == SerialWish::Connect { before + 1 } else { before - 1 };
         poll::until(Deadline::after(self.options.patience.guest), || {
@@ -299,7 +303,7 @@ impl Session<'_> {
     /// What the serial port's client has to complain about.
     pub(super) fn check_serial(&self) -> Result<(), StepError> {
         match self.serial.as_ref().and_then(SerialClient::wrong) {
-            Some(why) => Err(StepError::Checks(vec![Finding::new("serial", why)])),
+            Some(why) => Err(complaint(why)),
             None => Ok(()),
         }
     }
@@ -338,6 +342,11 @@ impl Session<'_> {
     fn mailbox_error(&self, source: std::io::Error) -> StepError {
         ObserveError::Mailbox { pid: self.vm.pid(), source }.into()
     }
+}
+
+/// What the serial port's client has to complain about.
+fn complaint(why: String) -> StepError {
+    StepError::Checks(vec![Finding::new("serial", why)])
 }
 
 fn summary(view: &View) -> String {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cpr_harness::backend::Backend;
-use cpr_harness::run::{Options, Patience, Report, Verdict, case};
+use cpr_harness::run::{Options, Patience, Report, Verdict, case, requirements};
 use cpr_harness::scenario::{Case, parse};
 use libtest_mimic::Trial;
 
@@ -28,9 +28,7 @@ pub fn trial(name: &str, missing: Option<String>, test: impl FnOnce() + Send + '
     match missing {
         None => trial,
         // Where everything must run, as in CI, a miss is an error.
-        Some(why) if std::env::var_os("CPR_REQUIRE_ALL").is_some() => {
-            Trial::test(name, || Err(why.into()))
-        }
+        Some(why) if requirements::all_required() => Trial::test(name, || Err(why.into())),
         Some(why) => trial.with_kind(why).with_ignored_flag(true),
     }
 }
@@ -49,15 +47,19 @@ pub fn run(
 /// Runs a case.
 pub fn run_case(backend: impl Backend + 'static, case: &Case, patience: Patience) -> Report {
     let evidence = tempfile::tempdir().unwrap();
-    let options = Options {
+    case::run(case, &options(backend, evidence.path(), patience))
+}
+
+/// What cases run with.
+pub fn options(backend: impl Backend + 'static, evidence: &Path, patience: Patience) -> Options {
+    Options {
         backend: Arc::new(backend),
-        evidence: evidence.path().to_owned(),
+        evidence: evidence.to_owned(),
         keep: false,
         audits: true,
         patience,
         vmm_option: String::new(),
-    };
-    case::run(case, &options)
+    }
 }
 
 /// The names of the checks that failed.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::common;
 use cpr_harness::backend::mock::{Fault, Mock};
 use cpr_harness::check;
-use cpr_harness::run::{Patience, Verdict};
+use cpr_harness::run::soak::{Pace, Progress};
+use cpr_harness::run::{Patience, Verdict, case};
+use cpr_harness::scenario::parse;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::Trial;
 
@@ -179,6 +181,7 @@ faults! {
     socket_kept: KeepSocket, RUNNING => "gone";
     pid_file_kept: KeepPidFile, RUNNING => "gone";
     another_reason: OtherReason, RUNNING => "gone";
+    lacking_what_no_host_does: LackAtBoot, RUNNING => "available";
     hanging: Hang, RUNNING => "step";
     hanging_until_the_watchdog: Hang, WATCHED => "watchdog";
 }
@@ -211,7 +214,8 @@ pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
         .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
-    let others: [(&str, fn()); 5] = [
+    let others: [(&str, fn()); 6] = [
+        ("a_panic_of_the_harness_is_a_failure", a_panic_of_the_harness_is_a_failure),
         ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
         (
             "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
@@ -241,6 +245,27 @@ fn exactly_one_check_notices(row: &Row) {
     let _stable = common::stable();
     insta::assert_snapshot!(row.name, told);
     assert_eq!(common::failed_checks(&report), [row.check]);
+}
+
+/// It is no lack of the machine, which could be overlooked.
+fn a_panic_of_the_harness_is_a_failure() {
+    struct Panics;
+    impl Pace for Panics {
+        fn wants(&self, _: u32) -> bool {
+            panic!("on purpose")
+        }
+        fn done(&self, _: Progress) {}
+    }
+    let scenario = r#"summary = "soaked"
+steps = ["boot", { soak = { updates = 1, within_ms = 1 } }]"#;
+    let cases = parse::parse("test.toml", "test/panic", scenario).unwrap();
+    let evidence = tempfile::tempdir().unwrap();
+    let mock = Mock::at(common::binary(), None).unwrap();
+    let options = common::options(mock, evidence.path(), Patience::default());
+    let report = case::run_at(&cases[0], &options, Some(&Panics));
+    assert_eq!(common::failed_checks(&report), ["harness"]);
+    assert!(common::told(&report).contains("on purpose"), "{}", common::told(&report));
+    assert_eq!(case::earlier(&cases[0], &options).unwrap().verdict, report.verdict);
 }
 
 fn every_check_has_been_seen_failing() {

@@ -117,6 +117,8 @@ pub enum Fault {
     LateRevival,
     /// Do not name the processes in the error of the update.
     NamelessRevival,
+    /// Let the guest say that it lacks what no host does.
+    LackAtBoot,
     /// Leave the socket behind at `quit`.
     KeepSocket,
     /// Leave the PID file behind at `quit`.

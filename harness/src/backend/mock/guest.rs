@@ -116,6 +116,13 @@ impl Guest {
         self.ram.write_all_at(&[!byte[0]], self.bytes / 2)
     }
 
+    /// Says what it lacks.
+    pub fn lack(&self, what: &str) {
+        for (byte, value) in self.mailbox().unavailable.iter().zip(what.bytes()) {
+            byte.store(value, Relaxed);
+        }
+    }
+
     /// Records damage, as a guest that took a page fault or panicked.
     pub fn damage(&self, kind: u32) {
         let damage = &self.mailbox().damage;

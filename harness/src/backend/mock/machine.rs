@@ -111,6 +111,9 @@ impl Machine {
             args,
         };
         machine.guest.start(machine.args.cpus, false);
+        if machine.args.has(Fault::LackAtBoot) {
+            machine.guest.lack("a second sun");
+        }
         if !machine.args.paused {
             machine.guest.boot(machine.args.cpus);
             machine.guest.set_running(true);
