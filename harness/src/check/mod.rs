@@ -1,5 +1,6 @@
 //! What must hold after every step; one file an invariant.
 
+pub mod blackout;
 pub mod clients;
 pub mod damage;
 pub mod error;
@@ -67,7 +68,7 @@ pub struct Check {
 }
 
 /// All of them, in the order in which they are run: [`progress`] waits for the guest, and
-/// [`damage`] looks at what it found meanwhile.
+/// [`blackout`] and [`damage`] look at what it found meanwhile.
 pub const ALL: &[Check] = &[
     outcome::CHECK,
     error::CHECK,
@@ -87,6 +88,7 @@ pub const ALL: &[Check] = &[
     startup::CHECK,
     neighbours::CHECK,
     progress::CHECK,
+    blackout::CHECK,
     damage::CHECK,
 ];
 

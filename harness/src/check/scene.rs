@@ -5,6 +5,7 @@ use std::path::Path;
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 
+use super::blackout::Gaps;
 use super::handover::Handover;
 use super::startup::Startup;
 use crate::audit::{self, Change, Moment};
@@ -156,6 +157,8 @@ pub struct Scene<'a> {
     pub events: &'a [Event],
     /// The status in the newest `MIGRATION` event since boot.
     pub last_status: Option<&'a str>,
+    /// The gaps between the guest's heartbeats.
+    pub gaps: Gaps<'a>,
     /// What the VMM has logged since the step began, up to now.
     pub log: &'a dyn Fn() -> String,
     /// The same as another client saw them, or why it does not any more.

@@ -179,7 +179,7 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
         let lacks = session.seen.as_ref().map(|seen| seen.mailbox.unavailable.clone());
         if let Some(what) = lacks.filter(|what| !what.is_empty()) {
             let listed = HostLacks::embedded().map_err(|e| e.to_string());
-            let judged = listed.and_then(|all| all.judge(session.options.backend.name(), &what));
+            let judged = listed.and_then(|all| all.judge(&*session.options.backend, &what));
             match judged {
                 Ok(()) => {
                     report.verdict = Verdict::Ignored(format!("{}{what}", verdict::HOST_LACKS));

@@ -7,6 +7,7 @@ use kvm_bindings::KVM_CAP_TSC_DEADLINE_TIMER;
 use kvm_ioctls::Kvm;
 use serde::Deserialize;
 
+use crate::backend::Backend;
 use crate::scenario::ScenarioError;
 
 /// The file, as it was when this binary was built.
@@ -40,6 +41,8 @@ enum On {
     KvmWithout(Extension),
     /// On this VMM.
     Vmm(String),
+    /// On this VMM, where it does without KVM.
+    VmmWithoutKvm(String),
 }
 
 /// An extension of KVM.
@@ -54,6 +57,7 @@ enum Extension {
 #[derive(Clone, Copy)]
 struct Facts<'a> {
     vmm: &'a str,
+    uses_kvm: bool,
     has_module: &'a dyn Fn(&str) -> bool,
     cpu_flags: &'a str,
     kvm_has: &'a dyn Fn(Extension) -> bool,
@@ -86,11 +90,17 @@ impl HostLacks {
     }
 
     /// Whether a guest of `vmm` may find this lacking here; the error says why not.
-    pub fn judge(&self, vmm: &str, what: &str) -> Result<(), String> {
+    pub fn judge(&self, vmm: &dyn Backend, what: &str) -> Result<(), String> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
         let has_module = |name: &str| Path::new("/sys/module").join(name).exists();
-        let facts = Facts { vmm, has_module: &has_module, cpu_flags: flags, kvm_has: &kvm_has };
+        let facts = Facts {
+            vmm: vmm.name(),
+            uses_kvm: vmm.uses_kvm(),
+            has_module: &has_module,
+            cpu_flags: flags,
+            kvm_has: &kvm_has,
+        };
         self.judge_with(what, facts)
     }
 
@@ -116,6 +126,7 @@ impl On {
             }
             Self::KvmWithout(extension) => !(facts.kvm_has)(*extension),
             Self::Vmm(name) => facts.vmm == name,
+            Self::VmmWithoutKvm(name) => facts.vmm == name && !facts.uses_kvm,
         }
     }
 }
@@ -137,6 +148,12 @@ mod tests {
     const SERVICE: &str =
         "an interrupt in service (the LAPIC ends each by itself when it is delivered)";
 
+    fn facts(vmm: &str) -> Facts<'_> {
+        let cpu_flags = "flags\t: fpu avx";
+        let has_module = &|name: &str| name == "kvm_pvm";
+        Facts { vmm, uses_kvm: true, has_module, cpu_flags, kvm_has: &|_| true }
+    }
+
     #[rstest]
     #[case::ours_has_the_device("cpr-vmm", DEVICE, false)]
     #[case::another_need_not("qemu", DEVICE, true)]
@@ -144,26 +161,21 @@ mod tests {
     #[case::a_cpu_without_it("cpr-vmm", "avx512", true)]
     #[case::a_cpu_with_it("cpr-vmm", "avx", false)]
     #[case::a_kvm_with_it("cpr-vmm", "TSC-deadline mode of the LAPIC's timer", false)]
-    #[case::not_listed("cpr-vmm", "pvclock", false)]
+    #[case::ours_has_it("cpr-vmm", "pvclock", false)]
+    #[case::another_has_it_with_kvm("qemu", "pvclock", false)]
+    #[case::not_listed("cpr-vmm", "a second sun", false)]
     #[case::part_of_the_words("cpr-vmm", "an interrupt in service", false)]
     fn it_lacks_where_it_may(#[case] vmm: &str, #[case] what: &str, #[case] may: bool) {
-        let has_module = |name: &str| name == "kvm_pvm";
-        let facts = Facts {
-            vmm,
-            has_module: &has_module,
-            cpu_flags: "flags\t: fpu avx",
-            kvm_has: &|_| true,
-        };
-        let judged = HostLacks::embedded().unwrap().judge_with(what, facts);
+        let judged = HostLacks::embedded().unwrap().judge_with(what, facts(vmm));
         assert_eq!(judged.is_ok(), may, "{judged:?}");
     }
 
     #[test]
-    fn another_kvm_has_it() {
-        let facts =
-            Facts { vmm: "cpr-vmm", has_module: &|_| false, cpu_flags: "", kvm_has: &|_| false };
-        let judged = HostLacks::embedded().unwrap().judge_with(SERVICE, facts);
-        assert!(judged.unwrap_err().ends_with("lists it, but not for this host and VMM"));
+    fn it_depends_on_the_kvm() {
+        let (all, ours, other) = (HostLacks::embedded().unwrap(), facts("cpr-vmm"), facts("qemu"));
+        let elsewhere = all.judge_with(SERVICE, Facts { has_module: &|_| false, ..ours });
+        assert!(elsewhere.unwrap_err().ends_with("lists it, but not for this host and VMM"));
+        assert_eq!(all.judge_with("pvclock", Facts { uses_kvm: false, ..other }), Ok(()));
     }
 
     #[test]

@@ -107,6 +107,10 @@ pub struct Session<'a> {
     pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
+    /// The largest gap between heartbeats in calm times, once one was watched.
+    pub(super) calm: Option<Duration>,
+    /// What the guest noticed of an update that was refused, before it is judged.
+    pub(super) refused: Option<Refusal>,
     /// What the guest noticed of updates that were refused.
     pub refusals: Vec<Refusal>,
     /// Updates cut off by SIGKILL.

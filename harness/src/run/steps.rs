@@ -16,6 +16,7 @@ use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
+use crate::observe::watch;
 use crate::scenario::{Expect, Migrate, RunWish, SerialWish, StartAt, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
@@ -249,8 +250,9 @@ impl Session<'_> {
                 })
             }
             Wait::Sweeps(n) => {
-                let wanted = start.sweeps + n;
-                self.await_guest(&format!("sweep {wanted}"), limit, |view| view.sweeps >= wanted)
+                let what = format!("{n} whole sweeps after sweep {}", start.sweeps + 1);
+                let limit = self.options.patience.sweeps_over(self.case.vm.memory.0, n);
+                self.await_guest(&what, limit, |view| watch::swept(&start, view, cpus, n))
             }
             Wait::SerialLines(n) => {
                 let lines = |session: &Self| session.serial.as_ref().map_or(0, SerialClient::lines);

@@ -161,6 +161,7 @@ impl Session<'_> {
 
     /// Begins to measure the blackout, where the guest can tell it.
     pub(super) fn measure(&mut self) {
+        self.calibrate();
         self.measuring = match &self.seen {
             Some(seen) if self.run_state.is_running() => {
                 Measurement::begin(&seen.page, self.options.patience.measure)

@@ -22,7 +22,13 @@ steps = [
 ]
 "#;
 
-/// The same of a stopped guest.
+/// An update that is refused.
+const REFUSED: &str = r#"
+summary = "refused"
+steps = ["boot", { migrate = { command = "empty-list", expect = { refused = "empty list" } } }, "quit"]
+"#;
+
+/// The same as the first of a stopped guest.
 const STOPPED: &str = r#"
 summary = "stopped"
 steps = [
@@ -136,6 +142,8 @@ faults! {
     run_state_of_a_stopped_guest: LieAfterUpdate, STOPPED => "run_state";
     run_state_of_a_running_guest: LieAfterUpdate, RUNNING => "run_state";
     guest_frozen: Freeze, RUNNING => "progress";
+    guest_stopped_for_too_long: Dawdle, RUNNING => "blackout";
+    guest_stopped_for_a_refusal: StopToRefuse, REFUSED => "blackout";
     paused_guest_resumed: BeatWhilePaused, STOPPED => "progress";
     guest_exception: GuestException, RUNNING => "damage";
     guest_panic: GuestPanic, RUNNING => "damage";
@@ -214,7 +222,8 @@ pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
         .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
-    let others: [(&str, fn()); 6] = [
+    let others: [(&str, fn()); 7] = [
+        ("a_scenario_says_how_long_a_blackout_may_be", a_scenario_says_how_long_a_blackout_may_be),
         ("a_panic_of_the_harness_is_a_failure", a_panic_of_the_harness_is_a_failure),
         ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
         (
@@ -245,6 +254,16 @@ fn exactly_one_check_notices(row: &Row) {
     let _stable = common::stable();
     insta::assert_snapshot!(row.name, told);
     assert_eq!(common::failed_checks(&report), [row.check]);
+}
+
+fn a_scenario_says_how_long_a_blackout_may_be() {
+    let failed = |max: u32| {
+        let scenario = format!("max-blackout-ms = {max}\n{RUNNING}");
+        let mock = Mock::at(common::binary(), None).unwrap();
+        let report = common::run(mock, "max-blackout", &scenario, Patience::default());
+        common::failed_checks(&report).join(", ")
+    };
+    assert_eq!([failed(0), failed(10_000)], ["blackout", ""]);
 }
 
 /// It is no lack of the machine, which could be overlooked.
@@ -285,6 +304,7 @@ fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
 fn without_a_fault_nothing_fails() {
     let scenarios = [
         (RUNNING, 1),
+        (REFUSED, 0),
         (STOPPED, 1),
         (KILLED, 0),
         (REVIVED, 1),

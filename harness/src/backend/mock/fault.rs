@@ -27,6 +27,10 @@ pub enum Fault {
     LieAfterUpdate,
     /// Lose a register.
     LoseRegister,
+    /// Let the guest stand still for longer than it may.
+    Dawdle,
+    /// Stop the guest for a while, unseen by clients, before an update is refused.
+    StopToRefuse,
     /// Say that the guest runs, and let it stand still.
     Freeze,
     /// Let one vCPU run on while the guest is paused, after an update.

@@ -17,6 +17,7 @@ use super::failpoint::Armed;
 use super::guest::{self, Guest};
 use super::handover::{self, Handover, Peer, UnderWay};
 use super::keeper::Keeper;
+use super::migrate::TOO_LONG;
 use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
@@ -173,6 +174,7 @@ impl Machine {
         self.armed.at("vcpus");
         let Some(fault) = self.args.fault else { return self.go_on() };
         match fault {
+            Fault::Dawdle => std::thread::sleep(TOO_LONG),
             Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
             Fault::KeepStateFd => std::mem::forget(state),
             Fault::KeepChild => {

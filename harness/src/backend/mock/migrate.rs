@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
@@ -12,6 +13,9 @@ use super::Fault;
 use super::handover::{Handover, UnderWay};
 use super::keeper::Keeper;
 use super::machine::Machine;
+
+/// No guest may stand still for so long.
+pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
 
 /// What a real VMM's state may weigh; enough to fill a small file system.
 const STATE_BYTES: usize = 64 << 10;
@@ -36,6 +40,11 @@ impl Machine {
 
     /// Refuses an update that cannot work, before the guest has stopped.
     pub fn check_update(&mut self, uri: &str) -> Result<(), QmpError> {
+        if self.args.has(Fault::StopToRefuse) && self.run_state == RunState::Running {
+            self.guest.set_running(false);
+            std::thread::sleep(TOO_LONG);
+            self.guest.set_running(true);
+        }
         let refuse = |why: String| Err(QmpError::generic(why));
         if self.mode != MigMode::CprExec {
             return refuse("migration mode normal is not supported yet".into());

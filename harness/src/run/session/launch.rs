@@ -125,6 +125,7 @@ impl<'a> Session<'a> {
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.notify, self.handover) = (parts.notify, Handover::default());
         (self.seen, self.measuring, self.last_status) = (None, None, None);
+        self.refused = None;
         self.events_checked = 0;
         if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
     }
@@ -174,6 +175,8 @@ impl<'a> Session<'a> {
             phases: Vec::new(),
             host_seen: Vec::new(),
             failed_updates: Vec::new(),
+            calm: None,
+            refused: None,
             refusals: Vec::new(),
             kills: Vec::new(),
             revivals: Vec::new(),

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Session;
 use crate::backend::Files;
+use crate::check::blackout::{self, Gaps};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
 use crate::check::{self, Action, Finding, Handover, Scene, damage, gone, killed, pid, progress};
@@ -62,6 +63,9 @@ impl Session<'_> {
             true => before.as_ref().map(|before| &before.fds),
             false => self.fds_of.get(build),
         };
+        let measuring = self.measuring.take();
+        let measured = || measuring.as_ref().and_then(|measuring| measuring.end(&after.page));
+        let refusal = self.refused.take();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
             vmm: self.options.backend.name(),
@@ -79,6 +83,12 @@ impl Session<'_> {
             events: &events,
             bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
+            gaps: Gaps {
+                blackout: &measured,
+                refusal: refusal.as_ref(),
+                calm: self.calm.unwrap_or_default(),
+                asked: self.case.max_blackout_ms.map(Duration::from_millis),
+            },
             log: &|| log.since(),
             fds_then,
             before: before.as_ref(),
@@ -89,8 +99,9 @@ impl Session<'_> {
         }
         let logged = log.since();
         self.evidence.collect();
-        let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
-        let blackout = measured.and_then(|measuring| measuring.end(&after.page));
+        let judged = action.updated() && findings.iter().all(|f| f.check == blackout::CHECK.name);
+        let blackout = judged.then(measured).flatten();
+        self.refusals.extend(refusal);
         self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
         if action.updated() {
             self.note_phases(&logged, blackout);
