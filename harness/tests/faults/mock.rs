@@ -138,6 +138,7 @@ faults! {
     register_lost: LoseRegister, STOPPED => "kvm-state";
     ram_copied: CopyRam, STOPPED => "ram";
     ram_in_other_frames: MoveFrames, STOPPED => "ram";
+    a_quarter_of_ram_in_other_frames: MoveSomeFrames, STOPPED => "ram";
     ram_byte_flipped: FlipByte, STOPPED => "ram";
     run_state_of_a_stopped_guest: LieAfterUpdate, STOPPED => "run_state";
     run_state_of_a_running_guest: LieAfterUpdate, RUNNING => "run_state";
@@ -209,7 +210,7 @@ fn patience(fault: Fault) -> Patience {
 fn missing(fault: Fault) -> Option<String> {
     let root = nix::unistd::geteuid().is_root();
     match fault {
-        Fault::MoveFrames if !root => {
+        Fault::MoveFrames | Fault::MoveSomeFrames if !root => {
             Some("needs root: page frames are shown to nobody else".into())
         }
         Fault::SecondVm => common::kvm_missing(),

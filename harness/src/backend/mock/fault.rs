@@ -19,6 +19,8 @@ pub enum Fault {
     CopyRam,
     /// Move RAM to other page frames of the same file.
     MoveFrames,
+    /// Move a quarter of RAM to other page frames of the same file.
+    MoveSomeFrames,
     /// Flip one byte of RAM.
     FlipByte,
     /// Let a paused guest run.

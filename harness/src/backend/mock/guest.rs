@@ -148,18 +148,19 @@ pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
     Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
-/// Moves RAM to other page frames of the same file.
-pub fn move_frames(ram: &OwnedFd) -> io::Result<()> {
+/// Moves one part in `parts` of RAM, the last one, to other page frames of the same file.
+pub fn move_frames(ram: &OwnedFd, parts: u64) -> io::Result<()> {
     let file = File::from(ram.try_clone()?);
-    let bytes = file.metadata()?.len();
+    let all = file.metadata()?.len();
+    let (bytes, start) = (all / parts, all - all / parts);
     let mut content = vec![0; bytes as usize];
-    file.read_exact_at(&mut content, 0)?;
+    file.read_exact_at(&mut content, start)?;
     // The old frames are used up, or the new ones might be the same.
     let copy = File::from(super::machine::ram_file(bytes)?);
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(ram, hole, 0, bytes as i64)?;
+    fallocate(ram, hole, start as i64, bytes as i64)?;
     copy.write_all_at(&content, 0)?;
-    file.write_all_at(&content, 0)
+    file.write_all_at(&content, start)
 }
 
 fn beat(mailbox: &Mailbox, index: usize) {

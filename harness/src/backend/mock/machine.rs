@@ -130,7 +130,10 @@ impl Machine {
             guest::copy_ram(&mut ram)?;
         }
         if args.has(Fault::MoveFrames) {
-            guest::move_frames(&ram)?;
+            guest::move_frames(&ram, 1)?;
+        }
+        if args.has(Fault::MoveSomeFrames) {
+            guest::move_frames(&ram, 4)?;
         }
         let mut kvm = Vec::new();
         if args.has(Fault::SecondVm) {
