@@ -6,6 +6,7 @@ pub mod error;
 pub mod events;
 pub mod executable;
 pub mod fds;
+pub mod files;
 pub mod gone;
 pub mod handover;
 pub mod interrupted;
@@ -15,9 +16,9 @@ pub mod kvm;
 pub mod kvm_state;
 pub mod leftovers;
 pub mod migrate_status;
-pub mod neighbours;
 pub mod outcome;
 pub mod pid;
+pub mod process;
 pub mod processes;
 pub mod progress;
 pub mod ram;
@@ -25,6 +26,7 @@ pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
+pub mod threads;
 pub mod told;
 
 use std::fmt;
@@ -32,7 +34,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use handover::{Handover, Revival};
-pub use scene::{Action, Ending, Scene};
+pub use scene::{Action, Ending, Scene, Settled};
 
 /// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +87,9 @@ pub const ALL: &[Check] = &[
     keeper::CHECK,
     leftovers::CHECK,
     startup::CHECK,
-    neighbours::CHECK,
+    process::CHECK,
+    threads::CHECK,
+    files::CHECK,
     progress::CHECK,
     damage::CHECK,
 ];
