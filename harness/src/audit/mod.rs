@@ -4,6 +4,8 @@
 
 pub mod expected;
 pub mod facts;
+pub mod files;
+pub mod process;
 
 pub use expected::{Expectations, Moment};
 pub use facts::{Change, Facts};

@@ -7,6 +7,7 @@ pub mod error;
 pub mod events;
 pub mod executable;
 pub mod fds;
+pub mod files;
 pub mod gone;
 pub mod handover;
 pub mod interrupted;
@@ -16,9 +17,9 @@ pub mod kvm;
 pub mod kvm_state;
 pub mod leftovers;
 pub mod migrate_status;
-pub mod neighbours;
 pub mod outcome;
 pub mod pid;
+pub mod process;
 pub mod processes;
 pub mod progress;
 pub mod ram;
@@ -26,6 +27,7 @@ pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
+pub mod threads;
 pub mod told;
 
 use std::fmt;
@@ -33,7 +35,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use handover::{Handover, Revival};
-pub use scene::{Action, Ending, Scene};
+pub use scene::{Action, Ending, Scene, Settled};
 
 /// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +88,9 @@ pub const ALL: &[Check] = &[
     keeper::CHECK,
     leftovers::CHECK,
     startup::CHECK,
-    neighbours::CHECK,
+    process::CHECK,
+    threads::CHECK,
+    files::CHECK,
     progress::CHECK,
     blackout::CHECK,
     damage::CHECK,

@@ -1,5 +1,6 @@
 //! What the checks look at: a step that was done, and the VMM before and after it.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use cpr_qmp::message::Event;
@@ -8,8 +9,8 @@ use cpr_qmp::run_state::RunState;
 use super::blackout::Gaps;
 use super::handover::Handover;
 use super::startup::Startup;
-use crate::audit::{self, Change, Moment};
-use crate::backend::Dialect;
+use crate::audit::{self, Change, Facts, Moment};
+use crate::backend::{Dialect, Files};
 use crate::observe::fds::FdTable;
 use crate::observe::observation::Observation;
 use crate::observe::process::Executable;
@@ -125,6 +126,15 @@ impl Action {
     }
 }
 
+/// Facts that were read again, because what had been seen first was about to change.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Those of the process.
+    pub process: Option<Facts>,
+    /// Those of the files.
+    pub files: Option<Facts>,
+}
+
 /// One step and what is seen around it.
 pub struct Scene<'a> {
     /// The VM as it was asked for.
@@ -165,6 +175,12 @@ pub struct Scene<'a> {
     pub bystander: Result<&'a [Event], &'a str>,
     /// The descriptors when the build that runs now was looked at last; none: it never was.
     pub fds_then: Option<&'a FdTable>,
+    /// The same of the facts of its process.
+    pub facts_then: Option<&'a Facts>,
+    /// The files of the VM.
+    pub files: &'a Files,
+    /// What the audits have found once it had settled.
+    pub settled: &'a RefCell<Settled>,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.

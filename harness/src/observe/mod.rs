@@ -13,5 +13,4 @@ pub mod process;
 pub mod qmp;
 pub mod qmp_inbox;
 pub mod ram;
-pub mod surroundings;
 pub mod watch;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cpr_qmp::info::CpuInfoFast;
 use cpr_qmp::run_state::StatusInfo;
 use serde_json::Value;
 
@@ -11,8 +12,8 @@ use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
 use super::ram::{Ram, RamError};
-use super::surroundings::Surroundings;
-use crate::audit::Facts;
+use crate::audit::{self, Facts};
+use crate::backend::Files;
 
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,10 @@ pub struct Subject<'a> {
     pub stopped: bool,
     /// See [`kvm_state::FILE_VARIABLE`].
     pub audit: &'a Path,
+    /// The folder of the case.
+    pub work: &'a Path,
+    /// The VM's files, there or elsewhere.
+    pub files: &'a Files,
 }
 
 /// A VMM at one moment.
@@ -65,8 +70,12 @@ pub struct Observation {
     pub children: Vec<Stat>,
     /// Memory of its own, in KiB.
     pub memory_kib: u64,
-    /// What it has around it.
-    pub surroundings: Surroundings,
+    /// What the audit of the process finds.
+    pub facts: Facts,
+    /// What the audit of the files finds.
+    pub files: Facts,
+    /// `query-cpus-fast`.
+    pub cpus: Vec<CpuInfoFast>,
     /// Its environment.
     pub environ: Vec<String>,
     /// The guest's RAM.
@@ -100,6 +109,9 @@ impl Observation {
             true => kvm_state::standing(qmp)?,
             false => None,
         };
+        let cpus = qmp.query("query-cpus-fast")?;
+        // Takes its files away, before the others are looked at.
+        let crossing = kvm_state::crossing(subject.audit);
         let process = Stat::read(pid)?;
         let executable = Executable::of(pid)?;
         let fds = FdTable::read(pid)?;
@@ -110,17 +122,19 @@ impl Observation {
         Ok(Self {
             process,
             executable,
-            fds,
+            facts: audit::process::read(pid, &fds),
             children: process::children(pid)?,
+            files: audit::files::of_vm(subject.work, subject.files),
+            cpus,
+            fds,
             memory_kib: process::anonymous_kib(pid)?,
-            surroundings: Surroundings::of(pid)?,
             environ: process::environ(pid)?,
             ram,
             digest,
             page,
             mailbox,
             standing,
-            crossing: kvm_state::crossing(subject.audit),
+            crossing,
             status,
             migrate,
             parameters,

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::failure::StepError;
 use super::session::Session;
 use super::{EnvironmentError, RlimitError};
+use crate::audit;
 use crate::observe::fds::FdTable;
 use crate::observe::process;
 use crate::scenario::{Amount, Limit};
@@ -73,7 +74,11 @@ impl Session<'_> {
         prlimit(self.vm.pid(), resource, Some(new))?;
         self.evidence.timeline.say("harness", format!("{}: {}", resource.name, new.rlim_cur));
         if let Some(seen) = &mut self.seen {
-            seen.surroundings.note_limit(resource.name, new.rlim_cur);
+            let value = match new.rlim_cur {
+                libc::RLIM64_INFINITY => "unlimited".to_owned(),
+                value => value.to_string(),
+            };
+            seen.facts.insert(audit::process::soft_limit(resource.name), value);
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use super::verdict::{FailedUpdate, HostSeen, Kill, Refusal, Revived};
 use super::vm::Vm;
 use super::watchdog::Watchdog;
 use super::{Options, limit};
+use crate::audit::Facts;
 use crate::backend::{Backend, Files, Launch};
 use crate::check::Handover;
 use crate::check::startup::Startup;
@@ -67,8 +68,8 @@ pub struct Session<'a> {
     pub(super) updated: Executable,
     /// Updates that succeeded since it was started.
     handed_over: u32,
-    /// The descriptors of each build when it was last looked at, by the build's file.
-    fds_of: BTreeMap<PathBuf, FdTable>,
+    /// The descriptors and the facts of each build when it was last looked at, by the build's file.
+    of_build: BTreeMap<PathBuf, (FdTable, Facts)>,
     /// The file of the build at the last look.
     looked_at: PathBuf,
     /// Limits that were changed, as they were.

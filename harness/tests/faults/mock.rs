@@ -158,13 +158,28 @@ faults! {
     variable_kept: KeepVariable, RUNNING => "leftovers";
     state_descriptor_kept: KeepStateFd, RUNNING => "leftovers";
     child_kept: KeepChild, RUNNING => "leftovers";
-    umask_changed: ChangeUmask, RUNNING => "neighbours";
-    signal_left_blocked: BlockSignal, RUNNING => "neighbours";
-    signal_left_ignored: IgnoreSignal, STOPPED => "neighbours";
-    nice_value_raised: Renice, RUNNING => "neighbours";
-    limit_lowered: LowerLimit, STOPPED => "neighbours";
-    directory_left: ChangeDirectory, RUNNING => "neighbours";
-    process_name_taken: Rename, RUNNING => "neighbours";
+    umask_changed: ChangeUmask, RUNNING => "process";
+    signal_left_blocked: BlockSignal, RUNNING => "process";
+    signal_left_ignored: IgnoreSignal, STOPPED => "process";
+    nice_value_raised: Renice, RUNNING => "process";
+    limit_lowered: LowerLimit, STOPPED => "process";
+    directory_left: ChangeDirectory, RUNNING => "process";
+    process_name_taken: Rename, RUNNING => "process";
+    timer_slack_changed: ChangeTimerSlack, RUNNING => "process";
+    oom_score_changed: ChangeOomScore, STOPPED => "process";
+    mapping_left: StrayMapping, RUNNING => "process";
+    nice_value_of_a_vcpu_raised: ReniceVcpu, RUNNING => "process";
+    epoll_waits_for_another: WaitForAnother, STOPPED => "process";
+    lock_left: LeakLock, RUNNING => "process";
+    socket_option_changed: ChangeSocketOption, RUNNING => "process";
+    variable_added: AddVariable, RUNNING => "process";
+    listener_inheritable_from_boot: InheritableListener, RUNNING => "process";
+    ram_in_core_dumps: DumpRam, RUNNING => "process";
+    threads_of_vcpus_misnamed: LieAboutThreads, RUNNING => "threads";
+    pid_file_for_everybody_to_write: OpenPidFile, RUNNING => "files";
+    state_for_everybody_to_read: OpenState, RUNNING => "files";
+    mode_of_the_log_changed: ChangeLogMode, RUNNING => "files";
+    file_left: StrayFile, STOPPED => "files";
     pid_file_written_again: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
     error_without_a_word: EmptyError, KEPT => "error";
@@ -223,9 +238,13 @@ pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
         .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
-    let others: [(&str, fn()); 7] = [
+    let others: [(&str, fn()); 8] = [
         ("a_scenario_says_how_long_a_blackout_may_be", a_scenario_says_how_long_a_blackout_may_be),
         ("a_panic_of_the_harness_is_a_failure", a_panic_of_the_harness_is_a_failure),
+        (
+            "a_renamed_thread_is_noticed_from_both_sides",
+            a_renamed_thread_is_noticed_from_both_sides,
+        ),
         ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
         (
             "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
@@ -300,6 +319,12 @@ fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
     let mock = Mock::at(common::binary(), Some(Fault::ResumePaused)).unwrap();
     let report = common::run(mock, "resumed", STOPPED, Patience::default());
     assert_eq!(common::failed_checks(&report), ["events", "run_state", "progress"]);
+}
+
+fn a_renamed_thread_is_noticed_from_both_sides() {
+    let mock = Mock::at(common::binary(), Some(Fault::RenameVcpu)).unwrap();
+    let report = common::run(mock, "renamed", RUNNING, Patience::default());
+    assert_eq!(common::failed_checks(&report), ["process", "threads"]);
 }
 
 fn without_a_fault_nothing_fails() {

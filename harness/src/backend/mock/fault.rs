@@ -75,6 +75,38 @@ pub enum Fault {
     ChangeDirectory,
     /// Take another process name.
     Rename,
+    /// Change how much later than asked for timers of the main thread may fire.
+    ChangeTimerSlack,
+    /// Offer itself to the OOM killer.
+    ChangeOomScore,
+    /// Leave memory mapped that could be executed.
+    StrayMapping,
+    /// Raise the nice value of the first vCPU's thread only.
+    ReniceVcpu,
+    /// Give the first vCPU's thread another name.
+    RenameVcpu,
+    /// Name another thread in `query-cpus-fast`.
+    LieAboutThreads,
+    /// Have epoll wait for a client instead of the listener.
+    WaitForAnother,
+    /// Leave the log locked.
+    LeakLock,
+    /// Change the size of the listener's buffer.
+    ChangeSocketOption,
+    /// Add a variable to the environment.
+    AddVariable,
+    /// Boot with a listener that every child inherits.
+    InheritableListener,
+    /// Have guest RAM in core dumps.
+    DumpRam,
+    /// Make a PID file that everybody may write to.
+    OpenPidFile,
+    /// Make a state file that everybody may read.
+    OpenState,
+    /// Change the mode of the log.
+    ChangeLogMode,
+    /// Leave a file in the VM's folder.
+    StrayFile,
     /// Write the PID file again.
     RewritePidFile,
     /// After a failed exec, leave close-on-exec cleared.

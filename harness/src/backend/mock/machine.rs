@@ -2,14 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use cpr_qmp::message::{Event, QmpError};
 use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::{RunState, StatusInfo};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
@@ -47,6 +50,8 @@ pub struct Machine {
     pub log: File,
     /// Held open, never used: the descriptors of a VM.
     _kvm: Vec<OwnedFd>,
+    /// As of a VMM that waits by it.
+    _epoll: Epoll,
     pub run_state: RunState,
     pub mode: MigMode,
     pub command: Vec<String>,
@@ -82,14 +87,21 @@ impl Machine {
         let log = File::options().append(true).create(true).open(&args.log_file)?;
         let size = args.memory.split(',').next().unwrap_or_default();
         let size: Size = size.parse().map_err(io::Error::other)?;
-        let guest = Guest::new(ram_file(size.0)?, args.shared_ram())?;
+        let guest = Guest::new(ram_file(size.0)?, args.shared_ram(), args.has(Fault::DumpRam))?;
         before_listening(&args)?;
         let listener = UnixListener::bind(args.socket())?;
         fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
         write_pid_file(&args)?;
+        if args.has(Fault::OpenPidFile) {
+            fs::set_permissions(&args.pid_file, fs::Permissions::from_mode(0o666))?;
+        }
+        if args.has(Fault::InheritableListener) {
+            handover::set_close_on_exec(listener.as_raw_fd(), false);
+        }
         let kvm = if args.has(Fault::SecondVm) { create_vm() } else { Vec::new() };
         let mut machine = Self {
             guest,
+            _epoll: waiting_for(&listener)?,
             listener,
             clients: Vec::new(),
             log,
@@ -111,7 +123,7 @@ impl Machine {
             held: None,
             args,
         };
-        machine.guest.start(machine.args.cpus, false);
+        machine.guest.start(machine.args.cpus, false)?;
         if machine.args.has(Fault::LackAtBoot) {
             machine.guest.lack("a second sun");
         }
@@ -142,10 +154,17 @@ impl Machine {
         }
         let shared = args.shared_ram();
         let client = |peer: Peer| Client { stream: owned(peer.number).into(), input: peer.input };
+        let listener = UnixListener::from(owned(handover.listener));
+        let clients: Vec<Client> = handover.clients.into_iter().map(client).collect();
+        let awaited = match clients.first().filter(|_| args.has(Fault::WaitForAnother)) {
+            Some(client) => client.stream.as_fd(),
+            None => listener.as_fd(),
+        };
         let mut machine = Self {
-            guest: Guest::new(ram, shared)?,
-            listener: owned(handover.listener).into(),
-            clients: handover.clients.into_iter().map(client).collect(),
+            guest: Guest::new(ram, shared, args.has(Fault::DumpRam))?,
+            _epoll: waiting_for(awaited)?,
+            listener,
+            clients,
             log: owned(handover.log).into(),
             _kvm: kvm,
             run_state: handover.run_state,
@@ -184,6 +203,12 @@ impl Machine {
                 std::process::Command::new("sleep").arg("600").spawn()?;
             }
             Fault::KeepMode => self.mode = MigMode::CprExec,
+            Fault::LeakLock => self.log.lock()?,
+            Fault::ChangeSocketOption => setsockopt(&self.listener, sockopt::RcvBuf, &8192)?,
+            Fault::ChangeLogMode => {
+                fs::set_permissions(&self.args.log_file, fs::Permissions::from_mode(0o640))?;
+            }
+            Fault::StrayFile => fs::write(self.args.pid_file.with_file_name("stray"), "")?,
             Fault::RewritePidFile => {
                 fs::remove_file(&self.args.pid_file)?;
                 write_pid_file(&self.args)?;
@@ -202,7 +227,15 @@ impl Machine {
 
     fn go_on(&mut self) -> io::Result<()> {
         let run = self.run_state == RunState::Running;
-        self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused));
+        self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused))?;
+        let vcpu = self.guest.threads[0];
+        if self.args.has(Fault::ReniceVcpu) {
+            // SAFETY: plain integers.
+            Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, vcpu as u32, 7) })?;
+        }
+        if self.args.has(Fault::RenameVcpu) {
+            fs::write(format!("/proc/self/task/{vcpu}/comm"), "another")?;
+        }
         if run {
             self.guest.set_running(!self.args.has(Fault::Freeze));
             self.emit("RESUME", None);
@@ -235,6 +268,20 @@ impl Machine {
             (false, state) => state,
         };
         StatusInfo { running: status.is_running(), status }
+    }
+
+    /// `query-cpus-fast`.
+    pub fn query_cpus(&self) -> Value {
+        let cpu = |(index, thread): (usize, &i32)| {
+            json!({
+                "cpu-index": index, "qom-type": "mock-cpu", "qom-path": format!("/cpu/{index}"),
+                "thread-id": thread, "target": "x86_64",
+            })
+        };
+        if self.args.has(Fault::LieAboutThreads) {
+            return [&(std::process::id() as i32 - 1)].into_iter().enumerate().map(cpu).collect();
+        }
+        self.guest.threads.iter().enumerate().map(cpu).collect()
     }
 
     /// Moves the migration on and tells.
@@ -323,6 +370,13 @@ fn owned(number: i32) -> OwnedFd {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     handover::set_close_on_exec(fd.as_raw_fd(), true);
     fd
+}
+
+/// Something that waits for `awaited`.
+fn waiting_for(awaited: impl AsFd) -> io::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(awaited, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    Ok(epoll)
 }
 
 /// Makes room for the socket, and does what must not be done at a start.

@@ -120,6 +120,7 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
         "stop" => machine.pause(RunState::Paused),
         "cont" => machine.unpause(),
         "system_reset" => machine.reset(),
+        "query-cpus-fast" => return Ok(machine.query_cpus()),
         "query-migrate" => return Ok(machine.query_migrate()),
         "query-migrate-parameters" => {
             return Ok(json!({ "mode": machine.mode, "cpr-exec-command": machine.command }));

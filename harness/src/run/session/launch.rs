@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
             run_state: booted(case),
             updated: executable.clone(),
             handed_over: 0,
-            fds_of: BTreeMap::new(),
+            of_build: BTreeMap::new(),
             looked_at: options.backend.binary().to_owned(),
             executable,
             started_from,
