@@ -49,7 +49,7 @@ fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
     let named = [&scene.files.qmp, &scene.files.serial_socket, &scene.files.pid_file];
     for path in named.map(|path| Path::new(path).to_owned()).into_iter().chain(states) {
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-        let too_much = too_much(&meta, umask, &path == Path::new(&scene.files.pid_file));
+        let too_much = too_much(&meta, umask, path == Path::new(&scene.files.pid_file));
         if too_much != 0 {
             let mode = meta.mode() & 0o7777;
             return Err(format!(
