@@ -53,6 +53,11 @@ plain!(
 /// Reads everything of `vcpu`, under names that begin with `name`.
 pub(super) fn read(vcpu: RawFd, name: &str, msrs: &[u32], values: &mut Values) {
     let called = |part: &str| format!("{name}.{part}");
+    // First: KVM takes INIT and SIPI that are pending, and resets the rest, when it is asked.
+    let mp_state = get::<kvm_mp_state>(vcpu, KVM_GET_MP_STATE, zeroed());
+    if let Some(state) = or_note(values, &called("mp-state"), mp_state) {
+        values.note(called("mp-state"), state.mp_state);
+    }
     if let Some(regs) = or_note(values, &called("regs"), get(vcpu, KVM_GET_REGS, zeroed())) {
         registers(name, &regs, values);
     }
@@ -71,10 +76,6 @@ pub(super) fn read(vcpu: RawFd, name: &str, msrs: &[u32], values: &mut Values) {
         }
     }
     xsave(vcpu, &called("xsave"), values);
-    let mp_state = get::<kvm_mp_state>(vcpu, KVM_GET_MP_STATE, zeroed());
-    if let Some(state) = or_note(values, &called("mp-state"), mp_state) {
-        values.note(called("mp-state"), state.mp_state);
-    }
     let events = get(vcpu, KVM_GET_VCPU_EVENTS, zeroed());
     if let Some(events) = or_note(values, &called("events"), events) {
         self::events(&called("events"), &events, values);
