@@ -79,8 +79,8 @@ fn class(path: &Path) -> io::Result<String> {
         [] => "an empty file".to_owned(),
         [0x7f, b'E', b'L', b'F', ..] => "a program".to_owned(),
         [b'#', b'!', ..] => "a script".to_owned(),
-        // What an envelope begins with.
-        [b'C', b'P', b'R', ..] => "a state".to_owned(),
+        // What ours and QEMU's begin with.
+        [b'C', b'P', b'R', ..] | [b'Q', b'E', b'V', b'M', ..] => "a state".to_owned(),
         head if head.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n') => {
             "a number".to_owned()
         }

@@ -114,6 +114,8 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"(open files was \[N\], is) \d+", "$1 [N]"),
         (r"argument\.00 was \S+,", "argument.00 was [BINARY],"),
         (r"owner was not there, is \d+:\d+", "owner was not there, is [USER]"),
+        (r"KernelPageSize: .*", "[FLAGS]"),
+        (r" \| scm_fds 0", ""),
         (r"names thread \d+", "names thread [TID]"),
         (r"(SndBuf|RcvBuf) \d+", "$1 [N]"),
         (r"heartbeat \d+", "heartbeat [N]"),

@@ -19,6 +19,9 @@ use crate::observe::process::Stat;
 /// that tell the moment.
 const LEFT_OUT: [&str; 7] = ["pos", "flags", "mnt_id", "ino", "eventfd-id", "NSpid", "it_value"];
 
+/// Target of a ring of io_uring.
+const IO_URING: &str = "anon_inode:[io_uring]";
+
 /// Reads them of process `pid`.
 pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
     let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -35,6 +38,8 @@ pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
     for fd in fds.iter() {
         let path = format!("/proc/{pid}/fdinfo/{}", fd.number);
         let mut told: Vec<String> = match fs::read_to_string(path) {
+            // It only counts.
+            Ok(_) if fd.target == IO_URING => Vec::new(),
             Ok(info) => info.lines().filter_map(|line| tell(line, pid, &kinds)).collect(),
             Err(_) => vec![UNREADABLE.to_owned()],
         };
