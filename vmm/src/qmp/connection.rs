@@ -128,6 +128,11 @@ impl Connection {
         self.ended && self.starved && self.output.is_empty() && self.in_flight.is_none()
     }
 
+    /// What has been read may hold a message whose turn it is: there is nothing to wait for.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_served() && !self.starved
+    }
+
     fn is_served(&self) -> bool {
         self.in_flight.is_none() && self.output.len() < PAUSE_OUTPUT
     }

@@ -272,6 +272,12 @@ impl Server {
         self.with_every_client(Connection::flush_published);
     }
 
+    /// Whether [`next_request`](Self::next_request) may have one before anything happens: a client
+    /// whose output was sent only now is served again, and has perhaps sent all that it will.
+    pub fn is_due(&self) -> bool {
+        self.clients.values().any(Connection::is_due)
+    }
+
     /// What went over each client's socket, by its number.
     pub fn traffic(&self) -> Vec<(u64, Arc<ExactIo>)> {
         self.clients.iter().map(|(id, client)| (id.0, client.exact().clone())).collect()

@@ -191,7 +191,9 @@ impl Vmm {
             }
             self.checkpoint();
             self.publish_and_send();
-            self.wait();
+            if !self.qmp.is_due() {
+                self.wait();
+            }
         }
     }
 

@@ -293,6 +293,26 @@ fn a_client_that_floods_and_never_reads_harms_no_other(mut bench: Bench) {
 }
 
 #[rstest]
+fn what_follows_a_long_answer_is_answered_once_that_is_sent(mut bench: Bench) {
+    let mut client = bench.connect_and_negotiate();
+    bench.server.hold(Some(1));
+    client.send(r#"{"execute":"query-name"}{"execute":"stop"}"#);
+    assert!(bench.turn());
+    let first = bench.server.next_request().unwrap();
+    let long = json!({"name": "x".repeat(PAUSE_OUTPUT)});
+    bench.server.respond(first.client, Ok(long));
+    assert!(bench.server.next_request().is_none(), "its client has too much unread");
+    bench.server.flush_published();
+    assert!(client.received().len() > PAUSE_OUTPUT);
+    // Nothing more comes in: who waits now waits for ever.
+    assert!(bench.server.is_due());
+    assert!(bench.server.next_request().is_some());
+    bench.server.hold(None);
+    bench.settle();
+    assert!(!bench.server.is_due());
+}
+
+#[rstest]
 fn a_client_that_leaves_events_unread_is_disconnected(mut bench: Bench) {
     let mut idle = bench.connect_and_negotiate();
     let mut other = bench.connect_and_negotiate();
