@@ -18,6 +18,7 @@ use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
 use crate::run::{Options, Patience, orphans, schedule, signals};
 use crate::scenario::Case;
+use crate::scenario::set::Set;
 
 #[derive(Args)]
 pub(super) struct Run {
@@ -61,7 +62,12 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
-    if run.selection.is_whole() && options.audits {
+    // Other scenarios, and VMMs that are none of KVM's, need not show all.
+    let whole = run.selection.is_whole()
+        && options.audits
+        && options.backend.uses_kvm()
+        && Set::embedded().is_ok_and(|all| all.cases.len() == set.cases.len());
+    if whole {
         let unseen = Expectations::embedded().unseen(options.backend.name());
         unseen.iter().for_each(say);
         if !unseen.is_empty() && ran.code == ExitCode::SUCCESS {
