@@ -7,6 +7,7 @@
 //! [`catalogue`] plants known bugs in ours, [`explore`] tries what nobody has thought of, [`bench`]
 //! measures, [`soak`] goes on without end, [`doctor`] looks at the host.
 
+pub mod audit;
 pub mod backend;
 pub mod bench;
 pub mod carry;

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 
 /// Where everything must run, as in CI, it fails.
 fn missing(trial: Trial) -> Trial {
-    let must = std::env::var_os("CPR_REQUIRE_ALL").is_some();
+    let must = cpr_harness::run::requirements::all_required();
     if must { trial } else { trial.with_kind("run ci/install-schemas").with_ignored_flag(true) }
 }
 

@@ -19,6 +19,16 @@ macro_rules! planted {
     }};
 }
 
+/// Notes for a test what KVM tells of a VM here (see `audit`); nothing without the feature.
+macro_rules! audit_point {
+    ($machine:expr, $side:ident) => {
+        #[cfg(feature = "failpoints")]
+        crate::audit::note(&$machine, crate::audit::Side::$side);
+    };
+}
+
+#[cfg(feature = "failpoints")]
+pub mod audit;
 pub mod boot;
 pub mod config;
 pub mod constraint;

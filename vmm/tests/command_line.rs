@@ -273,6 +273,7 @@ fn state() -> CprState {
         migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0 },
         pid_file: None,
         parameters: MigrationParameters::default(),
+        msr_choice: None,
         live: None,
     }
 }

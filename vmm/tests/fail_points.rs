@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What a binary with fail points says somewhere.
-const TRACES: [&str; 6] = [
+const TRACES: [&str; 8] = [
     "query-failpoints",
     "x-set-failpoint",
     "x-inject",
+    "x-audit",
+    "CPR_AUDIT",
     "test.irqfd",
     "fail point",
     "x-state-version",

@@ -33,8 +33,8 @@ impl Asked {
     fn spawn(command: &mut Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let parent = nix::unistd::getpid();
-        // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(signals::reset) };
         // SAFETY: it is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(program::inherit_nothing) };
         // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.

@@ -158,6 +158,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
     errno_number: true,
     own_words: true,
     private_ram_blocks: true,
+    vcpu_threads: Some("vcpu"),
+    ram_undumped: true,
     over_exec: OverExec::Kept,
     handover: Handover {
         variable: "CPR_EXEC_STATE",

@@ -9,6 +9,10 @@ pub struct Dialect {
     pub own_words: bool,
     /// RAM that an update would lose is told in `blocked-reasons`.
     pub private_ram_blocks: bool,
+    /// What the names of vCPU threads begin with, where it has no others but the main thread.
+    pub vcpu_threads: Option<&'static str>,
+    /// Guest RAM is left out of core dumps.
+    pub ram_undumped: bool,
     /// What a new VMM has of the old one's.
     pub over_exec: OverExec,
     /// How an update hands over what it does.

@@ -265,6 +265,7 @@ fn bench_case(cell: Cell, plan: Plan, run: u32) -> Case {
         // To touch a GiB for the first time, at boot and after each update, takes seconds.
         deadline_ms: 120_000 * (1 + u64::from(cpus) / 2)
             + u64::from(plan.updates + 1) * u64::from(gib(memory)) * 30_000,
+        max_blackout_ms: None,
         on_request: true,
         steps,
         vm: Vm { guest: "pattern".into(), memory, cpus, pages, cmdline, ..Vm::default() },

@@ -1,22 +1,25 @@
 //! What must hold after every step; one file an invariant.
 
+pub mod blackout;
 pub mod clients;
 pub mod damage;
 pub mod error;
 pub mod events;
 pub mod executable;
 pub mod fds;
+pub mod files;
 pub mod gone;
 pub mod handover;
 pub mod interrupted;
 pub mod keeper;
 pub mod killed;
 pub mod kvm;
+pub mod kvm_state;
 pub mod leftovers;
 pub mod migrate_status;
-pub mod neighbours;
 pub mod outcome;
 pub mod pid;
+pub mod process;
 pub mod processes;
 pub mod progress;
 pub mod ram;
@@ -24,6 +27,7 @@ pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
+pub mod threads;
 pub mod told;
 
 use std::fmt;
@@ -31,7 +35,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use handover::{Handover, Revival};
-pub use scene::{Action, Ending, Scene};
+pub use scene::{Action, Ending, Scene, Settled};
 
 /// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +70,7 @@ pub struct Check {
 }
 
 /// All of them, in the order in which they are run: [`progress`] waits for the guest, and
-/// [`damage`] looks at what it found meanwhile.
+/// [`blackout`] and [`damage`] look at what it found meanwhile.
 pub const ALL: &[Check] = &[
     outcome::CHECK,
     error::CHECK,
@@ -78,13 +82,17 @@ pub const ALL: &[Check] = &[
     migrate_status::CHECK,
     ram::CHECK,
     kvm::CHECK,
+    kvm_state::CHECK,
     fds::CHECK,
     processes::CHECK,
     keeper::CHECK,
     leftovers::CHECK,
     startup::CHECK,
-    neighbours::CHECK,
+    process::CHECK,
+    threads::CHECK,
+    files::CHECK,
     progress::CHECK,
+    blackout::CHECK,
     damage::CHECK,
 ];
 

@@ -1,13 +1,16 @@
 //! What the checks look at: a step that was done, and the VMM before and after it.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 
+use super::blackout::Gaps;
 use super::handover::Handover;
 use super::startup::Startup;
-use crate::backend::Dialect;
+use crate::audit::{self, Change, Facts, Moment};
+use crate::backend::{Dialect, Files};
 use crate::observe::fds::FdTable;
 use crate::observe::observation::Observation;
 use crate::observe::process::Executable;
@@ -123,10 +126,21 @@ impl Action {
     }
 }
 
+/// Facts that were read again, because what had been seen first was about to change.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Those of the process.
+    pub process: Option<Facts>,
+    /// Those of the files.
+    pub files: Option<Facts>,
+}
+
 /// One step and what is seen around it.
 pub struct Scene<'a> {
     /// The VM as it was asked for.
     pub vm: &'a Vm,
+    /// The VMM, as reports call it.
+    pub vmm: &'a str,
     /// The VMM's habits.
     pub dialect: Dialect,
     /// How long is waited for what.
@@ -153,12 +167,20 @@ pub struct Scene<'a> {
     pub events: &'a [Event],
     /// The status in the newest `MIGRATION` event since boot.
     pub last_status: Option<&'a str>,
+    /// The gaps between the guest's heartbeats.
+    pub gaps: Gaps<'a>,
     /// What the VMM has logged since the step began, up to now.
     pub log: &'a dyn Fn() -> String,
     /// The same as another client saw them, or why it does not any more.
     pub bystander: Result<&'a [Event], &'a str>,
     /// The descriptors when the build that runs now was looked at last; none: it never was.
     pub fds_then: Option<&'a FdTable>,
+    /// The same of the facts of its process.
+    pub facts_then: Option<&'a Facts>,
+    /// The files of the VM.
+    pub files: &'a Files,
+    /// What the audits have found once it had settled.
+    pub settled: &'a RefCell<Settled>,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.
@@ -166,6 +188,11 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// What an `audit` has to say of what differs from `before`.
+    pub fn audit(&self, audit: &str, changes: Vec<Change>) -> Result<(), String> {
+        audit::judge(audit, self.vmm, Moment::of(self.action, self.handover), changes)
+    }
+
     /// The VMM's process.
     pub fn pid(&self) -> i32 {
         self.after.process.pid

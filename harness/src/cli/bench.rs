@@ -104,7 +104,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
         // What is not measured is a trouble here.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
         let vmm_option = contender_option(name, bench.accel);
-        let options = Options { backend, evidence, keep: false, patience, vmm_option };
+        let audits = false;
+        let options = Options { backend, evidence, keep: false, audits, patience, vmm_option };
         Ok(Contender { name: name.clone(), options })
     };
     if let Some(path) = &bench.json {

@@ -47,6 +47,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         backend: Arc::new(vmm.clone()),
         evidence: catalogue.evidence.join("catalogue"),
         keep: false,
+        audits: true,
         patience: Patience::default(),
         vmm_option: String::new(),
     };

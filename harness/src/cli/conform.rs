@@ -59,6 +59,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
             backend,
             evidence: conform.evidence.join("conform").join(place),
             keep: false,
+            audits: true,
             patience: Patience::default(),
             vmm_option: contender_option(name, Accelerator::default()),
         })

@@ -16,7 +16,7 @@ pub(super) const RUN: &str = "\
 Examples:
   cpr-harness run                                        all scenarios
   cpr-harness run --filter failed/ --filter refused/     updates that must not succeed
-  cpr-harness run --filter update/running --jobs 1       one at a time: for blackouts
+  cpr-harness run --filter update/running --jobs 1 --no-audits   one at a time: for blackouts
   cpr-harness run --vmm ./cpr-vmm --require-all          another build; a miss is an error
   cpr-harness run --keep --filter kept/ my/case.toml     leave a failed VM up to look at
 

@@ -118,6 +118,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         backend: backend.clone(),
         evidence: explore.evidence.clone(),
         keep: explore.vmm.keep,
+        audits: true,
         patience: Patience::default(),
         vmm_option: vmm_option(&explore.vmm),
     };

@@ -127,6 +127,7 @@ fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, 
         backend,
         evidence: matrix.evidence.join("matrix").join(route.folder()),
         keep: false,
+        audits: true,
         patience: Patience::default(),
         vmm_option: contender_option(&from.name, Accelerator::default())
             + &skew_option(&to.name, route.course),

@@ -83,6 +83,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         backend: backend(&soak.vmm)?,
         evidence: soak.evidence.clone(),
         keep: soak.vmm.keep,
+        audits: true,
         patience: Patience::default(),
         vmm_option: vmm_option(&soak.vmm),
     };
@@ -128,10 +129,12 @@ fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
             }
         }
     }
+    // One that was ended before its first update shows nothing.
+    let updates: u32 = soaking.board().lanes().iter().map(|lane| lane.updates).sum();
     if ran && !failed && !broken {
-        say("no damage");
+        say(if updates > 0 { "no damage" } else { "no update was done: nothing was shown" });
     }
-    ExitCode::from(match (failed, broken || !ran) {
+    ExitCode::from(match (failed, broken || updates == 0) {
         (true, _) => FAILED,
         (false, true) => ENVIRONMENT,
         (false, false) => 0,

@@ -137,6 +137,7 @@ fn probe(vm: Vm, steps: &[Step]) -> Case {
         summary: String::new(),
         seed: 0,
         deadline_ms: 0,
+        max_blackout_ms: None,
         on_request: false,
         steps,
         vm,

@@ -2,42 +2,104 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
 
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+
+use super::mailbox::MAILBOX_GPA;
 use super::maps::Mapping;
 
 const PAGE: u64 = 4096;
 const PRESENT: u64 = 1 << 63;
 const FRAME_BITS: u64 = (1 << 55) - 1;
 
-/// Frame number by offset in the RAM file; empty where the host does not show them.
+/// Frame number by offset in RAM; empty where the host does not show them.
 pub type Frames = BTreeMap<u64, u64>;
+
+/// Whether this host shows page frames to this process: it takes `CAP_SYS_ADMIN`.
+pub fn are_shown() -> bool {
+    static SHOWN: OnceLock<bool> = OnceLock::new();
+    *SHOWN.get_or_init(|| {
+        let here = &raw const SHOWN as u64;
+        File::open("/proc/self/pagemap").is_ok_and(|pagemap| frame(&pagemap, here).is_some())
+    })
+}
+
+/// The frames of about `wanted` pages spread over the RAM file at `path`, and of the mailbox; none
+/// if that is no such file. What the VMM has mapped of it makes no difference.
+pub fn sample_file(path: &Path, bytes: u64, wanted: u64) -> Option<Frames> {
+    let file = File::open(path).ok()?;
+    // To look at a page of those would take one of the host's reserve.
+    if fstatfs(&file).ok()?.filesystem_type() == HUGETLBFS_MAGIC {
+        return None;
+    }
+    let pagemap = File::open("/proc/self/pagemap").ok()?;
+    let length = NonZeroUsize::new(usize::try_from(bytes).ok()?)?;
+    // SAFETY: a new mapping of a file, at an address of the kernel's choice, which nothing reads.
+    let base = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) };
+    let base = base.ok()?;
+    let seen = |offset: u64| {
+        // SAFETY: inside the mapping.
+        let at = unsafe { base.byte_add(offset as usize) };
+        is_resident(at).then(|| populate(at)).flatten()?;
+        Some((offset, frame(&pagemap, at.as_ptr().addr() as u64)?))
+    };
+    let frames = offsets(0, bytes, bytes, wanted).chain([MAILBOX_GPA]).filter_map(seen).collect();
+    // SAFETY: our own mapping, of this length, to which there is no reference.
+    let _ = unsafe { munmap(base, length.get()) };
+    Some(frames)
+}
 
 /// The frames of about `wanted` pages spread over `mappings` of process `pid`.
 ///
-/// Pages that the process has not touched have no entry, and without `CAP_SYS_ADMIN` none has.
+/// Pages that the process has not touched have no entry.
 pub fn sample(pid: i32, mappings: &[Mapping], wanted: u64) -> Frames {
     let Ok(pagemap) = File::open(format!("/proc/{pid}/pagemap")) else {
         return Frames::new();
     };
     let total: u64 = mappings.iter().map(Mapping::len).sum();
+    let of_mapping = |mapping: &Mapping| {
+        let (first, start) = (mapping.offset, mapping.addresses.start);
+        let all = offsets(first, first + mapping.len(), total, wanted);
+        let seen = |offset| Some((offset, frame(&pagemap, start + (offset - first))?));
+        all.filter_map(seen).collect::<Vec<_>>()
+    };
+    mappings.iter().flat_map(of_mapping).collect()
+}
+
+/// Offsets from `first` to `end`, so far apart that there are `wanted` in `total` bytes.
+fn offsets(first: u64, end: u64, total: u64, wanted: u64) -> impl Iterator<Item = u64> {
     let stride = (total / wanted.max(1)).max(PAGE) & !(PAGE - 1);
-    let mut frames = Frames::new();
-    for mapping in mappings {
-        let first = mapping.offset.next_multiple_of(stride);
-        for offset in (first..mapping.offset + mapping.len()).step_by(stride as usize) {
-            let address = mapping.addresses.start + (offset - mapping.offset);
-            let mut entry = [0; 8];
-            if pagemap.read_exact_at(&mut entry, address / PAGE * 8).is_err() {
-                continue;
-            }
-            let entry = u64::from_le_bytes(entry);
-            if entry & PRESENT != 0 && entry & FRAME_BITS != 0 {
-                frames.insert(offset, entry & FRAME_BITS);
-            }
-        }
-    }
-    frames
+    (first.next_multiple_of(stride)..end).step_by(stride as usize)
+}
+
+/// Whether the file's page there is in memory: looking at another one would make or read it.
+fn is_resident(at: NonNull<libc::c_void>) -> bool {
+    let mut resident = 0;
+    // SAFETY: writes one byte of ours, for one page of our own mapping.
+    let asked = unsafe { libc::mincore(at.as_ptr(), PAGE as usize, &raw mut resident) };
+    asked == 0 && resident & 1 == 1
+}
+
+/// Has our mapping show the file's page there.
+fn populate(at: NonNull<libc::c_void>) -> Option<()> {
+    // SAFETY: maps a page of our own mapping, and changes nothing in it.
+    let done = unsafe { libc::madvise(at.as_ptr(), PAGE as usize, libc::MADV_POPULATE_READ) };
+    Errno::result(done).ok().map(drop)
+}
+
+/// The frame behind `address` in the process whose `pagemap` this is.
+fn frame(pagemap: &File, address: u64) -> Option<u64> {
+    let mut entry = [0; 8];
+    pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
+    let entry = u64::from_le_bytes(entry);
+    (entry & PRESENT != 0).then_some(entry & FRAME_BITS).filter(|frame| *frame != 0)
 }
 
 /// How two samples compare: pages seen in both, and how many of these changed their frame.

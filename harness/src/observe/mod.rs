@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod fds;
 pub mod frames;
+pub mod kvm_state;
 pub mod mailbox;
 pub mod maps;
 pub mod observation;
@@ -12,5 +13,4 @@ pub mod process;
 pub mod qmp;
 pub mod qmp_inbox;
 pub mod ram;
-pub mod surroundings;
 pub mod watch;

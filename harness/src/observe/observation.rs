@@ -1,14 +1,19 @@
 //! Everything that is seen of a VMM at one moment, between two steps.
 
+use std::path::Path;
+
+use cpr_qmp::info::CpuInfoFast;
 use cpr_qmp::run_state::StatusInfo;
 use serde_json::Value;
 
 use super::fds::FdTable;
+use super::kvm_state;
 use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
 use super::ram::{Ram, RamError};
-use super::surroundings::Surroundings;
+use crate::audit::{self, Facts};
+use crate::backend::Files;
 
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +40,7 @@ pub enum ObserveError {
 
 /// What to look for.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject {
+pub struct Subject<'a> {
     /// The process.
     pub pid: i32,
     /// Bytes of guest RAM.
@@ -44,6 +49,12 @@ pub struct Subject {
     pub ram_shared: bool,
     /// The guest should stand still, so that a digest of its RAM means something.
     pub stopped: bool,
+    /// See [`kvm_state::FILE_VARIABLE`].
+    pub audit: &'a Path,
+    /// The folder of the case.
+    pub work: &'a Path,
+    /// The VM's files, there or elsewhere.
+    pub files: &'a Files,
 }
 
 /// A VMM at one moment.
@@ -59,8 +70,12 @@ pub struct Observation {
     pub children: Vec<Stat>,
     /// Memory of its own, in KiB.
     pub memory_kib: u64,
-    /// What it has around it.
-    pub surroundings: Surroundings,
+    /// What the audit of the process finds.
+    pub facts: Facts,
+    /// What the audit of the files finds.
+    pub files: Facts,
+    /// `query-cpus-fast`.
+    pub cpus: Vec<CpuInfoFast>,
     /// Its environment.
     pub environ: Vec<String>,
     /// The guest's RAM.
@@ -71,6 +86,10 @@ pub struct Observation {
     pub page: MailboxPage,
     /// What the mailbox said.
     pub mailbox: View,
+    /// What KVM tells, where the guest stands still and the VMM passes it on.
+    pub standing: Option<Facts>,
+    /// What KVM told at both ends of an update since the last look.
+    pub crossing: Option<[Facts; 2]>,
     /// `query-status`.
     pub status: StatusInfo,
     /// `query-migrate`.
@@ -81,11 +100,18 @@ pub struct Observation {
 
 impl Observation {
     /// Looks at everything.
-    pub fn take(subject: Subject, qmp: &mut Qmp) -> Result<Self, ObserveError> {
+    pub fn take(subject: Subject<'_>, qmp: &mut Qmp) -> Result<Self, ObserveError> {
         let pid = subject.pid;
         let status = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
+        let standing = match subject.stopped {
+            true => kvm_state::standing(qmp)?,
+            false => None,
+        };
+        let cpus = qmp.query("query-cpus-fast")?;
+        // Takes its files away, before the others are looked at.
+        let crossing = kvm_state::crossing(subject.audit);
         let process = Stat::read(pid)?;
         let executable = Executable::of(pid)?;
         let fds = FdTable::read(pid)?;
@@ -96,15 +122,19 @@ impl Observation {
         Ok(Self {
             process,
             executable,
-            fds,
+            facts: audit::process::read(pid, &fds),
             children: process::children(pid)?,
+            files: audit::files::of_vm(subject.work, subject.files),
+            cpus,
+            fds,
             memory_kib: process::anonymous_kib(pid)?,
-            surroundings: Surroundings::of(pid)?,
             environ: process::environ(pid)?,
             ram,
             digest,
             page,
             mailbox,
+            standing,
+            crossing,
             status,
             migrate,
             parameters,

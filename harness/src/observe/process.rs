@@ -66,7 +66,7 @@ impl Stat {
 }
 
 /// PID, command name, and the other fields of a line of `/proc/PID/stat`.
-pub(super) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
+pub(crate) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
     // The command name stands in brackets and may itself hold any character, brackets too.
     let (pid, rest) = text.split_once(" (")?;
     let (comm, rest) = rest.rsplit_once(") ")?;
@@ -97,6 +97,14 @@ impl Executable {
         let path = fs::canonicalize(path).map_err(|e| ProcError::new(path, e))?;
         Ok(Self { path, inode: (meta.dev(), meta.ino()) })
     }
+}
+
+/// The name that the kernel gives a process which executes `file`.
+pub fn name_of(file: &Path) -> String {
+    // TASK_COMM_LEN is 16, with the NUL.
+    const LONGEST: usize = 15;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= LONGEST).map(|(_, c)| c).collect()
 }
 
 /// The child processes of `pid`, zombies too, in order of PID.
@@ -216,6 +224,11 @@ pub fn environ(pid: i32) -> Result<Vec<String>, ProcError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn process_names_are_cut() {
+        assert_eq!(name_of(Path::new("/a/a-very-long-name-of-a-vmm")), "a-very-long-nam");
+    }
 
     #[test]
     fn a_command_name_may_hold_brackets() {

@@ -67,7 +67,10 @@ impl Ram {
             bytes,
             kind: if shared { "shared" } else { "private" },
         })?;
-        let frames = frames::sample(pid, &mappings, FRAME_SAMPLE);
+        let path = |file: &Descriptor| PathBuf::from(format!("/proc/{pid}/fd/{}", file.number));
+        let of_file = file.as_ref().map(path);
+        let of_file = of_file.and_then(|path| frames::sample_file(&path, bytes, FRAME_SAMPLE));
+        let frames = of_file.unwrap_or_else(|| frames::sample(pid, &mappings, FRAME_SAMPLE));
         Ok(Self { pid, bytes, file, mappings, frames })
     }
 

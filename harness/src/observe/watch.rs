@@ -35,6 +35,18 @@ pub fn share(view: &View, cpus: u32) -> Option<u64> {
     (pages > 0).then(|| pages.div_ceil(u64::from(cpus.max(1))))
 }
 
+/// Whether every vCPU has finished `sweeps` sweeps that it began after `first` was seen: the one that
+/// was under way then does not count.
+pub fn swept(first: &View, now: &View, cpus: u32, sweeps: u64) -> bool {
+    let all = sweeps + 1;
+    // The slowest vCPU says how many sweeps are finished; the others may be ahead of it.
+    let each = share(first, cpus).is_none_or(|share| {
+        let mut both = now.cpus.iter().zip(&first.cpus).take(cpus as usize);
+        both.all(|(now, first)| now.pages.saturating_sub(first.pages) >= all * share)
+    });
+    each && now.sweeps >= first.sweeps + all
+}
+
 /// Sweeps are timed together for so long: one alone may be over between two looks.
 const TIMED: Duration = Duration::from_millis(20);
 
@@ -183,6 +195,20 @@ mod tests {
             lateness: 0,
             cpus: vec![cpu],
         }
+    }
+
+    #[test]
+    fn only_sweeps_that_were_begun_later_count() {
+        // In the middle of the sweep after the fifth.
+        let first = View { sweeps: 5, ..view(1, 22, 0) };
+        let after = |sweeps, pages| View { sweeps, ..view(2, pages, 0) };
+        for (sweeps, pages, done) in [(6, 24, false), (7, 28, false), (7, 29, false), (7, 30, true)]
+        {
+            assert_eq!(swept(&first, &after(sweeps, pages), 1, 1), done, "{sweeps}, {pages}");
+        }
+        // A guest that counts no pages.
+        let plain = |sweeps| View { sweeps, ram_bytes: 0, ..view(1, 0, 0) };
+        assert_eq!([6, 7].map(|sweeps| swept(&plain(5), &plain(sweeps), 1, 1)), [false, true]);
     }
 
     #[test]

@@ -129,6 +129,9 @@ impl Terminal {
         text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
         text.push_str(&format!("\nVMs lost: {}", self.lost));
         text.extend(self.refusals());
+        if self.all_ignored() {
+            text.push_str(&format!("\nno case ran: all {ignored} were ignored"));
+        }
         for report in &self.failed {
             text.push_str(&format!("\nfailed: {}", report.case));
             text.extend(report.to_type().into_iter().map(|line| format!("\n  {line}")));
@@ -155,6 +158,12 @@ impl Terminal {
     /// Some case was not run that could be, if this machine had what is missing.
     pub fn any_missed(&self) -> bool {
         self.missed
+    }
+
+    /// There were cases, and not one of them ran: that shows nothing.
+    pub fn all_ignored(&self) -> bool {
+        let ran = self.passed + self.failed.len() + self.known_cases + self.broken;
+        ran == 0 && !self.ignored.is_empty()
     }
 
     /// Some case could not be run because of the machine.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::evidence::{self, Evidence};
 use super::failure::StepError;
+use super::host_lacks::{self, HostLacks};
 use super::session::Session;
 use super::soak::Pace;
 use super::steps::After;
@@ -61,10 +62,17 @@ pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report
             .name("case".into())
             .spawn_scoped(scope, || run_in_thread(case, options, pace, &mut report))
             .map_err(EnvironmentError::Thread)?;
-        thread.join().unwrap_or_else(|panic| {
+        Ok(thread.join())
+    });
+    let ran = ran.and_then(|joined| {
+        joined.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
-            Err(EnvironmentError::Panic(text.to_owned()))
+            // No fault of this machine: it would be overlooked among what cannot run here.
+            let message = format!("panicked, which is a bug of the harness: {text}");
+            fail(&mut report, "an unknown step", vec![Finding::new(verdict::HARNESS, message)]);
+            // What the folder has must not look like a case that was cut off.
+            evidence::write_verdict(&options.evidence.join(folder_name(case)), &report)
         })
     });
     if let Err(e) = ran {
@@ -166,11 +174,23 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
             && let Some(seen) = &session.seen
         {
             session.evidence.observation("boot", seen)?;
-            if !seen.mailbox.unavailable.is_empty() {
-                let why = format!("{}{}", verdict::HOST_LACKS, seen.mailbox.unavailable);
-                report.verdict = Verdict::Ignored(why);
-                return Ok(());
+        }
+        // A guest that boots later, or anew, says so then.
+        let lacks = session.seen.as_ref().map(|seen| seen.mailbox.unavailable.clone());
+        if let Some(what) = lacks.filter(|what| !what.is_empty()) {
+            let listed = HostLacks::embedded().map_err(|e| e.to_string());
+            let judged = listed.and_then(|all| all.judge(&*session.options.backend, &what));
+            match judged {
+                Ok(()) => {
+                    report.verdict = Verdict::Ignored(format!("{}{what}", verdict::HOST_LACKS));
+                }
+                Err(why) => {
+                    let finding = Finding::new(host_lacks::CHECK, why);
+                    session.evidence.timeline.say("harness", finding.to_string());
+                    fail(report, &label, vec![finding]);
+                }
             }
+            return Ok(());
         }
     }
     Ok(())

@@ -46,9 +46,6 @@ pub enum EnvironmentError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// The case's thread panicked, which is a bug of the harness.
-    #[error("the harness panicked: {0}")]
-    Panic(String),
 }
 
 impl EnvironmentError {

@@ -142,8 +142,13 @@ impl Evidence {
         }
         let path = self.folder.join(TIMELINE);
         self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
-        write_json(&self.folder, VERDICT, report)
+        write_verdict(&self.folder, report)
     }
+}
+
+/// Writes the verdict into the evidence folder `folder`.
+pub fn write_verdict(folder: &Path, report: &Report) -> Result<(), EnvironmentError> {
+    write_json(folder, VERDICT, report)
 }
 
 /// A log that grows.
@@ -217,9 +222,8 @@ pub fn folder_name(case: &str) -> String {
 fn describe(seen: &Observation) -> String {
     let Observation { process, executable, fds, children, ram, digest, mailbox, .. } = seen;
     let mut text = format!(
-        "{process:?}\nexecutable {}\nchildren {children:?}\nsurroundings {:#?}\nstatus {:?}\nquery-migrate {}\nparameters {}\n\ndescriptors\n{fds}\nRAM {} bytes, file {:?}, digest {digest:016x?}\n",
+        "{process:?}\nexecutable {}\nchildren {children:?}\nstatus {:?}\nquery-migrate {}\nparameters {}\n\ndescriptors\n{fds}\nRAM {} bytes, file {:?}, digest {digest:016x?}\n",
         executable.path.display(),
-        seen.surroundings,
         seen.status,
         seen.migrate,
         seen.parameters,
@@ -228,6 +232,9 @@ fn describe(seen: &Observation) -> String {
     );
     for mapping in &ram.mappings {
         text.push_str(&format!("mapped {mapping:x?}\n"));
+    }
+    for (item, value) in seen.facts.iter().chain(seen.files.iter()) {
+        text.push_str(&format!("fact {item}: {value}\n"));
     }
     text.push_str(&format!("page frames {:x?}\n", ram.frames));
     let mailbox = serde_json::to_string_pretty(mailbox).unwrap_or_default();

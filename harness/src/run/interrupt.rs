@@ -33,6 +33,7 @@ impl Session<'_> {
         let (mut command, channel) = self.prepare(&migrate, (!early).then_some(&held_there))?;
         if let (true, Some(words)) = (early, &mut command.words) {
             words[0] = hold.in_rehearsal(&words[0])?;
+            self.note_files();
         }
         self.set_parameters(&command, &migrate)?;
         let parameters = json!({ "x-cpr-exec-rehearsal-timeout": REHEARSAL_MS });

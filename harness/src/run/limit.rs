@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::failure::StepError;
 use super::session::Session;
 use super::{EnvironmentError, RlimitError};
+use crate::audit;
 use crate::observe::fds::FdTable;
 use crate::observe::process;
 use crate::scenario::{Amount, Limit};
@@ -41,7 +42,7 @@ impl Session<'_> {
             Limit::Fsize(amount) => (libc::RLIMIT_FSIZE, "Max file size", amount),
         };
         let resource = Resource { number, name };
-        let before = self.prlimit(resource, None)?;
+        let before = prlimit(self.vm.pid(), resource, None)?;
         let wanted = self.wanted(limit, amount)?;
         self.limits.push(Saved { resource, limit: before });
         let rlim_cur = wanted.min(before.rlim_max);
@@ -70,27 +71,38 @@ impl Session<'_> {
     }
 
     fn set_limit(&mut self, resource: Resource, new: libc::rlimit64) -> Result<(), StepError> {
-        self.prlimit(resource, Some(new))?;
+        prlimit(self.vm.pid(), resource, Some(new))?;
         self.evidence.timeline.say("harness", format!("{}: {}", resource.name, new.rlim_cur));
         if let Some(seen) = &mut self.seen {
-            seen.surroundings.note_limit(resource.name, new.rlim_cur);
+            let value = match new.rlim_cur {
+                libc::RLIM64_INFINITY => "unlimited".to_owned(),
+                value => value.to_string(),
+            };
+            seen.facts.insert(audit::process::soft_limit(resource.name), value);
         }
         Ok(())
     }
+}
 
-    /// The limit as it was, after setting a `new` one.
-    fn prlimit(
-        &self,
-        resource: Resource,
-        new: Option<libc::rlimit64>,
-    ) -> Result<libc::rlimit64, EnvironmentError> {
-        let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-        let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: both pointers are to live limits, or null, which the call allows.
-        let done = unsafe { libc::prlimit64(self.vm.pid(), resource.number, new, &raw mut old) };
-        match Errno::result(done) {
-            Ok(_) => Ok(old),
-            Err(source) => Err(RlimitError { name: resource.name, source }.into()),
+/// The limit of process `pid` as it was, after setting a `new` one. That the process is gone is no
+/// fault of this machine.
+fn prlimit(
+    pid: i32,
+    resource: Resource,
+    new: Option<libc::rlimit64>,
+) -> Result<libc::rlimit64, StepError> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: both pointers are to live limits, or null, which the call allows.
+    let done = unsafe { libc::prlimit64(pid, resource.number, new, &raw mut old) };
+    match Errno::result(done) {
+        Ok(_) => Ok(old),
+        Err(Errno::ESRCH) => Err(StepError::Process(format!(
+            "cannot set the limit `{}` of the VMM: process {pid} is gone",
+            resource.name
+        ))),
+        Err(source) => {
+            Err(EnvironmentError::from(RlimitError { name: resource.name, source }).into())
         }
     }
 }
@@ -105,6 +117,17 @@ fn lowest_free(fds: &FdTable, more: u64) -> u64 {
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[test]
+    fn a_vmm_that_is_gone_is_not_the_machines_fault() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let resource = Resource { number: libc::RLIMIT_NOFILE, name: "Max open files" };
+        let error = prlimit(child.id() as i32, resource, None).err().unwrap();
+        let findings = error.findings().expect("a finding, no error of the environment");
+        assert_eq!(findings[0].check, "step");
+        assert!(findings[0].message.ends_with("is gone"), "{}", findings[0].message);
+    }
 
     #[rstest]
     #[case(0, 2)]

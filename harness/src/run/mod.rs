@@ -14,6 +14,7 @@ pub mod fault;
 pub mod filtered;
 pub mod growth;
 pub mod hold;
+pub mod host_lacks;
 pub mod interrupt;
 pub mod kill_in_update;
 pub mod kill_vmm;
@@ -64,6 +65,8 @@ pub struct Options {
     pub evidence: PathBuf,
     /// Leave the VM of a failed case up.
     pub keep: bool,
+    /// What KVM tells is compared over updates, which makes these take longer.
+    pub audits: bool,
     /// How long is waited for what.
     pub patience: Patience,
     /// How the VMM was asked for on the command line, for the replay line.

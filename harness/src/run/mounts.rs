@@ -32,9 +32,7 @@ fn try_out() -> Option<String> {
         .name("mounts".into())
         .spawn(private_mounts)
         .map_err(EnvironmentError::Thread)
-        .and_then(|thread| {
-            thread.join().unwrap_or_else(|_| Err(EnvironmentError::Panic("in a mount".into())))
-        });
+        .and_then(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
     tried.err().map(|e| format!("mounting needs CAP_SYS_ADMIN: {e}"))
 }
 

@@ -37,6 +37,7 @@ impl Session<'_> {
             }
             BinaryChange::Overwritten => self.overwrite(&path)?,
         };
+        self.note_files();
         self.evidence.timeline.say("harness", format!("{} is {done}", path.display()));
         Ok(())
     }

@@ -58,4 +58,9 @@ impl Patience {
     pub fn boot_with(&self, ram: u64) -> Duration {
         self.boot + Duration::from_secs(10 * (ram >> 30))
     }
+
+    /// For so many whole sweeps over so many bytes of RAM, and what is left of the one before.
+    pub fn sweeps_over(&self, ram: u64, sweeps: u64) -> Duration {
+        self.guest + Duration::from_secs(10 * (ram >> 30) * (sweeps + 1))
+    }
 }

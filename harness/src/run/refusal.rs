@@ -1,5 +1,5 @@
 //! Whether a guest notices an update that is refused: the largest gap between its heartbeats, next to
-//! that of as long a time in which nothing was asked of the VMM.
+//! that of as long a time in which nothing was asked of the VMM. And what is such a gap in a calm time.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use crate::scenario::{Expect, Migrate};
 
 /// The least time that is compared: a shorter one sees hardly a heartbeat.
 const WINDOW: Duration = Duration::from_millis(20);
+
+/// How long the guest is watched once, for what its updates are compared with.
+const CALM: Duration = Duration::from_millis(50);
 
 /// The largest gap in a time in which nothing was asked.
 pub(super) struct Calm(Duration);
@@ -41,8 +44,19 @@ impl Session<'_> {
             false => self.largest_gap(&seen.page, rest),
         };
         if let (Some(during), Some(after)) = (during, after) {
-            self.refusals.push(Refusal { took, calm: before.max(after), during });
+            let calm = before.max(after);
+            self.calm = self.calm.max(Some(calm));
+            self.refused = Some(Refusal { took, calm, during });
         }
+    }
+
+    /// Watches the guest in a calm time, if nobody has in this case.
+    pub(super) fn calibrate(&mut self) {
+        let page = match &self.seen {
+            Some(seen) if self.calm.is_none() && self.run_state.is_running() => seen.page.clone(),
+            _ => return,
+        };
+        self.calm = self.largest_gap(&page, CALM);
     }
 
     fn largest_gap(&self, page: &MailboxPage, time: Duration) -> Option<Duration> {

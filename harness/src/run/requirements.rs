@@ -1,5 +1,6 @@
 //! What a case needs of the host; a case whose needs are not met is ignored, and says why.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -9,6 +10,16 @@ use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
     Case, Channel, CommandKind, Expect, Fate, Inject, Keeper, Migrate, Pages, Seccomp, Step,
 };
+
+/// Where everything must run, as in CI, a case that cannot is an error: `CPR_REQUIRE_ALL` is set, and
+/// not empty.
+pub fn all_required() -> bool {
+    is_on(std::env::var_os("CPR_REQUIRE_ALL").as_deref())
+}
+
+fn is_on(variable: Option<&OsStr>) -> bool {
+    variable.is_some_and(|value| !value.is_empty())
+}
 
 /// Why `case` cannot run here, if it cannot.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
@@ -141,4 +152,18 @@ pub fn reserved_bytes() -> u64 {
         .ok()
         .and_then(|text| text.trim().parse::<u64>().ok())
         .map_or(0, |pages| pages << 21)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(None, false)]
+    #[case(Some(""), false)]
+    #[case(Some("1"), true)]
+    fn an_empty_variable_is_as_good_as_none(#[case] variable: Option<&str>, #[case] on: bool) {
+        assert_eq!(is_on(variable.map(OsStr::new)), on);
+    }
 }

@@ -47,6 +47,20 @@ impl SerialClient {
         self.shared.got.load(Ordering::Acquire)
     }
 
+    /// Closes the connection, and says what went wrong until then, if something did.
+    pub fn leave(mut self) -> Option<String> {
+        self.end();
+        self.wrong()
+    }
+
+    fn end(&mut self) {
+        self.shared.leave.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed.
+            let _ = thread.join();
+        }
+    }
+
     /// What went wrong, if something did.
     pub fn wrong(&self) -> Option<String> {
         self.shared.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -55,11 +69,7 @@ impl SerialClient {
 
 impl Drop for SerialClient {
     fn drop(&mut self) {
-        self.shared.leave.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -67,7 +77,9 @@ fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result
     let mut lines = Lines::default();
     let mut sent = 0;
     let mut buffer = [0; 4096];
-    while !shared.leave.load(Ordering::Acquire) {
+    loop {
+        // Before the read: what has come until then is looked at.
+        let last = shared.leave.load(Ordering::Acquire);
         match stream.read(&mut buffer) {
             Ok(0) => return Err("the VMM has hung up".into()),
             Ok(length) => {
@@ -79,6 +91,9 @@ fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(e) => return Err(format!("cannot read from the serial port: {e}")),
         }
+        if last {
+            return Ok(());
+        }
         while sent < lines.whole / GOT_FOR_SENT {
             let line = format!("{:08x}\n", next.load(Ordering::Relaxed));
             let wrote = stream.write_all(line.as_bytes());
@@ -87,7 +102,6 @@ fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result
             sent += 1;
         }
     }
-    Ok(())
 }
 
 /// What comes from the guest, from the middle of some line on.
@@ -135,6 +149,18 @@ mod tests {
     #[test]
     fn lines_count_from_the_first_whole_one() {
         assert_eq!(take("0041\n00000042\n00000043\n000"), Ok(2));
+    }
+
+    #[test]
+    fn the_last_complaint_is_told_when_a_client_leaves() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("serial");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let client = SerialClient::connect(&path, Arc::default()).unwrap();
+        let (mut port, _) = listener.accept().unwrap();
+        port.write_all(b"\n00000001\n00000003\n").unwrap();
+        let told = client.leave();
+        assert_eq!(told.as_deref(), Some("after the guest's line 00000001 came 00000003"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::verdict::{FailedUpdate, HostSeen, Kill, Refusal, Revived};
 use super::vm::Vm;
 use super::watchdog::Watchdog;
 use super::{Options, limit};
+use crate::audit::Facts;
 use crate::backend::{Backend, Files, Launch};
 use crate::check::Handover;
 use crate::check::startup::Startup;
@@ -67,8 +68,8 @@ pub struct Session<'a> {
     pub(super) updated: Executable,
     /// Updates that succeeded since it was started.
     handed_over: u32,
-    /// The descriptors of each build when it was last looked at, by the build's file.
-    fds_of: BTreeMap<PathBuf, FdTable>,
+    /// The descriptors and the facts of each build when it was last looked at, by the build's file.
+    of_build: BTreeMap<PathBuf, (FdTable, Facts)>,
     /// The file of the build at the last look.
     looked_at: PathBuf,
     /// Limits that were changed, as they were.
@@ -107,6 +108,10 @@ pub struct Session<'a> {
     pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
+    /// The largest gap between heartbeats in calm times, once one was watched.
+    pub(super) calm: Option<Duration>,
+    /// What the guest noticed of an update that was refused, before it is judged.
+    pub(super) refused: Option<Refusal>,
     /// What the guest noticed of updates that were refused.
     pub refusals: Vec<Refusal>,
     /// Updates cut off by SIGKILL.
@@ -191,6 +196,7 @@ impl<'a> Session<'a> {
             let _ = std::fs::remove_file(self.work.join(format!("state-{old}")));
             let _ =
                 std::fs::remove_file(self.work.join(format!("state-{}", old.saturating_sub(1))));
+            self.note_files();
         }
         self.evidence.bound();
     }

@@ -1,7 +1,9 @@
 //! Ctrl-C leaves no VM behind.
 
 use std::collections::BTreeSet;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::ptr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,9 +81,39 @@ pub fn is_registered(pid: i32) -> bool {
         .any(|all| all.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid))
 }
 
-/// In a child: what [`guard`] has blocked comes through. Async-signal-safe.
-pub fn unblock() -> std::io::Result<()> {
-    Ok(SigSet::from_iter(GUARDED).thread_unblock()?)
+/// In a child: no signal is ignored or blocked, whatever this process has inherited or [`guard`] has
+/// blocked. Async-signal-safe.
+pub fn reset() -> std::io::Result<()> {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler is installed. Numbers whose action cannot be set are refused.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// Makes this process independent of the signal settings that it has inherited: children can be
+/// waited for, and nothing is blocked. To be called before other threads exist.
+///
+/// Signals that are ignored stay so here: `nohup` and background jobs are to outlive a hangup or an
+/// interrupt. Children get [`reset`].
+pub fn begin() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // Nothing else depends on it than signals that somebody sends.
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+/// What is to end this process: the signals that it does not ignore.
+fn guarded() -> SigSet {
+    let ignored = |signal: &Signal| {
+        let mut now = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: only reads the action, into memory of ours, which is initialized if that succeeds.
+        unsafe {
+            libc::sigaction(*signal as libc::c_int, ptr::null(), now.as_mut_ptr()) == 0
+                && now.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    };
+    GUARDED.into_iter().filter(|signal| !ignored(signal)).collect()
 }
 
 /// In a child: makes the settings what the program to be executed is to inherit. Async-signal-safe.
@@ -106,10 +138,10 @@ pub fn set(settings: Signals) -> std::io::Result<()> {
     Ok(blocked.thread_block()?)
 }
 
-/// Ends every VM and this process on SIGINT, SIGTERM and SIGHUP.
+/// Ends every VM and this process on those of SIGINT, SIGTERM and SIGHUP that are not ignored.
 ///
 /// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
-/// see [`unblock`].
+/// see [`reset`].
 pub fn guard() {
     guard_after(|| {});
 }
@@ -125,7 +157,8 @@ pub fn guard_asking(ask: impl FnOnce() + Send + 'static) {
 }
 
 fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send + 'static) {
-    let signals = SigSet::from_iter(GUARDED);
+    begin();
+    let signals = guarded();
     if signals.thread_block().is_err() {
         return;
     }

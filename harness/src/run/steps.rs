@@ -16,6 +16,7 @@ use crate::observe::mailbox::View;
 use crate::observe::observation::ObserveError;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
+use crate::observe::watch;
 use crate::scenario::{Expect, Migrate, RunWish, SerialWish, StartAt, Step, Wait};
 
 /// A step that left the VMM up, or one that ended it.
@@ -249,8 +250,9 @@ impl Session<'_> {
                 })
             }
             Wait::Sweeps(n) => {
-                let wanted = start.sweeps + n;
-                self.await_guest(&format!("sweep {wanted}"), limit, |view| view.sweeps >= wanted)
+                let what = format!("{n} whole sweeps after sweep {}", start.sweeps + 1);
+                let limit = self.options.patience.sweeps_over(self.case.vm.memory.0, n);
+                self.await_guest(&what, limit, |view| watch::swept(&start, view, cpus, n))
             }
             Wait::SerialLines(n) => {
                 let lines = |session: &Self| session.serial.as_ref().map_or(0, SerialClient::lines);
@@ -285,7 +287,11 @@ impl Session<'_> {
                 })?;
                 self.serial = Some(client);
             }
-            SerialWish::Leave => drop(self.serial.take()),
+            SerialWish::Leave => {
+                if let Some(why) = self.serial.take().and_then(SerialClient::leave) {
+                    return Err(complaint(why));
+                }
+            }
         }
         let wanted = if wish == SerialWish::Connect { before + 1 } else { before - 1 };
         poll::until(Deadline::after(self.options.patience.guest), || {
@@ -299,7 +305,7 @@ impl Session<'_> {
     /// What the serial port's client has to complain about.
     pub(super) fn check_serial(&self) -> Result<(), StepError> {
         match self.serial.as_ref().and_then(SerialClient::wrong) {
-            Some(why) => Err(StepError::Checks(vec![Finding::new("serial", why)])),
+            Some(why) => Err(complaint(why)),
             None => Ok(()),
         }
     }
@@ -338,6 +344,11 @@ impl Session<'_> {
     fn mailbox_error(&self, source: std::io::Error) -> StepError {
         ObserveError::Mailbox { pid: self.vm.pid(), source }.into()
     }
+}
+
+/// What the serial port's client has to complain about.
+fn complaint(why: String) -> StepError {
+    StepError::Checks(vec![Finding::new("serial", why)])
 }
 
 fn summary(view: &View) -> String {

@@ -156,11 +156,14 @@ impl Session<'_> {
         let earlier = self.earlier_state.as_deref();
         let handover = backend.dialect().handover;
         let targets = Targets { state: &channel.state, earlier, log: &self.files.log, handover };
-        Ok((workshop.prepare(migrate.command, arguments, targets)?, channel))
+        let command = workshop.prepare(migrate.command, arguments, targets)?;
+        self.note_files();
+        Ok((command, channel))
     }
 
     /// Begins to measure the blackout, where the guest can tell it.
     pub(super) fn measure(&mut self) {
+        self.calibrate();
         self.measuring = match &self.seen {
             Some(seen) if self.run_state.is_running() => {
                 Measurement::begin(&seen.page, self.options.patience.measure)

@@ -15,6 +15,9 @@ pub const WATCHDOG: &str = "watchdog";
 /// every check holds.
 pub const MODEL: &str = "model";
 
+/// The name under which the harness reports on itself.
+pub const HARNESS: &str = "harness";
+
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,5 +1,6 @@
 //! A VMM process that the harness has started.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -15,6 +16,7 @@ use super::cgroup::Cgroup;
 use super::filtered::NoExecve;
 use super::stalled::StalledPipe;
 use super::{EnvironmentError, program, signals};
+use crate::observe::kvm_state;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{ProcError, Stat};
 use crate::scenario::{Seccomp, Signals};
@@ -41,6 +43,8 @@ pub struct Start<'a> {
     pub cgroup: Option<Cgroup>,
     /// The socket that it tells its service manager on.
     pub notify: &'a Path,
+    /// Where it writes what audits compare, if it does.
+    pub audit: Option<&'a Path>,
     /// A pipe that nobody reads, for what it logs.
     pub stalled: Option<StalledPipe>,
 }
@@ -88,21 +92,23 @@ impl Vm {
         let path = path.unwrap_or_default();
         let spawn_error =
             |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
+        let mut own: Vec<(OsString, OsString)> =
+            vec![("PATH".into(), path), (NOTIFY_VARIABLE.into(), start.notify.into())];
+        own.extend(start.audit.map(|path| (kvm_state::FILE_VARIABLE.into(), path.into())));
         let mut command = Command::new(start.binary);
         command
             .args(start.arguments)
             .current_dir(start.folder)
-            .env("PATH", &path)
             .env_remove(STATE_VARIABLE)
-            .env(NOTIFY_VARIABLE, start.notify)
+            .envs(own.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
             // A group of its own: Ctrl-C is for the harness, and killing the group reaches
             // whatever the VMM leaves behind.
             .process_group(0);
-        // SAFETY: setting the signal mask is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(signals::unblock) };
+        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(signals::reset) };
         if let Some(settings) = start.signals {
             // SAFETY: it is async-signal-safe and the closure does nothing else.
             unsafe { command.pre_exec(move || signals::set(settings)) };
@@ -120,11 +126,10 @@ impl Vm {
             unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
         }
         if start.seccomp == Some(Seccomp::NoExecve) {
-            let ours = ["PATH", STATE_VARIABLE, NOTIFY_VARIABLE];
-            let others =
-                std::env::vars_os().filter(|(name, _)| ours.iter().all(|ours| name != ours));
-            let own = [("PATH".into(), path), (NOTIFY_VARIABLE.into(), start.notify.into())];
-            let environment: Vec<_> = others.chain(own).collect();
+            let others = std::env::vars_os().filter(|(name, _)| {
+                name != STATE_VARIABLE && own.iter().all(|(ours, _)| name != ours)
+            });
+            let environment: Vec<_> = others.chain(own.iter().cloned()).collect();
             let program = NoExecve::new(start.binary, start.arguments, &environment);
             let program = program.map_err(spawn_error)?;
             // SAFETY: system calls only, on what was made before. It comes last, in place of the

@@ -28,6 +28,9 @@ pub struct Case {
     pub seed: u64,
     /// After this time the watchdog ends it.
     pub deadline_ms: u64,
+    /// An update that succeeds may stop the guest for so long; none: as the check has it.
+    #[serde(default, rename = "max-blackout-ms", skip_serializing_if = "Option::is_none")]
+    pub max_blackout_ms: Option<u64>,
     /// It is run only when it is asked for by name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_request: bool,

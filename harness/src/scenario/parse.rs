@@ -29,6 +29,10 @@ pub(super) struct File {
     seed: Option<u64>,
     /// After so many milliseconds the watchdog ends the case [default: 60000].
     deadline_ms: Option<u64>,
+    /// An update that succeeds may stop the guest for so many milliseconds [default: 2000, or 20 times
+    /// the largest gap between two heartbeats in a calm time of the same run, if that is more].
+    #[serde(rename = "max-blackout-ms")]
+    max_blackout_ms: Option<u64>,
     /// It is run only when a filter or a file names it.
     #[serde(default)]
     on_request: bool,
@@ -55,6 +59,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
                 name,
                 summary: scenario.summary,
                 deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
+                max_blackout_ms: scenario.max_blackout_ms,
                 on_request: scenario.on_request,
                 steps,
                 vm: scenario.vm,

@@ -67,6 +67,7 @@ pub fn cases(wish: &Wish) -> Vec<Case> {
             // Masked, because TOML's integers are signed.
             seed: xxh3_64_with_seed(&index.to_le_bytes(), wish.seed) >> 1,
             deadline_ms: BURST_MS + (memory.0 >> 30) * 30_000,
+            max_blackout_ms: None,
             on_request: true,
             steps: vec![Step::Boot, Step::Soak(soak), Step::Quit],
             vm: Vm { guest, memory, cpus, ..Vm::default() },

@@ -161,6 +161,85 @@ fn a_machine_that_does_not_let_it_work_exits_with_3() {
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
 }
 
+/// As under `nohup`, in a background job, or below a program that blocks signals.
+#[test]
+fn a_vmm_inherits_no_signal_settings_of_the_harness() {
+    let settings = |command: &mut std::process::Command| {
+        let folder = folder();
+        let done = command
+            .current_dir(folder.path())
+            .args(mock(&["--filter", "times=1"]))
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(done.success(), "{done}");
+        let seen = folder.path().join("evidence/theme/twice,times=1/proc-boot.txt");
+        let seen = std::fs::read_to_string(seen).unwrap();
+        let of_signals = |line: &&str| {
+            line.contains("the set of blocked signals")
+                || line.contains("the set of ignored signals")
+        };
+        seen.lines().filter(of_signals).map(str::to_owned).collect::<Vec<String>>()
+    };
+    let plain = settings(&mut std::process::Command::new(binary()));
+    assert_eq!(plain.len(), 2, "{plain:?}");
+    let mut ignoring = std::process::Command::new(binary());
+    // SAFETY: these calls are async-signal-safe, and the closure does nothing else.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut ignoring, || {
+            for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGCHLD, libc::SIGUSR1]
+            {
+                libc::signal(number, libc::SIG_IGN);
+            }
+            Ok(nix::sys::signal::SigSet::all().thread_set_mask()?)
+        })
+    };
+    assert_eq!(settings(&mut ignoring), plain);
+}
+
+/// A hangup is none of a harness's business that was started with `nohup`.
+#[test]
+fn an_ignored_signal_does_not_end_the_harness() {
+    let folder = folder();
+    let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
+    let mut command = std::process::Command::new(binary());
+    command
+        .current_dir(folder.path())
+        .args(mock(&["--fault", "hang", "--filter", "times=1"]))
+        .stdout(std::process::Stdio::null());
+    // SAFETY: it is async-signal-safe, and the closure does nothing else.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    let mut run = command.spawn().unwrap();
+    let limit = cpr_harness::observe::poll::Deadline::after(std::time::Duration::from_secs(30));
+    let runs = cpr_harness::observe::poll::until(limit, || evidence.exists().then_some(()));
+    assert_eq!(runs, Some(()), "no case has begun");
+    for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+        kill(Pid::from_raw(run.id() as i32), signal).unwrap();
+    }
+    // The lower number comes first, so that SIGHUP would have ended it.
+    assert_eq!(run.wait().unwrap().code(), Some(128 + Signal::SIGTERM as i32));
+}
+
+#[test]
+fn a_run_in_which_every_case_was_ignored_exits_with_3() {
+    let folder = folder();
+    let path = folder.path().join("scenarios/theme/twice.toml");
+    std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
+    let done = harness(folder.path(), &mock(&["--json", "record.json"])).assert().code(3);
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("0 ran, 0 passed, 0 failed, 2 ignored"), "{told}");
+    assert!(told.contains("\nno case ran: all 2 were ignored\n"), "{told}");
+    // So it is where such a run is told of again.
+    let again = harness(folder.path(), &["report", "merge", "record.json"]).assert().code(3);
+    let told = text(&again.get_output().stdout);
+    assert!(told.contains("\nno case ran: all 2 were ignored\n"), "{told}");
+}
+
 #[test]
 fn lists_cases_and_guests() {
     let folder = folder();

@@ -72,9 +72,9 @@ fn trial(name: &str, path: &Option<PathBuf>, test: fn(&Path)) -> Trial {
         }),
         None => {
             let why = "needs Chromium: run ci/install-chromium";
-            match std::env::var_os("CPR_REQUIRE_ALL") {
-                Some(_) => Trial::test(name, move || Err(why.into())),
-                None => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
+            match cpr_harness::run::requirements::all_required() {
+                true => Trial::test(name, move || Err(why.into())),
+                false => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
             }
         }
     }

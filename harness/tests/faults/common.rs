@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cpr_harness::backend::Backend;
-use cpr_harness::run::{Options, Patience, Report, Verdict, case};
+use cpr_harness::run::{Options, Patience, Report, Verdict, case, requirements};
 use cpr_harness::scenario::{Case, parse};
 use libtest_mimic::Trial;
 
@@ -28,9 +28,7 @@ pub fn trial(name: &str, missing: Option<String>, test: impl FnOnce() + Send + '
     match missing {
         None => trial,
         // Where everything must run, as in CI, a miss is an error.
-        Some(why) if std::env::var_os("CPR_REQUIRE_ALL").is_some() => {
-            Trial::test(name, || Err(why.into()))
-        }
+        Some(why) if requirements::all_required() => Trial::test(name, || Err(why.into())),
         Some(why) => trial.with_kind(why).with_ignored_flag(true),
     }
 }
@@ -49,14 +47,19 @@ pub fn run(
 /// Runs a case.
 pub fn run_case(backend: impl Backend + 'static, case: &Case, patience: Patience) -> Report {
     let evidence = tempfile::tempdir().unwrap();
-    let options = Options {
+    case::run(case, &options(backend, evidence.path(), patience))
+}
+
+/// What cases run with.
+pub fn options(backend: impl Backend + 'static, evidence: &Path, patience: Patience) -> Options {
+    Options {
         backend: Arc::new(backend),
-        evidence: evidence.path().to_owned(),
+        evidence: evidence.to_owned(),
         keep: false,
+        audits: true,
         patience,
         vmm_option: String::new(),
-    };
-    case::run(case, &options)
+    }
 }
 
 /// The names of the checks that failed.
@@ -89,6 +92,9 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"says .\d+\\n.,", "says [PID],"),
         (r"former process, .\d+.:", "former process, [PID]:"),
         (r"went on after \S+", "went on after [TIME]"),
+        (r"at most [\d.]+m?s, stood still for [\d.]+m?s", "at most [TIME], stood still for [TIME]"),
+        (r"which stood still for [\d.]+s", "which stood still for [TIME]"),
+        (r"in a calm time: [^)]*", "in a calm time: [TIME]"),
         (r"inode \d+", "inode [INODE]"),
         (r"socket:\[\d+\]", "socket:[[INODE]]"),
         (r"(is|was) \d+ -> ", "$1 [FD] -> "),
@@ -99,6 +105,19 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"directory was \S+,", "directory was [FOLDER],"),
         (r"(limit `[^`]+`|value|umask) was \S+,", "$1 was [N],"),
         (r"(limit `[^`]+`) was (\S+) is \S+", "$1 was $2 is [N]"),
+        (r"(nice|priority|oom_score_adj|RcvBuf|timer_slack) was \S+, is", "$1 was [N], is"),
+        (r"priority was \[N\], is \d+", "priority was [N], is [N]"),
+        (r"\b[0-9a-f]{2}:[0-9a-f]{2}:\d+", "[INODE]"),
+        (r"/\S*/vmm\.log", "[EVIDENCE]/vmm.log"),
+        (r"cwd was \S+,", "cwd was [FOLDER],"),
+        (r"(Umask|nice|open files) was \S+,", "$1 was [N],"),
+        (r"(open files was \[N\], is) \d+", "$1 [N]"),
+        (r"argument\.00 was \S+,", "argument.00 was [BINARY],"),
+        (r"owner was not there, is \d+:\d+", "owner was not there, is [USER]"),
+        (r"KernelPageSize: .*", "[FLAGS]"),
+        (r" \| scm_fds 0", ""),
+        (r"names thread \d+", "names thread [TID]"),
+        (r"(SndBuf|RcvBuf) \d+", "$1 [N]"),
         (r"heartbeat \d+", "heartbeat [N]"),
         (r"went from \d+ to \d+", "went from [N] to [N]"),
         (r"\d+ of \d+ pages", "[N] of [N] pages"),

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::common;
 use cpr_harness::backend::mock::{Fault, Mock};
 use cpr_harness::check;
-use cpr_harness::run::{Patience, Verdict};
+use cpr_harness::run::soak::{Pace, Progress};
+use cpr_harness::run::{Patience, Verdict, case};
+use cpr_harness::scenario::parse;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::Trial;
 
@@ -20,7 +22,13 @@ steps = [
 ]
 "#;
 
-/// The same of a stopped guest.
+/// An update that is refused.
+const REFUSED: &str = r#"
+summary = "refused"
+steps = ["boot", { migrate = { command = "empty-list", expect = { refused = "empty list" } } }, "quit"]
+"#;
+
+/// The same as the first of a stopped guest.
 const STOPPED: &str = r#"
 summary = "stopped"
 steps = [
@@ -127,12 +135,16 @@ faults! {
     dead: Die, RUNNING => "pid";
     another_executable: OtherExecutable, RUNNING => "executable";
     second_vm: SecondVm, RUNNING => "kvm";
+    register_lost: LoseRegister, STOPPED => "kvm-state";
     ram_copied: CopyRam, STOPPED => "ram";
     ram_in_other_frames: MoveFrames, STOPPED => "ram";
+    a_quarter_of_ram_in_other_frames: MoveSomeFrames, STOPPED => "ram";
     ram_byte_flipped: FlipByte, STOPPED => "ram";
     run_state_of_a_stopped_guest: LieAfterUpdate, STOPPED => "run_state";
     run_state_of_a_running_guest: LieAfterUpdate, RUNNING => "run_state";
     guest_frozen: Freeze, RUNNING => "progress";
+    guest_stopped_for_too_long: Dawdle, RUNNING => "blackout";
+    guest_stopped_for_a_refusal: StopToRefuse, REFUSED => "blackout";
     paused_guest_resumed: BeatWhilePaused, STOPPED => "progress";
     guest_exception: GuestException, RUNNING => "damage";
     guest_panic: GuestPanic, RUNNING => "damage";
@@ -146,13 +158,28 @@ faults! {
     variable_kept: KeepVariable, RUNNING => "leftovers";
     state_descriptor_kept: KeepStateFd, RUNNING => "leftovers";
     child_kept: KeepChild, RUNNING => "leftovers";
-    umask_changed: ChangeUmask, RUNNING => "neighbours";
-    signal_left_blocked: BlockSignal, RUNNING => "neighbours";
-    signal_left_ignored: IgnoreSignal, STOPPED => "neighbours";
-    nice_value_raised: Renice, RUNNING => "neighbours";
-    limit_lowered: LowerLimit, STOPPED => "neighbours";
-    directory_left: ChangeDirectory, RUNNING => "neighbours";
-    process_name_taken: Rename, RUNNING => "neighbours";
+    umask_changed: ChangeUmask, RUNNING => "process";
+    signal_left_blocked: BlockSignal, RUNNING => "process";
+    signal_left_ignored: IgnoreSignal, STOPPED => "process";
+    nice_value_raised: Renice, RUNNING => "process";
+    limit_lowered: LowerLimit, STOPPED => "process";
+    directory_left: ChangeDirectory, RUNNING => "process";
+    process_name_taken: Rename, RUNNING => "process";
+    timer_slack_changed: ChangeTimerSlack, RUNNING => "process";
+    oom_score_changed: ChangeOomScore, STOPPED => "process";
+    mapping_left: StrayMapping, RUNNING => "process";
+    nice_value_of_a_vcpu_raised: ReniceVcpu, RUNNING => "process";
+    epoll_waits_for_another: WaitForAnother, STOPPED => "process";
+    lock_left: LeakLock, RUNNING => "process";
+    socket_option_changed: ChangeSocketOption, RUNNING => "process";
+    variable_added: AddVariable, RUNNING => "process";
+    listener_inheritable_from_boot: InheritableListener, RUNNING => "process";
+    ram_in_core_dumps: DumpRam, RUNNING => "process";
+    threads_of_vcpus_misnamed: LieAboutThreads, RUNNING => "threads";
+    pid_file_for_everybody_to_write: OpenPidFile, RUNNING => "files";
+    state_for_everybody_to_read: OpenState, RUNNING => "files";
+    mode_of_the_log_changed: ChangeLogMode, RUNNING => "files";
+    file_left: StrayFile, STOPPED => "files";
     pid_file_written_again: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
     error_without_a_word: EmptyError, KEPT => "error";
@@ -178,6 +205,7 @@ faults! {
     socket_kept: KeepSocket, RUNNING => "gone";
     pid_file_kept: KeepPidFile, RUNNING => "gone";
     another_reason: OtherReason, RUNNING => "gone";
+    lacking_what_no_host_does: LackAtBoot, RUNNING => "available";
     hanging: Hang, RUNNING => "step";
     hanging_until_the_watchdog: Hang, WATCHED => "watchdog";
 }
@@ -197,7 +225,7 @@ fn patience(fault: Fault) -> Patience {
 fn missing(fault: Fault) -> Option<String> {
     let root = nix::unistd::geteuid().is_root();
     match fault {
-        Fault::MoveFrames if !root => {
+        Fault::MoveFrames | Fault::MoveSomeFrames if !root => {
             Some("needs root: page frames are shown to nobody else".into())
         }
         Fault::SecondVm => common::kvm_missing(),
@@ -210,7 +238,13 @@ pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
         .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
-    let others: [(&str, fn()); 5] = [
+    let others: [(&str, fn()); 8] = [
+        ("a_scenario_says_how_long_a_blackout_may_be", a_scenario_says_how_long_a_blackout_may_be),
+        ("a_panic_of_the_harness_is_a_failure", a_panic_of_the_harness_is_a_failure),
+        (
+            "a_renamed_thread_is_noticed_from_both_sides",
+            a_renamed_thread_is_noticed_from_both_sides,
+        ),
         ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
         (
             "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
@@ -242,6 +276,37 @@ fn exactly_one_check_notices(row: &Row) {
     assert_eq!(common::failed_checks(&report), [row.check]);
 }
 
+fn a_scenario_says_how_long_a_blackout_may_be() {
+    let failed = |max: u32| {
+        let scenario = format!("max-blackout-ms = {max}\n{RUNNING}");
+        let mock = Mock::at(common::binary(), None).unwrap();
+        let report = common::run(mock, "max-blackout", &scenario, Patience::default());
+        common::failed_checks(&report).join(", ")
+    };
+    assert_eq!([failed(0), failed(10_000)], ["blackout", ""]);
+}
+
+/// It is no lack of the machine, which could be overlooked.
+fn a_panic_of_the_harness_is_a_failure() {
+    struct Panics;
+    impl Pace for Panics {
+        fn wants(&self, _: u32) -> bool {
+            panic!("on purpose")
+        }
+        fn done(&self, _: Progress) {}
+    }
+    let scenario = r#"summary = "soaked"
+steps = ["boot", { soak = { updates = 1, within_ms = 1 } }]"#;
+    let cases = parse::parse("test.toml", "test/panic", scenario).unwrap();
+    let evidence = tempfile::tempdir().unwrap();
+    let mock = Mock::at(common::binary(), None).unwrap();
+    let options = common::options(mock, evidence.path(), Patience::default());
+    let report = case::run_at(&cases[0], &options, Some(&Panics));
+    assert_eq!(common::failed_checks(&report), ["harness"]);
+    assert!(common::told(&report).contains("on purpose"), "{}", common::told(&report));
+    assert_eq!(case::earlier(&cases[0], &options).unwrap().verdict, report.verdict);
+}
+
 fn every_check_has_been_seen_failing() {
     let of_the_end = [check::pid::NAME, check::gone::NAME, check::killed::NAME];
     let all = check::ALL.iter().map(|check| check.name).chain(of_the_end);
@@ -256,9 +321,16 @@ fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
     assert_eq!(common::failed_checks(&report), ["events", "run_state", "progress"]);
 }
 
+fn a_renamed_thread_is_noticed_from_both_sides() {
+    let mock = Mock::at(common::binary(), Some(Fault::RenameVcpu)).unwrap();
+    let report = common::run(mock, "renamed", RUNNING, Patience::default());
+    assert_eq!(common::failed_checks(&report), ["process", "threads"]);
+}
+
 fn without_a_fault_nothing_fails() {
     let scenarios = [
         (RUNNING, 1),
+        (REFUSED, 0),
         (STOPPED, 1),
         (KILLED, 0),
         (REVIVED, 1),

@@ -11,7 +11,7 @@ use cpr_harness::carry;
 use cpr_harness::observe::clock;
 use cpr_harness::report::terminal;
 use cpr_harness::run::verdict::HOST_LACKS;
-use cpr_harness::run::{Options, Patience, Report, Verdict, orphans, signals};
+use cpr_harness::run::{Options, Patience, Report, Verdict, orphans, requirements, signals};
 use libtest_mimic::{Arguments, Completion, Failed};
 
 /// The `main` of a target: this binary is also its VMM.
@@ -35,6 +35,7 @@ pub fn options(backend: Arc<dyn Backend>, folder: &str, vmm_option: &str) -> Opt
         backend,
         evidence: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(folder),
         keep: false,
+        audits: true,
         patience: Patience::default(),
         vmm_option: vmm_option.to_owned(),
     }
@@ -52,7 +53,7 @@ pub fn completion(report: &Report) -> Result<Completion, Failed> {
 
 /// Where everything must run, as in CI, a miss is an error, unless nobody can mend it.
 pub fn ignored(why: &str) -> Result<Completion, Failed> {
-    match why.starts_with(HOST_LACKS) || std::env::var_os("CPR_REQUIRE_ALL").is_none() {
+    match why.starts_with(HOST_LACKS) || !requirements::all_required() {
         true => Ok(Completion::ignored_with(why)),
         false => Err(why.into()),
     }

@@ -68,6 +68,9 @@ pub enum Command {
     /// Sends something to the guest, whether it runs or stands still.
     #[cfg(feature = "failpoints")]
     XInject(InjectArgs),
+    /// Everything that KVM tells of a guest that stands still.
+    #[cfg(feature = "failpoints")]
+    XAudit,
 }
 
 impl Command {

@@ -57,6 +57,16 @@ pub struct CommandInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Empty {}
 
+/// One value, in the answer to `x-audit`.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditValue {
+    /// Its name.
+    pub name: String,
+    /// The value.
+    pub value: String,
+}
+
 /// One fail point, in the answer to `query-failpoints`.
 #[cfg(feature = "failpoints")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

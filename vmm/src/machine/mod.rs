@@ -7,6 +7,8 @@ mod inject;
 #[cfg(feature = "failpoints")]
 pub mod irqfd;
 #[cfg(feature = "failpoints")]
+pub mod kvm_fds;
+#[cfg(feature = "failpoints")]
 mod late;
 pub mod order;
 pub mod salvage;
@@ -327,8 +329,22 @@ impl Machine {
         self.pending.clone()
     }
 
-    /// Before an update, while the guest runs: after an earlier one only the MSRs of its saved state
-    /// are known. It takes some 20 ms, once. Without it what was saved then is saved again.
+    /// Which MSRs the list of those to save was chosen from; `None` if an earlier binary did, and
+    /// this one has not looked yet.
+    pub fn msr_choice(&self) -> Option<u64> {
+        self.kvm_part.as_ref()?.capabilities.msr_choice(&self.kvm)
+    }
+
+    /// The saved state that was loaded has the MSRs that were chosen from these.
+    pub fn msrs_were_chosen_from(&self, choice: Option<u64>) {
+        if let Some(part) = &self.kvm_part {
+            part.capabilities.msrs_were_chosen_from(choice, &self.kvm);
+        }
+    }
+
+    /// Before an update, while the guest runs: after one from a binary that knows other MSRs only
+    /// those of its saved state are known. It takes some 20 ms, and seconds on a busy host, once.
+    /// Without it what was saved then is saved again.
     pub fn look_for_more_msrs(&self) {
         if let Some(part) = &self.kvm_part
             && let Err(error) = part.capabilities.look_for_more_msrs(&self.kvm)

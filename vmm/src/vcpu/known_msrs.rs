@@ -38,6 +38,19 @@ impl KnownMsrs {
         &self.first
     }
 
+    /// What the list was chosen from, if it was by what this binary knows.
+    pub(super) fn choice(&self, kvm: &Kvm, tsc_offset: bool) -> Option<u64> {
+        let is_own = self.cpuid.is_none() || self.all.get().is_some();
+        is_own.then(|| msrs::choice(kvm, tsc_offset)).flatten()
+    }
+
+    /// There is nothing to look for if `choice` is what this binary would choose from.
+    pub(super) fn were_chosen_from(&self, choice: Option<u64>, kvm: &Kvm, tsc_offset: bool) {
+        if choice.is_some() && choice == msrs::choice(kvm, tsc_offset) {
+            self.all.get_or_init(|| self.first.clone());
+        }
+    }
+
     /// Tries all MSRs on a vCPU like the guest's, in a VM of its own. What was known stays, unless
     /// this binary knows better that it is no state.
     pub(super) fn look_for_more(&self, kvm: &Kvm, tsc_offset: bool) -> Result<(), StateError> {
@@ -90,6 +103,22 @@ mod tests {
         known.look_for_more(&kvm, true).unwrap();
         let has = |msr| known.now().iter().filter(|known| **known == msr).count();
         assert_eq!([SYSENTER_CS, STAR, WALL_CLOCK, UNKNOWN].map(has), [1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn what_was_chosen_from_the_same_is_not_looked_for_again() {
+        let kvm = Kvm::new().unwrap();
+        let choice = KnownMsrs::all(vec![STAR]).choice(&kvm, true);
+        assert!(choice.is_some());
+        let looked = |choice| {
+            let cpuid = cpuid_for(&kvm, 0, 1).unwrap().as_slice().to_vec();
+            let known = KnownMsrs::of_saved(vec![STAR], cpuid);
+            known.were_chosen_from(choice, &kvm, true);
+            known.look_for_more(&kvm, true).unwrap();
+            known.now().len() > 1
+        };
+        let other = KnownMsrs::all(vec![STAR]).choice(&kvm, false);
+        assert_eq!([choice, other, None].map(looked), [false, true, true]);
     }
 
     #[test]

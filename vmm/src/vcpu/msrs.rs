@@ -2,6 +2,7 @@
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::state::StateError;
 
@@ -43,6 +44,20 @@ pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec
     let readable = probe(&entries(&indices), read)?;
     let settable = probe(&readable, |batch| vcpu.set_msrs(batch).map_err(error("KVM_SET_MSRS")))?;
     Ok(settable.iter().map(|entry| entry.index).collect())
+}
+
+/// A number for what [`settable`] tries: another binary on this host, or this one on another, has
+/// another one if it tries others.
+pub(super) fn choice(kvm: &Kvm, tsc_offset: bool) -> Option<u64> {
+    // As many banks as there may be: the vCPU of one guest always has the same.
+    const BANKS: u64 = 32;
+    let mut indices = kvm.get_msr_index_list().ok()?.as_slice().to_vec();
+    indices.extend(unlisted_msrs(BANKS));
+    to_save(&mut indices, tsc_offset);
+    indices.sort_unstable();
+    indices.dedup();
+    let bytes: Vec<u8> = indices.iter().flat_map(|index| index.to_le_bytes()).collect();
+    Some(xxh3_64(&bytes))
 }
 
 /// Leaves out what is not to be saved, and puts the rest in order.

@@ -185,6 +185,16 @@ impl StateCapabilities {
         self.msrs.look_for_more(kvm, self.tsc_offset)
     }
 
+    /// See [`crate::machine::Machine::msr_choice`].
+    pub fn msr_choice(&self, kvm: &Kvm) -> Option<u64> {
+        self.msrs.choice(kvm, self.tsc_offset)
+    }
+
+    /// See [`crate::machine::Machine::msrs_were_chosen_from`].
+    pub fn msrs_were_chosen_from(&self, choice: Option<u64>, kvm: &Kvm) {
+        self.msrs.were_chosen_from(choice, kvm, self.tsc_offset);
+    }
+
     pub(super) fn xsave_bytes(&self) -> usize {
         size_of::<kvm_xsave>() + self.xsave_extra * size_of::<u32>()
     }

@@ -90,6 +90,8 @@ impl Vmm {
             #[cfg(feature = "failpoints")]
             Command::XSetFailpoint(args) => super::failpoints::set(&args),
             #[cfg(feature = "failpoints")]
+            Command::XAudit => super::failpoints::audit(&self.machine),
+            #[cfg(feature = "failpoints")]
             Command::XInject(args) => super::failpoints::inject(&self.machine, &args),
             Command::QmpCapabilities(_)
             | Command::Migrate(_)
@@ -183,6 +185,6 @@ pub(super) fn done() -> Result<Value, QmpError> {
     answer(&Empty {})
 }
 
-fn answer(of: &(impl Serialize + ?Sized)) -> Result<Value, QmpError> {
+pub(super) fn answer(of: &(impl Serialize + ?Sized)) -> Result<Value, QmpError> {
     serde_json::to_value(of).map_err(generic)
 }

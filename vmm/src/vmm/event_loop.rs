@@ -121,6 +121,8 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
+            // The end of an update, which was ready too, may have dismissed it.
+            Source::Safeguard if self.safeguard.is_none() => {}
             Source::Safeguard => {
                 // The end of an update, which was ready too, may have put another in its place, or
                 // none.

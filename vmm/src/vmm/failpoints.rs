@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 
 use cpr_qmp::command::{InjectArgs, SetFailpointArgs};
-use cpr_qmp::info::FailpointInfo;
+use cpr_qmp::info::{AuditValue, FailpointInfo};
 use cpr_qmp::message::QmpError;
 use serde_json::Value;
 
 use super::commands::{done, generic};
+use crate::audit;
 use crate::failpoints::{self, FailPoint, Point, Side};
 use crate::machine::Machine;
 
@@ -66,6 +67,18 @@ pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpE
         }
     }
     done()
+}
+
+/// Everything that KVM tells of a machine that stands still.
+pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
+    if machine.run_state().is_running() {
+        return Err(QmpError::generic("the guest runs: stop it first"));
+    }
+    let values = audit::read(machine, audit::Haste::None)
+        .ok_or_else(|| QmpError::generic("there is no VM yet"))?;
+    let value = |(name, value)| AuditValue { name, value };
+    let values: Vec<_> = values.into_iter().map(value).collect();
+    super::commands::answer(&values)
 }
 
 #[cfg(test)]

@@ -176,6 +176,7 @@ impl Vmm {
             // It was about to be reset.
             None => self.machine.boot(host).map_err(machine)?,
         }
+        self.machine.msrs_were_chosen_from(cpr.msr_choice);
         phases.done(&"build");
         if !planted!(ForgetEvents) {
             let mut events = cpr.pending_events;
@@ -189,6 +190,7 @@ impl Vmm {
         let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
         self.parameters_of_return(&way_back, &cpr.parameters);
         self.guard_before_commit(&carried, cpr.run_state, told_stopped);
+        audit_point!(self.machine, New);
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();

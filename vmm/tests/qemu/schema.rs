@@ -37,7 +37,7 @@ pub fn ours_is_a_subset() {
         }
     }
     assert_eq!(comparison.wrong, BTreeSet::new());
-    assert_eq!(only_ours, ["query-failpoints", "x-inject", "x-set-failpoint"]);
+    assert_eq!(only_ours, ["query-failpoints", "x-audit", "x-inject", "x-set-failpoint"]);
     let Comparison { shared, members, values, extensions, .. } = comparison;
     let extensions = Vec::from_iter(extensions).join("\n");
     println!("{shared} commands and events, {members} members, {values} values of enumerations");

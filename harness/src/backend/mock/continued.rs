@@ -114,7 +114,7 @@ impl Machine {
             self.error = Some(if nameless { reason } else { text });
             self.set_status(MigrationStatus::Failed);
         }
-        self.guest.start(self.args.cpus, false);
+        self.guest.start(self.args.cpus, false)?;
         self.guest.set_running(self.run_state == RunState::Running);
         let stopped = under_way.is_some_and(|update| update.stopped);
         if stopped && self.run_state == RunState::Running {

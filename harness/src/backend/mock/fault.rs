@@ -19,12 +19,20 @@ pub enum Fault {
     CopyRam,
     /// Move RAM to other page frames of the same file.
     MoveFrames,
+    /// Move a quarter of RAM to other page frames of the same file.
+    MoveSomeFrames,
     /// Flip one byte of RAM.
     FlipByte,
     /// Let a paused guest run.
     ResumePaused,
     /// Say after an update that the guest runs when it is paused, and the other way round.
     LieAfterUpdate,
+    /// Lose a register.
+    LoseRegister,
+    /// Let the guest stand still for longer than it may.
+    Dawdle,
+    /// Stop the guest for a while, unseen by clients, before an update is refused.
+    StopToRefuse,
     /// Say that the guest runs, and let it stand still.
     Freeze,
     /// Let one vCPU run on while the guest is paused, after an update.
@@ -67,6 +75,38 @@ pub enum Fault {
     ChangeDirectory,
     /// Take another process name.
     Rename,
+    /// Change how much later than asked for timers of the main thread may fire.
+    ChangeTimerSlack,
+    /// Offer itself to the OOM killer.
+    ChangeOomScore,
+    /// Leave memory mapped that could be executed.
+    StrayMapping,
+    /// Raise the nice value of the first vCPU's thread only.
+    ReniceVcpu,
+    /// Give the first vCPU's thread another name.
+    RenameVcpu,
+    /// Name another thread in `query-cpus-fast`.
+    LieAboutThreads,
+    /// Have epoll wait for a client instead of the listener.
+    WaitForAnother,
+    /// Leave the log locked.
+    LeakLock,
+    /// Change the size of the listener's buffer.
+    ChangeSocketOption,
+    /// Add a variable to the environment.
+    AddVariable,
+    /// Boot with a listener that every child inherits.
+    InheritableListener,
+    /// Have guest RAM in core dumps.
+    DumpRam,
+    /// Make a PID file that everybody may write to.
+    OpenPidFile,
+    /// Make a state file that everybody may read.
+    OpenState,
+    /// Change the mode of the log.
+    ChangeLogMode,
+    /// Leave a file in the VM's folder.
+    StrayFile,
     /// Write the PID file again.
     RewritePidFile,
     /// After a failed exec, leave close-on-exec cleared.
@@ -115,6 +155,8 @@ pub enum Fault {
     LateRevival,
     /// Do not name the processes in the error of the update.
     NamelessRevival,
+    /// Let the guest say that it lacks what no host does.
+    LackAtBoot,
     /// Leave the socket behind at `quit`.
     KeepSocket,
     /// Leave the PID file behind at `quit`.

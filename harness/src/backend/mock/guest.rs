@@ -13,7 +13,7 @@ use std::time::Duration;
 use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
 use guest_images::mailbox::{damage_state, phase};
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 
 use crate::observe::clock;
 
@@ -26,11 +26,13 @@ pub struct Guest {
     bytes: u64,
     base: NonNull<libc::c_void>,
     running: Arc<Mutex<bool>>,
+    /// The numbers of the vCPUs' threads.
+    pub threads: Vec<i32>,
 }
 
 impl Guest {
     /// A guest in `ram`, standing still.
-    pub fn new(ram: OwnedFd, shared: bool) -> io::Result<Self> {
+    pub fn new(ram: OwnedFd, shared: bool, dumped: bool) -> io::Result<Self> {
         let ram = File::from(ram);
         let bytes = ram.metadata()?.len();
         let length = std::num::NonZeroUsize::new(bytes as usize)
@@ -40,7 +42,11 @@ impl Guest {
         let base = unsafe {
             mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &ram, 0)
         }?;
-        let guest = Self { ram, bytes, base, running: Arc::new(Mutex::new(false)) };
+        let advice = if dumped { MmapAdvise::MADV_DODUMP } else { MmapAdvise::MADV_DONTDUMP };
+        // SAFETY: exactly the mapping just made; the advice does not change its content.
+        unsafe { madvise(base, length.get(), advice) }?;
+        let guest =
+            Self { ram, bytes, base, running: Arc::new(Mutex::new(false)), threads: Vec::new() };
         guest.touch();
         Ok(guest)
     }
@@ -81,11 +87,16 @@ impl Guest {
     }
 
     /// Starts the threads of `cpus` vCPUs; they beat while the guest runs.
-    pub fn start(&self, cpus: usize, always: bool) {
+    pub fn start(&mut self, cpus: usize, always: bool) -> io::Result<()> {
+        let (tell, told) = std::sync::mpsc::channel();
         for index in 0..cpus {
             let (mailbox, running) = (self.mailbox(), self.running.clone());
             let always = always && index == 0;
-            std::thread::spawn(move || {
+            let tell = tell.clone();
+            let name = format!("vcpu{index}");
+            let vcpu = std::thread::Builder::new().name(name).spawn(move || {
+                // It is waited for.
+                let _ = tell.send(nix::unistd::gettid().as_raw());
                 loop {
                     {
                         let running = running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +107,10 @@ impl Guest {
                     std::thread::sleep(BEAT);
                 }
             });
+            vcpu?;
+            self.threads.extend(told.recv());
         }
+        Ok(())
     }
 
     /// Runs or stops the vCPUs; when it returns, that is so.
@@ -114,6 +128,13 @@ impl Guest {
         let mut byte = [0];
         self.ram.read_exact_at(&mut byte, self.bytes / 2)?;
         self.ram.write_all_at(&[!byte[0]], self.bytes / 2)
+    }
+
+    /// Says what it lacks.
+    pub fn lack(&self, what: &str) {
+        for (byte, value) in self.mailbox().unavailable.iter().zip(what.bytes()) {
+            byte.store(value, Relaxed);
+        }
     }
 
     /// Records damage, as a guest that took a page fault or panicked.
@@ -141,18 +162,19 @@ pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
     Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
-/// Moves RAM to other page frames of the same file.
-pub fn move_frames(ram: &OwnedFd) -> io::Result<()> {
+/// Moves one part in `parts` of RAM, the last one, to other page frames of the same file.
+pub fn move_frames(ram: &OwnedFd, parts: u64) -> io::Result<()> {
     let file = File::from(ram.try_clone()?);
-    let bytes = file.metadata()?.len();
+    let all = file.metadata()?.len();
+    let (bytes, start) = (all / parts, all - all / parts);
     let mut content = vec![0; bytes as usize];
-    file.read_exact_at(&mut content, 0)?;
+    file.read_exact_at(&mut content, start)?;
     // The old frames are used up, or the new ones might be the same.
     let copy = File::from(super::machine::ram_file(bytes)?);
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(ram, hole, 0, bytes as i64)?;
+    fallocate(ram, hole, start as i64, bytes as i64)?;
     copy.write_all_at(&content, 0)?;
-    file.write_all_at(&content, 0)
+    file.write_all_at(&content, start)
 }
 
 fn beat(mailbox: &Mailbox, index: usize) {

@@ -2,14 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use cpr_qmp::message::{Event, QmpError};
 use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::{RunState, StatusInfo};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
@@ -17,6 +20,7 @@ use super::failpoint::Armed;
 use super::guest::{self, Guest};
 use super::handover::{self, Handover, Peer, UnderWay};
 use super::keeper::Keeper;
+use super::migrate::TOO_LONG;
 use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
@@ -46,6 +50,8 @@ pub struct Machine {
     pub log: File,
     /// Held open, never used: the descriptors of a VM.
     _kvm: Vec<OwnedFd>,
+    /// As of a VMM that waits by it.
+    _epoll: Epoll,
     pub run_state: RunState,
     pub mode: MigMode,
     pub command: Vec<String>,
@@ -81,14 +87,21 @@ impl Machine {
         let log = File::options().append(true).create(true).open(&args.log_file)?;
         let size = args.memory.split(',').next().unwrap_or_default();
         let size: Size = size.parse().map_err(io::Error::other)?;
-        let guest = Guest::new(ram_file(size.0)?, args.shared_ram())?;
+        let guest = Guest::new(ram_file(size.0)?, args.shared_ram(), args.has(Fault::DumpRam))?;
         before_listening(&args)?;
         let listener = UnixListener::bind(args.socket())?;
         fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
         write_pid_file(&args)?;
+        if args.has(Fault::OpenPidFile) {
+            fs::set_permissions(&args.pid_file, fs::Permissions::from_mode(0o666))?;
+        }
+        if args.has(Fault::InheritableListener) {
+            handover::set_close_on_exec(listener.as_raw_fd(), false);
+        }
         let kvm = if args.has(Fault::SecondVm) { create_vm() } else { Vec::new() };
         let mut machine = Self {
             guest,
+            _epoll: waiting_for(&listener)?,
             listener,
             clients: Vec::new(),
             log,
@@ -110,7 +123,10 @@ impl Machine {
             held: None,
             args,
         };
-        machine.guest.start(machine.args.cpus, false);
+        machine.guest.start(machine.args.cpus, false)?;
+        if machine.args.has(Fault::LackAtBoot) {
+            machine.guest.lack("a second sun");
+        }
         if !machine.args.paused {
             machine.guest.boot(machine.args.cpus);
             machine.guest.set_running(true);
@@ -126,7 +142,10 @@ impl Machine {
             guest::copy_ram(&mut ram)?;
         }
         if args.has(Fault::MoveFrames) {
-            guest::move_frames(&ram)?;
+            guest::move_frames(&ram, 1)?;
+        }
+        if args.has(Fault::MoveSomeFrames) {
+            guest::move_frames(&ram, 4)?;
         }
         let mut kvm = Vec::new();
         if args.has(Fault::SecondVm) {
@@ -135,10 +154,17 @@ impl Machine {
         }
         let shared = args.shared_ram();
         let client = |peer: Peer| Client { stream: owned(peer.number).into(), input: peer.input };
+        let listener = UnixListener::from(owned(handover.listener));
+        let clients: Vec<Client> = handover.clients.into_iter().map(client).collect();
+        let awaited = match clients.first().filter(|_| args.has(Fault::WaitForAnother)) {
+            Some(client) => client.stream.as_fd(),
+            None => listener.as_fd(),
+        };
         let mut machine = Self {
-            guest: Guest::new(ram, shared)?,
-            listener: owned(handover.listener).into(),
-            clients: handover.clients.into_iter().map(client).collect(),
+            guest: Guest::new(ram, shared, args.has(Fault::DumpRam))?,
+            _epoll: waiting_for(awaited)?,
+            listener,
+            clients,
             log: owned(handover.log).into(),
             _kvm: kvm,
             run_state: handover.run_state,
@@ -170,12 +196,19 @@ impl Machine {
         self.armed.at("vcpus");
         let Some(fault) = self.args.fault else { return self.go_on() };
         match fault {
+            Fault::Dawdle => std::thread::sleep(TOO_LONG),
             Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
             Fault::KeepStateFd => std::mem::forget(state),
             Fault::KeepChild => {
                 std::process::Command::new("sleep").arg("600").spawn()?;
             }
             Fault::KeepMode => self.mode = MigMode::CprExec,
+            Fault::LeakLock => self.log.lock()?,
+            Fault::ChangeSocketOption => setsockopt(&self.listener, sockopt::RcvBuf, &8192)?,
+            Fault::ChangeLogMode => {
+                fs::set_permissions(&self.args.log_file, fs::Permissions::from_mode(0o640))?;
+            }
+            Fault::StrayFile => fs::write(self.args.pid_file.with_file_name("stray"), "")?,
             Fault::RewritePidFile => {
                 fs::remove_file(&self.args.pid_file)?;
                 write_pid_file(&self.args)?;
@@ -194,7 +227,15 @@ impl Machine {
 
     fn go_on(&mut self) -> io::Result<()> {
         let run = self.run_state == RunState::Running;
-        self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused));
+        self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused))?;
+        let vcpu = self.guest.threads[0];
+        if self.args.has(Fault::ReniceVcpu) {
+            // SAFETY: plain integers.
+            Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, vcpu as u32, 7) })?;
+        }
+        if self.args.has(Fault::RenameVcpu) {
+            fs::write(format!("/proc/self/task/{vcpu}/comm"), "another")?;
+        }
         if run {
             self.guest.set_running(!self.args.has(Fault::Freeze));
             self.emit("RESUME", None);
@@ -206,6 +247,12 @@ impl Machine {
         self.error = None;
         self.set_status(MigrationStatus::Completed);
         self.update_is_over()
+    }
+
+    /// What KVM would tell of one.
+    pub fn register(&self) -> &'static str {
+        let lost = self.args.has(Fault::LoseRegister) && self.args.incoming.is_some();
+        if lost { "0x0" } else { "0x1234" }
     }
 
     fn lies(&self) -> bool {
@@ -221,6 +268,20 @@ impl Machine {
             (false, state) => state,
         };
         StatusInfo { running: status.is_running(), status }
+    }
+
+    /// `query-cpus-fast`.
+    pub fn query_cpus(&self) -> Value {
+        let cpu = |(index, thread): (usize, &i32)| {
+            json!({
+                "cpu-index": index, "qom-type": "mock-cpu", "qom-path": format!("/cpu/{index}"),
+                "thread-id": thread, "target": "x86_64",
+            })
+        };
+        if self.args.has(Fault::LieAboutThreads) {
+            return [&(std::process::id() as i32 - 1)].into_iter().enumerate().map(cpu).collect();
+        }
+        self.guest.threads.iter().enumerate().map(cpu).collect()
     }
 
     /// Moves the migration on and tells.
@@ -309,6 +370,13 @@ fn owned(number: i32) -> OwnedFd {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     handover::set_close_on_exec(fd.as_raw_fd(), true);
     fd
+}
+
+/// Something that waits for `awaited`.
+fn waiting_for(awaited: impl AsFd) -> io::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(awaited, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    Ok(epoll)
 }
 
 /// Makes room for the socket, and does what must not be done at a start.

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
@@ -12,6 +14,11 @@ use super::Fault;
 use super::handover::{Handover, UnderWay};
 use super::keeper::Keeper;
 use super::machine::Machine;
+
+/// No guest may stand still for so long.
+pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
+/// What a real VMM's state begins with.
+const STATE: &[u8] = b"CPRSTAT\n";
 
 /// What a real VMM's state may weigh; enough to fill a small file system.
 const STATE_BYTES: usize = 64 << 10;
@@ -36,6 +43,11 @@ impl Machine {
 
     /// Refuses an update that cannot work, before the guest has stopped.
     pub fn check_update(&mut self, uri: &str) -> Result<(), QmpError> {
+        if self.args.has(Fault::StopToRefuse) && self.run_state == RunState::Running {
+            self.guest.set_running(false);
+            std::thread::sleep(TOO_LONG);
+            self.guest.set_running(true);
+        }
         let refuse = |why: String| Err(QmpError::generic(why));
         if self.mode != MigMode::CprExec {
             return refuse("migration mode normal is not supported yet".into());
@@ -57,7 +69,9 @@ impl Machine {
         let Some(path) = uri.strip_prefix("file:") else {
             return refuse(format!("{uri}: cpr-exec needs a file: channel"));
         };
-        File::create(path).map(drop).or_else(|e| refuse(format!("cannot open {path}: {e}")))?;
+        self.state_file(path)
+            .and_then(|_| std::fs::remove_file(path))
+            .or_else(|e| refuse(format!("cannot open {path}: {e}")))?;
         self.error = Some(path.to_owned());
         Ok(())
     }
@@ -77,6 +91,8 @@ impl Machine {
             self.set_status(MigrationStatus::Device);
             self.exec(before)
         });
+        // Where that was its fault there may be none.
+        let _ = std::fs::remove_file(&channel);
         self.error = Some(error);
         if self.args.has(Fault::SuccessForFailure) {
             self.error = None;
@@ -99,7 +115,14 @@ impl Machine {
     }
 
     fn save(&self, channel: &str) -> io::Result<()> {
-        File::create(channel)?.write_all(&vec![0; STATE_BYTES])
+        let mut file = self.state_file(channel)?;
+        file.write_all(STATE)?;
+        file.write_all(&vec![0; STATE_BYTES])
+    }
+
+    fn state_file(&self, path: &str) -> io::Result<File> {
+        let mode = if self.args.has(Fault::OpenState) { 0o644 } else { 0o600 };
+        File::options().write(true).create(true).truncate(true).mode(mode).open(path)
     }
 
     /// Executes the new binary; returns the error.
@@ -123,6 +146,8 @@ impl Machine {
                     command[0] = copy.to_string_lossy().into_owned();
                 }
             }
+            // SAFETY: no other thread reads or writes the environment.
+            Some(Fault::AddVariable) => unsafe { std::env::set_var("MOCK_VMM", "1") },
             _ => {}
         }
         let error = handover.exec(&command, self.args.has(Fault::KeepInheritable));

@@ -120,6 +120,7 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
         "stop" => machine.pause(RunState::Paused),
         "cont" => machine.unpause(),
         "system_reset" => machine.reset(),
+        "query-cpus-fast" => return Ok(machine.query_cpus()),
         "query-migrate" => return Ok(machine.query_migrate()),
         "query-migrate-parameters" => {
             return Ok(json!({ "mode": machine.mode, "cpr-exec-command": machine.command }));
@@ -140,6 +141,7 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
         "migrate" if arguments.get("channels").is_some() => {
             return Err(QmpError::generic("Channel list has no main entry"));
         }
+        "x-audit" => return Ok(json!([{ "name": "vcpu0.dr0", "value": machine.register() }])),
         "query-failpoints" => return Ok(machine.armed.list()),
         "x-set-failpoint" => machine.armed.arm(arguments["point"].as_str().unwrap_or_default()),
         "migrate" => machine.check_update(arguments["uri"].as_str().unwrap_or_default())?,

@@ -1,8 +1,10 @@
 //! What the mock may change of its surroundings.
 
 use std::io;
+use std::num::NonZeroUsize;
 
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
@@ -30,6 +32,14 @@ pub fn change(fault: Fault) -> io::Result<()> {
             setrlimit(Resource::RLIMIT_NOFILE, soft - 1, hard)?;
         }
         Fault::ChangeDirectory => std::env::set_current_dir("/proc")?,
+        Fault::ChangeTimerSlack => nix::sys::prctl::set_timerslack(123_456)?,
+        Fault::ChangeOomScore => std::fs::write("/proc/self/oom_score_adj", "777")?,
+        Fault::StrayMapping => {
+            let length = NonZeroUsize::MIN.saturating_add(4095);
+            let (protection, flags) = (ProtFlags::PROT_EXEC, MapFlags::MAP_PRIVATE);
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            unsafe { mmap_anonymous(None, length, protection, flags) }?;
+        }
         Fault::Rename => nix::sys::prctl::set_name(c"another-name")?,
         _ => {}
     }

@@ -123,6 +123,8 @@ impl Backend for Qemu {
             errno_number: false,
             own_words: false,
             private_ram_blocks: false,
+            vcpu_threads: None,
+            ram_undumped: false,
             over_exec: OverExec::Remade,
             handover: Handover {
                 variable: "QEMU_CPR_EXEC_STATE",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cpr_qmp::run_state::RunState;
 
-use super::Session;
+use super::{Session, look};
 use crate::backend::{Files, Launch};
 use crate::check::Handover;
 use crate::observe::process::Executable;
@@ -99,6 +99,7 @@ impl<'a> Session<'a> {
             signals: case.vm.signals,
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
             notify: notify.path(),
+            audit: options.audits.then(|| work.join(look::AUDIT)).as_deref(),
             stalled: stalled.map_err(EnvironmentError::file("make a pipe of", &files.log))?,
         })?;
         let watchdog =
@@ -124,6 +125,7 @@ impl<'a> Session<'a> {
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.notify, self.handover) = (parts.notify, Handover::default());
         (self.seen, self.measuring, self.last_status) = (None, None, None);
+        self.refused = None;
         self.events_checked = 0;
         if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
     }
@@ -151,7 +153,7 @@ impl<'a> Session<'a> {
             run_state: booted(case),
             updated: executable.clone(),
             handed_over: 0,
-            fds_of: BTreeMap::new(),
+            of_build: BTreeMap::new(),
             looked_at: options.backend.binary().to_owned(),
             executable,
             started_from,
@@ -173,6 +175,8 @@ impl<'a> Session<'a> {
             phases: Vec::new(),
             host_seen: Vec::new(),
             failed_updates: Vec::new(),
+            calm: None,
+            refused: None,
             refusals: Vec::new(),
             kills: Vec::new(),
             revivals: Vec::new(),

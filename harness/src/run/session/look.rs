@@ -1,5 +1,6 @@
 //! Looking at the VM of a session after a step, and checking what is seen.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -8,27 +9,45 @@ use cpr_qmp::message::Event;
 use serde_json::Value;
 
 use super::Session;
+use crate::audit;
 use crate::backend::Files;
+use crate::check::blackout::{self, Gaps};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
-use crate::check::{self, Action, Finding, Handover, Scene, damage, gone, killed, pid, progress};
+use crate::check::{
+    self, Action, Finding, Handover, Scene, Settled, damage, gone, killed, pid, progress,
+};
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::{phases, qmp};
 use crate::run::StepError;
 use crate::run::timeline;
 use crate::run::verdict::{Heard, Observed};
 
+/// What the files of an audit are called but for their extension, in the folder of the case.
+pub(super) const AUDIT: &str = "audit";
+
 impl Session<'_> {
     /// Looks at the VMM.
     pub fn observe(&mut self) -> Result<Observation, StepError> {
         let vm = &self.case.vm;
+        let audit = self.work.join(AUDIT);
         let subject = Subject {
             pid: self.vm.pid(),
             ram_bytes: vm.memory.0,
             ram_shared: vm.share,
             stopped: !self.run_state.is_running(),
+            audit: &audit,
+            work: &self.work,
+            files: &self.files,
         };
         Ok(Observation::take(subject, &mut self.qmp)?)
+    }
+
+    /// Notes the files that were made for a step: they are none of the VMM's.
+    pub(in crate::run) fn note_files(&mut self) {
+        if let Some(seen) = &mut self.seen {
+            seen.files = audit::files::of_vm(&self.work, &self.files);
+        }
     }
 
     /// After a step: looks at the VMM and runs every check.
@@ -38,7 +57,7 @@ impl Session<'_> {
         let handover = std::mem::take(&mut self.handover);
         self.settle_events(action, &handover, ran_before);
         let before = self.seen.take();
-        let after = match self.observe() {
+        let mut after = match self.observe() {
             Ok(after) => after,
             Err(e) => {
                 self.seen = before;
@@ -53,12 +72,17 @@ impl Session<'_> {
         let theirs = self.bystander.hear(&events, common, self.options.patience.events);
         let log = self.evidence.vmm_log();
         let build = self.build();
-        let fds_then = match build == self.looked_at {
-            true => before.as_ref().map(|before| &before.fds),
-            false => self.fds_of.get(build),
+        let then = match build == self.looked_at {
+            true => before.as_ref().map(|before| (&before.fds, &before.facts)),
+            false => self.of_build.get(build).map(|(fds, facts)| (fds, facts)),
         };
+        let measuring = self.measuring.take();
+        let measured = || measuring.as_ref().and_then(|measuring| measuring.end(&after.page));
+        let refusal = self.refused.take();
+        let settled = RefCell::default();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
+            vmm: self.options.backend.name(),
             dialect: self.options.backend.dialect(),
             kvm: self.kvm,
             executable: &self.executable,
@@ -73,18 +97,31 @@ impl Session<'_> {
             events: &events,
             bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
+            gaps: Gaps {
+                blackout: &measured,
+                refusal: refusal.as_ref(),
+                calm: self.calm.unwrap_or_default(),
+                asked: self.case.max_blackout_ms.map(Duration::from_millis),
+            },
             log: &|| log.since(),
-            fds_then,
+            fds_then: then.map(|(fds, _)| fds),
+            facts_then: then.map(|(_, facts)| facts),
+            files: &self.files,
+            settled: &settled,
             before: before.as_ref(),
             after: &after,
         });
+        let Settled { process, files } = settled.into_inner();
+        after.facts = process.unwrap_or(after.facts);
+        after.files = files.unwrap_or(after.files);
         if handover.revival().is_some() {
             self.startup = self.evidence.startup(&self.files);
         }
         let logged = log.since();
         self.evidence.collect();
-        let measured = self.measuring.take().filter(|_| findings.is_empty() && action.updated());
-        let blackout = measured.and_then(|measuring| measuring.end(&after.page));
+        let judged = action.updated() && findings.iter().all(|f| f.check == blackout::CHECK.name);
+        let blackout = judged.then(measured).flatten();
+        self.refusals.extend(refusal);
         self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
         if action.updated() {
             self.note_phases(&logged, blackout);
@@ -98,7 +135,7 @@ impl Session<'_> {
         {
             self.evidence.observation("before", before)?;
         }
-        self.fds_of.insert(build.to_owned(), after.fds.clone());
+        self.of_build.insert(build.to_owned(), (after.fds.clone(), after.facts.clone()));
         self.looked_at = build.to_owned();
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }

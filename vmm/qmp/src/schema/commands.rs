@@ -43,6 +43,8 @@ pub static COMMANDS: &[CommandSpec] = &[
     command("x-set-failpoint", &SET_FAILPOINT_ARGS, NOTHING),
     #[cfg(feature = "failpoints")]
     command("x-inject", &INJECT_ARGS, NOTHING),
+    #[cfg(feature = "failpoints")]
+    query("x-audit", Type::Array(&Type::Object(&AUDIT_VALUE))),
 ];
 
 /// Every event.

@@ -229,6 +229,10 @@ pub static FAILPOINT_INFO: Object = object(
 );
 
 #[cfg(feature = "failpoints")]
+pub static AUDIT_VALUE: Object =
+    object("AuditValue", &[req("name", Type::Str), req("value", Type::Str)]);
+
+#[cfg(feature = "failpoints")]
 pub static SET_FAILPOINT_ARGS: Object =
     object("q_obj_x-set-failpoint-arg", &[req("point", Type::Str), req("action", Type::Str)]);
 

@@ -63,6 +63,8 @@ fn filled() -> CprState {
             x_cpr_exec_rehearsal_timeout: Some(1),
             x_cpr_exec_deadline: Some(2),
         },
+        // Older binaries neither write nor read it.
+        msr_choice: None,
         live: None,
     }
 }

@@ -94,6 +94,7 @@ mod tests {
             migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
             pid_file: None,
             parameters: MigrationParameters::default(),
+            msr_choice: None,
             live: None,
         };
         let record = Record::prepare(std::time::Duration::ZERO);

@@ -274,6 +274,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
         migration: MigrationRecord { events: view.migration.events(), began_ns: 0, paused_ns: 0 },
         parameters: view.parameters.clone(),
         pid_file: view.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
+        msr_choice: view.machine.msr_choice(),
         live: None,
     }
 }

@@ -61,6 +61,10 @@ pub struct CprState {
     pub pid_file: Option<serde_bytes::ByteBuf>,
     /// The migration parameters, for an old binary that is returned to.
     pub parameters: MigrationParameters,
+    /// Which MSRs the list of those that are saved was chosen from
+    /// (`StateCapabilities::msr_choice`): to choose again from the same takes a VM of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msr_choice: Option<u64>,
     /// For the process that continues a guest whose own process did not save it for an update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,
@@ -368,6 +372,7 @@ mod tests {
             migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
             pid_file: None,
             parameters: MigrationParameters::default(),
+            msr_choice: None,
             live: None,
         }
     }

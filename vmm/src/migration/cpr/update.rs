@@ -358,6 +358,7 @@ impl Walk<'_> {
         }
         let saved = Saved::save(&paused, channel, saved_fd)?;
         phases.stamp("save");
+        audit_point!(paused, Old);
         self.safeguard.set_told_stopped(*self.stopped);
         self.qmp.flush_published();
         let serial = SerialHandOver::of(&paused);
@@ -389,6 +390,7 @@ impl Walk<'_> {
             migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
             pid_file: self.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
             parameters: self.parameters.clone(),
+            msr_choice: paused.msr_choice(),
             live: None,
         };
         fail_point!(State);

@@ -1,0 +1,98 @@
+//! The audit of a process: everything that `/proc` and a few system calls tell of it, but for what
+//! only counts or is another value at each look. What may not be read is a fact, too.
+
+mod descriptors;
+mod files;
+mod mappings;
+mod status;
+mod threads;
+
+use std::path::Path;
+use std::{fs, io};
+
+use super::Facts;
+use crate::observe::fds::FdTable;
+pub use status::{NAME, soft_limit};
+pub use threads::OF_KVM;
+
+/// What is found where something may not be read.
+const UNREADABLE: &str = "unreadable";
+
+/// What is made by the binary, not by whoever starts it: compared with the same build's only.
+const OF_BUILD: [&str; 3] = ["thread.", "mapping.", "descriptor."];
+
+/// The facts of process `pid`, whose descriptors are `fds`.
+pub fn read(pid: i32, fds: &FdTable) -> Facts {
+    let mut facts = Facts::default();
+    status::read(pid, &mut facts);
+    files::read(pid, &mut facts);
+    threads::read(pid, &mut facts);
+    mappings::read(pid, &mut facts);
+    descriptors::read(pid, fds, &mut facts);
+    facts
+}
+
+/// Whether another build may have it otherwise.
+pub fn is_of_build(item: &str) -> bool {
+    OF_BUILD.iter().any(|prefix| item.starts_with(prefix))
+}
+
+/// A text without what a line or a word more of white space would change.
+fn text(path: impl AsRef<Path>) -> String {
+    // Some hold anything, such as the name of a thread.
+    let read = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    readable(read.map(|text| words(&text)))
+}
+
+/// What a link leads to.
+fn link(path: impl AsRef<Path>) -> String {
+    readable(fs::read_link(path).map(|target| target.to_string_lossy().into_owned()))
+}
+
+fn readable(read: io::Result<String>) -> String {
+    read.unwrap_or_else(|_| UNREADABLE.to_owned())
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// All values in order, each with how often it is there.
+fn counted(mut values: Vec<String>) -> String {
+    values.sort();
+    let told = values.chunk_by(|a, b| a == b).map(|same| match same.len() {
+        1 => same[0].clone(),
+        n => format!("{n}x {}", same[0]),
+    });
+    told.collect::<Vec<_>>().join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_facts_are_all_there() {
+        let pid = std::process::id() as i32;
+        let own = read(pid, &FdTable::read(pid).unwrap());
+        let number = |item: &str| own.get(item).unwrap_or(item).parse::<i64>();
+        assert!(number(&soft_limit("Max open files")).is_ok(), "{own:?}");
+        assert!(number("stat.nice").is_ok() && number("oom_score_adj").is_ok(), "{own:?}");
+        let folder = std::env::current_dir().unwrap();
+        assert_eq!(own.get("cwd"), folder.to_str());
+        assert!(own.get("thread.main").is_some() && own.get("namespace.mnt").is_some(), "{own:?}");
+        assert!(own.iter().any(|(item, _)| item.starts_with("mapping.[stack]")), "{own:?}");
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_a_fact() {
+        assert_eq!(text("/proc/self/no-such-file"), UNREADABLE);
+        assert_eq!(link("/proc/self/no-such-link"), UNREADABLE);
+    }
+
+    #[test]
+    fn equal_values_are_counted() {
+        assert_eq!(counted(["b", "a", "b"].map(str::to_owned).to_vec()), "a | 2x b");
+        assert_eq!(counted(Vec::new()), "");
+    }
+}

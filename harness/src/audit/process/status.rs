@@ -1,0 +1,138 @@
+//! `/proc/PID/status`, `stat` and `limits`.
+
+use std::fs;
+
+use super::{UNREADABLE, words};
+use crate::audit::Facts;
+use crate::observe::process::fields;
+
+/// The name of the process, which an update may change to that of the new binary.
+pub const NAME: &str = "status.Name";
+
+/// Fields of `status` that count, tell the moment, or are written elsewhere too: who it is, for the
+/// check `pid`; threads and limits; the lists of what the masks allow.
+const LEFT_OUT: &[&str] = &[
+    "State",
+    "Tgid",
+    "Ngid",
+    "Pid",
+    "NStgid",
+    "NSpid",
+    "FDSize",
+    "VmPeak",
+    "VmSize",
+    "VmHWM",
+    "VmRSS",
+    "RssAnon",
+    "RssFile",
+    "RssShmem",
+    "VmData",
+    "VmStk",
+    "VmExe",
+    "VmLib",
+    "VmPTE",
+    "VmSwap",
+    "HugetlbPages",
+    "Threads",
+    "SigQ",
+    "Cpus_allowed",
+    "Mems_allowed",
+    "voluntary_ctxt_switches",
+    "nonvoluntary_ctxt_switches",
+];
+
+/// Fields of `stat` after the command name, counted from 0, that are not in `status`.
+const STAT: &[(usize, &str)] = &[
+    (2, "group"),
+    (3, "session"),
+    (4, "terminal"),
+    (15, "priority"),
+    (16, "nice"),
+    (35, "exit_signal"),
+    (37, "realtime_priority"),
+    (38, "policy"),
+    (49, "exit_code"),
+];
+
+/// Those of a thread that may be other ones than the main thread's.
+const OF_THREAD: &[&str] = &[
+    "priority",
+    "nice",
+    "realtime_priority",
+    "policy",
+    "SigPnd",
+    "SigBlk",
+    "Uid",
+    "Gid",
+    "Groups",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Speculation_Store_Bypass",
+    "SpeculationIndirectBranch",
+    "Cpus_allowed_list",
+    "Mems_allowed_list",
+];
+
+/// Where the names of limits end in `limits`.
+const LIMIT_NAME: usize = 26;
+
+/// Reads them of process `pid`.
+pub(super) fn read(pid: i32, facts: &mut Facts) {
+    let folder = format!("/proc/{pid}");
+    for (field, value) in status(&folder) {
+        facts.insert(format!("status.{field}"), value);
+    }
+    for (field, value) in stat(&folder) {
+        facts.insert(format!("stat.{field}"), value);
+    }
+    let Ok(limits) = fs::read_to_string(format!("{folder}/limits")) else {
+        return facts.insert("limits", UNREADABLE);
+    };
+    for line in limits.lines().skip(1) {
+        let Some((name, values)) = line.split_at_checked(LIMIT_NAME) else { continue };
+        let mut values = values.split_whitespace();
+        for kind in ["soft", "hard"] {
+            facts.insert(limit(kind, name.trim()), values.next().unwrap_or_default());
+        }
+    }
+}
+
+/// The same of one thread, with its name first.
+pub(super) fn of_thread(folder: &str) -> Option<(String, Vec<(String, String)>)> {
+    let mut facts = status(folder);
+    let name = facts.iter().position(|(field, _)| field == "Name")?;
+    let (_, name) = facts.remove(name);
+    facts.extend(stat(folder));
+    facts.retain(|(field, _)| OF_THREAD.contains(&&**field));
+    Some((name, facts))
+}
+
+/// What the facts call the soft limit of the kernel's name `name`.
+pub fn soft_limit(name: &str) -> String {
+    limit("soft", name)
+}
+
+fn limit(kind: &str, name: &str) -> String {
+    format!("limit.{kind}.{name}")
+}
+
+fn status(folder: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    let told = fields.filter(|(field, _)| !LEFT_OUT.contains(field));
+    told.map(|(field, value)| (field.to_owned(), words(value))).collect()
+}
+
+fn stat(folder: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(format!("{folder}/stat")).unwrap_or_default();
+    let Some((_, _, values)) = fields(&text) else { return Vec::new() };
+    let value =
+        |(index, name): &(usize, &str)| Some(((*name).to_owned(), values.get(*index)?.to_string()));
+    STAT.iter().filter_map(value).collect()
+}

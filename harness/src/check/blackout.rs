@@ -1,0 +1,102 @@
+//! An update stops the guest for no longer than it may, and one that is refused not at all.
+
+use std::time::Duration;
+
+use super::{Check, Scene};
+use crate::run::verdict::Refusal;
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "blackout",
+    claim: "an update stops the guest for no longer than it may, one that is refused not at all",
+    run,
+};
+
+/// An update may always take so long: a busy host stops any process for a while.
+const FLOOR: Duration = Duration::from_secs(2);
+/// So many times the largest gap between heartbeats of a calm time are no alarm either.
+const CALM_TIMES: u32 = 20;
+/// A refusal may always show such a gap, for the same reason.
+const REFUSED_FLOOR: Duration = Duration::from_secs(1);
+
+/// What is known of the guest's heartbeats around a step.
+pub struct Gaps<'a> {
+    /// The blackout of the update, once all vCPUs have beaten again.
+    pub blackout: &'a dyn Fn() -> Option<Duration>,
+    /// An update of the step that was refused.
+    pub refusal: Option<&'a Refusal>,
+    /// The largest gap in calm times of this case.
+    pub calm: Duration,
+    /// What the scenario allows an update.
+    pub asked: Option<Duration>,
+}
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let Gaps { refusal, calm, asked, .. } = scene.gaps;
+    if let Some(refusal) = refusal {
+        judge_refusal(refusal, calm)?;
+    }
+    match scene.action.updated().then(|| (scene.gaps.blackout)()).flatten() {
+        Some(blackout) => judge(blackout, calm, asked),
+        None => Ok(()),
+    }
+}
+
+fn judge(blackout: Duration, calm: Duration, asked: Option<Duration>) -> Result<(), String> {
+    let limit = asked.unwrap_or_else(|| FLOOR.max(calm * CALM_TIMES));
+    if blackout <= limit {
+        return Ok(());
+    }
+    Err(format!(
+        "the guest must stand still for at most {limit:?}, stood still for {blackout:?} (in a calm time: {calm:?})"
+    ))
+}
+
+fn judge_refusal(refusal: &Refusal, calm: Duration) -> Result<(), String> {
+    let calm = calm.max(refusal.calm);
+    let limit = REFUSED_FLOOR.max(calm * CALM_TIMES);
+    if refusal.during <= limit {
+        return Ok(());
+    }
+    Err(format!(
+        "an update that is refused must not stop the guest, which stood still for {:?} (in a calm time: {calm:?})",
+        refusal.during
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[rstest]
+    #[case::as_always(270, 1, None, true)]
+    #[case::at_the_floor(2000, 1, None, true)]
+    #[case::above_it(2001, 1, None, false)]
+    #[case::on_a_busy_host(2500, 125, None, true)]
+    #[case::above_that(2501, 125, None, false)]
+    #[case::as_asked(300, 1, Some(300), true)]
+    #[case::above_what_was_asked(301, 125, Some(300), false)]
+    fn updates(
+        #[case] blackout: u64,
+        #[case] calm: u64,
+        #[case] asked: Option<u64>,
+        #[case] good: bool,
+    ) {
+        assert_eq!(judge(ms(blackout), ms(calm), asked.map(ms)).is_ok(), good);
+    }
+
+    #[rstest]
+    #[case::at_the_floor(1000, 1, true)]
+    #[case::above_it(1001, 1, false)]
+    #[case::on_a_busy_host(2000, 100, true)]
+    #[case::above_that(2001, 100, false)]
+    fn refusals(#[case] during: u64, #[case] calm: u64, #[case] good: bool) {
+        let refusal = Refusal { took: ms(during), calm: ms(calm), during: ms(during) };
+        assert_eq!(judge_refusal(&refusal, ms(1)).is_ok(), good);
+    }
+}

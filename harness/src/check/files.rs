@@ -1,0 +1,74 @@
+//! The files are what they were, in all that can be read of them; and some of it is as it must be.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::{Check, Scene};
+use crate::audit::{Facts, files};
+use crate::observe::poll::{self, Deadline};
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "files",
+    claim: "the files of the VM are as before, and there are no others, unless `audits.toml` says otherwise",
+    run,
+};
+
+/// What the names of state files begin with.
+const STATE: &str = "state-";
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let mut seen = look(scene, &scene.after.files);
+    if seen.is_err() {
+        // The PID file may be written after the event that tells why.
+        poll::until(Deadline::after(scene.patience.settle), || {
+            let facts = files::of_vm(scene.work, scene.files);
+            seen = look(scene, &facts);
+            scene.settled.borrow_mut().files = Some(facts).filter(|_| seen.is_ok());
+            seen.is_ok().then_some(())
+        });
+    }
+    seen
+}
+
+fn look(scene: &Scene<'_>, now: &Facts) -> Result<(), String> {
+    as_it_must_be(scene)?;
+    let Some(before) = scene.before else { return Ok(()) };
+    scene.audit(CHECK.name, before.files.changes(now))
+}
+
+/// What holds from the first boot on.
+fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
+    let umask = scene.after.facts.get("status.Umask");
+    let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
+    let states = fs::read_dir(scene.work).into_iter().flatten().flatten();
+    let states = states.map(|entry| entry.path()).filter(|path| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(STATE.as_bytes()))
+    });
+    let named = [&scene.files.qmp, &scene.files.serial_socket, &scene.files.pid_file];
+    for path in named.map(|path| Path::new(path).to_owned()).into_iter().chain(states) {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let too_much = too_much(&meta, umask, path == Path::new(&scene.files.pid_file));
+        if too_much != 0 {
+            let mode = meta.mode() & 0o7777;
+            return Err(format!(
+                "the mode of {} is {mode:o}: not to be allowed: {too_much:o}",
+                path.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The bits of the mode that a file of this kind must not have.
+fn too_much(meta: &Metadata, umask: u32, is_pid_file: bool) -> u32 {
+    let forbidden = match meta.file_type() {
+        kind if kind.is_socket() => umask,
+        kind if kind.is_file() && is_pid_file => 0o133,
+        // A state is its owner's alone.
+        kind if kind.is_file() => 0o177,
+        _ => 0,
+    };
+    meta.mode() & forbidden
+}
