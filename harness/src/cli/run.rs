@@ -16,7 +16,7 @@ use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::run::{Options, Patience, orphans, schedule, signals};
+use crate::run::{self, Options, Patience, schedule};
 use crate::scenario::Case;
 
 #[derive(Args)]
@@ -54,7 +54,7 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let errors = errors_table(run)?;
     run.files.try_out()?;
-    guard();
+    run::guard();
     let options = options(&run.vmm, run.evidence.clone())?;
     let options = Options { audits: !run.no_audits, ..options };
     say(&set);
@@ -85,12 +85,6 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     }
     let errors = Errors::new(path, wish);
     errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
-}
-
-/// To be called once, before a backend is made: that may start another build, to ask it.
-pub(super) fn guard() {
-    signals::guard();
-    orphans::adopt();
 }
 
 /// What cases run with.
