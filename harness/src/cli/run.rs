@@ -18,6 +18,7 @@ use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
 use crate::run::{self, Options, Patience, schedule};
 use crate::scenario::Case;
+use crate::scenario::set::Set;
 
 #[derive(Args)]
 pub(super) struct Run {
@@ -61,7 +62,7 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
-    if run.selection.is_whole() && options.audits {
+    if options.audits && shows_all(&set.cases)? {
         let unseen = Expectations::embedded().unseen(options.backend.name());
         unseen.iter().for_each(say);
         if !unseen.is_empty() && ran.code == ExitCode::SUCCESS {
@@ -69,6 +70,13 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
         }
     }
     Ok(ran.code)
+}
+
+/// All of our scenarios are among `cases`: only they need show each difference that is expected.
+fn shows_all(cases: &[Case]) -> Result<bool, Stop> {
+    let ours = Set::embedded().map_err(Stop::usage)?.cases;
+    let runs = |name: &str| cases.iter().any(|case| case.name == name);
+    Ok(ours.iter().filter(|case| !case.on_request).all(|case| runs(&case.name)))
 }
 
 /// The table of errors that is to be written or compared.
