@@ -200,6 +200,7 @@ impl<'a> Session<'a> {
             let _ = std::fs::remove_file(self.work.join(format!("state-{old}")));
             let _ =
                 std::fs::remove_file(self.work.join(format!("state-{}", old.saturating_sub(1))));
+            self.note_files();
         }
         self.evidence.bound();
     }

@@ -91,6 +91,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"\d+, microseconds: \d+", "[TIME]"),
         (r#"seconds\\?": ?\d+,\\?"microseconds\\?": ?\d+"#, "[TIME]"),
         (r"\d+ KiB", "[SIZE]"),
+        (r#""id":\d+"#, r#""id":[ID]"#),
         (r"/\S*/parameters_forgotten/", "[EVIDENCE]/"),
         (r"seed=\d+", "seed=[SEED]"),
         (r"process \d+", "process [PID]"),
