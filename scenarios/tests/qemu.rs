@@ -26,10 +26,22 @@ fn main() -> ExitCode {
 fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     // Where ci/install-qemu was run.
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
-    Ok(libtest_mimic::run(arguments, trials()?).exit_code())
+    let all = arguments.filter.is_none() && arguments.skip.is_empty();
+    let all = all && !arguments.list && !arguments.ignored;
+    let differences = Arc::new(Mutex::new(Differences::embedded()?));
+    let conclusion = libtest_mimic::run(arguments, trials(&differences)?);
+    let mut unseen = false;
+    if all && !conclusion.has_failed() {
+        let differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
+        for difference in differences.unseen_verdicts("qemu") {
+            unseen = true;
+            println!("{} was not seen: take it out of differences.toml", difference.name);
+        }
+    }
+    Ok(if unseen { ExitCode::FAILURE } else { conclusion.exit_code() })
 }
 
-fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
+fn trials(differences: &Arc<Mutex<Differences>>) -> Result<Vec<Trial>, Box<dyn Error>> {
     let options = match qemu::find() {
         None => None,
         Some(path) => {
@@ -37,7 +49,6 @@ fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
             Some(support::options(backend, "evidence/qemu", " --vmm qemu"))
         }
     };
-    let differences = Arc::new(Mutex::new(Differences::embedded()?));
     let wanted = |case: &Case| {
         !case.on_request && !LEFT_OUT.iter().any(|theme| case.name.starts_with(theme))
     };

@@ -13,6 +13,8 @@ use crate::scenario::ScenarioError;
 /// The file, as it was when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/audits.toml");
 const NAME: &str = "audits.toml";
+/// What the error of an update says that hung or crashed.
+const UNDONE: [&str; 2] = ["its deadline passed", "the update crashed"];
 
 /// Between which two looks a difference was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -43,6 +45,10 @@ impl Moment {
             Action::Race { .. } => Self::Race,
             _ => match action.ending() {
                 Some(Ending::Completed) => Self::Updated,
+                // Such a one is undone like one that fails, wherever it was: the process begins anew.
+                Some(Ending::Refused(error)) if UNDONE.iter().any(|why| error.contains(why)) => {
+                    Self::Failed
+                }
                 Some(Ending::Refused(_)) => Self::Refused,
                 Some(Ending::Failed(_)) => Self::Failed,
                 None => Self::Step,

@@ -34,6 +34,17 @@ impl Facts {
         self.0.iter().map(|(item, value)| (item.as_str(), value.as_str()))
     }
 
+    /// True if nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Puts `new` in the place of all facts whose names fit.
+    pub fn replace(&mut self, fits: impl Fn(&str) -> bool, new: Self) {
+        self.0.retain(|item, _| !fits(item));
+        self.0.extend(new.0);
+    }
+
     /// What `after` has otherwise.
     pub fn changes(&self, after: &Self) -> Vec<Change> {
         let items: BTreeSet<_> = self.0.keys().chain(after.0.keys()).collect();

@@ -14,7 +14,7 @@ use guest_images::GuestImage;
 
 pub use dialect::{Dialect, Feature, Handover, OverExec};
 
-use crate::scenario::{CommandKind, Inject, Vm};
+use crate::scenario::{CommandKind, Inject, SerialKind, Vm};
 
 /// What a VMM is started for.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,14 @@ pub struct Files {
     pub log: String,
     /// The VMM's PID file.
     pub pid_file: String,
+}
+
+impl Files {
+    /// The sockets that the VMM of `vm` listens on.
+    pub fn sockets(&self, vm: &Vm) -> Vec<&str> {
+        let serial = (vm.serial == SerialKind::Unix).then_some(&*self.serial_socket);
+        std::iter::once(&*self.qmp).chain(serial).collect()
+    }
 }
 
 /// An image of a guest and how its files are called.

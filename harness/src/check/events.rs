@@ -2,10 +2,10 @@
 
 use cpr_qmp::message::Event;
 
+use super::race::Race;
 use super::{Action, Check, Ending, Handover, Scene, interrupted, revived};
 use crate::backend::OverExec;
 use crate::observe::qmp::label;
-use crate::scenario::RaceCommand;
 
 /// The check.
 pub const CHECK: Check = Check {
@@ -23,7 +23,11 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         return revived::check(scene.action, scene.ran_before, &seen);
     }
     if let Action::Race { commands, accepted } = scene.action {
-        return race(commands, *accepted, scene.dialect.over_exec, &seen);
+        return race(
+            Race { commands, accepted: *accepted, ran: scene.ran_before },
+            scene.dialect.over_exec,
+            &seen,
+        );
     }
     let wanted = expected(scene.action, scene.ran_before, scene.dialect.over_exec);
     if let Action::Interrupted { with, early, .. } = scene.action {
@@ -46,7 +50,9 @@ pub fn complete(
     let seen: Vec<String> = events.iter().map(label).collect();
     match action {
         _ if handover.revival().is_some() => revived::check(action, ran_before, &seen).is_ok(),
-        Action::Race { commands, accepted } => race(commands, *accepted, over_exec, &seen).is_ok(),
+        Action::Race { commands, accepted } => {
+            race(Race { commands, accepted: *accepted, ran: ran_before }, over_exec, &seen).is_ok()
+        }
         Action::Interrupted { with, early, .. } => {
             interrupted::check(*with, *early, ran_before, &seen).is_ok()
         }
@@ -154,12 +160,8 @@ fn fits(wanted: &[Pattern], seen: &[String]) -> bool {
 
 /// In a race the order between commands is open; what remains is the order of each update's own
 /// events and that each command has its effect exactly once.
-fn race(
-    commands: &[RaceCommand],
-    accepted: usize,
-    over_exec: OverExec,
-    seen: &[String],
-) -> Result<(), String> {
+fn race(race: Race<'_>, over_exec: OverExec, seen: &[String]) -> Result<(), String> {
+    let Race { commands, accepted, .. } = race;
     const UPDATE: [&str; 4] =
         ["MIGRATION(setup)", "MIGRATION(active)", "MIGRATION(device)", "MIGRATION(completed)"];
     let counted = |s: &&str| match over_exec {
@@ -187,7 +189,9 @@ fn race(
     };
     match seen.iter().find(|s| !known(s)) {
         Some(unknown) => Err(format!("unexpected event {unknown} in {}", list(seen))),
-        None => Ok(()),
+        // Of what comes before clients have connected again they know nothing.
+        None if over_exec == OverExec::Remade => Ok(()),
+        None => race.survived(seen),
     }
 }
 

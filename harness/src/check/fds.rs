@@ -31,27 +31,33 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         let differences = compare(&before.fds, scene.fds_then, now, remade);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
+    .map(|judged| {
+        // The next step is compared with what was let pass, not with what was still to come or go.
+        scene.settled.borrow_mut().fds = judged;
+    })
 }
 
-/// Looks at the table until it pleases; the last complaint if it does not in time.
+/// Looks at the table until it pleases: the table, if that is not the one of the observation; the
+/// last complaint if it does not in time.
 pub(super) fn settled(
     scene: &Scene<'_>,
     look: impl Fn(&FdTable) -> Result<(), String>,
-) -> Result<(), String> {
+) -> Result<Option<FdTable>, String> {
     let mut complaint = match look(&scene.after.fds) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(None),
         Err(complaint) => complaint,
     };
     let pleased = poll::until(Deadline::after(scene.patience.settle), || {
-        match FdTable::read(scene.pid()).map_err(|e| e.to_string()).and_then(|now| look(&now)) {
-            Ok(()) => Some(()),
+        let read = FdTable::read(scene.pid()).map_err(|e| e.to_string());
+        match read.and_then(|now| look(&now).map(|()| now)) {
+            Ok(judged) => Some(judged),
             Err(now) => {
                 complaint = now;
                 None
             }
         }
     });
-    pleased.ok_or(complaint)
+    pleased.map(Some).ok_or(complaint)
 }
 
 /// What a new process makes anew.

@@ -51,8 +51,8 @@ pub struct Gone<'a> {
     pub ended: ExitStatus,
     /// Why.
     pub cause: Cause,
-    /// Its QMP socket.
-    pub socket: &'a Path,
+    /// Its sockets.
+    pub sockets: &'a [&'a str],
     /// Its PID file.
     pub pid_file: &'a Path,
     /// The events of the last step.
@@ -66,7 +66,8 @@ pub fn check(gone: &Gone<'_>) -> Result<(), String> {
     if ended.code() != Some(wanted) {
         return Err(format!("the VMM must end with exit status {wanted}, ended with {ended}"));
     }
-    for (what, path) in [("socket", gone.socket), ("PID file", gone.pid_file)] {
+    let sockets = gone.sockets.iter().map(|path| ("socket", Path::new(*path)));
+    for (what, path) in sockets.chain([("PID file", gone.pid_file)]) {
         if path.exists() {
             let after = cause.name();
             return Err(format!("after {after} the {what} {} is still there", path.display()));

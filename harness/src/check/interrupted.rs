@@ -54,7 +54,8 @@ fn sequences(with: Interruption, early: bool, ran: bool) -> Vec<Vec<&'static str
     vec![place(update.len() - 1), place(update.len())]
 }
 
-fn update(runs: bool) -> Vec<&'static str> {
+/// The events of an update of a guest that `runs`.
+pub(super) fn update(runs: bool) -> Vec<&'static str> {
     let all = [
         "MIGRATION(setup)",
         "STOP",

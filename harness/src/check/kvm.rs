@@ -16,4 +16,5 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         1 => Ok(()),
         n => Err(format!("the VMM holds {n} KVM VMs, must hold exactly one")),
     })
+    .map(drop)
 }

@@ -2,6 +2,7 @@
 
 pub mod blackout;
 pub mod clients;
+pub mod conversation;
 pub mod damage;
 pub mod error;
 pub mod events;
@@ -22,6 +23,8 @@ pub mod pid;
 pub mod process;
 pub mod processes;
 pub mod progress;
+pub mod queries;
+pub mod race;
 pub mod ram;
 pub mod revived;
 pub mod run_state;
@@ -77,9 +80,11 @@ pub const ALL: &[Check] = &[
     executable::CHECK,
     events::CHECK,
     clients::CHECK,
+    conversation::CHECK,
     told::CHECK,
     run_state::CHECK,
     migrate_status::CHECK,
+    queries::CHECK,
     ram::CHECK,
     kvm::CHECK,
     kvm_state::CHECK,

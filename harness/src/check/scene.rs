@@ -126,9 +126,11 @@ impl Action {
     }
 }
 
-/// Facts that were read again, because what had been seen first was about to change.
+/// What was read again, because what had been seen first was about to change.
 #[derive(Debug, Default)]
 pub struct Settled {
+    /// The descriptors.
+    pub fds: Option<FdTable>,
     /// Those of the process.
     pub process: Option<Facts>,
     /// Those of the files.
@@ -173,6 +175,8 @@ pub struct Scene<'a> {
     pub log: &'a dyn Fn() -> String,
     /// The same as another client saw them, or why it does not any more.
     pub bystander: Result<&'a [Event], &'a str>,
+    /// What was against the protocol on any QMP connection, so far.
+    pub conversation: &'a [String],
     /// The descriptors when the build that runs now was looked at last; none: it never was.
     pub fds_then: Option<&'a FdTable>,
     /// The same of the facts of its process.
@@ -181,6 +185,8 @@ pub struct Scene<'a> {
     pub files: &'a Files,
     /// What the audits have found once it had settled.
     pub settled: &'a RefCell<Settled>,
+    /// Another build runs now than before.
+    pub other_build: bool,
     /// The VMM before; none at boot.
     pub before: Option<&'a Observation>,
     /// The VMM now.

@@ -1,4 +1,4 @@
-//! Start-up work is not done again by an update: the socket is the same, the PID file untouched.
+//! Start-up work is not done again by an update: the sockets are the same, the PID file untouched.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use crate::observe::poll::{self, Deadline};
 /// The check.
 pub const CHECK: Check = Check {
     name: "startup",
-    claim: "the QMP socket and the PID file are those that were made at boot; after a revival the PID file names the new process",
+    claim: "the sockets of QMP and of the serial port and the PID file are those that were made at boot; after a revival the PID file names the new process",
     run,
 };
 
@@ -31,13 +31,14 @@ struct Identity {
 }
 
 impl Startup {
-    /// Looks at the QMP socket and the PID file.
-    pub fn of(socket: &str, pid_file: &str) -> Self {
-        let look = |path: &str| {
+    /// Looks at the sockets and the PID file.
+    pub fn of(sockets: &[&str], pid_file: &str) -> Self {
+        let look = |path: &&str| {
             let path = Path::new(path);
             (path.to_owned(), Identity::of(path))
         };
-        Self { files: [socket, pid_file].map(look).into(), pid_file: pid_file.into() }
+        let files = sockets.iter().chain([&pid_file]).map(look).collect();
+        Self { files, pid_file: pid_file.into() }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::bench::compare::compare;
 use crate::bench::file::Results;
 use crate::bench::{Contender, Measured, Plan, cells, measure, table};
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, orphans, signals};
+use crate::run::{self, Options, Patience};
 use crate::scenario::Pages;
 use crate::scenario::size::Size;
 
@@ -96,8 +96,7 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
 }
 
 fn run(bench: &Bench) -> Result<ExitCode, Stop> {
-    signals::guard();
-    orphans::adopt();
+    run::guard();
     let options = |(index, name): (usize, &String)| {
         let backend = contender(name, bench.accel)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));

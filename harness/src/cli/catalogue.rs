@@ -12,7 +12,7 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, signals};
+use crate::run::{self, Options, Patience};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -40,7 +40,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         let cannot = |e| Stop::environment(format!("cannot write {}: {e}", path.display()));
         return fs::write(path, text).map(|()| ExitCode::SUCCESS).map_err(cannot);
     }
-    signals::guard();
+    run::guard();
     let vmm = CprVmm::carried()
         .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
     let options = Options {

@@ -15,7 +15,7 @@ use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, Report, Verdict, case, orphans, schedule, signals};
+use crate::run::{self, Options, Patience, Report, Verdict, case, schedule};
 use crate::scenario::Case;
 
 #[derive(Args)]
@@ -51,8 +51,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     }
     let set = select(&conform.selection)?;
     let mut differences = Differences::embedded().map_err(Stop::usage)?;
-    signals::guard();
-    orphans::adopt();
+    run::guard();
     let options = |name: &String, place: &str| {
         let backend = contender(name, Accelerator::default())?;
         Ok(Options {
@@ -135,10 +134,10 @@ fn outcome(
     let differs = match compare(first, second) {
         Comparison::Compared(differs) => differs,
         Comparison::Ignored(why) | Comparison::Broken(why) => {
-            differences.not_compared(vmm, &first.case);
             return Outcome::Ignored(why);
         }
     };
+    differences.compared(&first.case);
     let (mut names, mut unlisted) = (BTreeSet::new(), Vec::new());
     for differs in differs {
         match differences.find(vmm, &first.case, &differs) {

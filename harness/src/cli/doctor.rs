@@ -8,13 +8,13 @@ use crate::doctor::reach::reach;
 use crate::doctor::{Finding, Health, examine};
 use crate::report::paint::{self, Paint};
 use crate::report::stdout::say;
-use crate::run::signals;
+use crate::run;
 use crate::scenario::set::Set;
 
 /// Looks at the host, and prints what was found.
 pub(super) fn main() -> Result<ExitCode, Stop> {
     // A QEMU is started, to ask it.
-    signals::guard();
+    run::guard();
     let vmm = CprVmm::carried()
         .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
     let findings = examine(&vmm);

@@ -20,7 +20,7 @@ use crate::matrix::meeting::{Meeting, meet};
 use crate::matrix::table::{self, Row};
 use crate::report::stdout::say;
 use crate::report::terminal::details;
-use crate::run::{Options, Patience, Report, Verdict, orphans, schedule, signals};
+use crate::run::{self, Options, Patience, Report, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::shard::Shard;
 
@@ -68,8 +68,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     };
     let set = select(&Selection { filter, shard: matrix.shard, scenarios: Vec::new() })?;
     Files::only_json(matrix.json.clone()).try_out()?;
-    signals::guard();
-    orphans::adopt();
+    run::guard();
     let build = |name: &String| {
         let backend = contender(name, Accelerator::default())?;
         let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());

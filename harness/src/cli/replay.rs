@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser};
 
 use super::Stop;
-use super::run::{guard, options, run_cases};
+use super::run::{options, run_cases};
 use super::vmm::Vmm;
 use crate::report::folder;
 use crate::report::stdout::say;
@@ -46,7 +46,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
         }
         _ => None,
     };
-    guard();
+    crate::run::guard();
     let options = options(again.as_ref().unwrap_or(&replay.vmm), evidence)?;
     match start {
         None => say("what it was run on is not recorded"),

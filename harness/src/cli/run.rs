@@ -16,7 +16,7 @@ use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::run::{Options, Patience, orphans, schedule, signals};
+use crate::run::{self, Options, Patience, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -55,19 +55,15 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let errors = errors_table(run)?;
     run.files.try_out()?;
-    guard();
+    run::guard();
     let options = options(&run.vmm, run.evidence.clone())?;
     let options = Options { audits: !run.no_audits, ..options };
     say(&set);
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
-    // Other scenarios, and VMMs that are none of KVM's, need not show all.
-    let whole = run.selection.is_whole()
-        && options.audits
-        && options.backend.uses_kvm()
-        && Set::embedded().is_ok_and(|all| all.cases.len() == set.cases.len());
-    if whole {
+    // A VMM that is none of KVM's need not show all.
+    if options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
         let unseen = Expectations::embedded().unseen(options.backend.name());
         unseen.iter().for_each(say);
         if !unseen.is_empty() && ran.code == ExitCode::SUCCESS {
@@ -75,6 +71,13 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
         }
     }
     Ok(ran.code)
+}
+
+/// All of our scenarios are among `cases`: only they need show each difference that is expected.
+fn shows_all(cases: &[Case]) -> Result<bool, Stop> {
+    let ours = Set::embedded().map_err(Stop::usage)?.cases;
+    let runs = |name: &str| cases.iter().any(|case| case.name == name);
+    Ok(ours.iter().filter(|case| !case.on_request).all(|case| runs(&case.name)))
 }
 
 /// The table of errors that is to be written or compared.
@@ -91,12 +94,6 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     }
     let errors = Errors::new(path, wish);
     errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
-}
-
-/// To be called once, before a backend is made: that may start another build, to ask it.
-pub(super) fn guard() {
-    signals::guard();
-    orphans::adopt();
 }
 
 /// What cases run with.

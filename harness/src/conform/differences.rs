@@ -1,17 +1,22 @@
 //! The differences between our VMM and another that are meant: `scenarios/differences.toml`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 use serde::Deserialize;
 
 use super::compare::{self, Differs, Kind, PASS};
+use crate::check;
 use crate::run::{Report, Verdict};
 use crate::scenario::ScenarioError;
 
 /// The file, as it was when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/differences.toml");
 const NAME: &str = "differences.toml";
+/// The VMMs that ours is compared with.
+const VMMS: [&str; 2] = ["qemu", "mock"];
+/// What tells findings and is no check of a VMM that lives.
+const OTHERS: [&str; 5] = ["pid", "gone", "killed", "step", "watchdog"];
 
 /// One difference that is meant.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,8 +37,12 @@ pub struct Difference {
     /// What our VMM says, where that matters.
     #[serde(default)]
     pub ours: Option<Pattern>,
-    /// What the other one says.
-    pub theirs: Pattern,
+    /// What the other one says; of a verdict the findings tell.
+    #[serde(default)]
+    pub theirs: Option<Pattern>,
+    /// What each check has to say that fails there.
+    #[serde(default)]
+    pub findings: BTreeMap<String, Pattern>,
     /// Why it is so, and why that is right or wrong.
     pub reason: String,
     /// Where upstream has, or should have, it.
@@ -72,7 +81,36 @@ impl Difference {
                 // That theirs fails is no excuse for ours.
                 None => self.kind != Kind::Verdict || differs.first == PASS,
             }
-            && self.theirs.0.is_match(&differs.second)
+            && self.is_said(&differs.second)
+    }
+
+    fn is_said(&self, second: &str) -> bool {
+        let Some(theirs) = &self.theirs else {
+            let finding = second.split_once(": ");
+            let known = |(check, message)| Some((self.findings.get(check)?, message));
+            return finding.and_then(known).is_some_and(|(known, said)| known.0.is_match(said));
+        };
+        theirs.0.is_match(second)
+    }
+
+    /// What makes it so wide, or so wrong, that it proves nothing.
+    fn nonsense(&self) -> Option<String> {
+        let known: Vec<&str> = check::ALL.iter().map(|check| check.name).chain(OTHERS).collect();
+        if !VMMS.contains(&self.vmm.as_str()) {
+            return Some(format!("`vmm` is {:?}; there are {}", self.vmm, VMMS.join(", ")));
+        }
+        if (self.kind == Kind::Verdict) == self.findings.is_empty() {
+            return Some("a verdict has `findings`, all else has not".to_owned());
+        }
+        if self.theirs.is_some() == (self.kind == Kind::Verdict) {
+            return Some("a verdict has no `theirs`, all else has".to_owned());
+        }
+        if let Some(check) = self.findings.keys().find(|check| !known.contains(&check.as_str())) {
+            return Some(format!("there is no check {check}; there are {}", known.join(", ")));
+        }
+        let mut patterns = self.findings.values().chain(&self.theirs);
+        let wide = patterns.find(|pattern| pattern.0.is_match(""));
+        wide.map(|pattern| format!("{:?} fits any text", pattern.0.as_str()))
     }
 }
 
@@ -81,6 +119,8 @@ impl Difference {
 pub struct Differences {
     all: Vec<Difference>,
     seen: BTreeSet<String>,
+    /// Cases that were compared: only what they should have shown can be missed.
+    compared: BTreeSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -104,8 +144,12 @@ impl Differences {
                 let message = format!("there are two differences named {}", difference.name);
                 return Err(ScenarioError::sense(name, message));
             }
+            if let Some(why) = difference.nonsense() {
+                let message = format!("{}: {why}", difference.name);
+                return Err(ScenarioError::sense(name, message));
+            }
         }
-        Ok(Self { all: file.difference, seen: BTreeSet::new() })
+        Ok(Self { all: file.difference, seen: BTreeSet::new(), compared: BTreeSet::new() })
     }
 
     /// The one that `differs`, between our VMM and `vmm` in `case`, is; the first that fits.
@@ -117,6 +161,9 @@ impl Differences {
 
     /// Those as which `vmm` has failed a case that ours passes, if all it has to say is known.
     pub fn of_failure(&mut self, vmm: &str, report: &Report) -> Option<BTreeSet<String>> {
+        if matches!(report.verdict, Verdict::Pass | Verdict::Fail(_)) {
+            self.compared(&report.case);
+        }
         let Verdict::Fail(_) = report.verdict else { return None };
         let ours = Report { verdict: Verdict::Pass, ..report.clone() };
         let differs = compare::verdicts(&ours, report);
@@ -133,15 +180,24 @@ impl Differences {
         self
     }
 
-    /// Takes note that a case was not compared: what it would have shown is not known.
-    pub fn not_compared(&mut self, vmm: &str, case: &str) {
-        let about = |d: &&Difference| d.vmm == vmm && d.is_about(case);
-        self.seen.extend(self.all.iter().filter(about).map(|d| d.name.clone()));
+    /// Takes note that a case was compared: what another one would have shown is not known.
+    pub fn compared(&mut self, case: &str) {
+        self.compared.insert(case.to_owned());
     }
 
-    /// Those of `vmm` that a full run should have shown, and has not.
+    /// Those of `vmm` that the cases which were compared should have shown, and have not.
     pub fn unseen(&self, vmm: &str) -> impl Iterator<Item = &Difference> {
-        self.all.iter().filter(move |d| d.vmm == vmm && !d.rare && !self.seen.contains(&d.name))
+        let due = |d: &Difference| {
+            let mut compared = self.compared.iter();
+            compared.any(|case| d.cases.is_empty() || d.is_about(case))
+        };
+        let unseen = move |d: &&Difference| !d.rare && !self.seen.contains(&d.name) && due(d);
+        self.of(vmm).filter(unseen)
+    }
+
+    /// The same where only verdicts are looked at.
+    pub fn unseen_verdicts(&self, vmm: &str) -> impl Iterator<Item = &Difference> {
+        self.unseen(vmm).filter(|d| d.kind == Kind::Verdict)
     }
 
     /// Those of `vmm`.
@@ -161,7 +217,7 @@ name = "lost"
 vmm = "qemu"
 kind = "verdict"
 cases = ["refused/no-vmm"]
-theirs = "pid: .* has ended"
+findings = { pid = " has ended" }
 reason = "it execs whatever it is told to"
 
 [[difference]]
@@ -215,10 +271,43 @@ reason = "it is a new process"
     fn what_was_not_seen_is_known() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         differences.find("qemu", "a/b", &differs(Kind::Events, "STOP", "x: ")).unwrap();
-        let unseen: Vec<_> = differences.unseen("qemu").map(|d| d.name.clone()).collect();
-        assert_eq!(unseen, ["lost"]);
-        differences.not_compared("qemu", "refused/no-vmm[a=1]");
-        assert_eq!(differences.unseen("qemu").count(), 0);
+        let unseen = |differences: &Differences| -> Vec<String> {
+            differences.unseen("qemu").map(|d| d.name.clone()).collect()
+        };
+        // Its cases were all ignored.
+        assert_eq!(unseen(&differences), [""; 0]);
+        // One was not; that another was says nothing about it.
+        differences.compared("refused/no-vmm[a=1]");
+        assert_eq!(unseen(&differences), ["lost"]);
+        assert_eq!(differences.unseen_verdicts("qemu").count(), 1);
+        let died = differs(Kind::Verdict, PASS, "pid: process 7 has ended");
+        differences.find("qemu", "refused/no-vmm[a=2]", &died).unwrap();
+        assert_eq!(unseen(&differences), [""; 0]);
+    }
+
+    #[rstest]
+    #[case("vmm = \"qemu\"", "vmm = \"cpr-vmm\"", "`vmm` is \"cpr-vmm\"")]
+    #[case("vmm = \"qemu\"", "vmm = \"qmeu\"", "`vmm` is \"qmeu\"")]
+    #[case("pid = ", "pidd = ", "there is no check pidd")]
+    #[case("\" has ended\"", "\"\"", "\"\" fits any text")]
+    #[case("\" has ended\"", "\".*\"", "\".*\" fits any text")]
+    #[case("findings = { pid = \" has ended\" }", "theirs = \"x\"", "a verdict has `findings`")]
+    #[case("theirs = \": $\"", "", "a verdict has no `theirs`, all else has")]
+    fn what_proves_nothing_is_an_error(
+        #[case] right: &str,
+        #[case] wrong: &str,
+        #[case] why: &str,
+    ) {
+        assert!(FILE.contains(right));
+        let error = Differences::parse("f", &FILE.replacen(right, wrong, 1)).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+
+    #[test]
+    fn another_check_is_another_difference() {
+        let mut differences = Differences::parse("f", FILE).unwrap();
+        let said = differs(Kind::Verdict, PASS, "ram: process 7 has ended");
+        assert!(differences.find("qemu", "refused/no-vmm[a=1]", &said).is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can be seen of a VMM from outside.
 
 pub mod clock;
+pub mod conversation;
 pub mod fds;
 pub mod frames;
 pub mod kvm_state;
@@ -12,5 +13,6 @@ pub mod poll;
 pub mod process;
 pub mod qmp;
 pub mod qmp_inbox;
+pub mod queries;
 pub mod ram;
 pub mod watch;

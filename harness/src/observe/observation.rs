@@ -11,6 +11,7 @@ use super::kvm_state;
 use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
+use super::queries::Queries;
 use super::ram::{Ram, RamError};
 use crate::audit::{self, Facts};
 use crate::backend::Files;
@@ -96,11 +97,17 @@ pub struct Observation {
     pub migrate: Value,
     /// `query-migrate-parameters`.
     pub parameters: Value,
+    /// What it answers to everything that it can be asked.
+    pub queries: Facts,
 }
 
 impl Observation {
-    /// Looks at everything.
-    pub fn take(subject: Subject<'_>, qmp: &mut Qmp) -> Result<Self, ObserveError> {
+    /// Looks at everything, and asks the `queries`, if there are to be any.
+    pub fn take(
+        subject: Subject<'_>,
+        qmp: &mut Qmp,
+        queries: Option<&Queries>,
+    ) -> Result<Self, ObserveError> {
         let pid = subject.pid;
         let status = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
@@ -109,6 +116,7 @@ impl Observation {
             true => kvm_state::standing(qmp)?,
             false => None,
         };
+        let queries = queries.map(|queries| queries.ask(qmp)).transpose()?.unwrap_or_default();
         let cpus = qmp.query("query-cpus-fast")?;
         // Takes its files away, before the others are looked at.
         let crossing = kvm_state::crossing(subject.audit);
@@ -138,6 +146,7 @@ impl Observation {
             status,
             migrate,
             parameters,
+            queries,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The QMP client: commands with deadlines, and a log of events.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -84,19 +85,19 @@ pub enum QmpFault {
 #[derive(Clone, Debug)]
 pub struct Command {
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its arguments; null for none.
     pub arguments: Value,
 }
 
 impl Command {
     /// A command with arguments.
-    pub fn new(name: &'static str, arguments: Value) -> Self {
-        Self { name, arguments }
+    pub fn new(name: impl Into<Cow<'static, str>>, arguments: Value) -> Self {
+        Self { name: name.into(), arguments }
     }
 
     /// A command without arguments.
-    pub fn plain(name: &'static str) -> Self {
+    pub fn plain(name: impl Into<Cow<'static, str>>) -> Self {
         Self::new(name, Value::Null)
     }
 }
@@ -172,8 +173,9 @@ impl Qmp {
             ids.push(self.next_id);
             self.next_id += 1;
         }
+        self.inbox.ask(&ids);
         self.stream.write_all(text.as_bytes()).map_err(|source| QmpFault::Send {
-            what: commands.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
+            what: commands.iter().map(|c| &*c.name).collect::<Vec<_>>().join(", "),
             source,
         })?;
         Ok(ids)
@@ -193,7 +195,7 @@ impl Qmp {
     /// Sends one command and waits for its answer.
     pub fn execute(&mut self, command: Command) -> Result<Value, QmpFault> {
         let ids = self.send(std::slice::from_ref(&command))?;
-        self.answer(command.name, ids[0])
+        self.answer(&command.name, ids[0])
     }
 
     /// Asks a question whose answer has the type `T`.
@@ -207,6 +209,11 @@ impl Qmp {
             value,
             source,
         })
+    }
+
+    /// What the server has done that no QMP server does, so far.
+    pub fn wrong(&self) -> Vec<String> {
+        self.inbox.look(|c| c.conversation.wrong().to_vec())
     }
 
     /// How many events have arrived.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cpr_qmp::message::{Event, Greeting, Response, ServerMessage};
 
 use super::clock;
+use super::conversation::Conversation;
 use super::poll::Deadline;
 
 /// Sees every message in both directions, for the record.
@@ -44,6 +45,8 @@ pub struct Content {
     pub forgotten: usize,
     /// Why nothing more will come.
     pub closed: Option<String>,
+    /// How the conversation goes.
+    pub conversation: Conversation,
 }
 
 impl Content {
@@ -88,9 +91,8 @@ impl Inbox {
             }
             let text = String::from_utf8_lossy(&line);
             tap(Direction::Received, text.trim_end());
-            match serde_json::from_slice(&line) {
-                Ok(message) => self.put(message),
-                Err(e) => break format!("the VMM sent what is no QMP message ({e}): {text:?}"),
+            if let Err(why) = self.take(&line) {
+                break why;
             }
         };
         self.change(|content| content.closed = Some(why));
@@ -108,28 +110,41 @@ impl Inbox {
 
     /// Awaits the greeting of another connection; what has arrived stays.
     pub fn reopen(&self) {
-        self.change(|content| (content.greeting, content.closed) = (None, None));
-    }
-
-    fn put(&self, message: ServerMessage) {
-        self.change(|content| match message {
-            ServerMessage::Greeting(greeting) => content.greeting = Some(greeting),
-            ServerMessage::Event(event) => {
-                content.events.push(Arrived { at: clock::now(), event });
-            }
-            ServerMessage::Response(response) => {
-                let (Response::Success { id, .. } | Response::Failure { id, .. }) = &response;
-                // An answer without our id answers nothing we sent; the record has it.
-                if let Some(id) = id.as_ref().and_then(serde_json::Value::as_u64) {
-                    content.answers.insert(id, response);
-                }
-            }
+        self.change(|content| {
+            (content.greeting, content.closed) = (None, None);
+            content.conversation.reopen();
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut Content)) {
-        change(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner));
+    /// These requests are about to be sent.
+    pub fn ask(&self, ids: &[u64]) {
+        self.change(|content| ids.iter().for_each(|id| content.conversation.ask(*id)));
+    }
+
+    /// Takes a line; the error says why it is no message.
+    fn take(&self, line: &[u8]) -> Result<(), String> {
+        self.change(|content| {
+            match content.conversation.line(line, SystemTime::now())? {
+                ServerMessage::Greeting(greeting) => content.greeting = Some(greeting),
+                ServerMessage::Event(event) => {
+                    content.events.push(Arrived { at: clock::now(), event });
+                }
+                ServerMessage::Response(response) => {
+                    let (Response::Success { id, .. } | Response::Failure { id, .. }) = &response;
+                    // One without our id answers nothing that was sent: the conversation tells.
+                    if let Some(id) = id.as_ref().and_then(serde_json::Value::as_u64) {
+                        content.answers.insert(id, response);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Content) -> T) -> T {
+        let changed = change(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
+        changed
     }
 
     /// Looks at the content now.

@@ -80,6 +80,11 @@ impl Bystander {
         Self { qmp, heard: 0 }
     }
 
+    /// What was against the protocol, so far.
+    pub fn wrong(&self) -> Vec<String> {
+        self.qmp.wrong()
+    }
+
     /// Forgets what was asked for.
     pub fn forget(&self) {
         self.qmp.forget(self.heard);

@@ -14,7 +14,7 @@ use super::{EnvironmentError, Options};
 use crate::backend::{Files, Image};
 use crate::check::startup::Startup;
 use crate::observe::observation::Observation;
-use crate::scenario::Case;
+use crate::scenario::{Case, Vm};
 
 /// The case, everything decided.
 pub const CASE: &str = "case.toml";
@@ -78,9 +78,9 @@ impl Evidence {
         })
     }
 
-    /// What start-up leaves in the file system.
-    pub fn startup(&self, files: &Files) -> Startup {
-        Startup::of(&files.qmp, &files.pid_file)
+    /// What start-up of `vm` leaves in the file system.
+    pub fn startup(&self, files: &Files, vm: &Vm) -> Startup {
+        Startup::of(&files.sockets(vm), &files.pid_file)
     }
 
     /// The file that gets the VMM's standard output and error.

@@ -25,3 +25,47 @@ fn in_new(qmp: &mut Qmp, name: &str) -> Result<bool, QmpFault> {
     let list: Vec<Value> = qmp.query("query-failpoints")?;
     Ok(list.iter().any(|point| point["name"] == name && point["in-new"] == true))
 }
+
+/// The action of this armed point was carried out, by what the VMM has logged since.
+pub(super) fn was_hit(inject: &Inject, logged: &str) -> bool {
+    let Inject { point, action } = inject;
+    let point = format!(" point={point} ");
+    // A scenario says `errno=EIO`, the VMM's log `Errno(EIO)`.
+    let letters = |text: &str| -> String {
+        let letters = text.chars().filter(char::is_ascii_alphanumeric);
+        letters.map(|c| c.to_ascii_lowercase()).collect()
+    };
+    let action = letters(action);
+    let hits = logged.lines().filter(|line| line.contains("failpoint") && line.contains(&point));
+    let mut done = hits.filter_map(|line| line.split_once(" action="));
+    done.any(|(_, done)| letters(done) == action)
+}
+
+/// Whether a VMM logs that it carries this action out: what is written short is told by nobody.
+pub(super) fn is_logged(inject: &Inject) -> bool {
+    inject.action != "short-write"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("save", "errno=EIO", "WARN x: failpoint point=save action=Errno(EIO)", true)]
+    #[case("save", "kill-helper", "WARN x: failpoint point=save action=KillHelper", true)]
+    #[case("save", "no-fds", "WARN x: failpoint point=save action=NoMemory", false)]
+    #[case("save", "panic", "WARN x: failpoint point=pause action=Panic", false)]
+    #[case("vcpu", "panic", "WARN x: failpoint point=vcpus action=Panic", false)]
+    #[case("save", "panic", "WARN x: point=save action=Panic", false)]
+    #[case("save", "panic", "", false)]
+    fn a_hit_is_of_the_point_and_the_action(
+        #[case] point: &str,
+        #[case] action: &str,
+        #[case] logged: &str,
+        #[case] hit: bool,
+    ) {
+        let inject = Inject { point: point.into(), action: action.into() };
+        assert_eq!(was_hit(&inject, &format!("INFO before\n{logged}\nINFO after\n")), hit);
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::clients::connect;
 use super::failure::StepError;
 use super::hold::Hold;
-use super::session::Session;
+use super::session::{Session, fits_protocol};
 use super::stranger::Stranger;
 use crate::check::gone::Cause;
 use crate::check::{Action, Ending, Finding, interrupted};
@@ -38,6 +38,7 @@ impl Session<'_> {
         self.set_parameters(&command, &migrate)?;
         let parameters = json!({ "x-cpr-exec-rehearsal-timeout": REHEARSAL_MS });
         self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
+        self.note_parameters()?;
         let failed = |error: std::io::Error| {
             StepError::Process(format!("a client that interrupts with {with:?}: {error}"))
         };
@@ -62,7 +63,9 @@ impl Session<'_> {
         };
         let client = other.as_mut().unwrap_or(&mut self.qmp);
         let id = match &message {
-            Some(message) => Some((message.name, client.send(std::slice::from_ref(message))?[0])),
+            Some(message) => {
+                Some((message.name.clone(), client.send(std::slice::from_ref(message))?[0]))
+            }
             None => None,
         };
         stranger.meanwhile(with, &socket).map_err(failed)?;
@@ -70,8 +73,8 @@ impl Session<'_> {
             self.release_guest()?;
             self.await_standstill()?;
         }
-        if let (Some((name, id)), Some(other)) = (id, &other) {
-            obeyed(with, other, name, id)?;
+        if let (Some((name, id)), Some(other)) = (&id, &other) {
+            obeyed(with, other, name, *id)?;
         }
         // Where the VMM is told to end it need not come that far.
         drop(held);
@@ -92,8 +95,8 @@ impl Session<'_> {
         if ending == Ending::Completed {
             self.note_update(channel.state.clone());
         }
-        if let (Some((name, id)), None) = (id, &other) {
-            obeyed(with, &self.qmp, name, id)?;
+        if let (Some((name, id)), None) = (&id, &other) {
+            obeyed(with, &self.qmp, name, *id)?;
         }
         match with {
             Interruption::Stop => self.has_stopped(),
@@ -110,6 +113,7 @@ impl Session<'_> {
             _ => {}
         }
         stranger.after(&self.labels(from)).map_err(failed)?;
+        fits_protocol(&other.as_ref().map(Qmp::wrong).unwrap_or_default())?;
         drop(other);
         // Or a look at the VMM would find clients that have left; if they stay, a check tells.
         poll::until(Deadline::after(self.options.patience.settle), || {
@@ -139,7 +143,7 @@ impl Session<'_> {
         folder.map_or(0, Iterator::count)
     }
 
-    fn labels(&self, from: usize) -> Vec<String> {
+    pub(super) fn labels(&self, from: usize) -> Vec<String> {
         self.qmp.events_from(from).iter().map(|arrived| label(&arrived.event)).collect()
     }
 }

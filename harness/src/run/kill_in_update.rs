@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::channel::Prepared as PreparedChannel;
 use super::failure::StepError;
+use super::hold::Hold;
 use super::revival::{Struck, lost};
 use super::session::Session;
 use super::verdict::Kill;
@@ -16,7 +17,10 @@ use crate::check::handover::CONTINUED;
 use crate::check::{Action, Finding, killed};
 use crate::observe::poll;
 use crate::observe::qmp::{Command, QmpFault, label};
-use crate::scenario::{EndSignal, Fate, KillInUpdate, Migrate, Origin};
+use crate::scenario::{EndSignal, Fate, Inject, KillInUpdate, Migrate, Origin};
+
+/// How often a kill that is to come in an update is tried again, each time closer to its beginning.
+const CLOSER: u32 = 8;
 
 /// One cut in an update.
 struct Cut<'a> {
@@ -36,14 +40,29 @@ impl Session<'_> {
     /// or nothing, and then a VMM is started in its place. The last one is for the caller to check.
     pub(super) fn kill_in_update(&mut self, wanted: &KillInUpdate) -> Result<Action, StepError> {
         let ran = self.run_state.is_running();
-        let mut last = None;
+        let (first, mut last) = (self.kills.len(), Action::Nothing);
         for number in 0..wanted.repeat {
-            if let Some(last) = last {
+            if number > 0 {
                 self.check(&last, ran)?;
             }
-            last = Some(self.cut_off(wanted, number)?);
+            last = self.cut_off(wanted, number)?;
         }
-        Ok(last.unwrap_or(Action::Nothing))
+        // Moments are drawn, and machines are slow and fast: what was meant is tried until it is met.
+        for nth in 0..CLOSER {
+            if !wanted.must_land() || self.kills[first..].iter().any(Kill::landed) {
+                return Ok(last);
+            }
+            self.check(&last, ran)?;
+            last = self.cut_off(&wanted.closer(nth), wanted.repeat + nth)?;
+        }
+        match self.kills[first..].iter().any(Kill::landed) || !wanted.must_land() {
+            true => Ok(last),
+            false => {
+                let count = self.kills.len() - first;
+                let why = format!("none of {count} kills came between the events of an update");
+                Err(StepError::Checks(vec![Finding::new(killed::NAME, why)]))
+            }
+        }
     }
 
     fn cut_off(&mut self, wanted: &KillInUpdate, number: u32) -> Result<Action, StepError> {
@@ -53,12 +72,20 @@ impl Session<'_> {
         self.evidence.timeline.say("harness", cut.name());
         let rehearsal = Some(wanted.rehearsal);
         let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
-        let (command, channel) = self.prepare(&migrate, None)?;
+        let hold = match &wanted.at {
+            None => None,
+            Some(point) => {
+                let hold = Hold::new(&self.work, self.tried)?;
+                let inject = Inject { point: point.clone(), action: hold.action() };
+                Some((hold, inject))
+            }
+        };
+        let (command, channel) = self.prepare(&migrate, hold.as_ref().map(|(_, held)| held))?;
         self.set_parameters(&command, &migrate)?;
         if wanted.expect == Fate::Revived {
             self.measure();
         }
-        let (cut, struck) = self.strike_in_update(cut, &channel)?;
+        let (cut, struck) = self.strike_in_update(cut, &channel, hold.map(|(hold, _)| hold))?;
         if let Some(struck) = struck
             && self.follow(struck)?
         {
@@ -90,23 +117,29 @@ impl Session<'_> {
         &mut self,
         mut cut: Cut<'a>,
         channel: &PreparedChannel,
+        hold: Option<Hold>,
     ) -> Result<(Cut<'a>, Option<Struck>), StepError> {
         let limit = self.options.patience.update;
         let migrate = [Command::new("migrate", channel.arguments.clone())];
         let pause = Duration::from_micros(cut.moment.unsigned_abs());
         cut.from = self.qmp.event_count();
-        let before = cut.moment < 0 && cut.wanted.from == Origin::Migrate;
+        let before = hold.is_none() && cut.moment < 0 && cut.wanted.from == Origin::Migrate;
+        let mut held = None;
         if !before {
             cut.asked = self.qmp.send(&migrate)?.first().copied();
-            if cut.wanted.from == Origin::Setup {
+            if let Some(hold) = hold {
+                held = Some(hold.await_held(self)?);
+            } else if cut.wanted.from == Origin::Setup {
                 let setup = json!("setup");
                 self.qmp.await_event(cut.from, "MIGRATION(setup)", limit, |event| {
                     event.event == "MIGRATION"
                         && event.data.as_ref().and_then(|data| data.get("status")) == Some(&setup)
                 })?;
             }
-            // Nothing is waited for here: the moment is what was drawn.
-            poll::during(pause, || None::<()>);
+            if held.is_none() {
+                // Nothing is waited for here: the moment is what was drawn.
+                poll::during(pause, || None::<()>);
+            }
         }
         cut.at = Instant::now();
         let struck = match cut.wanted.expect {
@@ -118,6 +151,7 @@ impl Session<'_> {
                 None
             }
         };
+        drop(held);
         if before {
             poll::during(pause, || None::<()>);
             // It may arrive or not.
@@ -174,6 +208,8 @@ impl Session<'_> {
                 StepError::Checks(findings) => cut.failed(told(&findings)),
                 other => other,
             })?;
+        } else {
+            self.check_conversation()?;
         }
         let mut labels = self.labels_of(cut);
         labels.retain(|label| label != "SHUTDOWN");
@@ -202,8 +238,11 @@ impl Cut<'_> {
             Origin::Migrate => "migrate",
             Origin::Setup => "MIGRATION(setup)",
         };
-        let name = wanted.signal.name();
-        format!("{name} {} of {}, {moment} us after {from}", number + 1, wanted.repeat)
+        let name = format!("{} {} of {}", wanted.signal.name(), number + 1, wanted.repeat);
+        match &wanted.at {
+            Some(point) => format!("{name}, held at {point}"),
+            None => format!("{name}, {moment} us after {from}"),
+        }
     }
 
     fn failed(&self, message: String) -> StepError {

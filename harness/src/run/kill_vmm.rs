@@ -68,6 +68,7 @@ impl Session<'_> {
             return Err(wrong(format!("process {pid} has not ended {limit:?} after {by}")));
         }
         killed::check(&self.killed(by)).map_err(wrong)?;
-        Ok(self.qmp.await_end(limit).map(drop)?)
+        self.qmp.await_end(limit)?;
+        self.check_conversation()
     }
 }

@@ -56,6 +56,13 @@ pub use verdict::{Report, Verdict};
 
 use crate::backend::Backend;
 
+/// Has VMs end with this process, and lets their orphans become its children. Every command that runs
+/// VMs calls it once, before a backend is made: that may start another build, to ask it.
+pub fn guard() {
+    signals::guard();
+    orphans::adopt();
+}
+
 /// What all cases of a run have in common.
 #[derive(Clone)]
 pub struct Options {

@@ -81,6 +81,9 @@ fn needs(case: &Case) -> Vec<Feature> {
             Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::Start(_) => {
                 needs.push(Feature::FailPoints);
             }
+            Step::KillInUpdate(kill) if kill.at.is_some() => {
+                needs.extend([Feature::FailPoints, Feature::Keeper]);
+            }
             // Only then are there programs that only rehearse, and can signals be held back over exec.
             Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
                 needs.push(Feature::Keeper);
@@ -104,6 +107,10 @@ fn faults(case: &Case) -> Vec<Inject> {
         Step::Inject(inject) => Some(inject.clone()),
         Step::Interrupt(interrupt) if interrupt.point != REHEARSING => {
             Some(Inject { point: interrupt.point.clone(), action: "hold=/dev/null".to_owned() })
+        }
+        Step::KillInUpdate(kill) => {
+            let at = kill.at.clone();
+            at.map(|point| Inject { point, action: "hold=/dev/null".to_owned() })
         }
         _ => None,
     };

@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The name under which what a client complains about is told.
+pub const NAME: &str = "serial";
+
 /// How long one read waits, and with it the end of a client.
 const TURN: Duration = Duration::from_millis(5);
 /// Lines got for one line sent: what is sent must not pile up.

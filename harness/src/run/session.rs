@@ -13,6 +13,7 @@ use cpr_qmp::run_state::RunState;
 use serde_json::Value;
 
 pub(super) use launch::executable;
+pub(super) use look::fits_protocol;
 
 use super::blackout::Measurement;
 use super::clients::Bystander;
@@ -35,6 +36,7 @@ use crate::observe::observation::Observation;
 use crate::observe::phases::UpdatePhases;
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
+use crate::observe::queries::Queries;
 use crate::scenario::{Case, Inject};
 
 /// State files of the newest updates that stay while a soak goes on.
@@ -76,6 +78,8 @@ pub struct Session<'a> {
     pub limits: Vec<limit::Saved>,
     /// The state file of the last update that succeeded.
     pub earlier_state: Option<String>,
+    /// What else it is asked at each look, once that is known.
+    queries: Option<Queries>,
     /// The newest look at it.
     pub seen: Option<Observation>,
     /// Events before this one were checked.

@@ -142,7 +142,7 @@ pub fn set(settings: Signals) -> std::io::Result<()> {
 ///
 /// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
 /// see [`reset`].
-pub fn guard() {
+pub(super) fn guard() {
     guard_after(|| {});
 }
 

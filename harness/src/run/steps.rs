@@ -7,7 +7,7 @@ use cpr_qmp::run_state::RunState;
 use serde_json::json;
 
 use super::failure::StepError;
-use super::serial::SerialClient;
+use super::serial::{self, SerialClient};
 use super::session::Session;
 use crate::check::gone::Cause;
 use crate::check::{Action, Finding};
@@ -295,9 +295,11 @@ impl Session<'_> {
         }
         let wanted = if wish == SerialWish::Connect { before + 1 } else { before - 1 };
         poll::until(Deadline::after(self.options.patience.guest), || {
-            (count() == wanted).then_some(())
+            (count() == wanted || self.check_serial().is_err()).then_some(())
         })
         .ok_or_else(|| StepError::Process("the VMM took no notice of the client".into()))?;
+        // One that has left at once may not have been seen to come.
+        self.check_serial()?;
         self.seen = Some(self.observe()?);
         Ok(())
     }
@@ -348,7 +350,7 @@ impl Session<'_> {
 
 /// What the serial port's client has to complain about.
 fn complaint(why: String) -> StepError {
-    StepError::Checks(vec![Finding::new("serial", why)])
+    StepError::Checks(vec![Finding::new(serial::NAME, why)])
 }
 
 fn summary(view: &View) -> String {

@@ -14,9 +14,11 @@ use super::revival::lost;
 use super::session::{Session, executable};
 use crate::backend::{Feature, OverExec};
 use crate::check::gone::Cause;
-use crate::check::{Action, Ending, Finding};
+use crate::check::race::Race;
+use crate::check::{self, Action, Ending, Finding};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
+use crate::observe::queries;
 use crate::scenario::{Channel, Expect, Inject, Migrate, RaceCommand};
 
 /// How long an update may take unless the scenario says otherwise; less than the harness waits.
@@ -53,6 +55,9 @@ impl Session<'_> {
                 return Err(lost(self.vm.pid(), "in an update"));
             }
         }
+        if let Some(inject) = &injected {
+            self.check_hit(inject)?;
+        }
         self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
             self.note_update(channel.state.clone());
@@ -77,7 +82,28 @@ impl Session<'_> {
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         self.set_parameters(&command, migrate)?;
         self.qmp.send(&[Command::new("migrate", channel.arguments.clone())])?;
+        if let Some(inject) = &injected {
+            self.check_hit(inject)?;
+        }
         self.await_gone(Cause::Signal)
+    }
+
+    /// An update that was to meet a fault has met it: by its end alone nobody could tell that of one
+    /// that may succeed.
+    fn check_hit(&self, inject: &Inject) -> Result<(), StepError> {
+        // Standard error has what comes before the log, which is written behind the VMM's back.
+        let told = [self.evidence.vmm_log(), self.evidence.console_log()];
+        let hit = poll::until(Deadline::after(self.options.patience.settle), || {
+            told.iter().any(|log| fault::was_hit(inject, &log.since())).then_some(())
+        });
+        // Where nobody reads the log there is nothing to look at.
+        if hit.is_some() || !fault::is_logged(inject) || self.case.vm.stalled.is_some() {
+            return Ok(());
+        }
+        let Inject { point, action } = inject;
+        let why =
+            format!("the update did not come to point {point}, where it was to meet {action}");
+        Err(StepError::Checks(vec![Finding::new(check::outcome::CHECK.name, why)]))
     }
 
     /// Sends `commands` in one write. None: the VMM has quit, as it should.
@@ -99,10 +125,11 @@ impl Session<'_> {
             Err(QmpFault::Send { .. }) if ends => Vec::new(),
             sent => sent?,
         };
+        let ran = self.run_state.is_running();
         let mut accepted = 0;
         let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
         for ((command, message), id) in messages.iter().zip(ids) {
-            match self.qmp.answer(message.name, id) {
+            match self.qmp.answer(&message.name, id) {
                 Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
                 Ok(_) => self.obeyed(*command),
                 Err(QmpFault::Closed { .. }) if ends => break,
@@ -115,7 +142,18 @@ impl Session<'_> {
         if ends {
             let by_guest = commands.contains(&RaceCommand::GuestExit);
             self.await_gone(if by_guest { Cause::Guest } else { Cause::Quit })?;
-            return Ok(None);
+            let asked = commands.iter().take_while(|c| **c != RaceCommand::Quit);
+            let asked = asked.filter(|c| **c == RaceCommand::Migrate).count();
+            let wrong = |check: &str, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
+            if !remade && !by_guest && accepted != asked.min(1) {
+                let why = format!("{accepted} of {asked} updates before `quit` were accepted");
+                return wrong(check::outcome::CHECK.name, why);
+            }
+            let seen = self.labels(from);
+            return match (Race { commands, accepted, ran }).ended(&seen) {
+                Err(why) if !remade => wrong(check::events::CHECK.name, why),
+                _ => Ok(None),
+            };
         }
         for _ in 0..accepted {
             if let Ending::Failed(error) = self.await_ending(from)? {
@@ -201,7 +239,18 @@ impl Session<'_> {
             // The one before may have set it.
             parameters["x-cpr-exec-deadline"] = json!(migrate.deadline_ms.unwrap_or(DEADLINE_MS));
         }
-        self.qmp.execute(Command::new("migrate-set-parameters", parameters)).map(drop)
+        self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
+        self.note_parameters()
+    }
+
+    /// What the harness has set itself is as it was before the step.
+    pub(super) fn note_parameters(&mut self) -> Result<(), QmpFault> {
+        let Some(seen) = self.seen.as_mut().filter(|seen| !seen.queries.is_empty()) else {
+            return Ok(());
+        };
+        let now = queries::of_migration(&mut self.qmp)?;
+        seen.queries.replace(queries::is_of_migration, now);
+        Ok(())
     }
 
     /// Waits for the end of an update.

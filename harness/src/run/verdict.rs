@@ -188,6 +188,13 @@ pub struct Kill {
     pub revived: bool,
 }
 
+impl Kill {
+    /// It came between the first event of an update and the last.
+    pub fn landed(&self) -> bool {
+        self.last_event.as_deref().is_some_and(|last| last != "MIGRATION(completed)")
+    }
+}
+
 /// A death of a VMM's process that its VM has survived.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revived {

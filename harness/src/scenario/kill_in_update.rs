@@ -9,7 +9,7 @@ use super::kill::Fate;
 use super::signal::EndSignal;
 
 /// How often an update is cut off by a signal, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
     /// The command of the update.
@@ -27,6 +27,9 @@ pub struct KillInUpdate {
     /// From when the moment counts.
     #[serde(default, skip_serializing_if = "Origin::is_default")]
     pub from: Origin,
+    /// The update is held at this point, and the signal comes while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The earliest moment: milliseconds before `migrate` is sent.
     #[serde(default = "before")]
     pub before_ms: u32,
@@ -85,6 +88,7 @@ impl Default for KillInUpdate {
             expect: Fate::default(),
             rehearsal: yes(),
             from: Origin::default(),
+            at: None,
             before_ms: before(),
             after_ms: after(),
             repeat: once(),
@@ -101,6 +105,18 @@ impl KillInUpdate {
         let drawn = xxh3_64_with_seed(&number.to_le_bytes(), seed) >> 1;
         // Masked, so it is not negative; and less than the span, which is an `i64`.
         drawn as i64 % span.max(1) - before
+    }
+
+    /// Whether some of its kills must come between the first event of an update and the last.
+    pub fn must_land(&self) -> bool {
+        let ends = !self.signal.asks() && self.command == CommandKind::Good;
+        ends && (self.repeat > 1 || self.at.is_some())
+    }
+
+    /// What comes after kills none of which has landed: for the `nth` time, closer to the first event.
+    pub fn closer(&self, nth: u32) -> Self {
+        let after_ms = self.after_ms.checked_shr(nth + 1).unwrap_or(0);
+        Self { from: Origin::Setup, before_ms: 0, after_ms, rehearsal: false, ..self.clone() }
     }
 }
 

@@ -11,7 +11,7 @@ use cpr_harness::carry;
 use cpr_harness::observe::clock;
 use cpr_harness::report::terminal;
 use cpr_harness::run::verdict::HOST_LACKS;
-use cpr_harness::run::{Options, Patience, Report, Verdict, orphans, requirements, signals};
+use cpr_harness::run::{self, Options, Patience, Report, Verdict, requirements};
 use libtest_mimic::{Arguments, Completion, Failed};
 
 /// The `main` of a target: this binary is also its VMM.
@@ -21,8 +21,7 @@ pub fn main(test: fn(&Arguments) -> Result<ExitCode, Box<dyn Error>>) -> ExitCod
     }
     let arguments = Arguments::from_args();
     clock::start();
-    signals::guard();
-    orphans::adopt();
+    run::guard();
     test(&arguments).unwrap_or_else(|e| {
         eprintln!("{}: {e}", env!("CARGO_CRATE_NAME"));
         ExitCode::FAILURE

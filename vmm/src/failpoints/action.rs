@@ -90,7 +90,11 @@ fn errno(name: &str) -> Option<Errno> {
 
 impl Action {
     pub(super) fn act(self, point: Point) -> Result<(), Injected> {
-        tracing::warn!(%point, action = ?self, "failpoint");
+        match tracing::dispatcher::has_been_set() {
+            true => tracing::warn!(%point, action = ?self, "failpoint"),
+            // The first points of a new process come before its log.
+            false => eprintln!("failpoint point={point} action={self:?}"),
+        }
         match self {
             Self::Errno(errno) => return Err(Injected { point, errno }),
             Self::Panic => panic!("fail point {point}"),

@@ -26,6 +26,8 @@ impl Machine {
         Handover {
             ram: self.guest.ram().as_raw_fd(),
             listener: self.listener.as_raw_fd(),
+            serial: self.serial.as_ref().map(AsRawFd::as_raw_fd),
+            updates: self.updates,
             log: self.log.as_raw_fd(),
             checkpoint: self.checkpoint.number(),
             clients: self.clients.iter().map(peer).collect(),

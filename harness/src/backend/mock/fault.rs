@@ -9,6 +9,8 @@ use clap::ValueEnum;
 pub enum Fault {
     /// Leave a descriptor open.
     LeakFd,
+    /// Leave a descriptor open for a moment: no fault.
+    LingerFd,
     /// Go on in another process.
     ChangePid,
     /// Execute another file than asked for.
@@ -51,6 +53,18 @@ pub enum Fault {
     ReorderEvents,
     /// Send events to the first client only, after an update.
     MuteSecondClient,
+    /// Greet the clients again.
+    SecondGreeting,
+    /// Answer `migrate` twice.
+    AnswerTwice,
+    /// Leave the CR out where events end, after an update.
+    BareNewline,
+    /// Stamp events with an earlier time, after an update.
+    BackwardsClock,
+    /// Answer a query in another way after an update.
+    OtherAnswer,
+    /// Forget the parameters of an update that failed.
+    ForgetParameters,
     /// Answer `query-migrate` with another status than the events had.
     WrongMigrateStatus,
     /// Leave `mode` set after a good update.
@@ -119,6 +133,12 @@ pub enum Fault {
     ErrorWithoutErrno,
     /// Report success where exec failed.
     SuccessForFailure,
+    /// Tell twice that the guest was stopped.
+    StopTwice,
+    /// Refuse an update behind which another command waits.
+    RefuseInRace,
+    /// Pass the fail points by.
+    PassFailpoints,
     /// Never finish an update.
     Hang,
     /// End in an update.
@@ -159,6 +179,14 @@ pub enum Fault {
     LackAtBoot,
     /// Leave the socket behind at `quit`.
     KeepSocket,
+    /// Leave the serial port's socket behind at `quit`.
+    KeepSerialSocket,
+    /// Make the serial port's socket anew in an update.
+    RemakeSerialSocket,
+    /// Leave a line out on the serial port.
+    SkipSerialLine,
+    /// Need more memory after each update.
+    Grow,
     /// Leave the PID file behind at `quit`.
     KeepPidFile,
     /// Say at `quit` that a signal has ended it.

@@ -43,6 +43,10 @@ pub struct UnderWay {
 pub struct Handover {
     pub ram: RawFd,
     pub listener: RawFd,
+    /// The listener of the serial port, if that is a socket.
+    pub serial: Option<RawFd>,
+    /// Updates so far.
+    pub updates: usize,
     pub log: RawFd,
     pub checkpoint: RawFd,
     pub clients: Vec<Peer>,
@@ -62,6 +66,7 @@ pub struct Handover {
 impl Handover {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut all = vec![self.ram, self.listener, self.log, self.checkpoint];
+        all.extend(self.serial);
         all.extend(self.clients.iter().map(|peer| peer.number));
         all
     }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use cpr_qmp::message::{Event, QmpError};
 use cpr_qmp::migration::{MigMode, MigrationStatus};
@@ -28,6 +29,12 @@ use guest_images::mailbox::damage_kind;
 /// `KVM_CREATE_VM`.
 const KVM_CREATE_VM: libc::c_ulong = 0xae01;
 
+/// Longer than a look takes, and shorter than what is waited for.
+const LINGERS: Duration = Duration::from_millis(300);
+
+/// More than is let pass in the updates of which the memory is compared.
+const GROWTH: usize = 64 << 10;
+
 /// One QMP connection.
 pub struct Client {
     pub stream: UnixStream,
@@ -37,7 +44,11 @@ pub struct Client {
 impl Client {
     /// Sends a line at once: a process that dies leaves no half of it.
     pub fn send(&mut self, line: &str) -> io::Result<()> {
-        self.stream.write_all(format!("{line}\r\n").as_bytes())
+        self.send_with(line, "\r\n")
+    }
+
+    fn send_with(&mut self, line: &str, end: &str) -> io::Result<()> {
+        self.stream.write_all(format!("{line}{end}").as_bytes())
     }
 }
 
@@ -47,6 +58,15 @@ pub struct Machine {
     pub guest: Guest,
     pub listener: UnixListener,
     pub clients: Vec<Client>,
+    /// The listener of the serial port, if that is a socket.
+    pub serial: Option<UnixListener>,
+    pub serial_clients: Vec<UnixStream>,
+    /// The number of the last line that went there.
+    pub serial_line: u32,
+    /// Updates so far.
+    pub updates: usize,
+    /// Memory that is held for nothing.
+    _ballast: Vec<u8>,
     pub log: File,
     /// Held open, never used: the descriptors of a VM.
     _kvm: Vec<OwnedFd>,
@@ -104,6 +124,11 @@ impl Machine {
             _epoll: waiting_for(&listener)?,
             listener,
             clients: Vec::new(),
+            serial: args.serial_socket().map(UnixListener::bind).transpose()?,
+            serial_clients: Vec::new(),
+            serial_line: 0,
+            updates: 0,
+            _ballast: Vec::new(),
             log,
             _kvm: kvm,
             run_state: RunState::Prelaunch,
@@ -153,6 +178,9 @@ impl Machine {
             kvm.extend(create_vm());
         }
         let shared = args.shared_ram();
+        let grown = if args.has(Fault::Grow) { handover.updates * GROWTH } else { 0 };
+        // Not zeros, which would not be there before they are written.
+        let ballast = vec![1; grown];
         let client = |peer: Peer| Client { stream: owned(peer.number).into(), input: peer.input };
         let listener = UnixListener::from(owned(handover.listener));
         let clients: Vec<Client> = handover.clients.into_iter().map(client).collect();
@@ -165,6 +193,11 @@ impl Machine {
             _epoll: waiting_for(awaited)?,
             listener,
             clients,
+            serial: handover.serial.map(|number| owned(number).into()),
+            serial_clients: Vec::new(),
+            serial_line: 0,
+            updates: handover.updates,
+            _ballast: ballast,
             log: owned(handover.log).into(),
             _kvm: kvm,
             run_state: handover.run_state,
@@ -193,14 +226,25 @@ impl Machine {
 
     /// The last part of an update, in the new process.
     fn arrive(&mut self, state: OwnedFd) -> io::Result<()> {
-        self.armed.at("vcpus");
+        self.come_to("vcpus");
         let Some(fault) = self.args.fault else { return self.go_on() };
         match fault {
             Fault::Dawdle => std::thread::sleep(TOO_LONG),
             Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
+            Fault::LingerFd => {
+                let file = File::open("/dev/null")?;
+                std::thread::spawn(move || {
+                    std::thread::sleep(LINGERS);
+                    drop(file);
+                });
+            }
             Fault::KeepStateFd => std::mem::forget(state),
             Fault::KeepChild => {
                 std::process::Command::new("sleep").arg("600").spawn()?;
+            }
+            Fault::SecondGreeting => {
+                let greeting = greeting().to_string();
+                self.clients.iter_mut().try_for_each(|client| client.send(&greeting))?;
             }
             Fault::KeepMode => self.mode = MigMode::CprExec,
             Fault::LeakLock => self.log.lock()?,
@@ -212,6 +256,12 @@ impl Machine {
             Fault::RewritePidFile => {
                 fs::remove_file(&self.args.pid_file)?;
                 write_pid_file(&self.args)?;
+            }
+            Fault::RemakeSerialSocket => {
+                if let Some(path) = self.args.serial_socket() {
+                    fs::remove_file(path)?;
+                    UnixListener::bind(path)?;
+                }
             }
             Fault::GuestException => self.guest.damage(damage_kind::EXCEPTION),
             Fault::Reboot => self.guest.boot(self.args.cpus),
@@ -300,18 +350,25 @@ impl Machine {
 
     /// Sends an event to every client.
     pub fn emit(&mut self, name: &str, data: Option<Value>) {
-        let event = Event::now(name, data);
+        let mut event = Event::now(name, data);
+        let updated = self.args.incoming.is_some();
+        if self.args.has(Fault::BackwardsClock) && updated {
+            event.timestamp.seconds -= 10;
+        }
         if self.args.has(Fault::ReorderEvents) && name == "RESUME" {
             self.held = Some(event);
             return;
         }
-        for event in [Some(event), self.held.take()].into_iter().flatten() {
+        // As if it had happened only now.
+        let held = self.held.take().map(|held| Event { timestamp: event.timestamp, ..held });
+        for event in [Some(event), held].into_iter().flatten() {
             let line = serde_json::to_string(&event).unwrap_or_default();
-            let mute = self.args.has(Fault::MuteSecondClient) && self.args.incoming.is_some();
+            let mute = self.args.has(Fault::MuteSecondClient) && updated;
+            let end = if self.args.has(Fault::BareNewline) && updated { "\n" } else { "\r\n" };
             let heard = if mute { 1 } else { self.clients.len() };
             for client in self.clients.iter_mut().take(heard) {
                 // A client that is gone is noticed when it is read.
-                let _ = client.send(&line);
+                let _ = client.send_with(&line, end);
             }
         }
     }
@@ -322,6 +379,9 @@ impl Machine {
             self.guest.set_running(false);
             self.run_state = state;
             self.emit("STOP", None);
+            if self.args.has(Fault::StopTwice) {
+                self.emit("STOP", None);
+            }
             if let Some(update) = &mut self.under_way {
                 update.stopped = true;
             }
@@ -356,6 +416,16 @@ impl Machine {
 
 /// A command's result.
 pub type Answer = Result<Value, QmpError>;
+
+/// The first message of every connection.
+pub fn greeting() -> Value {
+    json!({ "QMP": { "version": version("mock"), "capabilities": [] } })
+}
+
+/// What `query-version` answers.
+pub fn version(package: &str) -> Value {
+    json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": package })
+}
 
 /// A memfd for RAM.
 pub fn ram_file(bytes: u64) -> io::Result<OwnedFd> {

@@ -85,7 +85,7 @@ impl Machine {
         self.set_status(MigrationStatus::Setup);
         self.pause(RunState::FinishMigrate);
         self.set_status(MigrationStatus::Active);
-        self.armed.at("save");
+        self.come_to("save");
         let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
         let error = error.unwrap_or_else(|| {
             self.set_status(MigrationStatus::Device);
@@ -101,11 +101,22 @@ impl Machine {
             self.restore(before);
             self.set_status(MigrationStatus::Completed);
         } else {
+            if self.args.has(Fault::ForgetParameters) {
+                self.mode = MigMode::Normal;
+                self.command.clear();
+            }
             self.set_status(MigrationStatus::Failed);
             self.restore(before);
         }
         // Only where it cannot be written is there an error, and then nothing continues the VM.
         let _ = self.update_is_over();
+    }
+
+    /// What is armed at `point` happens.
+    pub(super) fn come_to(&mut self, point: &str) {
+        if !self.args.has(Fault::PassFailpoints) {
+            self.armed.at(point, &self.log);
+        }
     }
 
     fn restore(&mut self, before: RunState) {
@@ -129,6 +140,7 @@ impl Machine {
     fn exec(&mut self, before: RunState) -> String {
         let handover = Handover {
             run_state: before,
+            updates: self.updates + 1,
             keeper: self.keeper.as_ref().map(Keeper::pid),
             ..self.handover()
         };

@@ -85,7 +85,8 @@ impl Backend for Mock {
 
     fn lacks_fault(&self, fault: &Inject) -> Option<String> {
         let Inject { point, action } = fault;
-        let has = action == failpoint::ACTION && failpoint::POINTS.iter().any(|p| p.name == point);
+        let has = failpoint::ACTIONS.contains(&action.as_str())
+            && failpoint::POINTS.iter().any(|p| p.name == point);
         (!has).then(|| format!("the mock has no fail point {point}={action}"))
     }
 
@@ -144,6 +145,10 @@ impl Args {
 
     fn socket(&self) -> &str {
         self.qmp.strip_prefix("unix:").unwrap_or(&self.qmp)
+    }
+
+    fn serial_socket(&self) -> Option<&str> {
+        self.serial.strip_prefix("unix:")
     }
 
     fn shared_ram(&self) -> bool {

@@ -1,7 +1,8 @@
 //! The mock's QMP server: one thread, one loop.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use cpr_qmp::message::QmpError;
@@ -13,7 +14,18 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::machine::{Answer, Client, Machine};
+use super::machine::{Answer, Client, Machine, greeting, version};
+
+/// Commands that ask, as `query-commands` names them.
+const QUERIES: [&str; 7] = [
+    "query-commands",
+    "query-version",
+    "query-status",
+    "query-migrate",
+    "query-migrate-parameters",
+    "query-migrate-capabilities",
+    "query-failpoints",
+];
 
 /// Serves until `quit`.
 pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
@@ -25,6 +37,11 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
             if !machine.args.has(Fault::KeepSocket) {
                 std::fs::remove_file(machine.args.socket())?;
             }
+            if let Some(path) = machine.args.serial_socket()
+                && !machine.args.has(Fault::KeepSerialSocket)
+            {
+                std::fs::remove_file(path)?;
+            }
             if !machine.args.has(Fault::KeepPidFile) {
                 std::fs::remove_file(&machine.args.pid_file)?;
             }
@@ -33,11 +50,15 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
         machine.checkpoint()?;
         let sources = [machine.listener.as_fd(), ends.as_fd()]
             .into_iter()
-            .chain(machine.clients.iter().map(|c| c.stream.as_fd()));
+            .chain(machine.clients.iter().map(|c| c.stream.as_fd()))
+            .chain(machine.serial_clients.iter().map(AsFd::as_fd))
+            .chain(machine.serial.iter().map(AsFd::as_fd));
         let mut waits: Vec<PollFd<'_>> =
             sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         poll(&mut waits, PollTimeout::NONE)?;
         let ready: Vec<bool> = waits.iter().map(|w| w.any().unwrap_or(false)).collect();
+        let serial = ready[2 + machine.clients.len()..].to_vec();
+        talk(&mut machine, &serial)?;
         // Clients from the back, so that removing one moves none that is still to come.
         for index in (0..machine.clients.len()).rev().filter(|i| ready[i + 2]) {
             let mut part = vec![0; 1 << 16];
@@ -52,14 +73,37 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
         }
         if ready[0] {
             let (stream, _) = machine.listener.accept()?;
-            let version =
-                json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": "mock" });
-            let greeting = json!({ "QMP": { "version": version, "capabilities": [] } });
             let mut client = Client { stream, input: Vec::new() };
-            client.send(&greeting.to_string())?;
+            client.send(&greeting().to_string())?;
             machine.clients.push(client);
         }
     }
+}
+
+/// Lets clients of the serial port come and go, and sends lines to those that send some: those that
+/// are `ready`, the listener last.
+fn talk(machine: &mut Machine, ready: &[bool]) -> io::Result<()> {
+    for index in (0..machine.serial_clients.len()).rev().filter(|index| ready[*index]) {
+        let mut client = machine.serial_clients.remove(index);
+        if matches!(client.read(&mut [0; 64]), Ok(1..)) && send_lines(machine, &client).is_ok() {
+            machine.serial_clients.push(client);
+        }
+    }
+    if let Some(listener) = machine.serial.as_ref().filter(|_| ready.last() == Some(&true)) {
+        let (client, _) = listener.accept()?;
+        (&client).write_all(b"\n")?;
+        send_lines(machine, &client)?;
+        machine.serial_clients.push(client);
+    }
+    Ok(())
+}
+
+fn send_lines(machine: &mut Machine, mut client: &UnixStream) -> io::Result<()> {
+    for step in [1, 1 + u32::from(machine.args.has(Fault::SkipSerialLine))] {
+        machine.serial_line += step;
+        client.write_all(format!("{:08x}\n", machine.serial_line).as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Signals that ask the mock to end. Every thread must have them blocked.
@@ -79,7 +123,13 @@ fn obey_all(machine: &mut Machine) -> io::Result<bool> {
             let number = machine.clients[index].stream.as_raw_fd();
             machine.asked = Some((number, message["id"].clone()));
             machine.checkpoint()?;
-            let answer = obey(machine, &name, &message["arguments"]);
+            let busy = machine.args.has(Fault::RefuseInRace)
+                && name == "migrate"
+                && !machine.clients[index].input.is_empty();
+            let answer = match busy {
+                true => Err(QmpError::generic("busy")),
+                false => obey(machine, &name, &message["arguments"]),
+            };
             let accepted = answer.is_ok();
             let mut reply = match answer {
                 Ok(value) => json!({ "return": value }),
@@ -87,6 +137,9 @@ fn obey_all(machine: &mut Machine) -> io::Result<bool> {
             };
             reply["id"] = message["id"].clone();
             machine.clients[index].send(&reply.to_string())?;
+            if machine.args.has(Fault::AnswerTwice) && name == "migrate" {
+                machine.clients[index].send(&reply.to_string())?;
+            }
             machine.asked = None;
             machine.checkpoint()?;
             if name == "quit" {
@@ -112,9 +165,11 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
     match name {
         "qmp_capabilities" | "quit" => {}
         "query-version" => {
-            return Ok(
-                json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": "mock" }),
-            );
+            let other = machine.args.has(Fault::OtherAnswer) && machine.args.incoming.is_some();
+            return Ok(version(if other { "another" } else { "mock" }));
+        }
+        "query-commands" => {
+            return Ok(QUERIES.iter().map(|name| json!({ "name": name })).collect());
         }
         "query-status" => return Ok(json!(machine.status_info())),
         "stop" => machine.pause(RunState::Paused),
@@ -124,6 +179,9 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
         "query-migrate" => return Ok(machine.query_migrate()),
         "query-migrate-parameters" => {
             return Ok(json!({ "mode": machine.mode, "cpr-exec-command": machine.command }));
+        }
+        "query-migrate-capabilities" => {
+            return Ok(json!([{ "capability": "events", "state": machine.events }]));
         }
         "migrate-set-capabilities" => {
             machine.events = arguments["capabilities"][0]["state"].as_bool().unwrap_or(false);
@@ -143,7 +201,10 @@ fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
         }
         "x-audit" => return Ok(json!([{ "name": "vcpu0.dr0", "value": machine.register() }])),
         "query-failpoints" => return Ok(machine.armed.list()),
-        "x-set-failpoint" => machine.armed.arm(arguments["point"].as_str().unwrap_or_default()),
+        "x-set-failpoint" => {
+            let word = |name: &str| arguments[name].as_str().unwrap_or_default();
+            machine.armed.arm(word("point"), word("action"));
+        }
         "migrate" => machine.check_update(arguments["uri"].as_str().unwrap_or_default())?,
         other => return Err(QmpError::command_not_found(other)),
     }

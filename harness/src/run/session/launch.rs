@@ -117,7 +117,7 @@ impl<'a> Session<'a> {
         let (case, options, evidence) = (self.case, self.options, &self.evidence);
         let files = self.files.clone();
         let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit)?;
-        self.startup = evidence.startup(&parts.files);
+        self.startup = evidence.startup(&parts.files, &case.vm);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
         (self.executable, self.handed_over) = (parts.executable, 0);
@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
         let Parts { files, started_from, executable, vm, qmp, bystander, .. } = parts;
         let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
         Self {
-            startup: evidence.startup(&files),
+            startup: evidence.startup(&files, &case.vm),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
             case,
             options,
@@ -159,6 +159,7 @@ impl<'a> Session<'a> {
             started_from,
             limits: Vec::new(),
             earlier_state: None,
+            queries: None,
             seen: None,
             events_checked: 0,
             heard: Vec::new(),

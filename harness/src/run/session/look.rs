@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Session;
 use crate::audit;
-use crate::backend::Files;
+use crate::backend::OverExec;
 use crate::check::blackout::{self, Gaps};
 use crate::check::gone::{Cause, Gone};
 use crate::check::killed::Killed;
@@ -18,6 +18,7 @@ use crate::check::{
     self, Action, Finding, Handover, Scene, Settled, damage, gone, killed, pid, progress,
 };
 use crate::observe::observation::{Observation, Subject};
+use crate::observe::queries::Queries;
 use crate::observe::{phases, qmp};
 use crate::run::StepError;
 use crate::run::timeline;
@@ -40,7 +41,13 @@ impl Session<'_> {
             work: &self.work,
             files: &self.files,
         };
-        Ok(Observation::take(subject, &mut self.qmp)?)
+        let queries = match self.options.backend.dialect().over_exec {
+            // Another VMM has scores of queries, and makes what they tell anew.
+            OverExec::Remade => None,
+            _ if self.queries.is_some() => self.queries.as_ref(),
+            _ => Some(&*self.queries.insert(Queries::of(&mut self.qmp)?)),
+        };
+        Ok(Observation::take(subject, &mut self.qmp, queries)?)
     }
 
     /// Notes the files that were made for a step: they are none of the VMM's.
@@ -70,6 +77,7 @@ impl Session<'_> {
         let common =
             |events: &[Event]| check::clients::common(action, &handover, over_exec, events);
         let theirs = self.bystander.hear(&events, common, self.options.patience.events);
+        let conversation = self.conversation();
         let log = self.evidence.vmm_log();
         let build = self.build();
         let then = match build == self.looked_at {
@@ -95,6 +103,7 @@ impl Session<'_> {
             ran_before,
             run_state: self.run_state,
             events: &events,
+            conversation: &conversation,
             bystander: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
             gaps: Gaps {
@@ -108,14 +117,16 @@ impl Session<'_> {
             facts_then: then.map(|(_, facts)| facts),
             files: &self.files,
             settled: &settled,
+            other_build: build != self.looked_at,
             before: before.as_ref(),
             after: &after,
         });
-        let Settled { process, files } = settled.into_inner();
+        let Settled { fds, process, files } = settled.into_inner();
+        after.fds = fds.unwrap_or(after.fds);
         after.facts = process.unwrap_or(after.facts);
         after.files = files.unwrap_or(after.files);
         if handover.revival().is_some() {
-            self.startup = self.evidence.startup(&self.files);
+            self.startup = self.evidence.startup(&self.files, &self.case.vm);
         }
         let logged = log.since();
         self.evidence.collect();
@@ -181,11 +192,22 @@ impl Session<'_> {
         let events = self.take_events();
         let finding =
             |name| move |message: String| StepError::Checks(vec![Finding::new(name, message)]);
-        let Files { qmp, pid_file, .. } = &self.files;
-        let (socket, pid_file) = (Path::new(qmp), Path::new(pid_file));
-        gone::check(&Gone { ended, cause, socket, pid_file, events: &events })
+        let sockets = self.files.sockets(&self.case.vm);
+        let pid_file = Path::new(&self.files.pid_file);
+        gone::check(&Gone { ended, cause, sockets: &sockets, pid_file, events: &events })
             .map_err(finding(gone::NAME))?;
-        killed::check(&self.killed(cause.name())).map_err(finding(killed::NAME))
+        killed::check(&self.killed(cause.name())).map_err(finding(killed::NAME))?;
+        self.check_conversation()
+    }
+
+    /// What was against the protocol on the VMM's QMP connections.
+    fn conversation(&self) -> Vec<String> {
+        [self.qmp.wrong(), self.bystander.wrong()].concat()
+    }
+
+    /// The same as a check, where the VMM has ended.
+    pub(in crate::run) fn check_conversation(&self) -> Result<(), StepError> {
+        fits_protocol(&self.conversation())
     }
 
     /// The VMM, which has ended after `by`.
@@ -246,4 +268,13 @@ impl Session<'_> {
             endings: std::mem::take(&mut self.endings),
         })
     }
+}
+
+/// The check `qmp` of connections that are not the session's, or not any more.
+pub(in crate::run) fn fits_protocol(wrong: &[String]) -> Result<(), StepError> {
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let name = check::conversation::CHECK.name;
+    Err(StepError::Checks(vec![Finding::new(name, wrong.join("; "))]))
 }

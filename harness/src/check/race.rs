@@ -1,0 +1,172 @@
+//! The events of commands that were sent at once: each command has its effect once, and none comes
+//! into the middle of an update.
+
+use std::collections::VecDeque;
+
+use super::interrupted::update;
+use crate::scenario::RaceCommand;
+
+/// A race as it is to be judged.
+#[derive(Clone, Copy)]
+pub struct Race<'a> {
+    /// The commands, as they were sent.
+    pub commands: &'a [RaceCommand],
+    /// Updates that were accepted.
+    pub accepted: usize,
+    /// The guest ran before.
+    pub ran: bool,
+}
+
+impl Race<'_> {
+    fn count(&self, wanted: RaceCommand) -> usize {
+        self.commands.iter().filter(|command| **command == wanted).count()
+    }
+
+    /// Whether the guest must run afterwards.
+    fn runs_in_the_end(&self) -> bool {
+        let settle =
+            |command: &&RaceCommand| matches!(command, RaceCommand::Stop | RaceCommand::Cont);
+        let last = self.commands.iter().rfind(settle);
+        last.map_or(self.ran, |command| *command == RaceCommand::Cont)
+    }
+
+    /// Looks at the events of a VMM that is still there.
+    pub fn survived(&self, seen: &[String]) -> Result<(), String> {
+        let told = self.follow(seen)?;
+        if told.updates != self.accepted || !told.pending.is_empty() {
+            return Err(format!("{} updates were accepted, saw {}", self.accepted, list(seen)));
+        }
+        if told.runs != self.runs_in_the_end() {
+            let must = if told.runs { "stopped" } else { "running" };
+            return Err(format!("the guest must be {must} in the end, saw {}", list(seen)));
+        }
+        Ok(())
+    }
+
+    /// Looks at those of one that has ended: what was accepted has been done before, but for the last
+    /// event of an update, which the end may overtake; a guest that ends may do so in the middle.
+    pub fn ended(&self, seen: &[String]) -> Result<(), String> {
+        let told = self.follow(seen)?;
+        let by_guest = self.commands.contains(&RaceCommand::GuestExit);
+        let fits = match by_guest {
+            true => told.updates <= self.count(RaceCommand::Migrate),
+            false => told.updates == self.accepted && told.pending.len() <= 1,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(format!("{} updates were accepted before the end, saw {}", self.accepted, list(seen)))
+    }
+
+    fn follow(&self, seen: &[String]) -> Result<Told, String> {
+        let mut told = Told { updates: 0, pending: VecDeque::new(), runs: self.ran };
+        let (mut stops, mut conts) = (self.count(RaceCommand::Stop), self.count(RaceCommand::Cont));
+        // The last event of an update may come after that of the next command.
+        for event in seen.iter().map(String::as_str) {
+            let between = told.pending.len() <= 1;
+            match event {
+                // Those are counted elsewhere; where a reset comes is open.
+                "RESET" | "SHUTDOWN" => {}
+                "MIGRATION(setup)" if told.pending.is_empty() => {
+                    told.updates += 1;
+                    told.pending = update(told.runs).into_iter().skip(1).collect();
+                }
+                event if told.pending.front() == Some(&event) => {
+                    told.pending.pop_front();
+                    told.runs = match event {
+                        "STOP" => false,
+                        "RESUME" => true,
+                        _ => told.runs,
+                    };
+                }
+                "STOP" if told.runs && stops > 0 && between => {
+                    (stops, told.runs) = (stops - 1, false)
+                }
+                "RESUME" if !told.runs && conts > 0 && between => {
+                    (conts, told.runs) = (conts - 1, true);
+                }
+                other => return Err(format!("unexpected {other} in {}", list(seen))),
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// What the events tell.
+struct Told {
+    /// Updates that have begun.
+    updates: usize,
+    /// Events that the last one still owes.
+    pending: VecDeque<&'static str>,
+    /// The guest runs.
+    runs: bool,
+}
+
+fn list(seen: &[String]) -> String {
+    if seen.is_empty() { "no event".to_owned() } else { seen.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use RaceCommand::{Cont, GuestExit, Migrate, Quit, Reset, Stop};
+    use rstest::rstest;
+
+    const RAN: &str = "setup STOP active device RESUME completed";
+    const STOOD: &str = "setup active device completed";
+
+    fn full(told: &str) -> Vec<String> {
+        let full = |event: &str| match event.starts_with(char::is_lowercase) {
+            true => format!("MIGRATION({event})"),
+            false => event.to_owned(),
+        };
+        told.split_whitespace().map(full).collect()
+    }
+
+    #[rstest]
+    #[case(&[Migrate, Migrate], true, RAN, true)]
+    #[case(&[Migrate, Migrate], false, STOOD, true)]
+    #[case(&[Migrate, Migrate], true, STOOD, false)]
+    #[case(&[Migrate, Migrate], false, RAN, false)]
+    #[case(&[Migrate, Migrate], true, "setup STOP active device completed", false)]
+    #[case(&[Migrate, Migrate], true, "setup STOP active device RESUME RESUME completed", false)]
+    #[case(&[Migrate, Migrate], true, "STOP RESUME setup STOP active device RESUME completed", false)]
+    #[case(&[Migrate, Stop], true, "setup STOP active device RESUME completed STOP", true)]
+    #[case(&[Migrate, Stop], true, "setup STOP active device RESUME STOP completed", true)]
+    #[case(&[Migrate, Stop], true, "STOP setup active device completed", true)]
+    #[case(&[Migrate, Stop], true, RAN, false)]
+    #[case(&[Migrate, Stop], true, "setup STOP active device RESUME completed STOP STOP", false)]
+    #[case(&[Migrate, Cont], false, "setup active device completed RESUME", true)]
+    #[case(&[Migrate, Cont], false, STOOD, false)]
+    #[case(&[Migrate, Reset], true, "setup STOP active RESET device RESUME completed", true)]
+    fn a_guest_is_stopped_once_for_each_reason(
+        #[case] commands: &[RaceCommand],
+        #[case] ran: bool,
+        #[case] seen: &str,
+        #[case] allowed: bool,
+    ) {
+        let race = Race { commands, accepted: 1, ran };
+        let judged = race.survived(&full(seen));
+        assert_eq!(judged.is_ok(), allowed, "{judged:?}");
+    }
+
+    #[rstest]
+    #[case(&[Migrate, Quit], 1, "setup STOP active device RESUME SHUTDOWN", true)]
+    #[case(&[Migrate, Quit], 1, "setup STOP active device RESUME completed SHUTDOWN", true)]
+    #[case(&[Migrate, Quit], 1, "setup STOP active device SHUTDOWN", false)]
+    #[case(&[Migrate, Quit], 1, "SHUTDOWN", false)]
+    #[case(&[Quit, Migrate], 0, "SHUTDOWN", true)]
+    #[case(&[Quit, Migrate], 0, "setup SHUTDOWN", false)]
+    #[case(&[GuestExit, Migrate], 1, "setup STOP active SHUTDOWN", true)]
+    #[case(&[GuestExit, Migrate], 0, "SHUTDOWN", true)]
+    #[case(&[GuestExit, Migrate], 1, "setup active SHUTDOWN", false)]
+    fn what_was_accepted_is_done_before_the_end(
+        #[case] commands: &[RaceCommand],
+        #[case] accepted: usize,
+        #[case] seen: &str,
+        #[case] allowed: bool,
+    ) {
+        let judged = Race { commands, accepted, ran: true }.ended(&full(seen));
+        assert_eq!(judged.is_ok(), allowed, "{judged:?}");
+    }
+}

@@ -1,0 +1,202 @@
+//! What a QMP server must keep to on every connection, whatever is asked: one greeting, one answer to
+//! each request, in their order and with their ids, and events whose timestamps can be believed.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cpr_qmp::message::{Response, ServerMessage, Timestamp};
+
+/// An event may arrive so much later than it says.
+const LATE: Duration = Duration::from_secs(60);
+/// And so much earlier: the clock may be adjusted.
+const EARLY: Duration = Duration::from_secs(1);
+/// So many violations are kept.
+const KEPT: usize = 8;
+
+/// One connection as far as it has come.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    greeted: bool,
+    /// Ids of requests that were not answered yet, in their order.
+    asked: VecDeque<u64>,
+    /// The timestamp of the newest event. A VMM keeps its clock over connections.
+    newest: Option<Timestamp>,
+    wrong: Vec<String>,
+}
+
+impl Conversation {
+    /// A request is about to be sent.
+    pub fn ask(&mut self, id: u64) {
+        self.asked.push_back(id);
+    }
+
+    /// Another connection begins. What was not answered on the last one never is.
+    pub fn reopen(&mut self) {
+        self.greeted = false;
+        self.asked.clear();
+    }
+
+    /// Everything that was not as it must be.
+    pub fn wrong(&self) -> &[String] {
+        &self.wrong
+    }
+
+    /// Reads a line, which arrived `now`, with what ends it; the error says why it is no message.
+    pub fn line(&mut self, line: &[u8], now: SystemTime) -> Result<ServerMessage, String> {
+        let shown = || String::from_utf8_lossy(line).into_owned();
+        let message = serde_json::from_slice(line).map_err(|e| {
+            let why = format!("the VMM sent what is no QMP message ({e}): {:?}", shown());
+            self.complain(why.clone());
+            why
+        })?;
+        // As QEMU ends its lines; a CR anywhere else in JSON is escaped.
+        if !line.ends_with(b"\r\n") {
+            self.complain(format!("a line must end with CR and LF: {:?}", shown()));
+        }
+        match &message {
+            ServerMessage::Greeting(_) if self.greeted => {
+                self.complain(format!("a second greeting: {}", shown().trim_end()));
+            }
+            ServerMessage::Greeting(_) => self.greeted = true,
+            _ if !self.greeted => {
+                self.complain(format!("before the greeting came {}", shown().trim_end()));
+            }
+            ServerMessage::Event(event) => self.stamped(event.timestamp, now, &event.event),
+            ServerMessage::Response(response) => self.answered(response, &shown()),
+        }
+        Ok(message)
+    }
+
+    fn answered(&mut self, response: &Response, shown: &str) {
+        let (Response::Success { id, .. } | Response::Failure { id, .. }) = response;
+        let shown = shown.trim_end();
+        let Some(id) = id else { return self.complain(format!("an answer without id: {shown}")) };
+        let known = id.as_u64().and_then(|id| self.asked.iter().position(|asked| *asked == id));
+        match known {
+            None => {
+                self.complain(format!("nothing, or something answered, is answered by {shown}"))
+            }
+            Some(at) => {
+                if at > 0 {
+                    let first = self.asked[0];
+                    self.complain(format!("request {first} is not answered yet, but {id} is"));
+                }
+                self.asked.remove(at);
+            }
+        }
+    }
+
+    fn stamped(&mut self, stamp: Timestamp, now: SystemTime, name: &str) {
+        let Timestamp { seconds, microseconds } = stamp;
+        let told = format!("the timestamp {seconds} s {microseconds} us of {name}");
+        let (Ok(whole), Ok(micros @ ..1_000_000)) =
+            (u64::try_from(seconds), u64::try_from(microseconds))
+        else {
+            return self.complain(format!("{told} is no time"));
+        };
+        let then = Duration::from_secs(whole) + Duration::from_micros(micros);
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if now.saturating_sub(then) > LATE || then.saturating_sub(now) > EARLY {
+            self.complain(format!("{told} is far from when it arrived, at {now:?}"));
+        }
+        if let Some(newest) = self.newest.filter(|newest| *newest > stamp) {
+            self.complain(format!("{told} is before that of an earlier event, {newest:?}"));
+        }
+        self.newest = self.newest.max(Some(stamp));
+    }
+
+    fn complain(&mut self, why: String) {
+        if self.wrong.len() < KEPT {
+            self.wrong.push(why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 1, "minor": 0, "micro": 0}, "package": ""}, "capabilities": []}}"#;
+
+    macro_rules! event {
+        ($seconds:literal, $micros:literal) => {
+            concat!(
+                r#"{"event": "E", "timestamp": {"seconds": "#,
+                $seconds,
+                r#", "microseconds": "#,
+                $micros,
+                "}}"
+            )
+        };
+    }
+
+    /// What is wrong with these lines, which answer the requests 1 to 3 and arrive in second 1000.
+    fn wrong(lines: &[String]) -> String {
+        let mut conversation = Conversation::default();
+        (1..=3).for_each(|id| conversation.ask(id));
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        for line in lines {
+            let _ = conversation.line(line.as_bytes(), now);
+        }
+        conversation.wrong().join("\n")
+    }
+
+    fn ended(lines: &[&str]) -> Vec<String> {
+        std::iter::once(&GREETING).chain(lines).map(|line| format!("{line}\r\n")).collect()
+    }
+
+    #[test]
+    fn what_is_as_it_must_be_is_let_pass() {
+        let (one, two) = (event!(999, 999999), event!(1000, 0));
+        let lines = [
+            r#"{"return": {}, "id": 1}"#,
+            one,
+            r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 2}"#,
+            two,
+            two,
+        ];
+        assert_eq!(wrong(&ended(&lines)), "");
+    }
+
+    #[rstest]
+    #[case::second_greeting(&[GREETING], "a second greeting")]
+    #[case::twice(&[r#"{"return": {}, "id": 1}"#, r#"{"return": {}, "id": 1}"#], "or something answered")]
+    #[case::of_nothing(&[r#"{"return": {}, "id": 9}"#], "nothing, or something answered")]
+    #[case::id_of_another_kind(&[r#"{"return": {}, "id": "1"}"#], "nothing, or something answered")]
+    #[case::order(&[r#"{"return": {}, "id": 2}"#], "request 1 is not answered yet, but 2 is")]
+    #[case::without_id(&[r#"{"error": {"class": "GenericError", "desc": "no"}}"#], "an answer without id")]
+    #[case::class(&[r#"{"error": {"class": "Odd", "desc": "no"}, "id": 1}"#], "what is no QMP message")]
+    #[case::no_json(&["{"], "what is no QMP message")]
+    #[case::micros(&[event!(1000, 1000000)], "is no time")]
+    #[case::unknown(&[event!(-1, -1)], "is no time")]
+    #[case::future(&[event!(1002, 0)], "far from when it arrived")]
+    #[case::past(&[event!(939, 0)], "far from when it arrived")]
+    #[case::back(&[event!(1000, 5), event!(1000, 4)], "before that of an earlier event")]
+    fn what_is_not_is_told(#[case] lines: &[&str], #[case] why: &str) {
+        let told = wrong(&ended(lines));
+        assert!(told.contains(why) && told.lines().count() == 1, "{told}");
+    }
+
+    #[test]
+    fn what_is_sent_around_the_messages_counts() {
+        assert!(wrong(&[format!("{GREETING}\n")]).starts_with("a line must end with CR and LF"));
+        assert!(wrong(&[format!("{}\r\n", event!(1000, 0))]).starts_with("before the greeting"));
+    }
+
+    #[test]
+    fn another_connection_greets_again_and_owes_nothing() {
+        let mut conversation = Conversation::default();
+        let mut line = |text: &str, reopens: bool| {
+            if reopens {
+                conversation.reopen();
+            }
+            conversation.ask(7);
+            let _ = conversation.line(format!("{text}\r\n").as_bytes(), SystemTime::now());
+            conversation.wrong().len()
+        };
+        assert_eq!(line(GREETING, false), 0);
+        assert_eq!(line(GREETING, true), 0);
+        assert_eq!(line(r#"{"return": {}, "id": 7}"#, false), 0);
+    }
+}

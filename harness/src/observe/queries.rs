@@ -1,0 +1,168 @@
+//! Everything that a VMM can be asked without an argument, as facts.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::qmp::{Command, Qmp, QmpFault};
+use crate::audit::Facts;
+
+/// Longer answers are told by their digest.
+const LONG: usize = 2048;
+/// How the names of commands begin that only ask.
+const PREFIX: &str = "query-";
+/// Answers of the binary: another build has others.
+const OF_BUILD: [&str; 3] = ["query-version", "query-commands", "query-qmp-schema"];
+/// What an update is asked with.
+const OF_MIGRATION: [&str; 2] = ["query-migrate-parameters", "query-migrate-capabilities"];
+
+/// What is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Queries {
+    /// Commands that cannot do without an argument.
+    need_argument: BTreeSet<String>,
+}
+
+impl Queries {
+    /// Asks the VMM's schema, if it has one, which commands need an argument.
+    pub fn of(qmp: &mut Qmp) -> Result<Self, QmpFault> {
+        let schema = match qmp.execute(Command::plain("query-qmp-schema")) {
+            Ok(schema) => schema,
+            // Then every query is tried.
+            Err(QmpFault::Refused { .. }) => Value::Null,
+            Err(other) => return Err(other),
+        };
+        Ok(Self { need_argument: need_argument(&schema) })
+    }
+
+    /// Asks everything.
+    pub fn ask(&self, qmp: &mut Qmp) -> Result<Facts, QmpFault> {
+        let commands = qmp.execute(Command::plain("query-commands"))?;
+        let names = commands.as_array().into_iter().flatten();
+        let names = names.filter_map(|command| command["name"].as_str());
+        let asks = |name: &&str| name.starts_with(PREFIX) && !self.need_argument.contains(*name);
+        ask(qmp, &names.filter(asks).map(|name| name.to_owned().into()).collect::<Vec<_>>())
+    }
+}
+
+/// What an update that is asked for now is asked with.
+pub fn of_migration(qmp: &mut Qmp) -> Result<Facts, QmpFault> {
+    ask(qmp, &OF_MIGRATION.map(Cow::Borrowed))
+}
+
+/// The query that told `item`.
+fn query_of(item: &str) -> &str {
+    item.split('.').next().unwrap_or(item)
+}
+
+/// Whether `item` is what an update is asked with.
+pub fn is_of_migration(item: &str) -> bool {
+    OF_MIGRATION.contains(&query_of(item))
+}
+
+/// Whether another build may tell another `item`.
+pub fn is_of_build(item: &str) -> bool {
+    OF_BUILD.contains(&query_of(item))
+}
+
+/// Sends all at once; an answer that is an error is a fact, too.
+fn ask(qmp: &mut Qmp, names: &[Cow<'static, str>]) -> Result<Facts, QmpFault> {
+    let commands: Vec<Command> = names.iter().map(|name| Command::plain(name.clone())).collect();
+    let ids = qmp.send(&commands)?;
+    let mut facts = Facts::default();
+    for (name, id) in names.iter().zip(ids) {
+        match qmp.answer(name, id) {
+            Ok(value) => flatten(name, &value, &mut facts),
+            Err(QmpFault::Refused { error, .. }) => facts.insert(name.as_ref(), error),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(facts)
+}
+
+fn flatten(name: &str, value: &Value, facts: &mut Facts) {
+    let is_plain = |value: &Value| !value.is_array() && !value.is_object();
+    match value {
+        _ if is_of_build(name) => facts.insert(name, short(value.to_string())),
+        // A list of words is one value.
+        Value::Array(items) if !items.iter().all(is_plain) => {
+            for (index, item) in items.iter().enumerate() {
+                flatten(&format!("{name}.{index}"), item, facts);
+            }
+        }
+        Value::Object(members) if !members.is_empty() => {
+            for (member, value) in members {
+                flatten(&format!("{name}.{member}"), value, facts);
+            }
+        }
+        Value::String(text) => facts.insert(name, short(text.clone())),
+        _ => facts.insert(name, short(value.to_string())),
+    }
+}
+
+fn short(text: String) -> String {
+    match text.len() {
+        ..=LONG => text,
+        bytes => format!("{bytes} bytes, digest {:016x}", xxh3_64(text.as_bytes())),
+    }
+}
+
+/// The commands in a QMP schema some argument of which has no default.
+fn need_argument(schema: &Value) -> BTreeSet<String> {
+    let entities = || schema.as_array().into_iter().flatten();
+    let of_type = |kind: &'static str| entities().filter(move |e| e["meta-type"] == kind);
+    let members = |e: &Value| e["members"].as_array().cloned().unwrap_or_default();
+    let demanding: BTreeSet<&str> = of_type("object")
+        .filter(|e| members(e).iter().any(|member| member.get("default").is_none()))
+        .filter_map(|e| e["name"].as_str())
+        .collect();
+    of_type("command")
+        .filter(|e| e["arg-type"].as_str().is_some_and(|name| demanding.contains(name)))
+        .filter_map(|e| e["name"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_answer_is_told_value_by_value() {
+        let mut facts = Facts::default();
+        let value = json!({ "a": [1, { "b": null }], "empty": [], "text": "x", "words": ["y", 1] });
+        flatten("q", &value, &mut facts);
+        let told: Vec<_> = facts.iter().map(|(item, value)| format!("{item}={value}")).collect();
+        assert_eq!(
+            told,
+            ["q.a.0=1", "q.a.1.b=null", "q.empty=[]", "q.text=x", "q.words=[\"y\",1]"]
+        );
+    }
+
+    #[test]
+    fn a_long_answer_is_told_by_its_digest() {
+        let digest = |last: &str| {
+            let mut facts = Facts::default();
+            flatten("q", &json!(["x".repeat(LONG), last]), &mut facts);
+            facts
+        };
+        assert!(digest("a").get("q").is_some_and(|told| told.contains("digest")));
+        assert_eq!(digest("a").changes(&digest("b")).len(), 1);
+    }
+
+    #[test]
+    fn a_command_with_a_required_argument_is_not_asked() {
+        let schema = json!([
+            { "name": "query-a", "meta-type": "command", "arg-type": "1", "ret-type": "2" },
+            { "name": "query-b", "meta-type": "command", "arg-type": "3", "ret-type": "2" },
+            { "name": "query-c", "meta-type": "command", "arg-type": "0", "ret-type": "2" },
+            { "name": "1", "meta-type": "object", "members": [{ "name": "x", "type": "str", "default": null }] },
+            { "name": "3", "meta-type": "object", "members": [{ "name": "x", "type": "str" }] },
+            { "name": "0", "meta-type": "object", "members": [] },
+        ]);
+        assert_eq!(need_argument(&schema), BTreeSet::from(["query-b".to_owned()]));
+        assert_eq!(need_argument(&Value::Null), BTreeSet::new());
+    }
+}
