@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
+use super::poll::{self, Deadline};
 use super::process::{ProcError, fields};
 
 /// Fields of `/proc/PID/status`, and what they are called here.
@@ -38,6 +40,13 @@ const STAT: &[(usize, &str)] = &[
     (38, "the scheduling policy"),
 ];
 
+/// What `SigBlk` is called, and its value where libc has blocked all signals but its own two.
+const BLOCKED: &str = "the set of blocked signals";
+const ALL_BLOCKED: &str = "fffffffe7ffbfeff";
+
+/// How long starting a process may take on a busy host.
+const STARTS_ONE: Duration = Duration::from_secs(1);
+
 /// Where the names of limits end in `/proc/PID/limits`.
 const LIMIT_NAME: usize = 26;
 
@@ -46,8 +55,22 @@ const LIMIT_NAME: usize = 26;
 pub struct Surroundings(BTreeMap<String, String>);
 
 impl Surroundings {
-    /// Those of process `pid`.
+    /// Those of process `pid`, when it does not start another one just now: a thread blocks all
+    /// signals for that long.
     pub fn of(pid: i32) -> Result<Self, ProcError> {
+        let mut found = Self::read(pid);
+        let blocks_all =
+            |found: &Self| found.0.get(BLOCKED).is_some_and(|mask| mask == ALL_BLOCKED);
+        poll::until(Deadline::after(STARTS_ONE), || {
+            if found.as_ref().is_ok_and(blocks_all) {
+                found = Self::read(pid);
+            }
+            (!found.as_ref().is_ok_and(blocks_all)).then_some(())
+        });
+        found
+    }
+
+    fn read(pid: i32) -> Result<Self, ProcError> {
         let folder = PathBuf::from(format!("/proc/{pid}"));
         let read = |name: &str| {
             let path = folder.join(name);
