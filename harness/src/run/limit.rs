@@ -49,6 +49,11 @@ impl Session<'_> {
         self.set_limit(resource, libc::rlimit64 { rlim_cur, ..before })
     }
 
+    /// The VMM may be unable to allocate what an answer of thousands of values takes.
+    pub(super) fn lacks_address_space(&self) -> bool {
+        self.limits.iter().any(|saved| saved.resource.number == libc::RLIMIT_AS)
+    }
+
     /// Sets the limit of the VMM's cgroup, if it has one of its own.
     pub(super) fn limit_memory(&mut self) -> Result<(), EnvironmentError> {
         if let (Some(cgroup), Some(amount)) = (&self.vm.cgroup, self.case.vm.memory_limit) {

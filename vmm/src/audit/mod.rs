@@ -59,17 +59,32 @@ pub enum Haste {
     Some,
 }
 
-/// Reads all of a machine, none of whose vCPUs is in `KVM_RUN`; `None` where there is no VM. What
-/// cannot be read has the reason for its value.
-pub fn read(machine: &Machine, haste: Haste) -> Option<Values> {
-    let KvmFds { kvm, vm, vcpus } = machine.kvm_fds()?;
+/// Why there is nothing to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// The VMM waits for a state to come in.
+    #[error("there is no VM yet")]
+    NoVm,
+    /// An audit may not end the VMM that it looks at, as an allocation that fails would.
+    #[error("the VMM has less than {} MiB of memory left for it", ROOM >> 20)]
+    NoRoom,
+}
+
+/// Bytes that suffice for all values of a VM with many vCPUs.
+const ROOM: usize = 8 << 20;
+
+/// Reads all of a machine, none of whose vCPUs is in `KVM_RUN`. What cannot be read has the reason
+/// for its value.
+pub fn read(machine: &Machine, haste: Haste) -> Result<Values, Unavailable> {
+    let KvmFds { kvm, vm, vcpus } = machine.kvm_fds().ok_or(Unavailable::NoVm)?;
+    Vec::<u8>::new().try_reserve_exact(ROOM).map_err(|_| Unavailable::NoRoom)?;
     let mut values = Values::default();
     vm::read(vm, &mut values);
     let msrs = msrs::to_ask_for(kvm, haste);
     for (index, vcpu) in vcpus.into_iter().enumerate() {
         vcpu::read(vcpu, &format!("vcpu{index}"), &msrs, &mut values);
     }
-    Some(values)
+    Ok(values)
 }
 
 /// Which half of an update looks.
@@ -84,7 +99,10 @@ pub enum Side {
 /// Notes what there is to read on one side of an update, if a test has asked for it.
 pub fn note(machine: &Machine, side: Side) {
     let Some(file) = std::env::var_os(FILE_NAME) else { return };
-    let Some(values) = read(machine, Haste::Some) else { return };
+    let values = match read(machine, Haste::Some) {
+        Ok(values) => values,
+        Err(reason) => return tracing::warn!(%reason, "audit_not_taken"),
+    };
     let path = PathBuf::from(file).with_extension(match side {
         Side::Old => "old",
         Side::New => "new",

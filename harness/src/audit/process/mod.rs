@@ -8,10 +8,12 @@ mod status;
 mod threads;
 
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, io};
 
 use super::Facts;
 use crate::observe::fds::FdTable;
+use crate::observe::poll::{self, Deadline};
 pub use status::{NAME, soft_limit};
 pub use threads::OF_KVM;
 
@@ -21,8 +23,23 @@ const UNREADABLE: &str = "unreadable";
 /// What is made by the binary, not by whoever starts it: compared with the same build's only.
 const OF_BUILD: [&str; 3] = ["thread.", "mapping.", "descriptor."];
 
-/// The facts of process `pid`, whose descriptors are `fds`.
+/// How long a VMM may take to start a process on a busy host.
+const STARTS_ONE: Duration = Duration::from_secs(1);
+
+/// The facts of process `pid`, whose descriptors are `fds`, when it does not start another one just
+/// now: its main thread blocks all signals for that long.
 pub fn read(pid: i32, fds: &FdTable) -> Facts {
+    let mut facts = once(pid, fds);
+    poll::until(Deadline::after(STARTS_ONE), || {
+        if status::blocks_all(&facts) {
+            facts = once(pid, fds);
+        }
+        (!status::blocks_all(&facts)).then_some(())
+    });
+    facts
+}
+
+fn once(pid: i32, fds: &FdTable) -> Facts {
     let mut facts = Facts::default();
     status::read(pid, &mut facts);
     files::read(pid, &mut facts);

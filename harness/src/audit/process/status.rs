@@ -9,6 +9,14 @@ use crate::observe::process::fields;
 /// The name of the process, which an update may change to that of the new binary.
 pub const NAME: &str = "status.Name";
 
+/// What libc's set of all signals is there: all but the two that cannot be blocked and its own two.
+const ALL_SIGNALS: &str = "fffffffe7ffbfeff";
+
+/// Whether the main thread blocks all signals.
+pub(super) fn blocks_all(facts: &Facts) -> bool {
+    facts.get("status.SigBlk") == Some(ALL_SIGNALS)
+}
+
 /// Fields of `status` that count, tell the moment, or are written elsewhere too: who it is, for the
 /// check `pid`; threads and limits; the lists of what the masks allow.
 const LEFT_OUT: &[&str] = &[
