@@ -2,6 +2,7 @@
 //! the bug.
 
 pub mod need;
+pub mod random;
 pub mod table;
 pub mod trial;
 

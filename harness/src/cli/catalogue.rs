@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::{FAILED, Stop};
 use crate::backend::cpr_vmm::CprVmm;
+use crate::catalogue::random::{self, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
 use crate::report::stdout::say;
@@ -24,6 +25,18 @@ pub(super) struct Catalogue {
     /// How often each case is run without its bug.
     #[arg(long, value_name = "N", default_value_t = 1)]
     clean: u32,
+    /// Plant this many losses that are drawn from a seed instead, and say what share was noticed.
+    #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write"])]
+    random: Option<u32>,
+    /// The seed of the losses; drawn without it.
+    #[arg(long, value_name = "S", requires = "random")]
+    seed: Option<u64>,
+    /// Plant the loss of this number only.
+    #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write", "random"])]
+    loss: Option<u64>,
+    /// Leave the audits out: to see what they are good for.
+    #[arg(long)]
+    no_audits: bool,
     /// Write the catalogue to this file, and run nothing.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -47,11 +60,20 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         backend: Arc::new(vmm.clone()),
         evidence: catalogue.evidence.join("catalogue"),
         keep: false,
-        audits: true,
+        audits: !catalogue.no_audits,
         patience: Patience::default(),
         vmm_option: String::new(),
     };
     let cases = Set::embedded().map_err(Stop::usage)?.cases;
+    if let Some(number) = catalogue.loss {
+        return lose(std::iter::once(number), &cases, &vmm, &options);
+    }
+    if let Some(count) = catalogue.random {
+        let seed = catalogue.seed.unwrap_or_else(|| fastrand::u32(..).into());
+        say(format_args!("seed {seed}"));
+        let numbers = random::numbers(seed).take(count as usize);
+        return lose(numbers, &cases, &vmm, &options);
+    }
     let wanted = |class: &&BugClass| {
         let named = |text: &String| class.planted.contains(text) || class.case.contains(text);
         catalogue.filter.is_empty() || catalogue.filter.iter().any(named)
@@ -69,6 +91,29 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
     }
     say(format_args!("\n{}", seen.summary()));
     Ok(ExitCode::from(if seen.is_good() { 0 } else { FAILED }))
+}
+
+/// Plants the losses of these numbers.
+fn lose(
+    numbers: impl Iterator<Item = u64>,
+    cases: &[Case],
+    vmm: &CprVmm,
+    options: &Options,
+) -> Result<ExitCode, Stop> {
+    let options = Options { evidence: options.evidence.join("random"), ..options.clone() };
+    let cases = random::cases(cases).map_err(Stop::usage)?;
+    if let Some(report) = random::alarm(&cases, &options) {
+        let why = format!("{} does not pass without a loss: {:?}", report.case, report.verdict);
+        return Err(Stop::environment(why));
+    }
+    let mut share = Share::default();
+    for number in numbers {
+        let loss = random::plant(number, &cases, vmm, &options);
+        share.count(&loss.noticed);
+        say(format_args!("{number:>10}  {}: {}", loss.what.join("; "), loss.noticed));
+    }
+    say(format_args!("\n{share}"));
+    Ok(ExitCode::from(if share.is_enough() { 0 } else { FAILED }))
 }
 
 #[derive(Default)]

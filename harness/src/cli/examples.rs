@@ -65,7 +65,8 @@ Examples:
 pub(super) const CATALOGUE: &str = "\
 Examples:
   cpr-harness catalogue --filter leak
-  cpr-harness catalogue --clean 20";
+  cpr-harness catalogue --clean 20
+  cpr-harness catalogue --random 300 --seed 1";
 
 /// Of `conform`.
 pub(super) const CONFORM: &str = "\

@@ -20,6 +20,8 @@ use crate::scenario::{Case, Vm};
 pub const CASE: &str = "case.toml";
 /// The report on the case, as JSON.
 pub const VERDICT: &str = "verdict.json";
+/// The VMM's log.
+pub const VMM_LOG: &str = "vmm.log";
 
 /// Most of a time line that is kept, twice over, and of each log, while a soak goes on.
 const TIMELINE_BYTES: usize = 8 << 20;
@@ -52,7 +54,7 @@ impl Evidence {
         let tail =
             |source, file: &str| Tail { source, path: folder.join(file), read: 0, punched: 0 };
         let tails = vec![
-            tail("vmm", "vmm.log"),
+            tail("vmm", VMM_LOG),
             tail("console", "console.log"),
             tail("serial", "serial.log"),
         ];
@@ -73,7 +75,7 @@ impl Evidence {
             qmp: utf8(&work.join("qmp.sock"))?,
             serial: utf8(&self.folder.join("serial.log"))?,
             serial_socket: utf8(&work.join("serial.sock"))?,
-            log: utf8(&self.folder.join("vmm.log"))?,
+            log: utf8(&self.folder.join(VMM_LOG))?,
             pid_file: utf8(&work.join("vmm.pid"))?,
         })
     }
@@ -284,7 +286,7 @@ mod tests {
     #[test]
     fn a_long_log_keeps_its_newest_part_and_its_writer_its_place() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vmm.log");
+        let path = folder.path().join(VMM_LOG);
         let line = |n: u64| format!("{n:09} {}\n", "x".repeat(1013));
         let text: String = (0..3 * LOG_BYTES / 1024).map(line).collect();
         fs::write(&path, &text).unwrap();

@@ -4,6 +4,7 @@
 //! acts once. Without the feature `failpoints` there is nothing of this in the binary.
 
 mod action;
+mod loss;
 mod planted;
 mod point;
 
@@ -16,6 +17,9 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 
 pub use action::{Action, ActionError, relieve};
+pub use loss::{
+    lose_attribute, lose_of_answer, lose_of_cpr_state, lose_of_event, lose_of_saved_state,
+};
 pub use planted::{Plant, Planted, constraints, plant, planted, swapped};
 pub use point::{Point, Side};
 

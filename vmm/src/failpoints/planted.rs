@@ -129,17 +129,20 @@ bugs! {
     KeepImmediateExit: "keep-immediate-exit",
 }
 
-/// What `--plant` takes: one of these mistakes, or `swap-N`, an order in which constraint N of
-/// `vcpu::order` or `machine::order` is broken.
+/// What `--plant` takes: one of these mistakes, `swap-N`, an order in which constraint N of
+/// `vcpu::order` or `machine::order` is broken, or `lose-N`, a loss drawn by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plant {
     /// A mistake.
     Bug(Planted),
     /// The constraint that is broken.
     Swap(u8),
+    /// The number of a loss (see `failpoints::loss`).
+    Lose(u64),
 }
 
 const SWAP: &str = "swap-";
+const LOSE: &str = "lose-";
 /// No constraint has this number.
 const NO_SWAP: u8 = 0;
 
@@ -151,6 +154,7 @@ pub fn plant(plant: Plant) {
     match plant {
         Plant::Bug(bug) => drop(SET.fetch_or(1 << bug as u32, Ordering::SeqCst)),
         Plant::Swap(number) => SWAPPED.store(number, Ordering::SeqCst),
+        Plant::Lose(number) => super::loss::lose(number),
     }
 }
 
@@ -173,6 +177,9 @@ impl FromStr for Plant {
     type Err = PlantedError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if let Some(number) = name.strip_prefix(LOSE).and_then(|number| number.parse().ok()) {
+            return Ok(Self::Lose(number));
+        }
         let bugs = Planted::ALL.iter().map(|&bug| Self::Bug(bug));
         let known =
             bugs.chain(constraints().map(Self::Swap)).find(|known| known.to_string() == name);
@@ -185,6 +192,7 @@ impl fmt::Display for Plant {
         match self {
             Self::Bug(bug) => f.write_str(bug.name()),
             Self::Swap(number) => write!(f, "{SWAP}{number}"),
+            Self::Lose(number) => write!(f, "{LOSE}{number}"),
         }
     }
 }
@@ -201,6 +209,7 @@ pub fn constraints() -> impl Iterator<Item = u8> {
 fn names() -> String {
     let mut names: Vec<_> = Planted::ALL.iter().map(|bug| bug.name().to_owned()).collect();
     names.extend(constraints().map(|number| Plant::Swap(number).to_string()));
+    names.push(format!("{LOSE}N"));
     names.join(", ")
 }
 

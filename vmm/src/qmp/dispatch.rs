@@ -40,6 +40,8 @@ pub(super) fn greeting() -> Greeting {
 
 /// The answer that says `result`.
 pub(super) fn response(result: Result<Value, QmpError>, id: Option<Value>) -> Response {
+    #[cfg(feature = "failpoints")]
+    let result = result.map(crate::failpoints::lose_of_answer);
     match result {
         Ok(value) => Response::Success { value, id },
         Err(error) => Response::Failure { error, id },

@@ -245,6 +245,8 @@ impl Server {
 
     /// Sends `event` to every client that has negotiated.
     pub fn broadcast(&mut self, event: &Event) {
+        #[cfg(feature = "failpoints")]
+        let Some(event) = &crate::failpoints::lose_of_event(event) else { return };
         self.with_every_client(
             |client| {
                 if client.negotiated { client.send(event) } else { Ok(()) }

@@ -148,7 +148,8 @@ impl SavedState {
         let envelope = Envelope { version: readable_version(), ..ENVELOPE };
         let (mut body, fingerprint) = envelope.open(bytes)?;
         let list = |text: String| SectionError::List(text);
-        let sections: Vec<Section> =
+        #[cfg_attr(not(feature = "failpoints"), expect(unused_mut))]
+        let mut sections: Vec<Section> =
             ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
                 .map_err(|error| list(error.to_string()))?;
         if !body.is_empty() {
@@ -164,6 +165,10 @@ impl SavedState {
                 return Err(SectionError::Twice(format!("{}.{}", section.name, section.instance)));
             }
         }
+        #[cfg(feature = "failpoints")]
+        crate::failpoints::lose_of_saved_state(
+            sections.iter_mut().map(|s| (format!("{}.{}", s.name, s.instance), &mut s.data)),
+        );
         Ok((Self { sections }, fingerprint))
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
         return Err(QmpError::generic("the guest runs: stop it first"));
     }
     let values = audit::read(machine, audit::Haste::None)
-        .ok_or_else(|| QmpError::generic("there is no VM yet"))?;
+        .map_err(|reason| QmpError::generic(reason.to_string()))?;
     let value = |(name, value)| AuditValue { name, value };
     let values: Vec<_> = values.into_iter().map(value).collect();
     super::commands::answer(&values)

@@ -222,7 +222,10 @@ impl Vmm {
             std::mem::forget(unused);
         }
         #[cfg(feature = "failpoints")]
-        crate::failpoints::relieve();
+        {
+            crate::failpoints::relieve();
+            crate::failpoints::lose_attribute();
+        }
         self.own_files();
         tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(paused_ns), "cpr_state_load");
         if let Some(keeper) = &keeper {

@@ -331,8 +331,13 @@ impl Sealed {
     /// The CPR state.
     pub fn state(&self) -> Result<CprState, ReadError> {
         let fd = self.fd;
-        let (mut body, _) =
+        let (body, _) =
             ENVELOPE.open(&self.state).map_err(|source| ReadError::Envelope { fd, source })?;
+        #[cfg(feature = "failpoints")]
+        let rest = crate::failpoints::lose_of_cpr_state(body);
+        #[cfg(feature = "failpoints")]
+        let body = &*rest;
+        let mut body = body;
         let decode = |why: String| ReadError::Decode { fd, why };
         let state = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
             .map_err(|error| decode(error.to_string()))?;

@@ -1,0 +1,228 @@
+//! Losses that no scenario was written for: each drawn by its number, planted in the process that takes
+//! over, and looked for by a selection of scenarios. The share that is noticed measures the harness.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::slice;
+use std::sync::Arc;
+
+use super::trial::Outcome;
+use crate::backend::cpr_vmm::CprVmm;
+use crate::run::{Options, Report, case, evidence};
+use crate::scenario::{Case, ScenarioError};
+
+/// The scenarios, those first that notice the most in the shortest time.
+const CASES: [&str; 11] = [
+    "update/stopped[cpus=2,pages=4k]",
+    "update/running[cpus=2,pages=4k]",
+    "inside/all-registers[cpus=2]",
+    "inside/interrupts[cpus=1,test=pic-edge]",
+    "inside/interrupts[cpus=2,test=ipi]",
+    "inside/timer[cpus=1,test=pit-modes]",
+    "inside/timer[cpus=1,test=deadline]",
+    "inside/serial[cpus=1]",
+    "inside/smp[cpus=2]",
+    "inside/registers[cpus=1,test=debug]",
+    "update/after-reset[cpus=2]",
+];
+
+/// What the VMM calls a loss in its log.
+const LOGGED: &str = "planted_loss";
+
+/// The selection.
+pub fn cases(all: &[Case]) -> Result<Vec<&Case>, ScenarioError> {
+    let find = |name: &&str| {
+        let message = || format!("case {name} of the random catalogue is not there");
+        all.iter()
+            .find(|case| case.name == **name)
+            .ok_or_else(|| ScenarioError::sense("random.rs", message()))
+    };
+    CASES.iter().map(find).collect()
+}
+
+/// What came of a loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Noticed {
+    /// This case failed, by these checks.
+    By {
+        /// Its name.
+        case: String,
+        /// The checks.
+        checks: Vec<String>,
+    },
+    /// No case failed.
+    Never,
+    /// There was nothing of the kind to lose.
+    NothingLost,
+    /// A case could not run: why.
+    NotRun(String),
+}
+
+impl fmt::Display for Noticed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::By { case, checks } => write!(f, "{} in {case}", checks.join(", ")),
+            Self::Never => f.write_str("NOT NOTICED"),
+            Self::NothingLost => f.write_str("nothing to lose"),
+            Self::NotRun(why) => write!(f, "not run: {why}"),
+        }
+    }
+}
+
+/// One loss.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// Its number.
+    pub number: u64,
+    /// What the VMM says it has lost, each once.
+    pub what: Vec<String>,
+    /// What came of it.
+    pub noticed: Noticed,
+}
+
+/// Plants loss `number` in every process that takes over, and runs `cases` until one fails.
+pub fn plant(number: u64, cases: &[&Case], vmm: &CprVmm, options: &Options) -> Loss {
+    let argument = format!("--plant=lose-{number}");
+    let options = Options {
+        backend: Arc::new(vmm.clone().with_new(slice::from_ref(&argument))),
+        evidence: options.evidence.join(number.to_string()),
+        vmm_option: format!(" --new-vmm-arg={argument}"),
+        ..options.clone()
+    };
+    let mut loss = Loss { number, what: Vec::new(), noticed: Noticed::NothingLost };
+    for case in cases {
+        let report = case::run(case, &options);
+        for what in lost(case, &options) {
+            if !loss.what.contains(&what) {
+                loss.what.push(what);
+            }
+        }
+        loss.noticed = match Outcome::from(&report) {
+            Outcome::Failed { mut checks, .. } => {
+                checks.dedup();
+                Noticed::By { case: case.name.clone(), checks }
+            }
+            Outcome::NotRun(why) => Noticed::NotRun(why),
+            Outcome::Passed if loss.what.is_empty() => Noticed::NothingLost,
+            Outcome::Passed => Noticed::Never,
+        };
+        if matches!(loss.noticed, Noticed::By { .. } | Noticed::NotRun(_)) {
+            break;
+        }
+    }
+    // What was noticed needs no evidence; of the others there is nothing to see in it but the log.
+    if loss.noticed != Noticed::Never {
+        let _ = fs::remove_dir_all(&options.evidence);
+    }
+    loss
+}
+
+/// What the logs of `case` say was lost.
+fn lost(case: &Case, options: &Options) -> Vec<String> {
+    let log = options.evidence.join(evidence::folder_name(&case.name)).join(evidence::VMM_LOG);
+    let log = fs::read_to_string(log).unwrap_or_default();
+    log.lines().filter_map(told).collect()
+}
+
+/// What a line of the log says was lost.
+fn told(line: &str) -> Option<String> {
+    let (_, what) = line.split_once(LOGGED)?;
+    let what = what.trim().strip_prefix("what=").unwrap_or(what.trim());
+    Some(what.trim_matches('"').replace("\\\"", "\""))
+}
+
+/// Whether `cases` pass as they are: otherwise what is noticed says nothing.
+pub fn alarm(cases: &[&Case], options: &Options) -> Option<Report> {
+    let mut reports = cases.iter().map(|case| case::run(case, options));
+    reports.find(|report| Outcome::from(report) != Outcome::Passed)
+}
+
+/// The numbers of the losses of a seed.
+pub fn numbers(seed: u64) -> impl Iterator<Item = u64> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    // Short enough to be typed.
+    std::iter::repeat_with(move || random.u64(..1 << 32))
+}
+
+/// How many losses were noticed, and by what.
+#[derive(Clone, Debug, Default)]
+pub struct Share {
+    /// Losses that took place.
+    pub lost: u32,
+    /// Of them, those that were noticed.
+    pub noticed: u32,
+    /// By each check that came first.
+    pub by: BTreeMap<String, u32>,
+}
+
+/// The share that must be noticed, in percent.
+const ENOUGH: u32 = 95;
+
+impl Share {
+    /// Whether the harness notices what it must.
+    pub fn is_enough(&self) -> bool {
+        self.noticed * 100 >= self.lost * ENOUGH
+    }
+
+    /// Counts one.
+    pub fn count(&mut self, noticed: &Noticed) {
+        match noticed {
+            Noticed::By { checks, .. } => {
+                self.lost += 1;
+                self.noticed += 1;
+                let check = checks.first().cloned().unwrap_or_default();
+                *self.by.entry(check).or_default() += 1;
+            }
+            Noticed::Never => self.lost += 1,
+            Noticed::NothingLost | Noticed::NotRun(_) => {}
+        }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lost, noticed, by } = self;
+        let percent = f64::from(*noticed) * 100.0 / f64::from((*lost).max(1));
+        write!(f, "{noticed} of {lost} losses noticed ({percent:.1} %)")?;
+        let mut by: Vec<_> = by.iter().collect();
+        by.sort_by_key(|(check, count)| (std::cmp::Reverse(**count), (*check).clone()));
+        let by: Vec<_> = by.iter().map(|(check, count)| format!("{check} {count}")).collect();
+        if by.is_empty() { Ok(()) } else { write!(f, ": {}", by.join(", ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::set::Set;
+
+    #[test]
+    fn every_case_of_the_selection_is_there() {
+        assert_eq!(cases(&Set::embedded().unwrap().cases).unwrap().len(), CASES.len());
+    }
+
+    #[test]
+    fn what_was_lost_is_read_from_the_log() {
+        let line = r#"2026-11-29T09:49:50.41Z  INFO cpr_vmm::failpoints::loss: planted_loss what="a \"b\" c""#;
+        assert_eq!(told(line).as_deref(), Some("a \"b\" c"));
+        assert_eq!(told("2026-11-29T09:49:50.41Z  INFO cpr_vmm: other what=\"a\""), None);
+    }
+
+    #[test]
+    fn a_seed_always_has_the_same_losses() {
+        let of = |seed| numbers(seed).take(9).collect::<Vec<_>>();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
+
+    #[test]
+    fn the_share_is_of_what_was_lost() {
+        let mut share = Share::default();
+        let by = |check: &str| Noticed::By { case: "c".into(), checks: vec![check.into()] };
+        for noticed in [by("fds"), by("process"), by("fds"), Noticed::Never, Noticed::NothingLost] {
+            share.count(&noticed);
+        }
+        assert_eq!(share.to_string(), "3 of 4 losses noticed (75.0 %): fds 2, process 1");
+    }
+}

@@ -1,0 +1,54 @@
+//! Numbers that look random and are the same each time: SplitMix64.
+
+#[derive(Clone, Debug)]
+pub(super) struct Draw(u64);
+
+impl Draw {
+    pub(super) fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// One of the first `bound` numbers; 0 where there is none.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    /// The numbers below `bound`, beginning anywhere.
+    pub(super) fn all_below(&mut self, bound: usize) -> impl Iterator<Item = usize> + use<> {
+        let first = self.below(bound);
+        (0..bound).map(move |number| (first + number) % bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_always_draws_the_same() {
+        let drawn = |number| {
+            let mut draw = Draw::new(number);
+            (0..20).map(|_| draw.below(1000)).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(7), drawn(7));
+        assert_ne!(drawn(7), drawn(8));
+    }
+
+    #[test]
+    fn all_are_tried_wherever_it_begins() {
+        for number in 0..10 {
+            let mut tried: Vec<_> = Draw::new(number).all_below(5).collect();
+            tried.sort();
+            assert_eq!(tried, [0, 1, 2, 3, 4]);
+        }
+        assert_eq!(Draw::new(0).all_below(0).count(), 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! Losses that nobody has thought of: drawn by number from all that crosses an update, to measure what
+//! share of them the scenarios notice.
+//!
+//! `--plant lose-N` loses one thing in each process that takes over: a value of the saved state or of
+//! the CPR state, an event or a part of one, a part of an answer, an attribute of the process or of a
+//! file of its. What it was is logged as `planted_loss`.
+
+mod attribute;
+mod draw;
+mod message;
+mod value;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use draw::Draw;
+
+pub use message::{lose_of_answer, lose_of_event};
+
+/// No draw has this number.
+const NONE: u64 = u64::MAX;
+
+static NUMBER: AtomicU64 = AtomicU64::new(NONE);
+
+/// Where something is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seam {
+    SavedState,
+    CprState,
+    Event,
+    Answer,
+    Attribute,
+}
+
+/// Loses the thing of this number.
+pub fn lose(number: u64) {
+    NUMBER.store(number, Ordering::SeqCst);
+}
+
+/// The draw, if something is to be lost at `seam`.
+fn drawn(seam: Seam) -> Option<Draw> {
+    let number = Some(NUMBER.load(Ordering::SeqCst)).filter(|&number| number != NONE)?;
+    let mut draw = Draw::new(number);
+    // By far the most of what crosses is in the saved state.
+    let at = match draw.below(10) {
+        0..=5 => Seam::SavedState,
+        6 => Seam::CprState,
+        7 => [Seam::Event, Seam::Answer][draw.below(2)],
+        _ => Seam::Attribute,
+    };
+    (at == seam).then_some(draw)
+}
+
+fn tell(what: &str) {
+    tracing::info!(what, "planted_loss");
+}
+
+/// Loses a value of one of the sections of a saved state.
+pub fn lose_of_saved_state<'a>(sections: impl Iterator<Item = (String, &'a mut Vec<u8>)>) {
+    let Some(mut draw) = drawn(Seam::SavedState) else { return };
+    let mut sections: Vec<_> = sections.collect();
+    let first = draw.below(sections.len().max(1));
+    sections.rotate_left(first);
+    for (name, data) in sections {
+        if let Some(what) = value::lose_of_cbor(data, &mut draw) {
+            return tell(&format!("{name}{what}"));
+        }
+    }
+}
+
+/// Loses a value of the CPR state.
+pub fn lose_of_cpr_state(body: &[u8]) -> Vec<u8> {
+    let mut body = body.to_vec();
+    if let Some(mut draw) = drawn(Seam::CprState)
+        && let Some(what) = value::lose_of_cbor(&mut body, &mut draw)
+    {
+        tell(&format!("cpr-state{what}"));
+    }
+    body
+}
+
+/// Loses an attribute of this process, which has just taken over.
+pub fn lose_attribute() {
+    if let Some(mut draw) = drawn(Seam::Attribute)
+        && let Some(what) = attribute::lose(&mut draw)
+    {
+        tell(&what);
+    }
+}
