@@ -6,6 +6,7 @@ pub mod conversation;
 pub mod damage;
 pub mod error;
 pub mod events;
+pub mod exec;
 pub mod executable;
 pub mod fds;
 pub mod files;
@@ -78,6 +79,7 @@ pub const ALL: &[Check] = &[
     outcome::CHECK,
     error::CHECK,
     executable::CHECK,
+    exec::CHECK,
     events::CHECK,
     clients::CHECK,
     conversation::CHECK,

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod conversation;
 pub mod fds;
 pub mod frames;
+pub mod image;
 pub mod kvm_state;
 pub mod mailbox;
 pub mod maps;

@@ -7,6 +7,7 @@ use cpr_qmp::run_state::StatusInfo;
 use serde_json::Value;
 
 use super::fds::FdTable;
+use super::image::Image;
 use super::kvm_state;
 use super::mailbox::{MailboxPage, View};
 use super::process::{self, Executable, ProcError, Stat};
@@ -50,6 +51,8 @@ pub struct Subject<'a> {
     pub ram_shared: bool,
     /// The guest should stand still, so that a digest of its RAM means something.
     pub stopped: bool,
+    /// The VMM is asked for nothing for which it might lack memory.
+    pub lacks_address_space: bool,
     /// See [`kvm_state::FILE_VARIABLE`].
     pub audit: &'a Path,
     /// The folder of the case.
@@ -65,6 +68,8 @@ pub struct Observation {
     pub process: Stat,
     /// What it executes.
     pub executable: Executable,
+    /// Its command line, and where the kernel has put it.
+    pub image: Image,
     /// Its descriptors.
     pub fds: FdTable,
     /// Its child processes.
@@ -112,7 +117,7 @@ impl Observation {
         let status = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
-        let standing = match subject.stopped {
+        let standing = match subject.stopped && !subject.lacks_address_space {
             true => kvm_state::standing(qmp)?,
             false => None,
         };
@@ -122,6 +127,7 @@ impl Observation {
         let crossing = kvm_state::crossing(subject.audit);
         let process = Stat::read(pid)?;
         let executable = Executable::of(pid)?;
+        let image = Image::of(pid)?;
         let fds = FdTable::read(pid)?;
         let ram = Ram::find(pid, subject.ram_bytes, subject.ram_shared, &fds)?;
         let digest = if subject.stopped { ram.digest()? } else { None };
@@ -130,6 +136,7 @@ impl Observation {
         Ok(Self {
             process,
             executable,
+            image,
             facts: audit::process::read(pid, &fds),
             children: process::children(pid)?,
             files: audit::files::of_vm(subject.work, subject.files),

@@ -68,6 +68,8 @@ pub struct Session<'a> {
     pub started_from: PathBuf,
     /// What it executes if the update that was last prepared succeeds.
     pub(super) updated: Executable,
+    /// The newest command for an update.
+    pub(super) asked: Vec<String>,
     /// Updates that succeeded since it was started.
     handed_over: u32,
     /// The descriptors and the facts of each build when it was last looked at, by the build's file.

@@ -181,6 +181,7 @@ faults! {
     another_pid: ChangePid, RUNNING => "pid";
     dead: Die, RUNNING => "pid";
     another_executable: OtherExecutable, RUNNING => "executable";
+    nothing_executed: PretendToExec, RUNNING => "exec";
     second_vm: SecondVm, RUNNING => "kvm";
     register_lost: LoseRegister, STOPPED => "kvm-state";
     ram_copied: CopyRam, STOPPED => "ram";

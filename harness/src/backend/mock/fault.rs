@@ -15,6 +15,8 @@ pub enum Fault {
     ChangePid,
     /// Execute another file than asked for.
     OtherExecutable,
+    /// Tell clients that an update has succeeded, and execute nothing.
+    PretendToExec,
     /// Bring a second VM along.
     SecondVm,
     /// Move RAM to a new file.

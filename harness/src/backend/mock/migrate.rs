@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
@@ -89,12 +90,16 @@ impl Machine {
         let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
         let error = error.unwrap_or_else(|| {
             self.set_status(MigrationStatus::Device);
-            self.exec(before)
+            match self.args.has(Fault::PretendToExec) && Path::new(&self.command[0]).exists() {
+                true => String::new(),
+                false => self.exec(before),
+            }
         });
+        let pretended = self.args.has(Fault::PretendToExec) && error.is_empty();
         // Where that was its fault there may be none.
         let _ = std::fs::remove_file(&channel);
         self.error = Some(error);
-        if self.args.has(Fault::SuccessForFailure) {
+        if pretended || self.args.has(Fault::SuccessForFailure) {
             self.error = None;
             self.mode = MigMode::Normal;
             self.command.clear();

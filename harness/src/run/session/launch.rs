@@ -152,6 +152,7 @@ impl<'a> Session<'a> {
             bystander,
             run_state: booted(case),
             updated: executable.clone(),
+            asked: Vec::new(),
             handed_over: 0,
             of_build: BTreeMap::new(),
             looked_at: options.backend.binary().to_owned(),

@@ -1,0 +1,88 @@
+//! An update has executed what it was asked to, and one that was refused has executed nothing.
+//!
+//! The same file before and after says nothing of that, nor do events: a VMM that only pretends has
+//! the same auxiliary vector and the old command line.
+
+use super::{Check, Ending, Scene};
+use crate::observe::image::Image;
+
+/// The check.
+pub const CHECK: Check = Check {
+    name: "exec",
+    claim: "an update executes the words of this very command, and a refused one executes nothing",
+    run,
+};
+
+fn run(scene: &Scene<'_>) -> Result<(), String> {
+    let Some(before) = scene.before.filter(|_| scene.handover.revival().is_none()) else {
+        return Ok(());
+    };
+    let (was, is) = (&before.image, &scene.after.image);
+    if let Some(Ending::Refused(_)) = scene.action.ending() {
+        return match was == is {
+            true => Ok(()),
+            false => Err(format!("a refused update has executed something: {:?}", is.words)),
+        };
+    }
+    if !scene.action.updated() {
+        return Ok(());
+    }
+    executed(was, is, scene.command)
+}
+
+fn executed(was: &Image, is: &Image, asked: &[String]) -> Result<(), String> {
+    // Both have the addresses of their own stack.
+    if was.random && is.random && was.auxv == is.auxv {
+        return Err("nothing was executed: the auxiliary vector is that of before".into());
+    }
+    // Wrappers come before, and name the program as they like.
+    let [_, arguments @ ..] = &*is.words else {
+        return Err("the command line is empty".into());
+    };
+    if asked.ends_with(arguments) && !arguments.is_empty() {
+        return Ok(());
+    }
+    Err(format!("the command line is {:?}, and {asked:?} was asked for", is.words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn image(words: &[&str], auxv: u8) -> Image {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        Image { words, auxv: vec![auxv], random: true }
+    }
+
+    #[rstest]
+    #[case(&["vmm", "--incoming", "state-2"], 2, None)]
+    #[case(&["other-name", "--incoming", "state-2"], 2, None)]
+    #[case(&["vmm", "--incoming", "state-2"], 1, Some("nothing was executed"))]
+    #[case(&["vmm", "--incoming", "state-1"], 2, Some("was asked for"))]
+    #[case(&["vmm"], 2, Some("was asked for"))]
+    #[case(&[], 2, Some("is empty"))]
+    fn what_was_asked_for_is_executed(
+        #[case] words: &[&str],
+        #[case] auxv: u8,
+        #[case] complaint: Option<&str>,
+    ) {
+        let was = image(&["vmm", "--incoming", "state-1"], 1);
+        let asked = ["timeout", "9", "vmm", "--incoming", "state-2"].map(str::to_owned);
+        match (executed(&was, &image(words, auxv), &asked), complaint) {
+            (Ok(()), None) => {}
+            (Err(told), Some(complaint)) => assert!(told.contains(complaint), "{told}"),
+            (told, _) => panic!("{told:?}"),
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_random_the_command_line_has_to_do() {
+        let fixed = |words| Image { random: false, ..image(words, 1) };
+        let asked = ["vmm", "--incoming", "state-2"].map(str::to_owned);
+        assert_eq!(
+            executed(&fixed(&["vmm"]), &fixed(&["vmm", "--incoming", "state-2"]), &asked),
+            Ok(())
+        );
+    }
+}

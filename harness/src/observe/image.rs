@@ -1,0 +1,62 @@
+//! What the kernel made when a process executed its program: proof that it did, and with what.
+
+use std::fs;
+use std::path::Path;
+
+use super::process::ProcError;
+
+/// Whether the kernel places stacks at random: `/proc/sys/kernel/randomize_va_space` (see the
+/// kernel's sysctl documentation).
+const RANDOMIZE: &str = "/proc/sys/kernel/randomize_va_space";
+
+/// `ADDR_NO_RANDOMIZE` in `/proc/PID/personality` (`personality(2)`).
+const NOT_RANDOM: u32 = 0x0004_0000;
+
+/// A program in execution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its command line.
+    pub words: Vec<String>,
+    /// Its auxiliary vector, which holds addresses of the stack that `execve` has made.
+    pub auxv: Vec<u8>,
+    /// Whether the next one will be elsewhere.
+    pub random: bool,
+}
+
+impl Image {
+    /// That of process `pid`.
+    pub fn of(pid: i32) -> Result<Self, ProcError> {
+        let folder = format!("/proc/{pid}");
+        let read = |path: &str| fs::read(path).map_err(|e| ProcError::new(Path::new(path), e));
+        let words = read(&format!("{folder}/cmdline"))?;
+        let words = words.strip_suffix(&[0]).unwrap_or(&words).split(|byte| *byte == 0);
+        let personality = read(&format!("{folder}/personality"))?;
+        let personality = String::from_utf8_lossy(&personality);
+        let personality = u32::from_str_radix(personality.trim(), 16).unwrap_or(0);
+        let placed = fs::read_to_string(RANDOMIZE);
+        let placed = placed.is_ok_and(|placed| placed.trim() != "0");
+        Ok(Self {
+            words: words.map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+            auxv: read(&format!("{folder}/auxv"))?,
+            random: placed && personality & NOT_RANDOM == 0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_that_of_the_command() {
+        let own = Image::of(std::process::id() as i32).unwrap();
+        assert_eq!(own.words, std::env::args().collect::<Vec<_>>());
+        assert!(!own.auxv.is_empty());
+    }
+
+    #[test]
+    fn a_process_that_has_ended_has_none() {
+        // Above the kernel's `PID_MAX_LIMIT`.
+        assert!(Image::of(1 << 23).is_err());
+    }
+}
