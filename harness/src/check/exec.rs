@@ -9,9 +9,12 @@ use crate::observe::image::Image;
 /// The check.
 pub const CHECK: Check = Check {
     name: "exec",
-    claim: "an update executes the words of this very command, and a refused one executes nothing",
+    claim: "an update executes the words of this very command, a refused one nothing but itself",
     run,
 };
+
+/// The option that arms a fail point.
+const FAIL_POINT: &str = "--failpoint";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before.filter(|_| scene.handover.revival().is_none()) else {
@@ -19,15 +22,34 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     };
     let (was, is) = (&before.image, &scene.after.image);
     if let Some(Ending::Refused(_)) = scene.action.ending() {
-        return match was == is {
-            true => Ok(()),
-            false => Err(format!("a refused update has executed something: {:?}", is.words)),
-        };
+        return as_before(was, is);
     }
     if !scene.action.updated() {
         return Ok(());
     }
     executed(was, is, scene.command)
+}
+
+/// A VMM that has crashed while it looked whether it can update has executed itself.
+fn as_before(was: &Image, is: &Image) -> Result<(), String> {
+    let own = |image: &Image| without_fail_points(&image.words);
+    match own(was) == own(is) {
+        true => Ok(()),
+        false => Err(format!("a refused update has executed something: {:?}", is.words)),
+    }
+}
+
+/// Who goes back leaves out what would make it fail again.
+fn without_fail_points(words: &[String]) -> Vec<String> {
+    let mut words = words.iter();
+    let mut left = Vec::new();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            FAIL_POINT => drop(words.next()),
+            _ => left.push(word.clone()),
+        }
+    }
+    left
 }
 
 fn executed(was: &Image, is: &Image, asked: &[String]) -> Result<(), String> {
@@ -74,6 +96,20 @@ mod tests {
             (Err(told), Some(complaint)) => assert!(told.contains(complaint), "{told}"),
             (told, _) => panic!("{told:?}"),
         }
+    }
+
+    #[rstest]
+    #[case(&["vmm", "a"], 1, true)]
+    #[case(&["vmm", "a"], 2, true)]
+    #[case(&["vmm", "--failpoint", "save=panic", "a"], 2, true)]
+    #[case(&["vmm", "b"], 2, false)]
+    #[case(&["vmm", "a", "--failpoint"], 2, true)]
+    fn a_refused_update_leaves_the_command_line(
+        #[case] words: &[&str],
+        #[case] auxv: u8,
+        #[case] good: bool,
+    ) {
+        assert_eq!(as_before(&image(&["vmm", "a"], 1), &image(words, auxv)).is_ok(), good);
     }
 
     #[test]

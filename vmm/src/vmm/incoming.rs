@@ -190,7 +190,10 @@ impl Vmm {
         let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
         self.parameters_of_return(&way_back, &cpr.parameters);
         self.guard_before_commit(&carried, cpr.run_state, told_stopped);
-        audit_point!(self.machine, New);
+        // What is taken from a process that died may be of any later moment.
+        if cpr.live.is_none() {
+            audit_point!(self.machine, New);
+        }
         fail_point!(Commit);
         // From here on nothing returns to the old binary.
         let committed = way_back.armed.commit();
