@@ -3,7 +3,7 @@
 //! The same file before and after says nothing of that, nor do events: a VMM that only pretends has
 //! the same auxiliary vector and the old command line.
 
-use super::{Check, Ending, Scene};
+use super::{Check, Ending, Scene, outcome};
 use crate::observe::image::Image;
 
 /// The check.
@@ -24,7 +24,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(Ending::Refused(_)) = scene.action.ending() {
         return as_before(was, is);
     }
-    if !scene.action.updated() {
+    // What must not have succeeded is for the check `outcome`.
+    if !scene.action.updated() || (outcome::CHECK.run)(scene).is_err() {
         return Ok(());
     }
     executed(was, is, scene.command)

@@ -56,7 +56,7 @@ impl Session<'_> {
             }
         }
         if let Some(inject) = &injected {
-            self.check_hit(inject)?;
+            self.check_hit(inject, self.options.patience.settle)?;
         }
         self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
@@ -83,17 +83,18 @@ impl Session<'_> {
         self.set_parameters(&command, migrate)?;
         self.qmp.send(&[Command::new("migrate", channel.arguments.clone())])?;
         if let Some(inject) = &injected {
-            self.check_hit(inject)?;
+            // It may be rehearsed first.
+            self.check_hit(inject, self.options.patience.update)?;
         }
         self.await_gone(Cause::Signal)
     }
 
     /// An update that was to meet a fault has met it: by its end alone nobody could tell that of one
     /// that may succeed.
-    fn check_hit(&self, inject: &Inject) -> Result<(), StepError> {
+    fn check_hit(&self, inject: &Inject, within: Duration) -> Result<(), StepError> {
         // Standard error has what comes before the log, which is written behind the VMM's back.
         let told = [self.evidence.vmm_log(), self.evidence.console_log()];
-        let hit = poll::until(Deadline::after(self.options.patience.settle), || {
+        let hit = poll::until(Deadline::after(within), || {
             told.iter().any(|log| fault::was_hit(inject, &log.since())).then_some(())
         });
         // Where nobody reads the log there is nothing to look at.
