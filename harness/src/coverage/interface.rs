@@ -1,0 +1,190 @@
+//! The names of all parts of the VMM's interface, and of those that are in a message or a command line.
+
+use std::collections::BTreeSet;
+
+use clap::{Arg, CommandFactory};
+use cpr_qmp::schema::{COMMANDS, EVENTS, Object, Type};
+use cpr_vmm::config::Config;
+use cpr_vmm::failpoints::Point;
+use serde_json::Value;
+
+pub(super) fn command(name: &str) -> String {
+    format!("command {name}")
+}
+
+pub(super) fn argument(name: &str) -> String {
+    format!("argument {name}")
+}
+
+pub(super) fn answer(name: &str) -> String {
+    format!("answer {name}")
+}
+
+pub(super) fn event(name: &str) -> String {
+    format!("event {name}")
+}
+
+pub(super) fn fail_point(name: &str) -> String {
+    format!("fail-point {name}")
+}
+
+/// All.
+pub(super) fn all() -> BTreeSet<String> {
+    let mut items: Vec<String> = Vec::new();
+    for spec in COMMANDS {
+        items.push(command(spec.name));
+        parts_of_object(&argument(spec.name), spec.arguments, &mut items);
+        // That of the schema is the schema.
+        if spec.name != "query-qmp-schema" {
+            parts_of(&answer(spec.name), &spec.returns, &mut items);
+        }
+    }
+    for spec in EVENTS {
+        items.push(event(spec.name));
+        parts_of_object(&event(spec.name), spec.data, &mut items);
+    }
+    items.extend(Point::ALL.iter().map(|point| fail_point(point.name())));
+    for option in Config::command().get_arguments().filter(|option| !option.is_hide_set()) {
+        let Some(name) = name(option) else { continue };
+        items.extend(kinds(option).iter().map(|kind| format!("option {name} {kind}")));
+        items.push(format!("option {name}"));
+    }
+    items.into_iter().collect()
+}
+
+fn parts_of(prefix: &str, of: &Type, items: &mut Vec<String>) {
+    match of {
+        Type::Array(of) => parts_of(prefix, of, items),
+        Type::Enum(of) => items.extend(of.values.iter().map(|value| format!("{prefix}={value}"))),
+        Type::Object(object) => parts_of_object(prefix, object, items),
+        _ => {}
+    }
+}
+
+fn parts_of_object(prefix: &str, object: &Object, items: &mut Vec<String>) {
+    for member in object.members {
+        let name = format!("{prefix}.{}", member.name);
+        parts_of(&name, &member.of, items);
+        items.push(name);
+    }
+    for (_, case) in object.variants.iter().flat_map(|variants| variants.cases) {
+        parts_of_object(prefix, case, items);
+    }
+}
+
+pub(super) fn parts_in(prefix: &str, of: &Type, value: &Value, items: &mut Vec<String>) {
+    match (of, value) {
+        (Type::Array(of), Value::Array(values)) => {
+            values.iter().for_each(|value| parts_in(prefix, of, value, items));
+        }
+        (Type::Enum(_), Value::String(value)) => items.push(format!("{prefix}={value}")),
+        (Type::Object(object), value) => parts_in_object(prefix, object, value, items),
+        _ => {}
+    }
+}
+
+pub(super) fn parts_in_object(
+    prefix: &str,
+    object: &Object,
+    value: &Value,
+    items: &mut Vec<String>,
+) {
+    for member in object.members {
+        if let Some(value) = value.get(member.name) {
+            let name = format!("{prefix}.{}", member.name);
+            parts_in(&name, &member.of, value, items);
+            items.push(name);
+        }
+    }
+    if let Some(variants) = &object.variants {
+        let tag = value.get(variants.tag).and_then(Value::as_str);
+        let case = variants.cases.iter().find(|(name, _)| Some(*name) == tag);
+        case.into_iter().for_each(|(_, case)| parts_in_object(prefix, case, value, items));
+    }
+}
+
+fn name(option: &Arg) -> Option<String> {
+    match (option.get_long(), option.get_short()) {
+        (Some(long), _) => Some(format!("--{long}")),
+        (None, Some(short)) => Some(format!("-{short}")),
+        (None, None) => None,
+    }
+}
+
+/// The kinds of values of an option that has some: `on|off`, or `file:PATH|defer`, where the text up to
+/// the colon tells.
+fn kinds(option: &Arg) -> Vec<String> {
+    let values = option.get_possible_values();
+    if option.get_action().takes_values() && !values.is_empty() {
+        return values.iter().map(|value| value.get_name().to_owned()).collect();
+    }
+    let shape = option.get_value_names().and_then(|names| Some(names.first()?.as_str()));
+    let alternatives = shape.filter(|shape| shape.contains('|') && !shape.contains('['));
+    let kind = |text: &str| match text.split_once(':') {
+        Some((kind, _)) => format!("{kind}:"),
+        None => text.to_owned(),
+    };
+    alternatives.into_iter().flat_map(|shape| shape.split('|')).map(kind).collect()
+}
+
+/// The options that a command line has, with the kinds of their values.
+pub(super) fn options_in(words: &[String]) -> Vec<String> {
+    let mut items = Vec::new();
+    for option in Config::command().get_arguments() {
+        let Some(name) = name(option) else { continue };
+        for (at, word) in words.iter().enumerate() {
+            let value = match word.strip_prefix(&name) {
+                Some("") => words.get(at + 1),
+                Some(rest) if rest.starts_with('=') => Some(word),
+                _ => continue,
+            };
+            items.push(format!("option {name}"));
+            let value = value.map(|value| value.trim_start_matches(&format!("{name}=")));
+            let fits = |kind: &String| {
+                value.is_some_and(|value| match kind.ends_with(':') {
+                    true => value.starts_with(kind),
+                    false => value == kind,
+                })
+            };
+            let kinds = kinds(option).into_iter().filter(fits);
+            items.extend(kinds.map(|kind| format!("option {name} {kind}")));
+        }
+    }
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_as_a_list() {
+        let all: Vec<_> = all().into_iter().collect();
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn what_a_command_line_has_is_in_the_list() {
+        let words = ["vmm", "--serial", "file:/a", "--keeper=on", "--incoming", "defer", "--cpus"];
+        let mut found = options_in(&words.map(str::to_owned));
+        found.sort();
+        insta::assert_snapshot!(found.join("\n"));
+        assert!(found.iter().all(|item| all().contains(item)), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_message_has_is_in_the_list() {
+        let spec = COMMANDS.iter().find(|spec| spec.name == "query-status").unwrap();
+        let value = serde_json::json!({ "running": true, "status": "running", "other": 1 });
+        let mut found = Vec::new();
+        parts_in(&answer(spec.name), &spec.returns, &value, &mut found);
+        found.sort();
+        let expected = [
+            "answer query-status.running",
+            "answer query-status.status",
+            "answer query-status.status=running",
+        ];
+        assert_eq!(found, expected);
+        assert!(found.iter().all(|item| all().contains(item)), "{found:?}");
+    }
+}

@@ -1,0 +1,67 @@
+//! What of the VMM's interface the scenarios of a whole run have driven: each option and kind of value,
+//! command, argument, member of an event and of an answer, name among its values, and fail point.
+//!
+//! What there is comes from the VMM itself (its schema, its options), so a new one that no scenario
+//! drives fails the next whole run. `scenarios/not-driven.toml` lists what something else tests.
+
+mod interface;
+mod not_driven;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use cpr_qmp::message::Event;
+use cpr_qmp::schema::{COMMANDS, EVENTS};
+use serde_json::Value;
+
+pub use not_driven::NotDriven;
+
+/// What was driven in this process, by the names of [`interface`].
+static DRIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn note(items: impl IntoIterator<Item = String>) {
+    DRIVEN.lock().unwrap_or_else(PoisonError::into_inner).extend(items);
+}
+
+/// Notes the command line of a VMM.
+pub fn executed(words: &[String]) {
+    note(interface::options_in(words));
+}
+
+/// Notes a command that was sent.
+pub fn sent(name: &str, arguments: &Value) {
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return };
+    let mut items = vec![interface::command(name)];
+    let prefix = interface::argument(name);
+    interface::parts_in_object(&prefix, command.arguments, arguments, &mut items);
+    note(items);
+}
+
+/// Notes what command `name` was answered.
+pub fn answered(name: &str, answer: &Value) {
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return };
+    let mut items = Vec::new();
+    interface::parts_in(&interface::answer(name), &command.returns, answer, &mut items);
+    note(items);
+}
+
+/// Notes an event.
+pub fn heard(event: &Event) {
+    let Some(known) = EVENTS.iter().find(|known| known.name == event.event) else { return };
+    let mut items = vec![interface::event(known.name)];
+    if let Some(data) = &event.data {
+        interface::parts_in_object(&interface::event(known.name), known.data, data, &mut items);
+    }
+    note(items);
+}
+
+/// Notes a fail point that was armed.
+pub fn armed(point: &str) {
+    note([interface::fail_point(point)]);
+}
+
+/// What is wrong with what was driven so far, if that was to be all; a line each.
+pub fn complaints() -> Vec<String> {
+    let driven = DRIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    NotDriven::embedded().complaints(&interface::all(), &driven)
+}
