@@ -1,6 +1,6 @@
 //! The IOAPIC.
 
-use core::ptr::with_exposed_provenance_mut;
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 
 const SELECT: usize = 0xfec0_0000;
 const WINDOW: usize = 0xfec0_0010;
@@ -17,13 +17,31 @@ pub enum Trigger {
     Level,
 }
 
-fn write(register: u32, value: u32) {
+/// Selects the register that the window shows.
+pub fn select(register: u32) {
     // SAFETY: the chip's page is mapped and nothing else; none of its registers makes it write to
     // memory.
-    unsafe {
-        with_exposed_provenance_mut::<u32>(SELECT).write_volatile(register);
-        with_exposed_provenance_mut::<u32>(WINDOW).write_volatile(value);
-    }
+    unsafe { with_exposed_provenance_mut::<u32>(SELECT).write_volatile(register) };
+}
+
+/// The register that is selected.
+pub fn selected() -> u32 {
+    // SAFETY: as above; to read it changes nothing.
+    unsafe { with_exposed_provenance::<u32>(SELECT).read_volatile() }
+}
+
+/// Writes a register.
+pub fn write(register: u32, value: u32) {
+    select(register);
+    // SAFETY: as above.
+    unsafe { with_exposed_provenance_mut::<u32>(WINDOW).write_volatile(value) };
+}
+
+/// Reads a register.
+pub fn read(register: u32) -> u32 {
+    select(register);
+    // SAFETY: as above.
+    unsafe { with_exposed_provenance::<u32>(WINDOW).read_volatile() }
 }
 
 /// Sends the pin's interrupts to the vCPU with that APIC ID, with that vector.

@@ -72,6 +72,7 @@ fn guests_are_found_by_name() {
     assert_eq!(
         names,
         [
+            "audit",
             "clock",
             "faulty",
             "heartbeat",

@@ -15,6 +15,7 @@ pub mod catalogue;
 pub mod check;
 pub mod cli;
 pub mod conform;
+pub mod coverage;
 pub mod doctor;
 pub mod explore;
 pub mod lowered;

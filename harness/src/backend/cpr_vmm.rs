@@ -12,6 +12,9 @@ use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_
 use crate::carry;
 use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
 
+/// What reports call it.
+pub const NAME: &str = "cpr-vmm";
+
 /// `cpr-vmm`.
 #[derive(Clone, Debug)]
 pub struct CprVmm {
@@ -77,7 +80,7 @@ impl CprVmm {
 
 impl Backend for CprVmm {
     fn name(&self) -> &'static str {
-        "cpr-vmm"
+        NAME
     }
 
     fn version(&self) -> Option<&str> {

@@ -11,7 +11,9 @@ use super::selection::{Selection, select};
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop, cores};
 use crate::audit::Expectations;
+use crate::backend::cpr_vmm;
 use crate::conform::differences::Differences;
+use crate::coverage;
 use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
@@ -64,9 +66,14 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     run.files.write(&ran.record)?;
     // A VMM that is none of KVM's need not show all.
     if options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
-        let unseen = Expectations::embedded().unseen(options.backend.name());
-        unseen.iter().for_each(say);
-        if !unseen.is_empty() && ran.code == ExitCode::SUCCESS {
+        let name = options.backend.name();
+        let mut missing = Expectations::embedded().unseen(name);
+        // The interface is that of our VMM.
+        if name == cpr_vmm::NAME {
+            missing.extend(coverage::complaints());
+        }
+        missing.iter().for_each(say);
+        if !missing.is_empty() && ran.code == ExitCode::SUCCESS {
             return Ok(ExitCode::from(FAILED));
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::poll::{self, Deadline};
 pub use super::qmp_inbox::{Arrived, Direction, Tap};
 use super::qmp_inbox::{Inbox, Missed};
+use crate::coverage;
 
 /// How long an answer may take on a busy machine.
 pub const ANSWER: Duration = Duration::from_secs(20);
@@ -162,6 +163,7 @@ impl Qmp {
         let mut text = String::new();
         let mut ids = Vec::new();
         for command in commands {
+            coverage::sent(&command.name, &command.arguments);
             let mut message = json!({ "execute": command.name, "id": self.next_id });
             if !command.arguments.is_null() {
                 message["arguments"] = command.arguments.clone();
@@ -185,7 +187,10 @@ impl Qmp {
     pub fn answer(&self, name: &str, id: u64) -> Result<Value, QmpFault> {
         let what = format!("the answer to `{name}`");
         match self.await_that(&what, ANSWER, |c| c.answers.get(&id).cloned())? {
-            Response::Success { value, .. } => Ok(value),
+            Response::Success { value, .. } => {
+                coverage::answered(name, &value);
+                Ok(value)
+            }
             Response::Failure { error, .. } => {
                 Err(QmpFault::Refused { command: name.to_owned(), error })
             }

@@ -10,6 +10,7 @@ use cpr_qmp::message::{Event, Greeting, Response, ServerMessage};
 use super::clock;
 use super::conversation::Conversation;
 use super::poll::Deadline;
+use crate::coverage;
 
 /// Sees every message in both directions, for the record.
 pub type Tap = Arc<dyn Fn(Direction, &str) + Send + Sync>;
@@ -127,6 +128,7 @@ impl Inbox {
             match content.conversation.line(line, SystemTime::now())? {
                 ServerMessage::Greeting(greeting) => content.greeting = Some(greeting),
                 ServerMessage::Event(event) => {
+                    coverage::heard(&event);
                     content.events.push(Arrived { at: clock::now(), event });
                 }
                 ServerMessage::Response(response) => {

@@ -2,12 +2,14 @@
 
 use serde_json::{Value, json};
 
+use crate::coverage;
 use crate::observe::qmp::{Command, Qmp, QmpFault};
 use crate::scenario::Inject;
 
 /// Arms a point of the running VMM, or returns the arguments that arm it in the next one.
 pub(super) fn arm(qmp: &mut Qmp, inject: &Inject) -> Result<Vec<String>, QmpFault> {
     let Inject { point, action } = inject;
+    coverage::armed(point);
     if in_new(qmp, point)? {
         return Ok(vec!["--failpoint".to_owned(), format!("{point}={action}")]);
     }

@@ -16,6 +16,7 @@ use crate::backend::{Feature, OverExec};
 use crate::check::gone::Cause;
 use crate::check::race::Race;
 use crate::check::{self, Action, Ending, Finding};
+use crate::coverage;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::queries;
@@ -230,6 +231,7 @@ impl Session<'_> {
         self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
         let mut parameters = json!({ "mode": "cpr-exec" });
         if let Some(words) = &command.words {
+            coverage::executed(words);
             self.asked.clone_from(words);
             parameters["cpr-exec-command"] = json!(words);
         }

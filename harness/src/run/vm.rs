@@ -16,6 +16,7 @@ use super::cgroup::Cgroup;
 use super::filtered::NoExecve;
 use super::stalled::StalledPipe;
 use super::{EnvironmentError, program, signals};
+use crate::coverage;
 use crate::observe::kvm_state;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{ProcError, Stat};
@@ -80,6 +81,7 @@ pub struct Vm {
 impl Vm {
     /// Starts it.
     pub fn start(mut start: Start<'_>) -> Result<Self, EnvironmentError> {
+        coverage::executed(start.arguments);
         let open = || File::options().append(true).create(true).open(start.console);
         let console = open().map_err(EnvironmentError::file("open", start.console))?;
         let errors = match start.stalled.as_mut().and_then(|pipe| pipe.stderr.take()) {
