@@ -230,7 +230,7 @@ impl Session<'_> {
         self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
         let mut parameters = json!({ "mode": "cpr-exec" });
         if let Some(words) = &command.words {
-            self.asked.clone_from(words);
+            self.asked.clone_from(&command.arguments);
             parameters["cpr-exec-command"] = json!(words);
         }
         let has = |feature| self.options.backend.lacks(feature).is_none();
