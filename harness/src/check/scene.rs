@@ -151,8 +151,8 @@ pub struct Scene<'a> {
     pub kvm: bool,
     /// What the VMM must execute.
     pub executable: &'a Executable,
-    /// The words of the newest command for an update.
-    pub command: &'a [String],
+    /// What the newest command for an update gives the program.
+    pub arguments: &'a [String],
     /// What start-up left, right after boot.
     pub startup: &'a Startup,
     /// What was done.

@@ -51,14 +51,23 @@ pub struct Subject<'a> {
     pub ram_shared: bool,
     /// The guest should stand still, so that a digest of its RAM means something.
     pub stopped: bool,
-    /// The VMM is asked for nothing for which it might lack memory.
-    pub lacks_address_space: bool,
+    /// Why the VMM is not asked for what KVM tells.
+    pub not_audited: Option<NotAudited>,
     /// See [`kvm_state::FILE_VARIABLE`].
     pub audit: &'a Path,
     /// The folder of the case.
     pub work: &'a Path,
     /// The VM's files, there or elsewhere.
     pub files: &'a Files,
+}
+
+/// Why a VMM whose guest stands still is not asked for what KVM tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAudited {
+    /// It might lack memory for the answer.
+    LittleAddressSpace,
+    /// A vCPU is to start: to ask for its MP state makes KVM start it.
+    StartPending,
 }
 
 /// A VMM at one moment.
@@ -114,10 +123,12 @@ impl Observation {
         queries: Option<&Queries>,
     ) -> Result<Self, ObserveError> {
         let pid = subject.pid;
-        let status = qmp.query("query-status")?;
+        let status: StatusInfo = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
-        let standing = match subject.stopped && !subject.lacks_address_space {
+        // One that runs, though it should not, is for the check `run_state`.
+        let stands = subject.stopped && !status.running;
+        let standing = match stands && subject.not_audited.is_none() {
             true => kvm_state::standing(qmp)?,
             false => None,
         };

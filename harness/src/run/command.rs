@@ -27,6 +27,8 @@ pub const PATH_FOLDER: &str = "bin";
 pub struct Prepared {
     /// What `cpr-exec-command` is set to; none: it is not set.
     pub words: Option<Vec<String>>,
+    /// The last of them: what the program is given, wherever it is in the command.
+    pub arguments: Vec<String>,
     /// What an error must name.
     pub culprit: String,
     /// Held open for as long as the update takes.
@@ -158,9 +160,9 @@ impl Workshop<'_> {
         let words = match kind {
             CommandKind::Missing => None,
             CommandKind::EmptyList => Some(Vec::new()),
-            _ => Some([vec![word.clone()], before, arguments].concat()),
+            _ => Some([vec![word.clone()], before, arguments.clone()].concat()),
         };
-        Ok(Prepared { words, culprit: word, _busy: busy, _mounted: mounted })
+        Ok(Prepared { words, arguments, culprit: word, _busy: busy, _mounted: mounted })
     }
 
     /// Makes the folder of `PATH` in which the VMM is found by name.

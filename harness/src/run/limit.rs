@@ -9,6 +9,7 @@ use super::session::Session;
 use super::{EnvironmentError, RlimitError};
 use crate::audit;
 use crate::observe::fds::FdTable;
+use crate::observe::observation::NotAudited;
 use crate::observe::process;
 use crate::scenario::{Amount, Limit};
 
@@ -49,9 +50,13 @@ impl Session<'_> {
         self.set_limit(resource, libc::rlimit64 { rlim_cur, ..before })
     }
 
-    /// The VMM may be unable to allocate what an answer of thousands of values takes.
-    pub(super) fn lacks_address_space(&self) -> bool {
-        self.limits.iter().any(|saved| saved.resource.number == libc::RLIMIT_AS)
+    /// Why the VMM is not asked for what KVM tells, in thousands of values.
+    pub(super) fn not_audited(&self) -> Option<NotAudited> {
+        if self.start_pends {
+            return Some(NotAudited::StartPending);
+        }
+        let limited = self.limits.iter().any(|saved| saved.resource.number == libc::RLIMIT_AS);
+        limited.then_some(NotAudited::LittleAddressSpace)
     }
 
     /// Sets the limit of the VMM's cgroup, if it has one of its own.

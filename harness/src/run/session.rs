@@ -68,7 +68,7 @@ pub struct Session<'a> {
     pub started_from: PathBuf,
     /// What it executes if the update that was last prepared succeeds.
     pub(super) updated: Executable,
-    /// The newest command for an update.
+    /// The arguments in the newest command for an update.
     pub(super) asked: Vec<String>,
     /// Updates that succeeded since it was started.
     handed_over: u32,
@@ -78,6 +78,8 @@ pub struct Session<'a> {
     looked_at: PathBuf,
     /// Limits that were changed, as they were.
     pub limits: Vec<limit::Saved>,
+    /// A vCPU has been told to start, and the guest has not run since.
+    pub(super) start_pends: bool,
     /// The state file of the last update that succeeded.
     pub earlier_state: Option<String>,
     /// What else it is asked at each look, once that is known.

@@ -64,7 +64,11 @@ impl Session<'_> {
                 Action::Nothing
             }
             Step::Irqfd => self.inject("irqfd", StartAt { cpu: 0, page: 0 })?,
-            Step::Start(at) => self.inject("start", *at)?,
+            Step::Start(at) => {
+                let action = self.inject("start", *at)?;
+                self.start_pends = !self.run_state.is_running();
+                action
+            }
             Step::Faults(_)
             | Step::KillAt(_)
             | Step::Repeat(_)
@@ -187,6 +191,7 @@ impl Session<'_> {
             self.boots += 1;
         }
         self.run_state = RunState::Running;
+        self.start_pends = false;
     }
 
     /// What a reset makes of it: a guest that stands still boots when it goes on, once.

@@ -232,7 +232,7 @@ impl Session<'_> {
         let mut parameters = json!({ "mode": "cpr-exec" });
         if let Some(words) = &command.words {
             coverage::executed(words);
-            self.asked.clone_from(words);
+            self.asked.clone_from(&command.arguments);
             parameters["cpr-exec-command"] = json!(words);
         }
         let has = |feature| self.options.backend.lacks(feature).is_none();

@@ -153,6 +153,7 @@ impl<'a> Session<'a> {
             run_state: booted(case),
             updated: executable.clone(),
             asked: Vec::new(),
+            start_pends: false,
             handed_over: 0,
             of_build: BTreeMap::new(),
             looked_at: options.backend.binary().to_owned(),
