@@ -243,7 +243,6 @@ fn read(cpu: &mut Cpu, mut see: impl FnMut(&str, u64, u64)) {
         see("debug register at place", place as u64, cpl0::debug_register(place).unwrap_or(NO_MSR));
     }
     see("CR", 4, cpl0::cr4());
-    see("XCR", 0, cpl0::xgetbv(0).unwrap_or(NO_MSR));
 }
 
 fn read_board(see: &mut impl FnMut(&str, u64, u64)) {
