@@ -63,6 +63,19 @@ pub fn children(pid: u32) -> Vec<u32> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
+/// The processes that have not ended and name `path`, or what is in it, on their command line.
+pub fn naming(path: &Path) -> Vec<u32> {
+    let path = path.as_os_str().as_encoded_bytes();
+    let look = |entry: fs::DirEntry| -> Option<u32> {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        // A zombie's is empty.
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        words.windows(path.len()).any(|part| part == path).then_some(pid)
+    };
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    entries.filter_map(|entry| look(entry.ok()?)).collect()
+}
+
 /// The initial environment of the process's program, as `NAME=VALUE`.
 pub fn environment(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).expect("the process is there");

@@ -6,11 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use cpr_qmp::migration::MigrationStatus;
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use super::{Qmp, images, until};
+use super::{Qmp, images, process, until};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cpr-vmm");
@@ -115,6 +118,9 @@ impl Scene {
     }
 }
 
+/// How long all processes of a scene may take to end.
+const ENDS: Duration = Duration::from_secs(10);
+
 /// A VMM; dropping it kills it.
 pub struct Vm<'a> {
     scene: &'a Scene,
@@ -180,6 +186,25 @@ impl Vm<'_> {
     /// What it has written to stderr.
     pub fn stderr(&self) -> String {
         self.scene.redact(&read(&self.scene.path("stderr")))
+    }
+}
+
+/// Whoever a VM has been continued by, or a test that failed has left: one that somebody stands by is
+/// continued when it is killed, so they are killed until none is left.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + ENDS;
+        loop {
+            let left = process::naming(self.dir.path());
+            if left.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            for pid in left {
+                // It may have ended meanwhile.
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
