@@ -156,17 +156,55 @@ impl VcpuShared {
 pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, milliseconds: u32) -> bool {
     HALTED.store(true, Ordering::SeqCst);
     let until = sys::monotonic_ns() + u64::from(milliseconds) * 1_000_000;
+    let mut kicks = Kicks::default();
     loop {
         let mut inside = vcpus.clone().filter(|vcpu| !vcpu.out.load(Ordering::SeqCst)).peekable();
         if inside.peek().is_none() {
             return true;
         }
-        if sys::monotonic_ns() > until {
+        let now = sys::monotonic_ns();
+        if now > until {
             return false;
         }
-        // Again each time: it may have been before its first look at the flag.
-        inside.for_each(VcpuShared::halt);
+        // Again and again: it may have been before its first look at the flag.
+        if kicks.are_due(now) {
+            inside.for_each(VcpuShared::halt);
+        }
         // SAFETY: a system call without arguments.
         let _ = unsafe { sys::call(libc::SYS_sched_yield, [0; 6]) };
+    }
+}
+
+/// When vCPUs are kicked that have not come. Each kick is a signal that is queued until its thread
+/// runs, and all that are queued for a user count against one limit (`RLIMIT_SIGPENDING`): who sends
+/// them without a pause takes the timers from every other VMM of that user.
+#[derive(Default)]
+struct Kicks {
+    next_ns: u64,
+}
+
+impl Kicks {
+    /// From one time to the next.
+    const PAUSE_NS: u64 = 1_000_000;
+
+    /// Whether it is time, at `now_ns`.
+    fn are_due(&mut self, now_ns: u64) -> bool {
+        let due = now_ns >= self.next_ns;
+        if due {
+            self.next_ns = now_ns + Self::PAUSE_NS;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_does_not_come_is_kicked_once_a_millisecond() {
+        let mut kicks = Kicks::default();
+        let looks = (0..10_000_u64).map(|look| 7_000_000 + look * 1000);
+        assert_eq!(looks.filter(|now| kicks.are_due(*now)).count(), 10);
     }
 }
