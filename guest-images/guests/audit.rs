@@ -1,7 +1,7 @@
 //! Reads every register of every device that can be read without a side effect, round by round.
 //!
-//! Before that it gives each that can be written a value of its seed that is no default, so one that
-//! comes back as after power-on is seen, whichever it is. vCPU 0 reads the board, each vCPU its LAPIC
+//! First it writes seeded values, none of them a default, to all that can be written, so a register that
+//! comes back as after power-on is noticed. vCPU 0 reads the board, each vCPU its LAPIC
 //! and its MSRs. Nothing is delivered meanwhile: all interrupts are masked. Marker n comes after ten n
 //! rounds of vCPU 0.
 

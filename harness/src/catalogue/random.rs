@@ -111,7 +111,7 @@ pub fn plant(number: u64, cases: &[&Case], vmm: &CprVmm, options: &Options) -> L
             break;
         }
     }
-    // What was noticed needs no evidence; of the others there is nothing to see in it but the log.
+    // Only what was not noticed is left to look at.
     if loss.noticed != Noticed::Never {
         let _ = fs::remove_dir_all(&options.evidence);
     }
@@ -160,9 +160,9 @@ pub struct Share {
 const ENOUGH: u32 = 95;
 
 impl Share {
-    /// Whether the harness notices what it must.
+    /// Whether the harness notices what it must. Where nothing was lost, nothing is proved.
     pub fn is_enough(&self) -> bool {
-        self.noticed * 100 >= self.lost * ENOUGH
+        self.lost > 0 && self.noticed * 100 >= self.lost * ENOUGH
     }
 
     /// Counts one.
@@ -214,6 +214,15 @@ mod tests {
         let of = |seed| numbers(seed).take(9).collect::<Vec<_>>();
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
+    }
+
+    #[test]
+    fn nothing_lost_is_not_enough() {
+        let mut share = Share::default();
+        share.count(&Noticed::NothingLost);
+        assert!(!share.is_enough());
+        share.count(&Noticed::By { case: "c".into(), checks: vec!["fds".into()] });
+        assert!(share.is_enough());
     }
 
     #[test]

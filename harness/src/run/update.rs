@@ -93,7 +93,7 @@ impl Session<'_> {
     /// An update that was to meet a fault has met it: by its end alone nobody could tell that of one
     /// that may succeed.
     fn check_hit(&self, inject: &Inject, within: Duration) -> Result<(), StepError> {
-        // Where nobody reads the log there is nothing to look at.
+        // Nobody reads that log, so it cannot tell.
         if !fault::is_logged(inject) || self.case.vm.stalled.is_some() {
             return Ok(());
         }

@@ -37,20 +37,6 @@ pub struct Triggers {
     mask: SigSet,
 }
 
-/// How often a timer is asked for: the kernel may be unable to make one for a moment (`EAGAIN` in
-/// `timer_create(2)`), and that is no reason to lose an update.
-const TRIES: u32 = 5;
-
-fn create_timer(notify: SigevNotify) -> Result<Timer, Errno> {
-    for _ in 1..TRIES {
-        match Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)) {
-            Err(Errno::EAGAIN) => std::thread::sleep(Duration::from_millis(1)),
-            made => return made,
-        }
-    }
-    Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
-}
-
 impl Triggers {
     /// Installs the handlers. The deadline is set by
     /// [`set_deadline`](Self::set_deadline).
@@ -58,7 +44,8 @@ impl Triggers {
         let error = |call| move |errno| TriggerError { call, errno };
         let thread_id = nix::unistd::gettid().as_raw();
         let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
-        let timer = create_timer(notify).map_err(error("timer_create"))?;
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
+            .map_err(error("timer_create"))?;
         let mut triggers =
             Self { before: Vec::new(), timer, hooked: Cell::new(false), mask: SigSet::empty() };
         for signal in FATAL.into_iter().chain([ALARM]) {
