@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         without_any_descriptor_the_client_is_served_later,
         idle_clients_lock_nobody_out,
         who_waits_for_an_answer_keeps_its_place,
+        without_address_space_messages_are_answered,
     ])
 }
 
@@ -162,15 +163,20 @@ fn a_rehearsal_is_shown_while_it_goes_on() {
 
 /// Sets how many descriptors the VMM may have.
 fn limit_descriptors(vm: &Vm<'_>, soft: u64) -> u64 {
+    limit(vm, libc::RLIMIT_NOFILE, soft)
+}
+
+/// Sets the VMM's soft limit of a resource, and gives the one before.
+fn limit(vm: &Vm<'_>, resource: libc::__rlimit_resource_t, soft: u64) -> u64 {
     let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both point to structures of our own.
     unsafe {
         let pid = vm.pid() as i32;
         let no_new = std::ptr::null();
-        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, no_new, &mut before), 0);
+        assert_eq!(libc::prlimit64(pid, resource, no_new, &mut before), 0);
         let new = libc::rlimit64 { rlim_cur: soft, ..before };
         let no_old = std::ptr::null_mut();
-        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, &new, no_old), 0);
+        assert_eq!(libc::prlimit64(pid, resource, &new, no_old), 0);
     }
     before.rlim_cur
 }
@@ -265,4 +271,22 @@ fn who_waits_for_an_answer_keeps_its_place() {
     waits.send(&request("migrate_cancel", json!({})));
     is_cancelled(&mut waits);
     drop(many);
+}
+
+/// An allocation that fails ends the process, and the guest with it.
+fn without_address_space_messages_are_answered() {
+    let scene = Scene::new();
+    let mut vm = scene.start(&format!("{GUEST} --paused"));
+    drop(vm.qmp());
+    let mut wires: Vec<Wire> = (0..3).map(|_| Wire::new(&scene)).collect();
+    let limit_before = limit(&vm, libc::RLIMIT_AS, 16 << 20);
+    // As many values as fit in one message.
+    let values = vec![1; 130_000];
+    for wire in &mut wires {
+        let command = json!({ "execute": "query-status", "id": values });
+        wire.send(&command.to_string());
+        assert_eq!(wire.line()["id"], json!(values));
+    }
+    assert!(!vm.has_ended() && vm.stderr().contains("memory_reserve_used"), "{}", vm.stderr());
+    limit(&vm, libc::RLIMIT_AS, limit_before);
 }

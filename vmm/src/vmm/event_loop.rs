@@ -13,6 +13,7 @@ use super::rehearsing::Rehearsing;
 use crate::logging;
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::qmp::Token;
+use crate::reserve;
 
 /// Whose descriptor it is.
 #[derive(Clone, Copy, Debug)]
@@ -40,9 +41,19 @@ fn poll_each(fds: &mut [PollFd<'_>], why: Errno) {
     }
 }
 
+/// Says once that allocations begin to fail.
+fn tell_of_the_reserve() {
+    static TOLD: Once = Once::new();
+    if reserve::was_touched() {
+        let bytes = reserve::BYTES;
+        TOLD.call_once(|| tracing::warn!(bytes, "memory_reserve_used: raise RLIMIT_AS"));
+    }
+}
+
 impl Vmm {
     /// Waits until something happens, and tells those it happened to.
     pub(super) fn wait(&mut self) {
+        tell_of_the_reserve();
         let timeout = self.timeout();
         let (mut sources, mut fds) = (Vec::new(), Vec::new());
         let mut watch = |source, fd, events| {

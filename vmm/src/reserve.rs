@@ -1,0 +1,229 @@
+//! Memory for the time when there is no more address space.
+//!
+//! An allocation that fails ends a Rust process, and a guest must not end because a client sent a
+//! long message under a tight `RLIMIT_AS`. What the system does not give comes from a pool of the
+//! binary's own, which costs nothing until it is touched.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::UnsafeCell;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use linked_list_allocator::Heap;
+
+/// Bytes in the pool. The longest message of a QMP client takes 20 MiB if it is all numbers.
+pub const BYTES: usize = 32 << 20;
+
+/// How often the pool's lock is tried: a copy of the process that was made while it was held never
+/// gets it.
+const TRIES: usize = 10_000;
+
+/// Whether an allocation has come from a pool since somebody asked.
+static TOUCHED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the system gave no memory since the last call, and the reserve did.
+pub fn was_touched() -> bool {
+    TOUCHED.load(Ordering::Relaxed) && TOUCHED.swap(false, Ordering::Relaxed)
+}
+
+/// The system's allocator, with a reserve of [`BYTES`] bytes.
+pub struct Reserve<A = System> {
+    system: A,
+    pool: Pool,
+    heap: UnsafeCell<Heap>,
+    held: AtomicBool,
+}
+
+#[repr(align(4096))]
+struct Pool(UnsafeCell<[u8; BYTES]>);
+
+// SAFETY: `heap` is used by the one thread that has set `held`, and `pool` through `heap` alone.
+unsafe impl<A: Sync> Sync for Reserve<A> {}
+
+impl Reserve {
+    /// For the system's allocator.
+    #[expect(clippy::new_without_default, reason = "it is made for a static")]
+    pub const fn new() -> Self {
+        Self::behind(System)
+    }
+}
+
+impl<A> Reserve<A> {
+    const fn behind(system: A) -> Self {
+        Self {
+            system,
+            pool: Pool(UnsafeCell::new([0; BYTES])),
+            heap: UnsafeCell::new(Heap::empty()),
+            held: AtomicBool::new(false),
+        }
+    }
+
+    fn owns(&self, at: *mut u8) -> bool {
+        (at as usize).wrapping_sub(self.pool.0.get() as usize) < BYTES
+    }
+
+    /// `None` if another thread has the heap and does not give it back.
+    fn with_heap<T>(&self, work: impl FnOnce(&mut Heap) -> T) -> Option<T> {
+        let free = |_: &usize| !self.held.swap(true, Ordering::Acquire);
+        (0..TRIES).find(|n| {
+            free(n) || {
+                std::thread::yield_now();
+                false
+            }
+        })?;
+        // SAFETY: `held` was not set before, so nobody else uses it.
+        let heap = unsafe { &mut *self.heap.get() };
+        if heap.size() == 0 {
+            // SAFETY: the pool is as long as the heap, which alone hands it out.
+            unsafe { heap.init(self.pool.0.get().cast(), BYTES) };
+        }
+        let done = work(heap);
+        self.held.store(false, Ordering::Release);
+        Some(done)
+    }
+
+    fn take(&self, layout: Layout) -> *mut u8 {
+        let place = self.with_heap(|heap| heap.allocate_first_fit(layout).ok()).flatten();
+        place.map_or(ptr::null_mut(), |place| {
+            TOUCHED.store(true, Ordering::Relaxed);
+            place.as_ptr()
+        })
+    }
+}
+
+// SAFETY: memory is the system's or the pool's, and goes back to where `owns` says it came from.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for Reserve<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller vouches.
+        match unsafe { self.system.alloc(layout) } {
+            none if none.is_null() => self.take(layout),
+            place => place,
+        }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        if !self.owns(place) {
+            // SAFETY: as the caller vouches; it is the system's.
+            return unsafe { self.system.dealloc(place, layout) };
+        }
+        // What cannot be given back stays taken.
+        self.with_heap(|heap| {
+            // SAFETY: as the caller vouches; it is the pool's.
+            NonNull::new(place).map(|place| unsafe { heap.deallocate(place, layout) })
+        });
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller vouches.
+        let place = unsafe { self.system.alloc_zeroed(layout) };
+        if !place.is_null() {
+            return place;
+        }
+        let place = self.take(layout);
+        if !place.is_null() {
+            // SAFETY: it is as long as the layout.
+            unsafe { place.write_bytes(0, layout.size()) };
+        }
+        place
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !self.owns(place) {
+            // SAFETY: as the caller vouches; it is the system's.
+            let moved = unsafe { self.system.realloc(place, layout, size) };
+            if !moved.is_null() {
+                return moved;
+            }
+        }
+        // SAFETY: the caller vouches that no more than `isize::MAX` bytes are asked for.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        // SAFETY: as the caller vouches.
+        let moved = unsafe { self.alloc(wanted) };
+        if !moved.is_null() {
+            // SAFETY: both are as long as what is copied, and one of them is new.
+            unsafe { place.copy_to_nonoverlapping(moved, layout.size().min(size)) };
+            // SAFETY: as the caller vouches; nobody uses it any more.
+            unsafe { self.dealloc(place, layout) };
+        }
+        moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives memory, or does not.
+    struct Fickle(AtomicBool);
+
+    // SAFETY: memory is the system's.
+    unsafe impl GlobalAlloc for Fickle {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            match self.0.load(Ordering::Relaxed) {
+                // SAFETY: as the caller vouches.
+                true => unsafe { System.alloc(layout) },
+                false => ptr::null_mut(),
+            }
+        }
+
+        unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+            // SAFETY: as the caller vouches.
+            unsafe { System.dealloc(place, layout) }
+        }
+    }
+
+    fn reserve(gives: bool) -> &'static Reserve<Fickle> {
+        // It is too large for a stack.
+        static SOME: [Reserve<Fickle>; 2] =
+            [const { Reserve::behind(Fickle(AtomicBool::new(false))) }; 2];
+        static USED: AtomicBool = AtomicBool::new(false);
+        let reserve = &SOME[usize::from(USED.swap(true, Ordering::Relaxed))];
+        reserve.system.0.store(gives, Ordering::Relaxed);
+        reserve
+    }
+
+    fn bytes(n: usize) -> Layout {
+        Layout::from_size_align(n, 16).unwrap()
+    }
+
+    fn all_free(reserve: &Reserve<Fickle>) -> bool {
+        reserve.with_heap(|heap| heap.used()).unwrap() == 0
+    }
+
+    #[test]
+    fn memory_moves_to_the_pool_and_back() {
+        let reserve = reserve(true);
+        // SAFETY: each layout is that of the allocation, and only what was written is read.
+        unsafe {
+            let first = reserve.alloc(bytes(100));
+            assert!(!reserve.owns(first) && !was_touched());
+            first.write_bytes(7, 100);
+
+            reserve.system.0.store(false, Ordering::Relaxed);
+            let second = reserve.realloc(first, bytes(100), 1 << 20);
+            assert!(reserve.owns(second) && was_touched() && !was_touched());
+            assert_eq!(*second.add(99), 7);
+            let zeroed = reserve.alloc_zeroed(bytes(4096));
+            assert!((0..4096).all(|n| *zeroed.add(n) == 0));
+            assert!(reserve.alloc(bytes(BYTES)).is_null());
+
+            reserve.system.0.store(true, Ordering::Relaxed);
+            let third = reserve.realloc(second, bytes(1 << 20), 50);
+            assert!(!reserve.owns(third));
+            assert_eq!(*third.add(49), 7);
+            reserve.dealloc(zeroed, bytes(4096));
+            reserve.dealloc(third, bytes(50));
+        }
+        assert!(all_free(reserve));
+    }
+
+    #[test]
+    fn a_lock_that_is_never_given_back_is_not_waited_for() {
+        let reserve = reserve(false);
+        reserve.held.store(true, Ordering::Relaxed);
+        // SAFETY: nothing is allocated.
+        assert!(unsafe { reserve.alloc(bytes(1)) }.is_null());
+        reserve.held.store(false, Ordering::Relaxed);
+        assert!(all_free(reserve));
+    }
+}
