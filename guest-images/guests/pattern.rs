@@ -2,8 +2,9 @@
 //!
 //! Proves that RAM stays as it was: no page lost, moved, stale or zeroed, by whatever way. vCPU i of
 //! n has every n-th page from the i-th on. A word tells page and generation, so damage is described
-//! by what is there instead. `words=1` leaves of that one touch of each page. Marker n comes in
-//! sweep n, with the first page of vCPU 0 half rewritten; after the last one, the end asked for.
+//! by what is there instead. `words=1` leaves of that one touch of each page, `every=64` one page of
+//! 64. Marker n comes in sweep n, with the first page of vCPU 0 half rewritten; after the last one,
+//! the end asked for.
 
 #![no_std]
 #![no_main]
@@ -88,8 +89,9 @@ fn run(cpu: &mut Cpu) -> ! {
 
 /// Calls `visit` with the address of each page of this vCPU.
 fn for_each_page(cpu: &mut Cpu, mut visit: impl FnMut(&mut Cpu, u64)) {
-    let stride = cpu.options().cpus as u64 * 4096;
-    let mut skip = cpu.index() as u64 * 4096;
+    let distance = cpu.options().every * 4096;
+    let stride = cpu.options().cpus as u64 * distance;
+    let mut skip = cpu.index() as u64 * distance;
     for range in cpu.boot_info().ram() {
         let mut address = range.start + skip;
         while address < range.end {

@@ -20,6 +20,8 @@ pub struct Options {
     pub end: End,
     /// `words=N`: the words of a page that `pattern` fills and verifies, 1 to 512.
     pub words: usize,
+    /// `every=N`: of so many pages `pattern` uses one, 1 to 4096.
+    pub every: u64,
     /// `test=NAME`: the one part of the guest that is wanted.
     pub test: Word,
     /// `fault=KIND`: what the guest `faulty` does to itself.
@@ -90,6 +92,7 @@ impl Options {
             markers: 0,
             end: End::Never,
             words: WORDS,
+            every: 1,
             test: Word::EMPTY,
             fault: Fault::Undefined,
         };
@@ -129,6 +132,11 @@ impl Options {
                         .filter(|n| (1..=WORDS as u64).contains(n))
                         .ok_or("command line: words= takes 1 to 512")?
                         as usize;
+                }
+                b"every" => {
+                    options.every = number(value)
+                        .filter(|n| (1..=4096).contains(n))
+                        .ok_or("command line: every= takes 1 to 4096")?;
                 }
                 b"test" => {
                     options.test = Word::new(value)

@@ -42,6 +42,7 @@ fn an_empty_command_line_gives_the_defaults() {
         markers: 0,
         end: End::Never,
         words: WORDS,
+        every: 1,
         test: Word::EMPTY,
         fault: Fault::Undefined,
     };
@@ -52,7 +53,7 @@ fn an_empty_command_line_gives_the_defaults() {
 #[test]
 fn a_command_line_is_read() {
     let line =
-        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 ";
+        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 every=64 ";
     assert_eq!(
         Options::parse(line),
         Ok(Options {
@@ -62,6 +63,7 @@ fn a_command_line_is_read() {
             markers: 3,
             end: End::Reset,
             words: 1,
+            every: 64,
             test: Word(*b"x87\0\0\0\0\0\0\0\0\0\0\0\0\0"),
             fault: Fault::Page,
         })
@@ -99,6 +101,8 @@ fn a_bad_value_is_an_error_that_names_the_word() {
         "end=now",
         "words=0",
         "words=513",
+        "every=0",
+        "every=4097",
         "test=longer-than-it-may",
         "fault=",
     ] {

@@ -9,7 +9,8 @@ use std::time::Duration;
 pub struct Patience {
     /// From the start of the process to its QMP greeting.
     pub greeting: Duration,
-    /// From there to the guest's body, on hosts that emulate its CPL0.
+    /// From there to the guest's body, on hosts that emulate its CPL0; as long again while it fills
+    /// its RAM.
     pub boot: Duration,
     /// For the guest to get somewhere.
     pub guest: Duration,
@@ -53,12 +54,6 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// For a boot with so many bytes of RAM: a guest may fill all of it, which on hosts that emulate
-    /// takes seconds a GiB.
-    pub fn boot_with(&self, ram: u64) -> Duration {
-        self.boot + Duration::from_secs(10 * (ram >> 30))
-    }
-
     /// For so many whole sweeps over so many bytes of RAM, and what is left of the one before.
     pub fn sweeps_over(&self, ram: u64, sweeps: u64) -> Duration {
         self.guest + Duration::from_secs(10 * (ram >> 30) * (sweeps + 1))

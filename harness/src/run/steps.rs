@@ -233,13 +233,21 @@ impl Session<'_> {
         self.check_gone(ended, cause)
     }
 
-    /// Waits until the guest's body runs on all vCPUs, in its boot number `boots`.
+    /// Waits until the guest's body runs on all vCPUs, in its boot number `boots`. A guest that
+    /// still fills its RAM, and shows it, is waited for until the watchdog comes.
     pub(super) fn await_boot(&mut self, boots: u32) -> Result<(), StepError> {
-        let cpus = self.case.vm.cpus;
+        let (cpus, limit) = (self.case.vm.cpus, self.options.patience.boot);
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
-        self.await_guest(&what, self.options.patience.boot_with(self.case.vm.memory.0), |view| {
-            view.boots >= boots && view.is_up(cpus)
-        })
+        let page = self.page()?;
+        let shown = || page.read().ok().map(|view| view.heartbeats(cpus));
+        loop {
+            let before = shown();
+            let is_up = |view: &View| view.boots >= boots && view.is_up(cpus);
+            match self.await_guest(&what, limit, is_up) {
+                Err(StepError::Guest { .. }) if shown() != before => {}
+                done => return done,
+            }
+        }
     }
 
     fn wait(&mut self, wait: Wait) -> Result<(), StepError> {
