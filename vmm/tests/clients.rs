@@ -276,9 +276,11 @@ fn who_waits_for_an_answer_keeps_its_place() {
 /// An allocation that fails ends the process, and the guest with it.
 fn without_address_space_messages_are_answered() {
     let scene = Scene::new();
-    let mut vm = scene.start(&format!("{GUEST} --paused"));
+    let mut vm = scene.start(GUEST);
     drop(vm.qmp());
     let mut wires: Vec<Wire> = (0..3).map(|_| Wire::new(&scene)).collect();
+    // Its vCPU has begun then, for which it needs a stack.
+    wires[0].ask("stop", json!({}));
     let limit_before = limit(&vm, libc::RLIMIT_AS, 16 << 20);
     // As many values as fit in one message.
     let values = vec![1; 130_000];

@@ -22,10 +22,10 @@ use crate::machine::RestoredState;
 use crate::machine::order::FIRST_WITH_STATE;
 use crate::machine::salvaged::{Salvaged, SalvagedError};
 use crate::migration::channel::{self, ChannelError};
-use crate::migration::cpr::fall_back;
-use crate::migration::cpr::fall_back::ArmError;
+use crate::migration::cpr::fall_back::{self, ArmError, Record};
 use crate::migration::cpr::named_fds::NamedFd;
 use crate::migration::cpr::phases::Phases;
+use crate::migration::cpr::safeguard::Predecessor;
 use crate::migration::cpr::state::{CprState, StateFd, WriteError, monotonic_ns};
 use crate::migration::cpr::take_over::WayBack;
 use crate::migration::cpr::update;
@@ -150,6 +150,10 @@ enum CheckpointError {
     Replace(nix::errno::Errno),
 }
 
+/// How long the main thread leaves the CPUs to vCPUs that have just been let go: on a host with few
+/// of them what is left to do would take theirs.
+const STEP_ASIDE: Duration = Duration::from_millis(1);
+
 impl Vmm {
     /// Loads the state and makes the run state what it was.
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
@@ -189,7 +193,8 @@ impl Vmm {
         let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
         let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
         self.parameters_of_return(&way_back, &cpr.parameters);
-        self.guard_before_commit(&carried, cpr.run_state, told_stopped);
+        self.run_state_to_be = Some(cpr.run_state);
+        self.guard_before_commit(&carried, &way_back.record, told_stopped);
         // What is taken from a process that died may be of any later moment.
         if cpr.live.is_none() {
             audit_point!(self.machine, New);
@@ -214,6 +219,9 @@ impl Vmm {
         phases.done(&"resume");
         let paused_ns = cpr.migration.paused_ns.max(loaded.since_ns);
         let downtime_ns = monotonic_ns().saturating_sub(paused_ns);
+        if runs {
+            std::thread::sleep(STEP_ASIDE);
+        }
         phases.end();
         drop(committed);
         let keeper = way_back.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
@@ -314,14 +322,13 @@ impl Vmm {
     }
 
     /// Has a keeper of its own stand ready before the guest is this process's.
-    fn guard_before_commit(&mut self, carried: &Carried, run_state: RunState, told_stopped: bool) {
-        self.run_state_to_be = Some(run_state);
+    fn guard_before_commit(&mut self, carried: &Carried, record: &Record, told_stopped: bool) {
         if self.config.keeper == KeeperPolicy::Off {
             return;
         }
         let before = carried.page.as_ref().filter(|page| page.is_undecided());
-        let before = before.map(|page| page.point().clone());
-        if let Err(error) = self.guard(before) {
+        let page = before.map(|page| page.point().clone());
+        if let Err(error) = self.guard(Some(Predecessor { record, page })) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {

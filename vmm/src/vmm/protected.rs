@@ -8,10 +8,9 @@ use serde_json::Value;
 
 use super::{Vmm, commands};
 use crate::config::KeeperPolicy;
-use crate::keeper::commit::CommitPoint;
 use crate::migration::cpr::fall_back::{self, ArmError};
 use crate::migration::cpr::headroom::{self, NoRoom};
-use crate::migration::cpr::safeguard::{Safeguard, SafeguardError, View};
+use crate::migration::cpr::safeguard::{Predecessor, Safeguard, SafeguardError, View};
 use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
 use crate::pid_file::PidFile;
 use crate::qmp::ConnectionId;
@@ -45,14 +44,14 @@ impl Vmm {
         }
     }
 
-    /// Has somebody stand ready, if nobody does. `before`: see [`Safeguard::start`].
+    /// Has somebody stand ready, if nobody does. `predecessor`: see [`Safeguard::start`].
     pub(super) fn guard(
         &mut self,
-        before: Option<std::sync::Arc<CommitPoint>>,
+        predecessor: Option<Predecessor<'_>>,
     ) -> Result<(), SafeguardError> {
         if self.safeguard.is_none() {
             let wanted = self.config.keeper != KeeperPolicy::Off;
-            self.safeguard = Some(Safeguard::start(wanted, before)?);
+            self.safeguard = Some(Safeguard::start(wanted, predecessor)?);
         }
         self.publish()
     }

@@ -1,24 +1,18 @@
-//! Numbers that look random and are the same each time: SplitMix64.
+//! Numbers that look random and are the same each time.
+
+use fastrand::Rng;
 
 #[derive(Clone, Debug)]
-pub(super) struct Draw(u64);
+pub(super) struct Draw(Rng);
 
 impl Draw {
     pub(super) fn new(number: u64) -> Self {
-        Self(number)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        Self(Rng::with_seed(number))
     }
 
     /// One of the first `bound` numbers; 0 where there is none.
     pub(super) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
+        self.0.usize(..bound.max(1))
     }
 
     /// The numbers below `bound`, beginning anywhere.

@@ -64,6 +64,14 @@ pub struct View<'a> {
     pub signals: [BorrowedFd<'a>; 2],
 }
 
+/// What a process has to go by that takes a guest over.
+pub struct Predecessor<'a> {
+    /// The way back.
+    pub record: &'a Record,
+    /// The commit point before which the keeper there acts.
+    pub page: Option<Arc<CommitPoint>>,
+}
+
 /// The keeper and its plan. Dropping it ends the keeper.
 pub struct Safeguard {
     keeper: Option<Keeper>,
@@ -84,15 +92,23 @@ pub struct Safeguard {
 }
 
 impl Safeguard {
-    /// Starts a keeper if one is `wanted`. It acts once the process has passed the commit point
-    /// `before`, and goes by what is [`publish`](Self::publish)ed.
-    pub fn start(wanted: bool, before: Option<Arc<CommitPoint>>) -> Result<Self, SafeguardError> {
+    /// Starts a keeper if one is `wanted`, which goes by what is [`publish`](Self::publish)ed. In a
+    /// process that has just taken the guest over, it follows a `predecessor`.
+    pub fn start(
+        wanted: bool,
+        predecessor: Option<Predecessor<'_>>,
+    ) -> Result<Self, SafeguardError> {
         let dump = memfd::create(c"cpr-salvage", MFdFlags::empty());
         let dump = dump.map_err(SafeguardError::Dump)?;
         let traffic = memfd::create(c"cpr-traffic", MFdFlags::empty());
         let traffic = traffic.map_err(SafeguardError::Dump)?;
         let binary = own_binary::open().map_err(SafeguardError::Binary)?;
-        let mut record = Record::prepare(update::DEFAULT_DEADLINE);
+        let deadline = update::DEFAULT_DEADLINE;
+        let mut record = match &predecessor {
+            Some(predecessor) => predecessor.record.prepare_next(deadline),
+            None => Record::prepare(deadline),
+        };
+        let before = predecessor.and_then(|predecessor| predecessor.page);
         record.binary = binary.as_raw_fd();
         let program = Arc::new(Program::new(&record));
         let start = || Keeper::start(fall_back::continue_guest, before);

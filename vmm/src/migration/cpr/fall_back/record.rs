@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::unistd::{getpid, gettid};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -59,6 +60,16 @@ pub enum RecordError {
 impl Record {
     /// The record as it is known while the guest still runs: all but the descriptors.
     pub fn prepare(deadline: Duration) -> Self {
+        Self::with(inherited(descriptors::open()), deadline)
+    }
+
+    /// The same in a process that took the guest over from that of this record, and owns nothing
+    /// else that crosses exec: without a look at every descriptor.
+    pub fn prepare_next(&self, deadline: Duration) -> Self {
+        Self::with(inherited(self.inherited.iter().copied()), deadline)
+    }
+
+    fn with(inherited: Vec<RawFd>, deadline: Duration) -> Self {
         let bytes = |text: OsString| ByteBuf::from(text.into_vec());
         let environment = std::env::vars_os().map(|(name, value)| {
             let mut entry = name.into_vec();
@@ -74,7 +85,7 @@ impl Record {
             binary: -1,
             state: -1,
             fds: Vec::new(),
-            inherited: inherited(),
+            inherited,
             helper: 0,
             signal_mask: signal_mask(),
             deadline_ms: deadline.as_millis() as u64,
@@ -136,19 +147,21 @@ pub fn strings(of: &[ByteBuf]) -> Vec<CString> {
 }
 
 fn name_of_main_thread() -> Vec<u8> {
-    match std::fs::read("/proc/self/comm") {
-        Ok(mut name) => {
+    let is_main = gettid() == getpid();
+    match if is_main { None } else { std::fs::read("/proc/self/comm").ok() } {
+        Some(mut name) => {
             name.retain(|byte| *byte != b'\n');
             name
         }
-        // Without /proc the name of this thread, which is the main one unless that has crashed.
-        Err(_) => nix::sys::prctl::get_name().map(CString::into_bytes).unwrap_or_default(),
+        // Without /proc the name of this thread: the main one may have crashed.
+        None => nix::sys::prctl::get_name().map(CString::into_bytes).unwrap_or_default(),
     }
 }
 
-fn inherited() -> Vec<RawFd> {
+/// Those of `fds` that whoever started this process wanted to cross every exec.
+fn inherited(fds: impl IntoIterator<Item = RawFd>) -> Vec<RawFd> {
     let crosses = |fd: &RawFd| descriptors::crosses_exec(*fd) == Some(true);
-    descriptors::open().into_iter().filter(|fd| *fd > 2).filter(crosses).collect()
+    fds.into_iter().filter(|fd| *fd > 2).filter(crosses).collect()
 }
 
 /// `args` without fail points: each acts once, and that was in this process.
@@ -171,6 +184,11 @@ fn signal_mask() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
     use super::*;
 
     #[test]
@@ -207,6 +225,20 @@ mod tests {
             deadline_ms: 30_000,
         };
         insta::assert_snapshot!(record.seal().escape_ascii());
+    }
+
+    #[test]
+    fn the_next_record_inherits_what_still_crosses() {
+        let [crosses, closes] = [FdFlag::empty(), FdFlag::FD_CLOEXEC].map(|flags| {
+            let file = File::open("/dev/null").unwrap();
+            fcntl(&file, FcntlArg::F_SETFD(flags)).unwrap();
+            file
+        });
+        let numbers = [1, crosses.as_raw_fd(), closes.as_raw_fd(), 1 << 20];
+        let mut record = Record::prepare(Duration::ZERO);
+        assert!(record.inherited.contains(&numbers[1]) && !record.inherited.contains(&numbers[2]));
+        record.inherited = numbers.to_vec();
+        assert_eq!(record.prepare_next(Duration::ZERO).inherited, [numbers[1]]);
     }
 
     #[test]
