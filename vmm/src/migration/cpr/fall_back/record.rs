@@ -227,7 +227,9 @@ mod tests {
         insta::assert_snapshot!(record.seal().escape_ascii());
     }
 
+    /// Alone: a child of another test would inherit it too.
     #[test]
+    #[serial_test::serial(children)]
     fn the_next_record_inherits_what_still_crosses() {
         let [crosses, closes] = [FdFlag::empty(), FdFlag::FD_CLOEXEC].map(|flags| {
             let file = File::open("/dev/null").unwrap();
