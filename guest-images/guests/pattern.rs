@@ -37,7 +37,8 @@ fn prepare(cpu: &mut Cpu) {
     assert!(info.ram_bytes() > 0, "there is no RAM above 2 MiB");
     if cpu.index() == 0 {
         mailbox().ram_start.store(info.ram()[0].start, Relaxed);
-        mailbox().ram_bytes.store(info.ram_bytes(), Release);
+        let used = (info.ram_bytes() / 4096).div_ceil(cpu.options().every) * 4096;
+        mailbox().ram_bytes.store(used, Release);
     }
     let (words, used) = (Words::new(cpu.options().seed), cpu.options().words);
     for_each_page(cpu, |cpu, address| {

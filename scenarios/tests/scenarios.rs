@@ -1,6 +1,6 @@
-//! Turns every scenario case into a test of its own name; if all have passed, the table of errors
-//! must be what they have shown. Under nextest no process sees more than one case: there
-//! `cpr-harness run --check-errors` compares the table.
+//! Turns every scenario case into a test of its own name; if all have passed, they must have shown the
+//! table of errors, each difference that is expected, and the whole interface of the VMM. Under
+//! nextest no process sees more than one case: there `cpr-harness run --check-errors` compares.
 
 mod support;
 
@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cpr_harness::audit::Expectations;
-use cpr_harness::backend::cpr_vmm::CprVmm;
+use cpr_harness::backend::cpr_vmm::{self, CprVmm};
+use cpr_harness::coverage;
 use cpr_harness::report::errors::{Errors, Wish};
 use cpr_harness::run::{Options, case};
 use cpr_harness::scenario::Case;
@@ -30,10 +31,10 @@ fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if all && !conclusion.has_failed() {
         let (told, same) = errors.lock().unwrap_or_else(PoisonError::into_inner).finish()?;
         told.iter().for_each(|line| println!("{line}"));
-        let unseen = Expectations::embedded().unseen("cpr-vmm");
-        // Cases that run on request show some of them: a whole `cpr-harness run` fails for them.
-        unseen.iter().for_each(|line| println!("{line}"));
-        if !same {
+        let mut missing = Expectations::embedded().unseen(cpr_vmm::NAME);
+        missing.extend(coverage::complaints());
+        missing.iter().for_each(|line| println!("{line}"));
+        if !same || !missing.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
     }

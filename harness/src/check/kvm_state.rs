@@ -1,4 +1,5 @@
-//! Nothing that KVM tells of the VM has changed, whether anybody saves it or not.
+//! Nothing that KVM tells of the VM has changed, nor what only its process can ask for, whether anybody
+//! saves it or not.
 
 use super::{Check, Scene};
 

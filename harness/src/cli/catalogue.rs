@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{FAILED, Stop};
+use super::{ENVIRONMENT, FAILED, Stop, cores};
 use crate::backend::cpr_vmm::CprVmm;
-use crate::catalogue::random::{self, Share};
+use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
 use crate::report::stdout::say;
-use crate::run::{self, Options, Patience};
+use crate::run::{self, Options, Patience, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -31,6 +31,9 @@ pub(super) struct Catalogue {
     /// The seed of the losses; drawn without it.
     #[arg(long, value_name = "S", requires = "random")]
     seed: Option<u64>,
+    /// How many losses are looked for at a time [default: as many as there are CPUs].
+    #[arg(long, value_name = "N", requires = "random")]
+    jobs: Option<usize>,
     /// Plant the loss of this number only.
     #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write", "random"])]
     loss: Option<u64>,
@@ -66,18 +69,24 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
     };
     let cases = Set::embedded().map_err(Stop::usage)?.cases;
     if let Some(number) = catalogue.loss {
-        return lose(std::iter::once(number), &cases, &vmm, &options);
+        return lose(&[number], 1, &cases, &vmm, &options);
     }
     if let Some(count) = catalogue.random {
         let seed = catalogue.seed.unwrap_or_else(|| fastrand::u32(..).into());
         say(format_args!("seed {seed}"));
-        let numbers = random::numbers(seed).take(count as usize);
-        return lose(numbers, &cases, &vmm, &options);
+        let numbers: Vec<_> = random::numbers(seed).take(count as usize).collect();
+        let jobs = catalogue.jobs.unwrap_or_else(cores);
+        return lose(&numbers, jobs, &cases, &vmm, &options);
     }
     let wanted = |class: &&BugClass| {
         let named = |text: &String| class.planted.contains(text) || class.case.contains(text);
         catalogue.filter.is_empty() || catalogue.filter.iter().any(named)
     };
+    if !classes.iter().any(|class| wanted(&class)) {
+        return Err(Stop::usage(
+            "no class of bugs matches --filter: `catalogue --write FILE` lists them",
+        ));
+    }
     let mut seen = Seen::default();
     say(format_args!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean"));
     for class in classes.iter().filter(wanted) {
@@ -90,12 +99,13 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         seen.class(class, case, &vmm, &options, catalogue.clean);
     }
     say(format_args!("\n{}", seen.summary()));
-    Ok(ExitCode::from(if seen.is_good() { 0 } else { FAILED }))
+    Ok(ExitCode::from(seen.code()))
 }
 
 /// Plants the losses of these numbers.
 fn lose(
-    numbers: impl Iterator<Item = u64>,
+    numbers: &[u64],
+    jobs: usize,
     cases: &[Case],
     vmm: &CprVmm,
     options: &Options,
@@ -107,11 +117,11 @@ fn lose(
         return Err(Stop::environment(why));
     }
     let mut share = Share::default();
-    for number in numbers {
-        let loss = random::plant(number, &cases, vmm, &options);
-        share.count(&loss.noticed);
-        say(format_args!("{number:>10}  {}: {}", loss.what.join("; "), loss.noticed));
-    }
+    let plant = |number: &u64| random::plant(*number, &cases, vmm, &options);
+    schedule::each(numbers, jobs, plant, |Loss { number, what, noticed }| {
+        share.count(&noticed);
+        say(format_args!("{number:>10}  {}: {noticed}", what.join("; ")));
+    });
     say(format_args!("\n{share}"));
     Ok(ExitCode::from(if share.is_enough() { 0 } else { FAILED }))
 }
@@ -196,7 +206,32 @@ impl Seen {
         )
     }
 
-    fn is_good(&self) -> bool {
-        self.caught == self.classes && self.alarms == 0
+    /// Where no bug was planted, nothing was shown.
+    fn code(&self) -> u8 {
+        match self.caught == self.classes && self.alarms == 0 {
+            false => FAILED,
+            true if self.classes == 0 => ENVIRONMENT,
+            true => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::all_caught(3, 3, 0, 0)]
+    #[case::one_not_noticed(3, 2, 0, FAILED)]
+    #[case::a_false_alarm(3, 3, 1, FAILED)]
+    #[case::all_ignored(0, 0, 0, ENVIRONMENT)]
+    fn what_was_not_planted_is_no_success(
+        #[case] classes: u32,
+        #[case] caught: u32,
+        #[case] alarms: u32,
+        #[case] code: u8,
+    ) {
+        assert_eq!(Seen { classes, caught, alarms, ..Seen::default() }.code(), code);
     }
 }

@@ -107,10 +107,14 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         fs::write(path, text)
             .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))?;
     }
-    Ok(ExitCode::from(match (good, broken) {
-        (false, _) => FAILED,
-        (true, true) => ENVIRONMENT,
-        (true, false) => 0,
+    let compared = rows.iter().any(|row| !matches!(row.outcome, Outcome::Ignored(_)));
+    if !compared {
+        say("no case was compared: nothing is shown");
+    }
+    Ok(ExitCode::from(match good {
+        false => FAILED,
+        true if broken || !compared => ENVIRONMENT,
+        true => 0,
     }))
 }
 

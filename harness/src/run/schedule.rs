@@ -22,26 +22,27 @@ pub fn pairs(
     each(cases, jobs, |case| case::run_both(case, first, second), done);
 }
 
-fn each<T: Send>(
-    cases: &[Case],
+/// Does `work` for each of `items`, `jobs` at a time; `done` sees what comes of it as it comes.
+pub fn each<I: Sync, T: Send>(
+    items: &[I],
     jobs: usize,
-    run: impl Fn(&Case) -> T + Sync,
+    work: impl Fn(&I) -> T + Sync,
     mut done: impl FnMut(T),
 ) {
     let next = AtomicUsize::new(0);
-    let (reports, arriving) = mpsc::channel();
+    let (results, arriving) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, cases.len().max(1)) {
-            let (reports, next, run) = (reports.clone(), &next, &run);
+        for _ in 0..jobs.clamp(1, items.len().max(1)) {
+            let (results, next, work) = (results.clone(), &next, &work);
             scope.spawn(move || {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if reports.send(run(case)).is_err() {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if results.send(work(item)).is_err() {
                         return;
                     }
                 }
             });
         }
-        drop(reports);
+        drop(results);
         arriving.iter().for_each(&mut done);
     });
 }

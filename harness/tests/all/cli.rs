@@ -238,6 +238,21 @@ fn a_run_in_which_every_case_was_ignored_exits_with_3() {
     assert!(told.contains("\nno case ran: all 2 were ignored\n"), "{told}");
 }
 
+/// What a comparison or a catalogue shows in which nothing was tried.
+#[test]
+fn what_compares_or_plants_nothing_is_no_success() {
+    let folder = folder();
+    let path = folder.path().join("scenarios/theme/twice.toml");
+    std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
+    let args = ["conform", "--vmm", "mock", "--vmm", "mock"];
+    let done = harness(folder.path(), &args).assert().code(3);
+    let told = text(&done.get_output().stdout);
+    assert!(told.ends_with("no case was compared: nothing is shown\n"), "{told}");
+    let done = harness(folder.path(), &["catalogue", "--filter", "no-such-bug"]).assert().code(2);
+    let told = text(&done.get_output().stderr);
+    assert!(told.contains("no class of bugs matches --filter"), "{told}");
+}
+
 #[test]
 fn lists_cases_and_guests() {
     let folder = folder();

@@ -1,11 +1,12 @@
-//! Everything that KVM can tell of a VM whose vCPUs stand still, as named values: for tests, which
-//! compare them before and after an update.
+//! Everything that KVM can tell of a VM whose vCPUs stand still, and what nobody but this process can
+//! ask the kernel for, as named values: for tests, which compare them before and after an update.
 //!
 //! It shares nothing with save and restore, so what those forget is seen here: it makes its own
 //! ioctls, and asks for more than anybody saves. Source: KVM API, section 4.
 
 mod call;
 mod msrs;
+mod process;
 mod vcpu;
 mod vm;
 
@@ -79,6 +80,7 @@ pub fn read(machine: &Machine, haste: Haste) -> Result<Values, Unavailable> {
     let KvmFds { kvm, vm, vcpus } = machine.kvm_fds().ok_or(Unavailable::NoVm)?;
     Vec::<u8>::new().try_reserve_exact(ROOM).map_err(|_| Unavailable::NoRoom)?;
     let mut values = Values::default();
+    process::read(&mut values);
     vm::read(vm, &mut values);
     let msrs = msrs::to_ask_for(kvm, haste);
     for (index, vcpu) in vcpus.into_iter().enumerate() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -63,13 +64,27 @@ pub fn children(pid: u32) -> Vec<u32> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
+/// Empty for a kernel thread and a zombie, for a moment for a process that is about to execute a
+/// program, and for one that has removed its own.
+fn command_line(process: &Path) -> Option<Vec<u8>> {
+    const LOOKS: u32 = 100;
+    let look = |_| {
+        let words = fs::read(process.join("cmdline")).ok()?;
+        let is_known = !words.is_empty() || fs::read_link(process.join("exe")).is_err();
+        if !is_known {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        is_known.then_some(words)
+    };
+    (0..LOOKS).find_map(look)
+}
+
 /// The processes that have not ended and name `path`, or what is in it, on their command line.
 pub fn naming(path: &Path) -> Vec<u32> {
     let path = path.as_os_str().as_encoded_bytes();
     let look = |entry: fs::DirEntry| -> Option<u32> {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        // A zombie's is empty.
-        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        let words = command_line(&entry.path())?;
         words.windows(path.len()).any(|part| part == path).then_some(pid)
     };
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
