@@ -229,6 +229,9 @@ pub(super) fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
         CommandKind::OtherSerial => {
             value_of(arguments, "--serial").map(|at| (at, "null".to_owned()))
         }
+        CommandKind::Deferred => {
+            value_of(arguments, "--incoming").map(|at| (at, "defer".to_owned()))
+        }
         CommandKind::OtherIncoming => {
             value_of(arguments, "--incoming").map(|at| (at, "file:/no/such/state".to_owned()))
         }

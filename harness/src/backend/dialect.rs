@@ -62,6 +62,8 @@ pub enum Feature {
     HugePagesByMount,
     /// A keeper continues the VM when the VMM's process dies (`--keeper`).
     Keeper,
+    /// A client that stays connected tells it to load the state (`--incoming defer`).
+    Deferred,
     /// It logs, to standard error or to a file.
     Log,
     /// `execveat` serves it where `execve` is forbidden.

@@ -27,6 +27,39 @@ const CASES: [&str; 11] = [
     "update/after-reset[cpus=2]",
 ];
 
+/// Losses after which the guest is the same, each with the reason: nobody can notice them. The
+/// structures are those of the KVM API.
+const NO_EFFECT: [(&str, &str); 7] = [
+    (
+        r"platform\.\d+\.pit bytes 0x(1[0-7]|2[89a-f]|4[0-7]) to 0x(1[0-7]|2[89a-f]|4[0-7]),.*",
+        "when a counter was loaded: KVM_SET_PIT2 loads all of them anew",
+    ),
+    (
+        r"vcpu\.\d+\.lapic bytes 0x3[0-3] to 0x3[0-3],.*",
+        "the LAPIC's version: KVM_SET_LAPIC writes its own",
+    ),
+    (
+        r"platform\.\d+\.clock bytes 0x(1[0-9a-f]|2[0-9a-f]) to 0x(1[0-9a-f]|2[0-9a-f]),.*",
+        "the host's times when the clock was read: KVM_SET_CLOCK is not asked to make up for them",
+    ),
+    (
+        r"vcpu\.\d+\.events bytes 0x[0-3] to 0x[0-3],.*",
+        "a fault that is about to be delivered: its instruction is executed again, and raises it again",
+    ),
+    (
+        r"vcpu\.\d+\.events bytes 0x8 to 0x9, \[00, ..\],.*",
+        "the vector of an interrupt that is not being delivered",
+    ),
+    (
+        r"vcpu\.\d+\.events bytes 0x14 to 0x15, \[0d, 00\],.*",
+        "which of the other members count: a pending NMI, an interrupt shadow and SMM, none of which was there",
+    ),
+    (
+        r"vcpu\.\d+\.xcrs bytes 0x0 to 0x[0-3], \[01(, 00)*\],.*",
+        "the number of XCRs: the guest's XCR0 is as a vCPU begins with",
+    ),
+];
+
 /// What the VMM calls a loss in its log.
 const LOGGED: &str = "planted_loss";
 
@@ -53,6 +86,8 @@ pub enum Noticed {
     },
     /// No case failed.
     Never,
+    /// No case failed, because nothing is another: why.
+    NoEffect(&'static str),
     /// There was nothing of the kind to lose.
     NothingLost,
     /// A case could not run: why.
@@ -64,6 +99,7 @@ impl fmt::Display for Noticed {
         match self {
             Self::By { case, checks } => write!(f, "{} in {case}", checks.join(", ")),
             Self::Never => f.write_str("NOT NOTICED"),
+            Self::NoEffect(why) => write!(f, "no effect: {why}"),
             Self::NothingLost => f.write_str("nothing to lose"),
             Self::NotRun(why) => write!(f, "not run: {why}"),
         }
@@ -111,11 +147,25 @@ pub fn plant(number: u64, cases: &[&Case], vmm: &CprVmm, options: &Options) -> L
             break;
         }
     }
+    if let (Noticed::Never, Some(why)) = (&loss.noticed, no_effect(&loss.what)) {
+        loss.noticed = Noticed::NoEffect(why);
+    }
     // Only what was not noticed is left to look at.
     if loss.noticed != Noticed::Never {
         let _ = fs::remove_dir_all(&options.evidence);
     }
     loss
+}
+
+/// Why none of these losses has an effect, if none has.
+fn no_effect(what: &[String]) -> Option<&'static str> {
+    let reason = |what: &String| {
+        let fits = |pattern: &str| {
+            regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|known| known.is_match(what))
+        };
+        NO_EFFECT.iter().find(|(pattern, _)| fits(pattern)).map(|(_, why)| *why)
+    };
+    what.iter().map(reason).collect::<Option<Vec<_>>>()?.first().copied()
 }
 
 /// What the logs of `case` say was lost.
@@ -152,6 +202,8 @@ pub struct Share {
     pub lost: u32,
     /// Of them, those that were noticed.
     pub noticed: u32,
+    /// Losses besides, that have no effect.
+    pub no_effect: u32,
     /// By each check that came first.
     pub by: BTreeMap<String, u32>,
 }
@@ -175,6 +227,7 @@ impl Share {
                 *self.by.entry(check).or_default() += 1;
             }
             Noticed::Never => self.lost += 1,
+            Noticed::NoEffect(_) => self.no_effect += 1,
             Noticed::NothingLost | Noticed::NotRun(_) => {}
         }
     }
@@ -182,9 +235,12 @@ impl Share {
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lost, noticed, by } = self;
+        let Self { lost, noticed, no_effect, by } = self;
         let percent = f64::from(*noticed) * 100.0 / f64::from((*lost).max(1));
         write!(f, "{noticed} of {lost} losses noticed ({percent:.1} %)")?;
+        if *no_effect > 0 {
+            write!(f, ", {no_effect} more without effect")?;
+        }
         let mut by: Vec<_> = by.iter().collect();
         by.sort_by_key(|(check, count)| (std::cmp::Reverse(**count), (*check).clone()));
         let by: Vec<_> = by.iter().map(|(check, count)| format!("{check} {count}")).collect();
@@ -210,6 +266,17 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_effect_is_known_with_its_reason() {
+        let of = |what: &[&str]| no_effect(&what.iter().map(|&w| w.to_owned()).collect::<Vec<_>>());
+        let version = "vcpu.1.lapic bytes 0x30 to 0x31, [14, 00], become 0";
+        let divide = "vcpu.0.lapic bytes 0x3e0 to 0x3e1, [0b, 00], become 0";
+        assert!(of(&[version, version]).is_some_and(|why| why.contains("version")));
+        assert_eq!(of(&[version, divide]), None);
+        assert_eq!(of(&["vcpu.0.events bytes 0x8 to 0x9, [01, 40], become 0"]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
     fn a_seed_always_has_the_same_losses() {
         let of = |seed| numbers(seed).take(9).collect::<Vec<_>>();
         assert_eq!(of(1), of(1));
@@ -229,9 +296,11 @@ mod tests {
     fn the_share_is_of_what_was_lost() {
         let mut share = Share::default();
         let by = |check: &str| Noticed::By { case: "c".into(), checks: vec![check.into()] };
-        for noticed in [by("fds"), by("process"), by("fds"), Noticed::Never, Noticed::NothingLost] {
-            share.count(&noticed);
+        let not = [Noticed::Never, Noticed::NothingLost, Noticed::NoEffect("")];
+        for noticed in [by("fds"), by("process"), by("fds")].iter().chain(&not) {
+            share.count(noticed);
         }
-        assert_eq!(share.to_string(), "3 of 4 losses noticed (75.0 %): fds 2, process 1");
+        let told = "3 of 4 losses noticed (75.0 %), 1 more without effect: fds 2, process 1";
+        assert_eq!(share.to_string(), told);
     }
 }

@@ -63,7 +63,7 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
     // What is found out by the rehearsal alone: unrehearsed it takes the VMM's place.
     let only_rehearsed = |text: &str| rehearsed.then(|| refused(text));
     match command {
-        Good | Wrapper | InPath => Some(Expect::Completed),
+        Good | Wrapper | InPath | Deferred => Some(Expect::Completed),
         Missing if state.command_left => None,
         Missing => Some(refused("cpr-exec mode requires setting cpr-exec-command")),
         EmptyList => Some(refused("cpr-exec-command is an empty list")),

@@ -67,6 +67,7 @@ impl Workshop<'_> {
                 }
             }
             CommandKind::Good
+            | CommandKind::Deferred
             | CommandKind::Missing
             | CommandKind::EmptyList
             | CommandKind::Nul

@@ -121,6 +121,7 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     let of_command = match migrate.command {
         CommandKind::OlderState | CommandKind::NewerState => Some(Feature::FailPoints),
         CommandKind::EnvNotMemfd => Some(Feature::OpenFiles),
+        CommandKind::Deferred => Some(Feature::Deferred),
         _ => None,
     };
     let rehearses = (migrate.rehearsal == Some(true)).then_some(Feature::Rehearsal);

@@ -20,7 +20,7 @@ use crate::coverage;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::queries;
-use crate::scenario::{Channel, Expect, Inject, Migrate, RaceCommand};
+use crate::scenario::{Channel, CommandKind, Expect, Inject, Migrate, RaceCommand};
 
 /// How long an update may take unless the scenario says otherwise; less than the harness waits.
 const DEADLINE_MS: u64 = 15_000;
@@ -40,6 +40,9 @@ impl Session<'_> {
                     Expect::Survives => Duration::from_millis(self.case.deadline_ms),
                     _ => self.options.patience.update,
                 };
+                if migrate.command == CommandKind::Deferred {
+                    self.have_it_load(&channel, from)?;
+                }
                 self.await_ending_within(from, limit)?
             }
             Err(QmpFault::Refused { error, .. }) => {
@@ -75,6 +78,37 @@ impl Session<'_> {
             culprit: if of_channel { channel.state } else { command.culprit },
             errno: errno.map(|e| e.number()),
         })
+    }
+
+    /// Tells a VMM that waits for its state where that is, unless the update ends before.
+    fn have_it_load(&mut self, channel: &PreparedChannel, from: usize) -> Result<(), StepError> {
+        let deadline = Deadline::after(self.options.patience.update);
+        let waits = poll::until(deadline, || {
+            let status = match self.qmp.execute(Command::plain("query-status")) {
+                Ok(answer) => answer["status"].clone(),
+                Err(error) => return Some(Err(error)),
+            };
+            let ended = |label: &String| label.contains("completed") || label.contains("failed");
+            match status == "inmigrate" || self.labels(from).iter().any(ended) {
+                true => Some(Ok(status == "inmigrate")),
+                false => None,
+            }
+        });
+        let Some(waits) = waits else {
+            return Err(StepError::Process(format!(
+                "after {:?} the VMM does not wait for its state",
+                self.options.patience.update
+            )));
+        };
+        if waits? {
+            let uri = json!({ "uri": format!("file:{}", channel.state) });
+            match self.qmp.execute(Command::new("migrate-incoming", uri)) {
+                // The end of the update tells that as well, and is judged.
+                Ok(_) | Err(QmpFault::Refused { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Asks for an update in which the VMM ends, and waits for that.

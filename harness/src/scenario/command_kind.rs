@@ -17,6 +17,8 @@ pub enum CommandKind {
     Wrapper,
     /// The VMM by its bare name, to be found through `PATH`.
     InPath,
+    /// The same VMM, which waits for `migrate-incoming`: the harness sends that.
+    Deferred,
     /// The parameter is not set.
     Missing,
     /// `[]`.

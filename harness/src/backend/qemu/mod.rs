@@ -149,6 +149,9 @@ impl Backend for Qemu {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
             Feature::Keeper => "qemu has no keeper",
+            Feature::Deferred => {
+                "qemu drops its clients in an update, who are to tell it what to load"
+            }
             Feature::Log => "qemu logs nothing of an update",
             Feature::Execveat => "qemu executes by execvp, which is forbidden here",
         };
