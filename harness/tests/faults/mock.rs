@@ -188,6 +188,7 @@ faults! {
     ram_in_other_frames: MoveFrames, STOPPED => "ram";
     a_quarter_of_ram_in_other_frames: MoveSomeFrames, STOPPED => "ram";
     ram_byte_flipped: FlipByte, STOPPED => "ram";
+    ram_byte_flipped_below_2_mib: FlipLowByte, STOPPED => "ram";
     run_state_of_a_stopped_guest: LieAfterUpdate, STOPPED => "run_state";
     run_state_of_a_running_guest: LieAfterUpdate, RUNNING => "run_state";
     guest_frozen: Freeze, RUNNING => "progress";

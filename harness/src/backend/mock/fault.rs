@@ -27,6 +27,8 @@ pub enum Fault {
     MoveSomeFrames,
     /// Flip one byte of RAM.
     FlipByte,
+    /// Flip one below the RAM that guests fill.
+    FlipLowByte,
     /// Let a paused guest run.
     ResumePaused,
     /// Say after an update that the guest runs when it is paused, and the other way round.

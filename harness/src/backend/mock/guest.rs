@@ -123,11 +123,20 @@ impl Guest {
         &self.ram
     }
 
-    /// Flips a byte well away from the mailbox.
+    /// Flips a byte in the middle of RAM, well away from the mailbox.
     pub fn flip_byte(&self) -> io::Result<()> {
+        self.flip_byte_at(self.bytes / 2)
+    }
+
+    /// Flips one below what guests fill.
+    pub fn flip_low_byte(&self) -> io::Result<()> {
+        self.flip_byte_at(0x600)
+    }
+
+    fn flip_byte_at(&self, address: u64) -> io::Result<()> {
         let mut byte = [0];
-        self.ram.read_exact_at(&mut byte, self.bytes / 2)?;
-        self.ram.write_all_at(&[!byte[0]], self.bytes / 2)
+        self.ram.read_exact_at(&mut byte, address)?;
+        self.ram.write_all_at(&[!byte[0]], address)
     }
 
     /// Says what it lacks.

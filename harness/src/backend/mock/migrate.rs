@@ -152,6 +152,7 @@ impl Machine {
         let mut command = self.command.clone();
         match self.args.fault {
             Some(Fault::FlipByte) => drop(self.guest.flip_byte()),
+            Some(Fault::FlipLowByte) => drop(self.guest.flip_low_byte()),
             Some(Fault::Hang) => loop {
                 std::thread::park();
             },

@@ -16,6 +16,7 @@ use serde_bytes::ByteBuf;
 use super::super::named_fds::NamedFd;
 use crate::descriptors;
 use crate::state::{Envelope, EnvelopeError};
+use crate::sys;
 
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRBACK\n", version: 1 };
 
@@ -154,8 +155,17 @@ fn name_of_main_thread() -> Vec<u8> {
             name
         }
         // Without /proc the name of this thread: the main one may have crashed.
-        None => nix::sys::prctl::get_name().map(CString::into_bytes).unwrap_or_default(),
+        None => name_of_this_thread(),
     }
+}
+
+/// nix has the kernel write to a buffer that the compiler may take for unchanged.
+fn name_of_this_thread() -> Vec<u8> {
+    let mut name = [0_u8; 16];
+    let arguments = [libc::PR_GET_NAME as usize, name.as_mut_ptr() as usize];
+    // SAFETY: the kernel writes 16 bytes, the last of them 0.
+    let _ = unsafe { sys::call(libc::SYS_prctl, arguments) };
+    name.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
 /// Those of `fds` that whoever started this process wanted to cross every exec.
@@ -241,6 +251,16 @@ mod tests {
         assert!(record.inherited.contains(&numbers[1]) && !record.inherited.contains(&numbers[2]));
         record.inherited = numbers.to_vec();
         assert_eq!(record.prepare_next(Duration::ZERO).inherited, [numbers[1]]);
+    }
+
+    #[test]
+    fn a_thread_knows_its_name() {
+        let name = |name: &str| {
+            let thread = std::thread::Builder::new().name(name.to_owned());
+            thread.spawn(name_of_this_thread).unwrap().join().unwrap()
+        };
+        assert_eq!(name("some-thread"), b"some-thread");
+        assert_eq!(name("longer-than-it-may-be"), b"longer-than-it-");
     }
 
     #[test]
