@@ -13,7 +13,7 @@ use cpr_harness::audit::Expectations;
 use cpr_harness::backend::cpr_vmm::{self, CprVmm};
 use cpr_harness::coverage;
 use cpr_harness::report::errors::{Errors, Wish};
-use cpr_harness::run::{Options, case};
+use cpr_harness::run::{Options, case, requirements};
 use cpr_harness::scenario::Case;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -34,7 +34,8 @@ fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         let mut missing = Expectations::embedded().unseen(cpr_vmm::NAME);
         missing.extend(coverage::complaints());
         missing.iter().for_each(|line| println!("{line}"));
-        if !same || !missing.is_empty() {
+        // What a host cannot run shows nothing of it.
+        if !same || requirements::all_required() && !missing.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
     }

@@ -66,5 +66,6 @@ use std::process::ExitCode;
 /// Call it first thing: it takes over the descriptors that an update left open, so nobody else may
 /// have opened any, and there must be one thread.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    reserve::grow_stack();
     vmm::main(args)
 }

@@ -1,22 +1,45 @@
-//! Memory for the time when there is no more address space.
+//! Memory for the time when there is no more address space: a pool for allocations, and stack.
 //!
 //! An allocation that fails ends a Rust process, and a guest must not end because a client sent a
 //! long message under a tight `RLIMIT_AS`. What the system does not give comes from a pool of the
 //! binary's own, which costs nothing until it is touched.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::arch::asm;
 use std::cell::UnsafeCell;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use linked_list_allocator::Heap;
+use nix::sys::resource::{Resource, getrlimit};
 
-/// Bytes in the pool. The longest message of a QMP client takes 20 MiB if it is all numbers.
-pub const BYTES: usize = 32 << 20;
+/// Bytes in the pool. The longest message of a QMP client takes 36 MiB if it is all brackets.
+pub const BYTES: usize = 64 << 20;
 
-/// How often the pool's lock is tried: a copy of the process that was made while it was held never
-/// gets it.
-const TRIES: usize = 10_000;
+/// How often the pool's lock is tried before each try waits for a millisecond, and how often after
+/// that: whoever has it may wait for a CPU, and may never come back in a copy of the process.
+const QUICK_TRIES: usize = 1000;
+const TRIES: usize = QUICK_TRIES + 1000;
+
+/// Of whatever runs the VMM: the harness carries it.
+#[global_allocator]
+static ALLOCATOR: Reserve = Reserve::new();
+
+/// Bytes of the main thread's stack that are there from the start: a message of the deepest nesting
+/// takes some 400 KiB.
+const STACK: usize = 1 << 20;
+
+/// Has the stack of the calling thread, which must be the main one, grow by [`STACK`] bytes: later there
+/// may be no address space for it, and that ends a process as well.
+pub fn grow_stack() {
+    // What is near the limit would end it now.
+    if getrlimit(Resource::RLIMIT_STACK).is_ok_and(|(soft, _)| soft >= 4 * STACK as u64) {
+        // SAFETY: nothing is kept below the stack pointer, and the kernel lets the stack grow to there.
+        // One page is touched.
+        unsafe { asm!("mov byte ptr [rsp - {}], 0", const STACK, options(nostack)) };
+    }
+}
 
 /// Whether an allocation has come from a pool since somebody asked.
 static TOUCHED: AtomicBool = AtomicBool::new(false);
@@ -67,7 +90,10 @@ impl<A> Reserve<A> {
         let free = |_: &usize| !self.held.swap(true, Ordering::Acquire);
         (0..TRIES).find(|n| {
             free(n) || {
-                std::thread::yield_now();
+                match *n < QUICK_TRIES {
+                    true => std::thread::yield_now(),
+                    false => std::thread::sleep(Duration::from_millis(1)),
+                }
                 false
             }
         })?;

@@ -282,9 +282,11 @@ fn without_address_space_messages_are_answered() {
     // Its vCPU has begun then, for which it needs a stack.
     wires[0].ask("stop", json!({}));
     let limit_before = limit(&vm, libc::RLIMIT_AS, 16 << 20);
-    // As many values as fit in one message.
-    let values = vec![1; 130_000];
-    for wire in &mut wires {
+    // As many values as fit in one message, flat and nested.
+    let flat = json!(vec![1; 130_000]);
+    let chain = (0..90).fold(json!([]), |inner, _| json!([inner]));
+    let nested = json!(vec![chain; 1300]);
+    for (wire, values) in wires.iter_mut().zip([&flat, &nested, &flat]) {
         let command = json!({ "execute": "query-status", "id": values });
         wire.send(&command.to_string());
         assert_eq!(wire.line()["id"], json!(values));

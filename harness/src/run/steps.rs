@@ -239,12 +239,14 @@ impl Session<'_> {
         let (cpus, limit) = (self.case.vm.cpus, self.options.patience.boot);
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
         let page = self.page()?;
-        let shown = || page.read().ok().map(|view| view.heartbeats(cpus));
+        let is_up = |view: &View| view.boots >= boots && view.is_up(cpus);
+        // While it fills its RAM. What beats in an earlier boot has not begun this one.
+        let beats = |view: &View| (view.boots >= boots).then(|| view.heartbeats(cpus));
+        let shown = || page.read().ok().as_ref().and_then(beats);
         loop {
             let before = shown();
-            let is_up = |view: &View| view.boots >= boots && view.is_up(cpus);
             match self.await_guest(&what, limit, is_up) {
-                Err(StepError::Guest { .. }) if shown() != before => {}
+                Err(StepError::Guest { .. }) if shown().is_some_and(|now| Some(now) != before) => {}
                 done => return done,
             }
         }

@@ -86,6 +86,8 @@ impl Session<'_> {
         let waits = poll::until(deadline, || {
             let status = match self.qmp.execute(Command::plain("query-status")) {
                 Ok(answer) => answer["status"].clone(),
+                // Who continues the guest refuses what its predecessor was asked.
+                Err(QmpFault::Refused { .. }) => return None,
                 Err(error) => return Some(Err(error)),
             };
             let ended = |label: &String| label.contains("completed") || label.contains("failed");
