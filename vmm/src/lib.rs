@@ -48,7 +48,7 @@ mod own_binary;
 mod pid_file;
 pub mod private_file;
 pub mod qmp;
-pub mod reserve;
+mod reserve;
 mod service_manager;
 pub mod state;
 pub mod sys;

@@ -24,10 +24,10 @@ const TRIES: usize = QUICK_TRIES + 1000;
 
 /// Of whatever runs the VMM: the harness carries it.
 #[global_allocator]
-static ALLOCATOR: Reserve = Reserve::new();
+static ALLOCATOR: Reserve<System> = Reserve::behind(System);
 
-/// Bytes of the main thread's stack that are there from the start: a message of the deepest nesting
-/// takes some 400 KiB.
+/// Bytes of the main thread's stack that are there from the start: those that a new process has are
+/// too few for a message of the deepest nesting.
 const STACK: usize = 1 << 20;
 
 /// Has the stack of the calling thread, which must be the main one, grow by [`STACK`] bytes: later there
@@ -49,8 +49,8 @@ pub fn was_touched() -> bool {
     TOUCHED.load(Ordering::Relaxed) && TOUCHED.swap(false, Ordering::Relaxed)
 }
 
-/// The system's allocator, with a reserve of [`BYTES`] bytes.
-pub struct Reserve<A = System> {
+/// An allocator, with a reserve of [`BYTES`] bytes.
+pub struct Reserve<A> {
     system: A,
     pool: Pool,
     heap: UnsafeCell<Heap>,
@@ -62,14 +62,6 @@ struct Pool(UnsafeCell<[u8; BYTES]>);
 
 // SAFETY: `heap` is used by the one thread that has set `held`, and `pool` through `heap` alone.
 unsafe impl<A: Sync> Sync for Reserve<A> {}
-
-impl Reserve {
-    /// For the system's allocator.
-    #[expect(clippy::new_without_default, reason = "it is made for a static")]
-    pub const fn new() -> Self {
-        Self::behind(System)
-    }
-}
 
 impl<A> Reserve<A> {
     const fn behind(system: A) -> Self {

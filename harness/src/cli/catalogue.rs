@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{ENVIRONMENT, FAILED, Stop, cores};
+use super::{ENVIRONMENT, FAILED, Stop};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
@@ -31,9 +31,9 @@ pub(super) struct Catalogue {
     /// The seed of the losses; drawn without it.
     #[arg(long, value_name = "S", requires = "random")]
     seed: Option<u64>,
-    /// How many losses are looked for at a time [default: as many as there are CPUs].
-    #[arg(long, value_name = "N", requires = "random")]
-    jobs: Option<usize>,
+    /// How many losses are looked for at a time; what a busy host makes fail counts as noticed.
+    #[arg(long, value_name = "N", requires = "random", default_value_t = 1)]
+    jobs: usize,
     /// Plant the loss of this number only.
     #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write", "random"])]
     loss: Option<u64>,
@@ -75,8 +75,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         let seed = catalogue.seed.unwrap_or_else(|| fastrand::u32(..).into());
         say(format_args!("seed {seed}"));
         let numbers: Vec<_> = random::numbers(seed).take(count as usize).collect();
-        let jobs = catalogue.jobs.unwrap_or_else(cores);
-        return lose(&numbers, jobs, &cases, &vmm, &options);
+        return lose(&numbers, catalogue.jobs, &cases, &vmm, &options);
     }
     let wanted = |class: &&BugClass| {
         let named = |text: &String| class.planted.contains(text) || class.case.contains(text);

@@ -327,8 +327,8 @@ impl Vmm {
             return;
         }
         let before = carried.page.as_ref().filter(|page| page.is_undecided());
-        let page = before.map(|page| page.point().clone());
-        if let Err(error) = self.guard(Some(Predecessor { record, page })) {
+        let commit_point = before.map(|page| page.point().clone());
+        if let Err(error) = self.guard(Some(Predecessor { record, commit_point })) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {

@@ -68,15 +68,14 @@ pub fn children(pid: u32) -> Vec<u32> {
 /// program, and for one that has removed its own.
 fn command_line(process: &Path) -> Option<Vec<u8>> {
     const LOOKS: u32 = 100;
-    let look = |_| {
+    for _ in 0..LOOKS {
         let words = fs::read(process.join("cmdline")).ok()?;
-        let is_known = !words.is_empty() || fs::read_link(process.join("exe")).is_err();
-        if !is_known {
-            std::thread::sleep(Duration::from_millis(1));
+        if !words.is_empty() || fs::read_link(process.join("exe")).is_err() {
+            return Some(words);
         }
-        is_known.then_some(words)
-    };
-    (0..LOOKS).find_map(look)
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
 }
 
 /// The processes that have not ended and name `path`, or what is in it, on their command line.

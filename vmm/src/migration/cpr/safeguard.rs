@@ -69,7 +69,7 @@ pub struct Predecessor<'a> {
     /// The way back.
     pub record: &'a Record,
     /// The commit point before which the keeper there acts.
-    pub page: Option<Arc<CommitPoint>>,
+    pub commit_point: Option<Arc<CommitPoint>>,
 }
 
 /// The keeper and its plan. Dropping it ends the keeper.
@@ -108,7 +108,7 @@ impl Safeguard {
             Some(predecessor) => predecessor.record.prepare_next(deadline),
             None => Record::prepare(deadline),
         };
-        let before = predecessor.and_then(|predecessor| predecessor.page);
+        let before = predecessor.and_then(|predecessor| predecessor.commit_point);
         record.binary = binary.as_raw_fd();
         let program = Arc::new(Program::new(&record));
         let start = || Keeper::start(fall_back::continue_guest, before);

@@ -148,15 +148,14 @@ pub fn strings(of: &[ByteBuf]) -> Vec<CString> {
 }
 
 fn name_of_main_thread() -> Vec<u8> {
-    let is_main = gettid() == getpid();
-    match if is_main { None } else { std::fs::read("/proc/self/comm").ok() } {
-        Some(mut name) => {
-            name.retain(|byte| *byte != b'\n');
-            name
-        }
-        // Without /proc the name of this thread: the main one may have crashed.
-        None => name_of_this_thread(),
+    if gettid() != getpid()
+        && let Ok(mut name) = std::fs::read("/proc/self/comm")
+    {
+        name.retain(|byte| *byte != b'\n');
+        return name;
     }
+    // That of this thread, without /proc even where another is the main one.
+    name_of_this_thread()
 }
 
 /// nix has the kernel write to a buffer that the compiler may take for unchanged.
