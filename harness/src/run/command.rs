@@ -57,7 +57,12 @@ impl Workshop<'_> {
         let (mut busy, mut mounted, mut before) = (None, None, Vec::new());
         let word = match kind {
             _ if kind.forks() || kind.lowers() => {
-                match wrapping(kind, &self.binary(), &self.path("lock")) {
+                // Made by `flock` itself, it would be a file that the update has left behind.
+                let lock = match kind {
+                    CommandKind::ForksFlock => self.file("lock", b"")?,
+                    _ => String::new(),
+                };
+                match wrapping(kind, &self.binary(), &lock) {
                     Some(Wrapping::Script(script)) => self.program("wrapper", script.as_bytes())?,
                     Some(Wrapping::Words(words)) => {
                         before = words;
