@@ -135,7 +135,7 @@ fn what_could_be_somebody_elses_is_no_state_file() {
     refused("it is a symbolic link");
     fs::remove_file(&state).unwrap();
     nix::unistd::mkfifo(&state, Mode::S_IRWXU).unwrap();
-    refused("it is no regular file");
+    refused("it is not a regular file");
     assert!(fs::metadata(&state).unwrap().file_type().is_fifo());
     fs::remove_file(&state).unwrap();
     scene.write("state", "old");
@@ -224,7 +224,7 @@ fn saved_memory_is_private() {
         errors.push(scene.redact(&refused.desc));
     }
     insta::assert_snapshot!(errors.join("\n"), @r"
-    cannot save memory to DIR/link: it is a symbolic link: name the file that it leads to, or start the VMM with --follow-symlinks on
+    cannot save memory to DIR/link: it is a symbolic link: name the file it points to, or start the VMM with --follow-symlinks on
     cannot save memory to DIR/.: Is a directory (os error 21)
     cannot save memory to DIR/missing/file: No such file or directory (os error 2)
     cannot save memory to DIR/memory: 0x0 + 0x1100000 is not all RAM
@@ -241,7 +241,7 @@ fn a_fifo_makes_nobody_wait() {
     let fifo = scene.path("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let refused = qmp.execute(pmemsave(4096, &fifo)).expect_err("it must be refused").desc;
-    assert!(refused.ends_with("it is no regular file"), "{refused}");
+    assert!(refused.ends_with("it is not a regular file"), "{refused}");
 }
 
 fn others_are_served_while_memory_is_saved() {
@@ -255,7 +255,10 @@ fn others_are_served_while_memory_is_saved() {
     assert_eq!(other.run_state(), RunState::Running);
     let words = vm.command_again("file:DIR/state");
     let refused = other.begin_update(&words, &vm.state_file()).expect_err("not now").desc;
-    assert_eq!(refused, "guest memory is being saved (pmemsave): update when that is answered");
+    assert_eq!(
+        refused,
+        "cannot update: guest memory is being saved (pmemsave); retry when it is done"
+    );
     let silent = saving.is_silent();
     assert_eq!(saving.answer("the end of pmemsave").expect("it succeeds").to_string(), "{}");
     assert!(silent, "512 MiB were saved before the others were served");

@@ -7,7 +7,7 @@ use crate::scenario::{
 
 /// The errors of our VMM, in the words that matter.
 const NOT_EXECUTED: &str = "cannot execute cpr-exec-command";
-const NO_ANSWER: &str = "without answering the rehearsal";
+const NO_ANSWER: &str = "before replying to the rehearsal";
 
 /// How `migrate` must end in `state`; none: the VM would be lost by it, and rightly so, or it takes
 /// too long.
@@ -94,14 +94,14 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         TruncatesState => Some(failed(None, "bytes after its header, which says")),
         FlipsState => Some(failed(None, "its checksum does not match")),
         EmptiesState => Some(failed(None, "0 bytes are too short for a header")),
-        StateBecomesFifo | StateBecomesDirectory => Some(failed(None, "it is no regular file")),
+        StateBecomesFifo | StateBecomesDirectory => Some(failed(None, "it is not a regular file")),
         RemovesState => Some(failed(Some(Errno::Enoent), "")),
-        EnvNotANumber => Some(failed(None, "\"seven\" is no descriptor number")),
-        EnvNegative => Some(failed(None, "\"-1\" is no descriptor number")),
-        EnvHuge => Some(failed(None, "is no descriptor number")),
+        EnvNotANumber => Some(failed(None, "\"seven\" is not a descriptor number")),
+        EnvNegative => Some(failed(None, "\"-1\" is not a descriptor number")),
+        EnvHuge => Some(failed(None, "is not a descriptor number")),
         EnvClosed => Some(failed(None, "is not open")),
-        EnvNotMemfd | EnvOtherFd => Some(failed(None, "is no sealed memfd")),
-        EnvEmpty => Some(failed(None, "\"\" is no descriptor number")),
+        EnvNotMemfd | EnvOtherFd => Some(failed(None, "is not a sealed memfd")),
+        EnvEmpty => Some(failed(None, "\"\" is not a descriptor number")),
         EnvRemoved => Some(failed(None, "was removed on the way to the new VMM")),
         WithoutKvm => Some(Expect::Kept),
         // Whether 512 MiB are too few depends on the guest.

@@ -215,7 +215,7 @@ mod tests {
         run_state=Running downtime_us=3269 phases=\"main=1134 adopt=1322 parse=1458 log=1506 \
         signals=1540 ram=1557 qmp=1568 read=1756 created=2000 build=3257 resume=3269\"";
     const RETURNED: &str = "2026-11-27T02:30:00.002000Z  WARN cpr_vmm::vmm::start: cpr_returned \
-        why=\"after read it took SIGABRT\"";
+        why=\"after read it received SIGABRT\"";
 
     fn at<'a>(lines: &[&'a str]) -> Vec<(Duration, &'a str)> {
         lines.iter().map(|line| (Duration::from_micros(10_210), *line)).collect()

@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
-/// How long the end of a keeper that was killed is waited for. It executes nothing but the teardown
-/// of the old address space.
+/// How long to wait for a killed keeper to end. It executes nothing but the teardown of the old
+/// address space.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A child process, by a descriptor: its number may be another's as soon as it has ended, if
-/// SIGCHLD is ignored (which is inherited). Dropping it ends and reaps it.
+/// A child process, referred to by a pidfd: its number may be reused as soon as it has ended, if
+/// SIGCHLD is ignored (which is inherited). Dropping it ends and reaps the process.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -24,22 +24,22 @@ pub struct Child {
 }
 
 impl Child {
-    /// The child `pid`, of which `fd` is a pidfd.
+    /// Wraps the child `pid`, whose pidfd is `fd`.
     pub(super) fn new(pid: Pid, fd: OwnedFd) -> Self {
         Self { pid, fd }
     }
 
-    /// Its process ID.
+    /// Returns the process ID.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Becomes readable when it has ended.
+    /// Returns the pidfd, which becomes readable when the child has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Ends it.
+    /// Sends SIGKILL to the child.
     pub fn kill(&self) {
         send_kill(self.fd.as_raw_fd());
     }
@@ -51,7 +51,7 @@ impl Drop for Child {
         if !sys::readable_within(self.fd.as_raw_fd(), PATIENCE.as_millis() as u32) {
             return tracing::error!(pid = self.pid.as_raw(), "keeper_does_not_end");
         }
-        // ECHILD: it is gone already. It has ended, so this does not wait.
+        // ECHILD: it was reaped already. It has ended, so this does not block.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         while waitid(Id::PIDFd(self.fd.as_fd()), flags) == Err(Errno::EINTR) {}
     }
@@ -65,7 +65,7 @@ pub(super) fn send_kill(fd: i32) {
     let _ = unsafe { sys::call(libc::SYS_pidfd_send_signal, arguments) };
 }
 
-/// A descriptor of a process, close-on-exec.
+/// Opens a pidfd, close-on-exec.
 pub(super) fn open_pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: plain integers. The kernel sets close-on-exec.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
@@ -78,7 +78,7 @@ pub(super) fn open_pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
 pub struct AdoptedKeeper(Child);
 
 impl AdoptedKeeper {
-    /// Takes it over; `None` where it is not a child of this process any more.
+    /// Takes over the keeper; `None` if it is no longer a child of this process.
     pub fn adopt(pid: i32) -> Option<Self> {
         Self::adopt_by(pid, open_pidfd)
     }
@@ -89,29 +89,29 @@ impl AdoptedKeeper {
             return None;
         }
         match open(pid) {
-            // Once more: the number may have become another's before it was opened.
+            // Checked again: the number may have been reused before it was opened.
             Ok(fd) => is_child(Id::PIDFd(fd.as_fd())).then(|| Self(Child::new(pid, fd))),
             Err(errno) => {
-                tracing::warn!(%errno, "keeper_ended: there is no descriptor to watch it by");
+                tracing::warn!(%errno, "keeper_ended: cannot open a pidfd to watch it");
                 end(pid);
                 None
             }
         }
     }
 
-    /// Lets it go: it dies, and takes the old address space with it.
+    /// Kills the keeper, which takes the old address space with it.
     pub fn release(&self) {
         self.0.kill();
     }
 
-    /// Becomes readable when it has ended.
+    /// Returns the pidfd, which becomes readable when the keeper has ended.
     pub fn ended(&self) -> &OwnedFd {
         &self.0.fd
     }
 }
 
 fn end(pid: Pid) {
-    // ESRCH: somebody else has killed it; it still waits to be reaped.
+    // ESRCH: it was killed already, but is not reaped yet.
     let _ = kill(pid, Signal::SIGKILL);
     let until = std::time::Instant::now() + PATIENCE;
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
@@ -128,7 +128,7 @@ fn end(pid: Pid) {
     }
 }
 
-/// Whether the child `pid` is there and has not ended. Async-signal-safe.
+/// Returns whether the child `pid` exists and has not ended. Async-signal-safe.
 pub fn is_watching(pid: i32) -> bool {
     if pid <= 0 {
         return false;
@@ -152,7 +152,7 @@ pub(super) fn is_child(id: Id<'_>) -> bool {
 mod tests {
     use super::*;
 
-    /// A child that sleeps until it is killed.
+    /// Starts a child that sleeps until it is killed.
     fn child() -> Pid {
         // SAFETY: the child calls nothing but what is async-signal-safe.
         match unsafe { nix::unistd::fork() }.unwrap() {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_cannot_be_watched_is_ended() {
+    fn keeper_without_pidfd_is_killed() {
         let pid = child();
         assert!(AdoptedKeeper::adopt_by(pid.as_raw(), |_| Err(Errno::EMFILE)).is_none());
         assert!(!is_child(Id::Pid(pid)));

@@ -1,5 +1,5 @@
-//! The commit point: who may run the guest is decided by one atomic step on one word, which lies in
-//! a sealed page that the process of the VMM, whatever it executes, and its keeper have in common.
+//! The commit point: one atomic step on one word decides which process may run the guest. The word
+//! is in a sealed page shared by the VMM's process, whatever program it executes, and its keeper.
 
 use std::fs::File;
 use std::io;
@@ -18,31 +18,33 @@ use crate::{memfd, sys};
 /// The name of the page's descriptor.
 pub const PAGE_FD: &str = "keeper.commit";
 const BYTES: u64 = 4096;
-/// Where the note lies in the page.
+/// Offset of the note in the page, in bytes.
 const NOTE_OFFSET: usize = 64;
-/// Most bytes of it, without its NUL.
+/// Maximum size of the note in bytes, without its NUL.
 const NOTE_BYTES: usize = 2048;
-/// The exit status of a process whose guest the keeper has taken.
+/// The exit status of a process whose guest the keeper has claimed.
 const LOST: i32 = 75;
 
-/// Nobody has gone beyond the state of before the update: whoever fails can be replaced.
+/// No claim has been made: no process has advanced the guest beyond the old state, so a process
+/// that fails can be replaced.
 pub const UNDECIDED: u32 = 0;
 
-/// Who may run the guest.
+/// The process that may run the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Claim {
-    /// The process that was given the guest. From its first `KVM_RUN` on the old state is stale.
+    /// The process that was given the guest. Once it executes its first `KVM_RUN`, the old state is
+    /// stale.
     Vmm = 1,
-    /// The keeper. The process that was given the guest must not run it any more.
+    /// The keeper. The process that was given the guest must no longer run it.
     Keeper = 2,
-    /// The process that had it before, for good: the keeper is not needed any more.
+    /// The process that had the guest before, for good: the keeper is no longer needed.
     Released = 3,
 }
 
-/// A word that processes agree on.
+/// A shared word that can be replaced atomically.
 pub trait Word {
-    /// Replaces `from` by `to`, and says whether it did.
+    /// Replaces `from` by `to`, and returns whether it did.
     fn replace(&self, from: u32, to: u32) -> bool;
 }
 
@@ -52,7 +54,7 @@ impl Word for AtomicU32 {
     }
 }
 
-/// The one step. True for at most one caller ever.
+/// Makes a claim, in one atomic step. Returns true for at most one caller ever.
 pub fn claim(word: &impl Word, claim: Claim) -> bool {
     word.replace(UNDECIDED, claim as u32)
 }
@@ -84,7 +86,7 @@ impl Deref for CommitPage {
 }
 
 impl CommitPage {
-    /// A new one, close-on-exec.
+    /// Creates a page, close-on-exec.
     pub fn create() -> io::Result<Self> {
         let file = File::from(memfd::create(c"cpr-commit", MFdFlags::empty())?);
         file.set_len(BYTES)?;
@@ -93,7 +95,7 @@ impl CommitPage {
         Self::map(file.into())
     }
 
-    /// The one that an update handed over.
+    /// Adopts the page that an update handed over.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let seals = SealFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GET_SEALS)?);
         let fixed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
@@ -125,45 +127,46 @@ impl CommitPage {
         Ok(Self { fd, mapped: Arc::new(CommitPoint { word }) })
     }
 
-    /// The page without its descriptor.
+    /// Returns the page without its descriptor.
     pub fn point(&self) -> &Arc<CommitPoint> {
         &self.mapped
     }
 }
 
 impl CommitPoint {
-    /// The word. It stays where it is while the page lives.
+    /// Returns the word. It does not move while the page exists.
     pub fn word(&self) -> &AtomicU32 {
-        // SAFETY: the mapping has room for it, is aligned to a page, and lives as long as `self`.
+        // SAFETY: the mapping is large enough, is page-aligned, and lives as long as `self`.
         unsafe { self.word.as_ref() }
     }
 }
 
 impl CommitPoint {
-    /// Whether no claim was made.
+    /// Returns whether no claim was made.
     pub fn is_undecided(&self) -> bool {
         self.word().load(Ordering::SeqCst) == UNDECIDED
     }
 
-    /// Whether this claim was made.
+    /// Returns whether this claim was made.
     pub fn is_claimed_by(&self, claim: Claim) -> bool {
         self.word().load(Ordering::SeqCst) == claim as u32
     }
 
-    /// Makes the claim. Ends this process where the keeper was faster: it continues the guest, and
-    /// waits for that.
+    /// Makes the claim. Ends this process if the keeper made its claim first: the keeper continues
+    /// the guest, and waits for this process to end.
     pub fn claim_or_end(&self, wanted: Claim) {
         if !claim(self.word(), wanted) && self.is_claimed_by(Claim::Keeper) {
-            // SAFETY: numbers only. Nothing of this process may be cleaned up: it is the keeper's.
+            // SAFETY: numbers only. Nothing of this process may be cleaned up: it belongs to the
+            // keeper.
             let _ = unsafe { sys::call(libc::SYS_exit_group, [LOST as usize, 0, 0, 0, 0, 0]) };
         }
     }
 
-    /// Leaves the keeper a note of why this process ends. Async-signal-safe.
+    /// Leaves a note for the keeper that says why this process ends. Async-signal-safe.
     pub fn write_note(&self, text: &str) {
         let length = text.floor_char_boundary(NOTE_BYTES);
-        // SAFETY: the page has room for it behind the word; the keeper reads it after the end of
-        // this process.
+        // SAFETY: the page has room for it after the word; the keeper reads it after this process
+        // has ended.
         unsafe {
             let at = self.word.as_ptr().cast::<u8>().add(NOTE_OFFSET);
             at.copy_from_nonoverlapping(text.as_ptr(), length);
@@ -171,9 +174,9 @@ impl CommitPoint {
         }
     }
 
-    /// The note; empty if there is none. Async-signal-safe.
+    /// Returns the note; empty if there is none. Async-signal-safe.
     pub fn note(&self) -> &str {
-        // SAFETY: as above; whoever could write it has ended.
+        // SAFETY: as above; the process that could write it has ended.
         let bytes = unsafe {
             let at = self.word.as_ptr().cast::<u8>().add(NOTE_OFFSET);
             std::slice::from_raw_parts(at, NOTE_BYTES + 1)
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_read_through_the_other_mapping() {
+    fn note_reads_back_through_the_other_mapping() {
         let page = CommitPage::create().unwrap();
         let other = CommitPage::adopt(page.fd.try_clone().unwrap()).unwrap();
         assert_eq!(other.note(), "");
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_could_become_shorter_is_not_adopted() {
+    fn rejects_page_that_could_shrink() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(BYTES).unwrap();
         assert!(CommitPage::adopt(file.into()).is_err());

@@ -1,5 +1,5 @@
-//! A model of the commit point: every interleaving of a VMM's process that may die anywhere, its
-//! keeper, and the keeper of the new binary. There is always exactly one process that runs the guest.
+//! A model of the commit point: every interleaving of a VMM's process that may die at any point,
+//! its keeper, and the new binary's keeper. In each, exactly one process runs the guest.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -17,7 +17,7 @@ impl Word for AtomicU32 {
     }
 }
 
-/// Where the process dies.
+/// The point at which the process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Death {
     Never,
@@ -27,21 +27,21 @@ enum Death {
     Running,
 }
 
-/// What the process does.
+/// The action of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
-    /// It takes over, with a keeper of its own behind it.
+    /// It takes over, with a keeper of its own.
     TakesOver,
-    /// It is the old one: its update has failed, and it dismisses the keeper.
+    /// It is the old process: its update has failed, and it dismisses the keeper.
     Dismisses,
 }
 
-/// When the keeper looks.
+/// When the keeper acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keeper {
     /// When the process has ended.
     AtItsEnd,
-    /// When its deadline passes, which may be at any instant.
+    /// When the deadline passes, which may be at any instant.
     AtTheDeadline,
 }
 
@@ -52,7 +52,7 @@ struct World {
     dead: AtomicBool,
     /// The guest has run in the new process: the old state is stale.
     has_run: AtomicBool,
-    /// Who runs the guest: the process, the old keeper, the new one.
+    /// Whether each of these runs the guest: the process, the old keeper, the new one.
     runs: [AtomicBool; 3],
 }
 
@@ -66,7 +66,7 @@ fn process(world: &World, does: Process, death: Death) {
         Process::Dismisses => Claim::Released,
     };
     if !claim(&world.words[0], wanted) {
-        // The keeper was faster: it ends itself.
+        // The keeper claimed first: the process ends itself.
         return die();
     }
     if death == Death::AfterIt {
@@ -81,7 +81,7 @@ fn process(world: &World, does: Process, death: Death) {
 
 fn old_keeper(world: &World) {
     if claim(&world.words[0], Claim::Keeper) {
-        assert!(!world.has_run.load(SeqCst), "the guest has run, and the old state is continued");
+        assert!(!world.has_run.load(SeqCst), "the guest has run, but the old state is continued");
         world.runs[1].store(true, SeqCst);
     }
 }
@@ -93,7 +93,7 @@ fn new_keeper(world: &World) {
     }
 }
 
-/// How many interleavings there are.
+/// Explores every interleaving, and returns their number.
 fn explore(does: Process, death: Death, keeper: Keeper) -> usize {
     let explored = std::sync::Arc::new(AtomicUsize::new(0));
     let count = explored.clone();
@@ -122,7 +122,8 @@ fn explore(does: Process, death: Death, keeper: Keeper) -> usize {
         let run = [0, 1, 2].map(|who: usize| world.runs[who].load(SeqCst));
         let dismissed = does == Process::Dismisses && world.dead.load(SeqCst);
         let running = run.iter().filter(|runs| **runs).count();
-        // A process that has dismissed its keeper and then dies takes the guest with it, as any VMM.
+        // A process that has dismissed its keeper and then dies takes the guest with it, like any
+        // VMM.
         let lost = dismissed && world.words[0].load(SeqCst) == Claim::Released as u32;
         assert_eq!(running, usize::from(!lost), "{does:?}, dies {death:?}, {keeper:?}: {run:?}");
     });
@@ -141,9 +142,9 @@ fn exactly_one_process_runs_the_guest(
     assert!(explored > 0);
 }
 
-/// The model can fail: a process that forgets the commit point runs beside its keeper.
+/// Proves that the model can fail: a process that skips the commit point runs beside its keeper.
 #[test]
-fn a_process_that_passes_by_the_commit_point_is_noticed() {
+fn model_detects_a_skipped_commit_point() {
     let found = std::panic::catch_unwind(|| {
         loom::model(|| {
             let world = Arc::new(World::default());

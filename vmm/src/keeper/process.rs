@@ -1,4 +1,4 @@
-//! The keeper's process: how it starts, what it watches, when it acts.
+//! The keeper's process: how it starts, what it watches, and when it acts.
 
 use std::ffi::c_void;
 use std::io;
@@ -18,18 +18,19 @@ use super::commit::{Claim, CommitPage, CommitPoint, claim};
 use super::stack::Stack;
 use crate::sys;
 
-/// What continues a guest may be a salvage of many vCPUs, but only system calls.
+/// Size of the keeper's stack, in bytes. Continuing a guest may save many vCPUs, but by system
+/// calls only.
 const STACK: usize = 256 << 10;
 /// The name of the process.
 const NAME: &std::ffi::CStr = c"cpr-keeper";
-/// How long a process that was killed because its deadline passed may take to end. One that does
-/// not sleeps in the kernel, and will never come back to its program.
+/// How many milliseconds a process that was killed at its deadline may take to end. One that does
+/// not is blocked in the kernel, and never returns to its program.
 const END_OF_THE_OTHER: u32 = 2000;
-/// Bytes of `/proc/PID/stat` that are looked at.
+/// How many bytes of `/proc/PID/stat` are read.
 const STAT: usize = 1024;
 
-/// Why there is no keeper. An update works without, but a process that dies in it takes the guest
-/// with it.
+/// The error of a keeper that cannot be started. An update works without one, but a process that
+/// dies in it takes the guest with it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start a keeper: {call}: {source}")]
 pub struct KeeperError {
@@ -37,10 +38,10 @@ pub struct KeeperError {
     source: io::Error,
 }
 
-/// How the watched process came to be replaced.
+/// Why the watched process is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It has ended, with this wait status if that could be found out.
+    /// It has ended, with this wait status if that could be read.
     Ended(Option<i32>),
     /// Its deadline passed.
     Deadline,
@@ -64,12 +65,11 @@ impl std::fmt::Display for Ending {
     }
 }
 
-/// Continues the guest in the calling process. Must keep to system calls on memory that is there:
-/// it runs in the address space of a process that died anywhere.
+/// Continues the guest in the calling process. It may only make system calls on memory that exists
+/// already: it runs in the address space of a process that died at an arbitrary point.
 pub type ContinueGuest = fn(Ending, &CommitPage) -> !;
 
-/// The timer by which a process that hangs is replaced. It is the same one in whatever the process
-/// executes.
+/// The timer after which a process that hangs is replaced. The process keeps it over exec.
 #[derive(Debug)]
 pub struct Watch(TimerFd);
 
@@ -77,13 +77,13 @@ pub struct Watch(TimerFd);
 pub const TIMER_FD: &str = "keeper.timer";
 
 impl Watch {
-    /// The one that an update handed over.
+    /// Adopts the timer that an update handed over.
     pub fn adopt(fd: OwnedFd) -> Self {
-        // SAFETY: it owns the descriptor; what is no timer refuses to be set.
+        // SAFETY: it owns the descriptor; setting a descriptor that is not a timer fails.
         Self(unsafe { TimerFd::from_owned_fd(fd) })
     }
 
-    /// The process is replaced after so much time; `None`: never.
+    /// Sets the time after which the process is replaced; `None`: never.
     pub fn set(&self, after: Option<Duration>) -> Result<(), Errno> {
         match after {
             None => self.0.unset(),
@@ -94,7 +94,7 @@ impl Watch {
         }
     }
 
-    /// Its descriptor.
+    /// Returns the timer's descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         use std::os::fd::AsFd;
         self.0.as_fd()
@@ -107,27 +107,27 @@ pub fn set_timer(fd: RawFd, after: Duration) -> Result<(), Errno> {
     let value =
         libc::timespec { tv_sec: after.as_secs() as i64, tv_nsec: after.subsec_nanos().into() };
     let setting = libc::itimerspec { it_interval: zero, it_value: value };
-    // SAFETY: the structure lives for the call; a descriptor that is no timer gives EINVAL.
+    // SAFETY: the structure lives for the call; a descriptor that is not a timer gives EINVAL.
     Errno::result(unsafe { libc::timerfd_settime(fd, 0, &setting, std::ptr::null_mut()) }).map(drop)
 }
 
-/// What the keeper's process looks at.
+/// What the keeper's process watches and uses.
 struct Watched {
     process: RawFd,
     pid: i32,
     timer: RawFd,
-    /// The parent of the watched process, if its death is to end that.
+    /// The parent of the watched process, if the process is to end when that dies.
     parent: Option<RawFd>,
     death_signal: i32,
     page: *const CommitPage,
-    /// The keeper before this one, whose business it is until the guest has been given up there.
+    /// The commit point of the previous keeper, which acts until the guest has been claimed there.
     before: Option<Arc<CommitPoint>>,
     continue_guest: ContinueGuest,
 }
 
 /// The keeper, in the process that started it. Dropping it ends and reaps it.
 pub struct Keeper {
-    // Field order is drop order: it stands on the stack until its end, and looks at the rest.
+    // Field order is drop order: the child uses the stack and the rest until it ends.
     child: Child,
     _stack: Stack,
     _watched: Box<Watched>,
@@ -138,9 +138,10 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. Until the process has passed the commit point `before`, the keeper there acts.
+    /// Starts the keeper. Until the process has passed the commit point `before`, the keeper there
+    /// acts.
     ///
-    /// On the main thread: what the keeper becomes has the parent of that thread.
+    /// Call it on the main thread: the calling thread becomes the keeper's parent.
     pub fn start(
         continue_guest: ContinueGuest,
         before: Option<Arc<CommitPoint>>,
@@ -166,15 +167,15 @@ impl Keeper {
             before,
             continue_guest,
         });
-        // A handler of ours that ran in the keeper would run on our memory.
+        // One of our handlers running in the keeper would work on our memory.
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
             .map_err(errno("sigprocmask"))?;
         let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
         let argument = (&raw const *watched).cast_mut().cast::<c_void>();
         let mut fd = -1;
-        // SAFETY: `keeper_main` keeps to the stack it is given, to `watched`, and to system calls;
-        // both outlive it (see `Keeper`, or are lost with this address space).
+        // SAFETY: `keeper_main` uses only its stack, `watched`, and system calls; both outlive it
+        // (see `Keeper`, or are lost with this address space).
         let pid = Errno::result(unsafe {
             libc::clone(keeper_main, stack.top(), flags, argument, &raw mut fd)
         });
@@ -197,40 +198,40 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Its process ID.
+    /// Returns the process ID.
     pub fn pid(&self) -> Pid {
         self.child.pid()
     }
 
-    /// Becomes readable when it has ended.
+    /// Returns the pidfd, which becomes readable when the keeper has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.child.ended()
     }
 
-    /// The page with the commit point.
+    /// Returns the page with the commit point.
     pub fn page(&self) -> &Arc<CommitPage> {
         &self.page
     }
 
-    /// The timer that it watches.
+    /// Returns the timer that the keeper watches.
     pub fn watch(&self) -> &Watch {
         &self.watch
     }
 }
 
-/// The keeper that this process image has started last, and not dropped.
+/// The keeper that this process image started last, unless it has been dropped.
 static NEWEST_PID: AtomicI32 = AtomicI32::new(0);
 static NEWEST_PAGE: AtomicPtr<CommitPage> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Ends the keeper that this process image has started, if it has: the image is about to be replaced,
-/// and the guest is another keeper's. Async-signal-safe.
+/// Ends the keeper that this process image has started, if any: the image is about to be replaced,
+/// and another keeper has the guest. Async-signal-safe.
 pub fn abandon_newest() {
     // SAFETY: null, or the page of a keeper that has not been dropped.
     if let Some(page) = unsafe { NEWEST_PAGE.load(Ordering::SeqCst).as_ref() } {
         claim(page.word(), Claim::Released);
         let pid = NEWEST_PID.load(Ordering::SeqCst) as usize;
-        // SAFETY: numbers only. It is a child of this process, so the number is its own, and it
-        // ends at once: the address space stays this process's.
+        // SAFETY: numbers only. It is a child of this process, so the number is not reused, and it
+        // ends at once: the address space stays with this process.
         unsafe {
             let _ = sys::call(libc::SYS_kill, [pid, libc::SIGKILL as usize, 0, 0, 0, 0]);
             let _ = sys::call(libc::SYS_wait4, [pid, 0, libc::__WALL as usize, 0, 0, 0]);
@@ -245,9 +246,9 @@ impl Drop for Keeper {
     }
 }
 
-/// Runs in the keeper, on memory that another process is using.
+/// The keeper's main function. It runs on memory that another process is using.
 extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
-    // SAFETY: it is there as long as this process, and nobody changes it.
+    // SAFETY: it lives as long as this process, and nothing changes it.
     let watched = unsafe { &*watched.cast::<Watched>() };
     let name = NAME.as_ptr() as usize;
     // SAFETY: the name is NUL-terminated.
@@ -255,14 +256,14 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
     loop {
         let Some(ending) = watched.wait() else { continue };
         if watched.parent.is_some_and(|parent| sys::readable_within(parent, 0)) {
-            // The process was to end with its parent.
+            // The watched process was to end with its parent.
             return 0;
         }
         discard_signals();
         if watched.before.as_ref().is_some_and(|page| !page.is_claimed_by(Claim::Vmm)) {
             return 0;
         }
-        // SAFETY: the page is mapped as long as this address space is there, see `Keeper`.
+        // SAFETY: the page is mapped as long as this address space exists, see `Keeper`.
         let page = unsafe { &*watched.page };
         if !claim(page.word(), Claim::Keeper) {
             return 0;
@@ -279,7 +280,7 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
     }
 }
 
-/// What was sent to the keeper was not meant for the VMM that it becomes.
+/// Discards pending signals: they were sent to the keeper, not to the VMM that it becomes.
 fn discard_signals() {
     let all = u64::MAX;
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -289,7 +290,7 @@ fn discard_signals() {
 }
 
 impl Watched {
-    /// Waits for one of the two; `None`: for neither.
+    /// Waits for the end of the process or its deadline; `None` if neither has happened.
     fn wait(&self) -> Option<Ending> {
         let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut fds = [poll(self.process), poll(self.timer)];
@@ -304,14 +305,15 @@ impl Watched {
     }
 }
 
-/// The last number of `/proc/PID/stat`, where the process has ended and nobody has reaped it.
+/// Reads the wait status of a process that has ended and is not reaped: the last number in
+/// `/proc/PID/stat`.
 fn wait_status(pid: i32) -> Option<i32> {
     let mut path = [0_u8; 32];
     // The last byte stays zero.
     io::Write::write_fmt(&mut &mut path[..31], format_args!("/proc/{pid}/stat")).ok()?;
     let mut text = [0_u8; STAT];
     let open = [libc::AT_FDCWD as usize, path.as_ptr() as usize, libc::O_CLOEXEC as usize, 0, 0, 0];
-    // SAFETY: the path is NUL-terminated, the buffer as long as is said.
+    // SAFETY: the path is NUL-terminated, and the buffer is as long as stated.
     let read = unsafe {
         let fd = sys::call(libc::SYS_openat, open).ok()?;
         let read = sys::call(libc::SYS_read, [fd, text.as_mut_ptr() as usize, STAT, 0, 0, 0]);
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keeper_sleeps_with_every_signal_blocked_and_is_reaped() {
+    fn keeper_blocks_every_signal_and_is_reaped() {
         let keeper = Keeper::start(nobody, None).unwrap();
         let pid = keeper.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn endings_are_told() {
+    fn displays_endings() {
         let texts = [
             Ending::Deadline,
             Ending::Ended(None),
@@ -368,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_the_last_number() {
+    fn wait_status_is_the_last_number() {
         assert_eq!(last_number(b"1 (a b) Z 0 9\n"), Some(9));
         assert_eq!(last_number(b""), None);
     }

@@ -5,7 +5,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// A mapping; unmapped when dropped, when nobody may stand on it any more.
+/// A mapping, unmapped when dropped. No process may use it by then.
 #[derive(Debug)]
 pub struct Stack {
     at: ptr::NonNull<c_void>,
@@ -13,7 +13,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Maps `bytes`.
+    /// Maps a stack of `bytes`.
     pub fn map(bytes: usize) -> Result<Self, Errno> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
@@ -25,7 +25,7 @@ impl Stack {
         Ok(Self { at: ptr::NonNull::new(at).ok_or(Errno::ENOMEM)?, bytes })
     }
 
-    /// One past its end, as a stack that grows down begins.
+    /// Returns one past the end, where a stack that grows down begins.
     pub fn top(&self) -> *mut c_void {
         // SAFETY: `bytes` is the length of the mapping.
         unsafe { self.at.as_ptr().byte_add(self.bytes) }

@@ -1,8 +1,8 @@
-//! What stands in the way of an update, in words for `query-migrate` (`blocked-reasons`).
+//! Reasons that block an update, worded for `query-migrate` (`blocked-reasons`).
 
 use crate::memory::RamBlock;
 
-/// Every reason why this machine cannot be handed over, empty if it can.
+/// Returns every reason why this machine cannot be handed over; empty if it can.
 pub fn blocked_reasons(ram: &RamBlock) -> Vec<String> {
     let mut reasons = Vec::new();
     if ram.fd().is_none() {
@@ -24,7 +24,7 @@ mod tests {
     #[rstest]
     #[case(true, 0)]
     #[case(false, 1)]
-    fn only_private_ram_blocks(#[case] share: bool, #[case] reasons: usize) {
+    fn only_private_ram_blocks_an_update(#[case] share: bool, #[case] reasons: usize) {
         let config = MemoryConfig { size: 4 << 20, share, pages: PageKind::Small };
         let ram = RamBlock::create(config).unwrap();
         assert_eq!(blocked_reasons(&ram).len(), reasons);

@@ -12,42 +12,42 @@ use crate::config::Switch;
 use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
 use crate::state::{Envelope, Fingerprint, SavedState, SectionError};
 
-/// Why a channel cannot be used.
+/// Errors from migration channels.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
-    /// A channel that does not swallow everything before exec.
+    /// The channel needs a reader at its other end, so it cannot take the whole state before exec.
     #[error(
         "cpr-exec needs a channel that takes the whole state before exec: {kind} has a reader at \
          its other end that exec would wait for; use file:PATH"
     )]
     Kind {
-        /// The kind that was given.
+        /// The kind of channel that was requested.
         kind: &'static str,
     },
-    /// A file channel in the middle of a file.
+    /// The file channel has an offset.
     #[error("a file channel with an offset ({0}) is not supported yet: use file:PATH")]
     Offset(u64),
-    /// A file channel by an fd set.
-    #[error("a file channel by an fd set ({0}) is not supported yet: use file:PATH")]
+    /// The file channel refers to an fd set.
+    #[error("an fd set ({0}) is not supported yet as a file channel: use file:PATH")]
     FdSet(String),
     /// The file cannot be opened.
     #[error("cannot open the migration channel file:{path}: {source}")]
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: PrivateFileError,
     },
-    /// What is there cannot be replaced.
-    #[error("cannot put the state into the migration channel file:{path}: {source}")]
+    /// The existing file cannot be replaced, or the new one cannot be moved into place.
+    #[error("cannot replace the migration channel file:{path}: {source}")]
     Replace {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: PrivateFileError,
     },
-    /// The file is no regular file.
-    #[error("cannot use {path} as the migration channel: it is no regular file")]
+    /// The path is not a regular file.
+    #[error("cannot use {path} as the migration channel: it is not a regular file")]
     NotRegular {
         /// The file.
         path: PathBuf,
@@ -57,9 +57,9 @@ pub enum ChannelError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Bytes of the whole state.
+        /// Size of the whole state, in bytes.
         bytes: usize,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The file cannot be read.
@@ -67,41 +67,41 @@ pub enum ChannelError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The state is larger than what can be read again.
+    /// The state exceeds the maximum size that can be read back.
     #[error(
         "cannot write {bytes} bytes of state to the migration channel file:{path}: at most {limit} \
-         can be read again"
+         can be read back"
     )]
     StateTooLarge {
         /// The file.
         path: PathBuf,
-        /// Bytes of the whole state.
+        /// Size of the whole state, in bytes.
         bytes: u64,
-        /// Most bytes of a state.
+        /// Maximum size of a state, in bytes.
         limit: u64,
     },
-    /// The file is larger than any state.
+    /// The file is larger than the maximum state.
     #[error("file:{path} has {bytes} bytes, more than any saved state")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its bytes.
+        /// Size of the file, in bytes.
         bytes: u64,
     },
-    /// The file holds no state that can be loaded.
+    /// The content of the file is not a valid saved state.
     #[error("cannot load file:{path}: {source}")]
     Content {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: SectionError,
     },
 }
 
-/// The file that `address` names.
+/// Returns the path of the file that `address` names.
 pub fn file_path(address: &MigrationAddress) -> Result<PathBuf, ChannelError> {
     match address {
         MigrationAddress::File(file) if file.filename.starts_with("/dev/fdset/") => {
@@ -113,13 +113,14 @@ pub fn file_path(address: &MigrationAddress) -> Result<PathBuf, ChannelError> {
     }
 }
 
-/// A file for a saved state. Dropped before [`OutgoingFile::keep`], it leaves no state behind that
-/// somebody could take for a good one.
+/// A file that a saved state is written to. Dropped before [`OutgoingFile::keep`], it leaves no
+/// state behind that could be mistaken for a valid one.
 #[derive(Debug)]
 pub struct OutgoingFile(PrivateFile);
 
 impl OutgoingFile {
-    /// Makes a file for `path` (mode 0600), or opens the one there; nothing at the path changes yet.
+    /// Creates a file for `path` (mode 0600) or opens the existing one; nothing at the path changes
+    /// yet.
     pub fn open(path: PathBuf, follow_symlinks: Switch) -> Result<Self, ChannelError> {
         match PrivateFile::open(path.clone(), follow_symlinks) {
             Ok(file) => Ok(Self(file)),
@@ -128,24 +129,24 @@ impl OutgoingFile {
         }
     }
 
-    /// Removes or empties what is at the path: while the guest still runs, as that takes longer than
-    /// to write.
+    /// Removes or empties what is at the path. Call this while the guest still runs: it takes
+    /// longer than writing the state.
     pub fn make_way(&self) -> Result<(), ChannelError> {
         let path = || self.path().to_owned();
         self.0.make_way().map_err(|source| ChannelError::Replace { path: path(), source })
     }
 
-    /// Its descriptors.
+    /// Returns the descriptors of the file and its directory.
     pub fn fds(&self) -> [RawFd; 2] {
         self.0.fds()
     }
 
-    /// How to take it back without what owns it.
+    /// Returns the [`Retraction`], which undoes the write without this object.
     pub fn retraction(&self) -> &Retraction {
         self.0.retraction()
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
@@ -166,20 +167,20 @@ impl OutgoingFile {
         let bytes = &bytes[..crate::failpoints::written(crate::failpoints::Point::Channel, length)];
         let mut file = self.0.file();
         file.write_all(bytes).map_err(failed)?;
-        // A file system that loses a part is found out while the guest is still here.
+        // Detects a file system that drops data while the guest can still be resumed here.
         let written = match planted!(ShortState) {
             true => file.set_len(length as u64 / 2).map(|()| length as u64).map_err(failed)?,
             false => file.metadata().map_err(failed)?.len(),
         };
         if written != length as u64 {
-            let short = io::Error::other(format!("the file has {written} bytes after that"));
+            let short = io::Error::other(format!("the file has {written} bytes after the write"));
             return Err(failed(short));
         }
         let path = self.path().to_owned();
         self.0.put_in_place().map_err(|source| ChannelError::Replace { path, source })
     }
 
-    /// Leaves the file as it is.
+    /// Keeps the file in place.
     pub fn keep(self) {
         self.0.keep();
     }
@@ -204,7 +205,7 @@ pub fn read_open(file: &File, path: &Path) -> Result<(SavedState, Fingerprint), 
     if meta.len() > Envelope::max_bytes() {
         return Err(ChannelError::TooLarge { path: path.to_owned(), bytes: meta.len() });
     }
-    // Whatever its offset is: the descriptor may have been written to.
+    // At offset 0: earlier writes may have moved the descriptor's own offset.
     let mut bytes = vec![0; meta.len() as usize];
     file.read_exact_at(&mut bytes, 0).map_err(read_error)?;
     SavedState::decode(&bytes)
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn written_state_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let mut file = open(&path);
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_made_for_nothing_is_removed() {
+    fn dropped_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         open(&path).write(&state().encode().0).unwrap();
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_there_is_replaced_only_by_a_state() {
+    fn existing_file_is_replaced_only_by_a_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         std::fs::write(&path, "old").unwrap();
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_old_file_leaves_no_tail() {
+    fn replacing_a_longer_file_leaves_no_tail() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         std::fs::write(&path, vec![1; 1 << 16]).unwrap();
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_could_not_be_read_again_is_not_written() {
+    fn rejects_state_too_large_to_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = open(&dir.path().join("state"));
         assert!(matches!(

@@ -1,4 +1,4 @@
-//! When a machine is saved and handed over: parameters, status, channels, blockers, and the update.
+//! Saves a machine and hands it over: status, channels, blockers, and the update.
 
 pub mod blockers;
 pub mod channel;

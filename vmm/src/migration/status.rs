@@ -1,4 +1,4 @@
-//! Where a migration stands, and who is told.
+//! The status of a migration, and the events that report it.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use cpr_qmp::migration::{MigrationInfo, MigrationStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// The status of the newest migration. Each change makes the `MIGRATION` event that goes with it,
-/// so that events and `query-migrate` cannot disagree.
+/// The status of the latest migration. Each change produces its `MIGRATION` event, so that events
+/// and `query-migrate` cannot disagree.
 #[derive(Clone, Debug, Default)]
 pub struct Migration {
     status: MigrationStatus,
@@ -18,7 +18,7 @@ pub struct Migration {
     events: bool,
 }
 
-/// Where a migration stands, for a process that continues with it.
+/// The status of a migration, for the process that continues it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     status: MigrationStatus,
@@ -29,36 +29,36 @@ pub struct Standing {
 /// How long a finished migration took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
-    /// From `migrate` to the end.
+    /// From `migrate` to the end of the migration.
     pub total: Duration,
-    /// For how long no vCPU ran; `None` if none ran before.
+    /// How long no vCPU ran; `None` if none ran before.
     pub downtime: Option<Duration>,
 }
 
 impl Migration {
-    /// One that another process began `ago`.
+    /// Creates the migration that another process began `ago`.
     pub fn adopted(status: MigrationStatus, events: bool, ago: Duration) -> Self {
         Self { status, events, began: Instant::now().checked_sub(ago), ..Self::default() }
     }
 
-    /// What [`query-migrate`](Self::info) is to say in another process.
+    /// Returns what [`query-migrate`](Self::info) must report in another process.
     pub fn standing(&self) -> Standing {
         let Self { status, error, times, .. } = self.clone();
         Standing { status, error, times }
     }
 
-    /// One that stood so in another process.
+    /// Creates a migration with the status it had in another process.
     pub fn standing_at(standing: Standing, events: bool) -> Self {
         let Standing { status, error, times } = standing;
         Self { status, error, times, began: None, events }
     }
 
-    /// The status.
+    /// Returns the status.
     pub fn status(&self) -> MigrationStatus {
         self.status
     }
 
-    /// Whether a `MIGRATION` event is sent at every change (capability `events`).
+    /// Returns whether a `MIGRATION` event is sent at every change (capability `events`).
     pub fn events(&self) -> bool {
         self.events
     }
@@ -68,7 +68,7 @@ impl Migration {
         self.events = on;
     }
 
-    /// True from `setup` until the end.
+    /// Returns true from `setup` until the migration ends.
     pub fn under_way(&self) -> bool {
         planted!(NeverOver) && self.status == MigrationStatus::Completed
             || matches!(
@@ -80,7 +80,7 @@ impl Migration {
             )
     }
 
-    /// Begins.
+    /// Begins a migration.
     #[must_use = "the event must be sent"]
     pub fn begin(&mut self) -> Option<Event> {
         self.error = None;
@@ -89,7 +89,7 @@ impl Migration {
         self.advance(MigrationStatus::Setup)
     }
 
-    /// Goes on to `status`.
+    /// Changes the status to `status`.
     #[must_use = "the event must be sent"]
     pub fn advance(&mut self, status: MigrationStatus) -> Option<Event> {
         tracing::info!(from = ?self.status, to = ?status, "migration_status");
@@ -97,14 +97,14 @@ impl Migration {
         self.events.then(|| Event::now("MIGRATION", Some(json!({ "status": status }))))
     }
 
-    /// Ends well.
+    /// Ends the migration as completed.
     #[must_use = "the event must be sent"]
     pub fn complete(&mut self, times: Option<Times>) -> Option<Event> {
         self.times = times;
         self.advance(MigrationStatus::Completed)
     }
 
-    /// Ends badly.
+    /// Ends the migration as failed, with this error.
     #[must_use = "the event must be sent"]
     pub fn fail(&mut self, error: String) -> Option<Event> {
         tracing::error!(%error, "migration_failed");
@@ -112,7 +112,7 @@ impl Migration {
         self.advance(MigrationStatus::Failed)
     }
 
-    /// The answer to `query-migrate`.
+    /// Returns the reply to `query-migrate`.
     pub fn info(&self, blocked_reasons: Vec<String>) -> MigrationInfo {
         let millis = |duration: Duration| duration.as_millis() as u64;
         MigrationInfo {
@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_of_another_process_has_gone_on_since_its_begin() {
+    fn adopted_migration_counts_time_before_adoption() {
         let ago = Duration::from_millis(1500);
         let migration = Migration::adopted(MigrationStatus::Device, true, ago);
         assert!(migration.info(Vec::new()).total_time.is_some_and(|ms| ms >= 1500));
     }
 
     #[test]
-    fn a_new_start_forgets_the_old_error() {
+    fn begin_clears_the_old_error() {
         let mut migration = Migration::default();
         assert!(migration.begin().is_none());
         let _ = migration.fail("why".to_owned());

@@ -1,8 +1,8 @@
-//! A file that is written for its owner alone, at a path that somebody else may have prepared.
+//! A file that only its owner can access, at a path that another user may have prepared.
 //!
-//! Nothing at the path changes before [`PrivateFile::make_way`]. Where the directory allows it the
-//! content is written to a file without a name, which gets its name when it is complete; where it
-//! does not, a file that is there already is written to in its place.
+//! Nothing at the path changes before [`PrivateFile::make_way`]. If the directory allows it, the
+//! content is written to a file without a name, which gets its name when it is complete; otherwise
+//! an existing file is overwritten in place.
 
 mod target;
 mod unnamed;
@@ -25,35 +25,35 @@ use crate::config::Switch;
 use target::Target;
 use unnamed::Unnamed;
 
-/// Why a file cannot be written, without its path.
+/// Errors from writing a file, without its path.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
     /// A system call failed.
     #[error(transparent)]
     System(#[from] io::Error),
-    /// A device, a FIFO, a socket.
-    #[error("it is no regular file")]
+    /// The path is a device, a FIFO or a socket.
+    #[error("it is not a regular file")]
     NotRegular,
-    /// A link that is not followed.
+    /// The path is a symbolic link that is not followed.
     #[error(
-        "it is a symbolic link: name the file that it leads to, or start the VMM with \
+        "it is a symbolic link: name the file it points to, or start the VMM with \
          --follow-symlinks on"
     )]
     Symlink,
-    /// Another user's file.
+    /// The file belongs to another user.
     #[error("it belongs to user {0}: remove it, or use another path")]
     Foreign(u32),
-    /// A file that is open to everybody.
+    /// The file is world-writable.
     #[error("every user may write to it (mode {0:04o}): remove it, or chmod o-w")]
     Open(u32),
-    /// One of the VMM's own files, such as RAM, a boot image, the log.
+    /// The file is one of the VMM's own, such as RAM, a boot image or the log.
     #[error("this VMM itself has it open (descriptor {0}): use another path")]
     InUse(RawFd),
-    /// The VMM's program.
+    /// The file is the VMM's program.
     #[error("it is the program that this VMM executes: use another path")]
     Program,
-    /// The path leads elsewhere by now.
-    #[error("another file has taken its place meanwhile")]
+    /// The path now leads to another file.
+    #[error("another file has taken its place in the meantime")]
     Replaced,
 }
 
@@ -63,8 +63,8 @@ impl From<Errno> for PrivateFileError {
     }
 }
 
-/// A file to write to. Dropped before [`PrivateFile::keep`], it leaves nothing behind that somebody
-/// could take for the whole.
+/// A file to write to. Dropped before [`PrivateFile::keep`], it leaves nothing behind that could be
+/// mistaken for the complete file.
 #[derive(Debug)]
 pub struct PrivateFile {
     file: File,
@@ -73,18 +73,18 @@ pub struct PrivateFile {
     path: PathBuf,
     /// How the file gets its name, if it has none.
     unnamed: Option<Unnamed>,
-    /// What is at the path until then.
+    /// Device and inode of the file at the path until then.
     replaces: Option<(u64, u64)>,
     retraction: Retraction,
     keep: bool,
 }
 
 impl PrivateFile {
-    /// Makes or opens a file for `path`; whatever is there stays as it is.
+    /// Creates or opens a file for `path`; an existing file stays unchanged.
     pub fn open(path: PathBuf, follow: Switch) -> Result<Self, PrivateFileError> {
         let target = Target::look(&path, follow)?;
         let made = match &target.found {
-            // What it leads to is in another directory.
+            // The target of the link is in another directory.
             Some(found) if found.is_symlink => Err(Errno::ELOOP),
             _ => Unnamed::make(&target.dir),
         };
@@ -99,7 +99,7 @@ impl PrivateFile {
         let Target { dir, name, found } = target;
         let (file, unnamed) = match (made, &found) {
             (Ok((file, unnamed)), _) => (file, Some(unnamed)),
-            // The directory may be closed to us, and the file in it not.
+            // The directory may be read-only to us while the file in it is not.
             (Err(_), Some(found)) => (found.open(&dir, &name)?, None),
             (Err(errno), None) => return Err(errno.into()),
         };
@@ -115,35 +115,35 @@ impl PrivateFile {
         Ok(Self { file, _dir: dir, path, unnamed, replaces, retraction, keep: false })
     }
 
-    /// The path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What to write to, once there is a way.
+    /// Returns the file to write to, after [`make_way`](Self::make_way).
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The file's descriptor and the directory's.
+    /// Returns the descriptors of the file and of its directory.
     pub fn fds(&self) -> [RawFd; 2] {
         [self.retraction.file, self.retraction.dir]
     }
 
-    /// How to take it back without what owns it.
+    /// Returns the [`Retraction`], which undoes the write without this object.
     pub fn retraction(&self) -> &Retraction {
         &self.retraction
     }
 
     /// Removes or empties what is at the path. A file system takes several times as long for that
-    /// as for the new content.
+    /// as for writing the new content.
     pub fn make_way(&self) -> Result<(), PrivateFileError> {
         let Retraction { dir, name, touched, .. } = &self.retraction;
         if self.unnamed.is_none() {
             touched.store(true, Ordering::SeqCst);
             self.file.set_len(0)?;
             return match fchmod(&self.file, Mode::S_IRUSR | Mode::S_IWUSR) {
-                // Root's, who has seen to it.
+                // The file belongs to root, who is responsible for its mode.
                 Ok(()) | Err(Errno::EPERM) => Ok(()),
                 Err(errno) => Err(errno.into()),
             };
@@ -160,7 +160,7 @@ impl PrivateFile {
         }
     }
 
-    /// What was written stands at the path from now on.
+    /// Puts the written file at the path.
     pub fn put_in_place(&mut self) -> Result<(), PrivateFileError> {
         if let Some(unnamed) = &self.unnamed {
             unnamed.name(&self.file, self.retraction.dir, &self.retraction.name)?;
@@ -168,7 +168,7 @@ impl PrivateFile {
         Ok(())
     }
 
-    /// Leaves the file as it is.
+    /// Keeps the file in place.
     pub fn keep(mut self) {
         self.keep = true;
     }
@@ -188,7 +188,7 @@ impl Drop for PrivateFile {
     }
 }
 
-/// What undoes a [`PrivateFile`], by descriptors: whatever the path leads to by now is left alone.
+/// Undoes a [`PrivateFile`], by descriptors: another file that is at the path by now is left alone.
 #[derive(Clone, Debug)]
 pub struct Retraction {
     file: RawFd,
@@ -200,14 +200,13 @@ pub struct Retraction {
 }
 
 impl Retraction {
-    /// Empties the file, if it has been touched, and removes its names. Async-signal-safe; to be
-    /// called while the descriptors are open.
+    /// Empties the file, if it has been touched, and removes its names. Async-signal-safe; call it
+    /// while the descriptors are open.
     pub fn carry_out(&self) {
         if self.in_place && !self.touched.load(Ordering::SeqCst) {
             return;
         }
-        // Failures leave a file that is not whole, which a reader must be able to see anyway.
-        // SAFETY: numbers only; a structure of our own.
+        // On failure an incomplete file remains, which a reader must be able to detect anyway.
         let own = unsafe {
             libc::ftruncate(self.file, 0);
             let mut own: FileStat = std::mem::zeroed();

@@ -1,4 +1,4 @@
-//! What is at the path before.
+//! Checks what is at the path before it is written.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -16,26 +16,26 @@ use super::{PrivateFileError, identity, identity_of, status};
 use crate::config::Switch;
 use crate::{descriptors, own_binary};
 
-/// A path, taken apart.
+/// A path, split into directory and name.
 pub struct Target {
     /// The directory.
     pub dir: OwnedFd,
     /// The last component.
     pub name: CString,
-    /// What is there, if it may be replaced or written to.
+    /// The existing file, if it may be replaced or overwritten.
     pub found: Option<Found>,
 }
 
-/// A file that is there, or a link to follow.
+/// An existing file, or a symbolic link to follow.
 pub struct Found {
     /// Device and inode.
     pub identity: (u64, u64),
-    /// A link, which is followed.
+    /// Whether it is a symbolic link, which is followed.
     pub is_symlink: bool,
 }
 
 impl Target {
-    /// Looks at `path`, and changes nothing.
+    /// Checks `path`, and changes nothing.
     pub fn look(path: &Path, follow: Switch) -> Result<Self, PrivateFileError> {
         let name = match path.file_name() {
             Some(name) => CString::new(name.as_bytes()).map_err(io::Error::from)?,
@@ -62,7 +62,7 @@ impl Target {
 }
 
 impl Found {
-    /// Opens it for writing, without waiting for anybody.
+    /// Opens the file for writing, without blocking.
     pub fn open(&self, dir: &OwnedFd, name: &CStr) -> Result<File, PrivateFileError> {
         let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         flags.set(OFlag::O_NOFOLLOW, !self.is_symlink);
@@ -75,7 +75,8 @@ impl Found {
     }
 }
 
-/// Whether a file with this `status` may be written to or replaced; `opened` is it, if it is open.
+/// Checks that a file with this `status` may be overwritten or replaced; `opened` is the file
+/// itself, if it is open.
 fn check(status: &FileStat, opened: Option<&File>) -> Result<(), PrivateFileError> {
     const BY_OTHERS: u32 = 0o002;
     match kind(status) {

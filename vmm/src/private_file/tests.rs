@@ -25,7 +25,7 @@ fn files(dir: &Path) -> usize {
 }
 
 #[test]
-fn nothing_at_the_path_changes_before_its_time() {
+fn open_changes_nothing_at_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     drop(PrivateFile::open(path.clone(), Switch::Off).unwrap());
@@ -38,7 +38,7 @@ fn nothing_at_the_path_changes_before_its_time() {
 }
 
 #[test]
-fn a_file_that_is_there_is_replaced_by_a_private_one() {
+fn existing_file_is_replaced_by_a_private_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, "much longer").unwrap();
@@ -48,7 +48,7 @@ fn a_file_that_is_there_is_replaced_by_a_private_one() {
 }
 
 #[test]
-fn what_was_written_is_taken_back_and_what_came_later_is_not() {
+fn drop_removes_its_own_file_and_no_later_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     for replaced in [false, true] {
@@ -68,7 +68,7 @@ fn what_was_written_is_taken_back_and_what_came_later_is_not() {
 }
 
 #[test]
-fn a_link_is_followed_only_if_that_is_wanted() {
+fn follows_link_only_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let (path, end) = (dir.path().join("link"), dir.path().join("end"));
     std::fs::write(&end, "much longer").unwrap();
@@ -97,7 +97,7 @@ fn files_of_this_process_are_refused() {
 }
 
 #[test]
-fn what_others_can_write_to_or_own_is_refused() {
+fn refuses_foreign_and_world_writable_files() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, "old").unwrap();
@@ -112,19 +112,19 @@ fn what_others_can_write_to_or_own_is_refused() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_refused_without_waiting() {
+fn refuses_special_files_without_blocking() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     for path in [fifo.as_path(), Path::new("/dev/null")] {
-        assert_eq!(refusal(path), "it is no regular file");
+        assert_eq!(refusal(path), "it is not a regular file");
     }
     assert_eq!(refusal(dir.path()), "Is a directory (os error 21)");
     assert_eq!(refusal(Path::new("")), "No such file or directory (os error 2)");
 }
 
 #[test]
-fn in_a_directory_that_is_closed_the_file_that_is_there_is_written_to() {
+fn overwrites_in_place_in_a_read_only_directory() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, "much longer").unwrap();

@@ -9,19 +9,19 @@ use nix::sys::stat::{Mode, fchmod};
 
 use super::borrowed;
 
-/// How it gets its name.
+/// How the file gets its name.
 #[derive(Debug)]
 pub enum Unnamed {
-    /// By its descriptor.
+    /// By linking its descriptor.
     Descriptor,
-    /// By the link that `/proc` has of its descriptor, where the kernel wants a privilege for that.
+    /// By linking its entry in `/proc`, where the kernel requires a privilege to link a descriptor.
     Proc,
-    /// From a hidden one, where the file system has no files without a name.
+    /// By renaming a hidden file, where the file system does not support files without a name.
     Hidden(CString),
 }
 
 impl Unnamed {
-    /// Makes one in `dir`, mode 0600.
+    /// Creates a file in `dir`, mode 0600.
     pub fn make(dir: &OwnedFd) -> Result<(File, Self), Errno> {
         let flags = libc::O_TMPFILE | libc::O_WRONLY | libc::O_CLOEXEC;
         let made = match open(dir, c".", flags) {
@@ -29,16 +29,16 @@ impl Unnamed {
                 (file, Self::Descriptor)
             }
             Ok(file) if can_link_by_proc(&file) => (file, Self::Proc),
-            // EISDIR, EINVAL: kernels and file systems that know of no such thing.
+            // EISDIR, EINVAL: kernels and file systems that do not support O_TMPFILE.
             Ok(_) | Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => hidden(dir)?,
             Err(errno) => return Err(errno),
         };
-        // Whatever the umask is.
+        // Independent of the umask.
         fchmod(&made.0, Mode::S_IRUSR | Mode::S_IWUSR)?;
         Ok(made)
     }
 
-    /// The name that it has in the meantime.
+    /// Returns the hidden name that it has until then.
     pub fn hidden(&self) -> Option<CString> {
         match self {
             Self::Hidden(name) => Some(name.clone()),
@@ -46,13 +46,13 @@ impl Unnamed {
         }
     }
 
-    /// Gives it `name` in `dir`, which no other file has.
+    /// Gives the file the name `name` in `dir`, which no other file may have.
     pub fn name(&self, file: &File, dir: RawFd, name: &CStr) -> Result<(), Errno> {
         match self {
             Self::Descriptor => link(file.as_raw_fd(), c"", dir, name, libc::AT_EMPTY_PATH),
             Self::Proc => link(libc::AT_FDCWD, &in_proc(file), dir, name, libc::AT_SYMLINK_FOLLOW),
             Self::Hidden(hidden) => match rename(dir, hidden, name, libc::RENAME_NOREPLACE) {
-                // A file system that cannot promise it.
+                // The file system does not support RENAME_NOREPLACE.
                 Err(Errno::EINVAL | Errno::ENOSYS) => rename(dir, hidden, name, 0),
                 renamed => renamed,
             },
@@ -77,7 +77,7 @@ fn hidden(dir: &OwnedFd) -> Result<(File, Unnamed), Errno> {
 fn open(dir: &OwnedFd, name: &CStr, flags: libc::c_int) -> Result<File, Errno> {
     // SAFETY: the path is NUL-terminated; the kernel keeps no pointer.
     let fd = unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) };
-    // SAFETY: the system call just returned this descriptor, nobody else owns it.
+    // SAFETY: the system call just returned this descriptor, and nothing else owns it.
     Errno::result(fd).map(|fd| unsafe { File::from_raw_fd(fd) })
 }
 
@@ -85,7 +85,8 @@ fn can_link_by_proc(file: &File) -> bool {
     can_link(libc::AT_FDCWD, &in_proc(file), libc::AT_SYMLINK_FOLLOW)
 }
 
-/// Whether a link could be made: a try that cannot succeed fails late, for another reason.
+/// Tests whether a link could be made, by an attempt that cannot succeed: if it could, it fails
+/// late, with EEXIST.
 fn can_link(from: RawFd, path: &CStr, flags: libc::c_int) -> bool {
     link(from, path, libc::AT_FDCWD, c".", flags) == Err(Errno::EEXIST)
 }
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn it_gets_its_name_in_every_way() {
+    fn names_the_file_in_every_way() {
         named(|dir| Unnamed::make(dir).unwrap());
         named(|dir| (Unnamed::make(dir).unwrap().0, Unnamed::Proc));
         named(|dir| hidden(dir).unwrap());

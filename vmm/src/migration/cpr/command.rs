@@ -1,4 +1,4 @@
-//! The command that an update executes: checked and prepared while the guest still runs.
+//! The command that an update executes: it is checked and prepared while the guest still runs.
 
 use std::ffi::{CString, OsString};
 use std::fmt::Display;
@@ -12,29 +12,29 @@ use super::rehearsal;
 use super::spawn::{self, Call, Spawned};
 use super::state::ENV_NAME;
 
-/// Why `cpr-exec-command` cannot be executed.
+/// Errors from checking `cpr-exec-command`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// It was never set.
+    /// The parameter was never set.
     #[error("cpr-exec mode requires setting cpr-exec-command")]
     Missing,
-    /// It has no words.
+    /// The list has no words.
     #[error("cpr-exec-command is an empty list: its first word must be the binary to execute")]
     EmptyList,
-    /// Its first word is empty.
+    /// The first word is empty.
     #[error("the first word of cpr-exec-command is empty: it must be the binary to execute")]
     EmptyBinary,
-    /// A word has a NUL.
+    /// A word contains a NUL.
     #[error("word {index} of cpr-exec-command, \"{}\", has a NUL character", .word.escape_default())]
     Nul {
-        /// Which word, from 0.
+        /// Index of the word, from 0.
         index: usize,
         /// The word.
         word: String,
     },
 }
 
-/// Why nothing was executed.
+/// The error of a command that cannot be executed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot execute cpr-exec-command \"{command}\": {}", io::Error::from(*.errno))]
 pub struct ExecError {
@@ -43,7 +43,7 @@ pub struct ExecError {
 }
 
 impl ExecError {
-    /// `execve` of `command` failed with `errno`.
+    /// Creates the error of an `execve` of `command` that failed with `errno`.
     pub fn new(command: &str, errno: Errno) -> Self {
         let errno = if planted!(WrongErrno) { Errno::EINTR } else { errno };
         let command = if planted!(StaleError) { String::new() } else { command.to_owned() };
@@ -61,7 +61,7 @@ pub struct ExecCommand {
 }
 
 impl ExecCommand {
-    /// Checks `words` and looks up what `PATH` offers for the first.
+    /// Checks `words` and looks the first one up in `PATH`.
     pub fn prepare(words: Option<&[String]>) -> Result<Self, CommandError> {
         let words = words.ok_or(CommandError::Missing)?;
         let fallback = planted!(EmptyCommand).then(|| "/bin/false".to_owned());
@@ -83,11 +83,11 @@ impl ExecCommand {
         })
     }
 
-    /// Executes it in this process, with the number of the descriptor that holds the CPR state in
-    /// the environment. Returns only if no candidate could be executed.
+    /// Executes the command in this process, with the number of the descriptor that holds the CPR
+    /// state in the environment. Returns only if no candidate could be executed.
     ///
-    /// `execve` on each candidate, never `execvp`: that hands a file the kernel cannot execute to
-    /// the shell, which succeeds, and the VM is gone.
+    /// It calls `execve` on each candidate, never `execvp`: that would hand a file the kernel
+    /// cannot execute to the shell, the exec would succeed, and the VM would be lost.
     pub fn exec(&self, state_fd: i32) -> ExecError {
         let variable = variable(ENV_NAME, state_fd);
         let others = self.environment.iter().map(|entry| entry.as_ptr());
@@ -95,8 +95,8 @@ impl ExecCommand {
         self.error(spawn::execute(&self.candidates, &self.argv, &environment))
     }
 
-    /// Starts it in a new process that dies with this thread, in a session of its own, with
-    /// `variables` in its environment and `descriptors` moved as [`Call::descriptors`] says.
+    /// Starts the command in a new process that dies with this thread, in a session of its own,
+    /// with `variables` in its environment and `descriptors` moved as [`Call::descriptors`] says.
     pub fn spawn(
         &self,
         variables: &[(&str, String)],
@@ -113,7 +113,7 @@ impl ExecCommand {
         ExecError::new(&self.name, errno)
     }
 
-    /// The first word, for messages.
+    /// Returns the first word, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -123,8 +123,8 @@ fn variable(name: &str, value: impl Display) -> CString {
     CString::new(format!("{name}={value}")).expect("neither names nor numbers have a NUL")
 }
 
-/// Where `binary` may be: itself if it has a slash, otherwise in every directory of `path`, of
-/// which an empty one is the current directory (POSIX.1-2024, 8.3 "PATH").
+/// Returns the paths to try for `binary`: itself if it has a slash, otherwise one in each directory
+/// of `path`, where an empty entry is the current directory (POSIX.1-2024, 8.3 "PATH").
 fn candidates(binary: &str, path: Option<OsString>) -> Vec<CString> {
     let c_string = |bytes: Vec<u8>| CString::new(bytes).ok();
     if binary.contains('/') {
@@ -196,7 +196,7 @@ mod tests {
         insta::assert_snapshot!(command.exec(3), @r#"cannot execute cpr-exec-command "/nowhere/vmm": No such file or directory (os error 2)"#);
     }
 
-    /// libc's `execvp` would start a shell here, and this test would never come back.
+    /// libc's `execvp` would start a shell here, and this test would never return.
     #[test]
     fn a_text_file_is_not_handed_to_the_shell() {
         let dir = tempfile::tempdir().unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_candidate_outweighs_a_missing_one() {
+    fn reports_denied_candidate_over_missing_one() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vmm"), "").unwrap();
         let mut command = prepare(&["vmm"]).unwrap();

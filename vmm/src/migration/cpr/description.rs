@@ -1,4 +1,4 @@
-//! What a command line describes, for the comparison of a rehearsal.
+//! The description of a VMM and its machine, which a rehearsal compares.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::machine::{LOADABLE_SECTIONS, MachineConfig};
 use crate::memory::{PC_RAM, RamBlockInfo};
 use crate::state::readable_version;
 
-/// Who a VMM is, what it can load, and which machine its arguments describe.
+/// The identity of a VMM, what it can load, and the machine its arguments describe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// The program.
@@ -28,35 +28,35 @@ pub struct Description {
     pub ram_blocks: Vec<RamBlockInfo>,
     /// Number of vCPUs.
     pub cpus: u8,
-    /// What is connected to the outside, such as `serial` to `unix:/path`.
+    /// Connections to the outside, such as `serial` to `unix:/path`.
     pub devices: BTreeMap<String, String>,
-    /// Whether it has the test device. Older VMMs, which always have it, do not say.
+    /// Whether it has the test device. Older VMMs, which always have it, do not report this.
     #[serde(default)]
     pub test_device: Option<bool>,
     /// Where it expects the saved state.
     pub incoming: IncomingPath,
-    /// It passes the commit point before it runs the guest (`keeper::commit`). Older binaries do
-    /// not, and do not say so.
+    /// Whether it passes the commit point before it runs the guest (`keeper::commit`). Older
+    /// binaries do not, and do not report this.
     #[serde(default)]
     pub commit_point: bool,
-    /// In a rehearsal it goes on to try all that a take-over does, and tells how that went.
+    /// Whether it also tries all steps of a take-over in a rehearsal, and reports the outcome.
     #[serde(default)]
     pub tries_everything: bool,
 }
 
-/// `--incoming`.
+/// Where the saved state comes from (`--incoming`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IncomingPath {
-    /// Absent.
+    /// The option is absent.
     None,
-    /// When QMP says so.
+    /// QMP names it later.
     Deferred,
     /// This file.
     File(PathBuf),
 }
 
 impl Description {
-    /// What `config` describes.
+    /// Creates the description of `config`.
     pub fn of(config: &Config) -> Self {
         let MachineConfig { memory, cpus, test_device, .. } = config.machine();
         let block = RamBlockInfo { name: PC_RAM.to_owned(), size: memory.size };
@@ -85,7 +85,8 @@ impl Description {
         }
     }
 
-    /// Why `new` cannot go on with the VM that `self` describes, whose state goes to `channel`.
+    /// Returns why `new` cannot take over the VM that `self` describes, whose state goes to
+    /// `channel`.
     pub fn difference(&self, new: &Self, channel: &Path) -> Option<String> {
         self.version_difference(new)
             .or_else(|| self.ram_difference(new))
@@ -132,7 +133,8 @@ impl Description {
         }
         let extra =
             new.ram_blocks.iter().find(|b| self.ram_blocks.iter().all(|o| o.name != b.name));
-        extra.map(|block| format!("describes RAM block {}, which this VM has not", block.name))
+        extra
+            .map(|block| format!("describes RAM block {}, which this VM does not have", block.name))
     }
 
     fn device_difference(&self, new: &Self) -> Option<String> {
@@ -174,7 +176,7 @@ fn incoming_difference(incoming: &IncomingPath, channel: &Path) -> Option<String
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
-    // It may not be there yet; the directories are.
+    // The file may not exist yet; its directory does.
     let whole = |path: &Path| {
         path.canonicalize().ok().or_else(|| {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -214,7 +216,7 @@ mod tests {
     const VM: &str = "--memory 64M --cpus 2 --qmp unix:/q --serial unix:/s --kernel k";
 
     #[test]
-    fn the_same_machine_is_no_difference() {
+    fn same_machine_has_no_difference() {
         let new = of(&format!("{VM} --incoming file:/state"));
         assert_eq!(of(VM).difference(&new, Path::new("/state")), None);
         let new = of(&format!("{VM} --incoming defer --paused --log debug"));
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_yet_is_the_same_by_another_path() {
+    fn missing_file_equals_itself_by_another_path() {
         let here = std::env::current_dir().unwrap();
         let name = "a-state-that-is-not-there";
         assert!(same_file(Path::new(name), &here.join(name)));
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_vmm_does_not_say_whether_it_has_the_test_device() {
+    fn ignores_test_device_of_vmm_that_does_not_report_it() {
         let old = Description { test_device: None, ..of(VM) };
         let new = of(&format!("{VM} --incoming file:/state --test-device on"));
         assert_eq!(old.difference(&new, Path::new("/state")), None);

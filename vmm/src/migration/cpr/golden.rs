@@ -1,5 +1,5 @@
-//! The CPR state is of the format that it says: every field filled, encoded once, and kept in
-//! `scenarios/golden/`.
+//! Tests that the format of the CPR state matches its version: a state with every field filled was
+//! encoded once, and is kept in `scenarios/golden/`.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ use crate::state::golden::{COMMAND, changes, folder, writes};
 use crate::unix_listener::ListenerState;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 
-/// One of everything: whoever adds a field meets it here.
+/// Creates a state with every field filled. A new field must be added here too.
 fn filled() -> CprState {
     let listener = |fd: &str| ListenerState {
         fd: fd.to_owned(),
@@ -54,7 +54,7 @@ fn filled() -> CprState {
         pending_events: kinds.map(|kind| GuestEvent { vcpu: 1, kind }).into(),
         helper: Some(7),
         migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
-        // A member that may be missing needs no other version.
+        // An optional member needs no new version.
         pid_file: None,
         parameters: MigrationParameters {
             mode: Some(MigMode::CprExec),
@@ -81,7 +81,7 @@ fn golden_cpr_state_is_read_and_written_the_same() {
     let golden = fs::read(&path);
     let golden = golden.unwrap_or_else(|e| panic!("{path:?}: {e}: add it: {COMMAND}"));
     let rule = format!(
-        "The format of the CPR state has changed, and its version has not. Raise CPR_VERSION in \
+        "The format of the CPR state has changed, but its version has not. Raise CPR_VERSION in \
          vmm/src/migration/cpr/state.rs, then add the golden state: {COMMAND}"
     );
     if let Some(told) = changes(&golden, &now) {

@@ -1,31 +1,31 @@
-//! The signals that ask a VMM to end, held back over exec: between two binaries nobody has a handler
-//! for them, and the default action would end the VM.
+//! Blocks the termination signals over exec: between two binaries no handler is installed, and the
+//! default action would end the VM.
 //!
-//! A blocked signal stays blocked over exec, so before it this is only for commands that are known
-//! to take over, and to [`release`] them. A new binary that nobody has rehearsed holds them itself,
-//! first thing.
+//! A blocked signal stays blocked over exec, so the old VMM blocks them only for commands that are
+//! known to take over and to [`release`] them. A new binary that has not been rehearsed blocks them
+//! itself, as its first step.
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use crate::end_signals::END_SIGNALS;
 
-/// They wait until this is dropped, or until the new binary has handlers.
+/// While this exists, the termination signals stay pending.
 #[derive(Debug)]
 pub struct HeldSignals {
     before: SigSet,
 }
 
 impl HeldSignals {
-    /// Blocks them on this thread, the one that executes.
+    /// Blocks the signals on this thread, the one that executes.
     pub fn hold() -> Self {
         let mut before = SigSet::empty();
         let held = SigSet::from_iter(END_SIGNALS);
-        // It fails only on a bad `how`.
+        // It fails only for an invalid `how`.
         let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&held), Some(&mut before));
         Self { before }
     }
 
-    /// They wait until [`release`].
+    /// Keeps the signals blocked until [`release`].
     pub fn until_release(self) {
         std::mem::forget(self);
     }
@@ -37,7 +37,7 @@ impl Drop for HeldSignals {
     }
 }
 
-/// Makes the mask what it was: what came meanwhile is delivered now.
+/// Restores the mask: signals that became pending meanwhile are delivered now.
 pub fn release(before: &SigSet) {
     if planted!(KeepMask) {
         return;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_wait_as_long_as_they_are_held() {
+    fn blocks_termination_signals_while_held() {
         let blocked = |signal| SigSet::thread_get_mask().unwrap().contains(signal);
         let held = HeldSignals::hold();
         assert!(END_SIGNALS.into_iter().all(blocked));

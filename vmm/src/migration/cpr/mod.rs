@@ -1,9 +1,9 @@
-//! `cpr-exec`: the update in place.
+//! `cpr-exec`: updates the VMM in place.
 //!
-//! The old process walks [`update`]: check, pause, save, publish, exec. The new one starts in
-//! [`take_over`]. What passes between them: the saved state in the migration channel, and
-//! [`state::CprState`] in a sealed memfd whose number is in the environment. A new one that fails
-//! goes back to the old one ([`fall_back`]).
+//! The old process runs [`update`]: check, pause, save, publish, exec. The new one starts in
+//! [`take_over`]. Two things pass between them: the saved state in the migration channel, and
+//! [`state::CprState`] in a sealed memfd whose number is in the environment. A new process that
+//! fails falls back to the old binary ([`fall_back`]).
 
 pub mod command;
 pub mod description;

@@ -6,74 +6,74 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
-/// How the CPR state lists a descriptor.
+/// A descriptor as the CPR state lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedFd {
-    /// What it is, such as `ram.pc.ram`.
+    /// Its purpose, such as `ram.pc.ram`.
     pub name: String,
-    /// Tells several of one name apart.
+    /// Distinguishes descriptors of the same name.
     pub id: u32,
     /// Its number, the same in both processes.
     pub fd: RawFd,
 }
 
 impl NamedFd {
-    /// `fd` under a name.
+    /// Creates the entry for `fd`.
     pub fn new(name: String, id: u32, fd: BorrowedFd<'_>) -> Self {
         Self { name, id, fd: fd.as_raw_fd() }
     }
 }
 
-/// The descriptors an update hands over, borrowed from their owners.
+/// The descriptors that an update hands over, borrowed from their owners.
 #[derive(Debug, Default)]
 pub struct OutgoingFds<'a> {
     fds: Vec<(String, u32, BorrowedFd<'a>)>,
 }
 
 impl<'a> OutgoingFds<'a> {
-    /// Adds one.
+    /// Adds a descriptor.
     pub fn add(&mut self, name: impl Into<String>, id: u32, fd: BorrowedFd<'a>) {
         self.fds.push((name.into(), id, fd));
     }
 
-    /// The list for the CPR state.
+    /// Returns the list for the CPR state.
     pub fn list(&self) -> Vec<NamedFd> {
         let named =
             |(name, id, fd): &(String, u32, BorrowedFd<'_>)| NamedFd::new(name.clone(), *id, *fd);
         self.fds.iter().map(named).collect()
     }
 
-    /// The descriptors.
+    /// Iterates over the descriptors.
     pub fn iter(&self) -> impl Iterator<Item = BorrowedFd<'a>> {
         self.fds.iter().map(|&(_, _, fd)| fd)
     }
 }
 
-/// Why a list of descriptors is not accepted.
+/// Errors from checking a list of descriptors.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
     /// A descriptor that is listed is not open.
     #[error("descriptor {} ({}.{}) was handed over but is not open: {source}", .named.fd, .named.name, .named.id)]
     NotOpen {
-        /// Which.
+        /// The entry.
         named: NamedFd,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A descriptor or a name is listed twice.
     #[error("descriptor {} ({}.{}) is listed twice", .0.fd, .0.name, .0.id)]
     Twice(NamedFd),
-    /// One of the first three descriptors, which belong to nobody.
+    /// A descriptor is one of the first three, which have no owner.
     #[error("descriptor {} ({}.{}) is one of stdin, stdout and stderr", .0.fd, .0.name, .0.id)]
     Standard(NamedFd),
 }
 
-/// A list of descriptors that are open, each listed once, and close-on-exec now.
+/// A checked list: each descriptor is open, listed once, and close-on-exec.
 #[derive(Debug)]
 pub struct CheckedFds<'a>(&'a [NamedFd]);
 
 impl<'a> CheckedFds<'a> {
-    /// Looks at what `list` says, and sets close-on-exec on each.
+    /// Checks `list`, and sets close-on-exec on each descriptor.
     pub fn check(list: &'a [NamedFd]) -> Result<Self, AdoptError> {
         for (at, named) in list.iter().enumerate() {
             let same = |other: &&NamedFd| {
@@ -85,7 +85,7 @@ impl<'a> CheckedFds<'a> {
             if (0..=2).contains(&named.fd) {
                 return Err(AdoptError::Standard(named.clone()));
             }
-            // SAFETY: only asks whether the number is open; a closed one gives EBADF.
+            // SAFETY: only checks whether the number is open; a closed one gives EBADF.
             let fd = unsafe { BorrowedFd::borrow_raw(named.fd.max(0)) };
             let closed =
                 |errno: Errno| AdoptError::NotOpen { named: named.clone(), source: errno.into() };
@@ -100,20 +100,20 @@ impl<'a> CheckedFds<'a> {
     }
 }
 
-/// The descriptors that came over exec, until their new owners ask for them by name.
+/// The descriptors that came over exec, until their new owners take them by name.
 #[derive(Debug, Default)]
 pub struct AdoptedFds {
     fds: Vec<(String, u32, OwnedFd)>,
 }
 
 impl AdoptedFds {
-    /// Takes over what is in `list`.
+    /// Takes ownership of the descriptors in `list`.
     ///
     /// # Safety
-    /// Nobody in this process may own one of these descriptors: call it before any is opened.
+    /// Nothing in this process may own one of these descriptors: call it before any is opened.
     pub unsafe fn own(list: CheckedFds<'_>) -> Self {
         let own = |named: &NamedFd| {
-            // SAFETY: it is open, listed once, and nobody else owns it: the caller's promise.
+            // SAFETY: it is open, listed once, and nothing else owns it: the caller's promise.
             let fd = unsafe { OwnedFd::from_raw_fd(named.fd) };
             (named.name.clone(), named.id, fd)
         };
@@ -132,7 +132,7 @@ impl AdoptedFds {
         Some(self.fds.swap_remove(at).2)
     }
 
-    /// What nobody asked for.
+    /// Returns the descriptors that were not taken.
     pub fn leftover(self) -> Vec<(String, OwnedFd)> {
         self.fds.into_iter().map(|(name, id, fd)| (format!("{name}.{id}"), fd)).collect()
     }
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_are_named() {
+    fn rejects_invalid_lists() {
         let real = open("a", 0);
         let lie = |fd| NamedFd { name: "b".to_owned(), id: 0, fd };
         let texts: Vec<_> = [

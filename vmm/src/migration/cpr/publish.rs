@@ -1,4 +1,4 @@
-//! The moment between "everything is saved" and `exec`, in which descriptors survive an exec.
+//! Publishing: between saving and `exec`, descriptors are made to survive an exec.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -9,7 +9,7 @@ use super::command::{ExecCommand, ExecError};
 use super::named_fds::OutgoingFds;
 use super::state::SealedFd;
 
-/// Why the descriptors could not be published.
+/// The error of a descriptor that cannot be published.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot clear close-on-exec of descriptor {fd}: {source}")]
 pub struct PublishError {
@@ -17,17 +17,17 @@ pub struct PublishError {
     source: std::io::Error,
 }
 
-/// Exactly the named descriptors and the CPR state stay open over an exec. Dropping this makes
-/// them close-on-exec again, and closes the CPR state.
+/// While this exists, exactly the named descriptors and the CPR state stay open over an exec.
+/// Dropping it makes them close-on-exec again, and closes the CPR state.
 pub struct Published<'a> {
     fds: OutgoingFds<'a>,
     state: SealedFd,
 }
 
 impl<'a> Published<'a> {
-    /// Clears close-on-exec.
+    /// Clears close-on-exec on each descriptor.
     pub fn new(fds: OutgoingFds<'a>, state: SealedFd) -> Result<Self, PublishError> {
-        // From here on a failure is undone by `Drop`.
+        // From here on, `Drop` undoes a failure.
         let published = Self { fds, state };
         for fd in published.all() {
             set_flags(fd, FdFlag::empty())
@@ -40,7 +40,7 @@ impl<'a> Published<'a> {
         self.fds.iter().chain([self.state.as_fd()])
     }
 
-    /// Executes `command`. Returns only if it could not be executed, with everything undone.
+    /// Executes `command`. Returns only if it could not be executed; everything is undone then.
     pub fn exec(self, command: &ExecCommand) -> ExecError {
         command.exec(self.state.as_fd().as_raw_fd())
     }

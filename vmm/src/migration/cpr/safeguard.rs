@@ -1,5 +1,5 @@
-//! What stands ready to continue the guest while this process runs it: the keeper, and everything
-//! that it goes by, kept up to date.
+//! The safeguard continues the guest if this process fails while it runs the guest: the keeper, and
+//! the up-to-date plan that it uses.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -30,25 +30,25 @@ use crate::own_binary;
 use crate::qmp::Server;
 use crate::state::SavedState;
 
-/// Why nothing stands ready.
+/// Errors from setting up the safeguard.
 #[derive(Debug, thiserror::Error)]
 pub enum SafeguardError {
-    /// The memfd for a state saved without this process.
+    /// The memfd for a state saved without this process cannot be created.
     #[error("cannot create a memfd for the state of the guest: {0}")]
     Dump(Errno),
-    /// The CPR state.
+    /// The CPR state cannot be written.
     #[error(transparent)]
     State(#[from] WriteError),
-    /// This binary cannot be held for executing it again.
-    #[error("cannot open the binary of this process, to be able to execute it again: {0}")]
+    /// This binary cannot be opened, so it cannot be executed again.
+    #[error("cannot open the binary of this process to execute it again later: {0}")]
     Binary(io::Error),
 }
 
-/// The parts of the VMM that cross into the process that continues.
+/// The parts of the VMM that pass to the process that continues.
 pub struct View<'a> {
     /// The machine.
     pub machine: &'a Machine,
-    /// Whether it runs, or is to run.
+    /// The current or intended run state.
     pub run_state: RunState,
     /// The QMP server.
     pub qmp: &'a Server,
@@ -60,15 +60,15 @@ pub struct View<'a> {
     pub pid_file: Option<PathBuf>,
     /// The log file.
     pub log: Option<&'a File>,
-    /// Both ends of what tells of signals.
+    /// Both ends of the socket pair that reports signals.
     pub signals: [BorrowedFd<'a>; 2],
 }
 
-/// What a process has to go by that takes a guest over.
+/// What a process that takes a guest over received from its predecessor.
 pub struct Predecessor<'a> {
-    /// The way back.
+    /// The fallback record.
     pub record: &'a Record,
-    /// The commit point before which the keeper there acts.
+    /// The predecessor's commit point: until it is passed, the predecessor's keeper acts.
     pub commit_point: Option<Arc<CommitPoint>>,
 }
 
@@ -80,20 +80,20 @@ pub struct Safeguard {
     binary: OwnedFd,
     dump: OwnedFd,
     traffic: OwnedFd,
-    /// How often something was published.
+    /// How many times the state was published.
     generation: u64,
-    /// What went over QMP's sockets since.
+    /// Traffic on QMP's sockets since then.
     went: Traffic,
     salvage: Option<Arc<Salvage>>,
-    /// The keeper continues nothing any more.
+    /// Whether the keeper has been released and no longer continues the guest.
     released: Cell<bool>,
     plan: Option<Arc<Plan>>,
     published: Option<(CprState, SealedFd)>,
 }
 
 impl Safeguard {
-    /// Starts a keeper if one is `wanted`, which goes by what is [`publish`](Self::publish)ed. In a
-    /// process that has just taken the guest over, it follows a `predecessor`.
+    /// Starts a keeper if one is `wanted`; it uses what is [`publish`](Self::publish)ed. In a
+    /// process that has just taken the guest over, there is a `predecessor`.
     pub fn start(
         wanted: bool,
         predecessor: Option<Predecessor<'_>>,
@@ -116,7 +116,7 @@ impl Safeguard {
             Ok(keeper) => keeper,
             Err(error) => {
                 let error: KeeperError = error;
-                tracing::warn!(%error, "cpr_keeper_missing: nobody continues if this process dies");
+                tracing::warn!(%error, "cpr_keeper_missing: the guest is lost if this process dies");
                 None
             }
         };
@@ -139,20 +139,20 @@ impl Safeguard {
         })
     }
 
-    /// The keeper's process; 0 if there is none.
+    /// Returns the keeper's process ID; 0 if there is none.
     pub fn keeper_pid(&self) -> i32 {
         self.record.helper
     }
 
-    /// Clients were told that the guest has stopped, or that it runs again.
+    /// Records whether clients were told that the guest has stopped.
     pub fn set_told_stopped(&self, stopped: bool) {
         if let Some(salvage) = &self.salvage {
             salvage.told_stopped.store(stopped, std::sync::atomic::Ordering::Relaxed);
         }
     }
 
-    /// The machine is about to be taken apart: until it is [`publish`](Self::publish)ed again, it
-    /// is continued as after a reset.
+    /// Forgets the machine, which is about to be torn down: until the next
+    /// [`publish`](Self::publish), the guest is continued as after a reset.
     pub fn forget_machine(&mut self) {
         if self.published.is_some() {
             let record = self.record.clone();
@@ -161,8 +161,8 @@ impl Safeguard {
         self.salvage = None;
     }
 
-    /// Brings everything up to date, if it is not; then it returns the generation, which the QMP
-    /// server must be told ([`Server::hold`]).
+    /// Publishes the current state if it has changed, and then returns the generation, which must
+    /// be passed to the QMP server ([`Server::hold`]).
     pub fn publish(&mut self, view: &View<'_>) -> Result<Option<u64>, SafeguardError> {
         let serial = SerialHandOver::of(view.machine);
         let mut state = state_of(view, &serial, self.record.helper);
@@ -194,12 +194,12 @@ impl Safeguard {
         let traffic = Traffic { generation: self.generation, clients: view.qmp.traffic() };
         self.went = traffic.clone();
         self.set_plan(&record, Role::Live(self.salvage.clone()), traffic);
-        // The one before is closed now, when nobody goes by it.
+        // The previous one is closed only now that no plan refers to it.
         self.published = Some((state, sealed));
         Ok(Some(self.generation))
     }
 
-    /// What the next process needs of the keeper.
+    /// Adds the keeper's descriptors that the next process needs.
     pub fn hand_over<'a>(&'a self, fds: &mut OutgoingFds<'a>) {
         if let Some(keeper) = &self.keeper {
             fds.add(PAGE_FD, 0, keeper.page().as_fd());
@@ -215,8 +215,8 @@ impl Safeguard {
         self.plan = Some(plan);
     }
 
-    /// From now on the guest is continued from the state that `record` names, until the result is
-    /// dropped: then again as before. The guest must not run meanwhile.
+    /// Makes the guest continue from the state that `record` names until the result is dropped, and
+    /// then as before. The guest must not run meanwhile.
     pub fn saved(&self, record: &Record) -> SavedPlan {
         let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
         let role = Role::Live(self.salvage.clone());
@@ -224,7 +224,8 @@ impl Safeguard {
         SavedPlan { before: self.plan.clone() }
     }
 
-    /// The keeper only holds the old address space from now on, and continues nothing.
+    /// Releases the keeper: it only holds the old address space from now on, and does not continue
+    /// the guest.
     pub fn release_keeper(&self) {
         if let Some(keeper) = &self.keeper {
             keeper.page().claim_or_end(Claim::Released);
@@ -232,22 +233,23 @@ impl Safeguard {
         }
     }
 
-    /// Whether the keeper continues nothing any more.
+    /// Returns whether the keeper has been released.
     pub fn is_released(&self) -> bool {
         self.released.get()
     }
 
-    /// Becomes readable when the keeper has ended, which it does by accident only.
+    /// Returns a descriptor that becomes readable when the keeper ends, which it does only by
+    /// accident.
     pub fn keeper_ended(&self) -> Option<BorrowedFd<'_>> {
         self.keeper.as_ref().map(Keeper::ended)
     }
 
-    /// Whether it has.
+    /// Returns whether the keeper has ended.
     pub fn has_lost_its_keeper(&self) -> bool {
         self.keeper.as_ref().is_some_and(|keeper| !keeper::is_watching(keeper.pid().as_raw()))
     }
 
-    /// The keeper replaces this process if it has not come to an end after so much time.
+    /// Sets the deadline after which the keeper replaces this process; `None`: no deadline.
     pub fn expect_end_within(&self, after: Option<Duration>) {
         if let Some(keeper) = &self.keeper
             && let Err(errno) = keeper.watch().set(after)
@@ -259,14 +261,15 @@ impl Safeguard {
 
 impl Drop for Safeguard {
     fn drop(&mut self) {
-        // In this order: while there is a keeper, there is something that it goes by.
+        // In this order: the keeper's plan must outlive it.
         self.keeper = None;
         fall_back::live(None);
     }
 }
 
-/// The guest is saved. Dropping this, it is continued as it is.
-#[must_use = "dropping it takes it back"]
+/// While this exists, the guest continues from the saved state. Dropping it returns to the state
+/// before.
+#[must_use = "dropping it returns to the previous plan"]
 pub struct SavedPlan {
     before: Option<Arc<Plan>>,
 }
@@ -277,7 +280,7 @@ impl Drop for SavedPlan {
     }
 }
 
-/// What another process must know of a VMM as it is now. No saved state goes with it yet.
+/// Returns the CPR state of the VMM as it is now. It names no saved state yet.
 fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
     CprState {
         run_state: view.run_state,
@@ -295,7 +298,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
     }
 }
 
-/// The names of the two ends of what tells of signals, with the ends.
+/// Pairs the two ends of the socket pair that reports signals with their names.
 pub fn named_signals<'a>(
     ends: [BorrowedFd<'a>; 2],
 ) -> impl Iterator<Item = (&'static str, BorrowedFd<'a>)> {

@@ -1,8 +1,8 @@
-//! Starting a program that dies with this one, without a copy of the address space: a fork would
-//! write-protect it, and make the vCPUs wait.
+//! Starts a program that dies with this one, without copying the address space: a fork would
+//! write-protect it and stall the vCPUs.
 //!
-//! Nobody waits for `execve` (no `CLONE_VFORK`): it can take for ever, on a file of a server that is
-//! gone. A close-on-exec pipe tells when it is over, or why it failed.
+//! The parent does not wait for `execve` (no `CLONE_VFORK`): it can block forever on a file of a
+//! server that is gone. A close-on-exec pipe reports that it has succeeded, or why it failed.
 
 use std::ffi::{CString, c_char, c_void};
 use std::fs::File;
@@ -18,28 +18,28 @@ use nix::unistd::{Pid, getpid, pipe2};
 use crate::keeper::stack::Stack;
 use crate::sys;
 
-/// The last signal there is.
+/// The highest signal number.
 const LAST_SIGNAL: usize = 64;
-/// Bytes of the kernel's set of signals.
+/// Size of the kernel's signal set, in bytes.
 const SIGNAL_SET: usize = LAST_SIGNAL / 8;
-/// What the child needs, and some for unoptimized builds.
+/// Size of the child's stack in bytes, with a margin for unoptimized builds.
 const STACK: usize = 64 << 10;
 
-/// A program to be executed, with all that the child touches before.
+/// A program to execute, with everything that the child uses before the exec.
 #[derive(Debug)]
 pub struct Call {
-    /// Where it may be, in this order.
+    /// The paths to try, in this order.
     pub candidates: Vec<CString>,
     /// Its arguments.
     pub argv: Vec<CString>,
     /// Its environment.
     pub environment: Vec<CString>,
-    /// Which descriptor becomes which, in this order. A target must not be the source of a later
-    /// one.
+    /// Pairs of source and target descriptor, moved in this order. A target must not be the source
+    /// of a later pair.
     pub descriptors: Vec<(RawFd, RawFd)>,
 }
 
-/// What the child reads while this process runs on.
+/// What the child reads while this process continues.
 struct Prepared {
     _call: Call,
     candidates: Vec<*const c_char>,
@@ -51,14 +51,14 @@ struct Prepared {
     report: RawFd,
 }
 
-/// A program that has been started, and may not be executed yet.
+/// A child that has been started; it may not have executed its program yet.
 pub struct Spawned {
-    /// Its process ID.
+    /// The process ID of the child.
     pub pid: Pid,
-    /// Becomes readable when it has ended.
+    /// Becomes readable when the child has ended.
     pub ended: OwnedFd,
     report: File,
-    /// The child stands on this until it has executed or ended.
+    /// The memory that the child uses until it has executed its program or ended.
     ground: Option<(Box<Prepared>, Stack)>,
 }
 
@@ -69,13 +69,13 @@ impl std::fmt::Debug for Spawned {
 }
 
 impl Spawned {
-    /// What to wait for until [`executed`](Self::executed) has an answer.
+    /// Returns the descriptor to wait for until [`executed`](Self::executed) has a result.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.ground.is_some().then(|| self.report.as_fd())
     }
 
-    /// Whether the program has been executed; `None`: not yet. A child that was killed before counts
-    /// as executed: its end tells the rest.
+    /// Returns whether the program has been executed; `None`: not yet. A child that was killed
+    /// before that counts as executed: its end reports the rest.
     pub fn executed(&mut self) -> Option<Result<(), Errno>> {
         self.ground.as_ref()?;
         let mut errno = [0; 4];
@@ -85,7 +85,7 @@ impl Spawned {
             {
                 None
             }
-            // The kernel closes it after the switch to the new address space.
+            // The kernel closes the pipe after the switch to the new address space.
             Ok(0) | Err(_) => {
                 self.ground = None;
                 Some(Ok(()))
@@ -98,20 +98,21 @@ impl Spawned {
 impl Drop for Spawned {
     fn drop(&mut self) {
         while let Some(Err(_)) = self.executed() {}
-        // It may be in `execve` still, and cannot be ended: better lost than pulled away.
+        // The child may still be in `execve` and cannot be stopped: leak its memory rather than
+        // unmap it.
         if let Some(ground) = self.ground.take() {
             std::mem::forget(ground);
         }
     }
 }
 
-/// Starts it in a session of its own. It gets SIGKILL when this thread ends.
+/// Starts the program in a session of its own. It gets SIGKILL when this thread ends.
 pub fn spawn(call: Call) -> Result<Spawned, Errno> {
     let stack = Stack::map(STACK)?;
     let (report, their_report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let their_report = aside(their_report, &call.descriptors)?;
     let mut before = SigSet::empty();
-    // A handler of ours that ran in the child would run on our memory.
+    // One of our handlers running in the child would work on our memory.
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     let prepared = Box::new(Prepared {
         candidates: pointers(&call.candidates),
@@ -126,11 +127,11 @@ pub fn spawn(call: Call) -> Result<Spawned, Errno> {
     let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
     let argument = (&raw const *prepared).cast_mut().cast();
     let mut pidfd = -1;
-    // SAFETY: stack and `prepared` stay where they are until the child has executed or ended
-    // (`Spawned`); `child_main` only reads them, and keeps to raw system calls.
+    // SAFETY: the stack and `prepared` stay in place until the child has executed or ended
+    // (`Spawned`); `child_main` only reads them and makes raw system calls only.
     let pid = unsafe { libc::clone(child_main, stack.top(), flags, argument, &raw mut pidfd) };
     let pid = Errno::result(pid).map(Pid::from_raw);
-    // It fails only on a bad `how`.
+    // It fails only for an invalid `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     let pid = pid?;
     // SAFETY: CLONE_PIDFD has just made this descriptor, close-on-exec.
@@ -138,10 +139,10 @@ pub fn spawn(call: Call) -> Result<Spawned, Errno> {
     Ok(Spawned { pid, ended, report: report.into(), ground: Some((prepared, stack)) })
 }
 
-/// The same file under a number that nothing else becomes.
+/// Duplicates `fd`, if needed, to a number that is not the target of another descriptor.
 pub fn aside(fd: OwnedFd, descriptors: &[(RawFd, RawFd)]) -> Result<OwnedFd, Errno> {
     match descriptors.iter().any(|(_, target)| *target == fd.as_raw_fd()) {
-        // The duplicate is made while `fd` is open, so its number is another one.
+        // The duplicate is made while `fd` is open, so its number differs.
         true => aside(
             fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?,
             descriptors,
@@ -151,14 +152,15 @@ pub fn aside(fd: OwnedFd, descriptors: &[(RawFd, RawFd)]) -> Result<OwnedFd, Err
 }
 
 extern "C" fn child_main(prepared: *mut c_void) -> i32 {
-    // SAFETY: see `spawn`; nobody writes to it.
+    // SAFETY: see `spawn`; nothing writes to it.
     let prepared = unsafe { &*prepared.cast::<Prepared>() };
     let errno = match prepare(prepared) {
         Ok(()) => execute_raw(&prepared.candidates, &prepared.argv, &prepared.environment),
         Err(errno) => errno,
     } as i32;
     let arguments = [prepared.report as usize, (&raw const errno) as usize, size_of::<i32>(), 0, 0];
-    // SAFETY: four bytes of this stack, which are only read. A pipe takes them at once or is gone.
+    // SAFETY: four bytes on this stack, which are only read. The pipe takes them at once or is
+    // closed.
     let _ = unsafe { sys::call(libc::SYS_write, arguments) };
     127
 }
@@ -174,8 +176,8 @@ struct Disposition {
 }
 
 fn prepare(prepared: &Prepared) -> Result<(), Errno> {
-    // SAFETY: system calls on numbers and structures of this stack, or that are only read. The
-    // dispositions are the child's: they were copied (no CLONE_SIGHAND).
+    // SAFETY: system calls on numbers, on structures on this stack, or on memory that is only read.
+    // The dispositions belong to the child: they were copied (no CLONE_SIGHAND).
     unsafe {
         for signal in 1..=LAST_SIGNAL {
             let (mut now, default) = (Disposition::default(), Disposition::default());
@@ -209,13 +211,13 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Executes the first candidate that can be, in this process. Returns only if none could be.
+/// Executes the first candidate that works, in this process. Returns only if none does.
 pub fn execute(candidates: &[CString], argv: &[CString], environment: &[*const c_char]) -> Errno {
     let environment: Vec<_> = environment.iter().copied().chain([ptr::null()]).collect();
     execute_raw(&pointers(candidates), &pointers(argv), &environment)
 }
 
-/// The arrays end with a null.
+/// Does the work of [`execute`]. The arrays end with a null.
 fn execute_raw(
     candidates: &[*const c_char],
     argv: &[*const c_char],
@@ -226,19 +228,19 @@ fn execute_raw(
     for candidate in candidates.iter().take_while(|candidate| !candidate.is_null()) {
         let arguments =
             [*candidate as usize, argv.as_ptr() as usize, environment.as_ptr() as usize, 0, 0];
-        // SAFETY: the caller's are NUL-terminated strings and null-terminated arrays of such, and
-        // live until the call returns or this program is gone.
+        // SAFETY: the caller passes NUL-terminated strings and null-terminated arrays of such,
+        // which live until the call returns or this program is replaced.
         last = match unsafe { sys::call(libc::SYS_execve, arguments) } {
             Ok(_) => return Errno::ENOEXEC,
             Err(errno) => errno,
         };
         match last {
             Errno::EACCES => denied = true,
-            // Not here: the next directory may have it.
+            // Not found here: the next directory may have it.
             Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT => {}
             _ => return last,
         }
     }
-    // A file that may not be executed says more than its absence elsewhere.
+    // A file that may not be executed is more informative than its absence elsewhere.
     if denied { Errno::EACCES } else { last }
 }

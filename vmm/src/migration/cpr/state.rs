@@ -1,5 +1,5 @@
-//! The CPR state: what the new process must know before it makes anything, in a sealed memfd, behind
-//! the way back to the old binary.
+//! The CPR state: what the new process must know before it creates anything. It is in a sealed
+//! memfd, after the fallback record.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -27,110 +27,112 @@ use crate::vcpu::GuestEvent;
 pub const ENV_NAME: &str = "CPR_EXEC_STATE";
 /// The memfd's name.
 const MEMFD_NAME: &std::ffi::CStr = c"cpr-state";
-/// Version 2: one CBOR map behind a [`Record`].
+/// Version 2: one CBOR map after a [`Record`].
 pub const CPR_VERSION: u32 = 2;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
-/// Deepest nesting of CBOR that is followed.
+/// Maximum nesting depth of CBOR.
 const MAX_DEPTH: usize = 32;
-/// Most bytes that are read: QMP buffers are the largest part.
+/// Maximum size that is read, in bytes: QMP buffers are the largest part.
 const MAX_BYTES: u64 = 64 << 20;
-// The rest, of which arguments and environment are the largest part, is less than 8 MiB.
+// The rest is less than 8 MiB; arguments and environment are its largest part.
 const _: () = assert!(crate::qmp::MAX_STATE as u64 + (8 << 20) <= MAX_BYTES);
 
-/// What the old process tells the new one.
+/// What the old process passes to the new one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CprState {
     /// The run state before the update.
     pub run_state: RunState,
-    /// The RAM blocks among the descriptors that crossed.
+    /// The RAM blocks whose descriptors crossed exec.
     pub ram_blocks: Vec<RamBlockInfo>,
-    /// The one saved state that goes with this.
+    /// The fingerprint of the saved state that belongs to this.
     pub channel: Fingerprint,
     /// The QMP server.
     pub qmp: ServerState,
     /// The serial port's listening socket.
     pub serial_listener: Option<ListenerState>,
-    /// What the guest asked for and nobody had time to do.
+    /// Guest requests that have not been handled yet.
     pub pending_events: Vec<GuestEvent>,
-    /// The keeper, which holds the old address space.
+    /// The process ID of the keeper, which holds the old address space.
     pub helper: Option<i32>,
     /// The migration.
     pub migration: MigrationRecord,
     /// The PID file, absolute. Older binaries neither write nor read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<serde_bytes::ByteBuf>,
-    /// The migration parameters, for an old binary that is returned to.
+    /// The migration parameters, for an old binary that is executed again after a failure.
     pub parameters: MigrationParameters,
-    /// Which MSRs the list of those that are saved was chosen from
-    /// (`StateCapabilities::msr_choice`): to choose again from the same takes a VM of its own.
+    /// Identifies the set of MSRs from which the saved ones were chosen
+    /// (`StateCapabilities::msr_choice`). If the set is unchanged, the new process need not choose
+    /// again, which would take a VM of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msr_choice: Option<u64>,
-    /// For the process that continues a guest whose own process did not save it for an update.
+    /// Set if the guest's own process did not save it for an update, for the process that continues
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,
 }
 
-/// What a process that was taken unawares was doing.
+/// What a process was doing when it failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Live {
-    /// An update was under way.
+    /// Whether an update was under way.
     pub updating: bool,
-    /// The newest migration.
+    /// The latest migration.
     pub migration: Standing,
 }
 
-/// What goes on of the migration in the new process.
+/// The part of the migration that continues in the new process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationRecord {
     /// The capability `events`.
     pub events: bool,
     /// `CLOCK_MONOTONIC` at `migrate`, in nanoseconds.
     pub began_ns: u64,
-    /// `CLOCK_MONOTONIC` when the vCPUs stood still, in nanoseconds.
+    /// `CLOCK_MONOTONIC` when the vCPUs had stopped, in nanoseconds.
     pub paused_ns: u64,
 }
 
-/// `CLOCK_MONOTONIC`, which goes on over exec.
+/// Returns `CLOCK_MONOTONIC`, which exec does not reset, in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .expect("Linux always has this clock");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
-/// Why the CPR state could not be written.
+/// Errors from writing the CPR state.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// A system call failed.
     #[error("cannot write the CPR state to a memfd: {call}: {source}")]
     System {
-        /// Which.
+        /// The system call.
         call: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The new process would not read it.
+    /// The state exceeds the size that the new process reads.
     #[error("the CPR state has {bytes} bytes, more than the {limit} that the new process reads")]
     TooLarge {
-        /// Bytes.
+        /// Size in bytes.
         bytes: u64,
-        /// Most bytes.
+        /// Maximum size in bytes.
         limit: u64,
     },
 }
 
-/// An empty memfd, made while the guest runs.
+/// An empty memfd, created while the guest runs.
 #[derive(Debug)]
 pub struct StateFd(OwnedFd);
 
 impl StateFd {
-    /// Makes it, close-on-exec.
+    /// Creates the memfd, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
         memfd::create(MEMFD_NAME, MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
 
-    /// Writes the way back and the state, and seals them.
+    /// Writes the fallback record and the state, and seals the memfd.
     pub fn write(self, record: &Record, state: &CprState) -> Result<SealedFd, WriteError> {
         let mut body = Vec::new();
         ciborium::into_writer(state, &mut body)
@@ -150,20 +152,19 @@ impl AsRawFd for StateFd {
     }
 }
 
-/// An empty memfd for a copy of the saved state: what happens to the channel's file is then no
-/// matter for an old binary that is returned to.
+/// An empty memfd for a copy of the saved state: a fallback does not depend on the channel's file.
 #[derive(Debug)]
 pub struct SavedStateFd(OwnedFd);
 
 impl SavedStateFd {
-    /// Makes it, close-on-exec.
+    /// Creates the memfd, close-on-exec.
     pub fn create() -> Result<Self, WriteError> {
         memfd::create(c"cpr-saved-state", MFdFlags::empty())
             .map(Self)
             .map_err(|errno| WriteError::System { call: "memfd_create", source: errno.into() })
     }
 
-    /// Writes it and seals it.
+    /// Writes the saved state, and seals the memfd.
     pub fn write(self, saved: &[u8]) -> Result<SealedFd, WriteError> {
         seal(self.0, saved)
     }
@@ -194,7 +195,7 @@ fn seal(memfd: OwnedFd, content: &[u8]) -> Result<SealedFd, WriteError> {
     Ok(SealedFd(file.into()))
 }
 
-/// A memfd that nobody can change any more.
+/// A memfd that can no longer be changed.
 #[derive(Debug)]
 pub struct SealedFd(OwnedFd);
 
@@ -204,86 +205,86 @@ impl AsFd for SealedFd {
     }
 }
 
-/// Why the CPR state that the environment names is not accepted.
+/// Errors from reading the CPR state that the environment names.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The value is no number.
-    #[error("\"{0}\" is no descriptor number")]
+    /// The value is not a descriptor number.
+    #[error("\"{0}\" is not a descriptor number")]
     Number(String),
-    /// One of the first three descriptors, which belong to nobody.
+    /// The descriptor is one of the first three, which have no owner.
     #[error("descriptor {0} is one of stdin, stdout and stderr")]
     Standard(RawFd),
-    /// The number is no open descriptor.
+    /// The descriptor is not open.
     #[error("descriptor {fd} is not open: {source}")]
     NotOpen {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The descriptor is something else.
-    #[error("descriptor {0} is no sealed memfd")]
+    /// The descriptor is not a sealed memfd.
+    #[error("descriptor {0} is not a sealed memfd")]
     NotSealed(RawFd),
     /// The content cannot be read.
     #[error("descriptor {fd} cannot be read: {source}")]
     Read {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The content is too large.
     #[error("descriptor {fd} has {bytes} bytes, more than any CPR state")]
     TooLarge {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Bytes.
+        /// Size in bytes.
         bytes: u64,
     },
-    /// The content is not ours.
+    /// The content is not a CPR state.
     #[error("descriptor {fd} holds no CPR state: {source}")]
     Envelope {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         source: EnvelopeError,
     },
-    /// There is no way back in front of the content, so it is not ours.
+    /// The content does not start with a valid fallback record.
     #[error("descriptor {fd} holds no CPR state: {source}")]
     Record {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         source: RecordError,
     },
-    /// The content is another process's.
+    /// The content belongs to another process.
     #[error("descriptor {fd} holds the CPR state of process {pid}")]
     OtherProcess {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Whose it is.
+        /// The process that it belongs to.
         pid: i32,
     },
     /// The content cannot be decoded.
     #[error("the CPR state in descriptor {fd} cannot be decoded: {why}")]
     Decode {
-        /// The number.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         why: String,
     },
 }
 
-/// A sealed memfd that was found to hold the way back and something behind it.
+/// A sealed memfd that holds a fallback record, with data after it.
 #[derive(Debug)]
 pub struct Sealed {
-    /// The way back.
+    /// The fallback record.
     pub record: Record,
     fd: RawFd,
     state: Vec<u8>,
 }
 
-/// Looks at what `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
+/// Reads the memfd that `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
 pub fn open(value: &str) -> Result<Sealed, ReadError> {
     let not_number = || ReadError::Number(value.to_owned());
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -296,13 +297,14 @@ pub fn open(value: &str) -> Result<Sealed, ReadError> {
     open_number(fd)
 }
 
-/// Looks for it among all open descriptors: the value was lost or forged, and the guest must not be.
+/// Searches all open descriptors for the memfd: the variable was lost or forged, and the guest must
+/// not be lost with it.
 pub fn find() -> Option<Sealed> {
     descriptors::open().into_iter().filter(|fd| *fd > 2).find_map(|fd| open_number(fd).ok())
 }
 
 fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
-    // SAFETY: a closed number gives EBADF; this is `main`'s first act, so none is closed meanwhile.
+    // SAFETY: a closed number gives EBADF; `main` does this first, so none is closed meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let seals = match fcntl(borrowed, FcntlArg::F_GET_SEALS) {
         Ok(seals) => SealFlag::from_bits_truncate(seals),
@@ -315,7 +317,7 @@ fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
     let bytes = content(borrowed)?;
     let (record, state) =
         Record::open(&bytes).map_err(|source| ReadError::Record { fd, source })?;
-    // Its keeper reads what was meant for it.
+    // The keeper of that process may read it too.
     if ![record.pid, record.helper].contains(&(std::process::id() as i32)) {
         return Err(ReadError::OtherProcess { fd, pid: record.pid });
     }
@@ -328,7 +330,7 @@ fn open_number(fd: RawFd) -> Result<Sealed, ReadError> {
 }
 
 impl Sealed {
-    /// The CPR state.
+    /// Decodes the CPR state.
     pub fn state(&self) -> Result<CprState, ReadError> {
         let fd = self.fd;
         let (body, _) =
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_can_be_read() {
+    fn sealed_state_reads_back() {
         let sealed = seal_for(StateFd::create().unwrap(), &record());
         let read = open(&sealed.0.as_raw_fd().to_string()).unwrap();
         let record = Record { state: sealed.0.as_raw_fd(), ..record() };
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_state_cannot_be_changed() {
+    fn sealed_state_is_immutable() {
         let sealed = StateFd::create().unwrap().write(&record(), &state()).unwrap();
         let file = File::from(sealed.0);
         assert!(file.write_at(b"X", 0).is_err());
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_would_not_be_read_is_not_written() {
+    fn rejects_state_too_large_to_read() {
         let listener = ListenerState {
             fd: String::new(),
             path: vec![0; MAX_BYTES as usize],

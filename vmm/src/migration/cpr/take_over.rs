@@ -1,5 +1,5 @@
-//! The first thing a process does: find out whether it is the new half of an update, or the old one
-//! to which a failed update has returned.
+//! The first step of every process: find out whether it is the new side of an update, or the old
+//! binary after a fallback.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -14,25 +14,25 @@ use crate::keeper::{self, TIMER_FD};
 /// What came over exec.
 #[derive(Debug)]
 pub struct Adopted {
-    /// What the old process said.
+    /// The CPR state from the old process.
     pub state: CprState,
     /// The descriptors.
     pub fds: AdoptedFds,
-    /// The memfd that it stood in.
+    /// The memfd that held the state.
     pub memfd: OwnedFd,
-    /// The signals that were blocked before the update, as a set of `signal - 1`.
+    /// What a fallback needs.
     pub way_back: WayBack,
 }
 
-/// What is needed until the guest runs, to go back if it cannot.
+/// What is needed for a fallback until the guest runs.
 pub struct WayBack {
-    /// What makes the process go back.
+    /// What triggers the fallback.
     pub armed: Armed,
-    /// How.
+    /// How to fall back.
     pub record: fall_back::Record,
-    /// Why the new binary failed, in an old one that was returned to.
+    /// Why the new binary failed; set in an old binary after a fallback.
     pub returned: Option<String>,
-    /// The process that ran the guest before, in the keeper that continues it.
+    /// The process that ran the guest before; set in the keeper that continues it.
     pub former: Option<i32>,
 }
 
@@ -42,41 +42,41 @@ impl std::fmt::Debug for WayBack {
     }
 }
 
-/// Why what came over exec is not accepted.
+/// Errors from accepting what came over exec.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
-    /// A fail point.
+    /// A fail point fired.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// The variable means nothing, and there is nothing that it could mean.
+    /// The variable is invalid, and no descriptor holds a CPR state.
     #[error("{0}; unset it to boot a new VM")]
     Stray(Box<TakeOverError>),
-    /// The variable has a value that is no text.
-    #[error("environment variable {ENV_NAME} is not valid: it is no text")]
+    /// The value of the variable is not UTF-8.
+    #[error("environment variable {ENV_NAME} is not valid: it is not UTF-8")]
     Text,
-    /// The variable is not there, and what it should name is.
+    /// The variable is missing, but a descriptor holds a CPR state.
     #[error(
         "environment variable {ENV_NAME} was removed on the way to the new VMM: a wrapper must \
          pass on its environment"
     )]
     Removed,
-    /// The state.
+    /// The CPR state cannot be read.
     #[error("environment variable {ENV_NAME} is not valid: {0}")]
     Read(#[from] ReadError),
-    /// The descriptors.
+    /// A listed descriptor is invalid.
     #[error("the CPR state named by environment variable {ENV_NAME} is not valid: {0}")]
     Adopt(#[from] AdoptError),
-    /// The way back.
+    /// The fallback cannot be armed.
     #[error(transparent)]
     Arm(#[from] ArmError),
 }
 
-/// Takes over, if the environment says so; the variables are gone afterwards in any case. If it
-/// fails, [`fall_back::is_armed`] says whether there is an old binary to go back to.
+/// Takes over if the environment says so, and removes the variables in any case. If it fails,
+/// [`fall_back::is_armed`] tells whether there is an old binary to fall back to.
 ///
 /// # Safety
-/// The process has one thread, and owns no descriptor but the first three.
+/// The process has one thread, and owns no descriptor except the first three.
 pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let value = std::env::var_os(ENV_NAME);
     let failed = std::env::var_os(FAILED_NAME);
@@ -104,7 +104,7 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
         (Ok(sealed), _) => sealed,
         (Err(error), role) => match state::find() {
             Some(found) => {
-                // The error that is returned is the one to tell.
+                // The error to report is the first one.
                 let _ = fall_back::arm(&found.record, role);
                 return Err(error);
             }
@@ -119,11 +119,12 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
         _ => Duration::from_millis(record.deadline_ms) + GRACE,
     };
     if let Some(timer) = record.fds.iter().find(|named| named.name == TIMER_FD) {
-        // It is the one that an update made. If it is none, it is not set.
+        // The update created this timer. If the descriptor is not a timer, setting it fails
+        // harmlessly.
         let _ = keeper::set_timer(timer.fd, patience);
     }
     let armed = fall_back::arm(record, role.clone())?;
-    // If it was rehearsed they are held already.
+    // If the binary was rehearsed, they are blocked already.
     HeldSignals::hold().until_release();
     #[cfg(feature = "failpoints")]
     crate::failpoints::set_helper(sealed.record.helper);
@@ -131,14 +132,14 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let state = sealed.state()?;
     let mut record = sealed.record;
     if matches!(role, Role::Returned(_)) {
-        // A client that left after the record was made took its descriptor along.
+        // If a client disconnected after the record was made, its descriptor is closed.
         record.fds.retain(|named| is_open(named.fd) || !is_client(&named.name));
     }
     let checked = CheckedFds::check(&record.fds)?;
     set_close_on_exec(record.state);
-    // Before anything is owned, and could be closed.
+    // Before anything is owned and could be closed.
     armed.reserve()?;
-    // SAFETY: `open` found the CPR state there, and nobody owns it yet: the caller's promise.
+    // SAFETY: `open` found the CPR state there, and nothing owns it yet: the caller's promise.
     let memfd = unsafe { OwnedFd::from_raw_fd(record.state) };
     // SAFETY: the caller's promise.
     let fds = unsafe { AdoptedFds::own(checked) };
@@ -153,7 +154,7 @@ fn is_client(name: &str) -> bool {
 }
 
 fn is_open(fd: RawFd) -> bool {
-    // SAFETY: only asks for the flags of a number; a closed one gives an error.
+    // SAFETY: only reads the flags of a number; a closed one gives an error.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
@@ -175,8 +176,8 @@ unsafe fn forget_variable(name: &str) {
     }
     let prefix = format!("{name}=");
     let mut text = None;
-    // SAFETY: `environ` is a null-terminated array of NUL-terminated strings, which nobody changes
-    // meanwhile; those of the initial environment, as this one, are in writable memory and stay
+    // SAFETY: `environ` is a null-terminated array of NUL-terminated strings, which nothing changes
+    // meanwhile; those of the initial environment, like this one, are in writable memory and stay
     // there when `remove_var` drops the pointer to them.
     unsafe {
         let mut entry = environ;

@@ -1,8 +1,8 @@
 //! The old process's side of an update: check, pause, save, publish, exec.
 //!
 //! Each step returns a guard whose `Drop` undoes it, so a failure anywhere unwinds them in reverse
-//! order: there is no rollback to forget a line in. `exec` takes what is left and returns only an
-//! error.
+//! order: no separate rollback code can miss a step. `exec` consumes the last guards and returns
+//! only an error.
 
 use std::convert::Infallible;
 use std::io;
@@ -42,10 +42,10 @@ use crate::qmp::Server;
 use crate::state::Fingerprint;
 use crate::unix_listener::ListenerState;
 
-/// The names of the two ends of the socket pair that tells of signals.
+/// The names of the two ends of the socket pair that reports signals.
 pub const SIGNALS_FDS: [&str; 2] = ["signals.reader", "signals.writer"];
-/// The name of KVM's descriptor, which is bound to no address space: who was started with it need
-/// not find `/dev/kvm` again.
+/// The name of KVM's descriptor, which is bound to no address space: a VMM that receives it need
+/// not open `/dev/kvm` again.
 pub const KVM_FD: &str = "kvm";
 /// The name of the old binary's descriptor.
 pub const BINARY_FD: &str = "fall-back.binary";
@@ -53,88 +53,87 @@ pub const BINARY_FD: &str = "fall-back.binary";
 pub const SAVED_FD: &str = "fall-back.state";
 /// The name of the memfd for a state that is saved without its process.
 pub const DUMP_FD: &str = "keeper.state";
-/// The name of the memfd for what went over QMP's sockets without being known.
+/// The name of the memfd for traffic on QMP's sockets that the published state does not include.
 pub const TRAFFIC_FD: &str = "keeper.traffic";
-/// How long the new binary may take.
+/// The default deadline of the new binary.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a process that has passed its deadline has for ending or going back by itself.
+/// How long a process that has passed its deadline has to end or to fall back by itself.
 pub const GRACE: Duration = Duration::from_secs(2);
-/// How long an old binary that was returned to may take: longer than it ever does.
+/// The deadline of an old binary after a fallback: longer than it ever takes.
 pub const WAY_BACK: Duration = Duration::from_secs(60);
-/// Most descriptors that are handed over besides those of QMP.
+/// Maximum number of descriptors that are handed over besides those of QMP.
 const MACHINE_FDS: usize = 17;
 
-/// Why an update was refused. The guest has not noticed anything.
+/// Errors that refuse an update. The guest is not affected.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// A fail point.
+    /// A fail point fired.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// There is one already.
+    /// An update is already under way.
     #[error("There's a migration process in progress")]
     UnderWay,
-    /// Memory is being saved by a thread that would not outlive it.
-    #[error("guest memory is being saved (pmemsave): update when that is answered")]
+    /// A thread is saving memory, and would not survive the exec.
+    #[error("cannot update: guest memory is being saved (pmemsave); retry when it is done")]
     Dump,
-    /// Another mode.
+    /// The migration mode is not supported.
     #[error("migration mode {0} is not supported yet: set mode to cpr-exec")]
     Mode(&'static str),
-    /// The guest is not there yet.
+    /// The guest has not been loaded yet.
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
-    /// There is no guest that could go on.
-    #[error("the machine cannot be updated in run state {0:?}")]
+    /// The guest cannot continue in this run state.
+    #[error("cannot update the machine in run state {0:?}")]
     RunState(RunState),
-    /// The command.
+    /// The command is invalid.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The channel.
+    /// The channel cannot be used.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// A blocker.
+    /// A blocker is in effect.
     #[error("the update is blocked: {0}")]
     Blocked(String),
-    /// The memory.
+    /// A resource is too small.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
-    /// The memfd.
+    /// A memfd cannot be created.
     #[error(transparent)]
     State(#[from] WriteError),
-    /// This binary cannot be held for going back to it.
-    #[error("cannot open the binary of this process, to be able to go back to it: {0}")]
+    /// This binary cannot be opened, so there is no fallback.
+    #[error("cannot open the binary of this process for a fallback: {0}")]
     Binary(io::Error),
 }
 
-/// Why an update failed after it had begun. The guest is again as it was.
+/// Errors of an update after it had begun. The guest is again as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    /// A fail point.
+    /// A fail point fired.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
     /// The machine could not be paused or saved.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The channel.
+    /// The state cannot be written to the channel.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The CPR state.
+    /// The CPR state cannot be written.
     #[error(transparent)]
     State(#[from] WriteError),
-    /// The descriptors.
+    /// The descriptors cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// The user wants something else.
-    #[error("the VMM was asked to end by a signal")]
+    /// A termination signal arrived.
+    #[error("the VMM received a termination signal")]
     AskedToEnd,
-    /// The command.
+    /// The command cannot be executed.
     #[error(transparent)]
     Exec(#[from] ExecError),
 }
 
-/// An update that nothing stands in the way of, with everything made that can be made while the
-/// guest runs.
+/// A checked update, with everything created that can be created while the guest runs.
 #[derive(Debug)]
 pub struct Plan {
     command: ExecCommand,
@@ -144,21 +143,21 @@ pub struct Plan {
     binary: OwnedFd,
     record: Record,
     began_ns: u64,
-    /// The command is known to be a VMM that unblocks the signals held for it.
+    /// Whether the command is known to be a VMM that unblocks the signals blocked for it.
     rehearsed: bool,
-    /// It is known to pass the commit point, or nothing is known of it.
+    /// Whether the command passes the commit point; true as well if that is unknown.
     commits: bool,
 }
 
-/// How long the new binary may take.
+/// Returns how long the new binary may take.
 pub fn deadline(parameters: &MigrationParameters) -> Duration {
     parameters.x_cpr_exec_deadline.map_or(DEFAULT_DEADLINE, Duration::from_millis)
 }
 
-/// Least milliseconds that each process is given: a host that is busy takes some of them for nothing.
+/// Minimum deadline of each process, in milliseconds: a busy host uses up some of it.
 const LEAST_DEADLINE_MS: u64 = 100;
 
-/// A deadline that no update can meet.
+/// The error of a deadline that no update can meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot set x-cpr-exec-deadline to {0} ms: no update is that fast; use {LEAST_DEADLINE_MS} ms \
@@ -166,7 +165,7 @@ const LEAST_DEADLINE_MS: u64 = 100;
 )]
 pub struct DeadlineTooShort(u64);
 
-/// Whether the deadline among `parameters`, if there is one, can be met.
+/// Checks that the deadline in `parameters`, if there is one, can be met.
 pub fn check_deadline(parameters: &MigrationParameters) -> Result<(), DeadlineTooShort> {
     match parameters.x_cpr_exec_deadline {
         Some(deadline) if deadline < LEAST_DEADLINE_MS => Err(DeadlineTooShort(deadline)),
@@ -220,7 +219,7 @@ pub fn check(
     })
 }
 
-/// Whether the guest is in a state in which it can be updated.
+/// Checks that the guest is in a state in which it can be updated.
 pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
     match machine.run_state() {
         RunState::Inmigrate => Err(Refused::Incoming),
@@ -230,22 +229,22 @@ pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
 }
 
 impl Plan {
-    /// What will be executed.
+    /// Returns the command to execute.
     pub fn command(&self) -> &ExecCommand {
         &self.command
     }
 
-    /// The command has answered a rehearsal; `commits`: it passes the commit point.
+    /// Marks the command as rehearsed; `commits`: it passes the commit point.
     pub fn rehearsed(self, commits: bool) -> Self {
         Self { rehearsed: true, commits, ..self }
     }
 
-    /// How long the old process may take too.
+    /// Returns the deadline, which applies to the old process too.
     pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.record.deadline_ms)
     }
 
-    /// The descriptors it has opened.
+    /// Returns the descriptors that the plan has opened.
     pub fn fds(&self) -> [RawFd; 5] {
         let [channel, directory] = self.channel.fds();
         [
@@ -257,23 +256,23 @@ impl Plan {
         ]
     }
 
-    /// The descriptors of this process that are not closed on exec.
+    /// Returns the descriptors of this process that are not closed on exec.
     pub fn inherited(&self) -> &[RawFd] {
         &self.record.inherited
     }
 
-    /// Where the state will go.
+    /// Returns the path that the state is written to.
     pub fn channel(&self) -> &Path {
         self.channel.path()
     }
 
-    /// How to leave no state there.
+    /// Returns the [`Retraction`], which leaves no state there.
     pub fn retraction(&self) -> &Retraction {
         self.channel.retraction()
     }
 }
 
-/// The parts of the VMM that an update walks through.
+/// The parts of the VMM that an update uses.
 pub struct Walk<'a> {
     /// The machine.
     pub machine: &'a mut Machine,
@@ -283,21 +282,22 @@ pub struct Walk<'a> {
     pub migration: &'a mut Migration,
     /// The log file, if there is one.
     pub log: Option<&'a std::fs::File>,
-    /// Becomes readable when a signal asks the VMM to end, and the end that is written to. Nothing
-    /// is read from it here.
+    /// The end that becomes readable when a termination signal arrives, and the end that is written
+    /// to. Nothing is read from it here.
     pub signals: [BorrowedFd<'a>; 2],
-    /// The parameters, for a return to this binary.
+    /// The parameters, for a fallback to this binary.
     pub parameters: &'a MigrationParameters,
     /// The PID file.
     pub pid_file: Option<PathBuf>,
-    /// What continues the guest if this process does not.
+    /// What continues the guest if this process fails.
     pub safeguard: &'a mut Safeguard,
-    /// Says afterwards whether clients were told that the guest has stopped.
+    /// Set to whether clients were told that the guest has stopped.
     pub stopped: &'a mut bool,
 }
 
 impl Walk<'_> {
-    /// Carries out `plan`. Returns only if it failed, with everything undone and nothing said.
+    /// Carries out `plan`. Returns only if it failed, with everything undone; the failure has not
+    /// been reported yet.
     pub fn update(&mut self, plan: Plan) -> UpdateError {
         let setup = self.migration.begin();
         self.tell(setup);
@@ -309,7 +309,8 @@ impl Walk<'_> {
         error
     }
 
-    /// Whoever continues the guest in the place of this process knows that the update has begun.
+    /// Publishes that the update has begun, for a process that continues the guest in place of this
+    /// one.
     fn publish(&mut self) -> Result<(), SafeguardError> {
         let view = View {
             machine: self.machine,
@@ -405,17 +406,17 @@ impl Walk<'_> {
         fail_point!(Exec);
         let _held = rehearsed.then(HeldSignals::hold);
         if !commits {
-            // Nobody would know whether it has run the guest.
+            // No process could tell whether it has run the guest.
             self.safeguard.release_keeper();
         }
-        // Last: what comes later is seen in the new process, by the same descriptor.
+        // Last: the new process sees a later signal, by the same descriptor.
         if has_come(self.signals[0]) {
             return Err(UpdateError::AskedToEnd);
         }
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
         phases.stamp("publish");
-        // The new binary has as long again, from here on.
+        // The new binary gets the full deadline from here on.
         self.safeguard.expect_end_within(Some(record_deadline + GRACE));
         let pause_us = paused_ns.saturating_sub(pausing_ns) / 1000;
         tracing::info!(
@@ -428,7 +429,8 @@ impl Walk<'_> {
     }
 }
 
-/// The keeper gives up on this process, and on what it executes, some time after both should have.
+/// While this exists, the keeper replaces this process, or what it executes, some time after its
+/// deadline.
 struct Watched<'a>(&'a Safeguard);
 
 impl<'a> Watched<'a> {
@@ -444,7 +446,7 @@ impl Drop for Watched<'_> {
     }
 }
 
-/// Says that an update failed; `stopped`: clients were told that the guest has stopped.
+/// Reports that an update failed; `stopped`: clients were told that the guest has stopped.
 pub fn tell_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
     let failed = match planted!(FailureIsSuccess) {
         true => migration.complete(None),
@@ -454,7 +456,7 @@ pub fn tell_failure(qmp: &mut Server, migration: &mut Migration, error: String, 
     failed.into_iter().chain(resumed).for_each(|event| qmp.broadcast(&event));
 }
 
-/// No vCPU runs. Dropping it makes the machine what it was before.
+/// While this exists, no vCPU runs. Dropping it restores the machine's previous run state.
 struct Paused<'a> {
     machine: &'a mut Machine,
     before: RunState,
@@ -495,7 +497,8 @@ impl Drop for Paused<'_> {
     }
 }
 
-/// The channel holds the whole state, and a memfd a copy of it. Dropping it leaves no state there.
+/// The channel holds the whole state, and a memfd a copy of it. Dropping it removes the state from
+/// the channel.
 struct Saved {
     fingerprint: Fingerprint,
     copy: SealedFd,
@@ -522,8 +525,8 @@ fn has_come(signals: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// What the serial port hands over. Its lock is not held: a thread that crashes with it would take
-/// it away from the one that stands in for it.
+/// What the serial port hands over. Its lock is not held: a thread that crashes while holding it
+/// would block the thread that falls back.
 pub struct SerialHandOver {
     fds: Vec<(&'static str, RawFd)>,
     /// The port's listening socket.
@@ -531,7 +534,7 @@ pub struct SerialHandOver {
 }
 
 impl SerialHandOver {
-    /// What there is now.
+    /// Collects what there is now.
     pub fn of(machine: &Machine) -> Self {
         let Some(bus) = machine.bus() else { return Self { fds: Vec::new(), listener: None } };
         let serial = bus.serial();
@@ -540,7 +543,7 @@ impl SerialHandOver {
     }
 }
 
-/// What an update would hand over now, by number: the descriptors of the VMM, those of `plan`, of
+/// Returns what an update would hand over now, by number: the descriptors of the VMM, of `plan`, of
 /// the `safeguard`, and the CPR state.
 pub fn handed_over(plan: &Plan, view: &View<'_>, safeguard: Option<&Safeguard>) -> Vec<NamedFd> {
     let serial = SerialHandOver::of(view.machine);
@@ -559,7 +562,7 @@ pub fn handed_over(plan: &Plan, view: &View<'_>, safeguard: Option<&Safeguard>) 
     list
 }
 
-/// Every descriptor of the VM, by name.
+/// Returns every descriptor of the VM, by name.
 pub fn outgoing_fds<'a>(view: &View<'a>, serial: &SerialHandOver) -> OutgoingFds<'a> {
     let &View { machine, qmp, log, signals, .. } = view;
     let mut fds = OutgoingFds::default();
@@ -614,7 +617,7 @@ mod tests {
         Machine::new(config, RamBlock::create(memory).unwrap(), image, None).unwrap()
     }
 
-    /// What a client sees of an update that fails.
+    /// Runs an update that fails, and returns the events that a client sees.
     fn events(machine: &mut Machine, signals: BorrowedFd<'_>) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let mut qmp = Server::bind(&dir.path().join("qmp")).unwrap();
@@ -667,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_to_end_ends_the_update_and_stays_to_be_seen() {
+    fn termination_signal_fails_the_update_and_stays_readable() {
         let mut machine = machine(Some(boot::kernel(&[(1 << 20, 1, 1)])));
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         machine.boot(null).unwrap();
@@ -682,7 +685,7 @@ mod tests {
     }
 
     #[test]
-    fn the_events_of_a_failed_update_are_in_order_and_in_pairs() {
+    fn failed_update_sends_ordered_and_paired_events() {
         // Never booted, so it cannot be saved.
         let mut machine = machine(None);
         let (signals, _writer) = UnixStream::pair().unwrap();

@@ -1,14 +1,15 @@
-//! The fallback: from adopt to the first `KVM_RUN` whatever goes wrong makes this process the old
-//! binary again. No vCPU has run, so the guest's RAM is what it was, and the old binary continues
+//! The fallback: from adopt to the first `KVM_RUN`, any failure makes this process execute the old
+//! binary again. No vCPU has run, so the guest's RAM is unchanged, and the old binary continues
 //! from the same saved state.
 //!
-//! Before exec the same triggers do the same for a process that crashes or hangs in an update: it
-//! executes its own binary again, from the state that it has saved already, or saves it on the way
-//! (`machine::salvage`). And what a process cannot do for itself any more, because it has died or
-//! does not come to an end, its [keeper](crate::keeper) does in its place.
+//! Before exec, the same triggers protect a process that crashes or hangs during an update: it
+//! executes its own binary again, from the state it has already saved, or saves the state first
+//! (`machine::salvage`). When a process cannot do that itself, because it has died or does not end
+//! in time, its [keeper](crate::keeper) does it instead.
 //!
-//! An old binary that was returned to and fails too ends, and leaves the guest to the keeper; where
-//! there is none, it keeps the guest's RAM and state where an operator finds them (`stranded`).
+//! If the old binary fails too after a fallback, it ends and leaves the guest to the keeper.
+//! Without a keeper, it keeps the guest's RAM and state where an operator can find them
+//! (`stranded`).
 
 mod plan;
 mod record;
@@ -36,73 +37,73 @@ use crate::keeper::Ending;
 use crate::keeper::commit::CommitPage;
 use crate::private_file::Retraction;
 
-/// The environment variable by which an old binary learns why it is executed again.
+/// The environment variable that tells an old binary why it is executed again.
 pub const FAILED_NAME: &str = "CPR_EXEC_FAILED";
-/// Bytes of the variable, its name and value.
+/// Size of the variable, name and value together, in bytes.
 const FAILED_SIZE: usize = 2048;
-/// The deadline's signal, and the one by which other threads hand over to the main one.
+/// The signal of the deadline; other threads also use it to hand over to the main thread.
 const ALARM: Signal = Signal::SIGALRM;
 
-/// How to go back, while this process takes over.
+/// How to fall back, while this process takes over.
 static WAY_BACK: AtomicPtr<Plan> = AtomicPtr::new(ptr::null_mut());
 /// How to continue the guest that this process runs.
 static LIVE: AtomicPtr<Plan> = AtomicPtr::new(ptr::null_mut());
 static STAGE: AtomicU8 = AtomicU8::new(IDLE);
-/// Nothing to go back to, or no more.
+/// There is no fallback, or no longer one.
 const IDLE: u8 = 0;
-/// Whoever fails first makes the process go back.
+/// The first failure makes the process fall back.
 const ARMED: u8 = 1;
-/// Somebody has, and is writing down why.
+/// A thread has claimed the fallback and is recording the reason.
 const CLAIMED: u8 = 2;
-/// It is written down; the main thread goes.
+/// The reason is recorded; the main thread falls back.
 const READY: u8 = 3;
-/// The thread that has claimed it.
+/// The thread that has claimed the fallback.
 static CLAIMER: AtomicI32 = AtomicI32::new(0);
-/// How often the main thread yields to one that writes down why.
+/// How often the main thread yields to a thread that is recording the reason.
 const PATIENCE: u32 = 1_000_000;
 
-/// Why there is no way back.
+/// Errors from arming the fallback.
 #[derive(Debug, thiserror::Error)]
 pub enum ArmError {
-    /// A trigger.
-    #[error("cannot prepare to go back to the old binary: {0}")]
+    /// A trigger cannot be installed.
+    #[error("cannot arm the fallback to the old binary: {0}")]
     Trigger(#[from] TriggerError),
-    /// A descriptor.
-    #[error("cannot duplicate descriptor {fd} for going back to the old binary: {errno}")]
+    /// A descriptor cannot be duplicated.
+    #[error("cannot duplicate descriptor {fd} for the fallback to the old binary: {errno}")]
     Reserve {
-        /// Which.
+        /// The descriptor.
         fd: RawFd,
-        /// Why.
+        /// The cause.
         errno: Errno,
     },
-    /// This process is itself the new half of an update that is not over.
+    /// This process is itself the new side of an update that is still under way.
     #[error("Guest is waiting for an incoming migration")]
     Taken,
 }
 
-/// The process goes back when something fails, until [`Armed::commit`].
+/// While this exists, a failure makes the process fall back, until [`Armed::commit`].
 ///
-/// Dropping it changes nothing: it is dropped where an error unwinds, and that is not yet the end.
+/// Dropping it changes nothing: an error that unwinds drops it before the process falls back.
 pub struct Armed {
     triggers: std::mem::ManuallyDrop<Option<Triggers>>,
 }
 
-/// On the main thread, which is the only one: from now on a failure makes this process go back by
-/// `record`, or strand it.
+/// Arms the fallback: from now on a failure makes this process fall back as `record` says, or
+/// strands it. Call it on the main thread, while that is the only one.
 ///
-/// Where no trigger can be had, this process has less than a VMM needs: the keeper continues in its
-/// place. Where there is none, a new binary goes back at once, and an old one that was returned to
-/// does without.
+/// If no trigger can be installed, this process lacks what a VMM needs, and the keeper continues in
+/// its place. Without a keeper, a new binary falls back at once, and an old binary after a fallback
+/// continues without triggers.
 pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     let returned = matches!(role, Role::Returned(_));
-    // Armed before its triggers: then it is this that failed.
+    // Armed before its triggers, so that their failure is what the fallback reports.
     replace(&WAY_BACK, Some(Arc::new(Plan::new(record, role))));
     STAGE.store(ARMED, Ordering::SeqCst);
-    // A returned one has all the time there is: nobody else is to go on in this process.
+    // After a fallback there is no deadline: no other program is left to continue in this process.
     let deadline = (!returned).then(|| Duration::from_millis(record.deadline_ms));
     let triggers = Triggers::install().and_then(|mut triggers| {
         if returned {
-            // `Plan::go` has left it so.
+            // `Plan::go` set it to ignored.
             triggers.alarm_was_default();
         }
         triggers.hook_panics();
@@ -119,7 +120,7 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
                 }
                 return Err(error);
             }
-            // SAFETY: the default disposition. `Plan::go` has left it ignored.
+            // SAFETY: the default disposition. `Plan::go` set it to ignored.
             unsafe { libc::signal(ALARM as i32, libc::SIG_DFL) };
             tracing::warn!(%error, "cpr_triggers_missing");
             None
@@ -128,29 +129,31 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     Ok(Armed { triggers: std::mem::ManuallyDrop::new(triggers) })
 }
 
-/// Puts a plan in its place. While nobody is about to go by the one before: before there are other
-/// threads, or on the main thread. The keeper goes by the one that it finds when this process has
-/// ended.
+/// Replaces the plan at `place`. Call it only while no thread can be using the old plan: before
+/// other threads exist, or on the main thread. The keeper uses the plan that it finds after this
+/// process has ended.
 fn replace(place: &AtomicPtr<Plan>, plan: Option<Arc<Plan>>) {
     let new = plan.map_or(ptr::null_mut(), |plan| Arc::into_raw(plan).cast_mut());
     let old = place.swap(new, Ordering::SeqCst);
     if !old.is_null() {
-        // SAFETY: it came from `into_raw`, and nobody uses it: the caller's promise.
+        // SAFETY: it came from `into_raw`, and no thread uses it: the caller's promise.
         let old = unsafe { Arc::from_raw(old) };
-        // Of two ways back only one has duplicates of descriptors.
+        // Only one of two plans may own the duplicated descriptors.
         old.release();
     }
 }
 
-/// From now on the keeper, and this process if it crashes while it is [`protected`], go by `plan`.
+/// Sets the `plan` that the keeper uses from now on, and this process too if it crashes while
+/// [`protected`].
 pub fn live(plan: Option<Arc<Plan>>) {
     replace(&LIVE, plan);
 }
 
-/// What takes back the state of an update that fails in this process. Empty without an update.
+/// Removes the saved state of an update that fails in this process. Null without an update.
 static RETRACTION: AtomicPtr<Retraction> = AtomicPtr::new(ptr::null_mut());
 
-/// Whoever continues the guest takes this back, until the result is dropped.
+/// Makes any process that continues the guest carry out this retraction, until the result is
+/// dropped.
 pub fn retracted(retraction: Retraction) -> Retracted {
     RETRACTION.store(Box::into_raw(Box::new(retraction)), Ordering::SeqCst);
     Retracted
@@ -164,24 +167,25 @@ impl Drop for Retracted {
     fn drop(&mut self) {
         let old = RETRACTION.swap(ptr::null_mut(), Ordering::SeqCst);
         if !old.is_null() {
-            // SAFETY: it came from a box, and whoever could use it is this thread.
+            // SAFETY: it came from a box, and only this thread could use it.
             drop(unsafe { Box::from_raw(old) });
         }
     }
 }
 
-/// Async-signal-safe.
+/// Carries out the retraction, if one is set. Async-signal-safe.
 fn retract() {
-    // SAFETY: null, or a box that the thread which could free it does not free any more.
+    // SAFETY: null, or a box: the only thread that could free it does not return from here, or is
+    // dead.
     if let Some(retraction) = unsafe { RETRACTION.load(Ordering::SeqCst).as_ref() } {
         retraction.carry_out();
     }
 }
 
-/// The plan that counts: that of the take-over as long as there is one.
+/// Returns the plan in force: that of the take-over while there is one, otherwise the live one.
 fn plan() -> Option<&'static Plan> {
     way_back().or_else(|| {
-        // SAFETY: it came from `into_raw` and is freed by `replace` only, when nobody uses it.
+        // SAFETY: it came from `into_raw`; only `replace` frees it, when no thread uses it.
         unsafe { LIVE.load(Ordering::SeqCst).as_ref() }
     })
 }
@@ -191,13 +195,13 @@ fn way_back() -> Option<&'static Plan> {
     unsafe { WAY_BACK.load(Ordering::SeqCst).as_ref() }
 }
 
-/// While it lives, a crash or a hang of the main thread makes this process continue the guest by
-/// what [`live`] was given.
+/// While this exists, a crash or a hang of the main thread makes this process continue the guest as
+/// the plan given to [`live`] says.
 pub struct Protected {
     _triggers: Triggers,
 }
 
-/// Protects what the main thread does within `deadline`.
+/// Protects what the main thread does; `deadline` is the time it has for that.
 pub fn protected(deadline: Duration) -> Result<Protected, ArmError> {
     if way_back().is_some() || STAGE.load(Ordering::SeqCst) != IDLE {
         return Err(ArmError::Taken);
@@ -216,12 +220,12 @@ impl Drop for Protected {
 
 fn disarm() {
     if STAGE.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-        // Another thread was faster.
+        // Another thread claimed the fallback first.
         go_if_armed(format_args!(""));
     }
 }
 
-/// What the keeper does, in its own process.
+/// Continues the guest in the keeper's process.
 pub fn continue_guest(ending: Ending, page: &CommitPage) -> ! {
     // SAFETY: the process that could free it has ended.
     match unsafe { LIVE.load(Ordering::SeqCst).as_ref() } {
@@ -231,14 +235,15 @@ pub fn continue_guest(ending: Ending, page: &CommitPage) -> ! {
 }
 
 impl Armed {
-    /// Makes sure that nothing which is closed from now on is missing when the process goes back.
+    /// Duplicates every descriptor that the fallback needs, so that closing one from now on does no
+    /// harm.
     pub fn reserve(&self) -> Result<(), ArmError> {
         let reserved = way_back().map_or(Ok(()), |plan| plan.reserve(None, |_| true));
         reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })
     }
 
-    /// Goes back by another record, of which the `live` descriptors are as they are now and the
-    /// others as they were at adopt. While there is one thread.
+    /// Uses another record for the fallback: its `live` descriptors are as they are now, the others
+    /// as they were at adopt. Call it while there is one thread.
     pub fn update(&self, record: &Record, live: &[RawFd]) -> Result<(), ArmError> {
         let new = Plan::new(record, Role::New);
         let reserved = new.reserve(way_back(), |fd| live.contains(&fd));
@@ -247,7 +252,7 @@ impl Armed {
         Ok(())
     }
 
-    /// Goes back after so much time; `None`: as long as it takes.
+    /// Falls back when this much time has passed; `None`: no deadline.
     pub fn set_deadline(&mut self, after: Option<Duration>) -> Result<(), ArmError> {
         match &mut *self.triggers {
             Some(triggers) => Ok(triggers.set_deadline(after)?),
@@ -255,17 +260,17 @@ impl Armed {
         }
     }
 
-    /// Nothing makes this process go back any more: the guest may run.
+    /// Disarms the fallback: the guest may run.
     ///
-    /// Ends this process where the keeper was faster.
+    /// If a failure has already claimed the fallback, this falls back instead of returning.
     pub fn commit(self) -> Committed {
         disarm();
         Committed { _triggers: std::mem::ManuallyDrop::into_inner(self.triggers) }
     }
 }
 
-/// A way back that is not needed any more; dropping this clears it away.
-#[must_use = "clearing it away can wait until the guest runs"]
+/// A fallback that is no longer needed; dropping this frees it.
+#[must_use = "freeing it can wait until the guest runs"]
 pub struct Committed {
     _triggers: Option<Triggers>,
 }
@@ -276,14 +281,14 @@ impl Drop for Committed {
     }
 }
 
-/// True where a failure is not the end.
+/// Returns true if a failure makes this process fall back.
 pub fn is_armed() -> bool {
     STAGE.load(Ordering::SeqCst) != IDLE
 }
 
-/// Makes this process go back because of `why`. Returns where there is nothing to go back to.
+/// Makes this process fall back because of `why`. Returns if there is nothing to fall back to.
 ///
-/// On any thread, and in a signal handler: `why` must then be made of what needs no memory.
+/// Works on any thread and in a signal handler; formatting `why` must then allocate nothing.
 pub fn go_if_armed(why: fmt::Arguments<'_>) {
     let Some(plan) = plan() else { return };
     // SAFETY: a system call without arguments.
@@ -291,13 +296,13 @@ pub fn go_if_armed(why: fmt::Arguments<'_>) {
     let claimed = match STAGE.compare_exchange(ARMED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {
             CLAIMER.store(here, Ordering::SeqCst);
-            // SAFETY: nobody else has claimed it, and it is read once it is READY.
+            // SAFETY: only this thread has claimed it, and it is read only once the stage is READY.
             unsafe { plan.set_why(why) };
             STAGE.store(READY, Ordering::SeqCst);
             true
         }
         Err(IDLE) => return,
-        // It failed once more while it wrote down why: what there is must do.
+        // It failed again while recording the reason: use what is recorded so far.
         Err(CLAIMED) if CLAIMER.load(Ordering::SeqCst) == here => {
             STAGE.store(READY, Ordering::SeqCst);
             true
@@ -314,7 +319,7 @@ pub fn go_if_armed(why: fmt::Arguments<'_>) {
             }
             plan.go();
         }
-        // One signal: a second could reach the old binary before it has a handler.
+        // Only one signal: a second could reach the old binary before it has a handler.
         if claimed {
             libc::syscall(libc::SYS_tgkill, libc::getpid(), plan.main, ALARM as i32);
         }

@@ -1,5 +1,5 @@
-//! Going back, prepared while there is time: what is left to do may be done in a signal handler, or
-//! by the keeper of a process that has died.
+//! The plan of a fallback, prepared in advance: the remaining steps are safe in a signal handler,
+//! or in the keeper of a process that has died.
 
 use std::ffi::{CString, c_char};
 use std::fmt;
@@ -28,31 +28,32 @@ use crate::migration::cpr::update::{DUMP_FD, SAVED_FD, TRAFFIC_FD};
 use crate::sys;
 use crate::vcpu::raw::SalvageError;
 
-/// Milliseconds that the vCPUs of a process which continues in itself have to leave the guest.
+/// How many milliseconds the vCPUs have to leave the guest, in a process that continues in itself.
 const HALT: u32 = 1000;
-/// What the reason of a process that continues in itself begins with: it is not the new binary's.
+/// Prefix of the reason when a process crashed and continues in itself: the new binary did not
+/// fail.
 pub const CRASHED: &str = "[crash] ";
 
-/// Which try this process is.
+/// The role of this process, which decides who continues the guest if it fails.
 #[derive(Clone)]
 pub enum Role {
     /// The new binary: if it fails, the old one continues.
     New,
-    /// The old binary again, after this failure of the new one: if it fails too, the keeper
-    /// continues, or nobody.
+    /// The old binary, executed again after this failure of the new one: if it fails too, the
+    /// keeper continues, if there is one.
     Returned(String),
-    /// The process that runs the guest, and can be saved as it is if it has not saved itself.
+    /// The process that runs the guest; it can be saved as it is if it has not saved itself.
     Live(Option<Arc<Salvage>>),
 }
 
-/// A descriptor that the old binary needs under its number, whatever happens to that meanwhile.
+/// A descriptor that the old binary needs under the same number, even if that has been reused.
 struct Crossing {
     fd: RawFd,
-    /// A duplicate; -1 as long as there is none and `fd` is untouched.
+    /// A duplicate; -1 while there is none and `fd` is untouched.
     reserve: AtomicI32,
 }
 
-/// What is executed. It stays the same as long as the process.
+/// The program to execute. It stays the same for the life of the process.
 pub struct Program {
     why: Box<Variable<FAILED_SIZE>>,
     argv: Strings,
@@ -60,13 +61,13 @@ pub struct Program {
     mask: libc::sigset_t,
 }
 
-/// Everything that going back takes.
+/// Everything that a fallback needs.
 pub struct Plan {
     role: Role,
-    /// Only this thread goes back: children, and the signal at its parent's death, are its own.
+    /// Only this thread falls back: it owns the children and the parent-death signal.
     pub(super) main: libc::pid_t,
     program: Arc<Program>,
-    /// `CPR_EXEC_STATE=N`, the first of the environment.
+    /// `CPR_EXEC_STATE=N`, the first entry of the environment.
     _state: CString,
     environment: Vec<*const c_char>,
     binary: RawFd,
@@ -76,14 +77,15 @@ pub struct Plan {
     traffic: Traffic,
     traffic_fd: RawFd,
     page: Option<Arc<CommitPage>>,
-    /// The process that holds the old address space continues the guest: an older VMM's does not.
+    /// Whether the process that holds the old address space can continue the guest; an older VMM's
+    /// cannot.
     has_keeper: bool,
     kept: Kept,
 }
 
-// SAFETY: `why` is written by the one thread that has claimed the fallback (`super::CLAIMED`), or by
-// the keeper of a process that has ended, and read after that; the pointers lead into strings of its
-// own, which nobody else changes.
+// SAFETY: `why` is written by the one thread that has claimed the fallback (`super::CLAIMED`), or
+// by the keeper of a process that has ended, and read only after that; the pointers lead into
+// strings owned by this object, which nothing else changes.
 unsafe impl Sync for Plan {}
 // SAFETY: as above.
 unsafe impl Send for Plan {}
@@ -105,7 +107,7 @@ impl Strings {
 }
 
 impl Program {
-    /// That of `record`.
+    /// Creates the program that `record` describes.
     pub fn new(record: &Record) -> Self {
         let ours = [ENV_NAME, FAILED_NAME].map(|name| format!("{name}="));
         let foreign =
@@ -122,12 +124,12 @@ impl Program {
 }
 
 impl Plan {
-    /// The way back that `record` describes.
+    /// Creates the plan that `record` describes.
     pub fn new(record: &Record, role: Role) -> Self {
         Self::with(Arc::new(Program::new(record)), record, role, None)
     }
 
-    /// The same with a program that is known already, and the page of the keeper, if there is one.
+    /// Creates the plan with an existing program, and with the keeper's page if there is one.
     pub fn with(
         program: Arc<Program>,
         record: &Record,
@@ -173,13 +175,14 @@ impl Plan {
         }
     }
 
-    /// The same, for a process that counts what goes over its clients' sockets.
+    /// Adds the traffic counted on the sockets of the QMP clients.
     pub fn with_traffic(self, traffic: Traffic) -> Self {
         Self { traffic, ..self }
     }
 
-    /// Duplicates every descriptor, so that closing one closes nothing that is needed: by its number
-    /// if that is `live`, otherwise what `before` has of it, as the number may be another's by now.
+    /// Duplicates every descriptor, so that closing the original does no harm. The source is the
+    /// number itself if that is `live`, otherwise the duplicate in `before`, as the number may have
+    /// been reused.
     pub fn reserve(
         &self,
         before: Option<&Self>,
@@ -211,16 +214,16 @@ impl Plan {
         for Crossing { reserve, .. } in &self.crossing {
             let reserve = reserve.swap(-1, Ordering::Relaxed);
             if reserve >= 0 {
-                // SAFETY: `reserve` made this descriptor, and nobody else knows its number.
+                // SAFETY: `reserve` made this descriptor, and nothing else knows its number.
                 unsafe { libc::close(reserve) };
             }
         }
     }
 
-    /// Writes down why the process goes back.
+    /// Records why the process falls back.
     ///
     /// # Safety
-    /// Nobody else writes or reads it meanwhile.
+    /// No other thread may read or write the reason during the call.
     pub(super) unsafe fn set_why(&self, why: fmt::Arguments<'_>) {
         let crashed = if matches!(self.role, Role::Live(_)) { CRASHED } else { "" };
         // SAFETY: the caller's promise.
@@ -228,12 +231,12 @@ impl Plan {
     }
 
     fn why(&self) -> &str {
-        // SAFETY: it was written by whoever claimed the fallback, before this is called.
+        // SAFETY: the thread that claimed the fallback wrote it before this is called.
         unsafe { self.program.why.value() }
     }
 
-    /// Makes this process what it was, or at least keeps the guest. On the main thread, in a signal
-    /// handler or not: nothing here allocates, locks or unwinds.
+    /// Executes the old binary, or at least keeps the guest. Runs on the main thread, possibly in a
+    /// signal handler: nothing here allocates, locks or unwinds.
     pub(super) fn go(&self) -> ! {
         #[cfg(feature = "failpoints")]
         crate::failpoints::relieve();
@@ -244,7 +247,11 @@ impl Plan {
                 let errno = self.execute();
                 let why = self.why();
                 self.leave_to_keeper(why);
-                strand(&self.kept, why, format_args!("executing the old binary: {}", errno.desc()))
+                strand(
+                    &self.kept,
+                    why,
+                    format_args!("cannot exec the old binary: {}", errno.desc()),
+                )
             }
             Role::Returned(first) => {
                 keeper::abandon_newest();
@@ -259,25 +266,25 @@ impl Plan {
                     Ok(()) => {
                         let errno = self.execute();
                         self.leave_to_keeper(why);
-                        strand(&self.kept, why, format_args!("executing it: {}", errno.desc()))
+                        strand(&self.kept, why, format_args!("cannot exec it: {}", errno.desc()))
                     }
                     Err(error) => {
                         self.leave_to_keeper(why);
-                        strand(&self.kept, why, format_args!("saving the guest: {error}"))
+                        strand(&self.kept, why, format_args!("cannot save the guest: {error}"))
                     }
                 }
             }
         }
     }
 
-    /// The keeper's part: the process that it watched has ended, or never comes back.
+    /// Continues the guest in the keeper, after the process it watched has ended or hangs for good.
     pub(super) fn go_as_keeper(&self, ending: Ending, page: &CommitPage) -> ! {
         let pid = self.kept.pid;
         let why = match page.note() {
             "" => Why::Ending(ending),
             note => Why::Note(note),
         };
-        // SAFETY: whoever could write or read it has ended.
+        // SAFETY: the process that could write or read it has ended.
         unsafe { self.program.why.set(format_args!("{why}")) };
         let kept = &self.kept;
         let salvage = match &self.role {
@@ -285,22 +292,29 @@ impl Plan {
             _ => None,
         };
         if let Err(error) = self.salvage(salvage, false) {
-            strand(kept, self.why(), format_args!("saving the guest of process {pid}: {error}"))
+            strand(
+                kept,
+                self.why(),
+                format_args!("cannot save the guest of process {pid}: {error}"),
+            )
         }
-        // A process that does not end may wait for the very disk.
+        // A process that does not end may be waiting for the disk that the retraction would write
+        // to.
         if ending != Ending::Deadline {
             super::retract();
         }
-        // What only this address space can use must not cross, whatever was about to be published.
+        // Descriptors that only this address space can use must not cross exec, whatever was about
+        // to be published.
         sys::close_all_on_exec();
         for fd in &self.inherited {
             let _ = sys::set_close_on_exec(*fd, false);
         }
         let errno = self.execute();
-        strand(kept, self.why(), format_args!("executing the old binary: {}", errno.desc()))
+        strand(kept, self.why(), format_args!("cannot exec the old binary: {}", errno.desc()))
     }
 
-    /// Saves the guest as it is, if it is not saved. `running`: in the process that runs it.
+    /// Saves the guest as it is, if it is not saved yet. `running`: called in the process that runs
+    /// it.
     fn salvage(&self, salvage: Option<&Salvage>, running: bool) -> Result<(), SalvageError> {
         if self.kept.saved.is_none() && self.traffic_fd >= 0 {
             // SAFETY: the thread that used the sockets is this one, or dead.
@@ -308,19 +322,20 @@ impl Plan {
         }
         let Some(salvage) = salvage.filter(|_| self.kept.saved.is_none()) else { return Ok(()) };
         if !salvage.is_whole() {
-            // A vCPU is gone, and the machine had to be reset anyway.
+            // A vCPU is gone. An empty dump means a reset, which was due anyway.
             return sys::truncate(self.dump).map_err(SalvageError::of("ftruncate"));
         }
         if running && !salvage.halt(HALT) {
-            // A vCPU waits for something that this thread has. The keeper finds it dead.
+            // A vCPU waits for something this thread holds. The keeper can save the vCPUs once they
+            // are dead.
             self.leave_to_keeper(self.why());
         }
-        // SAFETY: the vCPUs stand still or are dead with their process, signals are blocked, and
-        // this is the address space of the VM.
+        // SAFETY: the vCPUs are stopped or died with their process, signals are blocked, and this
+        // is the address space of the VM.
         unsafe { salvage.save(self.dump) }
     }
 
-    /// Ends this process if there is somebody who continues the guest.
+    /// Ends this process if a keeper can continue the guest.
     pub(super) fn leave_to_keeper(&self, why: &str) {
         let undecided = self.page.as_ref().is_none_or(|page| page.is_undecided());
         if self.has_keeper && undecided && keeper::is_watching(self.kept.keeper) {
@@ -332,9 +347,9 @@ impl Plan {
     }
 
     fn execute(&self) -> Errno {
-        // SAFETY: all are NUL-terminated strings or null-terminated arrays of such, which live
-        // until the call returns or this program is gone. Ignoring the alarm discards one that is
-        // pending, which nobody would handle.
+        // SAFETY: all are NUL-terminated strings or null-terminated arrays of such, and live until
+        // the call returns or this program is replaced. Ignoring the alarm discards a pending one,
+        // for which no handler would be left.
         unsafe {
             for Crossing { fd, reserve } in &self.crossing {
                 match reserve.load(Ordering::Relaxed) {
@@ -389,7 +404,8 @@ fn block_signals() {
     }
 }
 
-/// The signals that ask the VMM to end wait until the old binary has its handlers again.
+/// Returns the signal mask with the termination signals blocked until the old binary has its
+/// handlers again.
 fn held_mask(record: &Record) -> libc::sigset_t {
     let mut mask = record.mask();
     mask.extend(END_SIGNALS);

@@ -1,7 +1,7 @@
-//! What it takes to execute the old binary again, as it stands in front of the CPR state.
+//! The record that says how to execute the old binary again. It precedes the CPR state.
 //!
-//! Its format outlives that of the CPR state: a binary that cannot read the one can still go back
-//! by the other. Members may be added to it; none is ever removed or changes its meaning.
+//! Its format outlives that of the CPR state: a binary that cannot read the CPR state can still
+//! fall back. Members may be added; none is ever removed or changes its meaning.
 
 use std::ffi::{CString, OsString};
 use std::os::fd::RawFd;
@@ -20,10 +20,10 @@ use crate::sys;
 
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRBACK\n", version: 1 };
 
-/// How this process becomes again what it was before exec.
+/// How this process becomes the old binary again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// This process: what another one left is not ours.
+    /// The process ID. A record with another process's ID is not for this process.
     pub pid: i32,
     /// The name of the main thread, which `execveat` does not keep.
     pub comm: ByteBuf,
@@ -33,39 +33,39 @@ pub struct Record {
     pub environment: Vec<ByteBuf>,
     /// The descriptor of the old binary.
     pub binary: RawFd,
-    /// The descriptor that this stands in.
+    /// The descriptor of the memfd that holds this record.
     pub state: RawFd,
-    /// All descriptors that crossed exec but `state`, by name.
+    /// All descriptors that crossed exec except `state`, by name.
     pub fds: Vec<NamedFd>,
-    /// Descriptors that cross every exec, because whoever started this process wanted them to.
+    /// Descriptors that cross every exec because the parent left them inheritable.
     pub inherited: Vec<RawFd>,
     /// The process that holds the old address space; 0 if there is none.
     pub helper: i32,
     /// The signals that were blocked, as a set of `signal - 1`.
     pub signal_mask: u64,
-    /// How long the new binary may take, in milliseconds.
+    /// The deadline of the new binary, in milliseconds.
     pub deadline_ms: u64,
 }
 
-/// Why a record cannot be read.
+/// Errors from reading a record.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// It is none.
+    /// The content is not a record.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
-    /// It is one, and makes no sense.
-    #[error("the way back in it cannot be decoded: {0}")]
+    /// The record cannot be decoded, or is inconsistent.
+    #[error("its fallback record is invalid: {0}")]
     Decode(String),
 }
 
 impl Record {
-    /// The record as it is known while the guest still runs: all but the descriptors.
+    /// Creates the record while the guest still runs, without the descriptors.
     pub fn prepare(deadline: Duration) -> Self {
         Self::with(inherited(descriptors::open()), deadline)
     }
 
-    /// The same in a process that took the guest over from that of this record, and owns nothing
-    /// else that crosses exec: without a look at every descriptor.
+    /// Creates the record in a process that took the guest over by means of this one and owns no
+    /// other descriptor that crosses exec, so not every descriptor needs to be checked.
     pub fn prepare_next(&self, deadline: Duration) -> Self {
         Self::with(inherited(self.inherited.iter().copied()), deadline)
     }
@@ -93,7 +93,7 @@ impl Record {
         }
     }
 
-    /// In front of the CPR state.
+    /// Encodes the record, to be followed by the CPR state.
     pub fn seal(&self) -> Vec<u8> {
         let mut body = Vec::new();
         ciborium::into_writer(self, &mut body)
@@ -101,7 +101,7 @@ impl Record {
         ENVELOPE.seal(&body).0
     }
 
-    /// The record that `bytes` begin with, and what follows.
+    /// Decodes the record at the start of `bytes`, and returns it with the bytes that follow.
     pub fn open(bytes: &[u8]) -> Result<(Self, &[u8]), RecordError> {
         const MAX_DEPTH: usize = 16;
         let (body, _, rest) = ENVELOPE.open_first(bytes)?;
@@ -110,10 +110,10 @@ impl Record {
         Ok((record, rest))
     }
 
-    /// Closes what a wrapper has left open on the way (some shells do so with their script).
+    /// Closes descriptors that a wrapper has left open (some shells do so with their script).
     ///
     /// # Safety
-    /// Nobody in this process owns a descriptor but the first three and those that are named here.
+    /// Nothing in this process may own a descriptor except the first three and those named here.
     pub unsafe fn close_strays(&self) {
         let mut known: Vec<RawFd> = self.numbers().chain(self.inherited.iter().copied()).collect();
         known.retain(|fd| *fd > 2);
@@ -121,7 +121,7 @@ impl Record {
         let mut from = 3;
         for fd in known {
             if fd > from {
-                // SAFETY: nobody owns one of these: the caller's promise.
+                // SAFETY: nothing owns one of these: the caller's promise.
                 unsafe { libc::close_range(from as libc::c_uint, fd as libc::c_uint - 1, 0) };
             }
             from = from.max(fd + 1);
@@ -130,19 +130,19 @@ impl Record {
         unsafe { libc::close_range(from as libc::c_uint, libc::c_uint::MAX, 0) };
     }
 
-    /// Everything that crossed.
+    /// Returns every descriptor that crossed exec.
     pub fn numbers(&self) -> impl Iterator<Item = RawFd> {
         self.fds.iter().map(|named| named.fd).chain([self.state])
     }
 
-    /// The blocked signals as a set.
+    /// Returns the blocked signals as a set.
     pub fn mask(&self) -> SigSet {
         let blocked = |signal: &Signal| self.signal_mask >> (*signal as i32 - 1) & 1 == 1;
         Signal::iterator().filter(blocked).collect()
     }
 }
 
-/// The strings of `execve`; one with a NUL, which no system gave us, is left out.
+/// Converts to the strings of `execve`; one with a NUL, which the system never passes, is left out.
 pub fn strings(of: &[ByteBuf]) -> Vec<CString> {
     of.iter().filter_map(|bytes| CString::new(bytes.as_slice()).ok()).collect()
 }
@@ -154,11 +154,12 @@ fn name_of_main_thread() -> Vec<u8> {
         name.retain(|byte| *byte != b'\n');
         return name;
     }
-    // That of this thread, without /proc even where another is the main one.
+    // Without /proc, use the name of this thread, even if another one is the main thread.
     name_of_this_thread()
 }
 
-/// nix has the kernel write to a buffer that the compiler may take for unchanged.
+/// Returns this thread's name. nix is no alternative: it lets the kernel write to a buffer that the
+/// compiler may assume unchanged.
 fn name_of_this_thread() -> Vec<u8> {
     let mut name = [0_u8; 16];
     let arguments = [libc::PR_GET_NAME as usize, name.as_mut_ptr() as usize];
@@ -167,13 +168,13 @@ fn name_of_this_thread() -> Vec<u8> {
     name.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
-/// Those of `fds` that whoever started this process wanted to cross every exec.
+/// Returns those of `fds` that the parent left open for every exec.
 fn inherited(fds: impl IntoIterator<Item = RawFd>) -> Vec<RawFd> {
     let crosses = |fd: &RawFd| descriptors::crosses_exec(*fd) == Some(true);
     fds.into_iter().filter(|fd| *fd > 2).filter(crosses).collect()
 }
 
-/// `args` without fail points: each acts once, and that was in this process.
+/// Returns `args` without fail points: each acts once, and has done so in this process.
 fn lasting(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     const OPTION: &str = "--failpoint";
     let mut is_value = false;
@@ -186,7 +187,7 @@ fn lasting(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsStrin
 
 fn signal_mask() -> u64 {
     let mut mask = SigSet::empty();
-    // It fails only on a bad `how`.
+    // It fails only for an invalid `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, None, Some(&mut mask));
     mask.iter().fold(0, |set, signal| set | 1 << (signal as i32 - 1))
 }
@@ -201,14 +202,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fail_point_is_not_met_again_in_a_fall_back() {
+    fn fallback_drops_fail_point_options() {
         let words = ["vmm", "--failpoint", "commit=hang", "--name", "a", "--failpoint=ram=panic"];
         let left: Vec<_> = lasting(words.map(OsString::from).into_iter()).collect();
         assert_eq!(left, ["vmm", "--name", "a"]);
     }
 
     #[test]
-    fn a_record_is_read_whatever_follows_it() {
+    fn record_reads_back_with_unknown_data_after_it() {
         let record = Record { binary: 7, ..Record::prepare(Duration::from_secs(1)) };
         assert_eq!(record.argv.len(), std::env::args_os().count());
         let mut bytes = record.seal();
@@ -217,7 +218,7 @@ mod tests {
         assert_eq!((read, rest), (record, &b"a CPR state of the future"[..]));
     }
 
-    /// What version 1 has written stays readable.
+    /// Records of version 1 stay readable.
     #[test]
     fn the_format_is_frozen() {
         let record = Record {
@@ -236,10 +237,10 @@ mod tests {
         insta::assert_snapshot!(record.seal().escape_ascii());
     }
 
-    /// Alone: a child of another test would inherit it too.
+    /// Runs alone: a child of another test would inherit the descriptor too.
     #[test]
     #[serial_test::serial(children)]
-    fn the_next_record_inherits_what_still_crosses() {
+    fn next_record_keeps_only_inheritable_descriptors() {
         let [crosses, closes] = [FdFlag::empty(), FdFlag::FD_CLOEXEC].map(|flags| {
             let file = File::open("/dev/null").unwrap();
             fcntl(&file, FcntlArg::F_SETFD(flags)).unwrap();
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_knows_its_name() {
+    fn reads_thread_name() {
         let name = |name: &str| {
             let thread = std::thread::Builder::new().name(name.to_owned());
             thread.spawn(name_of_this_thread).unwrap().join().unwrap()
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_is_a_set() {
+    fn decodes_signal_mask() {
         let mut record = Record::prepare(Duration::ZERO);
         record.signal_mask = 1 << (Signal::SIGTERM as i32 - 1);
         assert_eq!(record.mask().iter().collect::<Vec<_>>(), [Signal::SIGTERM]);

@@ -1,4 +1,4 @@
-//! The last resort: no binary can go on, so this process only keeps what the guest is made of.
+//! The last resort: no binary can continue, so this process only holds the guest's RAM and state.
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -11,11 +11,11 @@ use crate::end_signals::END_SIGNALS;
 use crate::memory::claim;
 use crate::sys;
 
-/// What is kept.
+/// What is kept for the operator.
 pub struct Kept {
     /// The process that runs the guest.
     pub pid: i32,
-    /// The keeper, which holds the old address space and the old descriptors; or 0.
+    /// The keeper, which holds the old address space and descriptors; 0 if there is none.
     pub keeper: libc::pid_t,
     /// The RAM blocks.
     pub ram: Vec<RawFd>,
@@ -27,17 +27,18 @@ pub struct Kept {
 
 const LENGTH: usize = 4096;
 
-/// The line, in memory of its own: the stack of a signal handler is small.
+/// The line to print, in static memory: the stack of a signal handler is small.
 struct Buffer(UnsafeCell<[u8; LENGTH]>);
 
-// SAFETY: used by `strand` only, which does not return.
+// SAFETY: only `strand` uses it, which does not return.
 unsafe impl Sync for Buffer {}
 
 static LINE: Buffer = Buffer(UnsafeCell::new([0; LENGTH]));
 
-/// Says so, lets go of everything else, and waits to be ended. Async-signal-safe.
+/// Reports that the guest is stranded, releases everything else, and waits to be killed.
+/// Async-signal-safe.
 ///
-/// `first` is why the update failed, `second` why going back did.
+/// `first` is why the update failed, `second` why the fallback did.
 pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     let pid = sys::process_id();
     close_all_but(kept);
@@ -54,9 +55,9 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     );
     let length = line.len();
     buffer[length] = b'\n';
-    // SAFETY: the buffer has so many bytes; nobody is left to hear of a failure. Default dispositions
-    // and an empty mask, so that the operator can end it even while stderr makes it wait; `pause`
-    // needs nothing.
+    // SAFETY: the buffer is that long; there is no one left to report a failure to. Default
+    // dispositions and an empty mask let the operator kill the process even while the write to
+    // stderr blocks; `pause` has no precondition.
     unsafe {
         if let Some(log) = kept.log {
             libc::write(log, buffer.as_ptr().cast(), length + 1);
@@ -74,7 +75,7 @@ pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
     }
 }
 
-/// What an operator reads, in one line.
+/// The message for the operator, in one line.
 struct Stranded<'a> {
     pid: i32,
     first: &'a str,
@@ -86,33 +87,34 @@ struct Stranded<'a> {
 impl fmt::Display for Stranded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pid, second, ram, .. } = self;
-        // Without a saved state there may have been no update at all.
+        // Without a saved state, there may have been no update at all.
         let (what, first) = match (self.saved, self.first.strip_prefix(CRASHED)) {
             (Some(_), None) => ("the update failed", self.first),
             (_, crash) => ("the VMM failed", crash.unwrap_or(self.first)),
         };
         write!(
             f,
-            "cpr-vmm: {what} ({first}), and going back failed too ({second}): the guest stands \
-             still, process {pid} keeps its RAM in /proc/{pid}/fd/{ram}"
+            "cpr-vmm: {what} ({first}), and so did the fallback ({second}): the guest is stopped; \
+             process {pid} holds its RAM in /proc/{pid}/fd/{ram}"
         )?;
         match self.saved {
             Some(saved) => write!(
                 f,
-                " and its state in /proc/{pid}/fd/{saved}: to go on, start the VMM with its \
+                " and its state in /proc/{pid}/fd/{saved}: to resume it, start the VMM with its \
                  arguments and --incoming file:/proc/{pid}/fd/{saved} --incoming-ram \
-                 /proc/{pid}/fd/{ram}, then end process {pid}"
+                 /proc/{pid}/fd/{ram}, then kill process {pid}"
             ),
             None => write!(
                 f,
-                ", but the state of its vCPUs and devices is lost: nothing can continue it; copy \
-                 the RAM if you need it, then end process {pid}"
+                ", but the state of its vCPUs and devices is lost: it cannot be resumed; copy the \
+                 RAM if you need it, then kill process {pid}"
             ),
         }
     }
 }
 
-/// So that clients see the end of their connections, and another VMM can listen on the same paths.
+/// Closes everything else, so that clients see their connections end and another VMM can listen on
+/// the same paths.
 fn close_all_but(kept: &Kept) {
     let is_kept = |fd: RawFd| {
         kept.ram.contains(&fd) || kept.saved == Some(fd) || kept.log == Some(fd) || fd <= 2
@@ -130,14 +132,14 @@ fn end_keeper(pid: libc::pid_t) {
     if pid <= 0 {
         return;
     }
-    // SAFETY: system calls on numbers and on a structure of our own. The number is the helper's as
-    // long as it is a child that nobody has waited for.
+    // SAFETY: system calls on numbers and on a local structure. The number is the keeper's while it
+    // is a child that has not been waited for.
     unsafe {
         let mut info = std::mem::zeroed();
         let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
         if libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0 {
             libc::kill(pid, libc::SIGKILL);
-            // Nobody waits for its end: it takes the old address space with it, which takes time.
+            // Not waited for: it takes the old address space with it, which is slow.
         }
     }
 }
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_reads_what_is_left_and_what_to_do() {
+    fn message_names_the_files_and_the_next_step() {
         let line = |first, saved| {
             Stranded { pid: 7, first, second: format_args!("ENOMEM"), ram: 11, saved }.to_string()
         };

@@ -1,17 +1,17 @@
-//! Text that is written where nothing may be allocated: into memory that is already there.
+//! Text written into preallocated memory, for code that must not allocate.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_char;
 use std::fmt;
 
-/// `NAME=` and a value that comes later, as a string of an environment.
+/// An environment string, `NAME=` and a value that is set later.
 pub struct Variable<const N: usize> {
     bytes: UnsafeCell<[u8; N]>,
     prefix: usize,
 }
 
 impl<const N: usize> Variable<N> {
-    /// `name=`, its value empty.
+    /// Creates `name=` with an empty value.
     pub fn new(name: &str) -> Self {
         let mut bytes = [0; N];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
@@ -19,27 +19,27 @@ impl<const N: usize> Variable<N> {
         Self { bytes: UnsafeCell::new(bytes), prefix: name.len() + 1 }
     }
 
-    /// NUL-terminated.
+    /// Returns the string, NUL-terminated.
     pub fn as_ptr(&self) -> *const c_char {
         self.bytes.get().cast()
     }
 
-    /// Sets the value: one line, cut where there is no more room.
+    /// Sets the value: one line, truncated to the space available.
     ///
     /// # Safety
-    /// Nobody else reads or writes it meanwhile.
+    /// No other thread may read or write it during the call.
     pub unsafe fn set(&self, value: fmt::Arguments<'_>) {
-        // SAFETY: nobody else does: the caller's promise.
+        // SAFETY: the caller promises that no other thread uses it.
         let bytes = unsafe { &mut *self.bytes.get() };
         let room = &mut bytes[self.prefix..N - 1];
         let length = Line::write(room, value).len();
         bytes[self.prefix + length] = 0;
     }
 
-    /// The value.
+    /// Returns the value.
     ///
     /// # Safety
-    /// Nobody writes it while the text is used.
+    /// No thread may write it while the text is used.
     pub unsafe fn value(&self) -> &str {
         // SAFETY: the caller's promise.
         let bytes = unsafe { &(&*self.bytes.get())[self.prefix..] };
@@ -48,18 +48,18 @@ impl<const N: usize> Variable<N> {
     }
 }
 
-/// One line of text in somebody else's buffer.
+/// One line of text in a borrowed buffer.
 pub struct Line<'a> {
     buffer: &'a mut [u8],
     length: usize,
 }
 
 impl<'a> Line<'a> {
-    /// Writes `text` to `buffer`, without control characters and cut at a character's end; gives
-    /// back what was written.
+    /// Writes `text` to `buffer` without control characters, truncated at a character boundary;
+    /// returns what was written.
     pub fn write(buffer: &'a mut [u8], text: fmt::Arguments<'_>) -> &'a [u8] {
         let mut line = Self { buffer, length: 0 };
-        // It never fails, and what it lost was too long.
+        // It never fails; whatever does not fit is dropped.
         let _ = fmt::write(&mut line, text);
         &line.buffer[..line.length]
     }
@@ -85,10 +85,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_one_line_and_fits() {
+    fn value_is_one_line_and_truncated() {
         let variable = Variable::<16>::new("NAME");
         let whole = || {
-            // SAFETY: it is NUL-terminated and nobody writes it meanwhile.
+            // SAFETY: it is NUL-terminated, and nothing writes it at the same time.
             unsafe { std::ffi::CStr::from_ptr(variable.as_ptr()) }.to_str().unwrap().to_owned()
         };
         assert_eq!(whole(), "NAME=");

@@ -1,5 +1,5 @@
-//! What went over the sockets of QMP's clients since the CPR state was written that another process
-//! continues from: counted, so that no client gets an answer twice, or none.
+//! Traffic on the sockets of QMP's clients since the CPR state was written from which another
+//! process continues. It is counted so that each client gets every reply exactly once.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::exact_io::ExactIo;
 use crate::qmp::ServerState;
 use crate::sys;
 
-/// The clients, each by its number, and the generation of the CPR state.
+/// The traffic of each client, by its number, and the generation of the CPR state it follows.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
     /// The generation of the CPR state.
@@ -20,14 +20,14 @@ pub struct Traffic {
     pub clients: Vec<(u64, Arc<ExactIo>)>,
 }
 
-/// Client, bytes sent, bytes received that follow.
+/// Client number, bytes sent, and the number of received bytes that follow.
 type Header = [u64; 3];
 
 impl Traffic {
-    /// Writes it to an empty memfd. Async-signal-safe.
+    /// Writes the traffic to a memfd, which is truncated first. Async-signal-safe.
     ///
     /// # Safety
-    /// Nobody uses the sockets any more.
+    /// No thread may use the sockets any more.
     pub(super) unsafe fn write(&self, to: RawFd) -> Result<(), Errno> {
         sys::truncate(to)?;
         for (client, exact) in &self.clients {
@@ -41,7 +41,7 @@ impl Traffic {
     }
 }
 
-/// Makes up in `state` for the traffic that was written. What is cut off is left out.
+/// Updates `state` by the traffic that was written. A truncated record at the end is ignored.
 pub fn make_up_for(state: &mut ServerState, mut written: &[u8]) {
     while let Ok((header, rest)) = Header::read_from_prefix(written) {
         let [client, sent, length] = header;
@@ -65,7 +65,7 @@ mod tests {
     use crate::qmp::ConnectionState;
 
     #[test]
-    fn what_went_is_neither_sent_nor_awaited_again() {
+    fn traffic_is_neither_sent_nor_received_again() {
         let client = |id| ConnectionState {
             fd: String::new(),
             id,

@@ -1,4 +1,4 @@
-//! What makes this process go back by itself: a fatal signal, a panic, a deadline.
+//! The triggers of a fallback: a fatal signal, a panic, a deadline.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -13,11 +13,11 @@ use nix::time::ClockId;
 use super::super::phases::Progress;
 use super::{ALARM, go_if_armed};
 
-/// The signals that end a program with a bug.
+/// The signals that a bug raises.
 const FATAL: [Signal; 5] =
     [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT, Signal::SIGILL, Signal::SIGFPE];
 
-/// Why nothing can be set to go back.
+/// The error of a trigger that cannot be installed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("{call}: {errno}")]
 pub struct TriggerError {
@@ -28,7 +28,7 @@ pub struct TriggerError {
 // SAFETY: timers and dispositions belong to the process, not to a thread.
 unsafe impl Send for Triggers {}
 
-/// Everything is as it was before when this is dropped.
+/// The installed triggers. Dropping them restores the previous handlers and signal mask.
 pub struct Triggers {
     before: Vec<(Signal, libc::sigaction)>,
     timer: Timer,
@@ -38,8 +38,7 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    /// Installs the handlers. The deadline is set by
-    /// [`set_deadline`](Self::set_deadline).
+    /// Installs the signal handlers. [`set_deadline`](Self::set_deadline) sets the deadline.
     pub fn install() -> Result<Self, TriggerError> {
         let error = |call| move |errno| TriggerError { call, errno };
         let thread_id = nix::unistd::gettid().as_raw();
@@ -52,32 +51,32 @@ impl Triggers {
             let before = set_handler(signal).map_err(error("sigaction"))?;
             triggers.before.push((signal, before));
         }
-        // Whoever started this process may have blocked them.
+        // The parent may have blocked them.
         let wanted = SigSet::from_iter(FATAL.into_iter().chain([ALARM]));
         pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&wanted), Some(&mut triggers.mask))
             .map_err(error("sigprocmask"))?;
         Ok(triggers)
     }
 
-    /// The alarm is to have the default action afterwards.
+    /// Makes dropping restore the alarm to its default action.
     pub fn alarm_was_default(&mut self) {
         for (_, before) in self.before.iter_mut().filter(|(signal, _)| *signal == ALARM) {
             before.sa_sigaction = libc::SIG_DFL;
         }
     }
 
-    /// A panic is a trigger too, before it unwinds.
+    /// Makes a panic a trigger too, before it unwinds.
     pub fn hook_panics(&self) {
         self.hooked.set(true);
         std::panic::set_hook(Box::new(|info| {
-            let said = info.payload_as_str().unwrap_or("without a word");
+            let said = info.payload_as_str().unwrap_or("no message");
             let (file, line) = info.location().map_or(("", 0), |at| (at.file(), at.line()));
             let after = Progress::now();
             go_if_armed(format_args!("{after}it panicked at {file}:{line}: {said}"));
         }));
     }
 
-    /// Goes back after so much time; `None`: never.
+    /// Falls back when this much time has passed; `None`: never.
     pub fn set_deadline(&mut self, after: Option<Duration>) -> Result<(), TriggerError> {
         // Zero would disarm it.
         let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
@@ -89,10 +88,10 @@ impl Triggers {
 
 impl Drop for Triggers {
     fn drop(&mut self) {
-        // Before its signal has the default action again.
+        // Before its signal gets its default action back.
         let _ = self.set_deadline(None);
         for (signal, before) in &self.before {
-            // SAFETY: `before` is what `sigaction` gave us.
+            // SAFETY: `before` is what `sigaction` returned.
             unsafe { libc::sigaction(*signal as i32, before, ptr::null_mut()) };
         }
         let ours = SigSet::from_iter(FATAL.into_iter().chain([ALARM]));
@@ -106,7 +105,7 @@ impl Drop for Triggers {
 
 fn set_handler(signal: Signal) -> Result<libc::sigaction, Errno> {
     let mut before = MaybeUninit::uninit();
-    // SAFETY: all-zero is a valid `sigaction`; the handler keeps to what is async-signal-safe, on
+    // SAFETY: all-zero is a valid `sigaction`; the handler does only what is async-signal-safe, on
     // the alternate stack that std gives each thread (a stack overflow is a fatal signal too).
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -129,28 +128,28 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
             let address = unsafe { (*info).si_addr() } as usize;
-            go_if_armed(format_args!("{after}it took {signal} at address {address:#x}"));
+            go_if_armed(format_args!("{after}it received {signal} at address {address:#x}"));
         }
-        Ok(signal) => go_if_armed(format_args!("{after}it took {signal}")),
+        Ok(signal) => go_if_armed(format_args!("{after}it received {signal}")),
         Err(_) => {}
     }
-    // Not armed any more: what would have happened without us.
+    // Not armed any more: do what would have happened without this handler.
     if number != ALARM as i32 {
-        // SAFETY: the default disposition; the instruction, or `abort`, raises it again.
+        // SAFETY: the default disposition; the instruction or `abort` raises the signal again.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 
-/// A fault, this process's timer, or what it has sent to itself: what others send says nothing of
-/// this process.
+/// Returns true for a fault, this process's timer, and signals from this process itself. A signal
+/// from another process is no sign of a failure here.
 fn is_own(info: &libc::siginfo_t) -> bool {
     const SI_TIMER: i32 = -2;
-    // SAFETY: of all signals that a process sends the kernel fills this member.
+    // SAFETY: the kernel fills in this member for every signal that a process sends.
     let sender = || unsafe { info.si_pid() };
     info.si_code > 0 || info.si_code == SI_TIMER || sender() == crate::sys::process_id()
 }
 
-/// A deadline is the main thread's business only.
+/// Forwards the deadline's signal to the main thread; returns true if it did.
 fn hand_over(number: i32) -> bool {
     let Some(main) = super::plan().map(|plan| plan.main).filter(|_| number == ALARM as i32) else {
         return false;

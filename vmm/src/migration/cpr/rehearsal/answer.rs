@@ -1,9 +1,9 @@
-//! What the two processes of a rehearsal tell each other, and the child's side of it.
+//! The protocol between the two processes of a rehearsal, and the child's side of it.
 //!
-//! On a stream socket: the length of each message in 4 bytes, little-endian, then CBOR. The old VMM
+//! On a stream socket, each message is its length in 4 bytes, little-endian, then CBOR. The old VMM
 //! has written its [`Request`] before the child starts. The child sends its [`Description`] first,
-//! then one [`Word`] after the other. VMMs that know nothing of this ask nothing, and send nothing
-//! after their description.
+//! then one [`Word`] after another. VMMs that do not know this protocol write no request, and send
+//! nothing after their description.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -19,59 +19,59 @@ use super::super::named_fds::NamedFd;
 use super::family::MARK_NAME;
 use crate::logging;
 
-/// The environment variable with the number of the socket to answer on.
+/// The environment variable with the number of the socket to reply on.
 pub const ENV_NAME: &str = "CPR_REHEARSAL";
-/// Most bytes of an answer.
+/// Maximum size of a reply, in bytes.
 pub const MAX_ANSWER: usize = 64 << 10;
-/// Bytes of a message's length.
+/// Size of a message's length field, in bytes.
 pub const HEADER: usize = 4;
-/// Deepest nesting of CBOR that is followed.
+/// Maximum nesting depth of CBOR.
 const MAX_DEPTH: usize = 16;
-/// How many generations up the VMM may be that rehearses.
+/// How many generations up to search for the VMM that rehearses.
 const GENERATIONS: usize = 64;
 
-/// What a VMM that rehearses asks for.
+/// The request of a VMM that rehearses.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// What an update would hand over: something is open under each of these numbers.
+    /// The descriptors that an update would hand over: each of these numbers is open.
     #[serde(default)]
     pub fds: Vec<NamedFd>,
 }
 
-/// What a VMM says while it tries to take over.
+/// A progress message of a VMM that tries to take over.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Word {
-    /// What it tries next.
+    /// The step that it tries next.
     Step(String),
-    /// Why that failed.
+    /// Why that step failed.
     Failed(String),
-    /// Everything works.
+    /// Every step succeeded.
     Done(Needs),
 }
 
-/// What taking over needs.
+/// The resources that taking over needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
-    /// Descriptors, at most at a time.
+    /// Peak number of descriptors.
     #[serde(default)]
     pub descriptors: u64,
-    /// Address space.
+    /// Address space in KiB.
     #[serde(default)]
     pub address_space_kib: u64,
 }
 
-/// A message that no VMM sends.
+/// Errors from an invalid message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// There is no end of it.
+    /// The message exceeds the maximum size.
     #[error("more than {MAX_ANSWER} bytes")]
     TooLong,
-    /// It means nothing.
-    #[error("{0} bytes that are no description of a machine")]
+    /// The message cannot be decoded.
+    #[error("cannot decode {0} bytes")]
     Bytes(usize),
 }
 
-/// A message as it is sent.
+/// Encodes a message with its length.
 pub fn frame(message: &impl Serialize) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     ciborium::into_writer(message, &mut bytes)
@@ -81,7 +81,7 @@ pub fn frame(message: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// The first message of `bytes`, if all of it has come.
+/// Returns the body of the first message in `bytes`, if it has arrived completely.
 pub fn next(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
     let Some((length, body)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;
@@ -91,30 +91,30 @@ pub fn next(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
     Ok(body.get(..length))
 }
 
-/// What a message says.
+/// Decodes the body of a message.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     ciborium::de::from_reader_with_recursion_limit(body, MAX_DEPTH)
         .map_err(|_| Malformed::Bytes(body.len()))
 }
 
-/// The child's end.
+/// The child's end of the socket.
 #[derive(Debug)]
 pub struct Answering {
     socket: UnixStream,
 }
 
-/// Why a rehearsal cannot be answered.
+/// The error of a rehearsal that cannot be answered.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot answer the rehearsal that {ENV_NAME}={value} asks for: {source}")]
+#[error("cannot answer the rehearsal requested by {ENV_NAME}={value}: {source}")]
 pub struct AnswerError {
     value: String,
     source: io::Error,
 }
 
 impl Answering {
-    /// The rehearsal that the environment asks for, if there is one.
+    /// Returns the rehearsal that the environment requests, if there is one.
     ///
-    /// A variable that is left from an earlier rehearsal asks for none, and is removed.
+    /// A variable left from an earlier rehearsal requests none, and is removed.
     ///
     /// # Safety
     /// The process has one thread.
@@ -124,7 +124,7 @@ impl Answering {
         let socket = number.filter(|number| is_unnamed_socket(*number));
         if socket.is_none() && !is_rehearsed() {
             logging::say(format_args!(
-                "cpr-vmm: {ENV_NAME}={value} is ignored: it names no socket of a rehearsal; unset it"
+                "cpr-vmm: {ENV_NAME}={value} is ignored: not a rehearsal socket; unset it"
             ));
             // SAFETY: there is one thread: the caller's promise.
             unsafe {
@@ -141,7 +141,8 @@ impl Answering {
         Some(socket.map_err(|source| AnswerError { value, source }))
     }
 
-    /// What is asked for besides a description. Nothing: by a VMM that knows of nothing else.
+    /// Reads the request for more than a description. A VMM that does not know such requests sends
+    /// none.
     pub fn request(&mut self) -> io::Result<Option<Request>> {
         let bytes = read_some(&self.socket)?;
         let body = next(&bytes).map_err(io::Error::other)?;
@@ -153,13 +154,13 @@ impl Answering {
         self.socket.write_all(&frame(message))
     }
 
-    /// Says who this is.
+    /// Sends the description of this VMM.
     pub fn introduce(&mut self, description: &Description) -> io::Result<()> {
         self.send(description)
     }
 }
 
-/// All that is there already.
+/// Reads what has already arrived.
 fn read_some(socket: &UnixStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
@@ -173,13 +174,13 @@ fn read_some(socket: &UnixStream) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As one end of a socket pair is.
+/// Returns true if the number is an unnamed Unix socket, like one end of a socket pair.
 fn is_unnamed_socket(number: RawFd) -> bool {
     getpeername::<UnixAddr>(number)
         .is_ok_and(|peer| peer.family() == Some(AddressFamily::Unix) && peer.path().is_none())
 }
 
-/// True if the VMM whose mark is in the environment is an ancestor of this process.
+/// Returns true if the VMM whose mark is in the environment is an ancestor of this process.
 fn is_rehearsed() -> bool {
     let mark = std::env::var(MARK_NAME).unwrap_or_default();
     let Some(vmm) = mark.split('.').next().and_then(|pid| pid.parse::<i32>().ok()) else {
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_if_there_is_one() {
+    fn reads_request_if_present() {
         let (mut vmm, child) = UnixStream::pair().unwrap();
         let mut child = Answering { socket: child };
         assert_eq!(child.request().unwrap(), None);
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_end_of_a_pair_is_a_rehearsals() {
+    fn accepts_only_one_end_of_a_socket_pair() {
         let (one, _other) = UnixStream::pair().unwrap();
         assert!(is_unnamed_socket(one.as_raw_fd()));
         assert!(!is_unnamed_socket(std::fs::File::open("/dev/null").unwrap().as_raw_fd()));

@@ -1,4 +1,4 @@
-//! The process that rehearses, and what it has started: how it ended, and how it is ended.
+//! The process that rehearses and its descendants: how it ended, and how they are ended.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -15,18 +15,19 @@ use nix::unistd::Pid;
 use super::super::spawn::Spawned;
 use super::family::{Family, Subreaper, children};
 
-/// How long all that has been killed may take to end: a VM and its memory take the kernel a while.
+/// How long killed processes may take to end: the kernel needs a while for a VM and its memory.
 const ENDING: Duration = Duration::from_secs(5);
-/// How long what may not be killed is given to end by itself.
+/// How long a process that must not be killed is given to end by itself.
 const LEAVING: Duration = Duration::from_millis(100);
 
-/// The process of the rehearsal under way, for who has to end it without its [`Child`]; 0: none.
+/// The first process of the rehearsal under way, for code that must end it without its [`Child`];
+/// 0: none.
 static UNDER_WAY: AtomicI32 = AtomicI32::new(0);
 
-/// The first process of a rehearsal. Dropping it ends it, and everything it has started.
+/// The first process of a rehearsal. Dropping it ends it and every process it has started.
 #[derive(Debug)]
 pub struct Child {
-    // Its end is awaited before its memory is given back.
+    // Its end is awaited before its memory is freed.
     spawned: Spawned,
     family: Family,
     /// Children that were there before.
@@ -34,32 +35,32 @@ pub struct Child {
     reaper: Option<Subreaper>,
 }
 
-/// A child of this process that is not ended: it cannot be, or nobody may.
+/// A child of this process that was not ended: it cannot be, or we are not allowed to.
 #[derive(Debug)]
 pub struct Leftover {
     pid: Pid,
     fd: OwnedFd,
-    /// Why it is still there; `None`: it belongs to somebody else, and is only to be reaped.
+    /// Why it still exists; `None`: it does not belong to the rehearsal, and is only to be reaped.
     why: Option<String>,
 }
 
 impl Leftover {
-    /// What could not be ended, in words.
+    /// Returns a message if the process could not be ended.
     pub fn trouble(&self) -> Option<String> {
         self.why.as_ref().map(|why| format!("process {} cannot be ended: {why}", self.pid))
     }
 
-    /// Its process ID.
+    /// Returns the process ID.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Becomes readable when it has ended.
+    /// Returns the pidfd, which becomes readable when the process has ended.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// True if it has ended; then nothing is left of it.
+    /// Reaps the process if it has ended; returns whether it has.
     pub fn reap(&self) -> bool {
         let ended = await_end(self.fd(), Instant::now());
         if ended {
@@ -71,14 +72,14 @@ impl Leftover {
 }
 
 impl Child {
-    /// For what has just been started with a mark, when `before` were the children.
+    /// Wraps a child that has just been started with a mark; `before` are the children from before.
     pub fn new(spawned: Spawned, mark: String, before: BTreeSet<Pid>, reaper: Subreaper) -> Self {
         UNDER_WAY.store(spawned.pid.as_raw(), Ordering::SeqCst);
         let family = Family::new(spawned.pid, mark);
         Self { spawned, family, before, reaper: Some(reaper) }
     }
 
-    /// Its process ID.
+    /// Returns the process ID.
     pub fn pid(&self) -> Pid {
         self.spawned.pid
     }
@@ -88,12 +89,13 @@ impl Child {
         self.spawned.executed()
     }
 
-    /// What becomes readable when it has executed the command, and when it has ended.
+    /// Returns the descriptors that become readable when the child has executed the command and
+    /// when it has ended.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.spawned.fd().into_iter().chain([self.spawned.ended.as_fd()])
     }
 
-    /// How it ended, if it has. It stays a zombie, so its number stays its own.
+    /// Returns how the child ended, if it has. It stays a zombie, so its number is not reused.
     pub fn status(&self) -> Option<String> {
         let fd = self.spawned.ended.as_fd();
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
@@ -101,26 +103,26 @@ impl Child {
             Ok(WaitStatus::Exited(_, status)) => Some(format!("it exited with status {status}")),
             Ok(WaitStatus::Signaled(_, signal, _)) => Some(format!("it was killed by {signal}")),
             Ok(_) => None,
-            // Somebody else has reaped it.
+            // Other code has reaped it.
             Err(_) => await_end(fd, Instant::now()).then(|| "it ended".to_owned()),
         }
     }
 
-    /// A process that it has left behind.
+    /// Returns a process that the child has left behind.
     pub fn orphan(&self) -> Option<Pid> {
         self.family.orphans(self.pid()).first().copied()
     }
 
-    /// Ends everything that belongs to it, and tells what remains.
+    /// Ends every process that belongs to the rehearsal, and returns those that remain.
     pub fn end(&mut self) -> Vec<Leftover> {
         let Some(reaper) = self.reaper.take() else { return Vec::new() };
         let pid = self.pid();
         let fd = self.spawned.ended.try_clone();
-        // Before it is reaped: its number may be another's then.
+        // Before it is reaped, as its number may be reused then.
         UNDER_WAY.store(0, Ordering::SeqCst);
         let mut left = end_family(&self.family, pid, fd);
         drop(reaper);
-        // Orphans of somebody else's: nobody but us can reap them.
+        // Orphans that do not belong to the rehearsal: only this process can reap them.
         for orphan in children().difference(&self.before) {
             if left.iter().all(|left| left.pid != *orphan)
                 && let Ok(fd) = open_pidfd(*orphan)
@@ -141,13 +143,13 @@ impl Drop for Child {
     }
 }
 
-/// Kills the first process of the rehearsal under way, and its group: for a process that is about to
-/// execute its own binary again, which loses the [`Child`]. Async-signal-safe.
+/// Kills the first process of the rehearsal under way and its group, for a process that is about to
+/// execute its own binary again and loses the [`Child`]. Async-signal-safe.
 pub fn kill_lost() {
     let pid = UNDER_WAY.swap(0, Ordering::SeqCst);
     if pid > 0 {
-        // SAFETY: system calls on numbers, which are its own as long as it is not reaped. It may not
-        // lead a group yet.
+        // SAFETY: system calls on numbers, which are not reused until it is reaped. It may not lead
+        // a group yet.
         unsafe {
             libc::kill(-pid, libc::SIGKILL);
             libc::kill(pid, libc::SIGKILL);
@@ -155,7 +157,7 @@ pub fn kill_lost() {
     }
 }
 
-/// Ends `first`, its process group and what it has left behind.
+/// Ends `first`, its process group and the processes it has left behind.
 fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<Leftover> {
     let until = Instant::now() + ENDING;
     let mut left = Vec::new();
@@ -163,12 +165,12 @@ fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<
         Ok(fd) => left.extend(end(pid, fd, until)),
         Err(error) => tracing::error!(%pid, %error, "cpr_rehearsal_process_not_watched"),
     };
-    // While `first` is not reaped, its number is no other group's.
+    // Until `first` is reaped, its number cannot be that of another group.
     let _ = killpg(first, Signal::SIGKILL);
     finish(first, fd);
     let mut seen = BTreeSet::new();
     loop {
-        // Those of a process that has ended are our children now.
+        // Children of a process that has ended are our children now.
         let orphans: Vec<_> = family.orphans(first).difference(&seen).copied().collect();
         if orphans.is_empty() || Instant::now() >= until {
             return left;
@@ -188,7 +190,7 @@ fn end(pid: Pid, fd: OwnedFd, until: Instant) -> Option<Leftover> {
         return None;
     }
     let why = match killed {
-        Ok(()) => format!("it was killed and is still there after {} s", ENDING.as_secs()),
+        Ok(()) => format!("it still exists {} s after SIGKILL", ENDING.as_secs()),
         Err(errno) => format!("kill: {}", std::io::Error::from(errno)),
     };
     Some(Leftover { pid, fd, why: Some(why) })
@@ -206,7 +208,7 @@ fn kill(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-/// True if it has ended by then.
+/// Waits for the process to end; returns true if it has by `until`.
 fn await_end(fd: BorrowedFd<'_>, until: Instant) -> bool {
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -220,7 +222,7 @@ fn await_end(fd: BorrowedFd<'_>, until: Instant) -> bool {
 }
 
 fn reap(fd: BorrowedFd<'_>) {
-    // It has ended, so this does not wait. ECHILD: somebody else has reaped it.
+    // It has ended, so this does not block. ECHILD: other code has reaped it.
     let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 

@@ -1,4 +1,4 @@
-//! Why a command that was rehearsed is not executed.
+//! Errors from rehearsing a command.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -9,14 +9,14 @@ use nix::unistd::Pid;
 use super::super::command::ExecError;
 use super::child::Leftover;
 
-/// Why a command is not executed.
+/// Errors from a rehearsal, because of which the command is not executed.
 #[derive(Debug, thiserror::Error)]
 pub enum RehearsalError {
-    /// A fail point.
+    /// A fail point fired.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// It cannot be executed at all.
+    /// The command cannot be executed at all.
     #[error(transparent)]
     Exec(#[from] ExecError),
     /// The rehearsal itself could not be set up.
@@ -26,12 +26,12 @@ pub enum RehearsalError {
         command: String,
         /// The system call.
         call: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A descriptor could not be put where it is.
+    /// The limit on descriptors is too low for a number that is handed over.
     #[error(
-        "an update hands over descriptor {fd} under its number, the limit is {limit}: raise RLIMIT_NOFILE"
+        "an update hands over descriptor {fd} under the same number, the limit is {limit}: raise RLIMIT_NOFILE"
     )]
     Limit {
         /// Its number.
@@ -39,95 +39,93 @@ pub enum RehearsalError {
         /// The soft limit.
         limit: u64,
     },
-    /// It ended.
+    /// The command ended before it replied.
     #[error(
-        "cpr-exec-command \"{command}\" is no VMM that can go on with this guest: {how} without answering the rehearsal{stderr}"
+        "cpr-exec-command \"{command}\" cannot take over this guest: {how} before replying to the rehearsal{stderr}"
     )]
     Ended {
         /// The command.
         command: String,
-        /// How.
+        /// How it ended.
         how: String,
-        /// What it said.
+        /// What it wrote to stderr.
         stderr: String,
     },
-    /// Another process than that of the update would be the new VMM.
+    /// A process other than the one of the update would become the new VMM.
     #[error(
-        "cpr-exec-command \"{command}\" must exec the VMM: process {answered} answered the rehearsal, not process {started}, which was started: a wrapper must replace itself (exec)"
+        "cpr-exec-command \"{command}\" must exec the VMM: the rehearsal started process {started}, but process {answered} replied: a wrapper must replace itself (exec)"
     )]
     Forked {
         /// The command.
         command: String,
-        /// Who answered.
+        /// The process that replied.
         answered: Pid,
-        /// Who was started.
+        /// The process that was started.
         started: Pid,
     },
-    /// It ended, and something that it started did not.
+    /// The command ended before it replied, and a process that it started did not.
     #[error(
-        "cpr-exec-command \"{command}\" must exec the VMM: {how} without answering the rehearsal, and left process {orphan} behind: a wrapper must replace itself (exec){stderr}"
+        "cpr-exec-command \"{command}\" must exec the VMM: {how} before replying to the rehearsal, and left process {orphan} behind: a wrapper must replace itself (exec){stderr}"
     )]
     LeftBehind {
         /// The command.
         command: String,
         /// How it ended.
         how: String,
-        /// What it left.
+        /// The process it left behind.
         orphan: Pid,
-        /// What it said.
+        /// What it wrote to stderr.
         stderr: String,
     },
-    /// It did not answer.
+    /// The command did not reply in time.
     #[error("cpr-exec-command \"{command}\" did not answer the rehearsal within {} ms{stderr}", .waited.as_millis())]
     Deadline {
         /// The command.
         command: String,
         /// How long it had.
         waited: Duration,
-        /// What it said.
+        /// What it wrote to stderr.
         stderr: String,
     },
-    /// It answered something else.
-    #[error(
-        "cpr-exec-command \"{command}\" answered the rehearsal with something else than a VMM does: {why}{stderr}"
-    )]
+    /// The reply is invalid.
+    #[error("cpr-exec-command \"{command}\" sent an invalid rehearsal reply: {why}{stderr}")]
     Garbage {
         /// The command.
         command: String,
-        /// What is wrong with it.
+        /// What is wrong with the reply.
         why: String,
-        /// What it said.
+        /// What it wrote to stderr.
         stderr: String,
     },
-    /// It is a VMM, and something keeps it from taking over.
+    /// The command is a VMM, but cannot take over.
     #[error("cpr-exec-command \"{command}\" cannot take over this guest: {step}: {why}{stderr}")]
     CannotTakeOver {
         /// The command.
         command: String,
-        /// What it tried.
+        /// The step that failed.
         step: String,
         /// Why it failed.
         why: String,
-        /// What it said.
+        /// What it wrote to stderr.
         stderr: String,
     },
-    /// It is a VMM, and does not fit.
+    /// The command is a VMM, but does not fit this VM.
     #[error("cpr-exec-command {0}")]
     Differs(String),
-    /// It was called off.
+    /// The update was cancelled.
     #[error("the update was cancelled")]
     Cancelled,
-    /// What it started is still there.
+    /// A process of the rehearsal could not be ended.
     #[error("{over}; {trouble}")]
     Remains {
-        /// How it ended.
+        /// How the rehearsal ended.
         over: String,
-        /// What is there, and why.
+        /// Which process remains, and why.
         trouble: String,
     },
 }
 
-/// How a rehearsal that ended with `result` ended, if `left` is what it left.
+/// Returns the result of a rehearsal that ended with `result` and left the processes `left`.
 pub fn outcome(
     command: &str,
     result: Result<(), RehearsalError>,
@@ -135,7 +133,7 @@ pub fn outcome(
 ) -> Result<(), RehearsalError> {
     let Some(trouble) = left.iter().find_map(Leftover::trouble) else { return result };
     let over = match result {
-        Ok(()) => format!("the rehearsal of cpr-exec-command \"{command}\" is not over"),
+        Ok(()) => format!("the rehearsal of cpr-exec-command \"{command}\" left a process behind"),
         Err(error) => error.to_string(),
     };
     Err(RehearsalError::Remains { over, trouble })

@@ -1,6 +1,6 @@
-//! Which processes a rehearsal has started. Others are none of its business: the VMM may have
-//! children of its own (`sidecar & exec vmm`), and while a rehearsal is under way their orphans become
-//! children of the VMM, too.
+//! Finds the processes that a rehearsal has started. Others must be left alone: the VMM may have
+//! children of its own (`sidecar & exec vmm`), and while a rehearsal is under way, their orphans
+//! become children of the VMM too.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -15,28 +15,28 @@ pub const MARK_NAME: &str = "CPR_REHEARSAL_MARK";
 /// Rehearsals of this process so far.
 static REHEARSALS: AtomicU32 = AtomicU32::new(0);
 
-/// How the processes of one rehearsal are told from others: they are in the session of its first
-/// process, or have its mark in the environment that they were started with. What has left both is
-/// not known to be one.
+/// Identifies the processes of one rehearsal: they are in the session of its first process, or have
+/// its mark in the environment that they were started with. A process that has left both is not
+/// recognized.
 #[derive(Clone, Debug)]
 pub struct Family {
     session: i32,
     mark: String,
 }
 
-/// A mark that no other rehearsal has.
+/// Returns a mark that no other rehearsal has.
 pub fn new_mark() -> String {
     let number = REHEARSALS.fetch_add(1, Ordering::Relaxed) + 1;
     format!("{}.{number}", std::process::id())
 }
 
 impl Family {
-    /// That of `first`, which leads a session of its own.
+    /// Creates the family of `first`, which leads a session of its own.
     pub fn new(first: Pid, mark: String) -> Self {
         Self { session: first.as_raw(), mark }
     }
 
-    /// The children of this process that belong to it, but `first`.
+    /// Returns the children of this process that belong to the family, except `first`.
     pub fn orphans(&self, first: Pid) -> BTreeSet<Pid> {
         children().into_iter().filter(|pid| *pid != first && self.has(*pid)).collect()
     }
@@ -46,7 +46,7 @@ impl Family {
     }
 
     fn has_marked(&self, pid: Pid) -> bool {
-        // A program of another user's rights has an environment that only its user may read.
+        // Only its own user may read the environment of another user's program.
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let entry = format!("{MARK_NAME}={}", self.mark);
         environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes())
@@ -55,11 +55,11 @@ impl Family {
 
 fn session(pid: Pid) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have blanks and parentheses. Then come state, parent, group, session.
+    // The name may contain blanks and parentheses. State, parent, group and session follow.
     stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// The children of all threads of this process (`/proc/PID/task/TID/children`).
+/// Returns the children of all threads of this process (`/proc/PID/task/TID/children`).
 pub fn children() -> BTreeSet<Pid> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return BTreeSet::new() };
     let lists = tasks
@@ -71,18 +71,18 @@ pub fn children() -> BTreeSet<Pid> {
     lists.flat_map(numbers).collect()
 }
 
-/// What [`Subreaper`] has changed, for who has to undo it without that.
+/// What the [`Subreaper`] must restore.
 static CHANGED: AtomicU8 = AtomicU8::new(NOTHING);
 const NOTHING: u8 = 0;
 const WAS_NONE: u8 = 1;
 const WAS_ONE: u8 = 2;
 
-/// While it lives, orphans of our descendants become our children.
+/// While this exists, orphans of our descendants become our children.
 #[derive(Debug)]
 pub struct Subreaper(());
 
 impl Subreaper {
-    /// Makes this process one.
+    /// Makes this process a subreaper.
     pub fn become_one() -> Result<Self, Errno> {
         let before = if prctl::get_child_subreaper()? { WAS_ONE } else { WAS_NONE };
         prctl::set_child_subreaper(true)?;

@@ -1,6 +1,6 @@
-//! The rehearsal: before the guest stops, the command runs once in a child. It tells who it is, what
-//! it can load and which machine its arguments describe, and then does all that a take-over does,
-//! short of touching the guest.
+//! The rehearsal: before the guest stops, the command runs once in a child. The child reports its
+//! identity, what it can load and the machine its arguments describe, and then performs every step
+//! of a take-over that does not touch the guest.
 
 mod answer;
 mod child;
@@ -34,17 +34,17 @@ use child::Child;
 use family::{MARK_NAME, Subreaper, children, new_mark};
 use said::Said;
 
-/// Where the socket is in the child, unless an update hands over a descriptor of that number.
+/// The socket's descriptor in the child, unless an update hands over a descriptor of that number.
 const CHILD_SOCKET: RawFd = 3;
 
-/// A rehearsal that is going on. Dropping it ends it, and everything it has started.
+/// A rehearsal under way. Dropping it ends it and every process it has started.
 #[derive(Debug)]
 pub struct Rehearsal {
     command: String,
     child: Child,
     socket: UnixStream,
     answer: Vec<u8>,
-    /// Bytes of it that have been understood.
+    /// How many of its bytes have been decoded.
     understood: usize,
     answered_by: Option<Pid>,
     description: Option<Description>,
@@ -57,13 +57,13 @@ pub struct Rehearsal {
     timeout: Duration,
 }
 
-/// How much longer than the first answer all that is tried may take.
+/// Once the description has arrived, the timeout is multiplied by this.
 const TRYING: u32 = 5;
 
 impl Rehearsal {
-    /// Runs `command` in a session of its own, without any descriptor of the VM: in the place of
-    /// each that an update would hand over it finds `/dev/null`, but for KVM's, which is bound to no
-    /// VM.
+    /// Runs `command` in a session of its own, without any descriptor of the VM: in place of each
+    /// one that an update would hand over, it finds `/dev/null`. KVM's is the exception, as it is
+    /// bound to no VM.
     pub fn start(
         command: &ExecCommand,
         timeout: Duration,
@@ -80,18 +80,19 @@ impl Rehearsal {
         fail_point!(Rehearsal);
         within_limit(&handed_over)?;
         let (socket, theirs) = UnixStream::pair().map_err(setup("socketpair"))?;
-        // The kernel adds to each message who wrote it: the socket itself is inherited by all.
+        // The kernel adds the sender to each message: the socket itself is inherited by every
+        // descendant.
         setsockopt(&socket, sockopt::PassCred, &true).map_err(setup_errno("setsockopt"))?;
         socket.set_nonblocking(true).map_err(setup("fcntl"))?;
         let (stderr, their_stderr) = pipe2(OFlag::O_CLOEXEC).map_err(setup_errno("pipe2"))?;
         set_nonblocking(&stderr).map_err(setup_errno("fcntl"))?;
         let before = children();
-        // What leaves its parent behind becomes our child, and cannot hide.
+        // Orphans of the rehearsal become our children, and cannot escape.
         let reaper = Subreaper::become_one().map_err(setup_errno("prctl"))?;
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null.map_err(setup("open /dev/null"))?;
         let (number, descriptors) = descriptors(&null, &their_stderr, &theirs, &handed_over);
-        // It waits in the socket's buffer, whether the command reads it or not.
+        // It stays in the socket's buffer, whether the command reads it or not.
         let request = answer::frame(&Request { fds: handed_over });
         (&socket).write_all(&request).map_err(setup("write to the socket"))?;
         let mark = new_mark();
@@ -115,7 +116,7 @@ impl Rehearsal {
         })
     }
 
-    /// What to wait for.
+    /// Returns the descriptors to wait for.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds: Vec<_> = self.child.fds().collect();
         fds.extend(self.socket_open.then(|| self.socket.as_fd()));
@@ -123,17 +124,18 @@ impl Rehearsal {
         fds
     }
 
-    /// How long it has gone on.
+    /// Returns how long the rehearsal has run.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// How long to wait at most.
+    /// Returns how long to wait at most.
     pub fn time_left(&self) -> Duration {
         self.patience().saturating_sub(self.began.elapsed())
     }
 
-    /// What answers has more time: to make a VM can take seconds on a busy host.
+    /// Returns the timeout. A command that has replied gets more time: creating a VM can take
+    /// seconds on a busy host.
     fn patience(&self) -> Duration {
         match self.description {
             None => self.timeout,
@@ -141,19 +143,19 @@ impl Rehearsal {
         }
     }
 
-    /// Who it says it is, once it has.
+    /// Returns the description, once it has arrived.
     pub fn description(&self) -> Option<&Description> {
         self.description.as_ref()
     }
 
-    /// Looks at what has come; `Some` when it is over.
+    /// Processes what has arrived; `Some` when the rehearsal is over.
     pub fn progress(&mut self) -> Option<Result<(), RehearsalError>> {
         match self.child.executed() {
             Some(Ok(())) => offer_to_oom_killer(self.child.pid()),
             Some(Err(errno)) => return Some(Err(ExecError::new(&self.command, errno).into())),
             None => {}
         }
-        // Before the pipes are drained: what an ended child has written is then complete.
+        // Before the pipes are drained, so that the output of an ended child is complete.
         let ended = self.child.status();
         self.drain_stderr();
         self.drain_socket();
@@ -175,7 +177,7 @@ impl Rehearsal {
         None
     }
 
-    /// Ends it, and everything it has started; tells what remains.
+    /// Ends the rehearsal and every process it has started; returns those that remain.
     pub fn end(mut self) -> Vec<Leftover> {
         self.child.end()
     }
@@ -200,7 +202,7 @@ impl Rehearsal {
 
     fn drain_stderr(&mut self) {
         let mut buffer = [0; 4096];
-        // A flood is not read for ever: what is left is read after the next poll.
+        // Endless output must not keep us here: the rest is read after the next poll.
         for _ in 0..16 {
             match self.stderr.read(&mut buffer) {
                 Ok(0) => self.stderr_open = false,
@@ -229,7 +231,7 @@ impl Rehearsal {
         }
     }
 
-    /// True when everything has been said.
+    /// Decodes the messages that have arrived; returns true after the last one.
     fn understand(&mut self) -> Result<bool, RehearsalError> {
         let garbage = |why: Malformed| RehearsalError::Garbage {
             command: self.command.clone(),
@@ -268,7 +270,7 @@ impl Rehearsal {
     }
 }
 
-/// Whether the child can have something under each number.
+/// Checks that the child can have a descriptor under each number.
 fn within_limit(handed_over: &[NamedFd]) -> Result<(), RehearsalError> {
     let Some(fd) = handed_over.iter().map(|named| named.fd).max() else { return Ok(()) };
     match getrlimit(Resource::RLIMIT_NOFILE) {
@@ -277,7 +279,7 @@ fn within_limit(handed_over: &[NamedFd]) -> Result<(), RehearsalError> {
     }
 }
 
-/// The socket's number in the child, and which descriptor becomes which there.
+/// Returns the socket's number in the child, and the pairs of source and target descriptor.
 fn descriptors(
     null: &File,
     stderr: &impl AsRawFd,
@@ -292,12 +294,12 @@ fn descriptors(
         true => (named.fd, named.fd),
         false => (null, named.fd),
     }));
-    // Last: nothing else has to be moved any more, so it may take the place of one of the others.
+    // Last: nothing else is moved after it, so it may replace one of the others.
     all.push((socket.as_raw_fd(), number));
     (number, all)
 }
 
-/// Adds what can be read now to `to`. Tells how many bytes, and who wrote them.
+/// Appends what can be read now to `to`. Returns how many bytes, and who wrote them.
 fn receive(socket: &UnixStream, to: &mut Vec<u8>) -> Result<(usize, Option<Pid>), Errno> {
     let mut buffer = [0; 4096];
     let mut control = nix::cmsg_space!(libc::ucred);
@@ -313,19 +315,19 @@ fn receive(socket: &UnixStream, to: &mut Vec<u8>) -> Result<(usize, Option<Pid>)
     Ok((length, writer))
 }
 
-/// True for a variable that is for a rehearsal only.
+/// Returns true for a variable that only a rehearsal uses.
 pub fn is_variable(name: &std::ffi::OsStr) -> bool {
     name == ENV_NAME || name == MARK_NAME
 }
 
-/// Where memory runs out, this child should go, and not the VMM with all of the guest's RAM. No
-/// promise: in a cgroup that the VMM fills to the last MiB or so the two weigh the same.
+/// Makes the OOM killer prefer this child to the VMM with all of the guest's RAM. This is no
+/// guarantee: in a cgroup that the VMM fills to the last MiB or so, the two score the same.
 ///
-/// Not before it executes the command: until then it shares its memory with the VMM, and the kernel
-/// would write the value to that, too.
+/// Call it only after the child has executed the command: until then it shares its memory with the
+/// VMM, and the kernel would apply the value to the VMM too.
 fn offer_to_oom_killer(pid: Pid) {
     const FIRST_TO_GO: &str = "1000";
-    // It may have ended already; and a system without such a thing has nothing to set.
+    // The child may have ended already, and a system without this file has nothing to set.
     let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), FIRST_TO_GO);
 }
 

@@ -1,21 +1,21 @@
-//! What a command has written to stderr, cut to what an error can quote.
+//! What a command has written to stderr, truncated to what an error can quote.
 
-/// Bytes of stderr that are kept, from its beginning and from its end.
+/// How many bytes of stderr are kept, of its beginning and of its end each.
 const KEPT: usize = 2048;
-/// Characters that an error quotes of either.
+/// How many characters an error quotes of each.
 const QUOTED: usize = 150;
 
-/// Beginning and end: programs name their trouble first or last.
+/// The beginning and the end of stderr: programs report their error first or last.
 #[derive(Debug, Default)]
 pub struct Said {
     head: Vec<u8>,
     tail: Vec<u8>,
-    /// Bytes between the two.
+    /// Whether bytes between the two were dropped.
     lost: bool,
 }
 
 impl Said {
-    /// Adds what has come.
+    /// Adds bytes that have arrived.
     pub fn add(&mut self, bytes: &[u8]) {
         let room = KEPT - self.head.len();
         let (head, tail) = bytes.split_at(bytes.len().min(room));
@@ -26,11 +26,11 @@ impl Said {
         self.tail.drain(..excess);
     }
 
-    /// For the end of an error; empty if nothing was said.
+    /// Returns the text to append to an error; empty if nothing was written.
     pub fn appended(&self) -> String {
         match self.quote() {
             quote if quote.is_empty() => quote,
-            quote => format!("; it said: {quote}"),
+            quote => format!("; stderr: {quote}"),
         }
     }
 

@@ -4,7 +4,7 @@ use rstest::rstest;
 
 use super::*;
 
-/// The rehearsal of a shell script, until it is over.
+/// Rehearses a shell script until the rehearsal is over.
 fn rehearse(script: &str, timeout: Duration) -> (RehearsalError, Vec<Leftover>) {
     rehearse_words(&["/bin/sh", "-c", script], timeout)
 }
@@ -25,7 +25,7 @@ fn rehearse_words(words: &[&str], timeout: Duration) -> (RehearsalError, Vec<Lef
     }
 }
 
-/// Without the numbers of processes.
+/// Returns the text of the error without process IDs.
 fn shown(error: &RehearsalError) -> String {
     let text = error.to_string();
     let mut parts = text.split("process ");
@@ -46,7 +46,7 @@ fn shown(error: &RehearsalError) -> String {
 #[case("floods_the_socket", "exec yes >&3", 10_000)]
 #[case("answers_bad_cbor", "printf '\\003\\000\\000\\000\\377\\377\\377' >&3", 10_000)]
 #[serial_test::serial(children)]
-fn what_is_no_vmm_is_refused_and_nothing_is_left(
+fn refuses_other_programs_and_leaves_nothing(
     #[case] name: &str,
     #[case] script: &str,
     #[case] ms: u64,
@@ -58,7 +58,8 @@ fn what_is_no_vmm_is_refused_and_nothing_is_left(
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Other tests of this binary have children too; those of a rehearsal are shells and sleepers.
+/// Returns true for processes of a rehearsal, which are shells and sleepers: other tests of this
+/// binary have children too.
 fn is_ours(pid: &Pid) -> bool {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     ["sh", "sleep", "yes"].contains(&name.trim())
@@ -66,7 +67,7 @@ fn is_ours(pid: &Pid) -> bool {
 
 #[test]
 #[serial_test::serial(children)]
-fn a_flood_on_stderr_is_cut() {
+fn truncates_endless_stderr() {
     let (error, _) = rehearse("exec yes 1>&2", Duration::from_millis(300));
     let error = error.to_string();
     assert!(error.contains("did not answer") && error.len() < 600, "{error}");
@@ -74,7 +75,7 @@ fn a_flood_on_stderr_is_cut() {
 
 #[test]
 #[serial_test::serial(children)]
-fn the_child_alone_is_offered_to_the_oom_killer() {
+fn only_the_child_is_offered_to_the_oom_killer() {
     let script = "until [ $(cat /proc/$$/oom_score_adj) = 1000 ]; do :; done; exit 7";
     for _ in 0..20 {
         let (error, _) = rehearse(script, Duration::from_secs(10));
@@ -86,12 +87,12 @@ fn the_child_alone_is_offered_to_the_oom_killer() {
 
 #[test]
 #[serial_test::serial(children)]
-fn a_missing_command_is_told_apart() {
+fn reports_missing_command() {
     let (error, _) = rehearse_words(&["/nowhere/vmm"], Duration::from_secs(10));
     insta::assert_snapshot!(error, @r#"cannot execute cpr-exec-command "/nowhere/vmm": No such file or directory (os error 2)"#);
 }
 
-/// The bytes of a VMM's answer, for `printf`.
+/// Returns the bytes of a VMM's reply, as octal escapes for `printf`.
 fn answer_of_a_vmm() -> String {
     use clap::Parser;
     let line = ["--kernel", "k", "--memory", "16M"];
@@ -101,15 +102,15 @@ fn answer_of_a_vmm() -> String {
 
 #[test]
 #[serial_test::serial(children)]
-fn who_answers_must_be_who_was_started() {
+fn refuses_reply_from_another_process() {
     let script = format!("(printf '{}' >&3); exec sleep 1000", answer_of_a_vmm());
     let (error, _) = rehearse(&script, Duration::from_secs(10));
-    insta::assert_snapshot!(shown(&error), @r#"cpr-exec-command "/bin/sh" must exec the VMM: process PID answered the rehearsal, not process PID, which was started: a wrapper must replace itself (exec)"#);
+    insta::assert_snapshot!(shown(&error), @r#"cpr-exec-command "/bin/sh" must exec the VMM: the rehearsal started process PID, but process PID replied: a wrapper must replace itself (exec)"#);
 }
 
 #[test]
 #[serial_test::serial(children)]
-fn what_ends_while_it_tries_to_take_over_is_told_with_the_step() {
+fn reports_the_step_at_which_the_command_ended() {
     let step: String = answer::frame(&Word::Step("create the PIT".to_owned()))
         .iter()
         .map(|byte| format!("\\{byte:03o}"))
@@ -123,7 +124,7 @@ fn what_ends_while_it_tries_to_take_over_is_told_with_the_step() {
 /// VMM while a rehearsal is under way.
 #[test]
 #[serial_test::serial(children)]
-fn what_others_have_started_is_left_alone() {
+fn spares_processes_of_others() {
     let folder = tempfile::tempdir().unwrap();
     let (go, gone) = (folder.path().join("go"), folder.path().join("gone"));
     nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -148,7 +149,7 @@ fn what_others_have_started_is_left_alone() {
     assert!(began.elapsed() < Duration::from_secs(4));
     kill(orphan, None).expect("the orphan was ended");
     let left = leftovers.iter().find(|left| left.pid() == orphan);
-    let left = left.expect("nobody would reap the orphan");
+    let left = left.expect("the orphan must be reaped by this process");
     assert!(left.trouble().is_none() && !left.reap());
     kill(orphan, Signal::SIGKILL).unwrap();
     poll(&mut [PollFd::new(left.fd(), PollFlags::POLLIN)], PollTimeout::from(10_000_u16)).unwrap();
@@ -156,10 +157,10 @@ fn what_others_have_started_is_left_alone() {
     assert!(!children().contains(&orphan));
 }
 
-/// A thread without privileges, and a program that takes all it can have.
+/// A thread without privileges rehearses a program that gains all of them.
 #[test]
 #[serial_test::serial(children)]
-fn what_cannot_be_ended_is_given_up() {
+fn gives_up_on_processes_that_cannot_be_ended() {
     use std::os::unix::fs::PermissionsExt;
     if !nix::unistd::geteuid().is_root() {
         return;
@@ -186,8 +187,8 @@ fn what_cannot_be_ended_is_given_up() {
     let trouble = leftovers.iter().find_map(Leftover::trouble).expect("it was ended");
     assert!(trouble.contains("Operation not permitted (os error 1)"), "{trouble}");
     let remains = outcome("hangs", Ok(()), &leftovers).unwrap_err().to_string();
-    assert!(remains.contains("\"hangs\" is not over; process"), "{remains}");
-    // Somebody may.
+    assert!(remains.contains("\"hangs\" left a process behind; process"), "{remains}");
+    // This thread may kill them.
     for left in &leftovers {
         kill(left.pid(), Signal::SIGKILL).unwrap();
         poll(&mut [PollFd::new(left.fd(), PollFlags::POLLIN)], PollTimeout::from(10_000_u16))
