@@ -1,8 +1,8 @@
-//! Everything that KVM can tell of a VM whose vCPUs stand still, and what nobody but this process can
-//! ask the kernel for, as named values: for tests, which compare them before and after an update.
+//! Everything that KVM reports about a VM whose vCPUs are paused, and what only this process can
+//! query from the kernel, as named values: tests compare them before and after an update.
 //!
-//! It shares nothing with save and restore, so what those forget is seen here: it makes its own
-//! ioctls, and asks for more than anybody saves. Source: KVM API, section 4.
+//! It shares no code with save and restore, so it shows what those forget: it makes its own ioctls,
+//! and reads more than is saved. Source: KVM API, section 4.
 
 mod call;
 mod msrs;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use crate::machine::Machine;
 use crate::machine::kvm_fds::KvmFds;
 
-/// Names the file in which an update notes what it has found before and after exec.
+/// Environment variable naming the file to which an update writes its audits before and after exec.
 const FILE_NAME: &str = "CPR_AUDIT";
 
 /// Values by name.
@@ -28,12 +28,12 @@ impl Values {
         self.0.insert(name.into(), value.to_string());
     }
 
-    /// A number, in hexadecimal.
+    /// Notes a number, in hexadecimal.
     fn hex(&mut self, name: impl Into<String>, value: impl Into<u64>) {
         self.note(name, format_args!("{:#x}", value.into()));
     }
 
-    /// What `bytes` has, in pieces of 16 bytes by their offset.
+    /// Notes `bytes` in pieces of 16 bytes, named by their offset.
     fn bytes(&mut self, name: &str, bytes: &[u8]) {
         for (index, piece) in bytes.chunks(16).enumerate() {
             let text: String = piece.iter().rev().map(|byte| format!("{byte:02x}")).collect();
@@ -51,31 +51,31 @@ impl IntoIterator for Values {
     }
 }
 
-/// How long it may take.
+/// Whether an audit must be quick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Haste {
-    /// As long as it takes: MSRs that no list has are tried one by one.
+    /// It may take long: MSRs that no list has are tried one by one.
     None,
-    /// The guest waits: only MSRs that KVM lists.
+    /// The guest is waiting: only MSRs that KVM lists are read.
     Some,
 }
 
-/// Why there is nothing to compare.
+/// Reasons why an audit is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// The VMM waits for a state to come in.
+    /// The VMM waits for an incoming state.
     #[error("there is no VM yet")]
     NoVm,
-    /// An audit may not end the VMM that it looks at, as an allocation that fails would.
-    #[error("the VMM has less than {} MiB of memory left for it", ROOM >> 20)]
+    /// Memory is short: a failed allocation in an audit would end the VMM.
+    #[error("the VMM has less than {} MiB of memory left for the audit", ROOM >> 20)]
     NoRoom,
 }
 
-/// Bytes that suffice for all values of a VM with many vCPUs.
+/// Bytes that are enough for all values of a VM with many vCPUs.
 const ROOM: usize = 8 << 20;
 
-/// Reads all of a machine, none of whose vCPUs is in `KVM_RUN`. What cannot be read has the reason
-/// for its value.
+/// Audits a machine, none of whose vCPUs is in `KVM_RUN`. The value of what cannot be read is the
+/// reason.
 pub fn read(machine: &Machine, haste: Haste) -> Result<Values, Unavailable> {
     let KvmFds { kvm, vm, vcpus } = machine.kvm_fds().ok_or(Unavailable::NoVm)?;
     Vec::<u8>::new().try_reserve_exact(ROOM).map_err(|_| Unavailable::NoRoom)?;
@@ -89,16 +89,16 @@ pub fn read(machine: &Machine, haste: Haste) -> Result<Values, Unavailable> {
     Ok(values)
 }
 
-/// Which half of an update looks.
+/// Which side of an update makes the audit.
 #[derive(Clone, Copy, Debug)]
 pub enum Side {
-    /// The old process, when it has saved.
+    /// The old process, after it has saved.
     Old,
     /// The new one, before its first `KVM_RUN`.
     New,
 }
 
-/// Notes what there is to read on one side of an update, if a test has asked for it.
+/// Writes the audit of one side of an update to a file, if a test has asked for it.
 pub fn note(machine: &Machine, side: Side) {
     let Some(file) = std::env::var_os(FILE_NAME) else { return };
     let values = match read(machine, Haste::Some) {

@@ -1,4 +1,4 @@
-//! Which MSRs are asked for: those that KVM lists, and whole ranges, as lists forget.
+//! Which MSRs are read: those that KVM lists, and whole ranges, because lists are incomplete.
 
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
@@ -14,7 +14,7 @@ const KVM_GET_MSR_INDEX_LIST: u64 = request_code_readwrite!(KVMIO, 0x02, 4);
 const KVM_GET_MSR_FEATURE_INDEX_LIST: u64 = request_code_readwrite!(KVMIO, 0x0a, 4);
 const KVM_GET_MSRS: u64 = request_code_readwrite!(KVMIO, 0x88, 8);
 
-/// Most that a list has.
+/// Maximum length of a list.
 const MOST: usize = 1024;
 
 /// Architectural MSRs and MTRRs, machine checks, VMX capabilities, deadline and performance,
@@ -31,7 +31,7 @@ const RANGES: [RangeInclusive<u32>; 9] = [
     0xc001_0000..=0xc001_0150,
 ];
 
-/// The MSRs to ask for.
+/// Returns the MSRs to read.
 pub(super) fn to_ask_for(kvm: RawFd, haste: Haste) -> Vec<u32> {
     let ranges = if haste == Haste::None { &RANGES[..] } else { &[] };
     let lists = [KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST];
@@ -55,7 +55,7 @@ fn list(kvm: RawFd, request: u64) -> Vec<u32> {
     halves.into_iter().skip(1).take(count).collect()
 }
 
-/// Those of `indices` that `vcpu` has, with their values.
+/// Returns those of `indices` that `vcpu` has, with their values.
 pub(super) fn read(vcpu: RawFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Errno> {
     const BATCH: usize = 100;
     let mut found = Vec::new();
@@ -69,7 +69,7 @@ pub(super) fn read(vcpu: RawFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Errn
         // SAFETY: the kernel writes as many entries as it was told of.
         let read = unsafe { sys::ioctl(vcpu, KVM_GET_MSRS, words.as_mut_ptr() as usize)? };
         found.extend(part.iter().zip(words[1..].chunks(2)).take(read).map(|(i, w)| (*i, w[1])));
-        // It stops at the first that there is not.
+        // It stops at the first missing MSR.
         rest = &rest[(read + 1).min(part.len())..];
     }
     Ok(found)

@@ -1,4 +1,4 @@
-//! What of the process only the process itself can ask for. Source: prctl(2).
+//! Attributes of the process that only the process itself can query. Source: prctl(2).
 
 use std::ffi::{c_int, c_ulong};
 
@@ -21,7 +21,7 @@ const WRITTEN: [(&str, c_int); 3] = [
     ("time-stamp-counter", libc::PR_GET_TSC),
 ];
 
-/// For the calling thread, and its process.
+/// Reads the attributes of the calling thread and its process.
 pub(super) fn read(values: &mut Values) {
     let none: c_ulong = 0;
     for (name, option) in RETURNED {

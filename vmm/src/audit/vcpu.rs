@@ -1,4 +1,4 @@
-//! A vCPU.
+//! Audit of a vCPU.
 
 use std::os::fd::RawFd;
 
@@ -31,9 +31,9 @@ const KVM_GET_DEVICE_ATTR: u64 = request_code_write!(KVMIO, 0xe2, size_of::<kvm_
 
 /// Bytes of `kvm_xsave`.
 const LEGACY_XSAVE: usize = 4096;
-/// More than any guest's XSAVE area has (AMX: 11 KiB).
+/// More bytes than any guest's XSAVE area has (AMX: 11 KiB).
 const MOST_XSAVE: usize = 16 << 10;
-/// Most CPUID entries (`KVM_MAX_CPUID_ENTRIES`).
+/// Maximum number of CPUID entries (`KVM_MAX_CPUID_ENTRIES`).
 const MOST_CPUID: usize = 256;
 /// The LAPIC's registers are 4 bytes each, 16 bytes apart (SDM volume 3, chapter "APIC").
 const LAPIC_STRIDE: usize = 16;
@@ -53,7 +53,7 @@ plain!(
 /// Reads everything of `vcpu`, under names that begin with `name`.
 pub(super) fn read(vcpu: RawFd, name: &str, msrs: &[u32], values: &mut Values) {
     let called = |part: &str| format!("{name}.{part}");
-    // First: KVM takes INIT and SIPI that are pending, and resets the rest, when it is asked.
+    // Read first: reading it lets a pending INIT or SIPI take effect, which resets the rest.
     let mp_state = get::<kvm_mp_state>(vcpu, KVM_GET_MP_STATE, zeroed());
     if let Some(state) = or_note(values, &called("mp-state"), mp_state) {
         values.note(called("mp-state"), state.mp_state);
@@ -273,12 +273,12 @@ fn cpuid(vcpu: RawFd, name: &str, values: &mut Values) {
 }
 
 fn nested(vcpu: RawFd, name: &str, values: &mut Values) {
-    // A `kvm_nested_state`: flags, format, its size, and so much more.
+    // A `kvm_nested_state`: flags, format, its size, then the rest.
     const MOST: usize = 16 << 10;
     let mut words = vec![0_u64; MOST / size_of::<u64>()];
     words[0] = (MOST as u64) << 32;
     match get_words(vcpu, KVM_GET_NESTED_STATE, &mut words) {
-        // There is none without nested virtualization.
+        // There is no such state without nested virtualization.
         Err(Errno::EINVAL | Errno::ENOTTY) => values.note(name, "none"),
         read => {
             if or_note(values, name, read).is_some() {

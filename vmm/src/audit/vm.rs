@@ -1,4 +1,4 @@
-//! The chips of the board, and the clock.
+//! Audit of the board's chips and the clock.
 
 use std::os::fd::RawFd;
 

@@ -1,5 +1,5 @@
-//! The files of a boot, held in memory so that a reset long after the boot, or after an update,
-//! starts the same guest whatever happened to the files since.
+//! The boot files, held in memory so that a reset long after the boot, or after an update, starts
+//! the same guest even if the files have changed.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -13,7 +13,7 @@ use crate::memfd;
 /// Largest kernel or initial RAM disk: more is a mistake.
 const MAX_SIZE: u64 = 1 << 30;
 
-/// Why an image could not be read.
+/// Errors from reading a boot image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be read.
@@ -23,11 +23,11 @@ pub enum ImageError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// The file is no regular file, or is too large.
-    #[error("{what} {path} is no regular file of 1 byte to 1 GiB")]
+    /// The file is not a regular file, is empty, or is too large.
+    #[error("{what} {path} is not a regular file of 1 byte to 1 GiB")]
     Kind {
         /// Kernel or initrd.
         what: &'static str,
@@ -50,12 +50,12 @@ impl BootImage {
         Ok(Self { kernel: copy("kernel", kernel)?, initrd })
     }
 
-    /// Takes over what another process read.
+    /// Adopts the memfds of an image that another process read.
     pub fn adopt(kernel: OwnedFd, initrd: Option<OwnedFd>) -> Self {
         for image in initrd.iter().chain([&kernel]) {
-            // An older binary may have left it open to changes; it is as good as it was then.
+            // An older binary may have left it unsealed; if sealing fails, it is used as it is.
             if let Err(error) = memfd::seal_content(image) {
-                tracing::warn!(%error, "sealing a boot image");
+                tracing::warn!(%error, "cannot seal a boot image");
             }
         }
         Self { kernel: kernel.into(), initrd: initrd.map(File::from) }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_cannot_be_changed() {
+    fn image_is_sealed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kernel");
         std::fs::write(&path, "image").unwrap();
@@ -118,9 +118,9 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_no_kernel() {
+    fn rejects_directory_as_kernel() {
         let dir = tempfile::tempdir().unwrap();
         let error = BootImage::open(dir.path(), None).unwrap_err().to_string();
-        assert!(error.ends_with("is no regular file of 1 byte to 1 GiB"), "{error}");
+        assert!(error.ends_with("is not a regular file of 1 byte to 1 GiB"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the guest starts from: the image, and the entry it asks for.
+//! Booting the guest: the boot image and its entry point.
 
 mod image;
 mod placement;

@@ -1,4 +1,4 @@
-//! Where the structures of a boot lie: at their usual addresses, unless the kernel lies there.
+//! Placement of the boot structures: at their usual addresses, unless the kernel is there.
 
 use std::ops::Range;
 
@@ -6,20 +6,20 @@ use crate::memory::layout::{CONVENTIONAL_END, EXTENDED_START};
 
 const PAGE: u64 = 4096;
 
-/// Guest-physical memory that holds something.
+/// Guest-physical memory that is in use.
 #[derive(Clone, Debug, Default)]
 pub struct Taken(Vec<Range<u64>>);
 
 impl Taken {
-    /// Also takes `range`.
+    /// Marks `range` as in use.
     pub fn add(&mut self, range: Range<u64>) {
         if !range.is_empty() {
             self.0.push(range);
         }
     }
 
-    /// Takes `size` bytes at `usual`, or else at the lowest free page: below 640 KiB, or from 1 MiB to
-    /// `low_end`. Page 0 stays free: it has the address that means "none".
+    /// Takes `size` bytes at `usual`, or else at the lowest free page: below 640 KiB, or from 1 MiB
+    /// to `low_end`. Page 0 stays free: its address means "none".
     pub fn place(&mut self, usual: u64, size: u64, low_end: u64) -> Option<u64> {
         let windows = [PAGE..CONVENTIONAL_END, EXTENDED_START..low_end];
         let fits = |start: u64| {
@@ -28,7 +28,7 @@ impl Taken {
             let free = self.0.iter().all(|taken| end <= taken.start || taken.end <= start);
             (inside && free).then_some(start)
         };
-        // Where nothing fits at these it fits nowhere: the lowest place begins where something ends.
+        // Other addresses need no check: the lowest free place begins where something ends.
         let mut starts: Vec<u64> = self.0.iter().map(|taken| taken.end).collect();
         starts.extend(windows.iter().map(|window| window.start));
         starts.retain_mut(|start| {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_place_is_taken_if_it_is_free() {
+    fn usual_address_is_used_if_free() {
         let mut kernel = taken(&[(0x5000, 0x6000), (0x7000, 0x8000), (EXTENDED_START, LOW_END)]);
         assert_eq!(kernel.place(0x6000, 0x1000, LOW_END), Some(0x6000));
         assert_eq!(kernel.place(0x6000, 0x1000, LOW_END), Some(0x1000));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn above_1_mib_is_next_and_then_nothing() {
+    fn falls_back_to_above_1_mib_and_then_fails() {
         let kernel = [(0, CONVENTIONAL_END - 1), (EXTENDED_START, EXTENDED_START + 0x10)];
         assert_eq!(taken(&kernel).place(0x6000, 0x1000, LOW_END), Some(EXTENDED_START + PAGE));
         let all = [(0, CONVENTIONAL_END - PAGE + 1), (EXTENDED_START, LOW_END - 0xfff)];

@@ -31,11 +31,11 @@ const START_INFO_VERSION: u32 = 1;
 const E820_RAM: u32 = 1;
 const PAGE: u64 = 4096;
 
-/// Why the guest cannot be started.
+/// Errors from loading the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The kernel is no ELF file, or does not fit.
-    #[error("the kernel is no ELF file that fits in guest RAM: {0}")]
+    /// The kernel is not an ELF file, or does not fit.
+    #[error("the kernel is not an ELF file that fits in guest RAM: {0}")]
     Elf(linux_loader::loader::Error),
     /// A part of the kernel lies outside of RAM.
     #[error("the kernel's segment of {size:#x} bytes at {start:#x} does not fit in guest RAM")]
@@ -76,13 +76,13 @@ pub enum BootError {
     Write {
         /// What was to be written.
         what: &'static str,
-        /// Why.
+        /// The underlying error.
         source: vm_memory::GuestMemoryError,
     },
     /// The start info could not be written.
     #[error("cannot write the PVH start info into guest RAM: {0}")]
     StartInfo(linux_loader::configurator::Error),
-    /// An image file failed while it was read.
+    /// An image file could not be read.
     #[error("cannot read the boot image: {0}")]
     Read(io::Error),
 }
@@ -126,8 +126,8 @@ fn load_elf(memory: &GuestMemory, kernel: &File) -> Result<KernelLoaderResult, B
     Elf::load(memory, None, &mut kernel, None).map_err(BootError::Elf)
 }
 
-/// The parts of the kernel that are to be in memory; none if it is no whole ELF file, which is for
-/// the loader to say.
+/// Returns the kernel's segments to load; none if it is not a complete ELF file, which the loader
+/// reports.
 fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     let mut kernel = kernel.try_clone()?;
     kernel.rewind()?;
@@ -150,9 +150,9 @@ fn segments(kernel: &File) -> io::Result<Vec<Elf64_Phdr>> {
     Ok(segments)
 }
 
-/// Clears what `segment` has in memory and not in the file; returns where the segment is.
+/// Clears the memory of `segment` that is not in the file; returns the range of the segment.
 fn clear_tail(memory: &GuestMemory, segment: &Elf64_Phdr) -> Result<Range<u64>, BootError> {
-    // The loader copies what the file has, even if that is more.
+    // The loader copies what is in the file, even if that is more.
     let (start, size) = (segment.p_paddr, segment.p_memsz.max(segment.p_filesz));
     if !memory.check_range(GuestAddress(start), size as usize) {
         return Err(BootError::Segment { start, size });

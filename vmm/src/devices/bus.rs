@@ -1,5 +1,5 @@
-//! Which device answers on which port or MMIO address. Unclaimed reads are all ones, unclaimed writes are lost, as
-//! on a PC.
+//! Dispatch of port and MMIO accesses to the devices. Unclaimed reads return all ones and unclaimed
+//! writes are lost, as on a PC.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,14 +26,14 @@ pub struct PortBus {
     shadows: Shadows,
 }
 
-/// Copies of the devices' states for whoever continues the guest if this process dies.
+/// Copies of the devices' states, to continue the guest if this process dies.
 #[derive(Debug)]
 pub struct Shadows {
-    /// That of the serial port.
+    /// The copy of the serial port's state.
     pub serial: Shadow,
-    /// What went over the serial port's socket since.
+    /// Traffic on the serial port's socket since that copy.
     pub serial_io: Arc<ExactIo>,
-    /// That of the test device.
+    /// The copy of the test device's state.
     pub test_port: Shadow,
 }
 
@@ -47,7 +47,7 @@ pub struct DevicesState {
 }
 
 impl PortBus {
-    /// Devices as after power-on, or as they were saved; without the test device.
+    /// Creates the devices as after power-on, or as they were saved, without the test device.
     pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
         let serial_io = serial.host().exact().clone();
         let shadows =
@@ -61,7 +61,7 @@ impl PortBus {
         }
     }
 
-    /// The copies of the devices' states, which are kept up to date while they are `enabled`.
+    /// Enables or disables the copies of the devices' states, which are up to date while `enabled`.
     pub fn shadows(&self, enabled: bool) {
         let Shadows { serial, test_port, .. } = &self.shadows;
         let (port, device) = (self.serial(), self.test_port());
@@ -75,7 +75,7 @@ impl PortBus {
         port.host().exact().copied(serial.generation());
     }
 
-    /// The copies. Takes no lock.
+    /// Returns the copies. Takes no lock.
     pub fn shadows_now(&self) -> &Shadows {
         &self.shadows
     }
@@ -95,12 +95,12 @@ impl PortBus {
         result
     }
 
-    /// Moves what can be moved between the serial port and the host without waiting.
+    /// Moves as much data between the serial port and the host as possible without blocking.
     pub fn service_serial(&self) {
         self.with_serial(None, SerialPort::service);
     }
 
-    /// The serial port, for the side of the host.
+    /// Locks the serial port, for the host's side.
     pub fn serial(&self) -> std::sync::MutexGuard<'_, SerialPort> {
         // A panic of another vCPU leaves the registers as they are; so would a real UART.
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
@@ -115,12 +115,12 @@ impl PortBus {
         self.test_port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state of all devices; the vCPUs must stand still.
+    /// Returns the state of all devices; the vCPUs must be paused.
     pub fn state(&self) -> DevicesState {
         DevicesState { serial: self.serial().state(), test_port: self.test_port().clone() }
     }
 
-    /// The guest reads `data.len()` bytes (1, 2 or 4) from `port`.
+    /// Handles a guest read of `data.len()` bytes (1, 2 or 4) from `port`.
     pub fn read(&self, port: u16, data: &mut [u8], access: &Access) {
         data.fill(0xff);
         match (port, &mut *data) {
@@ -137,7 +137,7 @@ impl PortBus {
         }
     }
 
-    /// The guest writes `data` (1, 2 or 4 bytes) to `port`.
+    /// Handles a guest write of `data` (1, 2 or 4 bytes) to `port`.
     pub fn write(&self, port: u16, data: &[u8], access: &Access) -> Option<DeviceRequest> {
         const DEBUG_EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
         match (port, data) {
@@ -161,7 +161,7 @@ impl PortBus {
         }
     }
 
-    /// The guest has the test device move an interrupt line.
+    /// Moves an interrupt line, as the guest has told the test device.
     fn order_line(&self, line: u8, order: u8) {
         for level in test_port::levels(order) {
             if let Err(error) = self.vm.set_irq_line(line.into(), *level) {
@@ -170,7 +170,7 @@ impl PortBus {
         }
     }
 
-    /// The guest reads up to 8 bytes from an address that is no RAM.
+    /// Handles a guest read of up to 8 bytes from an address outside of RAM.
     pub fn mmio_read(&self, address: u64, data: &mut [u8], access: &Access) {
         data.fill(0xff);
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
@@ -179,7 +179,7 @@ impl PortBus {
         }
     }
 
-    /// The guest writes up to 8 bytes to an address that is no RAM.
+    /// Handles a guest write of up to 8 bytes to an address outside of RAM.
     pub fn mmio_write(&self, address: u64, data: &[u8], access: &Access) {
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;

@@ -1,4 +1,4 @@
-//! The debug exit port, as QEMU's `isa-debug-exit` (`hw/misc/debugexit.c`): it has no state.
+//! The debug exit port, like QEMU's `isa-debug-exit` (`hw/misc/debugexit.c`). It has no state.
 
 use super::DeviceRequest;
 

@@ -23,14 +23,14 @@ impl Trigger for ResetLine {
     }
 }
 
-/// A write to the command port.
+/// Handles a write to the command port.
 pub fn write(value: u8) -> Option<DeviceRequest> {
     let mut device = I8042Device::new(ResetLine::default());
     let Ok(()) = device.write(COMMAND_OFFSET, value);
     device.reset_evt().0.get().then_some(DeviceRequest::Reset)
 }
 
-/// A read from the command port: both buffers empty.
+/// Handles a read from the command port: both buffers are empty.
 pub fn read() -> u8 {
     I8042Device::new(ResetLine::default()).read(COMMAND_OFFSET)
 }

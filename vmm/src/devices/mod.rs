@@ -12,7 +12,7 @@ mod test_port;
 pub use bus::{DevicesState, PortBus, Shadows};
 pub use test_port::TestPortState;
 
-/// What a device asks of the machine.
+/// A request from a device to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DeviceRequest {
     /// Reset the machine.

@@ -1,9 +1,9 @@
-//! A device that counts: what it answers tells how often it was asked, what it is told has to be the
-//! next number. A guest that keeps count too notices an access that is lost or comes twice.
+//! A device that counts: a read returns the number of earlier reads, and a write must have the next
+//! number. A guest that keeps count too notices an access that is lost or repeated.
 
 use serde::{Deserialize, Serialize};
 
-/// Where the numbers go and come from, in any width up to 8 bytes.
+/// Where numbers are written and read, in any width up to 8 bytes.
 pub const DATA: u64 = 0x00;
 /// Reads of numbers so far.
 pub const READS: u64 = 0x10;
@@ -30,7 +30,7 @@ pub struct SequenceState {
 }
 
 impl SequenceState {
-    /// The guest reads `data.len()` bytes, at most 8. What is not there is all ones.
+    /// Handles a guest read of `data.len()` bytes, at most 8. Unclaimed offsets are all ones.
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
         let value = match offset {
             DATA => {
@@ -53,7 +53,7 @@ impl SequenceState {
         }
     }
 
-    /// The guest writes `data`, at most 8 bytes.
+    /// Handles a guest write of `data`, at most 8 bytes.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         match offset {
             DATA => {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_numbered_and_writes_have_to_be() {
+    fn reads_are_numbered_and_wrong_writes_counted() {
         let mut sequence = SequenceState::default();
         assert_eq!([0, 1, 2].map(|_: u8| read(&mut sequence, DATA)), [0, 1, 2]);
         sequence.write(DATA, &[0]);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cell_keeps_what_is_written_and_counts() {
+    fn cell_keeps_what_is_written_and_counts_accesses() {
         let mut sequence = SequenceState::default();
         sequence.write(CELL, &0x1122_3344_5566_7788_u64.to_le_bytes());
         sequence.write(CELL + 4, &[0xaa, 0xbb]);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn accesses_of_any_size_anywhere_do_no_harm() {
+    fn accesses_of_any_size_and_offset_are_harmless() {
         let mut sequence = SequenceState::default();
         for offset in [0, 7, 0x47, 0x100, u64::MAX] {
             for len in 0..=8 {

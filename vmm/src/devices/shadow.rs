@@ -1,12 +1,12 @@
-//! A copy of a device's state that is whole at every instant, for whoever continues the guest when
-//! this process has died with the device's lock held and half a change made.
+//! A copy of a device's state that is consistent at every instant, to continue the guest when this
+//! process has died with the device's lock held and a change half made.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-/// Most bytes of a device's state.
+/// Maximum bytes of a device's state.
 const CAPACITY: usize = 128 << 10;
 
 struct Copy {
@@ -18,7 +18,7 @@ struct Copy {
 /// [`enabled`](Shadow::enable).
 pub struct Shadow {
     enabled: AtomicBool,
-    /// How often a copy was published. Its lowest bit says which of the two is valid.
+    /// Number of published copies. Its lowest bit says which of the two is valid.
     generation: AtomicU64,
     copies: [Copy; 2],
 }
@@ -46,10 +46,10 @@ impl Default for Shadow {
 }
 
 impl Shadow {
-    /// From now on changes are copied. The device's lock must be held.
+    /// Starts to copy changes. The device's lock must be held.
     pub fn enable(&self, state: &impl Serialize) {
         for copy in &self.copies {
-            // SAFETY: the device's lock is held, and nobody reads before it is published.
+            // SAFETY: the device's lock is held, and nothing reads it before it is published.
             let bytes = unsafe { &mut *copy.bytes.get() };
             if bytes.is_empty() {
                 *bytes = vec![0; CAPACITY].into();
@@ -59,18 +59,18 @@ impl Shadow {
         self.publish(|| state, None);
     }
 
-    /// From now on nothing is copied. The device's lock must be held.
+    /// Stops copying. The device's lock must be held.
     pub fn disable(&self) {
         self.enabled.store(false, Ordering::Relaxed);
         for copy in &self.copies {
             copy.length.store(0, Ordering::Release);
-            // SAFETY: the device's lock is held, and nobody reads what has no length.
+            // SAFETY: the device's lock is held, and nothing reads a copy without a length.
             unsafe { *copy.bytes.get() = Box::default() };
         }
     }
 
-    /// The state has changed, by an access of a vCPU if `access` is given: both are known at the
-    /// same instant. The device's lock must be held.
+    /// Publishes a changed state and, if a vCPU's `access` changed it, that the access is done, at
+    /// the same instant. The device's lock must be held.
     pub fn publish<T: Serialize>(&self, state: impl FnOnce() -> T, access: Option<&Access>) {
         if !self.enabled.load(Ordering::Relaxed) {
             return;
@@ -85,7 +85,7 @@ impl Shadow {
                 let left = room.len();
                 copy.length.store(CAPACITY - left, Ordering::Release);
             }
-            // The last whole one stays valid.
+            // The last complete copy stays valid.
             Err(error) => return tracing::error!(%error, "device_state_not_copied"),
         }
         if let Some(access) = access {
@@ -94,19 +94,19 @@ impl Shadow {
         self.generation.store(next, Ordering::Release);
     }
 
-    /// The newest copy; empty if there is none. Async-signal-safe.
+    /// Returns the newest copy; empty if there is none. Async-signal-safe.
     ///
     /// # Safety
     /// No thread that could publish another one may be running.
     pub unsafe fn newest(&self) -> &[u8] {
         let generation = self.generation.load(Ordering::Acquire);
         let copy = &self.copies[(generation & 1) as usize];
-        // SAFETY: nobody writes it: the caller's promise.
+        // SAFETY: nothing writes it: the caller's promise.
         let bytes = unsafe { &*copy.bytes.get() };
         bytes.get(..copy.length.load(Ordering::Acquire)).unwrap_or_default()
     }
 
-    /// Which copy is the newest; 0 if nothing is copied. Async-signal-safe.
+    /// Returns the generation of the newest copy; 0 if nothing is copied. Async-signal-safe.
     pub fn generation(&self) -> u64 {
         match self.enabled.load(Ordering::Relaxed) {
             true => self.generation.load(Ordering::Acquire),
@@ -119,22 +119,22 @@ impl Shadow {
     }
 }
 
-/// How far a vCPU has come with the port or MMIO access of its last exit.
+/// A vCPU's progress with the port or MMIO access of its last exit.
 ///
-/// An access has one item, but for string instructions (`rep ins`, `rep outs`).
+/// An access has one item, except for string instructions (`rep ins`, `rep outs`).
 #[derive(Debug, Default)]
 pub struct Access {
-    /// Items that the devices have dealt with.
+    /// Items that the devices have handled.
     done: AtomicU32,
-    /// The item whose effect is being published, the shadow that shows it and the generation by
-    /// which it does.
+    /// The item whose effect is being published, the shadow that shows it and the generation from
+    /// which on it does.
     item: AtomicU32,
     generation: AtomicU64,
     shadow: AtomicPtr<Shadow>,
 }
 
 impl Access {
-    /// Before the vCPU runs.
+    /// Starts an access, before the vCPU runs.
     pub fn begin(&self) {
         self.shadow.store(std::ptr::null_mut(), Ordering::Release);
         self.done.store(0, Ordering::Release);
@@ -147,12 +147,13 @@ impl Access {
         self.shadow.store(std::ptr::from_ref(shadow).cast_mut(), Ordering::Release);
     }
 
-    /// The devices have dealt with one more item, and an answer is where KVM expects it.
+    /// Records that the devices have handled one more item, and that any answer is where KVM
+    /// expects it.
     pub fn item_done(&self) {
         self.done.fetch_add(1, Ordering::Release);
     }
 
-    /// How many items they have dealt with. Async-signal-safe.
+    /// Returns the number of items that they have handled. Async-signal-safe.
     pub fn items_done(&self) -> u32 {
         let done = self.done.load(Ordering::Acquire);
         // SAFETY: null, or a shadow of the bus that the vCPU's thread was given, which outlives it.

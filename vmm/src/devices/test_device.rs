@@ -1,5 +1,5 @@
-//! Whether the machine has what only tests want: the test device, and the port by which a guest ends
-//! the VMM. A guest that finds neither reads all ones, and what it writes is lost.
+//! Whether the machine has the devices that only tests use: the test device, and the debug exit
+//! port. Without them, reads return all ones and writes are lost.
 
 use super::{PortBus, debug_exit, test_port};
 
@@ -7,13 +7,13 @@ const TEST_LAST: u16 = test_port::PORT + 0x1f;
 const EXIT_LAST: u16 = debug_exit::BASE + debug_exit::PORTS - 1;
 
 impl PortBus {
-    /// The same devices, with the test device or without.
+    /// Adds or removes the test device.
     pub fn with_test_device(mut self, test_device: bool) -> Self {
         self.test_device = test_device;
         self
     }
 
-    /// Whether nothing answers on `port`, because there is no test device.
+    /// Whether `port` is unclaimed because there is no test device.
     pub(super) fn hides_port(&self, port: u16) -> bool {
         !self.test_device
             && matches!(port, test_port::PORT..=TEST_LAST | debug_exit::BASE..=EXIT_LAST)
@@ -33,7 +33,7 @@ mod tests {
     use crate::devices::serial::{SerialHost, SerialPort};
 
     #[test]
-    fn a_machine_without_it_has_nothing_there() {
+    fn without_test_device_its_addresses_are_unclaimed() {
         let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         let wake = Arc::new(EventFd::new().unwrap());

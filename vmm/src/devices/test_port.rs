@@ -1,5 +1,6 @@
 //! The test device: a port to which a guest writes marker n, so that the log shows when it got
-//! there; another that moves interrupt lines; and a [sequence](super::sequence) behind ports, another behind a page of MMIO.
+//! there; a port that moves interrupt lines; and two [sequences](super::sequence), one behind ports
+//! and one behind a page of MMIO.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,15 +12,15 @@ pub const PORT: u16 = 0x580;
 pub const LINES: u16 = 0x584;
 /// The port of the numbers, of any width.
 pub const SEQUENCE: u16 = 0x590;
-/// How many reads there were, how many writes, and how many of these were wrong: 32 bits each.
+/// Ports of the counters of reads, writes and wrong writes: 32 bits each.
 pub const COUNTS: [(u16, u64); 3] =
     [(0x594, sequence::READS), (0x598, sequence::WRITES), (0x59c, sequence::WRONG)];
-/// The page.
+/// The page of MMIO.
 pub const PAGE: u64 = 0xfeb0_0000;
 /// One past its last address.
 pub const PAGE_END: u64 = PAGE + 0x1000;
 
-/// What an order does to a line: 0 pulses it, 1 raises it, 2 lowers it.
+/// The levels that an order sets on a line: 0 pulses it, 1 raises it, 2 lowers it.
 pub fn levels(order: u8) -> &'static [bool] {
     match order {
         0 => &[true, false],
@@ -45,7 +46,7 @@ pub struct TestPortState {
 }
 
 impl TestPortState {
-    /// The guest writes to one of the ports.
+    /// Handles a guest write to one of the ports.
     pub fn write(&mut self, port: u16, data: &[u8]) {
         match (port, data) {
             (PORT, &[a, b, c, d]) => {
@@ -58,7 +59,8 @@ impl TestPortState {
         }
     }
 
-    /// The guest reads from one of the ports; the markers' answers how many reads there were before.
+    /// Handles a guest read from one of the ports; the markers' port returns the number of earlier
+    /// reads.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         let count = COUNTS.iter().find(|(at, _)| *at == port);
         match (port, data, count) {

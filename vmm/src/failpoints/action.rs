@@ -1,4 +1,4 @@
-//! What happens at a fail point.
+//! The actions of fail points.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,41 +12,41 @@ use nix::unistd::{Pid, getpid};
 
 use super::{HELPER, Injected, Point};
 
-/// What happens.
+/// What happens at a fail point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing; disarms.
+    /// Disarms the point.
     Off,
-    /// The step fails with this errno.
+    /// Makes the step fail with this errno.
     Errno(Errno),
-    /// Rust's panic.
+    /// Panics.
     Panic,
-    /// C's abort.
+    /// Aborts.
     Abort,
-    /// A write to an address where nothing is.
+    /// Writes to an unmapped address.
     Segv,
-    /// The helper that holds the old address space is killed.
+    /// Kills the helper that holds the old address space.
     KillHelper,
-    /// The process gets SIGKILL.
+    /// Sends SIGKILL to the process.
     Sigkill,
-    /// Nothing more happens on this thread.
+    /// Hangs this thread.
     Hang,
-    /// Half of what is to be written is, and nobody is told.
+    /// Writes only half of the data, without an error.
     ShortWrite,
-    /// No more descriptor can be opened, until the update is over.
+    /// Lets no descriptor be opened until the update is over.
     NoFds,
-    /// No more memory can be had, until the update is over.
+    /// Lets no memory be allocated until the update is over.
     NoMemory,
-    /// This signal comes.
+    /// Sends this signal to the process.
     Signal(Signal),
-    /// Waits until a FIFO that somebody opens for writing is closed again.
+    /// Waits until this FIFO has been opened for writing and closed again.
     Hold(PathBuf),
 }
 
-/// The action is not understood.
+/// The action is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no action of a fail point: use off, errno=NAME, panic, abort, segv, sigkill, \
+    "invalid fail point action \"{0}\": use off, errno=NAME, panic, abort, segv, sigkill, \
      kill-helper, hang, short-write, no-fds, no-memory, signal=SIGTERM|SIGINT|SIGHUP or hold=FIFO"
 )]
 pub struct ActionError(String);
@@ -107,7 +107,7 @@ impl Action {
             Self::KillHelper => {
                 let pid = HELPER.load(Ordering::SeqCst);
                 if pid > 0 {
-                    // It may be gone already.
+                    // It may already be gone.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
             }
@@ -116,7 +116,7 @@ impl Action {
             },
             Self::NoFds => limit(libc::RLIMIT_NOFILE, 0),
             Self::NoMemory => limit(libc::RLIMIT_AS, address_space()),
-            // To the process, as an operator's: whichever of its threads serves it.
+            // To the process, like an operator's signal: any of its threads may handle it.
             Self::Signal(signal) => kill(getpid(), signal).expect("the signal exists"),
             Self::Hold(path) => {
                 let mut fifo = File::open(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
@@ -128,7 +128,7 @@ impl Action {
     }
 }
 
-/// Soft limits to put back.
+/// Soft limits to restore.
 static BEFORE: [(AtomicBool, AtomicU64); 2] =
     [const { (AtomicBool::new(false), AtomicU64::new(0)) }; 2];
 const RESOURCES: [libc::__rlimit_resource_t; 2] = [libc::RLIMIT_NOFILE, libc::RLIMIT_AS];
@@ -142,7 +142,7 @@ fn limit(resource: libc::__rlimit_resource_t, soft: u64) {
     }
 }
 
-/// Ends every shortage, and forgets the helper. Async-signal-safe.
+/// Restores every limit, and forgets the helper. Async-signal-safe.
 pub fn relieve() {
     HELPER.store(0, Ordering::SeqCst);
     for (resource, (limited, before)) in RESOURCES.iter().zip(&BEFORE) {
@@ -164,7 +164,7 @@ fn set_soft(resource: libc::__rlimit_resource_t, soft: u64) -> Option<u64> {
     }
 }
 
-/// Bytes that are mapped now.
+/// Returns the bytes that are mapped now.
 fn address_space() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! Fail points: named places on every edge of an update at which a test makes it fail, or worse.
+//! Fail points: named places on every edge of an update at which a test can make it fail or crash.
 //!
 //! Armed by `--failpoint POINT=ACTION` or QMP `x-set-failpoint`, listed by `query-failpoints`; each
-//! acts once. Without the feature `failpoints` there is nothing of this in the binary.
+//! acts once. Without the feature `failpoints`, none of this is in the binary.
 
 mod action;
 mod loss;
@@ -24,13 +24,13 @@ pub use planted::{Plant, Planted, constraints, plant, planted, swapped};
 pub use point::{Point, Side};
 
 static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());
-/// So that the points cost a load where nothing is armed.
+/// Whether any point is armed: if none is, a point costs only a load.
 static ANY: AtomicBool = AtomicBool::new(false);
 static HELPER: AtomicI32 = AtomicI32::new(0);
-/// No number of a version: none is pretended.
+/// The pretended version; -1 if none is.
 static PRETENDED: AtomicI64 = AtomicI64::new(-1);
 
-/// A fail point made this fail.
+/// An error injected by a fail point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("fail point {point}: {}", std::io::Error::from(*.errno))]
 pub struct Injected {
@@ -38,28 +38,28 @@ pub struct Injected {
     errno: Errno,
 }
 
-/// `POINT=ACTION`.
+/// A fail point to arm, `POINT=ACTION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailPoint {
-    /// Where.
+    /// The point.
     pub point: Point,
-    /// What.
+    /// What happens there.
     pub action: Action,
 }
 
-/// `POINT=ACTION` is not understood.
+/// `POINT=ACTION` is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FailPointError {
-    /// No such point.
-    #[error("there is no fail point \"{0}\": query-failpoints lists them")]
+    /// The point is unknown.
+    #[error("unknown fail point \"{0}\": query-failpoints lists them")]
     Point(String),
-    /// No such action.
+    /// The action is invalid.
     #[error(transparent)]
     Action(#[from] ActionError),
 }
 
 impl FailPoint {
-    /// `action` at `point`.
+    /// Parses `action` at `point`.
     pub fn new(point: &str, action: &str) -> Result<Self, FailPointError> {
         let known = Point::ALL.iter().find(|known| known.name() == point);
         let point = *known.ok_or_else(|| FailPointError::Point(point.to_owned()))?;
@@ -86,12 +86,12 @@ fn armed_points() -> std::sync::MutexGuard<'static, BTreeMap<Point, Action>> {
     ARMED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes this binary one that reads another version of the saved state.
+/// Makes this binary pretend to read another version of the saved state.
 pub fn pretend_version(version: u32) {
     PRETENDED.store(version.into(), Ordering::SeqCst);
 }
 
-/// The version it pretends to read, if it does.
+/// Returns the version that it pretends to read, if any.
 pub fn pretended_version() -> Option<u32> {
     u32::try_from(PRETENDED.load(Ordering::SeqCst)).ok()
 }
@@ -112,17 +112,17 @@ pub fn disarm() {
     ANY.store(false, Ordering::SeqCst);
 }
 
-/// What is armed at `point`.
+/// Returns what is armed at `point`.
 pub fn armed(point: Point) -> Option<Action> {
     armed_points().get(&point).cloned()
 }
 
-/// The helper, which an action may kill.
+/// Sets the helper, which an action may kill.
 pub fn set_helper(pid: i32) {
     HELPER.store(pid, Ordering::SeqCst);
 }
 
-/// Does what is armed at `point`, once.
+/// Carries out what is armed at `point`, once.
 pub fn at(point: Point) -> Result<(), Injected> {
     match take(point) {
         Some(action) => action.act(point),
@@ -130,7 +130,7 @@ pub fn at(point: Point) -> Result<(), Injected> {
     }
 }
 
-/// How many of `length` bytes are written at `point`.
+/// Returns how many of `length` bytes are to be written at `point`.
 pub fn written(point: Point, length: usize) -> usize {
     let mut armed = armed_points();
     match armed.get(&point) {
@@ -147,7 +147,7 @@ fn take(point: Point) -> Option<Action> {
         return None;
     }
     let mut armed = armed_points();
-    // That one is for `written`.
+    // Short writes are for `written`.
     if armed.get(&point) == Some(&Action::ShortWrite) {
         return None;
     }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn invalid_fail_points_are_named() {
         let errors =
             ["", "x=panic", "save", "save=explode", "save=errno=EWHAT", "save=signal=KILL"]
                 .map(|text| text.parse::<FailPoint>().unwrap_err().to_string());
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_write_is_for_who_writes() {
+    fn short_write_acts_only_on_writes() {
         arm("channel=short-write".parse().unwrap());
         assert_eq!(at(Point::Channel), Ok(()));
         assert_eq!(written(Point::Channel, 10), 5);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn every_point_has_a_name_of_its_own() {
+    fn every_point_has_its_own_name() {
         let names: std::collections::BTreeSet<_> = Point::ALL.iter().map(|p| p.name()).collect();
         assert_eq!(names.len(), Point::ALL.len());
     }

@@ -1,4 +1,4 @@
-//! Planted bugs: each a mistake that some VMM has made, to prove that a scenario notices it.
+//! Planted bugs: mistakes that VMMs have made, to prove that a scenario notices each of them.
 //!
 //! Planted by `--plant NAME`; `scenarios/BUG-CLASSES.md` lists the classes.
 
@@ -10,14 +10,14 @@ use crate::{machine, vcpu};
 
 macro_rules! bugs {
     ($($(#[$doc:meta])* $bug:ident: $name:literal,)*) => {
-        /// A mistake.
+        /// A planted bug.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Planted {
             $($(#[$doc])* $bug,)*
         }
 
         impl Planted {
-            /// All.
+            /// All bugs.
             pub const ALL: &[Self] = &[$(Self::$bug),*];
 
             /// Its name.
@@ -37,23 +37,23 @@ bugs! {
     EmptyCommand: "empty-command",
     /// The CPR state's memfd stays open.
     KeepStateFd: "keep-state-fd",
-    /// The variable stays in the environment.
+    /// The environment variable that names the CPR state is not removed.
     KeepVariable: "keep-variable",
-    /// A guest that ran stays paused after a failure.
+    /// A guest that was running stays paused after a failure.
     StayPaused: "stay-paused",
     /// A guest that was paused runs after an update.
     AlwaysResume: "always-resume",
     /// A failure is reported as success.
     FailureIsSuccess: "failure-is-success",
-    /// A second update finds the first one still under way.
+    /// After an update, the next one finds it still in progress.
     NeverOver: "never-over",
     /// A failed update leaves a descriptor open.
     LeakFd: "leak-fd",
-    /// Descriptors stay open over later execs.
+    /// Descriptors stay open across later execs.
     KeepInheritable: "keep-inheritable",
-    /// The new process leaves descriptors open over later execs.
+    /// The new process leaves descriptors open across later execs.
     ForgetCloseOnExec: "forget-close-on-exec",
-    /// Descriptors are found by their place in the list.
+    /// Descriptors are found by their position in the list.
     ByOrder: "by-order",
     /// STOP is missing.
     NoStopEvent: "no-stop-event",
@@ -61,21 +61,21 @@ bugs! {
     EarlyCompleted: "early-completed",
     /// RESUME comes twice.
     DoubleResume: "double-resume",
-    /// The socket's path is taken by every start.
+    /// The socket's file is left behind.
     StaleSocket: "stale-socket",
     /// SIGTERM stays blocked.
     KeepMask: "keep-mask",
-    /// The limit of descriptors is lowered.
+    /// The limit on descriptors is lowered.
     LowerLimit: "lower-limit",
-    /// What the guest asked for during the update is forgotten.
+    /// Guest requests made during the update are forgotten.
     ForgetEvents: "forget-events",
-    /// The state is written short, and nobody looks.
+    /// A short write of the state goes unnoticed.
     ShortState: "short-state",
     /// The state's checksum is not compared.
     NoChecksum: "no-checksum",
     /// A state of any version is read.
     AnyVersion: "any-version",
-    /// A descriptor whose ID is 0 is taken for none.
+    /// A descriptor whose ID is 0 is taken for a missing one.
     ZeroIsAbsent: "zero-is-absent",
     /// The VM's descriptor crosses exec.
     StaleVm: "stale-vm",
@@ -85,23 +85,23 @@ bugs! {
     WrongOffset: "wrong-offset",
     /// A vCPU does not answer a request to pause.
     DeafVcpu: "deaf-vcpu",
-    /// The second half of the MSRs is not set, and nobody counts.
+    /// The second half of the MSRs is not set, and the count is not checked.
     PartialMsrs: "partial-msrs",
     /// The guest's clock does not count the blackout.
     ClockStandsStill: "clock-stands-still",
-    /// A feature is gone from CPUID.
+    /// A feature is missing from CPUID.
     LoseCpuid: "lose-cpuid",
     /// Only the first bytes of the XSAVE area are kept.
     TruncateXsave: "truncate-xsave",
-    /// XCR0 is what it is after a reset.
+    /// XCR0 has its value after a reset.
     ForgetXcr0: "forget-xcr0",
     /// The debug registers are forgotten.
     ForgetDebugRegs: "forget-debug-regs",
-    /// A port or MMIO access that is half done is not completed.
+    /// A half-done port or MMIO access is not completed.
     HalfDoneAccess: "half-done-access",
-    /// What is requested in the LAPIC is forgotten.
+    /// The requested interrupts of the LAPIC (IRR) are forgotten.
     ForgetIrr: "forget-irr",
-    /// What is in service in the LAPIC is forgotten.
+    /// The in-service interrupts of the LAPIC (ISR) are forgotten.
     ForgetIsr: "forget-isr",
     /// A pending NMI is forgotten.
     ForgetNmi: "forget-nmi",
@@ -119,7 +119,7 @@ bugs! {
     OneShotTwice: "one-shot-twice",
     /// The UART is as after power-on.
     ForgetUart: "forget-uart",
-    /// Devices are saved before the vCPUs that write to them stand still.
+    /// Devices are saved before the vCPUs that write to them are paused.
     DevicesFirst: "devices-first",
     /// The guest is not told of its pause.
     NoKvmclockCtrl: "no-kvmclock-ctrl",
@@ -129,11 +129,11 @@ bugs! {
     KeepImmediateExit: "keep-immediate-exit",
 }
 
-/// What `--plant` takes: one of these mistakes, `swap-N`, an order in which constraint N of
+/// What `--plant` accepts: one of these bugs, `swap-N`, an order in which constraint N of
 /// `vcpu::order` or `machine::order` is broken, or `lose-N`, a loss drawn by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plant {
-    /// A mistake.
+    /// A bug.
     Bug(Planted),
     /// The constraint that is broken.
     Swap(u8),
@@ -158,19 +158,19 @@ pub fn plant(plant: Plant) {
     }
 }
 
-/// Whether it is planted.
+/// Whether `bug` is planted.
 pub fn planted(bug: Planted) -> bool {
     SET.load(Ordering::SeqCst) >> bug as u32 & 1 == 1
 }
 
-/// The constraint that is to be broken, if one is.
+/// Returns the constraint to break, if any.
 pub fn swapped() -> Option<u8> {
     Some(SWAPPED.load(Ordering::SeqCst)).filter(|&number| number != NO_SWAP)
 }
 
-/// No such bug.
+/// The bug is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no bug \"{0}\" to plant; there are {list}", list = names())]
+#[error("unknown bug \"{0}\": --plant accepts {list}", list = names())]
 pub struct PlantedError(String);
 
 impl FromStr for Plant {
@@ -197,7 +197,7 @@ impl fmt::Display for Plant {
     }
 }
 
-/// The numbers of all constraints.
+/// Returns the numbers of all constraints.
 pub fn constraints() -> impl Iterator<Item = u8> {
     let saving = vcpu::order::SAVE_CONSTRAINTS.iter().map(|constraint| constraint.number);
     let restoring = vcpu::order::RESTORE_CONSTRAINTS.iter().map(|constraint| constraint.number);
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bugs_are_told_apart() {
+    fn every_bug_has_its_own_name_and_bit() {
         assert!(Planted::ALL.len() <= 64);
         for bug in Planted::ALL {
             assert_eq!(bug.name().parse(), Ok(Plant::Bug(*bug)));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn every_constraint_has_a_number_of_its_own_and_can_be_broken() {
+    fn every_constraint_has_its_own_number_and_can_be_broken() {
         let mut numbers: Vec<_> = constraints().collect();
         for &number in &numbers {
             assert_eq!(format!("swap-{number}").parse(), Ok(Plant::Swap(number)));

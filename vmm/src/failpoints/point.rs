@@ -1,13 +1,13 @@
-//! Where: every edge of the protocol.
+//! The fail points: every edge of the update's protocol.
 
 use crate::machine::order::Step;
 
 /// Which process a point is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The one before exec.
+    /// The process before exec.
     Old,
-    /// The one after it.
+    /// The process after exec.
     New,
 }
 
@@ -20,7 +20,7 @@ macro_rules! points {
         }
 
         impl Point {
-            /// All, in the order in which an update comes by.
+            /// All points, in the order in which an update reaches them.
             pub const ALL: &[Self] = &[$(Self::$point),*];
 
             /// Its name.
@@ -45,13 +45,13 @@ points! {
     Helper: Old "helper",
     /// Before the vCPUs are paused.
     Pause: Old "pause",
-    /// When they stand still.
+    /// When the vCPUs are paused.
     Paused: Old "paused",
     /// Before state is read.
     Save: Old "save",
-    /// Before it is written to the channel.
+    /// Before the state is written to the channel.
     Channel: Old "channel",
-    /// Before its copy is written.
+    /// Before the state's copy is written.
     Copy: Old "copy",
     /// Before the CPR state is written.
     State: Old "state",
@@ -59,7 +59,7 @@ points! {
     Publish: Old "publish",
     /// Right before exec.
     Exec: Old "exec",
-    /// When the way back is found.
+    /// When the fallback record has been found.
     Adopt: New "adopt",
     /// When the descriptors have owners.
     Owned: New "owned",
@@ -69,45 +69,45 @@ points! {
     Signals: New "signals",
     /// When RAM is mapped.
     Ram: New "ram",
-    /// When QMP goes on.
+    /// When QMP has been restored.
     Qmp: New "qmp",
-    /// When the serial port's host side goes on.
+    /// When the serial port's host side has been restored.
     Serial: New "serial",
-    /// When there is a machine, without anything of KVM.
+    /// When the machine exists, without its KVM part.
     Machine: New "machine",
-    /// When the state was read and fits.
+    /// When the state has been read and fits.
     Read: New "read",
-    /// Before each step of assembling a machine.
+    /// Before the memslots are registered.
     Memslots: New "memslots",
-    /// The same.
+    /// Before the irqchip is created.
     CreateIrqchip: New "create-irqchip",
-    /// The same.
+    /// Before the PIT is created.
     CreatePit: New "create-pit",
-    /// The same.
+    /// Before the vCPUs are created.
     CreateVcpus: New "create-vcpus",
-    /// The same.
+    /// Before the devices get their state.
     Devices: New "devices",
-    /// The same.
+    /// Before the vCPUs get their state.
     Vcpus: New "vcpus",
-    /// On a vCPU's thread, before its state is written.
+    /// On a vCPU's thread, before its state is restored.
     VcpuRestore: New "vcpu-restore",
-    /// As `Memslots`.
+    /// Before the irqchip is set.
     SetIrqchip: New "set-irqchip",
-    /// The same.
+    /// Before the PIT is set.
     SetPit: New "set-pit",
-    /// The same.
+    /// Before the clock is set.
     SetClock: New "set-clock",
-    /// Before nothing can go back any more.
+    /// Before the commit point, after which no fallback is possible.
     Commit: New "commit",
 }
 
 impl Point {
-    /// Whether something is written there that can be too short.
+    /// Whether data is written there that can be cut short.
     pub fn writes(self) -> bool {
         matches!(self, Self::Channel | Self::State)
     }
 
-    /// The point before `step`.
+    /// Returns the point before `step`.
     pub fn before(step: Step) -> Option<Self> {
         Some(match step {
             Step::Memslots => Self::Memslots,

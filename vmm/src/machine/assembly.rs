@@ -1,4 +1,4 @@
-//! Putting a machine together, step by step in the order of `order::STEPS`.
+//! Assembling a machine, step by step in the order of `order::STEPS`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,15 +22,15 @@ use crate::vcpu::{
     install_kick_handler,
 };
 
-/// A machine as after power-on, its boot processor at the kernel's entry.
+/// Assembles a machine as after power-on, with its boot processor at the kernel's entry.
 pub(super) fn power_on(machine: &Machine, host: SerialHost) -> Result<KvmPart, MachineError> {
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
     let entry = boot::load(machine.ram.memory(), image, &machine.config.cmdline)?;
     assemble(machine, host, Content::PowerOn(entry), &mut |_| ())
 }
 
-/// A machine with everything that a restored one has, but nothing to run: each part is given the
-/// state that it has just been made with.
+/// Assembles a machine with everything that a restored one has, but nothing to run: each part is
+/// given the state with which it was just created.
 pub(super) fn rehearsed(
     machine: &Machine,
     host: SerialHost,
@@ -39,7 +39,7 @@ pub(super) fn rehearsed(
     assemble(machine, host, Content::Rehearsed, before)
 }
 
-/// A machine as it was saved.
+/// Assembles a machine as it was saved.
 pub(super) fn restored(
     machine: &Machine,
     host: SerialHost,
@@ -49,7 +49,7 @@ pub(super) fn restored(
     assemble(machine, host, Content::Restored(Box::new(state)), before)
 }
 
-/// What a machine begins with.
+/// The initial content of a machine.
 enum Content {
     PowerOn(boot::PvhEntry),
     Restored(Box<RestoredState>),
@@ -149,7 +149,7 @@ impl Parts<'_> {
             Step::Irqchip => self.platform(PlatformState::set_irqchip),
             Step::Pit => self.platform(PlatformState::set_pit),
             Step::Clock => self.platform(PlatformState::set_clock),
-            Step::Run => unreachable!("the machine's owner says when"),
+            Step::Run => unreachable!("the machine's owner runs it"),
         }
     }
 
@@ -194,7 +194,7 @@ impl Parts<'_> {
             for (index, fd) in (0..).zip(&self.fds) {
                 let cpuid = cpuid_for(kvm_fd, index, cpus)?;
                 fd.set_cpuid2(&cpuid).map_err(CpuidError::Set)?;
-                // KVM need not take it as it is.
+                // KVM may change it.
                 let taken = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?;
                 self.cpuids.push(taken.as_slice().to_vec());
             }

@@ -1,5 +1,5 @@
-//! Every released format of the saved state is read, or refused by its versions; and what this
-//! binary writes is of the format that it says.
+//! Tests that each released format of the saved state is read, or rejected by its versions, and
+//! that this binary writes the format that it declares.
 
 use std::fs;
 use std::path::Path;
@@ -20,10 +20,10 @@ fn own_format() -> String {
     format!("state{STATE_VERSION}{}", sections.concat())
 }
 
-/// What to do where a test here fails.
+/// What to do if a test here fails.
 fn rule() -> String {
     format!(
-        "The format of the saved state has changed, and its version has not. Raise the section's \
+        "The format of the saved state has changed, but its version has not. Raise the section's \
          version in vmm/src/machine/state.rs, then add golden states: {COMMAND}"
     )
 }
@@ -37,7 +37,7 @@ fn states(folder: &Path) -> Vec<(String, Vec<u8>)> {
     states
 }
 
-/// The state taken apart, to the last byte.
+/// Decodes the whole state, to the last byte.
 fn take_apart(bytes: &[u8]) -> Result<(Inventory, RestoredState), SectionError> {
     let (mut state, _) = SavedState::decode(bytes)?;
     let inventory: Inventory = state.take(MACHINE.0, 0, MACHINE.1)?;
@@ -70,7 +70,7 @@ fn golden_states_are_read_or_refused_by_version() {
         let own = format.ends_with(own_format());
         for (path, bytes) in states(&format) {
             match take_apart(&bytes) {
-                Ok(_) => assert!(own, "{path} is of another format, and is read"),
+                Ok(_) => assert!(own, "{path} was read, but is of another format"),
                 Err(SectionError::Version { .. }) if !own => {}
                 Err(error) => panic!("{path}: {error}\n{}", rule()),
             }
@@ -79,7 +79,7 @@ fn golden_states_are_read_or_refused_by_version() {
 }
 
 #[test]
-fn golden_states_of_this_format_are_written_the_same() {
+fn golden_states_of_this_format_are_rewritten_unchanged() {
     let own = folder().join(own_format());
     if !own.exists() {
         assert!(writes(), "{own:?} is missing: add golden states of this format: {COMMAND}");
@@ -94,11 +94,11 @@ fn golden_states_of_this_format_are_written_the_same() {
         if let Some(told) = difference(&golden, &now) {
             panic!("{path}: {told}\n{}", rule());
         }
-        assert_eq!(now.encode().0, bytes, "{path} is sealed or listed otherwise now");
+        assert_eq!(now.encode().0, bytes, "{path}: its envelope or list of sections has changed");
     }
 }
 
-/// Calls `act` with every byte string in `value`, one after another, and where it is.
+/// Calls `act` with every byte string in `value`, in order, and its path.
 fn each_bytes(value: &mut Value, path: &str, act: &mut dyn FnMut(&str, &mut Vec<u8>)) {
     match value {
         Value::Bytes(bytes) => act(path, bytes),
@@ -112,8 +112,8 @@ fn each_bytes(value: &mut Value, path: &str, act: &mut dyn FnMut(&str, &mut Vec<
     }
 }
 
-/// What decoding a section says when its byte string number `at` is a byte longer or shorter; none
-/// if there are fewer.
+/// Decodes a section whose byte string number `at` is a byte longer or shorter. Returns its path
+/// and the result; `None` if there are fewer.
 fn with_other_size<T: DeserializeOwned>(
     section: &[u8],
     at: usize,
@@ -135,7 +135,7 @@ fn with_other_size<T: DeserializeOwned>(
 }
 
 #[test]
-fn kvm_structures_of_another_size_are_refused_by_name() {
+fn rejects_kvm_structures_of_the_wrong_size_by_name() {
     let (_, bytes) = states(&folder().join(own_format())).remove(0);
     let (golden, _) = SavedState::decode(&bytes).unwrap();
     for longer in [false, true] {
@@ -148,7 +148,7 @@ fn kvm_structures_of_another_size_are_refused_by_name() {
             let mut seen = 0;
             while let Some((path, result)) = changed(seen) {
                 seen += 1;
-                // Of this the size differs from host to host: it is compared when it is restored.
+                // Its size differs between hosts: it is compared when it is restored.
                 if path != "xsave" {
                     let error = result.expect_err(&path);
                     assert!(

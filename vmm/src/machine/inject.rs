@@ -1,4 +1,4 @@
-//! What the host sends to the vCPUs, whether they run or stand still.
+//! What the host sends to the vCPUs, whether they run or are paused.
 
 use std::time::Instant;
 
@@ -21,8 +21,8 @@ impl Machine {
         sending.into_iter().try_for_each(|vcpu| Ok(vcpu.wait(until)?))
     }
 
-    /// Sends INIT to vCPU `cpu`, then, if there is one, "start up" at that page, as another vCPU
-    /// would: an answer to neither is awaited.
+    /// Sends INIT and then a start-up IPI for `page` to vCPU `cpu`, as another vCPU would, without
+    /// waiting for a response to either.
     #[cfg(feature = "failpoints")]
     pub fn start_vcpu_at(&self, cpu: u8, page: u8) -> Result<(), MachineError> {
         const INIT: u32 = 0x500;
@@ -36,13 +36,13 @@ impl Machine {
         Ok(())
     }
 
-    /// The interrupt line that is moved by a descriptor.
+    /// The interrupt line that is triggered through a descriptor.
     #[cfg(feature = "failpoints")]
     pub fn irqfd(&self) -> &super::irqfd::Irqfd {
         &self.irqfd
     }
 
-    /// Lets that line reach the guest.
+    /// Connects that line to the VM.
     pub fn connect_irqfd(&self) {
         #[cfg(feature = "failpoints")]
         if let Some(part) = &self.kvm_part
@@ -52,7 +52,7 @@ impl Machine {
         }
     }
 
-    /// Keeps what fires for the VM that is to come.
+    /// Disconnects that line, which keeps what fires for the next VM.
     pub fn disconnect_irqfd(&self) {
         #[cfg(feature = "failpoints")]
         if let Some(part) = &self.kvm_part

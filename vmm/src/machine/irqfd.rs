@@ -1,5 +1,5 @@
-//! An interrupt line that the host moves by a descriptor (`KVM_IRQFD`), for tests: what fires while
-//! the guest is handed over stays in the descriptor until a VM takes it.
+//! An interrupt line that the host triggers through a descriptor (`KVM_IRQFD`), for tests: what
+//! fires during the handover stays in the descriptor until a VM takes it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -18,12 +18,12 @@ mod ioctls {
     nix::ioctl_write_ptr!(kvm_irqfd, KVMIO, 0x76, kvm_irqfd);
 }
 
-/// The descriptor, on the host's side.
+/// The host's side of the descriptor.
 #[derive(Debug)]
 pub struct Irqfd(OwnedFd);
 
 impl Irqfd {
-    /// `fd`, if it was handed over.
+    /// Adopts `fd` if one was handed over, else creates one.
     pub fn open(fd: Option<OwnedFd>) -> Result<Self, Errno> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self(fd.map_or_else(|| EventFd::from_value_and_flags(0, flags).map(Into::into), Ok)?))
@@ -34,7 +34,7 @@ impl Irqfd {
         self.0.as_fd()
     }
 
-    /// What fires, or has fired, is an edge on the line of `vm`.
+    /// Registers the irqfd with `vm`: what fires, or has already fired, is an edge on the line.
     pub(super) fn connect(&self, vm: &VmFd) -> Result<(), Errno> {
         match self.set(vm, 0) {
             Err(Errno::EBUSY) => Ok(()),
@@ -42,7 +42,7 @@ impl Irqfd {
         }
     }
 
-    /// It is no more: another VM can have it.
+    /// Unregisters the irqfd, so that another VM can have it.
     pub(super) fn disconnect(&self, vm: &VmFd) -> Result<(), Errno> {
         self.set(vm, KVM_IRQFD_FLAG_DEASSIGN)
     }
@@ -54,7 +54,7 @@ impl Irqfd {
         unsafe { ioctls::kvm_irqfd(vm.as_raw_fd(), &irqfd) }.map(drop)
     }
 
-    /// Moves the line.
+    /// Triggers the line.
     pub fn fire(&self) -> Result<(), Errno> {
         nix::unistd::write(&self.0, &1_u64.to_ne_bytes()).map(drop)
     }

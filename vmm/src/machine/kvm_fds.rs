@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use super::Machine;
 
-/// Of a machine; they are open as long as it is not taken apart.
+/// The descriptors of a machine, which are open until it is torn down.
 #[derive(Debug)]
 pub struct KvmFds {
     /// `/dev/kvm`.
@@ -16,7 +16,7 @@ pub struct KvmFds {
 }
 
 impl Machine {
-    /// `None` where there is no VM.
+    /// Returns the descriptors; `None` if there is no VM.
     pub fn kvm_fds(&self) -> Option<KvmFds> {
         let part = self.kvm_part.as_ref()?;
         let vcpus = part.vcpus.iter().map(|vcpu| vcpu.shared().fd()).collect();

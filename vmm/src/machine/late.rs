@@ -1,4 +1,4 @@
-//! A planted bug: steps that come after the vCPUs run.
+//! A planted bug: assembly steps that run after the vCPUs were started.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::MachineError;
 use super::order::Step;
 use super::state::PlatformState;
 
-/// What a busy host may put between two steps.
+/// A delay that a busy host may add between two steps.
 const LATE: Duration = Duration::from_millis(10);
 
-/// The steps.
+/// The late steps.
 #[derive(Debug)]
 pub(super) struct Late {
     steps: Vec<Step>,
@@ -19,12 +19,12 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// None but with a swap planted.
+    /// Creates the list of late steps; it is empty unless a swap is planted.
     pub(super) fn new(steps: Vec<Step>, platform: PlatformState) -> Self {
         Self { steps, platform }
     }
 
-    /// Carries them out.
+    /// Carries out the steps.
     pub(super) fn carry_out(self, vm: &VmFd) -> Result<(), MachineError> {
         for step in self.steps {
             std::thread::sleep(LATE);

@@ -38,21 +38,21 @@ use crate::vcpu::{
     VcpuHandle,
 };
 
-/// How long a vCPU may take to leave the guest or to save itself. On a host that emulates CPL0 an
-/// exit can take long, never this long.
+/// Deadline for a vCPU to leave the guest or to save itself. On a host that emulates CPL0 an exit
+/// can take long, but never this long.
 const VCPU_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Why a machine could not be assembled, saved or restored.
+/// Errors from assembling, saving or restoring a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// A fail point.
+    /// A fail point injected an error.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// KVM is not there or refuses.
+    /// KVM is missing, or a KVM call failed.
     #[error("{what}: {source}")]
     Kvm {
-        /// What was asked of KVM.
+        /// The call.
         what: &'static str,
         /// Why it failed.
         source: kvm_ioctls::Error,
@@ -68,50 +68,50 @@ pub enum MachineError {
     /// This host's KVM lacks something.
     #[error("this host's KVM does not offer {0}")]
     Capability(&'static str),
-    /// RAM.
+    /// Guest RAM could not be set up.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// The boot image's files.
+    /// The boot image could not be read.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The guest cannot be started.
+    /// The guest could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The serial port towards the host.
+    /// The host's side of the serial port could not be opened.
     #[error(transparent)]
     SerialHost(#[from] HostError),
-    /// The serial port towards the guest.
+    /// The guest's side of the serial port could not be set up.
     #[error(transparent)]
     Serial(#[from] SerialError),
-    /// A vCPU's CPUID.
+    /// A vCPU's CPUID could not be set.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
-    /// A vCPU's state.
+    /// A vCPU's state could not be saved or restored.
     #[error(transparent)]
     Vcpu(#[from] StateError),
-    /// A vCPU does not obey.
+    /// A vCPU request failed.
     #[error(transparent)]
     Pause(#[from] PauseError),
-    /// The saved state.
+    /// The saved state could not be decoded.
     #[error(transparent)]
     Section(#[from] SectionError),
-    /// The saved state is of another machine.
+    /// The saved state is that of another machine.
     #[error("the saved state is of a machine with {saved}, the command line describes {described}")]
     Other {
-        /// What was saved.
+        /// The machine that was saved.
         saved: String,
-        /// What is described.
+        /// The machine on the command line.
         described: String,
     },
-    /// A guest of an older VMM, which does not say what it has.
+    /// The guest of an older VMM, whose state does not say whether it has the test device, uses it.
     #[error("the saved state is of a guest that has used the test device: add --test-device on")]
     TestDevice,
     /// There is nothing to boot from.
-    #[error("there is no kernel to start the guest from: --kernel is missing")]
+    #[error("cannot start the guest: --kernel is missing")]
     NoKernel,
 }
 
-/// What a machine is made from.
+/// The configuration of a machine.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
     /// RAM.
@@ -124,10 +124,10 @@ pub struct MachineConfig {
     pub test_device: bool,
 }
 
-/// The part that lives in KVM and is built anew by a reset and by an update.
+/// The part of a machine that lives in KVM, and is rebuilt by a reset and by an update.
 #[derive(Debug)]
 struct KvmPart {
-    // Field order is drop order: the threads end before the VM goes.
+    // Field order is drop order: the threads end before the VM is closed.
     vcpus: Vec<VcpuHandle>,
     bus: Arc<PortBus>,
     capabilities: Arc<StateCapabilities>,
@@ -150,10 +150,10 @@ pub struct Machine {
     run_state: RunState,
     events: EventSink,
     inbox: Receiver<GuestEvent>,
-    /// Events seen while the machine was paused, not dealt with yet.
+    /// Events received and not yet handled.
     pending: Vec<GuestEvent>,
     wake: Arc<EventFd>,
-    /// A planted bug: the devices as they were before the vCPUs stood still.
+    /// For a planted bug: the devices as they were before the vCPUs were paused.
     #[cfg(feature = "failpoints")]
     early_devices: std::cell::RefCell<Option<crate::devices::DevicesState>>,
     #[cfg(feature = "failpoints")]
@@ -161,8 +161,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The parts that outlive KVM's; [`Machine::boot`] or [`Machine::restore`] adds those. `kvm` is
-    /// `/dev/kvm` if it is open already.
+    /// Creates the parts that outlive the KVM part, which [`Machine::boot`] or [`Machine::restore`]
+    /// adds. `kvm` is `/dev/kvm` if it is already open.
     pub fn new(
         config: MachineConfig,
         ram: RamBlock,
@@ -170,7 +170,7 @@ impl Machine {
         kvm: Option<OwnedFd>,
     ) -> Result<Self, MachineError> {
         let kvm = match kvm {
-            // SAFETY: its owner gave it up; what is not KVM's refuses the first ioctl.
+            // SAFETY: its owner gave it up; if it is not KVM's, the first ioctl fails.
             Some(fd) => unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) },
             None => {
                 Kvm::new().map_err(|source| MachineError::Kvm { what: "open /dev/kvm", source })?
@@ -206,8 +206,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Assembles a machine that has everything and runs nothing, and says so `before` each step: RAM
-    /// is not touched, and no kernel is needed.
+    /// Assembles a complete machine that runs nothing, calling `before` with each step: RAM is not
+    /// touched, and no kernel is needed.
     pub fn rehearse(
         &mut self,
         host: SerialHost,
@@ -218,7 +218,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Uses a descriptor that was handed over.
+    /// Adopts an irqfd that was handed over.
     #[cfg(feature = "failpoints")]
     pub fn adopt_irqfd(&mut self, fd: Option<OwnedFd>) -> Result<(), MachineError> {
         if fd.is_some() {
@@ -227,7 +227,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Starts the guest afresh: RAM keeps its content, everything else is as after power-on.
+    /// Restarts the guest: RAM keeps its content, everything else is as after power-on.
     ///
     /// The run state stays; on an error the machine is left without vCPUs and cannot run.
     pub fn reset(&mut self) -> Result<(), MachineError> {
@@ -247,7 +247,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What it is made from.
+    /// The machine's configuration.
     pub fn config(&self) -> &MachineConfig {
         &self.config
     }
@@ -280,12 +280,12 @@ impl Machine {
         self.kvm_part.as_ref().map(|part| &part.bus)
     }
 
-    /// Whether and why the guest runs or stands still.
+    /// Whether the guest runs, and if not, why.
     pub fn run_state(&self) -> RunState {
         self.run_state
     }
 
-    /// For states that need no vCPU to start or stop.
+    /// Sets a run state that requires no vCPU to start or stop.
     pub fn set_run_state(&mut self, state: RunState) {
         debug_assert!(!state.is_running() && !self.run_state.is_running());
         self.run_state = state;
@@ -296,7 +296,7 @@ impl Machine {
         &self.wake
     }
 
-    /// Puts events back that a previous process had seen and not dealt with.
+    /// Queues events again that a previous process had received but not handled.
     pub fn put_back_events(&mut self, events: Vec<GuestEvent>) {
         if !events.is_empty() {
             self.pending.extend(events);
@@ -309,8 +309,8 @@ impl Machine {
         self.pending.extend(self.inbox.try_iter());
     }
 
-    /// What the vCPUs met and nobody has dealt with, one at a time: to deal with one can make the
-    /// others those of a machine that is no more. One that is not `admitted` stays.
+    /// Takes the next unhandled event. Take one at a time: handling one can replace the machine
+    /// that the others belong to. An event that is not `admitted` stays.
     pub fn next_event(&mut self, admitted: impl FnOnce(&GuestEvent) -> bool) -> Option<GuestEvent> {
         // EAGAIN: nothing has been written; the queue is what counts.
         let _ = self.wake.read();
@@ -319,32 +319,32 @@ impl Machine {
         admitted(&self.pending[first]).then(|| self.pending.remove(first))
     }
 
-    /// Looks for what the vCPUs met until now; [`Machine::unhandled_events`] has it then.
+    /// Collects the events so far, for [`Machine::unhandled_events`].
     pub fn collect_events(&mut self) {
         self.drain_events();
     }
 
-    /// What was collected and nobody has dealt with; it stays.
+    /// Returns the collected events that are not yet handled, without taking them.
     pub fn unhandled_events(&self) -> Vec<GuestEvent> {
         self.pending.clone()
     }
 
-    /// Which MSRs the list of those to save was chosen from; `None` if an earlier binary did, and
-    /// this one has not looked yet.
+    /// Returns a hash of the MSRs that the list to save was chosen from; `None` if an earlier
+    /// binary chose it, and this one has not searched yet.
     pub fn msr_choice(&self) -> Option<u64> {
         self.kvm_part.as_ref()?.capabilities.msr_choice(&self.kvm)
     }
 
-    /// The saved state that was loaded has the MSRs that were chosen from these.
+    /// Records the hash of the MSRs that the loaded state's MSRs were chosen from.
     pub fn msrs_were_chosen_from(&self, choice: Option<u64>) {
         if let Some(part) = &self.kvm_part {
             part.capabilities.msrs_were_chosen_from(choice, &self.kvm);
         }
     }
 
-    /// Before an update, while the guest runs: after one from a binary that knows other MSRs only
-    /// those of its saved state are known. It takes some 20 ms, and seconds on a busy host, once.
-    /// Without it what was saved then is saved again.
+    /// Searches for more MSRs to save, before an update and while the guest runs: after an update
+    /// from a binary that knows other MSRs, only those of its saved state are known. Takes about
+    /// 20 ms once, and seconds on a busy host. Without it, the same MSRs are saved again.
     pub fn look_for_more_msrs(&self) {
         if let Some(part) = &self.kvm_part
             && let Err(error) = part.capabilities.look_for_more_msrs(&self.kvm)
@@ -365,12 +365,12 @@ impl Machine {
         }
     }
 
-    /// The thread of each vCPU.
+    /// The thread ID of each vCPU.
     pub fn vcpu_threads(&self) -> Vec<i32> {
         self.vcpus().iter().map(VcpuHandle::thread_id).collect()
     }
 
-    /// Lets the guest run. A vCPU that met something nobody has dealt with stays where it is.
+    /// Lets the guest run. A vCPU with an unhandled event stays stopped.
     pub fn resume(&mut self) {
         self.drain_events();
         self.start_vcpus();
@@ -384,7 +384,7 @@ impl Machine {
         }
     }
 
-    /// Gets every vCPU out of the guest. On an error all that obeyed run again.
+    /// Gets every vCPU out of the guest. On an error, those that had left it run again.
     pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
         #[cfg(feature = "failpoints")]
         if planted!(DevicesFirst) {
@@ -395,7 +395,7 @@ impl Machine {
         for vcpu in pausing {
             match vcpu.wait(until) {
                 Ok(()) => {}
-                // It stands still for ever; the event that it sent says why.
+                // It is stopped for good; the event that it sent says why.
                 Err(error @ PauseError::Gone(_)) => tracing::warn!(%error, "vcpu_gone"),
                 Err(error) => {
                     self.resume();
@@ -408,7 +408,7 @@ impl Machine {
     }
 }
 
-/// The oldest, but an exit before all: a reset at the same time would undo it.
+/// Returns the index of the oldest event, but prefers an exit: a concurrent reset would undo it.
 fn first_event(pending: &[GuestEvent]) -> Option<usize> {
     let exits =
         |event: &GuestEvent| matches!(event.kind, GuestEventKind::Device(DeviceRequest::Exit(_)));

@@ -1,5 +1,5 @@
-//! In which order a machine is saved, assembled and restored, and why. (The order within one vCPU is
-//! in `vcpu::order`.)
+//! The order in which a machine is saved, assembled and restored, and why. (The order within one
+//! vCPU is in `vcpu::order`.)
 
 use crate::constraint::Constraint;
 
@@ -14,9 +14,9 @@ pub enum Step {
     CreatePit,
     /// `KVM_CREATE_VCPU`.
     CreateVcpus,
-    /// Devices outside of KVM get their registers.
+    /// Devices outside of KVM get their saved registers.
     Devices,
-    /// Each vCPU gets its state.
+    /// Each vCPU gets its saved state.
     Vcpus,
     /// `KVM_SET_IRQCHIP`: both PICs, then the IOAPIC.
     Irqchip,
@@ -30,14 +30,14 @@ pub enum Step {
 
 use Step::*;
 
-/// The order.
+/// The order of assembly.
 pub const STEPS: [Step; 10] =
     [Memslots, CreateIrqchip, CreatePit, CreateVcpus, Devices, Vcpus, Irqchip, Pit, Clock, Run];
 
-/// The first step that saved state goes into: before it a machine is as after power-on.
+/// The first step that uses saved state: before it, a machine is as after power-on.
 pub const FIRST_WITH_STATE: Step = Devices;
 
-/// "`first` comes before `then`": the reason is what goes wrong otherwise.
+/// What [`STEPS`] must satisfy.
 pub const CONSTRAINTS: [Constraint<Step>; 12] = [
     Constraint::new(
         31,
@@ -56,7 +56,7 @@ pub const CONSTRAINTS: [Constraint<Step>; 12] = [
         34,
         Devices,
         Irqchip,
-        "a device that gets its registers may raise its interrupt: what was pending is in the saved irqchip",
+        "a device may raise its interrupt when its registers are set; the saved irqchip has what was pending",
     ),
     Constraint::new(
         35,
@@ -76,7 +76,7 @@ pub const CONSTRAINTS: [Constraint<Step>; 12] = [
         Clock,
         "setting the clock makes every vCPU update its own at its next run",
     ),
-    Constraint::new(38, Vcpus, Clock, "the clock is tied to the TSC that the vCPUs have"),
+    Constraint::new(38, Vcpus, Clock, "the clock is tied to the vCPUs' TSC"),
     Constraint::new(
         39,
         Clock,
@@ -85,7 +85,7 @@ pub const CONSTRAINTS: [Constraint<Step>; 12] = [
     ),
     Constraint::new(40, Pit, Run, "the same holds for the timer's interrupts"),
     Constraint::new(41, Devices, Vcpus, "a vCPU's thread is given the devices when it starts"),
-    Constraint::new(42, CreateVcpus, Vcpus, "only a vCPU that is there can be given its state"),
+    Constraint::new(42, CreateVcpus, Vcpus, "a vCPU must exist before it can be given its state"),
 ];
 
 /// One part of a machine's state.
@@ -101,11 +101,11 @@ pub enum Part {
     Pics,
     /// `KVM_GET_PIT2`.
     Pit,
-    /// Devices outside of KVM, which do not change while the vCPUs stand still.
+    /// Devices outside of KVM, which do not change while the vCPUs are paused.
     Devices,
 }
 
-/// The order of saving, while the vCPUs stand still. The PIT does not: it ticks until the process
+/// The order of saving, while the vCPUs are paused. The PIT is not: it ticks until the process
 /// executes the next binary.
 pub const SAVE: [Part; 6] =
     [Part::Ioapic, Part::Vcpus, Part::Clock, Part::Pics, Part::Pit, Part::Devices];

@@ -1,10 +1,11 @@
-//! Saving a whole machine by system calls alone, for whoever continues the guest when the process
-//! that ran it has died, or crashed: into an empty memfd, as records that the same binary reads.
+//! Saving a whole machine with system calls only, to continue the guest after the process that ran
+//! it has died or crashed: into an empty memfd, as records that the same binary reads.
 //!
-//! What each device guarantees then: the test device has seen each access exactly once, but for string
-//! input (`rep ins`) and reads of more than 8 bytes, which begin again at their first item; so has the
-//! serial port, and each byte goes over its socket exactly once; to a file or a terminal the last
-//! one may go twice if the process died while it was written. Of output that the host has not taken the oldest 64 KiB are kept. What is in KVM is as it was.
+//! Guarantees of the devices: the test device sees each access exactly once, except for string
+//! input (`rep ins`) and reads of more than 8 bytes, which restart at their first item. The same
+//! holds for the serial port. Each byte goes over its socket exactly once; to a file or a terminal,
+//! the last one may go twice if the process died while it was written. Of output that the host has
+//! not taken, the oldest 64 KiB are kept. State in KVM is unchanged.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const KVM_GET_IRQCHIP: u64 = request_code_readwrite!(KVMIO, 0x62, size_of::<kvm_
 const KVM_GET_CLOCK: u64 = request_code_read!(KVMIO, 0x7c, size_of::<kvm_clock_data>());
 const KVM_GET_PIT2: u64 = request_code_read!(KVMIO, 0x9f, size_of::<kvm_pit_state2>());
 
-/// What a record is: the first word of its header.
+/// The kinds of records: the first word of a header.
 pub(super) mod kind {
     pub const LOST_WRITE: u32 = 1;
     pub const EVENT: u32 = 2;
@@ -44,14 +45,14 @@ pub(super) mod kind {
     pub const SINCE: u32 = 10;
     pub const SERIAL_SENT: u32 = 11;
     pub const SERIAL_RECEIVED: u32 = 12;
-    /// What comes from here on are items of a vCPU.
+    /// Kinds from here on are items of a vCPU.
     pub const FIRST_ITEM: u32 = 64;
 }
 
-/// Kind, instance, bytes that follow.
+/// The header of a record: kind, instance, bytes that follow, zero.
 pub(super) type Header = [u32; 4];
 
-/// Where an item's records are.
+/// The kind of an item's records.
 pub(super) fn kind_of(item: Item) -> u32 {
     kind::FIRST_ITEM + item as u32
 }
@@ -61,13 +62,13 @@ pub struct Salvage {
     vcpus: Vec<RawVcpu>,
     vm: RawFd,
     bus: Arc<PortBus>,
-    /// Clients were told that the guest has stopped.
+    /// Whether clients were told that the guest has stopped.
     pub told_stopped: AtomicBool,
 }
 
 impl Machine {
-    /// Prepares to be saved without its threads; `None` where there is no machine. It must be
-    /// dropped before the machine is taken apart.
+    /// Prepares the machine to be saved without its threads; `None` if there is no VM. The result
+    /// must be dropped before the machine is torn down.
     pub fn salvage(&self) -> Option<Salvage> {
         let part = self.kvm_part.as_ref()?;
         part.bus.shadows(true);
@@ -90,13 +91,14 @@ impl Drop for Salvage {
 }
 
 impl Salvage {
-    /// Whether every vCPU is there: the thread of one that is not has ended.
+    /// Whether no vCPU's thread has ended.
     pub fn is_whole(&self) -> bool {
         !self.vcpus.iter().any(|vcpu| vcpu.shared().has_ended())
     }
 
-    /// Gets every vCPU out of the guest for good; true if all came within so many milliseconds. In
-    /// the process that runs them, not on one of their threads. Async-signal-safe.
+    /// Gets every vCPU out of the guest for good; returns true if all left within `milliseconds`.
+    /// Must be called in the process that runs them, but not on one of their threads.
+    /// Async-signal-safe.
     pub fn halt(&self, milliseconds: u32) -> bool {
         shared::halt(self.vcpus.iter().map(RawVcpu::shared), milliseconds)
     }
@@ -104,8 +106,8 @@ impl Salvage {
     /// Writes everything to the memfd `to`. Async-signal-safe.
     ///
     /// # Safety
-    /// Nobody else runs or reads the machine (see [`halt`](Self::halt)), all signals are blocked on
-    /// this thread, and the process has the address space that the VM was made in.
+    /// Nothing else runs or reads the machine (see [`halt`](Self::halt)), all signals are blocked
+    /// on this thread, and the process has the address space that the VM was created in.
     pub unsafe fn save(&self, to: RawFd) -> Result<(), SalvageError> {
         let write = SalvageError::of("write");
         sys::truncate(to).map_err(SalvageError::of("ftruncate"))?;
@@ -131,7 +133,7 @@ impl Salvage {
                 }
                 Part::Devices => {
                     let shadows = self.bus.shadows_now();
-                    // SAFETY: no thread publishes any more: the caller's promise.
+                    // SAFETY: no thread publishes any longer: the caller's promise.
                     let [serial, test_port] =
                         unsafe { [shadows.serial.newest(), shadows.test_port.newest()] };
                     put(to, kind::SERIAL, 0, serial).map_err(&write)?;
@@ -200,7 +202,7 @@ mod tests {
     use crate::machine::MachineConfig;
     use crate::memory::RamBlock;
 
-    /// Tell the time, which goes on between two saves.
+    /// Fields that tell the time, which advances between two saves.
     const CLOCKS: [&str; 3] = ["clock", "tsc", "realtime"];
 
     fn machine(cpus: u8) -> Machine {
@@ -219,7 +221,7 @@ mod tests {
         let memfd: File = crate::memfd::create(c"test", MFdFlags::empty()).unwrap().into();
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).unwrap();
-        // SAFETY: the vCPUs stand still, and wait for a request.
+        // SAFETY: the vCPUs are paused, and wait for a request.
         let saved = unsafe { salvage.save(memfd.as_raw_fd()) };
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None).unwrap();
         saved.unwrap();
@@ -228,7 +230,7 @@ mod tests {
         bytes
     }
 
-    /// Line by line, without what tells the time.
+    /// The lines of a state, without those that tell the time.
     fn shown(state: &crate::machine::RestoredState) -> Vec<String> {
         let text = format!("{state:#?}");
         let told = |line: &&str| {
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_salvaged_is_what_an_update_saves() {
+    fn salvaged_state_equals_saved_state() {
         let machine = machine(2);
         let salvaged = machine.read_salvaged(&salvaged(&machine)).unwrap();
         let saved = machine.examine(machine.save().unwrap()).unwrap();
@@ -248,13 +250,13 @@ mod tests {
         let differing: Vec<_> =
             ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).collect();
         assert_eq!(ours.len(), theirs.len(), "{:#?}", &differing[..differing.len().min(20)]);
-        // The TSC is the host's where it cannot be set, and a timer counts.
+        // The TSC is the host's if it cannot be set, and a timer counts on.
         assert!(differing.len() <= 2 * 2, "{differing:#?}");
         assert!(ours.len() > 1000);
     }
 
     #[test]
-    fn what_is_cut_off_is_refused() {
+    fn rejects_truncated_state() {
         let machine = machine(1);
         let whole = salvaged(&machine);
         for length in [0, 7, 16, whole.len() / 2, whole.len() - 1] {

@@ -1,4 +1,4 @@
-//! Reading what [`Salvage`](super::salvage::Salvage) has written.
+//! Reading the state that [`Salvage`](super::salvage::Salvage) has written.
 
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use zerocopy::FromBytes;
@@ -13,25 +13,22 @@ use crate::vcpu::raw::{LostWrite, RecordSize};
 use crate::vcpu::shared::VcpuShared;
 use crate::vcpu::{GuestEvent, GuestEventKind, VcpuState};
 
-/// Why a salvaged state cannot be read.
+/// Errors from reading a salvaged state.
 #[derive(Debug, thiserror::Error)]
 pub enum SalvagedError {
-    /// It ends before its end.
-    #[error("the state that was saved without its process is cut off")]
+    /// The state is truncated.
+    #[error("the salvaged state is truncated")]
     CutOff,
     /// A record has the wrong size.
-    #[error("the state that was saved without its process is not valid: {0}")]
+    #[error("invalid salvaged state: {0}")]
     Size(#[from] RecordSize),
-    /// A record cannot be read.
-    #[error("the state that was saved without its process is not valid: {0}")]
+    /// A record is invalid.
+    #[error("invalid salvaged state: {0}")]
     Invalid(&'static str),
-    /// It is another machine's.
-    #[error(
-        "the state that was saved without its process has {found} vCPUs, the command line says \
-         {expected}"
-    )]
+    /// The state is that of another machine.
+    #[error("the salvaged state has {found} vCPUs, the command line says {expected}")]
     OtherMachine {
-        /// vCPUs in it.
+        /// vCPUs in the state.
         found: usize,
         /// vCPUs on the command line.
         expected: usize,
@@ -40,15 +37,16 @@ pub enum SalvagedError {
 
 /// A machine as its process left it.
 pub struct Salvaged {
-    /// What a saved state has.
+    /// The same content as a saved state.
     pub state: RestoredState,
-    /// What the guest has written and no device has seen.
+    /// Guest writes that no device has seen, with their vCPUs.
     pub lost_writes: Vec<(u8, LostWrite)>,
-    /// What the vCPUs met, and stand at.
+    /// The events that stopped vCPUs.
     pub events: Vec<GuestEvent>,
-    /// Clients were told that the guest has stopped.
+    /// Whether clients were told that the guest has stopped.
     pub told_stopped: bool,
-    /// What went over the serial port's socket unseen: bytes sent, and what was received.
+    /// Traffic on the serial port's socket that its state lacks: bytes sent, and the bytes
+    /// received.
     pub serial_went: (u64, Vec<u8>),
     /// `CLOCK_MONOTONIC` when it was saved, in nanoseconds.
     pub since_ns: u64,
@@ -71,7 +69,7 @@ struct Found {
 }
 
 impl Machine {
-    /// Reads a state that was saved without its process.
+    /// Reads a salvaged state.
     pub fn read_salvaged(&self, mut bytes: &[u8]) -> Result<Salvaged, SalvagedError> {
         let mut found = Found::default();
         while !found.ended {
@@ -90,8 +88,8 @@ impl Machine {
         found.whole()
     }
 
-    /// Lets the devices see what the guest had written, before it runs, and what went over the
-    /// serial port's socket.
+    /// Replays to the devices, before the guest runs, what the guest had written and the traffic on
+    /// the serial port's socket.
     pub fn make_up_for(&mut self, lost_writes: &[(u8, LostWrite)], serial: &(u64, Vec<u8>)) {
         let Some(bus) = self.bus() else { return };
         bus.serial().make_up_for(serial.0, &serial.1);
@@ -135,7 +133,7 @@ impl Found {
             kind::END => self.ended = true,
             other => {
                 let item = order::SAVE.into_iter().find(|item| kind_of(*item) == other);
-                let item = item.ok_or(SalvagedError::Invalid("a record is of no known kind"))?;
+                let item = item.ok_or(SalvagedError::Invalid("a record has an unknown kind"))?;
                 let index = instance as usize;
                 if index == self.vcpus.len() {
                     self.vcpus.push(VcpuState::of_records());

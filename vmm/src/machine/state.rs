@@ -26,18 +26,18 @@ pub(super) const VCPU: (&str, u32) = ("vcpu", 1);
 /// The sections that this binary writes and loads.
 pub const LOADABLE_SECTIONS: [(&str, u32); 4] = [MACHINE, PLATFORM, DEVICES, VCPU];
 
-/// What a machine consists of: a state loads only into the same.
+/// What a machine consists of. A state loads only into a machine with the same inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Inventory {
     pub(super) cpus: u8,
     ram_blocks: Vec<RamBlockInfo>,
-    /// Older VMMs, which always have it, do not say.
+    /// `None` in states of older VMMs, which always have the test device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     test_device: Option<bool>,
 }
 
 impl Inventory {
-    /// Whether a state of this machine loads into the one that is `described`.
+    /// Whether a state of this machine loads into the machine that is `described`.
     fn fits(&self, described: &Self) -> bool {
         let test_device = self.test_device.or(described.test_device);
         Self { test_device, ..self.clone() } == *described
@@ -58,7 +58,7 @@ impl std::fmt::Display for Inventory {
     }
 }
 
-/// The chips of the board that are in KVM.
+/// The state of the board's chips that are in KVM.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct PlatformState {
     #[serde(with = "exact")]
@@ -74,20 +74,20 @@ pub(super) struct PlatformState {
 }
 
 impl PlatformState {
-    /// Of its parts: both PICs and the IOAPIC.
+    /// Builds the state from its parts; `chips` are both PICs and the IOAPIC.
     pub(super) fn of(chips: [kvm_irqchip; 3], pit: kvm_pit_state2, clock: kvm_clock_data) -> Self {
         let [pic_master, pic_slave, ioapic] = chips;
         Self { pic_master, pic_slave, ioapic, pit, clock }
     }
 
-    /// Everything, of a VM whose vCPUs have not run.
+    /// Saves everything of a VM whose vCPUs have not run.
     pub(super) fn save(vm: &VmFd) -> Result<Self, MachineError> {
         let mut state = Self::default();
         order::SAVE.into_iter().try_for_each(|part| state.save_part(vm, part))?;
         Ok(state)
     }
 
-    /// Reads what `part` has of it.
+    /// Saves the chips of `part`.
     fn save_part(&mut self, vm: &VmFd, part: Part) -> Result<(), MachineError> {
         let read = |chip: &mut kvm_irqchip, chip_id| {
             *chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -126,9 +126,9 @@ impl PlatformState {
     }
 
     pub(super) fn set_clock(&self, vm: &VmFd) -> Result<(), MachineError> {
-        // With the real time of the save KVM adds what has passed since, so the guest's clock
+        // Given the real time of the save, KVM adds the time since then, so the guest's clock
         // counts the blackout. The other flags say how the clock was read: setting it uses none of
-        // them, and KVM before 5.16 refuses them.
+        // them, and KVM before 5.16 rejects them.
         let flags = self.clock.flags & KVM_CLOCK_REALTIME;
         let flags = if planted!(ClockStandsStill) { 0 } else { flags };
         let clock = kvm_clock_data { flags, ..self.clock };
@@ -136,7 +136,7 @@ impl PlatformState {
     }
 }
 
-/// A saved state, taken apart and found to fit.
+/// A saved state, decoded and found to fit the machine.
 #[derive(Debug)]
 pub struct RestoredState {
     pub(super) devices: DevicesState,
@@ -145,7 +145,7 @@ pub struct RestoredState {
 }
 
 impl RestoredState {
-    /// What is left of a saved state without its inventory.
+    /// Decodes a saved state whose inventory has already been taken.
     pub(super) fn take(mut state: SavedState, cpus: u8) -> Result<Self, SectionError> {
         let mut vcpus = Vec::new();
         for index in 0..cpus {
@@ -165,8 +165,7 @@ impl Machine {
         Inventory { cpus, ram_blocks: vec![ram.info()], test_device }
     }
 
-    /// The state of everything but RAM, read in the order of [`order::SAVE`]. The vCPUs must be
-    /// paused.
+    /// Saves everything but RAM, in the order of [`order::SAVE`]. The vCPUs must be paused.
     pub fn save(&self) -> Result<SavedState, MachineError> {
         let kvm_part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
         let until = Instant::now() + VCPU_DEADLINE;
@@ -194,7 +193,7 @@ impl Machine {
         Ok(state)
     }
 
-    /// Takes a saved state apart; an error names what does not fit this machine.
+    /// Decodes a saved state and checks that it fits this machine; an error names what does not.
     pub fn examine(&self, mut state: SavedState) -> Result<RestoredState, MachineError> {
         let saved: Inventory = state.take(MACHINE.0, 0, MACHINE.1)?;
         let described = self.inventory();
@@ -210,7 +209,7 @@ impl Machine {
         Ok(state)
     }
 
-    /// Assembles the machine as it was saved, and says so `before` each step; the vCPUs wait for
+    /// Assembles the machine as it was saved, calling `before` with each step; the vCPUs wait for
     /// [`Machine::resume`].
     pub fn restore(
         &mut self,

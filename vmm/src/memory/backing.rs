@@ -1,4 +1,4 @@
-//! Files that RAM lives in: a memfd, or an unlinked file on a tmpfs of huge pages.
+//! The files that hold RAM: a memfd, or an unlinked file on a tmpfs of huge pages.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -14,25 +14,25 @@ use crate::memfd;
 
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// Why there is no file for the RAM.
+/// Errors from creating the file for RAM.
 #[derive(Debug, thiserror::Error)]
 pub enum BackingError {
-    /// The file could not be made.
+    /// The file could not be created.
     #[error("cannot create a memfd for RAM block {block}: {source}")]
     Create {
         /// The RAM block.
         block: String,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
     /// The file could not be given its size.
-    #[error("cannot give RAM block {block} its {size} bytes: {source}")]
+    #[error("cannot set the size of RAM block {block} to {size} bytes: {source}")]
     Size {
         /// The RAM block.
         block: String,
         /// Bytes.
         size: u64,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
     /// The host has too few reserved huge pages.
@@ -45,7 +45,7 @@ pub enum BackingError {
         block: String,
         /// Pages.
         need: u64,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
     /// The host gives no transparent huge pages to shared memory.
@@ -64,7 +64,7 @@ pub enum BackingError {
     },
 }
 
-/// Makes the file that holds `size` bytes of RAM block `block`, close-on-exec, not yet mapped.
+/// Creates the file that holds `size` bytes of RAM block `block`, close-on-exec, not yet mapped.
 pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingError> {
     let fd = match pages {
         PageKind::Small => ram_memfd(block, MFdFlags::empty())?,
@@ -75,7 +75,7 @@ pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingEr
     let sized = |source| BackingError::Size { block: block.to_owned(), size, source };
     file.set_len(size).map_err(&sized)?;
     if pages == PageKind::Huge2M {
-        // Found out now, with an errno, and not by SIGBUS when the guest touches the page.
+        // Fail now, with an errno, instead of by SIGBUS when the guest touches a page.
         nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, size as i64).map_err(
             |errno| BackingError::NoHugePages {
                 block: block.to_owned(),
@@ -84,7 +84,7 @@ pub fn create(block: &str, size: u64, pages: PageKind) -> Result<File, BackingEr
             },
         )?;
     }
-    // Whoever opens it by /proc can cut it otherwise, and the guest with it.
+    // Otherwise a process that opens it through /proc could truncate the guest's RAM.
     memfd::seal_size(&file).map_err(sized)?;
     Ok(file)
 }
@@ -111,7 +111,7 @@ fn thp_file(block: &str) -> Result<OwnedFd, BackingError> {
 fn shmem_setting() -> String {
     let text = std::fs::read_to_string(SHMEM_ENABLED).unwrap_or_default();
     let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
-    chosen.map_or_else(|| "not there".to_owned(), |(word, _)| word.to_owned())
+    chosen.map_or_else(|| "missing".to_owned(), |(word, _)| word.to_owned())
 }
 
 /// An unlinked file on a tmpfs mounted nowhere: `fsopen`, `fsmount`, `O_TMPFILE`.
@@ -127,7 +127,7 @@ fn huge_tmpfs_file() -> Result<OwnedFd, Errno> {
         Errno::result(ret).map(drop)
     };
     configure(FSCONFIG_SET_STRING, c"huge".as_ptr(), c"always".as_ptr())?;
-    // The default limit is half of the host's RAM; RAM blocks bring their own.
+    // The default limit is half of the host's RAM; RAM blocks have their own size.
     configure(FSCONFIG_SET_STRING, c"size".as_ptr(), c"0".as_ptr())?;
     configure(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
     let mount = syscall_fd(|| {
@@ -150,7 +150,7 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 
 fn syscall_fd(call: impl FnOnce() -> i64) -> Result<OwnedFd, Errno> {
     let fd = Errno::result(call())?;
-    // SAFETY: the system call just returned this descriptor, nobody else owns it.
+    // SAFETY: the system call just returned this descriptor, nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -169,13 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn its_size_is_fixed() {
+    fn its_size_is_sealed() {
         let file = create("pc.ram", 1 << 20, PageKind::Small).unwrap();
         assert!(file.set_len(0).is_err() && file.set_len(2 << 20).is_err());
     }
 
     #[test]
-    fn too_few_huge_pages_is_an_error_that_says_what_to_do() {
+    fn too_few_huge_pages_error_says_what_to_do() {
         let error = create("pc.ram", 1 << 40, PageKind::Huge2M).unwrap_err().to_string();
         assert!(error.contains("raise vm.nr_hugepages") || error.contains("memfd"), "{error}");
     }

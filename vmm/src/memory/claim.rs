@@ -2,22 +2,22 @@
 //!
 //! The lock belongs to the open file description, so it crosses exec with the descriptor and ends
 //! with the last duplicate of it. Another process that opens the file by `/proc/PID/fd` has a
-//! description of its own, and cannot have the lock meanwhile.
+//! description of its own, and cannot take the lock meanwhile.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
-/// Takes the lock for this open file description; a repetition changes nothing.
+/// Takes the lock for this open file description; taking it again changes nothing.
 ///
-/// EAGAIN: another description has it.
+/// Fails with EAGAIN if another description has it.
 pub fn claim(file: &impl AsFd) -> Result<(), Errno> {
     set(file.as_fd().as_raw_fd(), libc::F_WRLCK)
 }
 
-/// Lets the lock go, for whoever takes the guest over. Async-signal-safe.
+/// Releases the lock, for the process that takes over the guest. Async-signal-safe.
 pub fn let_go(file: RawFd) {
-    // It fails only where there is no such descriptor, and then there is no lock of ours.
+    // It fails only if the descriptor is not open, and then there is no lock of ours.
     let _ = set(file, libc::F_UNLCK);
 }
 
@@ -29,7 +29,7 @@ fn set(file: RawFd, kind: libc::c_int) -> Result<(), Errno> {
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: the structure lives over the call; a number that is not open gives EBADF.
+    // SAFETY: the structure outlives the call; a number that is not open gives EBADF.
     Errno::result(unsafe { libc::fcntl(file, libc::F_OFD_SETLK, &whole) }).map(drop)
 }
 

@@ -4,25 +4,25 @@
 pub const LOW_RAM_END: u64 = 3 << 30;
 /// Start of the RAM that did not fit below [`LOW_RAM_END`].
 pub const HIGH_RAM_START: u64 = 4 << 30;
-/// `hvm_start_info` of a PVH boot, module list and memory map, unless the kernel lies there.
+/// `hvm_start_info` of a PVH boot, module list and memory map, unless the kernel is there.
 pub const PVH_START_INFO: u64 = 0x6000;
 /// Bytes of all three.
 pub const PVH_START_INFO_SIZE: u64 = 0x1000;
-/// The module list, from the start info.
+/// Offset of the module list from the start info.
 pub const PVH_MODULES: u64 = 0x100;
-/// The memory map, from the start info.
+/// Offset of the memory map from the start info.
 pub const PVH_MEMMAP: u64 = 0x200;
-/// The guest's command line, NUL-terminated, unless the kernel lies there.
+/// The guest's command line, NUL-terminated, unless the kernel is there.
 pub const CMDLINE: u64 = 0x1_0000;
-/// Most bytes of command line, with its NUL.
+/// Maximum bytes of the command line, including its NUL.
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End of the memory below 1 MiB that a PC may use; the EBDA, VGA and ROMs follow.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// Where PC ROMs end and extended memory begins.
 pub const EXTENDED_START: u64 = 0x10_0000;
-/// Three pages that KVM wants for real mode on Intel without unrestricted guest.
+/// Three pages that KVM needs for real mode on Intel without unrestricted guest.
 pub const KVM_TSS: u64 = 0xfffb_d000;
-/// One page that KVM wants for the identity map of the same.
+/// One page that KVM needs there for the identity map.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// One contiguous piece of RAM.
@@ -36,7 +36,7 @@ pub struct Region {
     pub offset: u64,
 }
 
-/// How a RAM block of `size` bytes lies around the hole below 4 GiB.
+/// Returns the regions of a RAM block of `size` bytes, around the hole below 4 GiB.
 pub fn regions(size: u64) -> Vec<Region> {
     let low = size.min(LOW_RAM_END);
     let mut regions = vec![Region { start: 0, size: low, offset: 0 }];
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn more_ram_goes_on_above_4_gib() {
+    fn ram_above_3_gib_continues_at_4_gib() {
         assert_eq!(
             regions(5 << 30),
             [

@@ -1,4 +1,4 @@
-//! Guest RAM: where it comes from, where the guest sees it, and how KVM is told.
+//! Guest RAM: its files, its guest-physical layout, and its registration with KVM.
 
 mod backing;
 pub mod claim;

@@ -22,10 +22,10 @@ use crate::memfd;
 /// The one RAM block of this machine, named as QEMU names it on a PC.
 pub const PC_RAM: &str = "pc.ram";
 
-/// Why guest RAM could not be set up.
+/// Errors from setting up guest RAM.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
-    /// No file for it.
+    /// The file for it could not be created.
     #[error(transparent)]
     Backing(#[from] BackingError),
     /// It could not be mapped.
@@ -37,17 +37,17 @@ pub enum RamError {
         size: u64,
         /// Offset in the block.
         offset: u64,
-        /// Why.
+        /// The underlying error.
         source: MmapRegionError,
     },
-    /// KVM refused a memslot.
+    /// KVM rejected a memslot.
     #[error("cannot register memslot {slot} at {start:#x} with KVM: {source}")]
     Memslot {
         /// The memslot.
         slot: u32,
         /// Guest-physical address.
         start: u64,
-        /// Why.
+        /// The underlying error.
         source: kvm_ioctls::Error,
     },
     /// The descriptor that came over exec is not the RAM the command line describes.
@@ -68,12 +68,12 @@ pub enum RamError {
         /// The RAM block.
         block: String,
     },
-    /// The right to run the guest cannot be had.
+    /// The right to run the guest cannot be claimed.
     #[error("cannot lock RAM block {block}: {source}")]
     Lock {
         /// The RAM block.
         block: String,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
     /// The descriptor that came over exec cannot be examined.
@@ -81,12 +81,12 @@ pub enum RamError {
     Examine {
         /// The RAM block.
         block: String,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
 }
 
-/// What an update says about a RAM block.
+/// The name and size of a RAM block, as an update records them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamBlockInfo {
     /// Its name.
@@ -106,7 +106,7 @@ pub struct RamBlock {
 }
 
 impl RamBlock {
-    /// Fresh, zeroed RAM, claimed (see [`claim`](Self::claim)).
+    /// Creates zeroed RAM and claims it (see [`claim`](Self::claim)).
     pub fn create(config: MemoryConfig) -> Result<Self, RamError> {
         let file = match config.share {
             true => Some(backing::create(PC_RAM, config.size, config.pages)?),
@@ -117,7 +117,8 @@ impl RamBlock {
         Ok(block)
     }
 
-    /// RAM that came over exec as `fd`, or that another process has left. It is not claimed yet.
+    /// Adopts RAM that came over exec as `fd`, or that another process has left, without claiming
+    /// it.
     pub fn adopt(config: MemoryConfig, fd: OwnedFd) -> Result<Self, RamError> {
         let file = File::from(fd);
         let block = || PC_RAM.to_owned();
@@ -127,13 +128,13 @@ impl RamBlock {
             let (found, expected) = (meta.size(), config.size);
             return Err(RamError::Handed { block: block(), found, expected });
         }
-        // An older binary may have left it open to being cut.
+        // An older binary may have left its size unsealed.
         memfd::seal_size(&file).map_err(|source| RamError::Examine { block: block(), source })?;
         Self::map(config, Some(file))
     }
 
-    /// Makes sure that no other process runs this guest. To be called before a vCPU runs, and once
-    /// nothing returns to an older binary, which may not know how to let go.
+    /// Makes sure that no other process runs this guest. Must be called before a vCPU runs, and
+    /// once nothing can fall back to an older binary, which may not know how to release the claim.
     pub fn claim(&self) -> Result<(), RamError> {
         let block = || self.name.to_owned();
         match self.file.as_ref().map_or(Ok(()), claim::claim) {
@@ -229,7 +230,7 @@ fn map_region(
         offset: region.offset,
         source,
     })?;
-    // A core is of the VMM; writing the guest's RAM to it would take the keeper's time.
+    // A core dump is for debugging the VMM; writing the guest's RAM to it would delay the keeper.
     // SAFETY: exactly the mapping just made; the advice does not change its content.
     unsafe { libc::madvise(mapping.as_ptr().cast(), region.size as usize, libc::MADV_DONTDUMP) };
     let advice = match pages {
@@ -238,8 +239,8 @@ fn map_region(
         PageKind::Huge2M => None,
     };
     if let Some(advice) = advice {
-        // A kernel without THP refuses both; then all pages are small, which `pages=4k` wants and
-        // `pages=thp` has been refused for already.
+        // A kernel without THP rejects both; then all pages are small, which is right for
+        // `pages=4k`, and `pages=thp` has already been rejected.
         // SAFETY: exactly the mapping just made; the advice does not change its content.
         unsafe { libc::madvise(mapping.as_ptr().cast(), region.size as usize, advice) };
     }
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn ram_of_another_size_is_refused() {
+    fn rejects_ram_of_another_size() {
         let fd = RamBlock::create(SMALL).unwrap().fd().unwrap().try_clone_to_owned().unwrap();
         let other = MemoryConfig { size: 16 << 20, ..SMALL };
         insta::assert_snapshot!(RamBlock::adopt(other, fd).unwrap_err(), @"RAM block pc.ram that was handed over has 8388608 bytes, the command line says 16777216");
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_run_by_one_process() {
+    fn guest_is_run_by_only_one_process() {
         use std::os::fd::AsRawFd;
         let first = RamBlock::create(SMALL).unwrap();
         let number = first.fd().unwrap().as_raw_fd();

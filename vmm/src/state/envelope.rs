@@ -1,5 +1,5 @@
-//! The envelope: a fixed header in front of a body, so that what is not ours, is cut short, has
-//! bytes too many or a bit flipped is told apart before anything is decoded.
+//! The envelope: a fixed header in front of a body, so that foreign, truncated, overlong or damaged
+//! input is recognised before anything is decoded.
 //!
 //! All numbers are little-endian:
 //!
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 const HEADER: usize = 40;
-/// Largest body that is looked at.
+/// Largest body that is accepted.
 const MAX_BODY: u64 = 256 << 20;
 
 /// A kind of envelope.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope {
-    /// What it begins with.
+    /// The bytes it begins with.
     pub magic: [u8; 8],
     /// The version of what is inside.
     pub version: u32,
 }
 
-/// Length and checksum of a whole body: enough to tell whether a file is the very one meant.
+/// Length and checksum of a whole body: enough to tell whether a file is the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Bytes of the body.
@@ -36,7 +36,7 @@ pub struct Fingerprint {
     checksum: (u64, u64),
 }
 
-/// Why an envelope is not accepted.
+/// Errors from opening an envelope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// It is too short to have a header.
@@ -45,7 +45,7 @@ pub enum EnvelopeError {
     /// It begins with something else.
     #[error("it does not begin with \"{}\"", .0.escape_ascii())]
     Magic([u8; 8]),
-    /// Its version is not known here.
+    /// Its version is unsupported.
     #[error("it has format version {found}, this binary reads version {known}")]
     Version {
         /// The version it has.
@@ -56,7 +56,7 @@ pub enum EnvelopeError {
     /// It ends too early or too late.
     #[error("it has {found} bytes after its header, which says {expected}")]
     Length {
-        /// Bytes there.
+        /// Bytes found.
         found: u64,
         /// Bytes announced.
         expected: u64,
@@ -70,7 +70,7 @@ pub enum EnvelopeError {
 }
 
 impl Envelope {
-    /// Puts `body` inside.
+    /// Wraps `body` in an envelope.
     pub fn seal(&self, body: &[u8]) -> (Vec<u8>, Fingerprint) {
         let checksum = xxh3_128(body);
         let mut bytes = Vec::with_capacity(HEADER + body.len());
@@ -83,7 +83,7 @@ impl Envelope {
         (bytes, Fingerprint::new(body.len() as u64, checksum))
     }
 
-    /// The body of `bytes`, which must be one whole envelope and nothing else.
+    /// Returns the body of `bytes`, which must be one whole envelope and nothing else.
     pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], Fingerprint), EnvelopeError> {
         let (body, fingerprint, rest) = self.open_first(bytes)?;
         if !rest.is_empty() {
@@ -93,7 +93,7 @@ impl Envelope {
         Ok((body, fingerprint))
     }
 
-    /// The body of the envelope that `bytes` begin with, and the bytes after it.
+    /// Returns the body of the envelope that `bytes` begin with, and the bytes after it.
     pub fn open_first<'a>(
         &self,
         bytes: &'a [u8],
@@ -123,7 +123,7 @@ impl Envelope {
         Ok((body, Fingerprint::new(expected, checksum), rest))
     }
 
-    /// Most bytes an acceptable envelope can have.
+    /// Returns the maximum bytes of an acceptable envelope.
     pub const fn max_bytes() -> u64 {
         HEADER as u64 + MAX_BODY
     }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_noticed() {
+    fn every_truncation_is_noticed() {
         let (bytes, _) = ENVELOPE.seal(b"content");
         for length in 0..bytes.len() {
             assert!(ENVELOPE.open(&bytes[..length]).is_err(), "length {length}");

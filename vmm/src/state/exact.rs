@@ -1,19 +1,19 @@
-//! KVM's structures in a saved state: each must have the size that this binary knows.
+//! KVM's structures in a saved state: each must have exactly the size that this binary knows.
 //!
-//! Their own `Deserialize` pads what is too short with zeros and cuts what is too long, silently. Here
-//! that is an error. The format stays: the bytes of the structure.
+//! Their own `Deserialize` silently pads short input with zeros and truncates long input. Here both
+//! are errors. The format is the same: the bytes of the structure.
 
 use serde::de::value::BytesDeserializer;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
-/// Writes what the structure writes itself.
+/// Writes the structure's own format.
 pub fn serialize<T: Serialize, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
     value.serialize(to)
 }
 
-/// Reads a structure; another size is an error that names it.
+/// Reads a structure; a wrong size is an error that names it.
 pub fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     Exact::deserialize(from).map(|Exact(value)| value)
 }
@@ -53,7 +53,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Exact<T> {
         if found != expected {
             let name = std::any::type_name::<T>().rsplit("::").next().unwrap_or_default();
             return Err(D::Error::custom(format_args!(
-                "{name} has {found} bytes, this binary's has {expected}"
+                "{name} has {found} bytes, this binary expects {expected}"
             )));
         }
         T::deserialize(BytesDeserializer::new(&bytes)).map(Self)
@@ -97,7 +97,7 @@ mod tests {
         bytes
     }
 
-    /// With the length of one byte string in it changed.
+    /// Decodes a state after changing the length of one byte string.
     fn decode(field: &str, change: fn(&mut Vec<u8>)) -> Result<State, String> {
         let mut value = Value::serialized(&state(Some(kvm_xcrs::default()))).unwrap();
         let fields = value.as_map_mut().unwrap();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_that_of_the_structures_themselves() {
+    fn format_is_that_of_the_structures_themselves() {
         for xcrs in [None, Some(kvm_xcrs { nr_xcrs: 1, ..Default::default() })] {
             let State { regs, xcrs, msrs } = state(xcrs);
             let plain = encode(&Plain { regs, xcrs, msrs });
@@ -122,12 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn another_size_is_named() {
+    fn wrong_size_is_named() {
         let shorter = |field| decode(field, |bytes| bytes.truncate(bytes.len() - 1)).unwrap_err();
         let longer = |field| decode(field, |bytes| bytes.push(0)).unwrap_err();
-        assert!(shorter("regs").contains("kvm_regs has 143 bytes, this binary's has 144"));
-        assert!(longer("xcrs").contains("kvm_xcrs has 393 bytes, this binary's has 392"));
-        assert!(shorter("msrs").contains("kvm_msr_entry has 15 bytes, this binary's has 16"));
+        assert!(shorter("regs").contains("kvm_regs has 143 bytes, this binary expects 144"));
+        assert!(longer("xcrs").contains("kvm_xcrs has 393 bytes, this binary expects 392"));
+        assert!(shorter("msrs").contains("kvm_msr_entry has 15 bytes, this binary expects 16"));
         assert!(decode("regs", |_| ()).is_ok());
     }
 }

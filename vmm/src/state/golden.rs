@@ -1,26 +1,26 @@
-//! The saved states of each released format, in `scenarios/golden/`, and what they are compared by.
+//! The saved states of each released format, in `scenarios/golden/`, and how they are compared.
 
 use std::fs;
 use std::path::PathBuf;
 
 use ciborium::Value;
 
-/// To be set where a new format is given its golden states.
+/// Environment variable that makes the tests write the golden states of a new format.
 const WRITE: &str = "CPR_WRITE_GOLDEN";
-/// What gives it to them.
+/// The command that adds golden states.
 pub const COMMAND: &str = "CPR_WRITE_GOLDEN=1 cargo test -p cpr-vmm golden";
 
-/// True if what is missing is to be written.
+/// Whether missing golden states are to be written.
 pub fn writes() -> bool {
     std::env::var_os(WRITE).is_some()
 }
 
-/// Where they are.
+/// The folder of the golden states.
 pub fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scenarios/golden")
 }
 
-/// The folders whose names begin with `prefix`: one a format.
+/// Returns the folders whose names begin with `prefix`: one per format.
 pub fn formats(prefix: &str) -> Vec<PathBuf> {
     let is_one = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -29,7 +29,7 @@ pub fn formats(prefix: &str) -> Vec<PathBuf> {
     entries(folder()).into_iter().filter(is_one).collect()
 }
 
-/// What is in a folder, in order.
+/// Returns the entries of a folder, sorted.
 pub fn entries(folder: PathBuf) -> Vec<PathBuf> {
     let path = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().path();
     let mut all: Vec<PathBuf> =
@@ -38,7 +38,7 @@ pub fn entries(folder: PathBuf) -> Vec<PathBuf> {
     all
 }
 
-/// The structure of some CBOR, one line for each place in it: path and type.
+/// Returns the structure of some CBOR, one line for each place in it: path and type.
 pub fn structure(cbor: &[u8]) -> Vec<String> {
     let value: Value = ciborium::from_reader(cbor).unwrap();
     let mut lines = Vec::new();
@@ -75,7 +75,7 @@ fn walk(value: &Value, path: String, lines: &mut Vec<String>) {
     }
 }
 
-/// What the structure of `now` has other than that of `golden`; none: nothing.
+/// Returns how `now` differs from `golden`: in structure, or else in values; `None` if it does not.
 pub fn changes(golden: &[u8], now: &[u8]) -> Option<String> {
     if golden == now {
         return None;
@@ -85,13 +85,13 @@ pub fn changes(golden: &[u8], now: &[u8]) -> Option<String> {
     let new = is.iter().filter(|line| !was.contains(line)).map(|line| format!("+ {line}"));
     let lines: Vec<String> = gone.chain(new).collect();
     match lines.is_empty() {
-        true => Some("other values or another order".to_owned()),
+        true => Some("different values or a different order".to_owned()),
         false => Some(lines.join("\n")),
     }
 }
 
 #[test]
-fn changes_of_golden_states_are_told() {
+fn changes_of_golden_states_are_listed() {
     let encode = |value: &Value| {
         let mut bytes = Vec::new();
         ciborium::into_writer(value, &mut bytes).unwrap();

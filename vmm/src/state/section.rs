@@ -9,7 +9,7 @@ use super::envelope::{Envelope, EnvelopeError, Fingerprint};
 pub const STATE_VERSION: u32 = 1;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: STATE_VERSION };
 
-/// The version that this binary reads.
+/// Returns the version of the saved state that this binary reads.
 pub fn readable_version() -> u32 {
     #[cfg(feature = "failpoints")]
     return match planted!(AnyVersion) {
@@ -19,9 +19,9 @@ pub fn readable_version() -> u32 {
     #[cfg(not(feature = "failpoints"))]
     STATE_VERSION
 }
-/// Most sections that are looked at.
+/// Maximum number of sections that are accepted.
 const MAX_SECTIONS: usize = 4096;
-/// Deepest nesting of CBOR that is followed.
+/// Maximum nesting of CBOR that is accepted.
 const MAX_DEPTH: usize = 32;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,16 +39,16 @@ pub struct SavedState {
     sections: Vec<Section>,
 }
 
-/// Why a saved state is not accepted.
+/// Errors from reading a saved state.
 #[derive(Debug, thiserror::Error)]
 pub enum SectionError {
-    /// The envelope.
+    /// The envelope is invalid.
     #[error("not a saved state: {0}")]
     Envelope(#[from] EnvelopeError),
-    /// The list of sections.
-    #[error("the saved state's list of sections cannot be decoded: {0}")]
+    /// The list of sections is invalid.
+    #[error("cannot decode the saved state's list of sections: {0}")]
     List(String),
-    /// A section is not there.
+    /// A section is missing.
     #[error("the saved state has no section {name}.{instance}")]
     Missing {
         /// Its name.
@@ -68,25 +68,25 @@ pub enum SectionError {
         /// The version that is known.
         known: u32,
     },
-    /// A section's content.
-    #[error("section {name}.{instance} cannot be decoded: {}", why(source))]
+    /// A section's content is invalid.
+    #[error("cannot decode section {name}.{instance}: {}", why(source))]
     Decode {
         /// Its name.
         name: &'static str,
         /// Its instance.
         instance: u32,
-        /// Why.
+        /// The underlying error.
         source: ciborium::de::Error<std::io::Error>,
     },
-    /// Sections that nobody here knows.
+    /// A section is unknown.
     #[error("the saved state has section {0}, which this binary does not know")]
     Unknown(String),
-    /// There is one twice.
+    /// A section is duplicated.
     #[error("the saved state has section {0} twice")]
     Twice(String),
 }
 
-/// An error of the content is told by its own words; the others have none.
+/// Returns only the message of an error in the content; other errors have none.
 fn why(error: &ciborium::de::Error<std::io::Error>) -> String {
     match error {
         ciborium::de::Error::Semantic(_, why) => why.clone(),
@@ -121,7 +121,7 @@ impl SavedState {
             .map_err(|source| SectionError::Decode { name, instance, source })
     }
 
-    /// Succeeds if every section was taken: what nobody loads would be lost silently.
+    /// Succeeds if every section was taken: one that is not loaded would be lost silently.
     pub fn finish(self) -> Result<(), SectionError> {
         match self.sections.first() {
             None => Ok(()),
@@ -135,7 +135,7 @@ impl SavedState {
         self.sections.iter().map(|s| (s.name.as_str(), s.instance, s.version, s.data.as_slice()))
     }
 
-    /// The bytes of a file.
+    /// Encodes the state into the bytes of a file.
     pub fn encode(&self) -> (Vec<u8>, Fingerprint) {
         let mut body = Vec::new();
         ciborium::into_writer(&self.sections, &mut body)
@@ -143,7 +143,7 @@ impl SavedState {
         ENVELOPE.seal(&body)
     }
 
-    /// Reads the bytes of a file.
+    /// Decodes the bytes of a file.
     pub fn decode(bytes: &[u8]) -> Result<(Self, Fingerprint), SectionError> {
         let envelope = Envelope { version: readable_version(), ..ENVELOPE };
         let (mut body, fingerprint) = envelope.open(bytes)?;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn mismatched_sections_are_named() {
         let mut twice = state();
         twice.put("clock", 0, 1, &43_u64);
         let fresh = || reread(&state()).unwrap();
@@ -215,13 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_of_nesting_is_refused() {
+    fn rejects_deep_nesting() {
         let (bytes, _) = ENVELOPE.seal(&[0x81; 10_000]);
         assert!(matches!(SavedState::decode(&bytes), Err(SectionError::List(_))));
     }
 
     #[test]
-    fn a_false_length_allocates_nothing() {
+    fn false_length_allocates_nothing() {
         // An array that says it has 2^60 elements.
         let (bytes, _) = ENVELOPE.seal(&[0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0]);
         assert!(matches!(SavedState::decode(&bytes), Err(SectionError::List(_))));

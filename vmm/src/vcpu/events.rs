@@ -1,4 +1,4 @@
-//! What vCPUs tell the machine.
+//! Events that vCPUs send to the machine.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -8,30 +8,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::DeviceRequest;
 
-/// Something a vCPU met that the machine must deal with. The vCPU stands still since.
+/// An event that stopped a vCPU and that the machine must handle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestEvent {
     /// The vCPU.
     pub vcpu: u8,
-    /// What it met.
+    /// What happened.
     pub kind: GuestEventKind,
 }
 
-/// See [`GuestEvent`].
+/// The kinds of [`GuestEvent`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuestEventKind {
-    /// A device asks.
+    /// A device request.
     Device(DeviceRequest),
     /// A triple fault (`KVM_EXIT_SHUTDOWN`).
     TripleFault {
-        /// Where; 0 where KVM did not say.
+        /// The guest's RIP; 0 if KVM did not provide it.
         rip: u64,
     },
-    /// KVM cannot go on.
+    /// The vCPU cannot continue.
     Failed(String),
 }
 
-/// Where guest events go: a queue, and a descriptor that becomes readable.
+/// The destination of guest events: a queue, and an eventfd that becomes readable.
 #[derive(Clone, Debug)]
 pub struct EventSink {
     queue: Sender<GuestEvent>,
@@ -39,13 +39,13 @@ pub struct EventSink {
 }
 
 impl EventSink {
-    /// Events go to `queue`; `wake` is written after each.
+    /// Sends events to `queue`, and writes to `wake` after each.
     pub fn new(queue: Sender<GuestEvent>, wake: Arc<EventFd>) -> Self {
         Self { queue, wake }
     }
 
     pub(super) fn send(&self, event: GuestEvent) {
-        // Without a receiver the machine is being taken down, and nobody needs the event.
+        // Without a receiver, the machine is being torn down and the event is not needed.
         if self.queue.send(event).is_ok() {
             let _ = self.wake.write(1);
         }

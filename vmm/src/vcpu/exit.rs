@@ -1,4 +1,4 @@
-//! What made `KVM_RUN` come back, as owned data or as a port access with its width.
+//! Decoding of the port accesses that make `KVM_RUN` return.
 
 use kvm_bindings::{KVM_EXIT_IO_IN, kvm_run};
 
@@ -8,25 +8,26 @@ pub struct PortAccess<'a> {
     pub port: u16,
     /// Bytes of one item: 1, 2 or 4.
     pub size: usize,
-    /// True where the guest reads.
+    /// True if the guest reads.
     pub is_in: bool,
-    /// All items.
+    /// The bytes of all items.
     pub data: &'a mut [u8],
 }
 
-/// The port access that `run`, the start of a vCPU's mapping, describes; its exit reason must be
-/// `KVM_EXIT_IO`.
+/// Returns the port access that `run` describes. `run` must be the start of a vCPU's mapping, with
+/// exit reason `KVM_EXIT_IO`.
 pub fn port_access(run: &mut kvm_run) -> PortAccess<'_> {
     // SAFETY: the caller has seen KVM_EXIT_IO, for which KVM fills this member of the union.
     let io = unsafe { run.__bindgen_anon_1.io };
     let bytes = io.count as usize * usize::from(io.size);
     let offset = io.data_offset as usize;
-    debug_assert!(offset >= size_of::<kvm_run>(), "the data lies behind the structure");
-    // A pointer made from `run` reaches no further than the structure. The mapping is memory that the
-    // kernel gave, outside of all that Rust allocates, so its provenance is exposed.
+    debug_assert!(offset >= size_of::<kvm_run>(), "the data follows the structure");
+    // A pointer derived from `run` may not leave the structure. The mapping comes from the kernel,
+    // not from a Rust allocation, so its provenance is exposed.
     let mapping = std::ptr::with_exposed_provenance_mut::<u8>((&raw const *run).addr());
-    // SAFETY: KVM puts the data at this offset of the same mapping (KVM API 5, "KVM_EXIT_IO"), behind
-    // the structure that `run` borrows, and nothing else refers to it as long as that is borrowed.
+    // SAFETY: KVM puts the data at this offset of the same mapping (KVM API 5, "KVM_EXIT_IO"),
+    // after the structure that `run` borrows, and nothing else refers to it as long as that is
+    // borrowed.
     let data = unsafe { std::slice::from_raw_parts_mut(mapping.add(offset), bytes) };
     PortAccess {
         port: io.port,
@@ -47,7 +48,7 @@ mod tests {
     struct Mapping([u8; 2 * PAGE]);
 
     #[test]
-    fn the_data_of_a_port_access_lies_behind_the_structure() {
+    fn port_access_data_follows_the_structure() {
         let mut mapping = Box::new(Mapping([0; 2 * PAGE]));
         mapping.0[PAGE..PAGE + 4].copy_from_slice(&[1, 2, 3, 4]);
         let start = (&raw mut *mapping).cast::<u8>();

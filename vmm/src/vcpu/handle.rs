@@ -1,4 +1,4 @@
-//! The machine's end of a vCPU: requests, and answers to wait for.
+//! The machine's handle to a vCPU: requests, and their pending answers.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ use super::thread::Vcpu;
 use crate::devices::PortBus;
 use crate::end_signals::END_SIGNALS;
 
-/// Each request that is answered carries a channel of its own: an answer that comes too late must
-/// not be taken for that of a later request.
+/// A request to a vCPU's thread. Each one that is answered carries its own channel: a late answer
+/// must not be taken for that of a later request.
 pub(super) enum Request {
     Pause(Sender<Result<(), StateError>>),
     Run,
@@ -56,31 +56,31 @@ pub struct VcpuHandle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Why a vCPU does not obey.
+/// Errors from vCPU requests.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
-    /// It did not answer in time.
+    /// The vCPU did not answer before the deadline.
     #[error("vCPU {vcpu} did not {what} within {waited:?}")]
     Deadline {
         /// The vCPU.
         vcpu: u8,
-        /// What it was asked for.
+        /// The request.
         what: &'static str,
-        /// How long it had.
+        /// The time it had.
         waited: Duration,
     },
-    /// Its thread is gone.
+    /// The vCPU's thread has ended.
     #[error("the thread of vCPU {0} has ended")]
     Gone(u8),
-    /// Its state could not be read or written.
+    /// The vCPU's state could not be read or written.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// An exec ends this thread wherever it is: in the handler of a signal that asks the VMM to end, the
-/// signal would be lost.
+/// Blocks the end signals on this thread. An exec ends it anywhere: in the handler of an end
+/// signal, the signal would be lost.
 fn leave_end_signals_to_others() {
-    // It fails only on a bad `how`.
+    // It fails only on an invalid `how`.
     let _ = SigSet::from_iter(END_SIGNALS).thread_block();
 }
 
@@ -107,7 +107,7 @@ impl VcpuHandle {
         Ok(Self { index, requests, ready, kicked, thread_id, shared, thread: Some(thread) })
     }
 
-    /// What the thread shares with whoever continues the guest without it.
+    /// The state that the thread shares with the code that continues the guest without it.
     pub fn shared(&self) -> &Arc<VcpuShared> {
         &self.shared
     }
@@ -118,11 +118,11 @@ impl VcpuHandle {
     }
 
     fn send(&self, request: Request) {
-        // A thread that is gone is found out by whoever waits for its answer.
+        // If the thread is gone, waiting for its answer reports that.
         let _ = self.requests.send(request);
     }
 
-    /// For requests that must get the thread out of the guest; others find it waiting.
+    /// Sends a request that must get the thread out of the guest; for others it is already waiting.
     fn send_and_kick(&self, request: Request) {
         self.send(request);
         self.kicked.store(true, Ordering::Release);
@@ -155,7 +155,8 @@ impl VcpuHandle {
         Answer { vcpu: self.index, what: "save its state", receiver }
     }
 
-    /// Sends it an NMI: only its own thread can, and it may have to leave the guest for that.
+    /// Asks the vCPU to inject an NMI: only its own thread can, and may have to leave the guest for
+    /// it.
     pub fn request_nmi(&self) -> Answer<()> {
         let (answer, receiver) = channel();
         self.send_and_kick(Request::Nmi(answer));
@@ -163,7 +164,7 @@ impl VcpuHandle {
     }
 }
 
-/// What a vCPU was asked for, on its way.
+/// The pending answer to a vCPU request.
 #[derive(Debug)]
 pub struct Answer<T> {
     vcpu: u8,
@@ -172,7 +173,7 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Waits for it.
+    /// Waits for the answer, until the deadline `until`.
     pub fn wait(&self, until: Instant) -> Result<T, PauseError> {
         let (vcpu, what) = (self.vcpu, self.what);
         let waited = until.saturating_duration_since(Instant::now());
@@ -188,7 +189,7 @@ impl Drop for VcpuHandle {
     fn drop(&mut self) {
         self.send_and_kick(Request::Quit);
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; there is nothing more to do about it.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }
@@ -198,7 +199,7 @@ impl Drop for VcpuHandle {
 mod tests {
     use super::*;
 
-    /// A handle whose vCPU is the test.
+    /// A handle whose vCPU's thread is the test itself.
     fn handle() -> (VcpuHandle, Receiver<Request>) {
         let (requests, inbox) = channel();
         let ready = Answer { vcpu: 0, what: "load its state", receiver: channel().1 };
@@ -210,12 +211,12 @@ mod tests {
     fn answer(inbox: &Receiver<Request>) {
         match inbox.recv().unwrap() {
             Request::Pause(answer) => drop(answer.send(Ok(()))),
-            _ => panic!("not asked to pause"),
+            _ => panic!("expected a pause request"),
         }
     }
 
     #[test]
-    fn an_answer_that_came_too_late_is_not_that_of_the_next_pause() {
+    fn late_answer_is_not_taken_for_that_of_the_next_pause() {
         let (vcpu, inbox) = handle();
         let missed = vcpu.request_pause();
         assert!(matches!(missed.wait(Instant::now()), Err(PauseError::Deadline { .. })));
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_has_ended_answers_nothing() {
+    fn ended_thread_is_reported_as_gone() {
         let (vcpu, inbox) = handle();
         drop(inbox);
         let until = Instant::now() + Duration::from_secs(60);

@@ -32,35 +32,35 @@ extern "C" fn on_kick(_signal: i32) {
     });
 }
 
-/// Installs the handler, and lets the signal come to the threads that this one starts from now on:
-/// whoever started the VMM may have blocked it.
+/// Installs the handler, and unblocks the signal for the threads that this one starts from now on:
+/// the process that started the VMM may have blocked it.
 pub fn install_kick_handler() -> Result<(), Errno> {
     // SAFETY: all-zero is a valid `sigaction`; the handler touches only a thread-local that needs
     // no initialisation and an atomic.
     let ret = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_kick as *const () as usize;
-        // No SA_RESTART: the point is that KVM_RUN comes back.
+        // No SA_RESTART: KVM_RUN must return.
         libc::sigaction(signal_number(), &action, ptr::null_mut())
     };
     Errno::result(ret)?;
     signal_set().thread_unblock()
 }
 
-/// Marks the current thread as one whose `KVM_RUN` a kick ends, until dropped.
+/// Lets a kick end the current thread's `KVM_RUN`, until dropped.
 pub struct Kickable {
     flag: *const AtomicU8,
 }
 
 impl Kickable {
-    /// For the vCPU that owns `run`; it must stay mapped until this is dropped.
+    /// Registers the vCPU that owns `run`, which must stay mapped until this is dropped.
     pub fn new(run: &mut kvm_run) -> Self {
         let flag = (&raw mut run.immediate_exit).cast::<AtomicU8>().cast_const();
         IMMEDIATE_EXIT.with(|slot| slot.set(flag));
         Self { flag }
     }
 
-    /// Clears a kick that has been noticed, or asks for one at the next `KVM_RUN`.
+    /// Clears a kick that has been handled, or requests one at the next `KVM_RUN`.
     pub fn set(&self, immediate_exit: bool) {
         // SAFETY: the mapping is still there, see `new`.
         unsafe { (*self.flag).store(immediate_exit.into(), Ordering::Relaxed) };
@@ -73,7 +73,7 @@ impl Drop for Kickable {
     }
 }
 
-/// The kick signal, to block it.
+/// Returns a set of only the kick signal, to block it.
 pub fn signal_set() -> SigSet {
     // SAFETY: all-zero is a valid `sigset_t`, and the two calls write only to it.
     unsafe {
@@ -84,7 +84,7 @@ pub fn signal_set() -> SigSet {
     }
 }
 
-/// Sends the kick signal to the thread that calls.
+/// Sends the kick signal to the calling thread.
 pub fn kick_self() -> Result<(), Errno> {
     // SAFETY: the thread that calls exists.
     match unsafe { libc::pthread_kill(libc::pthread_self(), signal_number()) } {
@@ -93,14 +93,14 @@ pub fn kick_self() -> Result<(), Errno> {
     }
 }
 
-/// Takes one of the signals that are pending and blocked, if there is one.
+/// Consumes one pending blocked signal of `set`; returns whether there was one.
 pub fn take_pending(set: &SigSet) -> bool {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both structures live for the call; none is asked for what the signal tells.
+    // SAFETY: both structures live for the call; no signal information is requested.
     unsafe { libc::sigtimedwait(set.as_ref(), ptr::null_mut(), &at_once) > 0 }
 }
 
-/// Sends the kick signal; a thread that has ended already is fine.
+/// Sends the kick signal to `thread`, which may already have ended.
 pub fn kick(thread: &JoinHandle<()>) {
     // SAFETY: the thread has not been joined, so its ID is valid.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), signal_number()) };

@@ -1,4 +1,4 @@
-//! The MSRs that are saved: at first those of the saved state, later all that this binary knows.
+//! The MSRs to save: at first those of the restored state, later all that this binary knows.
 
 use std::sync::OnceLock;
 
@@ -8,51 +8,51 @@ use kvm_ioctls::Kvm;
 use super::msrs;
 use super::state::StateError;
 
-/// A list that can be made longer once, while vCPUs use it.
+/// A list of MSRs that can be extended once, while vCPUs use it.
 #[derive(Clone, Debug)]
 pub(super) struct KnownMsrs {
     first: Vec<u32>,
-    /// The guest's CPUID, which decides what MSRs a vCPU has; none if `first` has all of them.
+    /// The guest's CPUID, which determines a vCPU's MSRs; `None` if `first` is complete.
     cpuid: Option<Vec<kvm_cpuid_entry2>>,
     all: OnceLock<Vec<u32>>,
 }
 
 impl KnownMsrs {
-    /// All there are.
+    /// Creates a complete list.
     pub(super) fn all(msrs: Vec<u32>) -> Self {
         Self { first: msrs, cpuid: None, all: OnceLock::new() }
     }
 
-    /// Those of a saved state, whose binary may not have known all.
+    /// Creates the list of a saved state, whose binary may not have known all MSRs.
     pub(super) fn of_saved(msrs: Vec<u32>, cpuid: Vec<kvm_cpuid_entry2>) -> Self {
         Self { first: msrs, cpuid: Some(cpuid), all: OnceLock::new() }
     }
 
-    /// The list to save.
+    /// Returns the MSRs to save now.
     pub(super) fn now(&self) -> &[u32] {
         self.all.get().unwrap_or(&self.first)
     }
 
-    /// The list as it was in the beginning.
+    /// Returns the initial list.
     pub(super) fn first(&self) -> &[u32] {
         &self.first
     }
 
-    /// What the list was chosen from, if it was by what this binary knows.
+    /// Returns a hash of the MSRs that the list was chosen from, if this binary chose it.
     pub(super) fn choice(&self, kvm: &Kvm, tsc_offset: bool) -> Option<u64> {
         let is_own = self.cpuid.is_none() || self.all.get().is_some();
         is_own.then(|| msrs::choice(kvm, tsc_offset)).flatten()
     }
 
-    /// There is nothing to look for if `choice` is what this binary would choose from.
+    /// Skips the search if `choice` is the hash of the MSRs that this binary would choose from.
     pub(super) fn were_chosen_from(&self, choice: Option<u64>, kvm: &Kvm, tsc_offset: bool) {
         if choice.is_some() && choice == msrs::choice(kvm, tsc_offset) {
             self.all.get_or_init(|| self.first.clone());
         }
     }
 
-    /// Tries all MSRs on a vCPU like the guest's, in a VM of its own. What was known stays, unless
-    /// this binary knows better that it is no state.
+    /// Probes all MSRs on a vCPU like the guest's, in a separate VM. The known MSRs stay in the
+    /// list, except those that this binary knows not to be state.
     pub(super) fn look_for_more(&self, kvm: &Kvm, tsc_offset: bool) -> Result<(), StateError> {
         let Some(cpuid) = self.cpuid.as_ref().filter(|_| self.all.get().is_none()) else {
             return Ok(());
@@ -95,7 +95,7 @@ mod tests {
     const UNKNOWN: u32 = 0x1234_5678;
 
     #[test]
-    fn what_an_older_binary_did_not_know_is_saved_after_a_look() {
+    fn msrs_unknown_to_an_older_binary_are_saved_after_the_search() {
         let kvm = Kvm::new().unwrap();
         let cpuid = cpuid_for(&kvm, 0, 1).unwrap().as_slice().to_vec();
         let known = KnownMsrs::of_saved(vec![WALL_CLOCK, UNKNOWN, SYSENTER_CS], cpuid);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_chosen_from_the_same_is_not_looked_for_again() {
+    fn equal_choice_skips_the_search() {
         let kvm = Kvm::new().unwrap();
         let choice = KnownMsrs::all(vec![STAR]).choice(&kvm, true);
         assert!(choice.is_some());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_all_is_left_as_it_is() {
+    fn complete_list_is_not_extended() {
         let known = KnownMsrs::all(vec![STAR]);
         known.look_for_more(&Kvm::new().unwrap(), true).unwrap();
         assert_eq!(known.now(), [STAR]);

@@ -1,10 +1,10 @@
-//! What the LAPIC's registers say of its timer, and what they leave out.
+//! What the LAPIC's registers show of its timer, and what they do not.
 //!
-//! KVM keeps an interrupt that is due where no ioctl reads it until the vCPU runs: of a periodic timer
-//! the last tick would be lost. And it lets a one-shot timer that is restored with nothing left on it
-//! fire at once, whether or not it had. So what is due is made to arrive before the save
-//! (`super::settle`). In TSC-deadline mode there is no such gap: the deadline stays in its MSR until
-//! the interrupt has arrived, and one that has passed fires as soon as it is restored.
+//! KVM keeps a due interrupt where no ioctl reads it until the vCPU runs, so the last tick of a
+//! periodic timer would be lost. A one-shot timer that is restored with a current count of 0 fires
+//! at once, whether or not it had fired before. Due interrupts are therefore delivered before the
+//! save (`super::settle`). TSC-deadline mode has no such gap: the deadline stays in its MSR until
+//! the interrupt has arrived, and a deadline in the past fires as soon as it is restored.
 
 use std::ffi::c_char;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const INITIAL_COUNT: usize = 0x380;
 const CURRENT_COUNT: usize = 0x390;
 const DIVIDE: usize = 0x3e0;
 
-/// The 32 bits at `offset`.
+/// Returns the 32-bit register at `offset`.
 pub(super) fn register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
     let bytes = &lapic.regs[offset..offset + 4];
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte as u8))
@@ -47,14 +47,14 @@ fn mode(lapic: &kvm_lapic_state) -> Mode {
     }
 }
 
-/// A one-shot timer was started and has run down.
+/// Whether a one-shot timer was started and has expired.
 fn has_run_down(lapic: &kvm_lapic_state) -> bool {
     mode(lapic) == Mode::OneShot
         && register(lapic, INITIAL_COUNT) != 0
         && register(lapic, CURRENT_COUNT) == 0
 }
 
-/// A periodic timer ticks, and is heard.
+/// Whether a periodic timer ticks, unmasked and with the LAPIC enabled.
 fn is_ticking(lapic: &kvm_lapic_state) -> bool {
     mode(lapic) == Mode::Periodic
         && register(lapic, INITIAL_COUNT) != 0
@@ -62,13 +62,13 @@ fn is_ticking(lapic: &kvm_lapic_state) -> bool {
         && register(lapic, SPIV) & SPIV_ENABLED != 0
 }
 
-/// The timer's interrupt has arrived and not been taken.
+/// Whether the timer's interrupt is pending in the IRR.
 pub(super) fn is_requested(lapic: &kvm_lapic_state) -> bool {
     let vector = register(lapic, LVT_TIMER) & 0xff;
     register(lapic, IRR + (vector / 32) as usize * 0x10) >> (vector % 32) & 1 == 1
 }
 
-/// How long ago a periodic timer ticked, if it ticked only once since: KVM counts nanoseconds.
+/// Returns the time since a periodic timer's last tick: KVM counts nanoseconds.
 fn since_tick(lapic: &kvm_lapic_state) -> Duration {
     let [initial, current] = [INITIAL_COUNT, CURRENT_COUNT].map(|at| register(lapic, at));
     let divide = register(lapic, DIVIDE);
@@ -76,35 +76,35 @@ fn since_tick(lapic: &kvm_lapic_state) -> Duration {
     Duration::from_nanos(u64::from(initial.saturating_sub(current)) << shift)
 }
 
-/// An interrupt of the timer may be due that `lapic` does not show.
+/// Whether a timer interrupt may be due that `lapic` does not show.
 pub(super) fn may_be_due(lapic: &kvm_lapic_state) -> bool {
     has_run_down(lapic) || is_ticking(lapic)
 }
 
-/// Nothing became due between a look at the LAPIC (`before`), after which all that was due has
-/// arrived, and its save, which came `later`, or less.
+/// Whether no interrupt became due between the first read of the LAPIC (`before`), after which all
+/// due interrupts were delivered, and its save, at most `later` afterwards.
 pub(super) fn is_settled(
     before: &kvm_lapic_state,
     saved: &kvm_lapic_state,
     later: Duration,
 ) -> bool {
     if is_ticking(saved) {
-        // A tick more makes no difference to one that has not been taken.
+        // Another tick makes no difference while one is still pending.
         is_ticking(before) && (is_requested(saved) || since_tick(saved) > later)
     } else {
         has_run_down(before) || !has_run_down(saved)
     }
 }
 
-/// Makes of what has settled what is to be restored.
+/// Turns a settled LAPIC into the one to restore.
 pub(super) fn to_save(lapic: &mut kvm_lapic_state) {
     if has_run_down(lapic) {
-        // Never started: it must not fire again.
+        // Saved as never started: it must not fire again.
         set_register(lapic, INITIAL_COUNT, 0);
     }
     if is_ticking(lapic) && register(lapic, CURRENT_COUNT) == 0 && !is_requested(lapic) {
-        // The processor's own timer was to tick at the next entry. With nothing left on it KVM would
-        // begin a whole period.
+        // The processor's own timer was about to tick at the next VM entry. With a count of 0, KVM
+        // would start a whole period.
         set_register(lapic, CURRENT_COUNT, 1);
     }
 }
@@ -117,7 +117,7 @@ pub(super) mod tests {
     pub(in super::super) const VECTOR: u32 = 0x40;
     const DEADLINE: u32 = 1 << 18;
 
-    /// Enabled, with these registers, counting nanoseconds.
+    /// An enabled LAPIC with these registers, counting nanoseconds.
     pub(in super::super) fn lapic(lvt: u32, initial: u32, current: u32) -> kvm_lapic_state {
         let mut lapic = kvm_lapic_state::default();
         for (offset, value) in [
@@ -169,14 +169,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_timer_that_ran_down_after_the_look_has_not_settled() {
+    fn timer_that_expires_after_the_first_read_is_not_settled() {
         let (runs, down) = (lapic(VECTOR, 1000, 500), lapic(VECTOR, 1000, 0));
         assert!(!is_settled(&runs, &down, US));
         assert!(is_settled(&down, &down, US) && is_settled(&runs, &runs, US));
     }
 
     #[test]
-    fn a_tick_after_the_look_counts_unless_one_waits_already() {
+    fn tick_after_the_first_read_is_not_settled_unless_one_is_pending() {
         let at = |current| lapic(VECTOR | PERIODIC, 10_000, current);
         assert!(is_settled(&at(9_000), &at(8_000), US));
         assert!(!is_settled(&at(100), &at(9_500), US));
@@ -186,7 +186,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_divisor_counts() {
+    fn time_since_tick_uses_the_divisor() {
         let mut lapic = lapic(VECTOR | PERIODIC, 1_000, 0);
         let by = |lapic: &mut kvm_lapic_state, value| {
             set_register(lapic, DIVIDE, value);
@@ -196,7 +196,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_tick_of_the_processors_own_timer_is_not_put_off_by_a_period() {
+    fn hardware_timer_tick_is_not_delayed_by_a_period() {
         let current = |mut lapic| {
             to_save(&mut lapic);
             register(&lapic, CURRENT_COUNT)

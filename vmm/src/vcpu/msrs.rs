@@ -1,4 +1,4 @@
-//! Which MSRs are saved: those that this host's KVM both reads and takes back.
+//! Which MSRs are saved: those that this host's KVM can both get and set.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -10,7 +10,7 @@ const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// The MSR that carries the LAPIC's base is part of the sregs, and KVM checks it there.
 const MSR_IA32_APICBASE: u32 = 0x1b;
-/// To set one of these makes KVM write the real time into the guest's RAM: an order, and no state.
+/// Setting one of these makes KVM write the real time into the guest's RAM: a command, not state.
 const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 const MSR_IA32_MCG_CAP: u32 = 0x179;
 const MSR_IA32_MCG_STATUS: u32 = 0x17a;
@@ -20,10 +20,10 @@ const MSR_IA32_MC0_CTL: u32 = 0x400;
 /// Base and mask of 8 variable ranges, the fixed ranges, the default type.
 const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
-/// KVM takes fewer than 256 in one call (`MAX_IO_MSRS`).
+/// MSRs per call; KVM accepts fewer than 256 (`MAX_IO_MSRS`).
 pub(super) const BATCH: usize = 128;
 
-/// As many MSRs as one call takes, for one call.
+/// Builds the argument of one call, from no more entries than one call accepts.
 pub(super) fn batch(vcpu: u8, entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries).map_err(|_| StateError::TooMany {
         vcpu,
@@ -32,7 +32,7 @@ pub(super) fn batch(vcpu: u8, entries: &[kvm_msr_entry]) -> Result<Msrs, StateEr
     })
 }
 
-/// The MSRs that this host's KVM both reads and takes back, the TSC first and the deadline last.
+/// Returns the MSRs that this host's KVM can get and set, the TSC first and the deadline last.
 pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec<u32>, StateError> {
     let error = |call| move |source| StateError::Ioctl { vcpu: 0, call, source };
     let listed = kvm.get_msr_index_list().map_err(error("KVM_GET_MSR_INDEX_LIST"))?;
@@ -46,10 +46,10 @@ pub(super) fn settable(kvm: &Kvm, vcpu: &VcpuFd, tsc_offset: bool) -> Result<Vec
     Ok(settable.iter().map(|entry| entry.index).collect())
 }
 
-/// A number for what [`settable`] tries: another binary on this host, or this one on another, has
-/// another one if it tries others.
+/// Returns a hash of the MSRs that [`settable`] probes. Another binary, or another host, has
+/// another hash if it probes others.
 pub(super) fn choice(kvm: &Kvm, tsc_offset: bool) -> Option<u64> {
-    // As many banks as there may be: the vCPU of one guest always has the same.
+    // The maximum number of banks: the actual number never changes for a guest's vCPU.
     const BANKS: u64 = 32;
     let mut indices = kvm.get_msr_index_list().ok()?.as_slice().to_vec();
     indices.extend(unlisted_msrs(BANKS));
@@ -60,7 +60,7 @@ pub(super) fn choice(kvm: &Kvm, tsc_offset: bool) -> Option<u64> {
     Some(xxh3_64(&bytes))
 }
 
-/// Leaves out what is not to be saved, and puts the rest in order.
+/// Removes MSRs that must not be saved, and puts the rest in order.
 pub(super) fn to_save(indices: &mut Vec<u32>, tsc_offset: bool) {
     indices.retain(|msr| is_state(*msr) && !(tsc_offset && *msr == MSR_IA32_TSC));
     indices.sort_by_key(|&msr| match msr {
@@ -85,13 +85,13 @@ fn unlisted_msrs(mcg_cap: u64) -> impl Iterator<Item = u32> {
         .chain(MTRRS.into_iter().flatten())
 }
 
-/// To be read.
+/// Builds entries to read.
 pub(super) fn entries(indices: &[u32]) -> Vec<kvm_msr_entry> {
     indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect()
 }
 
-/// Those of `entries` that `call` does not stop at, as it leaves them. One that it stops at costs
-/// one call more.
+/// Returns those of `entries` that `call` accepts, as it leaves them. Each rejected entry costs one
+/// more call.
 fn probe(
     entries: &[kvm_msr_entry],
     call: impl Fn(&mut Msrs) -> Result<usize, StateError>,
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probing_drops_what_is_refused_and_nothing_else() {
+    fn probing_drops_only_rejected_msrs() {
         let all: Vec<u32> = (0..300).collect();
         let refused = [0, 1, 127, 128, 200, 299];
         let calls = std::cell::Cell::new(0);
@@ -132,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn what_writes_to_ram_is_no_state() {
+    fn wall_clock_msrs_are_not_state() {
         assert!(!is_state(0x11) && !is_state(0x4b56_4d00));
         assert!(is_state(0x4b56_4d01) && is_state(MSR_IA32_TSC_DEADLINE));
     }
 
     #[test]
-    fn machine_checks_and_mtrrs_are_asked_for() {
+    fn machine_check_msrs_and_mtrrs_are_probed() {
         let msrs: Vec<u32> = unlisted_msrs(0x0100_0102).collect();
         assert!((0x400..0x408).all(|msr| msrs.contains(&msr)) && !msrs.contains(&0x408));
         assert!([0x17a, 0x17b, 0x200, 0x20f, 0x250, 0x2ff].iter().all(|msr| msrs.contains(msr)));

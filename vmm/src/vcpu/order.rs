@@ -1,4 +1,4 @@
-//! In which order the items of a vCPU are saved and restored, and why.
+//! The order in which a vCPU's items are saved and restored, and why.
 
 use crate::constraint::Constraint;
 
@@ -7,7 +7,7 @@ use crate::constraint::Constraint;
 pub enum Item {
     /// `KVM_GET_CPUID2`, `KVM_SET_CPUID2`.
     Cpuid,
-    /// `KVM_VCPU_TSC_OFFSET`, where the host has it.
+    /// `KVM_VCPU_TSC_OFFSET`, if the host has it.
     TscOffset,
     /// `KVM_GET_MP_STATE`, `KVM_SET_MP_STATE`.
     MpState,
@@ -47,15 +47,15 @@ pub const SAVE_CONSTRAINTS: [Constraint<Item>; 4] = [
         Regs,
         "reading the mp state lets a pending INIT or SIPI take effect, which changes RIP",
     ),
-    Constraint::new(2, MpState, Sregs, "the same changes CS"),
-    Constraint::new(3, MpState, Lapic, "the same clears the pending INIT or SIPI in the LAPIC"),
-    Constraint::new(4, MpState, Events, "the same changes the events"),
+    Constraint::new(2, MpState, Sregs, "a pending INIT or SIPI also changes CS"),
+    Constraint::new(3, MpState, Lapic, "reading it clears the LAPIC's pending INIT or SIPI"),
+    Constraint::new(4, MpState, Events, "a pending INIT or SIPI also changes the events"),
 ];
 
 /// What [`RESTORE`] must satisfy.
 pub const RESTORE_CONSTRAINTS: [Constraint<Item>; 12] = [
     Constraint::new(11, Cpuid, Sregs, "KVM checks CR4, EFER and the APIC base against CPUID"),
-    Constraint::new(12, Cpuid, Msrs, "KVM refuses MSRs that CPUID does not announce"),
+    Constraint::new(12, Cpuid, Msrs, "KVM rejects MSRs that CPUID does not announce"),
     Constraint::new(13, Cpuid, Xcrs, "KVM checks XCR0 against CPUID leaf 0xd"),
     Constraint::new(14, Cpuid, Xsave, "the size of the XSAVE area follows from CPUID"),
     Constraint::new(
@@ -76,7 +76,7 @@ pub const RESTORE_CONSTRAINTS: [Constraint<Item>; 12] = [
         Msrs,
         "the deadline is compared with the guest's TSC as soon as it is set",
     ),
-    Constraint::new(19, TscOffset, Lapic, "so is a LAPIC timer that is running"),
+    Constraint::new(19, TscOffset, Lapic, "the same holds for a running LAPIC timer"),
     Constraint::new(
         20,
         Sregs,
@@ -87,7 +87,7 @@ pub const RESTORE_CONSTRAINTS: [Constraint<Item>; 12] = [
         21,
         Sregs,
         Events,
-        "KVM_SET_SREGS queues an interrupt from its bitmap; the events know whether it is a soft one",
+        "KVM_SET_SREGS queues an interrupt from its bitmap; the events say whether it is a soft one",
     ),
     Constraint::new(
         22,
@@ -99,7 +99,7 @@ pub const RESTORE_CONSTRAINTS: [Constraint<Item>; 12] = [
         23,
         Sregs,
         MpState,
-        "KVM_SET_SREGS makes a boot processor runnable whose CS:RIP is the reset vector",
+        "KVM_SET_SREGS makes a boot processor runnable if its CS:RIP is the reset vector",
     ),
 ];
 
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_swap_names_the_constraint_it_breaks() {
+    fn swapping_two_items_breaks_their_constraint() {
         for constraint in &RESTORE_CONSTRAINTS {
             let mut order = RESTORE;
             let at = |order: &[Item], item| order.iter().position(|&i| i == item).unwrap();

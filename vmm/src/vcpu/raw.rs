@@ -1,8 +1,8 @@
-//! The state of a vCPU by system calls alone, into memory that was there before: for whoever
-//! continues the guest when the thread that ran the vCPU has died anywhere.
+//! Reading a vCPU's state with system calls only, into memory allocated in advance, to continue the
+//! guest after the thread that ran the vCPU has died at any point.
 //!
-//! What is read is what [`Access::save`](super::state::Access::save) reads: both walk
-//! [`order::SAVE`](super::order::SAVE), and neither compiles if an item is forgotten.
+//! It reads what [`Access::save`](super::state::Access::save) reads: both walk
+//! [`order::SAVE`](super::order::SAVE), and neither compiles if an item is missing.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -40,10 +40,10 @@ const KVM_GET_DEVICE_ATTR: u64 = request_code_write!(KVMIO, 0xe2, size_of::<kvm_
 
 /// Bytes of `kvm_msrs` before its entries.
 const MSRS_HEADER: usize = 8;
-/// Most exits that one access can take: one a fragment of 8 bytes, 64 bytes at most.
+/// Maximum number of exits of one access: one per fragment of 8 bytes, 64 bytes at most.
 const MOST_FRAGMENTS: usize = 16;
 
-/// A write of the guest that no device has seen.
+/// A guest write that no device has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct LostWrite {
@@ -51,42 +51,42 @@ pub struct LostWrite {
     pub address: u64,
     /// The bytes.
     pub data: [u8; 8],
-    /// How many of them count.
+    /// Number of valid bytes.
     pub length: u32,
-    /// 1 for a port.
+    /// 1 for a port, 0 for MMIO.
     pub is_port: u32,
 }
 
-/// What a record of a salvaged vCPU is.
+/// The kinds of records of a salvaged vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An item of its state.
     Item(Item),
     /// A [`LostWrite`].
     LostWrite,
-    /// What it met since when it stands ([`VcpuShared::event`]).
+    /// The event that stopped it ([`VcpuShared::event`]).
     Event,
 }
 
-/// A system call of a salvage failed.
+/// A system call failed during a salvage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-// Made without memory, unlike `io::Error`'s.
+// Formatted without allocating, unlike `io::Error`'s.
 #[error("{call}: {} (errno {})", .errno.desc(), *.errno as i32)]
 pub struct SalvageError {
     /// The call.
     pub call: &'static str,
-    /// Why.
+    /// The underlying error.
     pub errno: Errno,
 }
 
 impl SalvageError {
-    /// For `map_err`.
+    /// Returns a constructor for `map_err`.
     pub fn of(call: &'static str) -> impl Fn(Errno) -> Self {
         move |errno| Self { call, errno }
     }
 }
 
-/// Where records go. Must keep to system calls, as everything here.
+/// Receives the records. Like everything here, it may only make system calls.
 pub type Sink<'a> = &'a mut dyn FnMut(Record, &[u8]) -> Result<(), Errno>;
 
 #[derive(Default)]
@@ -96,11 +96,11 @@ struct Buffers {
     sregs: kvm_sregs,
     sregs2: kvm_sregs2,
     xcrs: kvm_xcrs,
-    /// In words, for their alignment.
+    /// In words, for the alignment.
     xsave: Box<[u64]>,
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
-    /// A `kvm_msrs` each.
+    /// One `kvm_msrs` per batch.
     msrs: Vec<Box<[u64]>>,
     tsc_offset: u64,
     events: kvm_vcpu_events,
@@ -110,7 +110,7 @@ struct Buffers {
 pub struct RawVcpu {
     shared: Arc<VcpuShared>,
     capabilities: Arc<StateCapabilities>,
-    /// It does not change once the vCPU has run.
+    /// The CPUID, which does not change once the vCPU has run.
     cpuid: Vec<kvm_cpuid_entry2>,
     buffers: UnsafeCell<Buffers>,
 }
@@ -119,7 +119,7 @@ pub struct RawVcpu {
 unsafe impl Sync for RawVcpu {}
 
 impl RawVcpu {
-    /// Prepares everything that needs memory.
+    /// Allocates everything in advance.
     pub fn new(
         shared: Arc<VcpuShared>,
         capabilities: Arc<StateCapabilities>,
@@ -139,21 +139,21 @@ impl RawVcpu {
         Self { shared, capabilities, cpuid, buffers: UnsafeCell::new(buffers) }
     }
 
-    /// What its thread shares.
+    /// The state shared with the vCPU's thread.
     pub fn shared(&self) -> &VcpuShared {
         &self.shared
     }
 
-    /// Makes a vCPU that stopped anywhere one whose state can be read, and hands all of it to
-    /// `sink`.
+    /// Brings a vCPU that stopped anywhere to a point where its state can be read, and passes all
+    /// of it to `sink`.
     ///
-    /// An access of the last exit that the devices have dealt with is completed. A write that they
-    /// have not is completed too, and handed over as a [`LostWrite`]. A read that they have not is
-    /// left: RIP still stands at it.
+    /// The access of the last exit is completed if the devices have handled it. A write that they
+    /// have not handled is completed too, and passed on as a [`LostWrite`]. A read that they have
+    /// not handled is left: RIP still points to it.
     ///
     /// # Safety
-    /// Nobody else runs or reads the vCPU, all signals are blocked on this thread, and the calling
-    /// process has the address space that the VM was made in.
+    /// Nothing else runs or reads the vCPU, all signals are blocked on this thread, and the calling
+    /// process has the address space that the VM was created in.
     pub unsafe fn save(&self, sink: Sink<'_>) -> Result<(), SalvageError> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -171,8 +171,8 @@ impl RawVcpu {
         let run = self.shared.run();
         let mut done = self.shared.access.items_done();
         for _ in 0..MOST_FRAGMENTS {
-            // SAFETY: the page is mapped as long as the VM is; nobody else uses it now. The union's
-            // member is the one that the exit reason says.
+            // SAFETY: the page is mapped as long as the VM is; nothing else uses it now. The
+            // union's member is the one that the exit reason says.
             unsafe {
                 match (*run).exit_reason {
                     KVM_EXIT_IO => {
@@ -215,9 +215,9 @@ impl RawVcpu {
         Err(SalvageError { call: "KVM_RUN", errno: Errno::EPROTO })
     }
 
-    /// As [`settle::save`].
+    /// Reads everything, as [`settle::save`] does.
     unsafe fn read(&self, sink: Sink<'_>) -> Result<(), SalvageError> {
-        // SAFETY: the caller's promise; nobody else has the buffers.
+        // SAFETY: the caller's promise; nothing else uses the buffers.
         let buffers = unsafe { &mut *self.buffers.get() };
         for tries in 1..=settle::TRIES {
             let began_ns = sys::monotonic_ns();
@@ -246,7 +246,7 @@ impl RawVcpu {
         Ok(())
     }
 
-    /// Fills the item's buffer; false where this host's KVM has no such item.
+    /// Fills the item's buffer; returns false if this host's KVM lacks the item.
     unsafe fn get(&self, item: Item, buffers: &mut Buffers) -> Result<bool, SalvageError> {
         let fd = self.shared.fd();
         let has = &self.capabilities;
@@ -334,7 +334,7 @@ impl RawVcpu {
         }
     }
 
-    /// As in [`settle`].
+    /// Delivers due timer interrupts to the LAPIC, as in [`settle`].
     unsafe fn settle(&self) -> Result<(), SalvageError> {
         let fd = self.shared.fd();
         let signal = kick::signal_number();
@@ -357,7 +357,7 @@ impl RawVcpu {
             match ran {
                 Err(Errno::EINTR) => Ok(()),
                 Err(errno) => Err(SalvageError { call: "KVM_RUN", errno }),
-                // With a signal pending KVM comes back with nothing else.
+                // With a pending signal, KVM returns nothing else.
                 Ok(_) => Err(SalvageError { call: "KVM_RUN", errno: Errno::EPROTO }),
             }
         }
@@ -371,24 +371,24 @@ impl LostWrite {
         Self { address, data, length: bytes.len() as u32, is_port: is_port.into() }
     }
 
-    /// The bytes that count.
+    /// The valid bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.data[..(self.length as usize).min(self.data.len())]
     }
 }
 
-/// A record has not the size that its item has.
+/// A record has the wrong size for its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot have {1} bytes")]
+#[error("{0:?} has the wrong size of {1} bytes")]
 pub struct RecordSize(Item, usize);
 
 impl VcpuState {
-    /// A state to which records are [`add`](Self::add)ed.
+    /// Creates an empty state to [`add`](Self::add) records to.
     pub fn of_records() -> Self {
         Self::empty()
     }
 
-    /// Adds what [`RawVcpu::save`] handed to its sink.
+    /// Adds a record that [`RawVcpu::save`] passed to its sink.
     pub fn add(&mut self, item: Item, bytes: &[u8]) -> Result<(), RecordSize> {
         let size = || RecordSize(item, bytes.len());
         fn read<T: FromBytes>(bytes: &[u8]) -> Option<T> {

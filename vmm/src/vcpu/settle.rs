@@ -1,4 +1,4 @@
-//! Saving a vCPU with all that is due on its LAPIC's timer (see `super::lapic_timer`).
+//! Saving a vCPU including the due interrupts of its LAPIC timer (see `super::lapic_timer`).
 
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -12,11 +12,11 @@ use super::kick::{self, Kickable};
 use super::lapic_timer;
 use super::state::{Access, StateCapabilities, StateError, VcpuState};
 
-/// A timer that ticks faster than it can be saved is saved as it is then.
+/// Maximum attempts: a timer that ticks faster than it can be saved is then saved as it is.
 pub(super) const TRIES: u32 = 3;
 
-/// Reads everything, on the vCPU's own thread. It executes nothing of the guest, but an interrupt
-/// that is due may arrive. The vCPU must be paused, with nothing unfinished.
+/// Saves everything, on the vCPU's own thread. The guest executes nothing, but a due interrupt may
+/// arrive. The vCPU must be paused, with no access left to complete.
 pub(super) fn save(
     index: u8,
     fd: &mut VcpuFd,
@@ -51,7 +51,7 @@ pub(super) struct SignalMask {
 }
 
 impl SignalMask {
-    /// Every signal counts.
+    /// Blocks no signal.
     pub(super) const EMPTY: Self = Self { len: 8, set: [0; 8] };
 }
 
@@ -61,15 +61,15 @@ nix::ioctl_write_ptr_bad!(
     SignalMask
 );
 
-/// Lets what is due arrive in the LAPIC: `KVM_RUN` with a signal pending gets as far as that and
-/// executes nothing. The vCPU must be paused, with nothing unfinished.
+/// Delivers due timer interrupts to the LAPIC: `KVM_RUN` with a pending signal does only that and
+/// executes nothing. The vCPU must be paused, with no access left to complete.
 fn settle(fd: &mut VcpuFd, kickable: &Kickable) -> Result<(), kvm_ioctls::Error> {
     let system = |errno: Errno| kvm_ioctls::Error::new(errno as i32);
     let kick = kick::signal_set();
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&kick), Some(&mut before)).map_err(system)?;
     let settled = run_with_signal(fd, kickable);
-    // What is pending then has done its work; it must not reach the handler.
+    // The pending signal has done its work and must not reach the handler.
     while kick::take_pending(&kick) {}
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None).map_err(system)?;
     settled
@@ -85,7 +85,7 @@ fn run_with_signal(fd: &mut VcpuFd, kickable: &Kickable) -> Result<(), kvm_ioctl
     let ran = match fd.run() {
         Err(error) if error.errno() == libc::EINTR => Ok(()),
         Err(error) => Err(error),
-        // With a signal pending KVM comes back with nothing else.
+        // With a pending signal, KVM returns nothing else.
         Ok(_) => Err(kvm_ioctls::Error::new(libc::EPROTO)),
     };
     // SAFETY: as above; without a structure KVM_RUN keeps the thread's mask again.
@@ -107,8 +107,8 @@ mod tests {
 
     const CURRENT_COUNT: usize = 0x390;
 
-    /// A vCPU that has not run yet, with the LAPIC of one that has; what comes of it by `until`, and
-    /// its saved state.
+    /// Gives `lapic` to a vCPU that has not run yet, waits for `until`, and returns the saved
+    /// state.
     fn saved(lapic: &kvm_lapic_state, until: impl Fn(&kvm_lapic_state) -> bool) -> VcpuState {
         kick::install_kick_handler().unwrap();
         let kvm = Kvm::new().unwrap();
@@ -131,9 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tick_that_is_due_has_arrived_in_what_is_saved() {
+    fn due_tick_is_in_the_saved_state() {
         const PERIOD: u32 = 20_000_000;
-        // Restored at its end, it ticks at once and begins again.
+        // Restored with one count left, it ticks at once and starts over.
         let ticked = |now: &kvm_lapic_state| lapic_timer::register(now, CURRENT_COUNT) > PERIOD / 2;
         let state = saved(&lapic(VECTOR | PERIODIC, PERIOD, 1), ticked);
         assert!(state.timer_is_requested());
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_one_shot_timer_that_has_run_down_is_requested_once() {
+    fn expired_one_shot_timer_is_requested() {
         let down = |now: &kvm_lapic_state| lapic_timer::register(now, CURRENT_COUNT) == 0;
         let state = saved(&lapic(VECTOR, 1_000_000, 1_000), down);
         assert!(state.timer_is_requested());

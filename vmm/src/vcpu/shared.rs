@@ -1,5 +1,5 @@
-//! What a vCPU's thread shares with whoever continues the guest when this process has died, or crashes
-//! and replaces itself.
+//! State that a vCPU's thread shares with the code that continues the guest after this process has
+//! died, or when it crashes and replaces itself.
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
@@ -19,26 +19,26 @@ const RESET: u64 = 1;
 const EXIT: u64 = 2;
 const TRIPLE_FAULT: u64 = 3;
 const FAILED: u64 = 4;
-/// Where the status of an exit begins.
+/// First bit of an exit status.
 const STATUS_SHIFT: u32 = 8;
 
-/// Words that are whole at every instant.
+/// The shared state of a vCPU. Each word is consistent at every instant.
 #[derive(Debug)]
 pub struct VcpuShared {
     fd: RawFd,
     run: AtomicPtr<kvm_run>,
     thread: AtomicI32,
-    /// The thread is not in the guest, and passes by [`VcpuShared::come_in`] before it is.
+    /// The thread is not in the guest, and calls [`VcpuShared::come_in`] before it enters.
     out: AtomicBool,
-    /// The access of the last exit.
+    /// Progress of the last exit's access.
     pub access: Access,
-    /// What the vCPU met since when it stands, and where.
+    /// The event that stopped the vCPU, and its RIP.
     event: AtomicU64,
     rip: AtomicU64,
 }
 
 impl VcpuShared {
-    /// For the vCPU with this descriptor, whose `run` is mapped for as long as its thread lives.
+    /// Creates the state of the vCPU with this descriptor; `run` is mapped while its thread lives.
     pub fn new(fd: RawFd, run: *mut kvm_run) -> Self {
         Self {
             fd,
@@ -56,55 +56,55 @@ impl VcpuShared {
         self.fd
     }
 
-    /// What it shares with KVM.
+    /// The structure that it shares with KVM.
     pub fn run(&self) -> *mut kvm_run {
         self.run.load(Ordering::Relaxed)
     }
 
-    /// The thread that runs it is the calling one.
+    /// Records the calling thread as the one that runs the vCPU.
     pub(super) fn belongs_here(&self) {
         self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
     }
 
-    /// The thread has ended, and the descriptor with it.
+    /// Marks the thread as ended, and the descriptor as closed with it.
     pub(super) fn end(&self) {
         self.run.store(std::ptr::null_mut(), Ordering::SeqCst);
         self.stand();
     }
 
-    /// Whether there is no such vCPU any more.
+    /// Whether the vCPU's thread has ended.
     pub fn has_ended(&self) -> bool {
         self.run.load(Ordering::SeqCst).is_null()
     }
 
-    /// The thread waits for a request.
+    /// Marks the thread as out of the guest, waiting for a request.
     pub(super) fn stand(&self) {
         self.out.store(true, Ordering::SeqCst);
     }
 
-    /// The thread is at work. Does not return once the process is about to replace itself.
+    /// Marks the thread as active. Does not return once the process is about to replace itself.
     pub(super) fn come_in(&self) {
         self.out.store(false, Ordering::SeqCst);
         if HALTED.load(Ordering::SeqCst) {
             self.stand();
             loop {
-                // Until the process is another one.
+                // Until exec replaces the process.
                 nix::unistd::pause();
             }
         }
     }
 
-    /// Before `KVM_RUN`: what the last exit was about is over. Does not return once the process is
+    /// Prepares for `KVM_RUN`: the last exit has been handled. Does not return once the process is
     /// about to replace itself.
     pub(super) fn enter(&self) {
         self.come_in();
-        // The reason first: the next access must not be taken for the last one.
+        // Reset the reason first: the next access must not be taken for the last one.
         // SAFETY: the mapping is there for as long as this thread; KVM only writes this member.
         unsafe { (&raw mut (*self.run()).exit_reason).write_volatile(KVM_EXIT_UNKNOWN) };
         self.access.begin();
     }
 
-    /// It met something, and stands.
+    /// Records the event that stops the vCPU.
     pub(super) fn met(&self, kind: &GuestEventKind) {
         let event = match kind {
             GuestEventKind::Device(DeviceRequest::Reset) => RESET,
@@ -120,23 +120,23 @@ impl VcpuShared {
         self.event.store(event, Ordering::Release);
     }
 
-    /// What it met, as two words; 0 if nothing. Async-signal-safe.
+    /// Returns the event as two words; 0 if there is none. Async-signal-safe.
     pub fn event(&self) -> [u64; 2] {
         [self.event.load(Ordering::Acquire), self.rip.load(Ordering::Relaxed)]
     }
 
-    /// The event that these words stand for.
+    /// Decodes the words of [`VcpuShared::event`].
     pub fn event_of([event, rip]: [u64; 2]) -> Option<GuestEventKind> {
         Some(match event & ((1 << STATUS_SHIFT) - 1) {
             RESET => GuestEventKind::Device(DeviceRequest::Reset),
             EXIT => GuestEventKind::Device(DeviceRequest::Exit((event >> STATUS_SHIFT) as u8)),
             TRIPLE_FAULT => GuestEventKind::TripleFault { rip },
-            FAILED => GuestEventKind::Failed("it had failed before its process ended".to_owned()),
+            FAILED => GuestEventKind::Failed("it failed before its process ended".to_owned()),
             _ => return None,
         })
     }
 
-    /// Gets the thread out of the guest for good. Async-signal-safe.
+    /// Kicks the thread out of the guest for good. Async-signal-safe.
     fn halt(&self) {
         let arguments = [
             std::process::id() as usize,
@@ -146,13 +146,13 @@ impl VcpuShared {
             0,
             0,
         ];
-        // SAFETY: numbers only; a thread that has ended is no error.
+        // SAFETY: numbers only; it does not matter if the thread has ended.
         let _ = unsafe { sys::call(libc::SYS_tgkill, arguments) };
     }
 }
 
-/// Gets every vCPU of this process out of the guest for good, and waits for it: true if all of them
-/// came within so many milliseconds. Async-signal-safe; no vCPU's thread may call it.
+/// Gets every vCPU of this process out of the guest for good. Returns true if all of them left
+/// within `milliseconds`. Async-signal-safe; must not be called on a vCPU's thread.
 pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, milliseconds: u32) -> bool {
     HALTED.store(true, Ordering::SeqCst);
     let until = sys::monotonic_ns() + u64::from(milliseconds) * 1_000_000;
@@ -166,7 +166,7 @@ pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, millisecond
         if now > until {
             return false;
         }
-        // Again and again: it may have been before its first look at the flag.
+        // Repeatedly: a thread may not yet have checked the flag at the last kick.
         if kicks.are_due(now) {
             inside.for_each(VcpuShared::halt);
         }
@@ -175,19 +175,19 @@ pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, millisecond
     }
 }
 
-/// When vCPUs are kicked that have not come. Each kick is a signal that is queued until its thread
-/// runs, and all that are queued for a user count against one limit (`RLIMIT_SIGPENDING`): who sends
-/// them without a pause takes the timers from every other VMM of that user.
+/// Rate limit for kicks. Each kick is a signal that is queued until its thread runs, and all
+/// signals queued for a user count against one limit (`RLIMIT_SIGPENDING`): sending them without a
+/// pause would take the timers from every other VMM of that user.
 #[derive(Default)]
 struct Kicks {
     next_ns: u64,
 }
 
 impl Kicks {
-    /// From one time to the next.
+    /// Time between kicks, in nanoseconds.
     const PAUSE_NS: u64 = 1_000_000;
 
-    /// Whether it is time, at `now_ns`.
+    /// Whether kicks are due at `now_ns`.
     fn are_due(&mut self, now_ns: u64) -> bool {
         let due = now_ns >= self.next_ns;
         if due {
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vcpu_that_does_not_come_is_kicked_once_a_millisecond() {
+    fn kicks_are_sent_once_a_millisecond() {
         let mut kicks = Kicks::default();
         let looks = (0..10_000_u64).map(|look| 7_000_000 + look * 1000);
         assert_eq!(looks.filter(|now| kicks.are_due(*now)).count(), 10);

@@ -1,4 +1,4 @@
-//! Everything KVM knows of a vCPU, read from it and written back.
+//! Saving and restoring a vCPU's state with KVM's ioctls.
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -41,8 +41,8 @@ pub struct VcpuState {
     pub(super) lapic: kvm_lapic_state,
     #[serde(with = "exact::list")]
     pub(super) msrs: Vec<kvm_msr_entry>,
-    /// Guest TSC minus host TSC; `None` where the host's KVM offers no such thing, and the guest's
-    /// TSC is then either in `msrs` or the host's own.
+    /// Guest TSC minus host TSC. `None` if the host's KVM does not offer it: the guest's TSC is
+    /// then either in `msrs` or the host's own.
     pub(super) tsc_offset: Option<u64>,
     #[serde(with = "exact")]
     pub(super) events: kvm_vcpu_events,
@@ -50,7 +50,7 @@ pub struct VcpuState {
     pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
-/// What `kvm_sregs2` has and `kvm_sregs` has not.
+/// The fields of `kvm_sregs2` that `kvm_sregs` lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sregs2Tail {
     pub(super) flags: u64,
@@ -58,7 +58,7 @@ pub(super) struct Sregs2Tail {
 }
 
 impl VcpuState {
-    /// The LAPIC as it is restored: another one only if a bug is planted.
+    /// Returns the LAPIC to restore: `lapic`, unless a planted bug clears its ISR or IRR.
     fn planted_lapic(&self, lapic: &kvm_lapic_state) -> kvm_lapic_state {
         const ISR: std::ops::Range<usize> = 0x100..0x180;
         const IRR: std::ops::Range<usize> = 0x200..0x280;
@@ -73,7 +73,7 @@ impl VcpuState {
     }
 }
 
-/// What KVM's answers depend on, asked once.
+/// What this host's KVM offers for saving a vCPU, queried once.
 #[derive(Clone, Debug)]
 pub struct StateCapabilities {
     pub(super) xsave_extra: usize,
@@ -82,10 +82,10 @@ pub struct StateCapabilities {
     pub(super) msrs: KnownMsrs,
 }
 
-/// Why a vCPU's state could not be saved or restored.
+/// Errors from saving or restoring a vCPU's state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A fail point.
+    /// A fail point injected an error.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
@@ -96,10 +96,10 @@ pub enum StateError {
         vcpu: u8,
         /// The ioctl.
         call: &'static str,
-        /// Why.
+        /// The underlying error.
         source: kvm_ioctls::Error,
     },
-    /// `KVM_GET_MSRS` or `KVM_SET_MSRS` stopped half-way.
+    /// `KVM_GET_MSRS` or `KVM_SET_MSRS` stopped early.
     #[error("vCPU {vcpu}: {call} stopped at MSR {msr:#x} ({done} of {all} done)")]
     Msr {
         /// The vCPU.
@@ -108,9 +108,9 @@ pub enum StateError {
         call: &'static str,
         /// The MSR it stopped at.
         msr: u32,
-        /// MSRs before it.
+        /// Number of MSRs before it.
         done: usize,
-        /// MSRs in all.
+        /// Total number of MSRs.
         all: usize,
     },
     /// The saved XSAVE area is larger or smaller than this host's.
@@ -131,14 +131,14 @@ pub enum StateError {
         /// What is missing.
         what: &'static str,
     },
-    /// There are too many entries of a kind.
-    #[error("vCPU {vcpu}: {count} {what} are more than KVM takes")]
+    /// There are more entries of a kind than KVM accepts.
+    #[error("vCPU {vcpu}: {count} {what} are more than KVM accepts")]
     TooMany {
         /// The vCPU.
         vcpu: u8,
-        /// Entries of what.
+        /// The kind of entry.
         what: &'static str,
-        /// How many.
+        /// Number of entries.
         count: usize,
     },
 }
@@ -154,8 +154,8 @@ mod ioctls {
 }
 
 impl StateCapabilities {
-    /// Asks KVM, on a vCPU that has not run yet. With a `saved` state its MSRs are taken as they are:
-    /// to try all takes long, see [`StateCapabilities::look_for_more_msrs`].
+    /// Queries KVM with a vCPU that has not run yet. With a `saved` state, its MSRs are used as
+    /// they are: probing all takes long, see [`StateCapabilities::look_for_more_msrs`].
     pub fn ask(
         kvm: &Kvm,
         vm: &VmFd,
@@ -179,8 +179,8 @@ impl StateCapabilities {
         })
     }
 
-    /// Looks for MSRs that the binary which saved the state did not know, once; the next save has
-    /// them. For while the guest runs: it makes a VM for that.
+    /// Searches once for MSRs that the binary which saved the state did not know; the next save
+    /// includes them. Call it while the guest runs: it creates a VM for the search.
     pub fn look_for_more_msrs(&self, kvm: &Kvm) -> Result<(), StateError> {
         self.msrs.look_for_more(kvm, self.tsc_offset)
     }
@@ -232,7 +232,7 @@ impl Access<'_> {
         self.call(call, result.map_err(|errno| kvm_ioctls::Error::new(errno as i32)))
     }
 
-    /// An NMI at the LAPIC's LINT1, which counts if the guest has opened it for NMIs (as in QEMU).
+    /// Injects an NMI if the guest has configured the LAPIC's LINT1 for NMIs, as QEMU does.
     pub fn inject_nmi(&self) -> Result<(), StateError> {
         const LVT_LINT1: usize = 0x360;
         const NMI: u32 = 0x400;
@@ -244,8 +244,8 @@ impl Access<'_> {
         self.call("KVM_NMI", self.fd.nmi())
     }
 
-    /// Reads everything, in the order of [`order::SAVE`]. The vCPU must be out of `KVM_RUN`, with
-    /// no port or MMIO access half done.
+    /// Saves everything, in the order of [`order::SAVE`]. The vCPU must be out of `KVM_RUN`, with
+    /// no half-done port or MMIO access.
     pub fn save(&self) -> Result<VcpuState, StateError> {
         let mut state = VcpuState::empty();
         for item in in_order(order::SAVE, &order::SAVE_CONSTRAINTS) {
@@ -347,7 +347,7 @@ impl Access<'_> {
         }
     }
 
-    /// `None` where KVM does not offer the ioctl (`EINVAL`: the CPU has no such registers).
+    /// Returns `None` if KVM does not offer the ioctl (`EINVAL`: the CPU has no such registers).
     fn optional<T>(
         &self,
         call: &'static str,
@@ -373,7 +373,7 @@ impl Access<'_> {
 
     fn set_sregs(&self, state: &VcpuState) -> Result<(), StateError> {
         let sregs = &state.sregs;
-        // Without valid PDPTRs there is nothing in sregs2 that sregs has not.
+        // Without valid PDPTRs, sregs2 holds nothing that sregs lacks.
         let tail = state.sregs2.filter(|tail| tail.flags & SREGS2_PDPTRS_VALID != 0);
         let Some(tail) = tail else {
             return self.call("KVM_SET_SREGS", self.fd.set_sregs(sregs));
@@ -430,7 +430,7 @@ impl Access<'_> {
             let found = bytes.len();
             return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
         }
-        // All but the first word.
+        // The planted bug keeps only the first word.
         const FIRST_BYTES: usize = 4;
         let mut bytes = bytes.to_vec();
         if planted!(TruncateXsave) {
@@ -451,7 +451,7 @@ impl Access<'_> {
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, StateError> {
         let known = &self.capabilities.msrs;
         match self.read_msrs(known.now()) {
-            // Found on another vCPU: that they are missing here must not cost the update.
+            // The MSR was found on another vCPU: its absence here must not fail the update.
             Err(StateError::Msr { msr, .. }) if !known.first().contains(&msr) => {
                 tracing::warn!(vcpu = self.index, msr = format!("{msr:#x}"), "msrs_as_before");
                 self.read_msrs(known.first())
@@ -474,7 +474,7 @@ impl Access<'_> {
         self.whole_list("KVM_SET_MSRS", entries, |batch| self.fd.set_msrs(batch))
     }
 
-    /// Calls `act` with all of `entries`, in as many batches as it takes.
+    /// Calls `act` with all of `entries`, in as many batches as necessary.
     fn whole_list(
         &self,
         call: &'static str,
@@ -549,12 +549,12 @@ impl VcpuState {
         lapic_timer::is_requested(&self.lapic)
     }
 
-    /// The CPUID it shows its guest.
+    /// The CPUID that the guest sees.
     pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
     }
 
-    /// The MSRs that this state has.
+    /// Indices of the MSRs in this state.
     pub fn msr_indices(&self) -> Vec<u32> {
         self.msrs.iter().map(|entry| entry.index).collect()
     }

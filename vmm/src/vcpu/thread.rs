@@ -1,4 +1,4 @@
-//! The thread of a vCPU: the run loop, and the requests it obeys.
+//! The thread of a vCPU: its run loop and how it handles requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub(super) struct Vcpu {
     shared: Arc<VcpuShared>,
 }
 
-/// A thread that has ended is not in the guest.
+/// Marks the vCPU's thread as ended, and so not in the guest, when dropped.
 struct StandsAtTheEnd(Arc<VcpuShared>);
 
 impl Drop for StandsAtTheEnd {
@@ -39,7 +39,7 @@ enum Next {
     End,
 }
 
-/// Tells the machine when the thread that holds it panics: nobody else would notice.
+/// Reports a panic of the thread that holds it to the machine: nothing else would notice.
 struct PanicReport {
     vcpu: u8,
     events: EventSink,
@@ -64,7 +64,7 @@ impl Vcpu {
         Self { start, inbox, kicked, unfinished: false, shared }
     }
 
-    /// Until the machine has had enough of it; says first whether its state is `loaded`.
+    /// Runs until told to quit. If there is state to load, sends the result on `loaded` first.
     pub(super) fn main(mut self, loaded: Sender<Result<(), StateError>>) {
         let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
@@ -89,7 +89,7 @@ impl Vcpu {
             } else if self.kicked.swap(false, Ordering::Acquire) {
                 let request = self.inbox.try_recv().ok();
                 if request.is_some() {
-                    // There may be more behind it.
+                    // More requests may be queued.
                     self.kicked.store(true, Ordering::Release);
                 }
                 request
@@ -144,7 +144,7 @@ impl Vcpu {
         }
     }
 
-    /// Reads everything. It executes nothing, but an interrupt that is due may arrive.
+    /// Saves everything. The guest executes nothing, but a due interrupt may arrive.
     fn save(&mut self, kickable: &Kickable) -> Result<VcpuState, StateError> {
         let VcpuStart { index, fd, capabilities, .. } = &mut self.start;
         settle::save(*index, fd, capabilities, kickable)
@@ -161,16 +161,16 @@ impl Vcpu {
         }
     }
 
-    /// A guest with a paravirtual clock must not take the pause for a lockup of its own
-    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74). When it goes on and not when it stops: until the vCPU
-    /// runs, KVM keeps that where no ioctl reads it, and an update would lose it.
+    /// Tells a guest with a paravirtual clock about the pause, so that it does not report a lockup
+    /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74). Done on resume, not on pause: until the vCPU runs, KVM
+    /// keeps the flag where no ioctl reads it, and an update would lose it.
     fn note_pause_to_guest(&self) {
         if planted!(NoKvmclockCtrl) {
             return;
         }
         match self.start.fd.kvmclock_ctrl() {
             Ok(()) => {}
-            // The guest uses no such clock.
+            // The guest does not use a paravirtual clock.
             Err(error) if error.errno() == libc::EINVAL => {}
             Err(error) => tracing::debug!(vcpu = self.start.index, %error, "kvmclock_ctrl_failed"),
         }
@@ -231,7 +231,7 @@ impl Vcpu {
         }
     }
 
-    /// Completes the access that led to an event, so that the vCPU stands after it, not in it.
+    /// Completes the access that caused an event, so that the vCPU stops after it, not in it.
     fn finish_quietly(&mut self, kickable: &Kickable) {
         if self.unfinished {
             kickable.set(true);
@@ -255,7 +255,7 @@ impl Vcpu {
                 bus.read(port, item, access);
             } else if let Some(request) = bus.write(port, item, access) {
                 let kind = GuestEventKind::Device(request);
-                // Before the item is done: then it is not asked for again.
+                // Recorded before the item is done: a done item is not repeated.
                 self.shared.met(&kind);
                 event = event.or(Some(kind));
             }
@@ -291,7 +291,7 @@ mod tests {
     use crate::memory::RamBlock;
 
     #[test]
-    fn a_guest_with_a_clock_hears_of_the_pause_when_it_goes_on() {
+    fn kvmclock_guest_is_told_of_the_pause_on_resume() {
         const CODE: u64 = 0x1000;
         const CLOCK: u64 = 0x2000;
         const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_thread_is_an_event() {
+    fn thread_panic_sends_an_event() {
         let (queue, inbox) = channel();
         let events = EventSink::new(queue, Arc::new(EventFd::new().unwrap()));
         let report = PanicReport { vcpu: 3, events: events.clone() };

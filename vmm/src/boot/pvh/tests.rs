@@ -10,14 +10,14 @@ fn ram(size: u64) -> RamBlock {
 }
 
 #[test]
-fn the_memory_map_leaves_the_holes_out() {
+fn memory_map_excludes_the_holes() {
     let ram = ram(4 << 30);
     let map: Vec<_> = memory_map(ram.memory()).iter().map(|e| (e.addr, e.addr + e.size)).collect();
     assert_eq!(map, [(0, 0xa_0000), (0x10_0000, 3 << 30), (4 << 30, 5 << 30)]);
 }
 
 #[test]
-fn a_text_file_is_no_kernel() {
+fn rejects_text_file_as_kernel() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "just text, long enough to be read as a header, ".repeat(4))
         .unwrap();
@@ -63,7 +63,7 @@ pub(crate) fn kernel(segments: &[(u64, u64, u64)]) -> BootImage {
 }
 
 #[test]
-fn all_that_is_not_in_the_file_is_cleared_wherever_it_lies() {
+fn memory_that_is_not_in_the_file_is_cleared() {
     let ram = ram(8 << 20);
     let dirty = vec![0xff_u8; 8 << 20];
     ram.memory().write_slice(&dirty, GuestAddress(0)).unwrap();
@@ -87,7 +87,7 @@ fn all_that_is_not_in_the_file_is_cleared_wherever_it_lies() {
 }
 
 #[test]
-fn an_initrd_does_not_lie_in_the_kernels_bss() {
+fn initrd_does_not_overlap_the_kernels_bss() {
     let ram = ram(8 << 20);
     let initrd = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(initrd.path(), [1; 4096]).unwrap();
@@ -103,7 +103,7 @@ fn an_initrd_does_not_lie_in_the_kernels_bss() {
 }
 
 #[test]
-fn a_segment_outside_of_ram_is_refused() {
+fn rejects_segment_outside_of_ram() {
     let ram = ram(8 << 20);
     for segment in [(0x10_0000, 0, 8 << 20), (u64::MAX, 0, 2), (0x10_0000, 0, u64::MAX)] {
         let error = load(ram.memory(), &kernel(&[segment]), "").unwrap_err();
@@ -112,7 +112,7 @@ fn a_segment_outside_of_ram_is_refused() {
 }
 
 #[test]
-fn a_segment_over_the_hole_or_longer_in_the_file_is_refused() {
+fn rejects_segment_in_the_hole_or_longer_in_the_file() {
     let low_end = LOW_RAM_END;
     let ram = ram(4 << 30);
     for segment in [
@@ -127,7 +127,7 @@ fn a_segment_over_the_hole_or_longer_in_the_file_is_refused() {
     }
 }
 
-/// The whole kernel is in place, and what it is given is found from the registers on.
+/// Asserts that the whole kernel is in place, and that the registers lead to its boot structures.
 fn assert_starts(ram: &RamBlock, segments: &[(u64, u64, u64)], cmdline: &str) {
     let memory = ram.memory();
     let entry = load(memory, &kernel(segments), cmdline).unwrap();
@@ -146,7 +146,7 @@ fn assert_starts(ram: &RamBlock, segments: &[(u64, u64, u64)], cmdline: &str) {
 }
 
 #[test]
-fn a_kernel_in_place_of_the_boot_structures_is_left_whole() {
+fn boot_structures_do_not_overwrite_the_kernel() {
     let ram = ram(8 << 20);
     let line = "x".repeat(0x2000);
     assert_starts(&ram, &[(0x10_0000, 0x1000, 0x1000)], &line);

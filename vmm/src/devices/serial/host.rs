@@ -18,19 +18,19 @@ use crate::exact_io::ExactIo;
 use crate::logging::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
-/// Output kept for a reader that does not read; beyond it the newest bytes are lost.
+/// Maximum output kept for a reader that does not read; beyond it the newest bytes are lost.
 const MAX_PENDING: usize = 1 << 20;
-/// Most bytes of input at once: a UART's FIFO has room for fewer.
+/// Maximum bytes of input at once: a UART's FIFO has room for fewer.
 const MOST_INPUT: usize = 64;
 
 const LISTENER: &str = "serial.listener";
 const CLIENT: &str = "serial.client";
 const FILE: &str = "serial.file";
 
-/// Why the host's side could not be opened.
+/// Errors from opening the host's side.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The socket.
+    /// The socket cannot listen.
     #[error("--serial: {0}")]
     Listen(#[from] BindError),
     /// The file.
@@ -38,13 +38,13 @@ pub enum HostError {
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// The file could make a writer wait.
+    /// A write to the file could block.
     #[error(
-        "--serial: {0} is no regular file: use stdio for a terminal, unix:PATH for a program that \
-         reads along, null for nothing"
+        "--serial: {0} is not a regular file: use stdio for a terminal, unix:PATH for a program \
+         that reads along, null for nothing"
     )]
     NotRegular(PathBuf),
 }
@@ -57,7 +57,7 @@ enum Kind {
     Unix { listener: Listener, client: Option<UnixStream> },
 }
 
-/// Two descriptors that this process shares with others, who would not like `O_NONBLOCK` on them.
+/// Two descriptors that this process shares with others, which do not expect `O_NONBLOCK` on them.
 #[derive(Debug)]
 struct Stdio {
     input: BorrowedFd<'static>,
@@ -72,7 +72,7 @@ impl Stdio {
         Self { input, output, ended: false }
     }
 
-    /// Past std's buffer: what is in it is lost by an exec, and hidden from `poll`.
+    /// Reads without std's buffer, whose content an exec would lose and `poll` would not see.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.ended || !is_ready(self.input, PollFlags::POLLIN) {
             return Err(ErrorKind::WouldBlock.into());
@@ -84,7 +84,7 @@ impl Stdio {
         if !is_ready(self.output, PollFlags::POLLOUT) {
             return Err(ErrorKind::WouldBlock.into());
         }
-        // A pipe that is ready takes so much without waiting, a terminal a single character.
+        // A ready pipe takes this much without blocking, a terminal a single character.
         let most =
             if nix::unistd::isatty(self.output).unwrap_or(false) { 1 } else { libc::PIPE_BUF };
         Ok(nix::unistd::write(self.output, &bytes[..bytes.len().min(most)])?)
@@ -97,11 +97,11 @@ pub struct SerialHost {
     kind: Kind,
     pending: VecDeque<u8>,
     lost: u64,
-    /// `accept` failed, for want of descriptors probably.
+    /// `accept` failed, probably for lack of descriptors.
     accept_failed: bool,
-    /// How much went over a socket.
+    /// Traffic on a socket.
     exact: Arc<ExactIo>,
-    /// Bytes that were sent already, by a process that died before it knew.
+    /// Bytes to skip: a process that died had already sent them.
     swallow: u64,
 }
 
@@ -147,12 +147,12 @@ impl SerialHost {
         }
     }
 
-    /// How much went over a socket since the newest copy of the port's state.
+    /// Traffic on a socket since the newest copy of the port's state.
     pub fn exact(&self) -> &Arc<ExactIo> {
         &self.exact
     }
 
-    /// So many of the bytes that come next have been sent before.
+    /// Skips the next `bytes` bytes of output, which have already been sent.
     pub fn swallow(&mut self, bytes: u64) {
         let pending = bytes.min(self.pending.len() as u64);
         self.pending.drain(..pending as usize);
@@ -171,7 +171,7 @@ impl SerialHost {
         }
     }
 
-    /// What the next process must know of the listening socket.
+    /// Returns what the next process must know about the listening socket.
     pub fn listener_state(&self) -> Option<ListenerState> {
         match &self.kind {
             Kind::Unix { listener, .. } => Some(listener.save(LISTENER)),
@@ -179,16 +179,16 @@ impl SerialHost {
         }
     }
 
-    /// From now on the socket's file goes when this does.
+    /// From now on, dropping this removes the socket's file.
     pub fn own_socket_file(&mut self) {
         if let Kind::Unix { listener, .. } = &mut self.kind {
             listener.own_file();
         }
     }
 
-    /// A socket with nobody on it, or with somebody who has left (see
-    /// [`client_has_left`](Self::client_has_left)) before the guest had `room` for the rest of what
-    /// they sent: a client may come.
+    /// Returns the listening socket if a client may connect: if there is none, or if it has left
+    /// (see [`client_has_left`](Self::client_has_left)) before the guest had `room` for the rest of
+    /// what it sent.
     pub(super) fn listener_fd(&self, room: bool) -> Option<BorrowedFd<'_>> {
         match &self.kind {
             Kind::Unix { listener, .. } if !self.accept_failed && self.may_accept(room) => {
@@ -203,7 +203,7 @@ impl SerialHost {
         !client || !room && self.client_has_left()
     }
 
-    /// The client can neither send nor receive any more. What it sent before may still be unread.
+    /// Whether the client can no longer send or receive. What it sent before may still be unread.
     pub(super) fn client_has_left(&self) -> bool {
         self.client_fd().is_some_and(|client| is_ready(client, PollFlags::empty()))
     }
@@ -245,7 +245,7 @@ impl SerialHost {
         let (kept, lost) = bytes.split_at(bytes.len().min(room));
         self.pending.extend(kept);
         if !lost.is_empty() {
-            self.lose(lost.len(), &"nobody reads it");
+            self.lose(lost.len(), &"its reader does not keep up");
         }
     }
 
@@ -256,7 +256,7 @@ impl SerialHost {
         self.lost += bytes as u64;
     }
 
-    /// Takes a client on; see [`listener_fd`](Self::listener_fd).
+    /// Accepts a client; see [`listener_fd`](Self::listener_fd).
     pub(super) fn accept(&mut self, room: bool) {
         if !self.may_accept(room) {
             return;
@@ -283,7 +283,7 @@ impl SerialHost {
         }
     }
 
-    /// Tries again what failed: nothing to poll for says when it can succeed.
+    /// Retries an `accept` that failed: no poll event says when it can succeed.
     pub(super) fn retry_accept(&mut self, room: bool) {
         if self.accept_failed {
             self.accept(room);
@@ -297,7 +297,7 @@ impl SerialHost {
         }
     }
 
-    /// Hands over what can be handed over without waiting.
+    /// Writes as much pending output as possible without blocking.
     pub(super) fn flush_pending(&mut self) {
         while !self.pending.is_empty() {
             let bytes = self.pending.as_slices().0;
@@ -326,7 +326,7 @@ impl SerialHost {
         }
     }
 
-    /// The last chance of what is pending: waits for its reader, at most so long.
+    /// Flushes pending output before the end: waits for its reader, for at most `patience`.
     pub fn drain(&mut self, patience: Duration) {
         let until = Instant::now() + patience;
         self.flush_pending();
@@ -341,7 +341,7 @@ impl SerialHost {
         }
     }
 
-    /// At most `room` bytes of input, without waiting.
+    /// Reads at most `room` bytes of input without blocking.
     pub(super) fn receive(&mut self, room: usize) -> Vec<u8> {
         let result = match &mut self.kind {
             Kind::Stdio(stdio) => {
@@ -363,7 +363,7 @@ impl SerialHost {
             {
                 Vec::new()
             }
-            // The end, or an error: `poll` would report either for ever.
+            // The end, or an error: `poll` would report either forever.
             ended => {
                 if let Kind::Stdio(stdio) = &mut self.kind {
                     stdio.ended = true;
@@ -383,10 +383,10 @@ fn warn_if_other(path: &Path, same: bool) {
     }
 }
 
-/// A file that never makes a writer wait.
+/// Opens a file that never blocks a writer.
 fn open_file(path: &Path) -> Result<File, HostError> {
     let not_regular = || HostError::NotRegular(path.to_owned());
-    // Before it is opened, too: to open a device can do something to it.
+    // Checked before opening, too: opening a device can have side effects.
     if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Err(not_regular());
     }
@@ -397,13 +397,13 @@ fn open_file(path: &Path) -> Result<File, HostError> {
     if file.metadata().map_err(error)?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// Whether `fd` has what `events` says, or an error to tell.
+/// Whether `fd` is ready for `events`, or has an error to report.
 fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd, events)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Output of the guest. Never waits and never fails: a UART's transmitter does not either.
+/// Output of the guest. Never blocks and never fails, like a UART's transmitter.
 impl Write for SerialHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent_before = self.swallow.min(bytes.len() as u64);
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_while_the_guest_has_no_room_makes_room_for_the_next() {
+    fn client_that_leaves_while_the_guest_has_no_room_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         let mut client = UnixStream::connect(&path).unwrap();
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accept_that_fails_is_not_waited_for_but_tried_again() {
+    fn failed_accept_is_retried_without_polling() {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         host.accept_failed = true;
@@ -484,7 +484,7 @@ mod tests {
         assert!(!host.accept_failed && host.input_fd().is_some());
     }
 
-    /// Both ends of a stdio: where input is written to, where output is read from.
+    /// A stdio, with the file that feeds its input and the file that reads its output.
     fn stdio() -> (SerialHost, File, File) {
         let fixed = |fd: std::os::fd::OwnedFd| -> BorrowedFd<'static> {
             // SAFETY: given up and never closed.
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_is_not_asked_for_stays_where_an_exec_cannot_lose_it() {
+    fn input_that_is_not_read_stays_in_the_kernel() {
         let (mut host, mut feed, _seen) = stdio();
         assert!(host.receive(16).is_empty());
         feed.write_all(b"0123456789").unwrap();
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_cannot_be_read_is_not_waited_for_again() {
+    fn unreadable_input_is_not_polled_again() {
         let (mut host, _feed, _seen) = stdio();
         let directory = File::open("/").unwrap();
         let Kind::Stdio(stdio) = &mut host.kind else { unreachable!() };
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_of_stdout_that_stops_reading_stops_nobody() {
+    fn slow_stdout_reader_does_not_block_the_guest() {
         let (mut host, _feed, mut seen) = stdio();
         let sent: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
         host.write_all(&sent).unwrap();
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_waits_for_a_reader_but_not_for_ever() {
+    fn drain_waits_for_the_reader_for_a_limited_time() {
         let (mut host, _feed, mut seen) = stdio();
         host.write_all(&[b'x'; 100_000]).unwrap();
         host.drain(Duration::from_millis(1));
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_make_a_writer_wait_is_no_file() {
+    fn rejects_files_that_can_block_a_writer() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn output_without_a_client_is_dropped_as_on_an_open_line() {
+    fn output_without_a_client_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, _) = unix(dir.path());
         host.write_all(b"nobody listens").unwrap();
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_makes_room_for_the_next() {
+    fn client_that_leaves_can_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, path) = unix(dir.path());
         drop(UnixStream::connect(&path).unwrap());

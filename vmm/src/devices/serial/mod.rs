@@ -23,8 +23,8 @@ const GSI: u32 = 4;
 
 /// An edge-triggered interrupt line into KVM's irqchip.
 ///
-/// `KVM_IRQ_LINE` and no irqfd: the interrupt is in the irqchip when the call returns, so a pause
-/// right after it saves it; an irqfd may still have it in a work queue.
+/// `KVM_IRQ_LINE`, not an irqfd: the interrupt is in the irqchip when the call returns, so a save
+/// right after it has it; an irqfd may still have it in a work queue.
 struct IrqLine {
     vm: Arc<VmFd>,
 }
@@ -120,16 +120,16 @@ impl SerialPortState {
     }
 }
 
-/// Why a serial port could not be set up.
+/// Errors from setting up a serial port.
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
-    /// The saved registers do not make sense.
-    #[error("the saved state of the serial port is not valid: {0}")]
+    /// The saved registers are invalid.
+    #[error("invalid saved state of the serial port: {0}")]
     State(String),
 }
 
 impl SerialPort {
-    /// A port with the registers of `state`.
+    /// Creates a port with the registers of `state`.
     ///
     /// It may raise its interrupt at once, so a restore sets the irqchip's state afterwards.
     pub fn new(
@@ -144,20 +144,21 @@ impl SerialPort {
         Ok(Self { device })
     }
 
-    /// Registers, and output that the host has not taken yet.
+    /// Returns the registers, and output that the host has not taken yet.
     pub fn state(&self) -> SerialPortState {
         SerialPortState::new(self.device.state(), self.device.writer().pending())
     }
 
-    /// The same for a [`Shadow`](super::shadow::Shadow): of the output only the oldest 64 KiB.
+    /// Returns the state for a [`Shadow`](super::shadow::Shadow), with only the oldest 64 KiB of
+    /// output.
     pub fn shadow_state(&self) -> SerialPortState {
         const MOST_OUTPUT: usize = 64 << 10;
         let output = self.device.writer().oldest_pending(MOST_OUTPUT);
         SerialPortState::new(self.device.state(), output)
     }
 
-    /// Makes up for what went between the copy that this port was made from and the death of the
-    /// process: before the guest runs, and before what it wrote is made up for.
+    /// Replays the traffic between the copy that this port was created from and the death of the
+    /// process. Must be called before the guest runs, and before its lost writes are replayed.
     pub fn make_up_for(&mut self, sent: u64, received: &[u8]) {
         self.device.writer_mut().swallow(sent);
         if let Err(error) = self.device.enqueue_raw_bytes(received) {
@@ -165,7 +166,7 @@ impl SerialPort {
         }
     }
 
-    /// The host's side, for a port in a rebuilt machine.
+    /// Returns the host's side, for a port in a rebuilt machine.
     pub fn into_host(self) -> SerialHost {
         self.device.into_writer()
     }
@@ -185,12 +186,12 @@ impl SerialPort {
         }
     }
 
-    /// The host's side, to change.
+    /// The host's side, mutable.
     pub fn host_mut(&mut self) -> &mut SerialHost {
         self.device.writer_mut()
     }
 
-    /// Descriptors to wait for, each with for what.
+    /// Descriptors to poll, each with its events.
     pub fn poll_fds(&mut self) -> Vec<(i32, PollFlags)> {
         let room = self.device.fifo_capacity() > 0;
         self.device.writer_mut().retry_accept(room);
@@ -207,7 +208,7 @@ impl SerialPort {
         fds
     }
 
-    /// Moves what can be moved without waiting, in both directions.
+    /// Moves as much data as possible without blocking, in both directions.
     pub fn service(&mut self) {
         let room = self.device.fifo_capacity();
         self.device.writer_mut().accept(room > 0);

@@ -1,4 +1,4 @@
-//! Losing what surrounds the VM: an attribute of the process, of a descriptor or of a file.
+//! Losing an attribute of the process, of a descriptor or of a file.
 
 use std::fs::{self, Permissions};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -14,10 +14,10 @@ use nix::unistd::Pid;
 
 use super::draw::Draw;
 
-/// Descriptors below are nobody's.
+/// The last of the standard descriptors, which are left alone.
 const STANDARD: RawFd = 2;
 
-/// Ways to lose one; each says what it did, unless there is nothing to lose here.
+/// Ways to lose an attribute; each returns what it did, or `None` if there is nothing to lose.
 const WAYS: &[fn(&mut Draw) -> Option<String>] = &[
     lose_umask,
     lose_nice_value,
@@ -45,7 +45,7 @@ const WAYS: &[fn(&mut Draw) -> Option<String>] = &[
     leak_file,
 ];
 
-/// Loses one; says which.
+/// Loses an attribute; returns which.
 pub(super) fn lose(draw: &mut Draw) -> Option<String> {
     draw.all_below(WAYS.len()).find_map(|way| WAYS[way](draw))
 }
@@ -164,7 +164,7 @@ fn lose_policy(_: &mut Draw) -> Option<String> {
     (set == 0).then(|| "the main thread is SCHED_BATCH".to_owned())
 }
 
-/// The open descriptors, and what they lead to.
+/// Returns the open descriptors and their targets.
 fn descriptors() -> Vec<(RawFd, PathBuf)> {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let found = entries.filter_map(|entry| {
@@ -177,7 +177,7 @@ fn descriptors() -> Vec<(RawFd, PathBuf)> {
 }
 
 fn borrow(number: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: it was open a moment ago; where it is not any more the call fails, which is all right.
+    // SAFETY: it was open a moment ago; if it no longer is, the call fails, which does no harm.
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
@@ -229,7 +229,7 @@ fn leak_thread(_: &mut Draw) -> Option<String> {
 fn leak_mapping(draw: &mut Draw) -> Option<String> {
     let (shared, what) =
         [(libc::MAP_SHARED, "shared"), (libc::MAP_PRIVATE, "private")][draw.below(2)];
-    // SAFETY: a new mapping, in the place of no other.
+    // SAFETY: a new mapping, which replaces no other.
     let mapped = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -243,7 +243,7 @@ fn leak_mapping(draw: &mut Draw) -> Option<String> {
     (mapped != libc::MAP_FAILED).then(|| format!("a {what} mapping of 1 MiB is left"))
 }
 
-/// The VM's own files: those named on the command line in the folder of the PID file.
+/// Returns the VM's own files: those named on the command line in the folder of the PID file.
 fn files() -> Vec<PathBuf> {
     let args: Vec<String> = std::env::args().collect();
     let Some(folder) = pid_file(&args).and_then(|path| Some(path.parent()?.to_owned())) else {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_told_with_what_they_lead_to() {
+    fn descriptors_have_their_targets() {
         let file = fs::File::open("/dev/null").unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&file);
         assert!(descriptors().contains(&(number, "/dev/null".into())));

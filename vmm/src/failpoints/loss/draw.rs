@@ -1,4 +1,4 @@
-//! Numbers that look random and are the same each time.
+//! Reproducible pseudo-random numbers.
 
 use fastrand::Rng;
 
@@ -10,12 +10,12 @@ impl Draw {
         Self(Rng::with_seed(number))
     }
 
-    /// One of the first `bound` numbers; 0 where there is none.
+    /// Draws a number below `bound`; 0 if there is none.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0.usize(..bound.max(1))
     }
 
-    /// The numbers below `bound`, beginning anywhere.
+    /// Returns the numbers below `bound`, beginning at any of them.
     pub(super) fn all_below(&mut self, bound: usize) -> impl Iterator<Item = usize> + use<> {
         let first = self.below(bound);
         (0..bound).map(move |number| (first + number) % bound)
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_tried_wherever_it_begins() {
+    fn all_below_returns_every_number() {
         for number in 0..10 {
             let mut tried: Vec<_> = Draw::new(number).all_below(5).collect();
             tried.sort();

@@ -1,4 +1,4 @@
-//! Losing what clients are told: an event, or a part of one, or a part of an answer.
+//! Losing messages to clients: an event, or part of one, or part of an answer.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -10,19 +10,19 @@ use serde_json::Value;
 use super::draw::Draw;
 use super::{Seam, drawn, tell};
 
-/// An update makes so many events in the new process at least, or one where the guest stands still.
+/// Minimum number of events of an update in the new process; one if the guest is paused.
 const EVENTS: usize = 2;
-/// A client that looks at all there is asks so much at least.
+/// Minimum number of queries of a client that looks at everything.
 const ANSWERS: usize = 16;
-/// No shape that an answer has.
+/// Not the shape of any answer.
 const NONE: u64 = 0;
 
 static EVENTS_SEEN: AtomicUsize = AtomicUsize::new(0);
 static ANSWERS_SEEN: AtomicUsize = AtomicUsize::new(0);
-/// The shape of the answers of which something is lost.
+/// The shape of the answers that lose something.
 static SHAPE: AtomicU64 = AtomicU64::new(NONE);
 
-/// What becomes of an event; `None`: it is not sent.
+/// Returns what becomes of an event; `None` if it is not sent.
 pub fn lose_of_event(event: &Event) -> Option<Event> {
     let mut event = event.clone();
     let Some(mut draw) = drawn(Seam::Event) else { return Some(event) };
@@ -52,7 +52,7 @@ pub fn lose_of_event(event: &Event) -> Option<Event> {
     Some(event)
 }
 
-/// What becomes of an answer, and of all others that have the same members.
+/// Returns what becomes of an answer, and of all others that have the same members.
 pub fn lose_of_answer(mut answer: Value) -> Value {
     let Some(mut draw) = drawn(Seam::Answer) else { return answer };
     let which = draw.below(ANSWERS);
@@ -68,7 +68,7 @@ pub fn lose_of_answer(mut answer: Value) -> Value {
     answer
 }
 
-/// A number for the members of an answer that has some.
+/// Returns a hash of an answer's member names, if it has any.
 fn shape(answer: &Value) -> Option<u64> {
     let members = match answer {
         Value::Array(items) => items.first()?.as_object()?,

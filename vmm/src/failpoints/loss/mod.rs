@@ -1,9 +1,9 @@
-//! Losses that nobody has thought of: drawn by number from all that crosses an update, to measure what
-//! share of them the scenarios notice.
+//! Random losses: drawn by number from everything that crosses an update, to measure what share of
+//! them the scenarios notice.
 //!
-//! `--plant lose-N` loses one thing in each process that takes over: a value of the saved state or of
-//! the CPR state, an event or a part of one, a part of an answer, an attribute of the process or of a
-//! file of its. What it was is logged as `planted_loss`.
+//! `--plant lose-N` loses one thing in each process that takes over: a value of the saved state or
+//! of the CPR state, an event or part of one, part of an answer, or an attribute of the process or
+//! of one of its files. The loss is logged as `planted_loss`.
 
 mod attribute;
 mod draw;
@@ -21,7 +21,7 @@ const NONE: u64 = u64::MAX;
 
 static NUMBER: AtomicU64 = AtomicU64::new(NONE);
 
-/// Where something is lost.
+/// Where a loss can occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seam {
     SavedState,
@@ -31,16 +31,16 @@ enum Seam {
     Attribute,
 }
 
-/// Loses the thing of this number.
+/// Selects the loss with this number.
 pub fn lose(number: u64) {
     NUMBER.store(number, Ordering::SeqCst);
 }
 
-/// The draw, if something is to be lost at `seam`.
+/// Returns the draw, if something is to be lost at `seam`.
 fn drawn(seam: Seam) -> Option<Draw> {
     let number = Some(NUMBER.load(Ordering::SeqCst)).filter(|&number| number != NONE)?;
     let mut draw = Draw::new(number);
-    // By far the most of what crosses is in the saved state.
+    // Most of what crosses an update is in the saved state.
     let at = match draw.below(10) {
         0..=5 => Seam::SavedState,
         6 => Seam::CprState,

@@ -1,17 +1,17 @@
-//! Losing a part of what is encoded: a number becomes 0, `true` becomes `false`, some bytes become 0,
-//! an element of a list is left out.
+//! Losing part of an encoded value: a number becomes 0, `true` becomes `false`, some bytes become
+//! 0, an element of a list is left out.
 
 use ciborium::Value;
 
 use super::draw::Draw;
 
-/// Lists of so many small numbers and more are bytes.
+/// Lists of at least so many small numbers are treated as bytes.
 const BYTES: usize = 8;
 
 /// How many bytes are lost at once.
 const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
-/// Loses a value of what `data` encodes; says which, unless it has none that is not 0 anyway.
+/// Loses a value encoded in `data`. Returns which; `None` if all are already 0.
 pub(super) fn lose_of_cbor(data: &mut Vec<u8>, draw: &mut Draw) -> Option<String> {
     let mut value: Value = ciborium::from_reader(&**data).ok()?;
     let what = lose(&mut value, draw)?;
@@ -106,7 +106,7 @@ mod tests {
     #[case(vec![], vec![0, 0, 0, 0, 0, 0, 0, 0, 9], vec![], false, ".lapic bytes 0x8 to 0x8, [09], become 0")]
     #[case(vec![], vec![], vec![0, 0, 0, 0, 0, 0, 0, 0, 9], false, ".area bytes 0x8 to 0x8, [09], become 0")]
     #[case(vec![], vec![], vec![], true, ".runs true becomes false")]
-    fn the_one_thing_that_is_there_is_lost(
+    fn the_only_value_that_is_set_is_lost(
         #[case] msrs: Vec<(u32, u64)>,
         #[case] lapic: Vec<u8>,
         #[case] area: Vec<u8>,
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_lost_sooner_or_later() {
+    fn every_field_can_be_lost() {
         let lost: std::collections::BTreeSet<_> = (0..500)
             .filter_map(|number| {
                 let mut data = encoded(vec![(1, 2), (3, 4)], vec![1; 8], vec![2; 8], true);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cbor_stays() {
+    fn invalid_cbor_is_unchanged() {
         let mut data = vec![0xff];
         assert_eq!(lose_of_cbor(&mut data, &mut Draw::new(1)), None);
         assert_eq!(data, [0xff]);

@@ -1,4 +1,4 @@
-//! What the host does while a machine is saved.
+//! Tests of interrupts that the host raises while a machine is saved.
 
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::memory::RamBlock;
 
 const SPIV: usize = 0xf0;
 const IRR: usize = 0x200;
-/// Of a redirection table's entry.
+/// Bits of a redirection table's entry.
 const LEVEL: u64 = 1 << 15;
 const REMOTE_IRR: u64 = 1 << 14;
 
@@ -28,7 +28,7 @@ fn null() -> SerialHost {
     SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap()
 }
 
-/// The bytes of the first vCPU's LAPIC in `state`, for `act`.
+/// Calls `act` with the bytes of the first vCPU's LAPIC in `state`.
 fn with_lapic<T>(state: &mut SavedState, act: impl FnOnce(&mut [u8]) -> T) -> T {
     let mut vcpu: Value = state.take(VCPU.0, 0, VCPU.1).unwrap();
     let fields = vcpu.as_map_mut().unwrap();
@@ -50,9 +50,10 @@ fn with_lapic_enabled() -> Machine {
     machine
 }
 
-/// As the PIT does it: up and down, by IOAPIC and PIC. Level-triggered, what is lost shows for ever.
+/// Pulses the line as the PIT does, through IOAPIC and PIC. The pin is level-triggered, so that a
+/// lost interrupt stays visible.
 #[test]
-fn a_tick_during_the_save_leaves_no_pin_waiting_for_an_interrupt_that_is_lost() {
+fn no_tick_during_the_save_is_lost() {
     let machine = with_lapic_enabled();
     let vm = &machine.kvm_part.as_ref().unwrap().vm;
     for vector in 0x31..=0xf0_u8 {

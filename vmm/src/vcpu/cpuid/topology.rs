@@ -1,8 +1,8 @@
-//! The leaves that say how many vCPUs there are and what they share.
+//! The CPUID leaves that describe the number of vCPUs and what they share.
 //!
-//! KVM says nothing of its own about them: since Linux 6.2 it lists leaves 0xb, 0x1f and 0x8000001e
-//! empty, and the others describe the host. So they are built here, to agree with each other: one
-//! package, a core for each vCPU, caches up to level 2 a core's own, level 3 shared by all. (SDM
+//! KVM does not fill them in: since Linux 6.2 it lists leaves 0xb, 0x1f and 0x8000001e empty, and
+//! the others describe the host. They are built here so that they agree with each other: one
+//! package, one core per vCPU, caches up to level 2 private to a core, level 3 shared by all. (SDM
 //! vol. 2, CPUID; AMD APM vol. 3, appendix E.)
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
@@ -12,21 +12,21 @@ const HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
 /// AMD: there are leaves 0x8000001d and 0x8000001e.
 const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
-/// The field for cores in leaf 4 has 6 bits: with more cores than that, leaf 0xb counts.
+/// The field for cores in leaf 4 has 6 bits: with more cores than that, leaf 0xb applies.
 const LEAF_4_CORES: u32 = 0x3f;
-/// First level that cores share.
+/// First cache level that cores share.
 const SHARED_LEVEL: u32 = 3;
 
-/// The place of a vCPU among all.
+/// The position of a vCPU among all vCPUs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Topology {
-    /// The vCPU, and its APIC ID.
+    /// The vCPU's index, which is its APIC ID.
     pub(super) index: u8,
-    /// How many there are, at least one.
+    /// Number of vCPUs, at least one.
     pub(super) cpus: u8,
 }
 
-/// Which of the two ways of telling the topology a processor has.
+/// Which vendor's leaves describe the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
     Intel,
@@ -36,7 +36,7 @@ enum Shape {
 impl Shape {
     fn of(entries: &[kvm_cpuid_entry2]) -> Self {
         let vendor = entries.iter().find(|entry| entry.function == 0).map_or([0; 3], |leaf| {
-            // In this order they spell the name.
+            // In this order the registers spell the vendor's name.
             [leaf.ebx, leaf.edx, leaf.ecx]
         });
         match vendor.map(u32::to_le_bytes).as_flattened() {
@@ -47,12 +47,12 @@ impl Shape {
 }
 
 impl Topology {
-    /// Bits of an APIC ID that tell the cores of a package apart.
+    /// Number of APIC ID bits that distinguish the cores of a package.
     fn core_bits(self) -> u32 {
         u8::BITS - self.cpus.saturating_sub(1).leading_zeros()
     }
 
-    /// Replaces all that `entries` say of the topology.
+    /// Replaces everything that `entries` say about the topology.
     pub(super) fn put_into(self, entries: &mut Vec<kvm_cpuid_entry2>) {
         let shape = Shape::of(entries);
         let max = |first, entries: &[kvm_cpuid_entry2]| {
@@ -66,7 +66,7 @@ impl Topology {
                 entries.extend(self.levels(leaf));
             }
         }
-        // Of dies and complexes there is nothing to tell: empty, it sends the guest to 0xb.
+        // There are no dies or complexes to describe: an empty leaf sends the guest to 0xb.
         if entries.iter().any(|entry| entry.function == 0x8000_0026) {
             entries.retain(|entry| entry.function != 0x8000_0026);
             entries.push(subleaf(0x8000_0026, 0));
@@ -106,7 +106,7 @@ impl Topology {
         }
     }
 
-    /// Leaf 0xb or 0x1f: threads of a core, cores of the package, and an end.
+    /// Builds leaf 0xb or 0x1f: threads of a core, cores of the package, and a terminator.
     fn levels(self, leaf: u32) -> [kvm_cpuid_entry2; 3] {
         let (threads, cores) = ((0, 1, 1 << 8), (self.core_bits(), self.cpus.into(), 2 << 8));
         let mut index = 0;
@@ -123,7 +123,7 @@ impl Topology {
         })
     }
 
-    /// Leaf 0x8000001e: a core of its own, in the only node.
+    /// Builds leaf 0x8000001e: a core of its own, in the only node.
     fn extended_ids(self) -> kvm_cpuid_entry2 {
         let id = self.index.into();
         kvm_cpuid_entry2 { function: 0x8000_001e, eax: id, ebx: id, ..Default::default() }
@@ -139,12 +139,12 @@ fn subleaf(function: u32, index: u32) -> kvm_cpuid_entry2 {
     }
 }
 
-/// Of leaf 4 or 0x8000001d, which end with one that is none.
+/// Whether a subleaf of leaf 4 or 0x8000001d describes a cache; the last one does not.
 fn is_cache(entry: &kvm_cpuid_entry2) -> bool {
     entry.eax & 0x1f != 0
 }
 
-/// `others`: with how many a cache of all cores is shared.
+/// Sets how many others share a cache: `others` if all cores share its level, else none.
 fn share(entry: &mut kvm_cpuid_entry2, others: u32) {
     let level = entry.eax >> 5 & 0b111;
     let others = if level >= SHARED_LEVEL { others } else { 0 };

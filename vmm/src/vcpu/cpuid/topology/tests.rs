@@ -22,7 +22,7 @@ fn vendor(max: u32, name: &[u8; 12]) -> kvm_cpuid_entry2 {
     leaf(0, [max, word(0), word(8), word(4)])
 }
 
-/// Caches of a host with two threads a core and 28 cores: first level twice, second, third, none.
+/// Caches of a host with two threads per core and 28 cores: two of level 1, level 2, level 3, none.
 const INTEL_CACHES: [[u32; 4]; 5] = [
     [0xfc00_4121, 0x02c0_003f, 63, 0],
     [0xfc00_4122, 0x01c0_003f, 63, 0],
@@ -62,7 +62,7 @@ fn amd(name: &[u8; 12], levels: &[[u32; 4]]) -> Vec<kvm_cpuid_entry2> {
     entries
 }
 
-/// What the host has, before Linux 6.2, and what KVM says since then.
+/// The levels that KVM lists: the host's before Linux 6.2, an empty one since then.
 const OLD: [[u32; 4]; 3] = [[1, 2, 0x100, 7], [6, 56, 0x201, 7], [0, 0, 2, 7]];
 const NEW: [[u32; 4]; 1] = [[0; 4]];
 
@@ -75,7 +75,7 @@ fn bits_for(cpus: u32) -> u32 {
     (0..).find(|bits| 1 << bits >= cpus).unwrap()
 }
 
-/// All that the guest of `topology` can conclude from its leaves is the same.
+/// Asserts that all leaves describe the same `topology`.
 pub(in super::super) fn assert_consistent(entries: &[kvm_cpuid_entry2], topology: Topology) {
     let (cpus, id) = (u32::from(topology.cpus), u32::from(topology.index));
     let bits = bits_for(cpus);
@@ -85,7 +85,7 @@ pub(in super::super) fn assert_consistent(entries: &[kvm_cpuid_entry2], topology
 
     let leaf_1 = find(entries, 1, 0).unwrap();
     assert_eq!((leaf_1.ebx >> 24, leaf_1.ebx >> 16 & 0xff), (id, cpus));
-    // Some KVMs show the host's to a guest with one vCPU, too: the number of vCPUs counts.
+    // Some KVMs show the host's flag to a guest with one vCPU, too: the number of vCPUs decides.
     assert!(cpus == 1 || leaf_1.edx & HTT != 0);
 
     let (basic, shape) = (find(entries, 0, 0).unwrap().eax, Shape::of(entries));
@@ -139,7 +139,7 @@ fn built(host: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_cpuid_entry2>
 #[case::amd(amd(b"AuthenticAMD", &OLD))]
 #[case::amd_since_linux_6_2(amd(b"AuthenticAMD", &NEW))]
 #[case::hygon(amd(b"HygonGenuine", &NEW))]
-fn every_leaf_tells_the_same(#[case] host: Vec<kvm_cpuid_entry2>) {
+fn all_leaves_agree(#[case] host: Vec<kvm_cpuid_entry2>) {
     for cpus in CPUS {
         for index in 0..cpus {
             let topology = Topology { index, cpus };
@@ -149,7 +149,7 @@ fn every_leaf_tells_the_same(#[case] host: Vec<kvm_cpuid_entry2>) {
 }
 
 #[test]
-fn leaves_beyond_the_last_are_not_made_up() {
+fn leaves_beyond_the_maximum_are_not_added() {
     let mut host = amd(b"AuthenticAMD", &[]);
     host[0].eax = 0xa;
     host.retain(|entry| entry.function < 0x8000_0009);
@@ -165,7 +165,7 @@ fn leaves_beyond_the_last_are_not_made_up() {
 }
 
 #[test]
-fn what_is_not_topology_stays() {
+fn non_topology_fields_are_kept() {
     let topology = Topology { index: 0, cpus: 4 };
     let entries = built(&intel(&NEW), topology);
     assert_eq!(find(&built(&intel(&NEW), Topology { index: 0, cpus: 1 }), 1, 0).unwrap().edx, 0);
@@ -181,7 +181,7 @@ fn what_is_not_topology_stays() {
 }
 
 #[test]
-fn dies_of_the_host_are_not_told() {
+fn host_dies_are_hidden() {
     let entries = built(&amd(b"AuthenticAMD", &NEW), Topology { index: 0, cpus: 4 });
     let found: Vec<_> = entries.iter().filter(|entry| entry.function == 0x8000_0026).collect();
     assert_eq!(found.iter().map(|e| (e.index, e.ebx, e.ecx)).collect::<Vec<_>>(), [(0, 0, 0)]);
