@@ -1,4 +1,4 @@
-//! The command line and what it means.
+//! Command-line options and their parsing.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use clap::{Parser, ValueEnum};
 
 use crate::machine::MachineConfig;
 
-/// The largest number of vCPUs that can be asked for.
+/// Maximum value of `--cpus`.
 pub const MAX_CPUS: u8 = 64;
 const MIB: u64 = 1 << 20;
-/// Least RAM: the boot structures and a guest linked at 1 MiB fit.
+/// Smallest RAM size: the boot structures and a guest linked at 1 MiB fit.
 const MIN_MEMORY: u64 = 4 * MIB;
-/// Most RAM: more is a mistake. (What a host cannot address is refused by KVM with the memslot; the
-/// test guests map the first 64 GiB.)
+/// Largest RAM size, to catch mistakes. KVM rejects the memslot if the host cannot address it; the
+/// test guests map the first 64 GiB.
 const MAX_MEMORY: u64 = 1 << 40;
 
 /// A compact KVM VMM, controlled over QMP, that can replace itself by exec under a running guest.
@@ -24,15 +24,15 @@ pub struct Config {
     #[arg(long, value_name = "FILE", required_unless_present = "incoming")]
     pub kernel: Option<PathBuf>,
 
-    /// Command line handed to the guest.
+    /// Command line passed to the guest.
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     pub cmdline: String,
 
-    /// Initial RAM disk handed to the guest as its first module.
+    /// Initial RAM disk passed to the guest as its first module.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 
-    /// Guest RAM: a size with suffix K, M or G; share=off keeps it out of reach of an update.
+    /// Guest RAM: a size with suffix K, M or G; with share=off the VM cannot be updated.
     #[arg(long, value_name = "SIZE[,share=on|off][,pages=4k|thp|2m]", default_value = "128M")]
     pub memory: MemoryConfig,
 
@@ -40,45 +40,45 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     pub cpus: u8,
 
-    /// Where to listen for QMP clients.
+    /// Socket on which to listen for QMP clients.
     #[arg(long, value_name = "unix:PATH")]
     pub qmp: Option<UnixPath>,
 
-    /// What the first serial port is connected to.
+    /// Backend of the first serial port.
     #[arg(long, value_name = "null|stdio|file:PATH|unix:PATH", default_value = "null")]
     pub serial: SerialConfig,
 
-    /// Whether the guest has a device for tests, and a port (0x501) by which it ends the VMM.
+    /// Whether to add the test device and a port (0x501) through which the guest ends the VMM.
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub test_device: Switch,
 
-    /// Load a saved state instead of booting: from a file, or when `migrate-incoming` says so.
+    /// Load a saved state instead of booting: from a file, or on QMP `migrate-incoming`.
     #[arg(long, value_name = "file:PATH|defer")]
     pub incoming: Option<Incoming>,
 
-    /// Guest RAM that a failed update has left, with --incoming file:PATH: what it names, such as
+    /// With --incoming file:PATH: path of the guest RAM that a failed update left behind, such as
     /// /proc/PID/fd/N.
     #[arg(long, value_name = "PATH", requires = "incoming")]
     pub incoming_ram: Option<PathBuf>,
 
-    /// Whether state files and memory dumps are written through a symbolic link, where the last
+    /// Whether state files and memory dumps are written through a symbolic link, if the last
     /// component of their path is one.
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub follow_symlinks: Switch,
 
-    /// Do not start the vCPUs before QMP `cont`.
+    /// Do not start the vCPUs until QMP `cont`.
     #[arg(long)]
     pub paused: bool,
 
-    /// The VM's name, as `query-name` answers it.
+    /// Name of the VM, as reported by `query-name`.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Write the process ID here; removed on exit.
+    /// Write the process ID to this file; removed on exit.
     #[arg(long, value_name = "PATH")]
     pub pid_file: Option<PathBuf>,
 
-    /// How much to log.
+    /// Log level.
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log: LogLevel,
 
@@ -91,7 +91,7 @@ pub struct Config {
     #[arg(long, value_name = "POINT=ACTION")]
     pub failpoint: Vec<crate::failpoints::FailPoint>,
 
-    /// Have this bug; can be repeated.
+    /// Plant this bug; can be repeated.
     #[cfg(feature = "failpoints")]
     #[arg(long, value_name = "NAME", hide = true)]
     pub plant: Vec<crate::failpoints::Plant>,
@@ -101,14 +101,14 @@ pub struct Config {
     #[arg(long, value_name = "N", hide = true)]
     pub x_state_version: Option<u32>,
 
-    /// When a second process stands ready that continues the guest if the VMM's own process dies:
+    /// When to keep a standby process that continues the guest if the VMM's own process dies:
     /// always, during updates, or never.
     #[arg(long, value_name = "on|update|off", default_value = "update")]
     pub keeper: KeeperPolicy,
 }
 
 impl Config {
-    /// The machine it describes.
+    /// Returns the machine that the options describe.
     pub fn machine(&self) -> MachineConfig {
         MachineConfig {
             memory: self.memory,
@@ -119,14 +119,14 @@ impl Config {
     }
 }
 
-/// `--keeper`.
+/// The value of `--keeper`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KeeperPolicy {
-    /// From the start to the end.
+    /// From startup to exit.
     On,
     /// From `migrate` until the update is reported complete or failed.
     Update,
-    /// Never. An update takes longer then.
+    /// Never; updates then take longer.
     Off,
 }
 
@@ -139,7 +139,7 @@ pub enum Switch {
     Off,
 }
 
-/// `--log`.
+/// The value of `--log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs)]
 pub enum LogLevel {
@@ -151,7 +151,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// What the pages of guest RAM are made of.
+/// The kind of pages that back guest RAM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PageKind {
     /// 4 KiB pages.
@@ -164,7 +164,7 @@ pub enum PageKind {
 }
 
 impl PageKind {
-    /// Bytes that a RAM size must be a multiple of.
+    /// Returns the number of bytes that a RAM size must be a multiple of.
     pub fn alignment(self) -> u64 {
         match self {
             Self::Small => 4096,
@@ -172,7 +172,7 @@ impl PageKind {
         }
     }
 
-    /// The word used on the command line.
+    /// Returns the spelling used on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Small => "4k",
@@ -182,42 +182,42 @@ impl PageKind {
     }
 }
 
-/// `--memory`.
+/// The value of `--memory`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryConfig {
     /// Bytes of RAM.
     pub size: u64,
     /// RAM is a shared mapping of a memfd, which an update can hand over.
     pub share: bool,
-    /// What its pages are made of.
+    /// The kind of pages that back it.
     pub pages: PageKind,
 }
 
-/// Why a `--memory` value was refused.
+/// Reasons to reject a `--memory` value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryConfigError {
     /// The size is not a number with a known suffix.
-    #[error("\"{0}\" is no size: use a whole number with suffix K, M or G, such as 256M")]
+    #[error("invalid size \"{0}\": expected a whole number with suffix K, M or G, such as 256M")]
     Size(String),
     /// The size is too small or too large.
-    #[error("{0} bytes of RAM is outside of 4M to 1024G")]
+    #[error("invalid RAM size of {0} bytes: must be 4M to 1024G")]
     Range(u64),
-    /// The size is no multiple of the page size.
+    /// The size is not a multiple of the page size.
     #[error(
-        "RAM of {size} bytes is no multiple of its page size, {alignment} bytes (pages={pages})"
+        "invalid RAM size of {size} bytes: must be a multiple of {alignment} bytes (pages={pages})"
     )]
     Alignment {
-        /// Bytes asked for.
+        /// The requested size in bytes.
         size: u64,
-        /// Bytes it must be a multiple of.
+        /// The required alignment in bytes.
         alignment: u64,
-        /// The pages asked for.
+        /// The requested kind of pages.
         pages: &'static str,
     },
     /// An option that does not exist.
     #[error("unknown option \"{0}\": known are share=on|off and pages=4k|thp|2m")]
     Option(String),
-    /// Huge pages of a private mapping.
+    /// Huge pages were requested for a private mapping.
     #[error("pages={0} needs share=on")]
     PrivateHuge(&'static str),
 }
@@ -269,13 +269,13 @@ fn parse_size(text: &str) -> Result<u64, MemoryConfigError> {
     number.checked_mul(1 << shift).ok_or_else(error)
 }
 
-/// `unix:PATH`.
+/// An address of the form `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixPath(pub PathBuf);
 
-/// Why an address was refused.
+/// An address could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{given}\" is not understood: use {expected}")]
+#[error("invalid address \"{given}\": expected {expected}")]
 pub struct AddressError {
     given: String,
     expected: &'static str,
@@ -292,10 +292,10 @@ impl FromStr for UnixPath {
     }
 }
 
-/// `--serial`.
+/// The value of `--serial`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialConfig {
-    /// Output is thrown away, input never comes.
+    /// Output is discarded; there is no input.
     Null,
     /// The VMM's own stdin and stdout.
     Stdio,
@@ -322,7 +322,7 @@ impl FromStr for SerialConfig {
     }
 }
 
-/// `--incoming`.
+/// The value of `--incoming`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incoming {
     /// Wait for `migrate-incoming`.
@@ -355,7 +355,7 @@ mod tests {
     #[case("8192K,share=off", 8 << 20, false, PageKind::Small)]
     #[case("4194304,pages=thp,share=on", 4 << 20, true, PageKind::Thp)]
     #[case("2G,pages=2m", 2 << 30, true, PageKind::Huge2M)]
-    fn memory_is_understood(
+    fn parses_memory(
         #[case] text: &str,
         #[case] size: u64,
         #[case] share: bool,
@@ -378,7 +378,7 @@ mod tests {
     #[case("65M,pages=2m")]
     #[case("64M,share=maybe")]
     #[case("64M,share=off,pages=thp")]
-    fn memory_is_refused(#[case] text: &str) {
+    fn rejects_invalid_memory(#[case] text: &str) {
         let error = text.parse::<MemoryConfig>().unwrap_err();
         insta::assert_snapshot!(
             format!("memory_refused_{}", text.replace(['=', ',', '+'], "_")),
@@ -391,7 +391,7 @@ mod tests {
     #[case("stdio", SerialConfig::Stdio)]
     #[case("file:/a:b", SerialConfig::File("/a:b".into()))]
     #[case("unix:s", SerialConfig::Unix("s".into()))]
-    fn serial_is_understood(#[case] text: &str, #[case] expected: SerialConfig) {
+    fn parses_serial(#[case] text: &str, #[case] expected: SerialConfig) {
         assert_eq!(text.parse(), Ok(expected));
     }
 
@@ -400,7 +400,7 @@ mod tests {
     #[case("file:")]
     #[case("unix:")]
     #[case("")]
-    fn serial_is_refused(#[case] text: &str) {
+    fn rejects_invalid_serial(#[case] text: &str) {
         assert!(text.parse::<SerialConfig>().is_err());
     }
 }

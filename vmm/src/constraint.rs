@@ -1,32 +1,32 @@
-//! "This before that", and what goes wrong otherwise: what the orders of saving and restoring keep.
+//! Ordering constraints on the steps of saving and restoring, each with the reason for it.
 
-/// "`first` comes before `then`".
+/// The constraint that `first` comes before `then`.
 #[derive(Clone, Copy, Debug)]
 pub struct Constraint<T> {
-    /// Its number, for messages, tests and `--plant swap-N`.
+    /// Number used in messages, tests and `--plant swap-N`.
     pub number: u8,
-    /// The earlier one.
+    /// The item that must come first.
     pub first: T,
-    /// The later one.
+    /// The item that must come later.
     pub then: T,
-    /// What goes wrong otherwise.
+    /// What goes wrong if the constraint is violated.
     pub reason: &'static str,
 }
 
 impl<T: Copy + PartialEq> Constraint<T> {
-    /// One of a table.
+    /// Creates a constraint, usable in a constant table.
     pub const fn new(number: u8, first: T, then: T, reason: &'static str) -> Self {
         Self { number, first, then, reason }
     }
 
-    /// Whether `order` keeps it.
+    /// Returns whether `order` satisfies the constraint.
     pub fn holds(&self, order: &[T]) -> bool {
         let position = |item| order.iter().position(|&other| other == item);
         position(self.first) < position(self.then)
     }
 }
 
-/// `order`, or what becomes of it if a swap is planted that breaks one of `constraints`.
+/// Returns `order`, or a changed order if a planted swap breaks one of `constraints`.
 pub fn in_order<T: Copy + PartialEq, const N: usize>(
     order: [T; N],
     constraints: &[Constraint<T>],
@@ -41,8 +41,8 @@ pub fn in_order<T: Copy + PartialEq, const N: usize>(
     order
 }
 
-/// `order` with `constraint` broken, and as few others as moving one item can: `then` directly
-/// before `first`, or `first` directly after `then`.
+/// Returns `order` with `constraint` broken by moving one item: `then` to directly before `first`,
+/// or `first` to directly after `then`, whichever breaks fewer of `constraints`.
 #[cfg(feature = "failpoints")]
 fn broken<T: Copy + PartialEq, const N: usize>(
     order: [T; N],
@@ -71,7 +71,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_swap_breaks_its_constraint_and_no_other_if_it_can() {
+    fn swap_breaks_as_few_constraints_as_possible() {
         assert_eq!(broken(['a', 'b', 'c', 'd'], &TABLE[0], &TABLE), ['b', 'a', 'c', 'd']);
         assert_eq!(broken(['a', 'b', 'c', 'd'], &TABLE[1], &TABLE), ['a', 'c', 'b', 'd']);
         assert_eq!(broken(['a', 'b', 'c', 'd'], &TABLE[2], &TABLE), ['d', 'a', 'b', 'c']);
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_swapped_unless_it_is_planted() {
+    fn order_is_kept_without_planted_swap() {
         assert_eq!(in_order(['a', 'b', 'c', 'd'], &TABLE), ['a', 'b', 'c', 'd']);
     }
 }

@@ -1,21 +1,21 @@
-//! Which descriptors this process has open, with `/proc` or without.
+//! Lists the open descriptors of this process, with or without `/proc`.
 
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Without `/proc` numbers are tried up to the hard limit, and never beyond this, which is the
-/// highest that kernels allow unless they are told otherwise (`fs.nr_open`).
+/// Without `/proc`, numbers are probed up to the hard limit, but never beyond this value, which is
+/// the kernel's default maximum (`fs.nr_open`).
 const MOST_TRIED: u64 = 1 << 20;
 
-/// The open descriptors, the first three included.
+/// Returns the open descriptors, including the first three.
 pub fn open() -> BTreeSet<RawFd> {
     match std::fs::read_dir("/proc/self/fd") {
         Ok(entries) => {
             let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
             let mut listed: BTreeSet<_> = entries.filter_map(|entry| number(entry.ok()?)).collect();
-            // That of the directory itself is closed now.
+            // The descriptor of the directory itself is closed by now.
             listed.retain(|fd| is_open(*fd));
             listed
         }
@@ -32,13 +32,13 @@ fn is_open(fd: RawFd) -> bool {
     flags(fd).is_some()
 }
 
-/// Whether it crosses an exec; `None` if it is not open.
+/// Returns whether the descriptor stays open across exec; `None` if it is not open.
 pub fn crosses_exec(fd: RawFd) -> Option<bool> {
     flags(fd).map(|flags| flags & libc::FD_CLOEXEC == 0)
 }
 
 fn flags(fd: RawFd) -> Option<libc::c_int> {
-    // SAFETY: only asks for the flags of a number; a closed one gives an error.
+    // SAFETY: only reads the flags of a number; a closed descriptor gives an error.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     (flags >= 0).then_some(flags)
 }
@@ -52,10 +52,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_find_an_open_descriptor_and_not_a_closed_one() {
+    fn listing_and_probing_find_open_descriptors_only() {
         let file = File::open("/dev/null").unwrap();
         let path_only = File::options().read(true).custom_flags(libc::O_PATH).open("/").unwrap();
-        // Other tests open and close meanwhile: a number that none of them gets.
+        // Other tests open and close descriptors concurrently: use a number that none of them gets.
         let high = nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(700);
         let high = nix::fcntl::fcntl(&file, high).unwrap();
         for found in [open(), probe()] {

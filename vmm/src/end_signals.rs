@@ -1,6 +1,6 @@
-//! The signals that ask a VMM to end.
+//! The signals that ask a VMM to exit.
 
 use nix::sys::signal::Signal;
 
-/// Whoever holds them back, handles them, or leaves them to others means all of these.
+/// SIGTERM, SIGINT and SIGHUP; code that blocks or handles one of them must treat all three alike.
 pub const END_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];

@@ -1,9 +1,10 @@
-//! Sending to and receiving from a socket so that even when this process dies in between it is known
-//! how much went: the kernel writes the number of bytes into our memory before the system call
-//! returns (`sendmmsg`, `recvmmsg`), and a process that is killed dies after that.
+//! Socket I/O whose byte counts survive the death of this process: `sendmmsg` and `recvmmsg` write
+//! the number of bytes into our memory before they return, and a killed process dies only after
+//! that.
 //!
-//! Counted is what went since the newest copy of the state that the bytes belong to, which does not
-//! know of it: of a device (see [`Shadow`](crate::devices::shadow::Shadow)), or of the QMP server.
+//! Counts the bytes transferred since the newest copy of the state that they belong to, which does
+//! not include them: that of a device (see [`Shadow`](crate::devices::shadow::Shadow)) or of the
+//! QMP server.
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,9 +12,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 
-/// Most calls between two copies.
+/// Maximum number of send calls between two copies.
 const CALLS: usize = 16;
-/// What the kernel replaces when a call has sent or received something.
+/// Placeholder that the kernel replaces when a call has sent or received something.
 const NOTHING: u32 = u32::MAX;
 
 struct Call {
@@ -27,19 +28,20 @@ struct Inner {
     received: Box<[u8]>,
 }
 
-/// The words that the kernel writes.
+/// The counters that the kernel writes for one socket.
 pub struct ExactIo {
-    /// The copy that counts now; 0 while there is none.
+    /// Generation of the newest copy; 0 while there is none.
     generation: AtomicU64,
-    /// The one to which the calls belong.
+    /// Generation of the copy that the recorded calls follow.
     of: AtomicU64,
     used: AtomicUsize,
     inner: UnsafeCell<Box<Inner>>,
 }
 
-// SAFETY: used by who owns the socket, or holds its owner's lock, and read when no such thread exists any more.
+// SAFETY: only the socket's owner, or a holder of its owner's lock, uses it; others read it only
+// when no such thread exists any more.
 unsafe impl Sync for ExactIo {}
-// SAFETY: as above; the pointers in it lead into itself, or to what lives for a call.
+// SAFETY: as above; the pointers in it lead into itself, or to data that lives for a call.
 unsafe impl Send for ExactIo {}
 
 impl std::fmt::Debug for ExactIo {
@@ -48,17 +50,17 @@ impl std::fmt::Debug for ExactIo {
     }
 }
 
-/// What went since the newest copy.
+/// The bytes transferred since the newest copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Went<'a> {
     /// Bytes sent.
     pub sent: u64,
-    /// What was received.
+    /// Bytes received.
     pub received: &'a [u8],
 }
 
 impl ExactIo {
-    /// For a socket from which at most so many bytes are received at once.
+    /// Creates counters for a socket from which at most `most` bytes are received at once.
     pub fn new(most: usize) -> Self {
         // SAFETY: all-zero is a valid value of these structures.
         let call = || unsafe { std::mem::zeroed::<Call>() };
@@ -77,12 +79,13 @@ impl ExactIo {
 }
 
 impl ExactIo {
-    /// A new copy was made, or (0) there is none any more. By the socket's owner.
+    /// Records that a new copy was made, or with 0 that none exists any more. Only for the socket's
+    /// owner.
     pub fn copied(&self, generation: u64) {
         self.generation.store(generation, Ordering::Release);
     }
 
-    /// Sends what the socket takes without waiting.
+    /// Sends as much as the socket accepts without blocking.
     pub fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -101,7 +104,7 @@ impl ExactIo {
         Ok(unsafe { (*call).msg_len } as usize)
     }
 
-    /// Receives at most `room` bytes without waiting.
+    /// Receives at most `room` bytes without blocking.
     pub fn receive(&self, socket: BorrowedFd<'_>, room: usize) -> Result<Vec<u8>, Errno> {
         let inner = self.begin();
         let Inner { receive, received, .. } = inner;
@@ -119,8 +122,8 @@ impl ExactIo {
             let flags = libc::MSG_DONTWAIT;
             Errno::result(libc::recvmmsg(socket.as_raw_fd(), call, 1, flags, no_timeout))
         };
-        // Unlike `recv` it tells of an error first, and only once, even if there is something to
-        // receive: a peer that leaves may leave both.
+        // Unlike `recv`, it reports a pending error first, and only once, even if there is data to
+        // receive: a peer that closes the connection may leave both.
         once().or_else(|errno| match errno {
             Errno::EAGAIN | Errno::EINTR => Err(errno),
             _ => once(),
@@ -130,7 +133,7 @@ impl ExactIo {
         Ok(received[..length.min(received.len())].to_vec())
     }
 
-    /// Forgets what belongs to an older copy, before something goes.
+    /// Clears the records of an older copy before a transfer.
     #[allow(clippy::mut_from_ref)]
     fn begin(&self) -> &mut Inner {
         // SAFETY: the caller is the socket's owner, and the result ends before it calls again.
@@ -146,7 +149,7 @@ impl ExactIo {
         inner
     }
 
-    /// Whether anything was tried since the newest copy. By the socket's owner.
+    /// Returns whether any transfer was tried since the newest copy. Only for the socket's owner.
     pub fn was_used(&self) -> bool {
         let now = self.generation.load(Ordering::Relaxed);
         // SAFETY: the caller is the socket's owner.
@@ -156,7 +159,7 @@ impl ExactIo {
             && (self.used.load(Ordering::Relaxed) > 0 || received)
     }
 
-    /// What went since the copy `generation`. Async-signal-safe.
+    /// Returns the bytes transferred since the copy `generation`. Async-signal-safe.
     ///
     /// # Safety
     /// No thread that could send or receive may be running.
@@ -164,7 +167,7 @@ impl ExactIo {
         if self.of.load(Ordering::Acquire) != generation {
             return Went::default();
         }
-        // SAFETY: nobody writes it: the caller's promise. The words are the kernel's.
+        // SAFETY: no thread writes it: the caller's promise. The kernel wrote the counters.
         let inner = unsafe { &*self.inner.get() };
         let length = |call: &Call| match call.header.msg_len {
             NOTHING => 0,
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_is_known_until_the_next_copy() {
+    fn traffic_is_counted_until_next_copy() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let io = ExactIo::new(64);
         io.copied(7);
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_moves_nothing_counts_nothing() {
+    fn calls_without_data_count_nothing() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let io = ExactIo::new(64);
         io.copied(1);
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_said_before_it_left_is_received() {
+    fn data_sent_before_close_is_received() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let io = ExactIo::new(64);
         io.send(ours.as_fd(), b"which it does not read").unwrap();
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_copy_there_is_no_end_of_calls() {
+    fn calls_are_unlimited_without_copy() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let io = ExactIo::new(64);
         for _ in 0..=CALLS {

@@ -1,6 +1,6 @@
 //! A compact KVM VMM that can replace itself by `exec` under a running guest.
 
-/// A place at which a test can make things fail (see `failpoints`); nothing without the feature.
+/// A point at which a test can inject a failure (see `failpoints`); nothing without the feature.
 macro_rules! fail_point {
     ($point:ident) => {
         #[cfg(feature = "failpoints")]
@@ -8,7 +8,7 @@ macro_rules! fail_point {
     };
 }
 
-/// Whether a bug is planted (see `failpoints`); never without the feature.
+/// Tells whether a bug is planted (see `failpoints`); always false without the feature.
 macro_rules! planted {
     ($bug:ident) => {{
         #[cfg(feature = "failpoints")]
@@ -19,7 +19,7 @@ macro_rules! planted {
     }};
 }
 
-/// Notes for a test what KVM tells of a VM here (see `audit`); nothing without the feature.
+/// Records KVM's view of a VM for a test (see `audit`); nothing without the feature.
 macro_rules! audit_point {
     ($machine:expr, $side:ident) => {
         #[cfg(feature = "failpoints")]
@@ -59,12 +59,13 @@ mod vmm;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// The VMM as a program: parses `args` (without the program's name), boots or takes over, runs.
+/// Runs the VMM: parses `args` (without the program name), boots or takes over a guest, and serves
+/// it to the end.
 ///
 /// `cpr-vmm` calls it with its own arguments, `cpr-harness vmm …` with those after `vmm`.
 ///
-/// Call it first thing: it takes over the descriptors that an update left open, so nobody else may
-/// have opened any, and there must be one thread.
+/// Must be the first call of the program, with a single thread: it takes over the descriptors that
+/// an update left open, so nothing else may have opened any.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     reserve::grow_stack();
     vmm::main(args)

@@ -1,4 +1,4 @@
-//! memfds: never executable, and sealed against what would take their content away.
+//! Creates memfds that are never executable, and seals them so that their content cannot be lost.
 
 use std::ffi::CStr;
 use std::io;
@@ -8,35 +8,35 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// `<linux/memfd.h>`, since Linux 6.3: not executable, and never again; it may be sealed.
+/// From `<linux/memfd.h>`, since Linux 6.3: not executable, for good; allows sealing.
 const MFD_NOEXEC_SEAL: libc::c_uint = 8;
 
-/// Makes an empty memfd, close-on-exec, that can be sealed.
+/// Creates an empty, close-on-exec memfd that can be sealed.
 ///
-/// `vm.memfd_noexec=2` refuses those that do not ask to be kept from being executed.
+/// `vm.memfd_noexec=2` rejects memfds that are not created with `MFD_NOEXEC_SEAL`.
 pub fn create(name: &CStr, flags: MFdFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | MFdFlags::MFD_CLOEXEC;
     match memfd_create(name, flags | MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL)) {
-        // A kernel that does not know the flag, or one without the kind of pages.
+        // A kernel that does not know the flag, or does not support the kind of pages.
         Err(Errno::EINVAL) => memfd_create(name, flags | MFdFlags::MFD_ALLOW_SEALING),
         made => made,
     }
 }
 
-/// Fixes the size of `file`, and that no other seal can be added: one against future writing would
-/// keep the next binary from mapping it.
+/// Seals the size of `file`, and forbids further seals: a seal against future writes would keep the
+/// next binary from mapping it.
 ///
-/// What is no memfd, or was made without sealing, stays as it is.
+/// Leaves a file alone that is not a memfd, or was created without sealing.
 pub fn seal_size(file: &impl AsFd) -> io::Result<()> {
     seal(file, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL)
 }
 
-/// Fixes the content of `file`; of the same exceptions as in [`seal_size`].
+/// Seals the content of `file`, with the same exceptions as [`seal_size`].
 pub fn seal_content(file: &impl AsFd) -> io::Result<()> {
     seal(file, all_seals())
 }
 
-/// The seals of what nobody may change any more.
+/// Returns the seals that make a memfd immutable.
 pub fn all_seals() -> SealFlag {
     SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
@@ -63,24 +63,24 @@ mod tests {
     }
 
     #[test]
-    fn a_memfd_is_not_executable() {
+    fn memfd_is_not_executable() {
         let mode = memfd().metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o111, 0, "{mode:o}");
     }
 
     #[test]
-    fn a_sealed_size_is_fixed_and_the_content_is_not() {
+    fn sealed_size_leaves_content_writable() {
         let mut file = memfd();
         seal_size(&file).unwrap();
         assert!(file.set_len(0).is_err() && file.set_len(4096).is_err());
-        assert!(seal(&file, SealFlag::F_SEAL_WRITE).is_ok(), "it is refused, and that is no error");
+        assert!(seal(&file, SealFlag::F_SEAL_WRITE).is_ok(), "a refused seal is not an error");
         use std::io::Seek;
         file.rewind().unwrap();
         file.write_all(b"CONTENT").unwrap();
     }
 
     #[test]
-    fn a_sealed_content_is_fixed() {
+    fn sealed_content_is_immutable() {
         let mut file = memfd();
         seal_content(&file).unwrap();
         assert!(file.set_len(0).is_err());
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sealed_stays_as_it_is() {
+    fn unsealable_files_are_left_alone() {
         seal_size(&tempfile::tempfile().unwrap()).unwrap();
         let unsealable = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
         seal_size(&unsealable).unwrap();

@@ -1,5 +1,5 @@
-//! The file that this process executes, so that it can be executed again: also where `/proc` is not
-//! mounted, or no more.
+//! Keeps track of the binary of this process so that it can be executed again, even if `/proc` is
+//! not mounted, or was unmounted since.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -12,20 +12,20 @@ use std::sync::OnceLock;
 
 const LINK: &str = "/proc/self/exe";
 
-/// What was known of it at the start.
+/// What was recorded about the binary at startup.
 static NOTED: OnceLock<Noted> = OnceLock::new();
 
 #[derive(Debug)]
 enum Noted {
-    /// Device and inode: its path can be trusted as long as it leads there.
+    /// Device and inode: the path can be used as long as it leads to them.
     Identity(u64, u64),
-    /// The file itself, where there was no `/proc` to learn them from.
+    /// The open file, if there was no `/proc` to read them from.
     Held(OwnedFd),
 }
 
-/// To be called first thing, when the path that was executed still leads to it.
+/// Records the binary. Must be called first, while the executed path still leads to it.
 ///
-/// `executed` is the descriptor that it was executed by, if that is how this process was started.
+/// `executed` is the descriptor that it was executed from, if this process was started that way.
 pub fn note(executed: Option<RawFd>) {
     let noted = match std::fs::metadata(LINK) {
         Ok(meta) => Some(Noted::Identity(meta.dev(), meta.ino())),
@@ -35,12 +35,12 @@ pub fn note(executed: Option<RawFd>) {
         },
     };
     if let Some(noted) = noted {
-        // Only the first counts: later the path may lead elsewhere.
+        // Only the first record counts: later the path may lead elsewhere.
         let _ = NOTED.set(noted);
     }
 }
 
-/// Opens it, for `execveat` only.
+/// Opens the binary, for `execveat` only.
 pub fn open() -> io::Result<OwnedFd> {
     let missing = match hold(Path::new(LINK)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => error,
@@ -52,7 +52,7 @@ pub fn open() -> io::Result<OwnedFd> {
             let file = File::from(hold(&path().ok_or(missing)?)?);
             let meta = file.metadata()?;
             if (meta.dev(), meta.ino()) != (*device, *inode) {
-                return Err(io::Error::other("its path leads to another file by now"));
+                return Err(io::Error::other("its path now leads to another file"));
             }
             Ok(file.into())
         }
@@ -60,7 +60,7 @@ pub fn open() -> io::Result<OwnedFd> {
     }
 }
 
-/// Device and inode of it.
+/// Returns the device and inode of the binary.
 pub fn identity() -> Option<(u64, u64)> {
     let meta = File::from(open().ok()?).metadata().ok()?;
     Some((meta.dev(), meta.ino()))
@@ -75,7 +75,7 @@ fn hold(path: &Path) -> io::Result<OwnedFd> {
     File::options().read(true).custom_flags(libc::O_PATH).open(path).map(OwnedFd::from)
 }
 
-/// The path that was executed, which the kernel tells every program.
+/// Returns the path that was executed, which the kernel passes to every program (`AT_EXECFN`).
 fn path() -> Option<PathBuf> {
     // SAFETY: the value is null or a NUL-terminated string that lives as long as the process.
     let text = unsafe {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_found_by_proc_and_by_its_path() {
+    fn binary_is_found_by_proc_and_by_path() {
         let by_proc = std::fs::metadata(LINK).unwrap();
         let by_path = std::fs::metadata(path().unwrap()).unwrap();
         assert_eq!((by_proc.dev(), by_proc.ino()), (by_path.dev(), by_path.ino()));

@@ -1,11 +1,11 @@
-//! The PID file: written once, kept over updates that do not change its path, removed at the end.
+//! The PID file: written once, kept across updates that do not change its path, removed on exit.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The file cannot be written.
+/// The PID file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("--pid-file: cannot write {path}: {source}")]
 pub struct PidFileError {
@@ -13,11 +13,11 @@ pub struct PidFileError {
     source: io::Error,
 }
 
-/// A PID file that dropping this removes, if it is owned.
+/// A PID file, removed on drop if this process owns it.
 #[derive(Debug)]
 pub struct PidFile {
     path: Option<PathBuf>,
-    /// What an earlier binary wrote, where `path` is to take its place.
+    /// The path that an earlier binary wrote, if `path` is to replace it.
     earlier: Option<Option<PathBuf>>,
     owned: bool,
 }
@@ -29,8 +29,8 @@ impl PidFile {
         Ok(Self { path: Some(path.to_owned()), earlier: None, owned: true })
     }
 
-    /// Goes on where an earlier binary of this process wrote the file `earlier`, and may want it
-    /// back: until it is owned nothing changes.
+    /// Continues the file `earlier`, which an earlier binary of this process wrote. A fallback may
+    /// need it, so no file changes until [`own`](Self::own).
     pub fn adopt(path: Option<&Path>, earlier: Option<PathBuf>) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or(path.to_owned());
         let path = path.map(absolute);
@@ -38,14 +38,14 @@ impl PidFile {
         Self { path, earlier, owned: false }
     }
 
-    /// Where it is, for the next binary.
+    /// Returns the absolute path, for the next binary.
     pub fn path(&self) -> Option<PathBuf> {
         let path = self.path.as_ref()?;
         Some(std::path::absolute(path).unwrap_or(path.to_owned()))
     }
 
-    /// Nobody can want the earlier one back any more. If `path` is another, it is written, and the
-    /// earlier one removed; if it cannot be written, the earlier one stays.
+    /// Takes ownership once no fallback can need the earlier file. If `path` differs, writes it and
+    /// removes the earlier file; if it cannot be written, keeps the earlier one.
     pub fn own(&mut self) {
         self.owned = true;
         let Some(earlier) = self.earlier.take() else { return };
@@ -75,7 +75,7 @@ impl Drop for PidFile {
 fn write(path: &Path) -> Result<(), PidFileError> {
     let error = |source| PidFileError { path: path.to_owned(), source };
     let mut options = File::options();
-    // Nobody waits for a reader of a FIFO.
+    // Do not wait for the reader of a FIFO.
     options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
     let mut file = options.open(path).map_err(error)?;
     if let Err(source) = writeln!(file, "{}", std::process::id()) {
@@ -85,7 +85,7 @@ fn write(path: &Path) -> Result<(), PidFileError> {
     Ok(())
 }
 
-/// Somebody may have removed it already, or written another process's ID: that is left alone.
+/// Removes the file if it still holds the ID of this process.
 fn remove(path: &Path) {
     let ours = format!("{}\n", std::process::id());
     if std::fs::read_to_string(path).is_ok_and(|text| text == ours) {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_removed_unless_it_is_anothers() {
+    fn removed_unless_it_holds_another_pid() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         let file = PidFile::write(&path).unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn another_path_takes_the_place_of_the_earlier_one_once_it_is_owned() {
+    fn owning_moves_the_file_to_its_new_path() {
         let dir = tempfile::tempdir().unwrap();
         let [earlier, path] = ["earlier", "path"].map(|name| dir.path().join(name));
         let first = PidFile::write(&earlier).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_one_stays_where_the_new_one_cannot_be_written_or_is_the_same() {
+    fn earlier_file_stays_if_new_path_is_unwritable_or_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let earlier = dir.path().join("earlier");
         std::mem::forget(PidFile::write(&earlier).unwrap());

@@ -1,8 +1,8 @@
-//! Memory for the time when there is no more address space: a pool for allocations, and stack.
+//! Memory reserved for when the address space runs out: a pool for allocations, and stack.
 //!
-//! An allocation that fails ends a Rust process, and a guest must not end because a client sent a
-//! long message under a tight `RLIMIT_AS`. What the system does not give comes from a pool of the
-//! binary's own, which costs nothing until it is touched.
+//! A failed allocation aborts a Rust process, and a guest must not die because a client sent a
+//! long message under a tight `RLIMIT_AS`. If the system allocator fails, memory comes from a pool
+//! in the binary, which costs nothing until it is touched.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::arch::asm;
@@ -14,42 +14,42 @@ use std::time::Duration;
 use linked_list_allocator::Heap;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Bytes in the pool. The longest message of a QMP client takes 36 MiB if it is all brackets.
+/// Size of the pool in bytes. The longest QMP message takes 36 MiB if it is all brackets.
 pub const BYTES: usize = 64 << 20;
 
-/// How often the pool's lock is tried before each try waits for a millisecond, and how often after
-/// that: whoever has it may wait for a CPU, and may never come back in a copy of the process.
+/// How often the pool's lock is tried before each try waits for a millisecond, and how often in
+/// all: its holder may be waiting for a CPU, and may never release it in a copy of the process.
 const QUICK_TRIES: usize = 1000;
 const TRIES: usize = QUICK_TRIES + 1000;
 
-/// Of whatever runs the VMM: the harness carries it.
+/// Global allocator of every program that contains the VMM, including the harness.
 #[global_allocator]
 static ALLOCATOR: Reserve<System> = Reserve::behind(System);
 
-/// Bytes of the main thread's stack that are there from the start: those that a new process has are
-/// too few for a message of the deepest nesting.
+/// Bytes of the main thread's stack to map at startup: a new process has too few for a message of
+/// maximum nesting.
 const STACK: usize = 1 << 20;
 
-/// Has the stack of the calling thread, which must be the main one, grow by [`STACK`] bytes: later there
-/// may be no address space for it, and that ends a process as well.
+/// Grows the stack of the calling thread, which must be the main one, by [`STACK`] bytes: later
+/// there may be no address space for it, which would kill the process.
 pub fn grow_stack() {
-    // What is near the limit would end it now.
+    // Close to the limit, growing would kill it now.
     if getrlimit(Resource::RLIMIT_STACK).is_ok_and(|(soft, _)| soft >= 4 * STACK as u64) {
-        // SAFETY: nothing is kept below the stack pointer, and the kernel lets the stack grow to there.
-        // One page is touched.
+        // SAFETY: nothing is kept below the stack pointer, and the kernel lets the stack grow that
+        // far. One page is touched.
         unsafe { asm!("mov byte ptr [rsp - {}], 0", const STACK, options(nostack)) };
     }
 }
 
-/// Whether an allocation has come from a pool since somebody asked.
+/// Whether an allocation has come from a pool since the last [`was_touched`].
 static TOUCHED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the system gave no memory since the last call, and the reserve did.
+/// Returns whether the reserve has served an allocation since the last call.
 pub fn was_touched() -> bool {
     TOUCHED.load(Ordering::Relaxed) && TOUCHED.swap(false, Ordering::Relaxed)
 }
 
-/// An allocator, with a reserve of [`BYTES`] bytes.
+/// An allocator with a reserve of [`BYTES`] bytes.
 pub struct Reserve<A> {
     system: A,
     pool: Pool,
@@ -77,7 +77,7 @@ impl<A> Reserve<A> {
         (at as usize).wrapping_sub(self.pool.0.get() as usize) < BYTES
     }
 
-    /// `None` if another thread has the heap and does not give it back.
+    /// Runs `work` on the heap; `None` if another thread holds it and does not release it.
     fn with_heap<T>(&self, work: impl FnOnce(&mut Heap) -> T) -> Option<T> {
         let free = |_: &usize| !self.held.swap(true, Ordering::Acquire);
         (0..TRIES).find(|n| {
@@ -89,10 +89,10 @@ impl<A> Reserve<A> {
                 false
             }
         })?;
-        // SAFETY: `held` was not set before, so nobody else uses it.
+        // SAFETY: `held` was not set before, so no other thread uses it.
         let heap = unsafe { &mut *self.heap.get() };
         if heap.size() == 0 {
-            // SAFETY: the pool is as long as the heap, which alone hands it out.
+            // SAFETY: the pool is as long as the heap, and only the heap hands it out.
             unsafe { heap.init(self.pool.0.get().cast(), BYTES) };
         }
         let done = work(heap);
@@ -124,7 +124,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Reserve<A> {
             // SAFETY: as the caller vouches; it is the system's.
             return unsafe { self.system.dealloc(place, layout) };
         }
-        // What cannot be given back stays taken.
+        // Leaked if the heap cannot be locked.
         self.with_heap(|heap| {
             // SAFETY: as the caller vouches; it is the pool's.
             NonNull::new(place).map(|place| unsafe { heap.deallocate(place, layout) })
@@ -160,7 +160,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Reserve<A> {
         if !moved.is_null() {
             // SAFETY: both are as long as what is copied, and one of them is new.
             unsafe { place.copy_to_nonoverlapping(moved, layout.size().min(size)) };
-            // SAFETY: as the caller vouches; nobody uses it any more.
+            // SAFETY: as the caller vouches; it is not used any more.
             unsafe { self.dealloc(place, layout) };
         }
         moved
@@ -171,7 +171,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Reserve<A> {
 mod tests {
     use super::*;
 
-    /// Gives memory, or does not.
+    /// An allocator that can be made to fail.
     struct Fickle(AtomicBool);
 
     // SAFETY: memory is the system's.
@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn reserve(gives: bool) -> &'static Reserve<Fickle> {
-        // It is too large for a stack.
+        // Too large for a stack.
         static SOME: [Reserve<Fickle>; 2] =
             [const { Reserve::behind(Fickle(AtomicBool::new(false))) }; 2];
         static USED: AtomicBool = AtomicBool::new(false);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_never_given_back_is_not_waited_for() {
+    fn allocation_fails_if_lock_is_never_released() {
         let reserve = reserve(false);
         reserve.held.store(true, Ordering::Relaxed);
         // SAFETY: nothing is allocated.

@@ -1,4 +1,4 @@
-//! Telling a service manager (systemd and its kin) which process is the VMM now (sd_notify(3)).
+//! Tells a service manager, such as systemd, which process is the VMM (sd_notify(3)).
 
 use std::ffi::OsStr;
 use std::io;
@@ -8,8 +8,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// Says that this process is the main one of its service, where there is somebody to tell. Never
-/// waits.
+/// Announces this process as the main one of its service, if there is a service manager. Never
+/// blocks.
 pub fn tell_main_pid() -> io::Result<()> {
     match std::env::var_os(VARIABLE) {
         Some(socket) => tell(&socket, std::process::id()),
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manager_hears_of_the_new_process() {
+    fn manager_is_told_the_new_pid() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();

@@ -1,11 +1,11 @@
-//! System calls without libc: for code that runs on memory whose owner may have died anywhere, and
-//! must therefore use no lock, no allocator and no thread-local state, `errno` included.
+//! System calls without libc, for code that runs on the memory of a process that may have died at
+//! any point. Such code must use no lock, allocator or thread-local state, including `errno`.
 
 use std::arch::asm;
 
 use nix::errno::Errno;
 
-/// Makes a system call; arguments that are not given are zero.
+/// Makes a system call; missing arguments are zero.
 ///
 /// # Safety
 /// As for the call that `number` stands for: pointers among the arguments must be valid for it.
@@ -38,7 +38,7 @@ pub unsafe fn call<const N: usize>(number: i64, arguments: [usize; N]) -> Result
     }
 }
 
-/// An ioctl with a pointer or a number.
+/// Makes an ioctl with a pointer or a number as its argument.
 ///
 /// # Safety
 /// As for the ioctl.
@@ -62,7 +62,7 @@ pub fn write_all(fd: i32, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Empties a file, and begins at its beginning.
+/// Truncates a file and seeks to its start.
 pub fn truncate(fd: i32) -> Result<(), Errno> {
     // SAFETY: numbers only.
     unsafe {
@@ -71,7 +71,7 @@ pub fn truncate(fd: i32) -> Result<(), Errno> {
     }
 }
 
-/// Closes the descriptor on exec, or keeps it open.
+/// Sets or clears the descriptor's close-on-exec flag.
 pub fn set_close_on_exec(fd: i32, close: bool) -> Result<(), Errno> {
     let flags = if close { libc::FD_CLOEXEC as usize } else { 0 };
     let arguments = [fd as usize, libc::F_SETFD as usize, flags, 0, 0, 0];
@@ -79,20 +79,20 @@ pub fn set_close_on_exec(fd: i32, close: bool) -> Result<(), Errno> {
     unsafe { call(libc::SYS_fcntl, arguments) }.map(drop)
 }
 
-/// Every descriptor but the first three is closed on exec.
+/// Makes every descriptor but the first three close-on-exec.
 pub fn close_all_on_exec() {
     let flags = libc::CLOSE_RANGE_CLOEXEC as usize;
     // SAFETY: numbers only. Linux has had the flag since 5.11.
     let _ = unsafe { call(libc::SYS_close_range, [3, u32::MAX as usize, flags, 0, 0, 0]) };
 }
 
-/// The calling process.
+/// Returns the ID of the calling process.
 pub fn process_id() -> i32 {
     // SAFETY: it has no arguments and does not fail.
     unsafe { call(libc::SYS_getpid, [0; 6]) }.map_or(0, |pid| pid as i32)
 }
 
-/// Ends this process at once: nothing of it is cleaned up.
+/// Ends this process at once, without any cleanup.
 pub fn exit(status: i32) -> ! {
     loop {
         // SAFETY: a number only. It does not return.
@@ -100,16 +100,16 @@ pub fn exit(status: i32) -> ! {
     }
 }
 
-/// `CLOCK_MONOTONIC`, in nanoseconds.
+/// Returns `CLOCK_MONOTONIC` in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let arguments = [libc::CLOCK_MONOTONIC as usize, (&raw mut time) as usize, 0, 0, 0, 0];
-    // SAFETY: the kernel fills `time`. It fails for clocks that do not exist only.
+    // SAFETY: the kernel fills `time`. It fails only for clocks that do not exist.
     let _ = unsafe { call(libc::SYS_clock_gettime, arguments) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Waits until a descriptor can be read, at most so many milliseconds.
+/// Waits up to `milliseconds` until a descriptor is readable; returns whether it is.
 pub fn readable_within(fd: i32, milliseconds: u32) -> bool {
     let until = monotonic_ns() + u64::from(milliseconds) * 1_000_000;
     loop {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_by_data_or_by_time() {
+    fn wait_ends_on_data_or_timeout() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         assert!(!readable_within(reader.as_raw_fd(), 1));
         write_all(writer.as_raw_fd(), b"x").unwrap();

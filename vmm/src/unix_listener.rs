@@ -1,4 +1,4 @@
-//! A listening Unix socket and the file that names it.
+//! A listening Unix socket and its file.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,34 +17,30 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getpid};
 use serde::{Deserialize, Serialize};
 
-/// How long another VMM may take to replace a stale socket.
+/// How long to wait for another VMM that replaces a stale socket.
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A socket could not be made to listen.
+/// Errors from [`Listener::bind`].
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another process listens there.
-    #[error(
-        "listening on {path}: another process listens there already: end it, or use another path"
-    )]
+    /// Another process listens on the path.
+    #[error("cannot listen on {path}: another process listens there: end it, or use another path")]
     InUse {
         /// The path.
         path: PathBuf,
     },
-    /// There is a file, and it is no socket.
-    #[error(
-        "listening on {path}: the file exists and is not a socket: remove it, or use another path"
-    )]
+    /// The file exists and is not a socket.
+    #[error("cannot listen on {path}: the file is not a socket: remove it, or use another path")]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
     /// The system refused a step.
-    #[error("listening on {path}: {step}: {} (errno {})", .errno.desc(), *.errno as i32)]
+    #[error("cannot listen on {path}: {step}: {} (errno {})", .errno.desc(), *.errno as i32)]
     System {
         /// The path.
         path: PathBuf,
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// Why it failed.
         errno: Errno,
@@ -58,12 +54,12 @@ pub enum BindError {
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode, so that a file that has taken the place of ours is left alone.
+    /// Device and inode, so that a file that has replaced ours is left alone.
     file: (u64, u64),
     owner: Option<Pid>,
 }
 
-/// What a new process needs besides the descriptor to go on with a [`Listener`].
+/// What a new process needs, besides the descriptor, to restore a [`Listener`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerState {
     /// The name under which the descriptor is handed over.
@@ -78,16 +74,17 @@ pub struct ListenerState {
 }
 
 impl Listener {
-    /// Listens on `path`. The file left behind by a dead process is replaced.
+    /// Listens on `path`, replacing a stale file that a dead process left behind.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
-        let address = UnixAddr::new(path).map_err(failed("its name"))?;
+        let address = UnixAddr::new(path).map_err(failed("invalid path"))?;
         let socket = unix_socket(SockType::Stream).map_err(failed("socket"))?;
-        // The file is made with the mode of the socket: private from its first instant on.
+        // The file is created with the mode of the socket, so it is never accessible to others.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
         match socket::bind(socket.as_raw_fd(), &address) {
             Err(Errno::EADDRINUSE) => {
-                // Until it is bound: of two who find a stale file one removes the other's otherwise.
+                // Held until it is bound: otherwise, of two that find a stale file, one removes the
+                // other's.
                 let _lock = lock_directory(path)?;
                 remove_stale(path, &address)?;
                 match socket::bind(socket.as_raw_fd(), &address) {
@@ -110,8 +107,8 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Goes on with the listener another process image has saved. The file is not owned yet:
-    /// see [`own_file`](Self::own_file).
+    /// Restores the listener that another process image saved. The file is not owned yet: see
+    /// [`own_file`](Self::own_file).
     pub fn restore(state: &ListenerState, socket: OwnedFd) -> Self {
         Self {
             socket: UnixListener::from(socket),
@@ -121,7 +118,7 @@ impl Listener {
         }
     }
 
-    /// What to carry over, with `fd` as the descriptor's name.
+    /// Returns the state to hand over, with `fd` as the descriptor's name.
     pub fn save(&self, fd: &str) -> ListenerState {
         ListenerState {
             fd: fd.to_owned(),
@@ -131,8 +128,8 @@ impl Listener {
         }
     }
 
-    /// From now on dropping this removes the file. Call it once nobody can want it back, that
-    /// is, once a failed take-over can no longer return to the old process image.
+    /// Takes ownership of the file: dropping this removes it from now on. Call it once a failed
+    /// handover can no longer return to the old process image.
     pub fn own_file(&mut self) {
         self.owner = Some(getpid());
     }
@@ -142,12 +139,12 @@ impl Listener {
         &self.path
     }
 
-    /// A waiting client, close-on-exec, or `None`.
+    /// Accepts a waiting client, close-on-exec; `None` if there is none.
     pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         match self.socket.accept() {
             Ok((client, _)) => Ok(Some(client.into())),
             Err(error) => match error.kind() {
-                // It was there and is gone, or a signal came: the poll loop asks again.
+                // The client has gone, or a signal came: the poll loop tries again.
                 io::ErrorKind::WouldBlock
                 | io::ErrorKind::Interrupted
                 | io::ErrorKind::ConnectionAborted => Ok(None),
@@ -158,7 +155,7 @@ impl Listener {
 
     /// Removes the file, if it is ours.
     pub fn remove_file(&mut self) {
-        // A forked child has a copy of this, and no right to the file.
+        // A forked child has a copy of this, but does not own the file.
         if self.owner.take() == Some(getpid()) {
             remove_if_same(&self.path, self.file);
         }
@@ -170,7 +167,7 @@ fn remove_if_same(path: &Path, file: (u64, u64)) {
         return;
     }
     if let Err(error) = std::fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "removing the socket's file");
+        tracing::warn!(path = %path.display(), %error, "cannot remove the socket's file");
     }
 }
 
@@ -197,7 +194,7 @@ fn identity(path: &Path) -> Result<(u64, u64), Errno> {
 }
 
 /// Keeps other VMMs from removing a file in the same directory, for as long as the lock lives.
-/// `None`: the directory cannot be opened or locked, and then it has to do without.
+/// `None` if the directory cannot be opened or locked; binding then goes ahead without the lock.
 fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let Ok(mut directory) = File::open(parent.unwrap_or(Path::new("."))) else { return Ok(None) };
@@ -207,11 +204,11 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
             Ok(lock) => return Ok(Some(lock)),
             Err((unlocked, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < until => {
                 directory = unlocked;
-                // Between two looks: it is held for some microseconds.
+                // Poll interval: the lock is held for some microseconds.
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err((_, errno @ (Errno::EWOULDBLOCK | Errno::EINTR))) => {
-                let (path, step) = (path.to_owned(), "locking its directory");
+                let (path, step) = (path.to_owned(), "lock its directory");
                 return Err(BindError::System { path, step, errno });
             }
             Err(_) => return Ok(None),
@@ -219,19 +216,19 @@ fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
     }
 }
 
-/// Removes the socket at `path` if no process has it any more.
+/// Removes the socket at `path` if no process has it open any more.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), BindError> {
     let failed = |step| move |errno| BindError::System { path: path.to_owned(), step, errno };
     let file = match std::fs::symlink_metadata(path).map_err(errno) {
-        // Its owner has removed it meanwhile.
+        // Its owner has removed it in the meantime.
         Err(Errno::ENOENT) => return Ok(()),
         file => file.map_err(failed("stat"))?,
     };
     if !file.file_type().is_socket() {
         return Err(BindError::NotASocket { path: path.to_owned() });
     }
-    // A stream socket would be refused by one that is bound and does not listen yet, too. By one of
-    // another type the kernel refuses the type before it looks at that, and nobody sees a client.
+    // A stream probe would also be refused by a socket that is bound but not yet listening. The
+    // kernel rejects the type of a datagram probe before it checks that, and no client shows up.
     let probe = unix_socket(SockType::Datagram).map_err(failed("socket"))?;
     match socket::connect(probe.as_raw_fd(), address) {
         Err(Errno::ECONNREFUSED) => {
@@ -259,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_private_and_goes_with_the_listener() {
+    fn file_is_private_and_removed_with_listener() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = Listener::bind(&path).unwrap();
@@ -270,32 +267,32 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    fn stale_socket_is_replaced_and_live_one_is_not() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let _listener = Listener::bind(&path).unwrap();
         let expected =
-            format!("listening on {}: another process listens there already: ", path.display());
+            format!("cannot listen on {}: another process listens there: ", path.display());
         assert!(refusal(&path).starts_with(&expected));
         assert!(path.exists());
     }
 
     #[test]
-    fn a_socket_that_is_bound_and_does_not_listen_yet_is_left_alone() {
+    fn bound_socket_that_does_not_listen_yet_is_left_alone() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         let bound = unix_socket(SockType::Stream).unwrap();
         socket::bind(bound.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        assert!(refusal(&path).contains("another process listens there already"));
+        assert!(refusal(&path).contains("another process listens there"));
         assert!(path.exists());
         drop(bound);
         Listener::bind(&path).unwrap();
     }
 
     #[test]
-    fn of_many_who_start_at_once_on_a_stale_file_one_listens() {
+    fn only_one_of_many_starters_binds_a_stale_path() {
         const STARTERS: usize = 8;
         for _ in 0..50 {
             let dir = tempdir().unwrap();
@@ -319,29 +316,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_ours_is_left_alone() {
+    fn foreign_file_is_left_alone() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = Listener::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
-        let expected =
-            format!("listening on {}: the file exists and is not a socket: ", path.display());
+        let expected = format!("cannot listen on {}: the file is not a socket: ", path.display());
         assert!(refusal(&path).starts_with(&expected));
         drop(listener);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[test]
-    fn an_impossible_path_is_refused_with_the_reason() {
+    fn error_names_the_reason_for_a_bad_path() {
         let dir = tempdir().unwrap();
         let missing = dir.path().join("missing").join("s");
         let expected = format!(
-            "listening on {}: bind: No such file or directory (errno 2)",
+            "cannot listen on {}: bind: No such file or directory (errno 2)",
             missing.display()
         );
         assert_eq!(refusal(&missing), expected);
         let long = refusal(&dir.path().join("x".repeat(200)));
-        assert!(long.ends_with(": its name: File name too long (errno 36)"), "{long}");
+        assert!(long.ends_with(": invalid path: File name too long (errno 36)"), "{long}");
     }
 }

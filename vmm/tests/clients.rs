@@ -1,6 +1,6 @@
-//! QMP clients that are many, or in a hurry.
+//! Tests many QMP clients, cancellation, and exhausted resources.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -17,33 +17,33 @@ use support::{PATIENCE, Scene, Vm, until};
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
-        a_client_cancels_the_rehearsal_that_it_waits_for,
-        a_cancellation_is_found_behind_other_commands,
-        a_rehearsal_is_shown_while_it_goes_on,
-        without_descriptors_a_client_is_told_and_the_next_is_served,
-        without_any_descriptor_the_client_is_served_later,
-        idle_clients_lock_nobody_out,
-        who_waits_for_an_answer_keeps_its_place,
-        without_address_space_messages_are_answered,
+        client_can_cancel_its_own_rehearsal,
+        cancellation_is_found_behind_other_commands,
+        running_rehearsal_is_reported,
+        client_is_told_when_descriptors_run_out,
+        client_is_served_once_descriptors_are_free,
+        idle_clients_are_evicted_for_new_ones,
+        client_that_waits_for_an_answer_is_not_evicted,
+        messages_are_answered_without_address_space,
     ])
 }
 
 const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
 
-/// A client that sends and receives when it likes.
+/// A client that sends and receives raw messages.
 struct Wire {
     lines: BufReader<UnixStream>,
 }
 
 impl Wire {
-    /// Before the greeting.
+    /// Connects; the greeting is still to be read.
     fn unread(scene: &Scene) -> Self {
         let stream = UnixStream::connect(scene.path("qmp")).expect("the VMM listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
         Self { lines: BufReader::new(stream) }
     }
 
-    /// Before negotiation.
+    /// Connects and reads the greeting; negotiation is still to come.
     fn greeted(scene: &Scene) -> Self {
         let mut wire = Self::unread(scene);
         assert!(wire.line().get("QMP").is_some());
@@ -57,10 +57,10 @@ impl Wire {
     }
 
     fn send(&mut self, text: &str) {
-        self.lines.get_mut().write_all(text.as_bytes()).expect("the VMM takes it");
+        self.lines.get_mut().write_all(text.as_bytes()).expect("the VMM accepts it");
     }
 
-    /// The next message that is no event.
+    /// Returns the next message that is not an event.
     fn line(&mut self) -> Value {
         loop {
             let mut line = String::new();
@@ -79,7 +79,7 @@ impl Wire {
         answer.get("return").unwrap_or_else(|| panic!("{name}: {answer}")).clone()
     }
 
-    /// What it says before it hangs up.
+    /// Returns everything that the VMM sends before it hangs up.
     fn last_words(&mut self) -> String {
         let mut all = String::new();
         while self.lines.read_line(&mut all).is_ok_and(|bytes| bytes > 0) {}
@@ -91,7 +91,7 @@ fn request(name: &str, arguments: Value) -> String {
     json!({ "execute": name, "arguments": arguments, "id": name }).to_string()
 }
 
-/// An update whose rehearsal goes on until it is cancelled: only asked for.
+/// Requests an update whose rehearsal runs until it is cancelled, followed by the commands `more`.
 fn rehearsing(scene: &Scene, wire: &mut Wire, more: &[&str]) {
     let script = scene.script("slow", "#!/bin/sh\n: > \"${0%/*}/began\"\nexec sleep 1000\n");
     let parameters = json!({
@@ -106,14 +106,14 @@ fn rehearsing(scene: &Scene, wire: &mut Wire, more: &[&str]) {
     until("the rehearsal", || scene.path("began").metadata().map(drop));
 }
 
-/// The answer to `migrate`, which must be that it was cancelled.
+/// Checks that `migrate` is answered with an error that it was cancelled.
 fn is_cancelled(wire: &mut Wire) {
     let answer = wire.line();
     assert_eq!(answer["id"], "migrate", "{answer}");
     assert_eq!(answer["error"]["desc"], "the update was cancelled");
 }
 
-fn a_client_cancels_the_rehearsal_that_it_waits_for() {
+fn client_can_cancel_its_own_rehearsal() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
@@ -127,13 +127,13 @@ fn a_client_cancels_the_rehearsal_that_it_waits_for() {
     vm.update(&mut qmp);
 }
 
-fn a_cancellation_is_found_behind_other_commands() {
+fn cancellation_is_found_behind_other_commands() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
     let mut wire = Wire::new(&scene);
     rehearsing(&scene, &mut wire, &["query-status", "query-migrate"]);
-    // Nobody is answered out of turn.
+    // Answers keep the order of the requests.
     wire.send("{\"execute\": \"migr");
     assert_eq!(qmp.run_state(), RunState::Running);
     wire.send("ate_cancel\", \"id\": \"migrate_cancel\"}{\"execute\": \"query-name\", \"id\": 1}");
@@ -145,7 +145,7 @@ fn a_cancellation_is_found_behind_other_commands() {
     }
 }
 
-fn a_rehearsal_is_shown_while_it_goes_on() {
+fn running_rehearsal_is_reported() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     drop(vm.qmp());
@@ -155,18 +155,18 @@ fn a_rehearsal_is_shown_while_it_goes_on() {
     rehearsing(&scene, &mut wire, &[]);
     let during = seen();
     assert!(during["x-rehearsal-time"].is_u64(), "{during}");
-    assert_eq!(during.get("status"), None, "no event has told of one");
+    assert_eq!(during.get("status"), None, "no event has reported one");
     wire.send(&request("migrate_cancel", json!({})));
     is_cancelled(&mut wire);
     assert_eq!(seen(), json!({}));
 }
 
-/// Sets how many descriptors the VMM may have.
+/// Limits the number of the VMM's descriptors; returns the old limit.
 fn limit_descriptors(vm: &Vm<'_>, soft: u64) -> u64 {
     limit(vm, libc::RLIMIT_NOFILE, soft)
 }
 
-/// Sets the VMM's soft limit of a resource, and gives the one before.
+/// Sets the VMM's soft limit of a resource; returns the old one.
 fn limit(vm: &Vm<'_>, resource: libc::__rlimit_resource_t, soft: u64) -> u64 {
     let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both point to structures of our own.
@@ -181,22 +181,22 @@ fn limit(vm: &Vm<'_>, resource: libc::__rlimit_resource_t, soft: u64) -> u64 {
     before.rlim_cur
 }
 
-/// Ticks for which the VMM's main thread has run.
+/// Returns the CPU time of the VMM's main thread in clock ticks.
 fn ticks(vm: &Vm<'_>) -> u64 {
     let pid = vm.pid();
-    let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).expect("it is there");
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).expect("it exists");
     let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
     [11, 12].iter().map(|n| fields[*n].parse::<u64>().expect("a number")).sum()
 }
 
-fn without_descriptors_a_client_is_told_and_the_next_is_served() {
+fn client_is_told_when_descriptors_run_out() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --paused"));
     drop(vm.qmp());
     let mut kept = vec![Wire::new(&scene)];
     let highest = support::process::descriptors(vm.pid()).into_keys().max().unwrap_or(0);
     let limit = limit_descriptors(&vm, highest as u64 + 1);
-    // The lowest numbers may be free.
+    // Some lower numbers may be free.
     let told = loop {
         let mut wire = Wire::unread(&scene);
         let first = wire.line();
@@ -215,7 +215,7 @@ fn without_descriptors_a_client_is_told_and_the_next_is_served() {
     Wire::new(&scene).ask("query-status", json!({}));
 }
 
-fn without_any_descriptor_the_client_is_served_later() {
+fn client_is_served_once_descriptors_are_free() {
     for others in [0, 1] {
         let scene = Scene::new();
         let mut vm = scene.start(&format!("{GUEST} --paused"));
@@ -232,27 +232,27 @@ fn without_any_descriptor_the_client_is_served_later() {
     }
 }
 
-/// Looks for so long that a loop that never waits shows.
+/// Checks that the main thread uses almost no CPU time for 300 ms.
 fn assert_idle(vm: &Vm<'_>) {
     let before = ticks(vm);
     std::thread::park_timeout(Duration::from_millis(300));
-    assert!(ticks(vm) - before < 10, "it spins");
+    assert!(ticks(vm) - before < 10, "the main loop spins");
 }
 
-fn idle_clients_lock_nobody_out() {
+fn idle_clients_are_evicted_for_new_ones() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     drop(vm.qmp());
     let mut first = Wire::new(&scene);
     let mut silent: Vec<_> = (0..63).map(|_| Wire::greeted(&scene)).collect();
     first.ask("query-status", json!({}));
-    // In the place of one that has not even negotiated.
+    // It replaces a client that has not negotiated.
     let mut next = Wire::new(&scene);
     next.ask("query-status", json!({}));
     let told = silent[0].last_words();
     assert!(told.contains("64") && told.contains("idle"), "{told}");
     let mut rest: Vec<_> = (0..62).map(|_| Wire::new(&scene)).collect();
-    // All have negotiated now: the longest idle goes.
+    // All have negotiated now: the longest idle is disconnected.
     first.ask("query-status", json!({}));
     Wire::new(&scene).ask("query-status", json!({}));
     drop(Wire::new(&scene));
@@ -261,7 +261,7 @@ fn idle_clients_lock_nobody_out() {
     assert!(next.last_words().contains("idle"));
 }
 
-fn who_waits_for_an_answer_keeps_its_place() {
+fn client_that_waits_for_an_answer_is_not_evicted() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     drop(vm.qmp());
@@ -273,13 +273,13 @@ fn who_waits_for_an_answer_keeps_its_place() {
     drop(many);
 }
 
-/// An allocation that fails ends the process, and the guest with it.
-fn without_address_space_messages_are_answered() {
+/// A failed allocation would abort the process, and with it the guest.
+fn messages_are_answered_without_address_space() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     drop(vm.qmp());
     let mut wires: Vec<Wire> = (0..3).map(|_| Wire::new(&scene)).collect();
-    // Its vCPU has begun then, for which it needs a stack.
+    // The vCPU's thread, which needs a stack, has started by then.
     wires[0].ask("stop", json!({}));
     let limit_before = limit(&vm, libc::RLIMIT_AS, 16 << 20);
     // As many values as fit in one message, flat and nested.

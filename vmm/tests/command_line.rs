@@ -1,6 +1,6 @@
-//! What the binary refuses: with which words and status, and that it leaves nothing behind.
+//! Tests what the binary refuses: error text, exit status, and that it leaves nothing behind.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     trials::run(tests)
 }
 
-/// Runs the VMM, which must refuse to start, and says how it did that under the head `title`.
+/// Runs the VMM, which must refuse to start, and returns its status and output under `title`.
 fn refusal(
     scene: &Scene,
     title: &str,
@@ -143,7 +143,7 @@ fn bad_command_lines_of_a_machine() {
     );
 }
 
-/// The test is possible only where there are none.
+/// Requires a host without free huge pages.
 fn huge_pages() -> Missing {
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let none = free.is_ok_and(|pages| pages.trim() == "0");
@@ -163,7 +163,7 @@ fn a_socket_that_is_taken() {
     let mut vm = scene.start("--kernel DIR/heartbeat --memory 16M");
     let mut qmp = vm.qmp();
     refusals("a_socket_that_is_taken", &scene, &["--kernel DIR/heartbeat --qmp unix:DIR/qmp"]);
-    // The one that has it has not noticed: no client came, and none was lost.
+    // The VMM that owns the socket is not affected: it got no client and lost none.
     assert_eq!(qmp.run_state(), RunState::Running);
     assert_eq!(vm.qmp().run_state(), RunState::Running);
 }
@@ -176,7 +176,7 @@ fn a_file_where_the_socket_should_be() {
         &scene,
         &["--kernel DIR/heartbeat --qmp unix:DIR/file", "--kernel DIR/heartbeat --qmp unix:DIR"],
     );
-    assert_eq!(std::fs::read(path).expect("it is there"), b"precious");
+    assert_eq!(std::fs::read(path).expect("the file exists"), b"precious");
 }
 
 fn a_socket_left_behind_is_replaced() {
@@ -185,21 +185,21 @@ fn a_socket_left_behind_is_replaced() {
     drop(UnixListener::bind(&path).expect("the path is free"));
     let mut vm = scene.start("--kernel DIR/heartbeat --memory 16M");
     assert_eq!(vm.qmp().run_state(), RunState::Running);
-    let meta = std::fs::symlink_metadata(&path).expect("it is there");
+    let meta = std::fs::symlink_metadata(&path).expect("the socket exists");
     assert!(meta.file_type().is_socket());
     assert_eq!(meta.permissions().mode() & 0o777, 0o600);
 }
 
-/// Numbers at which the VMM finds descriptors; fixed, as they are part of messages.
+/// Numbers of the VMM's forged descriptors; fixed, because they appear in messages.
 const STATE_FD: RawFd = 70;
 const RAM_FD: RawFd = 71;
 
-/// A program to go back to: it says why.
+/// The old binary to fall back to, which prints the reason.
 const OLD_BINARY_FD: RawFd = 72;
 const OLD_BINARY: [&str; 3] =
     ["sh", "-c", "printf 'gave back: %s\\n' \"$CPR_EXEC_FAILED\" >&2; exit 1"];
 
-/// Starts `command` with a state that only its own process can have: the way back names it.
+/// Has `command` start with a forged state and a fallback record that names its own process.
 fn forge_with_way_back(
     command: &mut Command,
     list: Vec<NamedFd>,
@@ -209,7 +209,7 @@ fn forge_with_way_back(
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let state = memfd_create("forged", flags).expect("a memfd");
     let mut file = File::from(state.try_clone().expect("a copy"));
-    let shell = File::open("/bin/sh").expect("there is a shell");
+    let shell = File::open("/bin/sh").expect("/bin/sh exists");
     let mut fds = vec![(state, STATE_FD), (shell.into(), OLD_BINARY_FD)];
     fds.extend(ram.map(|ram| (ram, RAM_FD)));
     forge(command, STATE_FD.to_string().as_ref(), fds);
@@ -231,12 +231,12 @@ fn forge_with_way_back(
     unsafe { command.pre_exec(fill) };
 }
 
-/// Starts `command` with copies of `fds` at the numbers given, and [`ENV_NAME`] set to `value`.
+/// Has `command` start with copies of `fds` at the given numbers, and [`ENV_NAME`] set to `value`.
 fn forge(command: &mut Command, value: &OsStr, fds: Vec<(OwnedFd, RawFd)>) {
     command.env(ENV_NAME, value);
     let inherit = move || {
         for (fd, number) in &fds {
-            // SAFETY: numbers only; the copy belongs to the program that is to come.
+            // SAFETY: numbers only; the copy belongs to the program that will be executed.
             Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), *number) })?;
         }
         Ok(())
@@ -257,10 +257,10 @@ fn memfd(content: &[u8], seals: SealFlag) -> OwnedFd {
     file.into()
 }
 
-/// The envelope the VMM expects; another version or magic is what a test gives it.
+/// The envelope that the VMM expects; tests vary its version and magic.
 const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
 
-/// A state with nothing wrong, but without any descriptor.
+/// Returns a valid state without any descriptor.
 fn state() -> CprState {
     CprState {
         run_state: RunState::Running,
@@ -303,10 +303,10 @@ fn forged_variables() {
     snapshot("forged_variables", &rows);
 }
 
-/// What holds no way back: the VMM ends.
+/// Without a fallback record, the VMM exits.
 fn forged_memfds() {
     let record = Record {
-        // The same everywhere: its length is part of a message.
+        // Fixed, because the length of the record appears in a message.
         pid: 1,
         comm: Vec::new().into(),
         argv: Vec::new(),
@@ -345,7 +345,7 @@ fn forged_memfds() {
     snapshot("forged_memfds", &cases.map(row));
 }
 
-/// What is behind a way back: it is gone.
+/// With a valid fallback record but a bad state, the VMM falls back.
 fn forged_states() {
     let whole = enveloped(&state());
     let flip = |at: usize| {
@@ -355,7 +355,7 @@ fn forged_states() {
     };
     let longer = |bytes: &[u8]| [bytes, b"\0"].concat();
     let other_version = Envelope { version: CPR_VERSION + 1, ..ENVELOPE };
-    // In a member that nobody knows: even what is skipped is bounded.
+    // In an unknown member: even skipped data is bounded.
     let member = b"\xa1\x61x";
     let nested = [&member[..], &[0x81; 1 << 10], &[0x80]].concat();
     let endless = [&member[..], &[0x5b], &[0xff; 8]].concat();
@@ -414,7 +414,7 @@ fn forged_states() {
     snapshot("forged_states", &rows);
 }
 
-/// The variable does not name the state that is there.
+/// The variable does not name the state that was handed over.
 fn lost_variables() {
     let scene = Scene::new();
     let mut rows = Vec::new();
@@ -447,7 +447,7 @@ fn given_back(
     refusal(&Scene::new(), title, arguments, |vmm| forge_with_way_back(vmm, list, rest, ram))
 }
 
-/// A memfd of the size of [`TAKE_OVER`]'s RAM.
+/// Returns a memfd of the size of [`TAKE_OVER`]'s RAM.
 fn ram_memfd() -> Option<OwnedFd> {
     Some(memfd(&vec![0; 16 << 20], SealFlag::empty()))
 }

@@ -1,6 +1,6 @@
-//! What a guest can do to the VMM by its devices, and which devices it has.
+//! Tests what a guest can do to the VMM through its devices, and which devices it has.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -17,15 +17,15 @@ use support::{Qmp, Scene, until};
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
-        a_guest_that_resets_for_ever_floods_nobody,
-        a_guest_without_the_test_device_cannot_end_the_vmm,
-        the_test_device_is_part_of_the_machine,
+        endless_guest_resets_are_throttled,
+        guest_needs_the_test_device_to_end_the_vmm,
+        test_device_is_part_of_the_machine,
     ])
 }
 
 const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
 
-/// RESET events until `end`.
+/// Counts RESET events until `end`.
 fn resets(qmp: &mut Qmp, end: Instant) -> usize {
     let mut count = 0;
     while Instant::now() < end {
@@ -37,18 +37,18 @@ fn resets(qmp: &mut Qmp, end: Instant) -> usize {
     count
 }
 
-fn a_guest_that_resets_for_ever_floods_nobody() {
+fn endless_guest_resets_are_throttled() {
     for end in ["triple", "reset"] {
         let scene = Scene::new();
-        // Its last marker is the first.
+        // The guest ends at its first marker.
         let mut vm = scene
             .start(&format!("{GUEST} --cmdline end={end} --paused --log info --log-file DIR/log"));
         let mut qmp = vm.qmp();
         qmp.done(Command::Cont);
         qmp.event("RESET", |event| matches!(event, EventKind::Reset { .. }).then_some(()));
-        // The first come at once.
+        // The first resets are not throttled.
         until("the resets to be slowed down", || {
-            let log = fs::read_to_string(scene.path("log")).expect("it is there");
+            let log = fs::read_to_string(scene.path("log")).expect("the log exists");
             if log.contains("guest_resets_slowed_down") { Ok(()) } else { Err(log.len()) }
         });
         resets(&mut qmp, Instant::now() + Duration::from_millis(1));
@@ -58,9 +58,9 @@ fn a_guest_that_resets_for_ever_floods_nobody() {
         assert!(matches!(qmp.run_state(), RunState::Paused | RunState::Prelaunch));
         qmp.done(Command::Cont);
         vm.update(&mut qmp);
-        // None is lost on the way.
+        // No reset is lost in the update.
         qmp.event("RESET", |event| matches!(event, EventKind::Reset { .. }).then_some(()));
-        let log = fs::read_to_string(scene.path("log")).expect("it is there");
+        let log = fs::read_to_string(scene.path("log")).expect("the log exists");
         let told = log.matches("guest_triple_fault").count();
         let expected = if end == "triple" { 1..=40 } else { 0..=0 };
         assert!(expected.contains(&told), "{end}: {told} in {log}");
@@ -70,7 +70,7 @@ fn a_guest_that_resets_for_ever_floods_nobody() {
     }
 }
 
-fn a_guest_without_the_test_device_cannot_end_the_vmm() {
+fn guest_needs_the_test_device_to_end_the_vmm() {
     for (option, ended) in [("", false), ("--test-device off", false), ("--test-device on", true)] {
         let scene = Scene::new();
         let mut vm = scene.start(&format!("{GUEST} --cmdline end=exit --paused {option}"));
@@ -86,13 +86,13 @@ fn a_guest_without_the_test_device_cannot_end_the_vmm() {
     }
 }
 
-fn the_test_device_is_part_of_the_machine() {
+fn test_device_is_part_of_the_machine() {
     for (old, new) in [("on", "off"), ("off", "on")] {
         let scene = Scene::new();
         let mut vm = scene.start(&format!("{GUEST} --test-device {old}"));
         let mut qmp = vm.qmp();
         let mut command = vm.command_again("file:DIR/state");
-        let at = command.iter().position(|word| word == old).expect("it is there");
+        let at = command.iter().position(|word| word == old).expect("the log exists");
         command[at] = new.to_owned();
         let refused = qmp.begin_update(&command, &vm.state_file()).unwrap_err();
         let told = refused.desc;

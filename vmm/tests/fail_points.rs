@@ -1,9 +1,9 @@
-//! Fail points are for tests: the binary that is shipped has none.
+//! Tests that the shipped binary has no fail points.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What a binary with fail points says somewhere.
+/// Strings in a binary with fail points.
 const TRACES: [&str; 8] = [
     "query-failpoints",
     "x-set-failpoint",
@@ -21,26 +21,26 @@ fn traces(binary: &Path) -> Vec<&'static str> {
     TRACES.into_iter().filter(|text| has(text)).collect()
 }
 
-/// Builds what `cargo build --release` makes of this package alone.
+/// Builds this package alone with `cargo build --release`, and returns the binary.
 fn shipped() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--quiet", "--release", "--locked", "-p", "cpr-vmm"]);
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let status = build.status().expect("cargo is there: it has built this test");
+    let status = build.status().expect("cargo exists: it has built this test");
     assert!(status.success(), "{build:?}: {status}");
     let tested = Path::new(env!("CARGO_BIN_EXE_cpr-vmm"));
-    let profiles = tested.ancestors().nth(2).expect("it is in the folder of a profile");
+    let profiles = tested.ancestors().nth(2).expect("the binary is in the folder of a profile");
     profiles.join("release/cpr-vmm")
 }
 
 #[test]
-fn the_binary_that_is_shipped_has_none() {
+fn shipped_binary_has_no_fail_points() {
     assert_eq!(traces(Path::new(env!("CARGO_BIN_EXE_cpr-vmm"))), TRACES);
     let shipped = shipped();
     assert_eq!(traces(&shipped), [""; 0]);
     let output = Command::new(&shipped).args(["--failpoint", "save=off"]).output();
-    let output = output.expect("it can be executed");
+    let output = output.expect("the binary can be executed");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("unexpected argument '--failpoint'"), "{said}");

@@ -1,6 +1,6 @@
-//! What the VMM opens, writes, locks and removes, and what it leaves alone.
+//! Tests which files the VMM opens, writes, locks and removes, and which it leaves alone.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -24,20 +24,20 @@ use support::{PATIENCE, Qmp, Scene, Vm, process, until};
 
 fn main() -> ExitCode {
     let mut tests = trials![kvm();
-        the_vmms_own_files_are_no_target,
-        a_refused_update_changes_nothing_at_its_path,
-        what_could_be_somebody_elses_is_no_state_file,
-        a_state_is_private_and_goes_with_a_failed_update,
-        a_crash_takes_back_no_other_file,
+        vmm_refuses_to_write_to_its_own_files,
+        refused_update_leaves_the_state_file_alone,
+        state_file_must_be_a_private_regular_file,
+        state_file_is_private_and_removed_on_failure,
+        crash_removes_no_foreign_file,
         saved_memory_is_private,
-        a_fifo_makes_nobody_wait,
-        others_are_served_while_memory_is_saved,
-        a_changed_pid_file_is_followed,
-        the_ram_of_a_running_guest_cannot_be_taken,
+        fifo_is_refused_without_waiting,
+        other_clients_are_served_while_memory_is_saved,
+        pid_file_moves_with_the_option,
+        ram_of_a_running_guest_cannot_be_taken,
     ];
-    tests.push(trial("an_update_needs_no_proc", as_root(), an_update_needs_no_proc));
-    let name = "it_starts_where_memfds_must_not_be_executable";
-    tests.push(trial(name, as_root(), it_starts_where_memfds_must_not_be_executable));
+    tests.push(trial("update_works_without_proc", as_root(), update_works_without_proc));
+    let name = "vmm_starts_with_memfd_noexec";
+    tests.push(trial(name, as_root(), vmm_starts_with_memfd_noexec));
     trials::run(tests)
 }
 
@@ -48,7 +48,7 @@ fn as_root() -> Missing {
     kvm().or_else(|| (!root).then(|| "needs root, for namespaces".to_owned()))
 }
 
-/// The number of the VMM's descriptor of what is called `name` in `/proc`.
+/// Returns the VMM's descriptor whose target in `/proc` contains `name`.
 fn descriptor(vm: &Vm<'_>, name: &str) -> i32 {
     let open = process::descriptors(vm.pid());
     let found = open.iter().find(|(_, (target, _))| target.contains(name));
@@ -60,17 +60,17 @@ fn pmemsave(size: u64, to: &Path) -> Command {
 }
 
 fn mode(path: &Path) -> u32 {
-    fs::metadata(path).expect("it is there").permissions().mode() & 0o7777
+    fs::metadata(path).expect("the file exists").permissions().mode() & 0o7777
 }
 
-/// The guest can be reset and runs.
+/// Checks that the guest can be reset and runs.
 fn is_whole(qmp: &mut Qmp) {
     qmp.done(Command::SystemReset);
     qmp.event("RESET", |event| matches!(event, EventKind::Reset { .. }).then_some(()));
     assert_eq!(qmp.run_state(), RunState::Running);
 }
 
-fn the_vmms_own_files_are_no_target() {
+fn vmm_refuses_to_write_to_its_own_files() {
     for follow in ["on", "off"] {
         let scene = Scene::new();
         scene.write("hostile.log", "");
@@ -103,24 +103,24 @@ fn the_vmms_own_files_are_no_target() {
     }
 }
 
-fn a_refused_update_changes_nothing_at_its_path() {
+fn refused_update_leaves_the_state_file_alone() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
     let state = vm.state_file();
     let before = scene.files();
-    qmp.begin_update(&["true".to_owned()], &state).expect_err("it is no VMM");
+    qmp.begin_update(&["true".to_owned()], &state).expect_err("`true` is not a VMM");
     assert_eq!(scene.files(), before);
     scene.write("state", "of an earlier update");
     let identity = process::identity(&state);
-    qmp.begin_update(&["true".to_owned()], &state).expect_err("it is no VMM");
+    qmp.begin_update(&["true".to_owned()], &state).expect_err("`true` is not a VMM");
     assert_eq!(fs::read(&state).unwrap(), b"of an earlier update");
     assert_eq!(process::identity(&state), identity);
     vm.update(&mut qmp);
     assert_ne!(process::identity(&state), identity);
 }
 
-fn what_could_be_somebody_elses_is_no_state_file() {
+fn state_file_must_be_a_private_regular_file() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
@@ -152,7 +152,7 @@ fn what_could_be_somebody_elses_is_no_state_file() {
     vm.update(&mut qmp);
 }
 
-fn a_state_is_private_and_goes_with_a_failed_update() {
+fn state_file_is_private_and_removed_on_failure() {
     let scene = Scene::new();
     let mut vm = scene.start_with(GUEST, |program| {
         // SAFETY: a system call on a number.
@@ -171,12 +171,12 @@ fn a_state_is_private_and_goes_with_a_failed_update() {
     assert_eq!(mode(&state), 0o600);
     qmp.rehearsal = false;
     assert_eq!(qmp.update(&["/nowhere/vmm".to_owned()], &state), MigrationStatus::Failed);
-    assert!(!state.exists(), "a state that nobody may load is left");
+    assert!(!state.exists(), "a failed update left its state");
     let files = scene.files();
     assert!(!files.iter().any(|name| name.starts_with('.')), "{files:?}");
 }
 
-fn a_crash_takes_back_no_other_file() {
+fn crash_removes_no_foreign_file() {
     let scene = Scene::new();
     let fifo = scene.path("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -185,7 +185,7 @@ fn a_crash_takes_back_no_other_file() {
     let mut qmp = vm.qmp();
     qmp.rehearsal = false;
     let state = vm.state_file();
-    qmp.begin_update(&vm.command_again("file:DIR/state"), &state).expect("nothing is in its way");
+    qmp.begin_update(&vm.command_again("file:DIR/state"), &state).expect("the update is accepted");
     let held = fs::File::options().write(true).open(&fifo).expect("the VMM reads from it");
     assert_eq!(mode(&state), 0o600);
     let precious = scene.write("precious", "precious");
@@ -215,12 +215,13 @@ fn saved_memory_is_private() {
     assert_eq!(mode(&file), 0o600);
     let ram = format!("/proc/{}/fd/{}", vm.pid(), descriptor(&vm, "memfd:pc.ram"));
     assert_eq!(mode(ram.as_ref()) & 0o111, 0, "RAM is executable");
-    assert!(fs::read(&file).unwrap() == fs::read(&ram).unwrap(), "the memory is another");
+    assert!(fs::read(&file).unwrap() == fs::read(&ram).unwrap(), "not the content of RAM");
     let precious = scene.write("precious", "precious");
     symlink(&precious, scene.path("link")).unwrap();
     let mut errors = Vec::new();
     for (size, name) in [(1, "link"), (1, "."), (1, "missing/file"), (17 << 20, "memory")] {
-        let refused = qmp.execute(pmemsave(size, &scene.path(name))).expect_err("it must be");
+        let refused =
+            qmp.execute(pmemsave(size, &scene.path(name))).expect_err("it must be refused");
         errors.push(scene.redact(&refused.desc));
     }
     insta::assert_snapshot!(errors.join("\n"), @r"
@@ -234,7 +235,7 @@ fn saved_memory_is_private() {
     vm.update(&mut qmp);
 }
 
-fn a_fifo_makes_nobody_wait() {
+fn fifo_is_refused_without_waiting() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
@@ -244,17 +245,17 @@ fn a_fifo_makes_nobody_wait() {
     assert!(refused.ends_with("it is not a regular file"), "{refused}");
 }
 
-fn others_are_served_while_memory_is_saved() {
+fn other_clients_are_served_while_memory_is_saved() {
     let scene = Scene::new();
-    // Long enough for some commands: what takes that long is the writing.
+    // Large enough that writing takes longer than some commands.
     let mut vm = scene.start("--kernel DIR/heartbeat --memory 512M");
     let (mut saving, mut other) = (vm.qmp(), vm.qmp());
     saving.send(pmemsave(512 << 20, &scene.path("memory")));
-    // Behind it on the same connection: answered after it.
+    // On the same connection: answered after it.
     saving.send(Command::QueryStatus);
     assert_eq!(other.run_state(), RunState::Running);
     let words = vm.command_again("file:DIR/state");
-    let refused = other.begin_update(&words, &vm.state_file()).expect_err("not now").desc;
+    let refused = other.begin_update(&words, &vm.state_file()).expect_err("saving").desc;
     assert_eq!(
         refused,
         "cannot update: guest memory is being saved (pmemsave); retry when it is done"
@@ -268,7 +269,7 @@ fn others_are_served_while_memory_is_saved() {
     vm.update(&mut other);
 }
 
-fn a_changed_pid_file_is_followed() {
+fn pid_file_moves_with_the_option() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --pid-file DIR/pid"));
     let mut qmp = vm.qmp();
@@ -278,7 +279,7 @@ fn a_changed_pid_file_is_followed() {
         let words = vm.command_again(incoming).into_iter();
         words.map(|word| word.replace(&format!("{}/pid", scene.dir()), to)).collect::<Vec<_>>()
     };
-    // Only what takes over may move it.
+    // Only a successful takeover may move the PID file.
     let other = scene.path("other").display().to_string();
     qmp.rehearsal = false;
     let failed = qmp.update(&changed(&other, "file:DIR/missing"), &vm.state_file());
@@ -293,7 +294,7 @@ fn a_changed_pid_file_is_followed() {
     assert!(is_in("other") && !scene.path("pid").exists());
     let nowhere = scene.path("missing/pid").display().to_string();
     update(&mut qmp, &nowhere);
-    assert!(is_in("other"), "the one that is there stays where another cannot be written");
+    assert!(is_in("other"), "the existing file is kept if the new one cannot be written");
     update(&mut qmp, &scene.path("pid").display().to_string());
     assert!(is_in("pid") && !scene.path("other").exists());
     qmp.done(Command::Quit);
@@ -301,7 +302,7 @@ fn a_changed_pid_file_is_followed() {
     assert!(!scene.path("pid").exists());
 }
 
-fn the_ram_of_a_running_guest_cannot_be_taken() {
+fn ram_of_a_running_guest_cannot_be_taken() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
@@ -325,7 +326,7 @@ fn the_ram_of_a_running_guest_cannot_be_taken() {
     }
 }
 
-/// In a mount namespace of its own.
+/// Hides `/proc`, in a new mount namespace.
 fn without_proc() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
@@ -339,7 +340,7 @@ fn mount(from: &CStr, at: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> i
     Ok(Errno::result(result).map(drop)?)
 }
 
-fn an_update_needs_no_proc() {
+fn update_works_without_proc() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let mut vm = scene.start_with(&arguments, |program| {
@@ -351,7 +352,7 @@ fn an_update_needs_no_proc() {
     vm.update(&mut qmp);
     qmp.rehearsal = false;
     vm.update(&mut qmp);
-    // Back to the old program, which was executed by its descriptor then.
+    // Fall back to the old program, which is then executed by its descriptor.
     for _ in 0..2 {
         let words = vm.command_again("file:DIR/missing");
         assert_eq!(qmp.update(&words, &vm.state_file()), MigrationStatus::Failed);
@@ -360,16 +361,16 @@ fn an_update_needs_no_proc() {
         assert!(error.contains("No such file or directory (os error 2)"), "{error}");
     }
     vm.update(&mut qmp);
-    until("the descriptors of before", || {
+    until("the number of descriptors from before", || {
         let now = process::descriptors(vm.pid());
-        // Their numbers need not be the same.
+        // The numbers may differ.
         if now.len() == before.len() { Ok(()) } else { Err(now) }
     });
     qmp.done(Command::Quit);
     assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
 }
 
-fn it_starts_where_memfds_must_not_be_executable() {
+fn vmm_starts_with_memfd_noexec() {
     let scene = Scene::new();
     let mut command = Program::new("unshare");
     let script = format!(
@@ -390,7 +391,7 @@ fn it_starts_where_memfds_must_not_be_executable() {
     });
     let mut qmp = match stream {
         Ok(stream) => Qmp::new(stream),
-        // A kernel without the setting.
+        // The kernel lacks the setting.
         Err(status) if status.code() == Some(77) => return,
         Err(status) => panic!("{status}: {}", said()),
     };
@@ -400,7 +401,8 @@ fn it_starts_where_memfds_must_not_be_executable() {
     ));
     assert_eq!(qmp.update(&words, &scene.path("state")), MigrationStatus::Completed);
     qmp.done(Command::Quit);
-    let status =
-        until("the end of the VMM", || child.try_wait().expect("it is our child").ok_or("it runs"));
+    let status = until("the end of the VMM", || {
+        child.try_wait().expect("it is our child").ok_or("still running")
+    });
     assert!(status.success(), "{status}: {}", said());
 }

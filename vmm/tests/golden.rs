@@ -1,6 +1,6 @@
-//! The golden states in `scenarios/golden/`: each is loaded by this VMM, or refused by its version.
+//! Tests the golden states in `scenarios/golden/`: this VMM loads each, or refuses its version.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -18,12 +18,12 @@ use support::Scene;
 use support::trials::{kvm, trial};
 
 const VMM: &str = env!("CARGO_BIN_EXE_cpr-vmm");
-/// See `src/state/golden.rs`.
+/// Environment variable that asks to write golden states; see `src/state/golden.rs`.
 const WRITE: &str = "CPR_WRITE_GOLDEN";
-/// The host that the states of a format were saved on.
+/// The file that describes the host on which the states of a format were saved.
 const HOST: &str = "host.txt";
 
-/// Each golden state: its name, and the VM it is of.
+/// The golden states: name, and options of the VM.
 const STATES: [(&str, &str); 3] = [
     ("1cpu-running", "--cpus 1 --serial null"),
     ("2cpus-paused", "--cpus 2 --serial null"),
@@ -73,7 +73,7 @@ fn own_format() -> String {
     format!("state{STATE_VERSION}{}", sections.concat())
 }
 
-/// What the registers of a vCPU depend on.
+/// Describes the host features that the registers of a vCPU depend on.
 fn host() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").expect("/proc is mounted");
     let first = info.split("\n\n").next().unwrap_or_default();
@@ -92,16 +92,16 @@ fn arguments(state: &Path, options: &str) -> String {
     format!("--memory 16M {options} --paused --incoming file:{state} --incoming-ram DIR/ram")
 }
 
-/// A place with RAM for it, all zero.
+/// Creates a scene with a file of zeroed RAM.
 fn scene() -> Scene {
     let scene = Scene::new();
     let ram = scene.write("ram", "");
-    let ram = fs::File::options().write(true).open(ram).expect("it was made");
+    let ram = fs::File::options().write(true).open(ram).expect("it was just written");
     ram.set_len(16 << 20).expect("a sparse file");
     scene
 }
 
-/// It goes into KVM, to the last register; and what is saved then can be loaded again.
+/// Checks that KVM accepts the whole state, and that the state saved from it can be loaded again.
 fn loads(state: &Path, options: &str) -> Result<Completion, Failed> {
     let scene = scene();
     let mut vm = scene.start(&arguments(state, options));
@@ -125,7 +125,7 @@ fn loads(state: &Path, options: &str) -> Result<Completion, Failed> {
     Ok(Completion::Completed)
 }
 
-/// What a VMM says that does not start.
+/// Returns the error of a VMM that does not start; `None` if it starts.
 fn refusal(scene: &Scene, vm: &mut support::Vm<'_>) -> Option<String> {
     let started = support::until("the QMP socket, or the end", || {
         if scene.path("qmp").exists() {
@@ -147,7 +147,7 @@ fn refuses(state: &Path, options: &str) -> Result<Completion, Failed> {
     Ok(Completion::Completed)
 }
 
-/// Saves states of this format, which must not be there yet.
+/// Saves states of this format, which must not exist yet.
 fn write() {
     let format = folder().join(own_format());
     fs::create_dir(&format).unwrap_or_else(|error| {
@@ -163,8 +163,8 @@ fn write() {
             qmp.done(Command::Stop);
         }
         vm.update(&mut qmp);
-        let saved = fs::read(vm.state_file()).expect("an update leaves it");
-        fs::write(format.join(format!("{name}.state")), saved).expect("the folder was made");
+        let saved = fs::read(vm.state_file()).expect("an update leaves its state file");
+        fs::write(format.join(format!("{name}.state")), saved).expect("the folder exists");
     }
-    fs::write(format.join(HOST), host()).expect("the folder was made");
+    fs::write(format.join(HOST), host()).expect("the folder exists");
 }

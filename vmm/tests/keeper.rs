@@ -1,6 +1,6 @@
-//! The keeper continues a guest whose process has ended, in another process.
+//! Tests that the keeper continues a guest in another process after its own has ended.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -23,19 +23,19 @@ use support::{PATIENCE, Qmp, Scene, until};
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
-        what_its_own_process_cannot_continue_the_keeper_does,
-        a_killed_vmm_continues_where_it_was_told_to_and_says_so,
-        a_stopped_guest_stays_stopped,
-        a_vmm_without_a_keeper_takes_the_guest_with_it,
-        a_keeper_ends_with_the_vmm_that_was_told_to,
+        keeper_continues_if_the_old_process_cannot,
+        killed_vmm_is_continued_and_reported,
+        stopped_guest_stays_stopped,
+        guest_dies_with_a_vmm_without_keeper,
+        keeper_exits_with_its_vmm,
         requests_in_flight_are_answered,
-        clients_that_have_left_keep_nobody_from_continuing,
-        a_keeper_that_is_killed_is_replaced,
-        what_asks_the_keeper_to_end_ends_nothing,
-        a_failed_update_leaves_a_keeper,
-        limits_lowered_since_do_not_hold_the_keeper_up,
-        an_update_that_is_over_gets_no_keeper,
-        what_follows_long_answers_is_answered,
+        disconnected_clients_do_not_prevent_continuation,
+        killed_keeper_is_replaced,
+        keeper_ignores_end_signals,
+        keeper_remains_after_a_failed_update,
+        lowered_limits_do_not_affect_the_keeper,
+        finished_update_gets_no_new_keeper,
+        requests_after_long_answers_are_answered,
     ])
 }
 
@@ -50,9 +50,9 @@ fn end_of(pid: u32) {
     });
 }
 
-/// The keeper of a VMM that always has one, and no other child.
+/// Returns the keeper of a VMM that always has one and no other child.
 fn keeper_of(pid: u32) -> u32 {
-    let [keeper] = process::children(pid)[..] else { panic!("there is one keeper") };
+    let [keeper] = process::children(pid)[..] else { panic!("there must be exactly one child") };
     keeper
 }
 
@@ -64,8 +64,8 @@ fn kill(pid: u32, qmp: &mut Qmp) -> u32 {
     continued.pid as u32
 }
 
-/// The old program cannot continue in its own process: its keeper does, with the limits of before.
-fn what_its_own_process_cannot_continue_the_keeper_does() {
+/// If the old program cannot continue in its own process, its keeper does, with the old limits.
+fn keeper_continues_if_the_old_process_cannot() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --pid-file DIR/pid"));
     let mut qmp = vm.qmp();
@@ -78,17 +78,17 @@ fn what_its_own_process_cannot_continue_the_keeper_does() {
     assert_eq!(migration.status, Some(MigrationStatus::Failed));
     let (error, pid) = (migration.error_desc.unwrap_or_default(), continued.pid.to_string());
     assert!(error.contains(&pid), "{error}");
-    let written = fs::read_to_string(scene.path("pid")).expect("it is written anew");
+    let written = fs::read_to_string(scene.path("pid")).expect("the PID file is rewritten");
     assert_eq!(written, format!("{pid}\n"));
     assert_eq!(vm.end().code(), Some(70));
     qmp.done(Command::Quit);
     until("the end of the other process", || match scene.path("pid").exists() {
-        true => Err("its PID file is there"),
+        true => Err("the PID file exists"),
         false => Ok(()),
     });
 }
 
-fn a_killed_vmm_continues_where_it_was_told_to_and_says_so() {
+fn killed_vmm_is_continued_and_reported() {
     let scene = Scene::new();
     let manager = UnixDatagram::bind(scene.path("notify")).expect("a socket");
     let notify = scene.path("notify");
@@ -102,7 +102,7 @@ fn a_killed_vmm_continues_where_it_was_told_to_and_says_so() {
         let next = kill(pid, &mut qmp);
         assert_eq!(qmp.run_state(), RunState::Running);
         assert_eq!(qmp.migration().status, None);
-        let written = fs::read_to_string(scene.path("pid")).expect("it is written anew");
+        let written = fs::read_to_string(scene.path("pid")).expect("the PID file is rewritten");
         assert_eq!(written, format!("{next}\n"));
         let mut buffer = [0; 64];
         let length = manager.recv(&mut buffer).expect("the manager is told");
@@ -120,7 +120,7 @@ fn a_killed_vmm_continues_where_it_was_told_to_and_says_so() {
     assert!(!scene.path("qmp").exists() && !scene.path("pid").exists());
 }
 
-fn a_stopped_guest_stays_stopped() {
+fn stopped_guest_stays_stopped() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
@@ -134,7 +134,7 @@ fn a_stopped_guest_stays_stopped() {
     end_of(pid);
 }
 
-fn a_vmm_without_a_keeper_takes_the_guest_with_it() {
+fn guest_dies_with_a_vmm_without_keeper() {
     let scene = Scene::new();
     for policy in ["off", "update"] {
         let mut vm = scene.start(&format!("{GUEST} --keeper {policy}"));
@@ -146,7 +146,7 @@ fn a_vmm_without_a_keeper_takes_the_guest_with_it() {
     }
 }
 
-fn a_keeper_ends_with_the_vmm_that_was_told_to() {
+fn keeper_exits_with_its_vmm() {
     for signal in [Some(Signal::SIGTERM), None] {
         let scene = Scene::new();
         let mut vm = scene.start(&format!("{GUEST} --keeper on"));
@@ -162,12 +162,12 @@ fn a_keeper_ends_with_the_vmm_that_was_told_to() {
     }
 }
 
-/// The client that waits for the end of an update hears of it, whatever ends the process.
+/// A client that waits for an update gets an answer even if the process is killed.
 fn requests_in_flight_are_answered() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
-    // It answers no rehearsal for as long as it may.
+    // It never answers the rehearsal.
     let script = scene.script("sleeps", "#!/bin/sh\nexec sleep 60\n");
     let mut other = vm.qmp();
     let [first] = [vm.pid()];
@@ -178,7 +178,7 @@ fn requests_in_flight_are_answered() {
             few => Err(few),
         });
         let pid = kill(first, &mut other);
-        let refused = update.join().expect("it does not panic").expect_err("it is refused");
+        let refused = update.join().expect("the thread does not panic").expect_err("it is refused");
         assert!(refused.desc.contains(&format!("continues in process {pid}")), "{refused:?}");
         assert_eq!(other.run_state(), RunState::Running);
         other.done(Command::Quit);
@@ -186,14 +186,14 @@ fn requests_in_flight_are_answered() {
     });
 }
 
-/// What was published of a client that has left since names no descriptor of anybody else's.
-fn clients_that_have_left_keep_nobody_from_continuing() {
+/// The published state of a client that has left must not name a descriptor that was reused.
+fn disconnected_clients_do_not_prevent_continuation() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on --serial unix:DIR/serial"));
     let mut stays = vm.qmp();
     let mut pid = vm.pid();
     for _ in 0..5 {
-        let connect = |name| UnixStream::connect(scene.path(name)).expect("it listens");
+        let connect = |name| UnixStream::connect(scene.path(name)).expect("the VMM listens");
         let leaves = (Qmp::new(connect("qmp")), connect("serial"));
         assert_eq!(stays.run_state(), RunState::Running);
         drop(leaves);
@@ -204,7 +204,7 @@ fn clients_that_have_left_keep_nobody_from_continuing() {
     end_of(pid);
 }
 
-fn a_keeper_that_is_killed_is_replaced() {
+fn killed_keeper_is_replaced() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
@@ -214,7 +214,7 @@ fn a_keeper_that_is_killed_is_replaced() {
         [another] if another != keeper => Ok(()),
         ref children => Err(format!("{children:?}")),
     });
-    // It stands ready when the next request is answered.
+    // It is ready when the next request is answered.
     assert_eq!(qmp.run_state(), RunState::Running);
     let pid = kill(vm.pid(), &mut qmp);
     assert_eq!(qmp.run_state(), RunState::Running);
@@ -222,8 +222,8 @@ fn a_keeper_that_is_killed_is_replaced() {
     end_of(pid);
 }
 
-/// It is no VMM yet, and must not become one that ends at once.
-fn what_asks_the_keeper_to_end_ends_nothing() {
+/// The keeper is not a VMM yet, and must not become one that exits at once.
+fn keeper_ignores_end_signals() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
@@ -238,13 +238,13 @@ fn what_asks_the_keeper_to_end_ends_nothing() {
     end_of(pid);
 }
 
-fn a_failed_update_leaves_a_keeper() {
+fn keeper_remains_after_a_failed_update() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
     let script = scene.script("exits", "#!/bin/sh\nexit 3\n");
     qmp.rehearsal = false;
-    qmp.begin_update(&[script], &vm.state_file()).expect("it is not rehearsed");
+    qmp.begin_update(&[script], &vm.state_file()).expect("the command is not rehearsed");
     let continued: Continued = qmp.event_data(Continued::NAME);
     let pid = kill(continued.pid as u32, &mut qmp);
     assert_eq!(qmp.run_state(), RunState::Running);
@@ -252,8 +252,8 @@ fn a_failed_update_leaves_a_keeper() {
     end_of(pid);
 }
 
-/// The keeper has the limits of before.
-fn limits_lowered_since_do_not_hold_the_keeper_up() {
+/// The keeper keeps the old limits.
+fn lowered_limits_do_not_affect_the_keeper() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     let mut qmp = vm.qmp();
@@ -275,9 +275,9 @@ fn limits_lowered_since_do_not_hold_the_keeper_up() {
     end_of(pid);
 }
 
-/// Both keepers are dead when the new process waits for the first time: it hears of the end of the
-/// update and of the death of its own at once.
-fn an_update_that_is_over_gets_no_keeper() {
+/// Both keepers are dead when the new process first polls: it sees the end of the update and the
+/// death of its own keeper at the same time.
+fn finished_update_gets_no_new_keeper() {
     let scene = Scene::new();
     let fifo = scene.path("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -286,8 +286,8 @@ fn an_update_that_is_over_gets_no_keeper() {
     qmp.rehearsal = false;
     let mut command = vm.command_again("file:DIR/state");
     command.extend(scene.words("--failpoint commit=hold=DIR/fifo"));
-    qmp.begin_update(&command, &vm.state_file()).expect("it is not rehearsed");
-    // Opens once the new process is there.
+    qmp.begin_update(&command, &vm.state_file()).expect("the command is not rehearsed");
+    // Opens once the new process has reached the fail point.
     let held = File::options().write(true).open(&fifo).unwrap();
     let keepers = process::children(vm.pid());
     assert_eq!(keepers.len(), 2, "{keepers:?}");
@@ -306,18 +306,18 @@ fn an_update_that_is_over_gets_no_keeper() {
     assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
 }
 
-/// A client that is not served for its unread output, and has sent all that it will.
-fn what_follows_long_answers_is_answered() {
+/// A client that has sent all its requests and is not served because of unread output.
+fn requests_after_long_answers_are_answered() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --keeper on"));
     drop(vm.qmp());
-    let mut stream = UnixStream::connect(scene.path("qmp")).expect("it listens");
+    let mut stream = UnixStream::connect(scene.path("qmp")).expect("the VMM listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
     let long = r#"{"execute":"query-qmp-schema"}"#.repeat(8);
     let last = r#"{"execute":"query-name","id":"last"}"#;
     write!(stream, r#"{{"execute":"qmp_capabilities"}}{long}{last}"#).unwrap();
     let answered = BufReader::new(stream)
         .lines()
-        .any(|line| line.expect("it is answered").contains(r#""id": "last""#));
+        .any(|line| line.expect("the VMM answers").contains(r#""id": "last""#));
     assert!(answered);
 }

@@ -1,6 +1,6 @@
-//! A VMM from its start over its updates to its end, seen from outside.
+//! Tests a VMM from startup through updates to exit, as seen from outside.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -25,23 +25,23 @@ use support::{PATIENCE, Qmp, Scene, Vm, until};
 
 fn main() -> ExitCode {
     let mut tests = trials![kvm();
-        killed_its_successor_starts_on_the_same_paths,
-        an_ignored_hangup_stays_ignored,
-        start_up_work_is_done_once,
-        signals_are_what_they_were,
-        vcpus_leave_the_signals_that_end_a_vmm_to_others,
-        nothing_of_an_update_is_left,
-        a_failed_exec_changes_nothing,
-        a_serial_client_stays_connected,
-        a_serial_client_that_left_makes_room_for_the_next,
-        standard_input_reaches_the_guest_whole,
-        output_that_nobody_reads_stops_nothing,
-        serial_output_is_neither_lost_nor_doubled,
+        successor_of_a_killed_vmm_reuses_its_paths,
+        ignored_hangup_stays_ignored,
+        startup_work_is_not_repeated,
+        signal_settings_survive_updates,
+        vcpu_threads_block_end_signals,
+        updates_leave_nothing_behind,
+        failed_exec_changes_nothing,
+        serial_client_stays_connected,
+        next_serial_client_is_served_after_disconnect,
+        standard_input_reaches_the_guest_completely,
+        unread_output_blocks_nothing,
+        serial_output_is_neither_lost_nor_repeated,
         failed_updates_say_why,
-        a_deferred_state_can_be_tried_again,
-        a_deferred_state_that_must_load_goes_back,
-        a_new_program_that_cannot_take_over_goes_back,
-        what_nobody_could_go_on_with_can_be_rescued,
+        deferred_load_can_be_retried,
+        failed_deferred_load_falls_back,
+        failed_takeover_falls_back,
+        stranded_guest_can_be_rescued,
     ];
     tests.extend(endings());
     trials::run(tests)
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 
 const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
 
-/// What a test does to end a VMM.
+/// How a test ends a VMM.
 #[derive(Clone, Copy)]
 enum Ending {
     Signal(Signal),
@@ -105,7 +105,7 @@ fn ends_cleanly(ending: Ending, updated: bool, status: i32, shutdown: EventKind)
     assert_eq!(scene.files(), before);
 }
 
-fn killed_its_successor_starts_on_the_same_paths() {
+fn successor_of_a_killed_vmm_reuses_its_paths() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let mut killed = scene.start(&arguments);
@@ -113,16 +113,16 @@ fn killed_its_successor_starts_on_the_same_paths() {
     process::send(killed.pid(), Signal::SIGKILL);
     killed.end();
     for left in ["qmp", "serial", "pid"] {
-        assert!(scene.path(left).exists(), "nobody was there to remove {left}");
+        assert!(scene.path(left).exists(), "a killed VMM cannot remove {left}");
     }
     let mut vm = scene.start(&arguments);
     assert_eq!(vm.qmp().run_state(), RunState::Running);
     UnixStream::connect(scene.path("serial")).expect("the serial socket has a listener");
-    let pid = fs::read_to_string(scene.path("pid")).expect("it is there");
+    let pid = fs::read_to_string(scene.path("pid")).expect("the PID file exists");
     assert_eq!(pid, format!("{}\n", vm.pid()));
 }
 
-fn an_ignored_hangup_stays_ignored() {
+fn ignored_hangup_stays_ignored() {
     let scene = Scene::new();
     let mut vm = scene.start_with(GUEST, |program: &mut Program| {
         let ignore = || {
@@ -145,7 +145,7 @@ fn an_ignored_hangup_stays_ignored() {
     assert_eq!(vm.end().code(), Some(0));
 }
 
-fn start_up_work_is_done_once() {
+fn startup_work_is_not_repeated() {
     let scene = Scene::new();
     scene.write("serial", "earlier\n");
     scene.write("log", "earlier\n");
@@ -169,7 +169,7 @@ fn start_up_work_is_done_once() {
     assert_eq!(vm.stderr(), "");
 }
 
-fn signals_are_what_they_were() {
+fn signal_settings_survive_updates() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
@@ -181,15 +181,15 @@ fn signals_are_what_they_were() {
     }
 }
 
-/// An exec would end them in the handler.
-fn vcpus_leave_the_signals_that_end_a_vmm_to_others() {
+/// An exec would kill a vCPU thread in the handler.
+fn vcpu_threads_block_end_signals() {
     let scene = Scene::new();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
     let bit = |signal: &Signal| 1 << (*signal as i32 - 1);
     let ending: u64 = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].iter().map(bit).sum();
     for _ in 0..2 {
-        // The thread may not have come so far.
+        // The thread may not have blocked them yet.
         until("the mask of the vCPU's thread", || match process::blocked_by(vm.pid(), "vcpu0") {
             blocked if blocked == [ending] => Ok(()),
             other => Err(other),
@@ -198,7 +198,7 @@ fn vcpus_leave_the_signals_that_end_a_vmm_to_others() {
     }
 }
 
-fn nothing_of_an_update_is_left() {
+fn updates_leave_nothing_behind() {
     let scene = Scene::new();
     let mut vm = scene
         .start(&format!("{GUEST} --cpus 2 --serial unix:DIR/serial --log info --log-file DIR/log"));
@@ -215,7 +215,7 @@ fn nothing_of_an_update_is_left() {
     }
 }
 
-/// Files and memfds that the VMM has open.
+/// Returns the files and memfds that the VMM has open.
 fn kept_descriptors(vm: &Vm<'_>) -> Vec<String> {
     let descriptors = process::descriptors(vm.pid()).into_values();
     let mut targets: Vec<_> = descriptors.map(|(target, _)| target).collect();
@@ -224,7 +224,7 @@ fn kept_descriptors(vm: &Vm<'_>) -> Vec<String> {
     targets
 }
 
-/// Looks at all descriptors but the first three, and counts them.
+/// Checks that all descriptors but the first three are close-on-exec, and counts them.
 fn close_on_exec_is_set(vm: &Vm<'_>) -> usize {
     let mut descriptors = process::descriptors(vm.pid());
     descriptors.retain(|number, _| *number > 2);
@@ -232,7 +232,7 @@ fn close_on_exec_is_set(vm: &Vm<'_>) -> usize {
     descriptors.len()
 }
 
-fn a_failed_exec_changes_nothing() {
+fn failed_exec_changes_nothing() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("{GUEST} --serial unix:DIR/serial"));
     let mut qmp = vm.qmp();
@@ -245,10 +245,10 @@ fn a_failed_exec_changes_nothing() {
     qmp.rehearsal = false;
     let status = qmp.update(&["/nowhere/cpr-vmm".to_owned()], &vm.state_file());
     assert_eq!(status, MigrationStatus::Failed);
-    // What stands ready for an update goes when its end was told, before the next answer.
+    // An update's keeper is gone before the first answer after the update's end.
     assert_eq!(qmp.run_state(), RunState::Running);
     assert_eq!(look(&vm), before);
-    assert_eq!(scene.files(), files, "the failed update leaves a file");
+    assert_eq!(scene.files(), files, "the failed update left a file");
     qmp.rehearsal = true;
     vm.update(&mut qmp);
 }
@@ -259,22 +259,22 @@ fn serial(scene: &Scene) -> UnixStream {
     client
 }
 
-/// Sends `text`, which the guest sends back.
+/// Sends `text` and checks that the guest sends it back.
 fn echoes(mut client: &UnixStream, text: &[u8]) {
-    client.write_all(text).expect("the VMM takes it");
+    client.write_all(text).expect("the VMM accepts it");
     let mut back = vec![0; text.len()];
     client.read_exact(&mut back).expect("the guest sends it back");
     assert!(back == text, "{} came back as {}", text.escape_ascii(), back.escape_ascii());
 }
 
-fn a_serial_client_stays_connected() {
+fn serial_client_stays_connected() {
     let scene = Scene::new();
     let mut vm = scene.start("--kernel DIR/echo --memory 16M --serial unix:DIR/serial");
     let mut qmp = vm.qmp();
     let first = serial(&scene);
     echoes(&first, b"before");
-    // So much that it is on its way all through the update: in the socket, the receive FIFO, the
-    // guest.
+    // Long enough to be in transit during the whole update: in the socket, the receive FIFO and
+    // the guest.
     let long: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
     std::thread::scope(|scope| {
         scope.spawn(|| echoes(&first, &long));
@@ -288,55 +288,55 @@ fn a_serial_client_stays_connected() {
     echoes(&second, b"again");
 }
 
-fn a_serial_client_that_left_makes_room_for_the_next() {
+fn next_serial_client_is_served_after_disconnect() {
     let scene = Scene::new();
-    // This guest never reads.
+    // This guest never reads its serial port.
     let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial unix:DIR/serial");
     drop(vm.qmp());
     let mut first = serial(&scene);
     first.write_all(&[b'x'; 1000]).expect("the socket has room");
-    first.read_exact(&mut [0]).expect("it is the client now");
+    first.read_exact(&mut [0]).expect("the first client is served");
     drop(first);
-    serial(&scene).read_exact(&mut [0]).expect("it is the next client");
+    serial(&scene).read_exact(&mut [0]).expect("the next client is served");
 }
 
 fn with_stdio(program: &mut Program) {
     program.stdin(Stdio::piped()).stdout(Stdio::piped());
 }
 
-fn standard_input_reaches_the_guest_whole() {
+fn standard_input_reaches_the_guest_completely() {
     let scene = Scene::new();
     let mut vm = scene.start_with("--kernel DIR/echo --memory 16M --serial stdio", with_stdio);
     let mut qmp = vm.qmp();
     let (mut stdin, mut stdout) = vm.stdio();
     let sent: Vec<u8> = (0..2000_u32).map(|n| n as u8).collect();
-    // More than the FIFO takes, and all there before the guest goes on.
+    // More than the FIFO holds, and all of it before the guest is resumed.
     qmp.done(Command::Stop);
     stdin.write_all(&sent).expect("the pipe has room");
     vm.update(&mut qmp);
     qmp.done(Command::Cont);
     drop(stdin);
-    // The end comes with the VMM's: the test would wait for it, not for bytes that are lost.
+    // End of file comes only with the VMM's exit, so lost bytes would block the read: use a thread.
     let mut back = vec![0; sent.len()];
     let reader = std::thread::spawn(move || stdout.read_exact(&mut back).map(|()| back));
     until("all of the input to come back", || {
-        if reader.is_finished() { Ok(()) } else { Err("less of it") }
+        if reader.is_finished() { Ok(()) } else { Err("only part of it") }
     });
-    let back = reader.join().expect("it does not panic").expect("the VMM goes on");
+    let back = reader.join().expect("the reader does not panic").expect("the VMM keeps running");
     assert!(back == sent, "{}", back.escape_ascii());
 }
 
-fn output_that_nobody_reads_stops_nothing() {
+fn unread_output_blocks_nothing() {
     let scene = Scene::new();
     let mut vm = scene.start_with("--kernel DIR/alphabet --memory 16M --serial stdio", with_stdio);
     let mut qmp = vm.qmp();
     let (_stdin, mut stdout) = vm.stdio();
     let (mut last, mut same) = (0, 0);
-    until("the pipe to take no more", || {
+    until("the pipe to be full", || {
         let before = last;
         // SAFETY: FIONREAD writes an int.
         Errno::result(unsafe { libc::ioctl(stdout.as_raw_fd(), libc::FIONREAD, &mut last) })
-            .expect("a pipe tells how much is in it");
+            .expect("FIONREAD works on a pipe");
         same = if last == before && last > 0 { same + 1 } else { 0 };
         if same == 100 { Ok(()) } else { Err(last) }
     });
@@ -345,7 +345,7 @@ fn output_that_nobody_reads_stops_nothing() {
     qmp.done(Command::Cont);
     vm.update(&mut qmp);
     let mut output = vec![0; 80_000];
-    stdout.read_exact(&mut output).expect("the VMM goes on");
+    stdout.read_exact(&mut output).expect("the VMM keeps running");
     is_the_alphabet(&output);
     qmp.done(Command::Quit);
     assert_eq!(vm.end().code(), Some(0));
@@ -360,13 +360,13 @@ fn is_the_alphabet(output: &[u8]) {
     }
 }
 
-fn serial_output_is_neither_lost_nor_doubled() {
+fn serial_output_is_neither_lost_nor_repeated() {
     let scene = Scene::new();
     let mut vm = scene.start("--kernel DIR/alphabet --memory 16M --serial file:DIR/serial");
     let mut qmp = vm.qmp();
     let file = scene.path("serial");
     let grows = || {
-        let length = || fs::metadata(&file).expect("it is there").len();
+        let length = || fs::metadata(&file).expect("the file exists").len();
         let before = length();
         until("more serial output", || if length() > before { Ok(()) } else { Err(before) });
     };
@@ -376,7 +376,7 @@ fn serial_output_is_neither_lost_nor_doubled() {
     }
     grows();
     qmp.done(Command::Stop);
-    is_the_alphabet(&fs::read(&file).expect("it is there"));
+    is_the_alphabet(&fs::read(&file).expect("the file exists"));
 }
 
 fn failed_updates_say_why() {
@@ -394,15 +394,15 @@ fn failed_updates_say_why() {
     };
     let refused = qmp.begin_update(&[], &state).expect_err("there is no command");
     tell("refused", &refused, &mut qmp);
-    qmp.begin_update(&nothing, &state).expect("the command is not looked at before");
-    // Once this is answered, the failure is over.
+    qmp.begin_update(&nothing, &state).expect("the command is not checked before");
+    // Once this is answered, the failed update is finished.
     qmp.run_state();
     tell("failed", &nothing, &mut qmp);
     let refused = qmp.begin_update(&[], &state).expect_err("there is no command");
     tell("refused after that", &refused, &mut qmp);
     qmp.done(Command::Stop);
     qmp.take_events();
-    qmp.begin_update(&nothing, &state).expect("the command is not looked at before");
+    qmp.begin_update(&nothing, &state).expect("the command is not checked before");
     qmp.run_state();
     tell("failed while stopped", &nothing, &mut qmp);
     insta::with_settings!({ prepend_module_to_snapshot => false }, {
@@ -415,25 +415,25 @@ fn incoming(file: &std::path::Path, exit_on_error: Option<bool>) -> Command {
     Command::MigrateIncoming(MigrateIncomingArgs { uri, channels: None, exit_on_error })
 }
 
-/// A VMM that has been replaced and waits for a state.
+/// Starts a VMM, updates it, and updates it again so that it waits for a state.
 fn deferred<'a>(scene: &'a Scene, arguments: &str) -> (Vm<'a>, Qmp) {
     let mut vm = scene.start(arguments);
     let mut qmp = vm.qmp();
     vm.update(&mut qmp);
-    fs::copy(vm.state_file(), scene.path("older")).expect("an update leaves its state");
-    qmp.begin_update(&vm.command_again("defer"), &vm.state_file()).expect("nothing is in its way");
+    fs::copy(vm.state_file(), scene.path("older")).expect("an update leaves its state file");
+    qmp.begin_update(&vm.command_again("defer"), &vm.state_file()).expect("the update is accepted");
     assert_eq!(qmp.run_state(), RunState::Inmigrate);
     (vm, qmp)
 }
 
-fn a_deferred_state_can_be_tried_again() {
+fn deferred_load_can_be_retried() {
     let scene = Scene::new();
     let (vm, mut qmp) = deferred(&scene, GUEST);
     qmp.take_events();
     scene.write("garbage", "no state");
     let mut errors = Vec::new();
     let mut refused = |qmp: &mut Qmp, command| {
-        errors.push(scene.redact(&qmp.execute(command).expect_err("it must not be").desc));
+        errors.push(scene.redact(&qmp.execute(command).expect_err("it must be refused").desc));
     };
     for wrong in ["missing", "garbage", "older"] {
         refused(&mut qmp, incoming(&scene.path(wrong), Some(false)));
@@ -454,7 +454,8 @@ fn a_deferred_state_can_be_tried_again() {
     vm.update(&mut qmp);
 }
 
-/// The new program gave the VM back: it is as it was, says why, and can be updated.
+/// Checks that the old program continues the VM after a fallback, reports `why`, and can be
+/// updated.
 fn gave_back(scene: &Scene, mut vm: Vm<'_>, qmp: &mut Qmp, why: &str) {
     qmp.event("MIGRATION failed", |event| {
         let failed = EventKind::Migration { status: MigrationStatus::Failed };
@@ -477,45 +478,46 @@ fn gave_back(scene: &Scene, mut vm: Vm<'_>, qmp: &mut Qmp, why: &str) {
     }
 }
 
-fn a_deferred_state_that_must_load_goes_back() {
+fn failed_deferred_load_falls_back() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let (mut vm, mut qmp) = deferred(&scene, &arguments);
-    // Clients that come and go while the new program waits.
+    // Clients that connect and disconnect while the new program waits.
     let mut late = vm.qmp();
     assert_eq!(late.run_state(), RunState::Inmigrate);
     drop(vm.qmp());
-    // What is refused must not take the way back away.
+    // A refused command must not disarm the fallback.
     let command = vm.command_again("file:DIR/state");
-    let refused = qmp.begin_update(&command, &vm.state_file()).expect_err("it is not time yet");
+    let refused = qmp.begin_update(&command, &vm.state_file()).expect_err("not possible now");
     assert!(refused.desc.contains("incoming migration"), "{}", refused.desc);
-    qmp.execute(incoming(&scene.path("older"), Some(false))).expect_err("it must not be");
-    let error = qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must not be");
+    qmp.execute(incoming(&scene.path("older"), Some(false))).expect_err("it must be refused");
+    let error =
+        qmp.execute(incoming(&scene.path("missing"), None)).expect_err("it must be refused");
     assert!(error.desc.contains("No such file or directory (os error 2)"), "{}", error.desc);
     gave_back(&scene, vm, &mut qmp, "DIR/missing".replace("DIR", scene.dir()).as_str());
     assert!(late.take_events().is_empty());
     late.event("SHUTDOWN", |event| matches!(event, EventKind::Shutdown { .. }).then_some(()));
 }
 
-fn a_new_program_that_cannot_take_over_goes_back() {
+fn failed_takeover_falls_back() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --serial unix:DIR/serial --pid-file DIR/pid");
     let mut vm = scene.start(&arguments);
     let mut qmp = vm.qmp();
     qmp.rehearsal = false;
     qmp.begin_update(&vm.command_again("file:DIR/missing"), &vm.state_file())
-        .expect("the new program's arguments are its own business");
+        .expect("the old program does not check the arguments");
     gave_back(&scene, vm, &mut qmp, "No such file or directory (os error 2)");
 }
 
-/// Even the old program cannot go on: another one can, from what it has left.
-fn what_nobody_could_go_on_with_can_be_rescued() {
+/// If even the old program cannot continue the guest, another one can, from the files that it left.
+fn stranded_guest_can_be_rescued() {
     let scene = Scene::new();
     let arguments = format!("{GUEST} --keeper off --serial file:DIR/serial --log-file DIR/log");
     let mut vm = scene.start(&arguments);
     let mut qmp = vm.qmp();
     scene.update_without_descriptors(&vm, &mut qmp);
-    let said = until("the last words", || {
+    let said = until("the final message", || {
         let said = vm.stderr();
         if said.ends_with('\n') { Ok(said) } else { Err(said) }
     });

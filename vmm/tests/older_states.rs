@@ -1,6 +1,6 @@
-//! States as an older binary has saved them, which knew less.
+//! Tests states saved by an older binary, which knew fewer MSRs.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -21,17 +21,17 @@ const VMM: &str = env!("CARGO_BIN_EXE_cpr-vmm");
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
-        msrs_that_an_older_binary_did_not_save_are_saved_by_the_next_update,
+        next_update_saves_msrs_missing_from_an_older_state,
     ])
 }
 
-/// The state in `file`, with its vCPUs changed.
+/// Returns the state in `file`, with the MSRs of its vCPUs changed by `change`.
 fn with_vcpus(file: &Path, mut change: impl FnMut(&mut Vec<Value>)) -> SavedState {
-    let bytes = fs::read(file).expect("an update has left it");
-    let (mut state, _) = SavedState::decode(&bytes).expect("it is a state");
+    let bytes = fs::read(file).expect("an update has written it");
+    let (mut state, _) = SavedState::decode(&bytes).expect("the file is a state");
     let (name, version) = LOADABLE_SECTIONS.into_iter().find(|(name, _)| *name == "vcpu").unwrap();
     for vcpu in 0..CPUS {
-        let mut section: Value = state.take(name, vcpu, version).expect("it has that vCPU");
+        let mut section: Value = state.take(name, vcpu, version).expect("the state has that vCPU");
         let fields = section.as_map_mut().expect("a map of fields");
         let msrs = fields.iter_mut().find(|(key, _)| key.as_text() == Some("msrs"));
         change(msrs.expect("a list of MSRs").1.as_array_mut().expect("a list"));
@@ -40,20 +40,20 @@ fn with_vcpus(file: &Path, mut change: impl FnMut(&mut Vec<Value>)) -> SavedStat
     state
 }
 
-/// The MSRs that were saved of each vCPU.
+/// Returns the MSRs that were saved for each vCPU.
 fn msrs(file: &Path) -> Vec<Vec<u32>> {
     let mut all = Vec::new();
     with_vcpus(file, |msrs| {
         let index = |msr: &Value| {
             let bytes = msr.as_bytes().expect("a structure of KVM's");
-            u32::from_ne_bytes(bytes[..4].try_into().expect("it begins with the index"))
+            u32::from_ne_bytes(bytes[..4].try_into().expect("the structure begins with the index"))
         };
         all.push(msrs.iter().map(index).collect());
     });
     all
 }
 
-fn msrs_that_an_older_binary_did_not_save_are_saved_by_the_next_update() {
+fn next_update_saves_msrs_missing_from_an_older_state() {
     let scene = Scene::new();
     let mut vm = scene.start(&format!("--kernel DIR/heartbeat --paused {MACHINE}"));
     let mut qmp = vm.qmp();
@@ -63,13 +63,13 @@ fn msrs_that_an_older_binary_did_not_save_are_saved_by_the_next_update() {
     qmp.done(Command::Quit);
     vm.end();
     scene.write("older", older.encode().0);
-    let ram = fs::File::create(scene.path("ram")).expect("it is in a folder of ours");
+    let ram = fs::File::create(scene.path("ram")).expect("the folder is ours");
     ram.set_len(16 << 20).expect("a sparse file");
 
     let incoming = "--paused --incoming file:DIR/older --incoming-ram DIR/ram";
     let mut vm = scene.start(&format!("{MACHINE} {incoming}"));
     let mut qmp = vm.qmp();
-    // In this process at its first update, and in the next one at its own.
+    // First by this process, then by its successor.
     for _ in 0..2 {
         let words = format!("{} --qmp unix:DIR/qmp {MACHINE} --incoming file:DIR/state", VMM);
         qmp.update(&scene.words(&words), &vm.state_file());

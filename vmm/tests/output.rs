@@ -1,6 +1,6 @@
-//! What the VMM says, where nobody takes it.
+//! Tests the VMM's output when nothing reads it.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -19,25 +19,25 @@ use support::trials::{self, kvm, trials};
 use support::{Scene, until};
 
 fn main() -> ExitCode {
-    let mut tests = trials![None; a_stderr_that_takes_nothing_changes_no_exit_status];
-    tests.extend(trials![kvm(); a_log_whose_reader_comes_late_is_read]);
+    let mut tests = trials![None; blocked_stderr_does_not_change_exit_status];
+    tests.extend(trials![kvm(); late_reader_gets_the_log]);
     trials::run(tests)
 }
 
-/// A pipe without room, as a shell makes it.
+/// Creates a full pipe that blocks, as a shell makes it.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = pipe().expect("a pipe");
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it is a pipe");
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("F_SETFL works on a pipe");
     while write(&writer, &[b'.'; 4096]).is_ok() {}
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).expect("it is a pipe");
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).expect("F_SETFL works on a pipe");
     (reader, writer)
 }
 
-fn a_stderr_that_takes_nothing_changes_no_exit_status() {
+fn blocked_stderr_does_not_change_exit_status() {
     let scene = Scene::new();
     let (_reader, writer) = full_pipe();
     let without_reader = pipe().expect("a pipe").1;
-    let device = File::options().write(true).open("/dev/full").expect("it is there");
+    let device = File::options().write(true).open("/dev/full").expect("the file exists");
     let sinks = [("full device", device.into()), ("full pipe", writer), ("pipe", without_reader)];
     for (name, sink) in sinks {
         for (status, arguments, rehearsal) in [
@@ -52,31 +52,31 @@ fn a_stderr_that_takes_nothing_changes_no_exit_status() {
             program.envs(rehearsal.map(|value| ("CPR_REHEARSAL", value))).stderr(stderr);
             let mut child = program.spawn().expect("the VMM starts");
             let ended = until("the end of the VMM", || {
-                child.try_wait().expect("it is our child").ok_or("it runs")
+                child.try_wait().expect("it is our child").ok_or("still running")
             });
             assert_eq!(ended.code(), Some(status), "{name}: {arguments}");
         }
     }
 }
 
-fn a_log_whose_reader_comes_late_is_read() {
+fn late_reader_gets_the_log() {
     let scene = Scene::new();
     let fifo = scene.path("log");
     mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).expect("a FIFO");
     let mut vm = scene.start("--kernel DIR/heartbeat --memory 16M --log debug --log-file DIR/log");
     let mut qmp = vm.qmp();
-    // Far more than a pipe holds, and than is kept for a reader.
+    // Far more lines than a pipe and the VMM's queue hold.
     for _ in 0..2000 {
         drop(vm.qmp());
     }
     assert_eq!(qmp.run_state(), RunState::Running);
     let mut reader =
-        File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).expect("it is there");
+        File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).expect("it exists");
     let mut log = Vec::new();
     until("the end of the log", || {
-        // A client more is a line more, after which lost lines are told of.
+        // Another client logs another line, after which lost lines are reported.
         drop(vm.qmp());
-        // What there is comes before the error.
+        // Data comes before the error.
         let _ = reader.read_to_end(&mut log);
         let text = String::from_utf8_lossy(&log);
         if text.contains("log_lines_lost lines=") { Ok(()) } else { Err(log.len()) }
@@ -85,10 +85,10 @@ fn a_log_whose_reader_comes_late_is_read() {
     vm.update(&mut qmp);
     qmp.done(Command::Quit);
     assert_eq!(vm.end().code(), Some(0));
-    // Nobody else writes any more.
+    // Nothing else writes to the log any more.
     let _ = reader.read_to_end(&mut log);
     let text = String::from_utf8_lossy(&log);
     for point in ["cpr_exec", "cpr_adopt", "cpr_state_load", "end status=0"] {
-        assert!(text.contains(point), "no {point}");
+        assert!(text.contains(point), "the log lacks {point}");
     }
 }

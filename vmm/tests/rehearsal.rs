@@ -1,6 +1,6 @@
-//! Rehearsals of a whole VMM: what they leave alone, and what they cannot end.
+//! Tests rehearsals of a whole VMM: processes that they leave alone, and those they cannot kill.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -21,20 +21,24 @@ const GUEST: &str = "--kernel DIR/heartbeat --memory 16M";
 
 fn main() -> ExitCode {
     trials::run(vec![
-        trial("a_stale_variable_makes_no_rehearsal", kvm(), a_stale_variable_makes_no_rehearsal),
-        trial("a_sidecar_outlives_a_crash", kvm(), a_sidecar_outlives_a_crash),
-        trial("what_cannot_be_ended_is_given_up", other_users(), what_cannot_be_ended_is_given_up),
+        trial("stale_variable_starts_no_rehearsal", kvm(), stale_variable_starts_no_rehearsal),
+        trial("sidecar_survives_a_crash", kvm(), sidecar_survives_a_crash),
+        trial(
+            "unkillable_rehearsal_is_abandoned",
+            other_users(),
+            unkillable_rehearsal_is_abandoned,
+        ),
     ])
 }
 
-/// What it takes to start a program of another user.
+/// Requires what it takes to start a program as another user.
 fn other_users() -> Missing {
     let setpriv = fs::metadata("/usr/bin/setpriv").is_ok();
     let able = nix::unistd::geteuid().is_root() && setpriv;
     kvm().or_else(|| (!able).then(|| "needs root and /usr/bin/setpriv".to_owned()))
 }
 
-fn a_stale_variable_makes_no_rehearsal() {
+fn stale_variable_starts_no_rehearsal() {
     let scene = Scene::new();
     let mut vm = scene.start_with(GUEST, |program: &mut Program| {
         program.env("CPR_REHEARSAL", "3").env("CPR_REHEARSAL_MARK", "999999.1");
@@ -50,7 +54,7 @@ fn a_stale_variable_makes_no_rehearsal() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-fn a_sidecar_outlives_a_crash() {
+fn sidecar_survives_a_crash() {
     let scene = Scene::new();
     let mut vm =
         scene.start_with(&format!("{GUEST} --failpoint save=segv"), |vmm: &mut Program| {
@@ -73,14 +77,14 @@ fn a_sidecar_outlives_a_crash() {
     assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
 }
 
-/// `R`, `S`, `Z`, or none where there is no such process.
+/// Returns the process state, such as `R`, `S` or `Z`; `None` if there is no such process.
 fn state_of(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// A VMM that may not send signals to other users' processes, and a command that becomes one.
-fn what_cannot_be_ended_is_given_up() {
+/// The VMM may not signal other users' processes, and the command changes its user.
+fn unkillable_rehearsal_is_abandoned() {
     const CAP_KILL: libc::c_ulong = 5;
     let scene = Scene::new();
     let mut vm = scene.start_with(GUEST, |program: &mut Program| {
@@ -98,13 +102,13 @@ fn what_cannot_be_ended_is_given_up() {
     let error = error.to_string();
     assert!(error.contains("did not answer the rehearsal"), "{error}");
     assert!(error.contains("cannot be ended: kill: Operation not permitted"), "{error}");
-    // The keeper has gone when the next answer comes.
+    // The keeper is gone before the next answer.
     assert_eq!(qmp.migration().status, None);
     let children = process::children(vm.pid());
     let [left] = children.as_slice() else { panic!("{children:?}") };
-    // It keeps nothing from the next one, and is reaped when it ends.
+    // It does not block the next update, and is reaped when it ends.
     process::send(*left, Signal::SIGKILL);
-    until("its end", || match state_of(*left) {
+    until("the end of the process", || match state_of(*left) {
         None => Ok(()),
         state => Err(format!("{state:?}")),
     });

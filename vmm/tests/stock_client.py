@@ -1,4 +1,4 @@
-"""Drives a paused VMM through updates with QEMU's own client, and prints what was said.
+"""Drives a paused VMM through updates with QEMU's own client, and prints the dialogue.
 
 Arguments: the socket, the file for the state, then the command to update to.
 """
@@ -13,7 +13,7 @@ DEADLINE_SECONDS = 30
 
 
 class Client(QMPClient):
-    """The stock client, printing every message in the order of the wire."""
+    """The stock client, printing every message in wire order."""
 
     def __init__(self, name, shown_as=""):
         super().__init__(name)
@@ -62,19 +62,19 @@ async def session(socket, state, command):
     await client.execute("migrate-set-parameters", parameters)
     await update(client, state)
 
-    # The parameters were the old process's, as in QEMU.
+    # The parameters do not survive the update, as in QEMU.
     await client.execute("query-migrate-parameters")
     await client.execute("migrate-set-parameters", parameters)
     await update(client, state)
 
-    # A second client is greeted as the first was, and leaves it alone.
+    # A second client is greeted like the first, and does not affect it.
     late = Client("late", shown_as="late ")
     await late.connect(socket)
     await late.execute("query-status")
     await late.disconnect()
 
-    # One that goes before the update it began is over takes nothing with it. What it still sees of
-    # the update is a matter of luck, so it is not shown.
+    # A client that disconnects during its own update does not affect it. How much of the update it
+    # sees depends on timing, so it is not shown.
     await client.execute("migrate-set-parameters", parameters)
     leaver = QMPClient("leaver")
     await leaver.connect(socket)

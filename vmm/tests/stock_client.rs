@@ -1,6 +1,6 @@
-//! QEMU's own QMP client drives the VMM through updates on one connection.
+//! Tests QEMU's own QMP client, which drives the VMM through updates on one connection.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -11,7 +11,7 @@ use support::Scene;
 use support::trials::{self, Missing, kvm, trials};
 
 fn main() -> ExitCode {
-    trials::run(trials![kvm().or_else(client_missing); a_stock_client_goes_on_talking_over_updates])
+    trials::run(trials![kvm().or_else(client_missing); stock_client_stays_connected_across_updates])
 }
 
 fn python() -> PathBuf {
@@ -24,7 +24,7 @@ fn client_missing() -> Missing {
     (!there).then(|| "needs qemu.qmp: run ci/install-qmp-client".to_owned())
 }
 
-fn a_stock_client_goes_on_talking_over_updates() {
+fn stock_client_stays_connected_across_updates() {
     let scene = Scene::new();
     let mut vm = scene.start("--kernel DIR/heartbeat --memory 16M --paused");
     drop(vm.qmp());
@@ -48,7 +48,7 @@ fn a_stock_client_goes_on_talking_over_updates() {
     }, {
         insta::assert_snapshot!("stock_client", transcript);
     });
-    // `quit` went to the third program, and it is the process that was started that ends by it.
+    // `quit` went to the third program, but it ends the process that was started here.
     assert_eq!(vm.end().code(), Some(0), "{}", vm.stderr());
-    assert!(!scene.path("qmp").exists(), "the socket outlives the VMM: {:?}", scene.files());
+    assert!(!scene.path("qmp").exists(), "the socket file is left behind: {:?}", scene.files());
 }

@@ -1,6 +1,6 @@
-//! Where a migration goes to or comes from (QEMU `qapi/migration.json`, `qapi/sockets.json`).
+//! The source or destination of a migration (QEMU `qapi/migration.json`, `qapi/sockets.json`).
 //!
-//! Every transport of QEMU's parses, so that a refusal can name what was asked for.
+//! All of QEMU's transports parse, so that an error can name the unsupported one.
 
 use std::fmt;
 
@@ -33,11 +33,11 @@ impl fmt::Display for MigrationChannelType {
 pub struct MigrationChannel {
     /// What it carries.
     pub channel_type: MigrationChannelType,
-    /// Where it leads.
+    /// Its address.
     pub addr: MigrationAddress,
 }
 
-/// Where a migration channel leads.
+/// The address of a migration channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "transport", rename_all = "kebab-case")]
 pub enum MigrationAddress {
@@ -52,7 +52,7 @@ pub enum MigrationAddress {
 }
 
 impl MigrationAddress {
-    /// The kind, as the scheme of a URI names it: `file`, `exec`, `rdma`, `tcp`, `unix`, …
+    /// Returns the kind, named like the scheme of a URI: `file`, `exec`, `rdma`, `tcp`, `unix`, …
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Socket(SocketAddress::Inet(_)) => "tcp",
@@ -65,15 +65,15 @@ impl MigrationAddress {
         }
     }
 
-    /// The main channel's address, out of the two ways in which `migrate` and
-    /// `migrate-incoming` name it, exactly one of which must be used.
+    /// Returns the main channel's address from the arguments of `migrate` or `migrate-incoming`,
+    /// exactly one of which must be given.
     pub fn from_arguments(
         uri: Option<&str>,
         channels: Option<&[MigrationChannel]>,
     ) -> Result<Self, QmpError> {
         match (uri, channels) {
             (Some(uri), None) => uri.parse().map_err(|error: crate::uri::UriError| error.into()),
-            // QEMU takes an empty list for none.
+            // QEMU treats an empty list as absent.
             (None, Some(channels)) if !channels.is_empty() => Self::main_of(channels),
             _ => Err(QmpError::generic("need either 'uri' or 'channels' argument")),
         }
@@ -108,7 +108,7 @@ pub struct MigrationExecCommand {
 pub struct FileMigrationArgs {
     /// Its path; `/dev/fdset/N` names a descriptor set in QEMU.
     pub filename: String,
-    /// Where in it the state begins.
+    /// Offset of the state in the file, in bytes.
     pub offset: u64,
 }
 
@@ -162,12 +162,12 @@ pub struct UnixSocketAddress {
     /// True for an abstract name.
     #[serde(rename = "abstract", default, skip_serializing_if = "Option::is_none")]
     pub is_abstract: Option<bool>,
-    /// Whether an abstract name ends where it ends or is padded with NUL.
+    /// Whether an abstract name has its own length, or is padded with NUL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tight: Option<bool>,
 }
 
-/// A vsock address; both parts are numbers in text.
+/// A vsock address; both parts are numbers as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockSocketAddress {
     /// The context id.

@@ -1,7 +1,7 @@
-//! Bytes to JSON values and back: an incremental decoder, and the encoder.
+//! Converts between bytes and JSON values: an incremental decoder and an encoder.
 //!
-//! The decoder only finds where a message ends; what is in it is `serde_json`'s business.
-//! Messages may stand back to back, be split anywhere and need no newline.
+//! The decoder only finds where a message ends; `serde_json` parses its content.
+//! Messages may follow each other directly, be split anywhere and need no newline.
 //! Source: QEMU `qobject/json-lexer.c`, `qobject/json-streamer.c`.
 
 use std::io;
@@ -12,21 +12,21 @@ use serde_json::ser::{Formatter, Serializer};
 
 use unambiguous::Unambiguous;
 
-/// A message longer than this is refused, unless the decoder has another limit.
+/// Maximum length of a message in bytes, unless the decoder has another limit.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
-/// A message nested deeper than this is refused (`serde_json` itself stops at 128).
+/// Maximum nesting depth of a message (the limit of `serde_json` is 128).
 pub const MAX_DEPTH: usize = 100;
 
 const _: () = assert!(MAX_DEPTH <= u128::BITS as usize);
 
-/// Why a stretch of input is not a message; the wording is QEMU's.
+/// Errors in the input; the wording is QEMU's.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// A byte that can stand nowhere in JSON outside a string, or not here.
+    /// A byte that JSON does not allow outside a string, or not at this place.
     #[error("JSON parse error, stray '{}'", .0.escape_ascii())]
     Stray(u8),
-    /// Brackets balance, but what is between them is not JSON.
+    /// The brackets balance, but the text between them is not JSON.
     #[error("JSON parse error, {0}")]
     Syntax(#[source] serde_json::Error),
     /// Longer than [`MAX_MESSAGE`], or than the limit of this decoder.
@@ -37,14 +37,14 @@ pub enum DecodeError {
     TooDeep,
 }
 
-/// What the bytes scanned so far have begun.
+/// What the scanner is in the middle of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scan {
     /// Nothing: between messages.
     Between,
-    /// A number, `true`, `false` or `null` that stands alone.
+    /// A number, `true`, `false` or `null` outside of brackets.
     Scalar,
-    /// A string, standing alone or inside `depth` brackets.
+    /// A string, on its own or inside `depth` brackets.
     String { escaped: bool },
     /// Inside brackets, outside strings.
     Brackets,
@@ -55,9 +55,9 @@ enum Scan {
 /// How far the decoder skips after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Skip {
-    /// To a newline or an opening bracket: the garbage stood between messages.
+    /// To a newline or an opening bracket: the garbage was between messages.
     ToBracket,
-    /// To a newline: the garbage stood inside a message.
+    /// To a newline: the garbage was inside a message.
     ToNewline,
 }
 
@@ -66,13 +66,13 @@ type Failure = (DecodeError, Option<Skip>);
 
 /// An incremental decoder of one stream.
 ///
-/// After an error it skips to the next newline (an opening bracket ends the skipping too if the
-/// garbage stood between messages), so that one bad line costs one error. A byte 0xFF, which is
-/// in no UTF-8 text, always starts afresh.
+/// After an error it skips to the next newline (or to an opening bracket, if the garbage was
+/// between messages), so that one bad line causes one error. A byte 0xFF, which never occurs in
+/// UTF-8 text, always resets the decoder.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// A message longer than this is refused.
+    /// Maximum length of a message in bytes.
     limit: usize,
     /// Where the message being scanned begins.
     start: usize,
@@ -91,13 +91,13 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a stream.
+    /// Creates a decoder for the beginning of a stream.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A decoder that goes on where another stopped whose [`pending`](Self::pending) bytes and
-    /// [`skipping`](Self::skipping) these are.
+    /// Creates a decoder that continues from another one's [`pending`](Self::pending) bytes and
+    /// [`skipping`](Self::skipping).
     pub fn resume(pending: Vec<u8>, skipping: Option<Skip>) -> Self {
         let mut decoder = Self::with_pending(pending);
         if let Some(skip) = skipping {
@@ -106,7 +106,7 @@ impl Decoder {
         decoder
     }
 
-    /// A decoder that has been fed `pending`.
+    /// Creates a decoder that has been fed `pending`.
     pub fn with_pending(pending: Vec<u8>) -> Self {
         let (limit, scan) = (MAX_MESSAGE, Scan::Between);
         Self { buffer: pending, limit, start: 0, scanned: 0, depth: 0, braces: 0, scan }
@@ -117,12 +117,12 @@ impl Decoder {
         Self { limit, ..self }
     }
 
-    /// Every byte fed that no value and no error has accounted for yet.
+    /// Returns the bytes that were fed but are not yet part of a returned value or error.
     pub fn pending(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
 
-    /// How far the rest of some garbage is being skipped, if it is.
+    /// Returns how far garbage is being skipped, if it is.
     pub fn skipping(&self) -> Option<Skip> {
         match self.scan {
             Scan::Skip(skip) => Some(skip),
@@ -130,8 +130,8 @@ impl Decoder {
         }
     }
 
-    /// Takes bytes in. Feed only as much as one read gives and drain
-    /// [`next_value`](Self::next_value) before the next: that bounds the buffer.
+    /// Appends bytes to the buffer. To bound it, feed the bytes of one read and drain
+    /// [`next_value`](Self::next_value) before the next read.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.scanned -= self.start;
@@ -139,7 +139,7 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next value or error; `None` when more bytes are needed.
+    /// Returns the next value or error; `None` if more bytes are needed.
     pub fn next_value(&mut self) -> Option<Result<Value, DecodeError>> {
         while let Some(&byte) = self.buffer.get(self.scanned) {
             let step = match self.scan {
@@ -147,7 +147,7 @@ impl Decoder {
                     self.skip(byte, skip);
                     continue;
                 }
-                // A number ends at the first byte that is not of it, and that byte stays.
+                // A number ends before the first byte that is not part of it.
                 Scan::Scalar if !is_scalar(byte) => return Some(self.take()),
                 _ if byte == 0xFF => Err((DecodeError::Stray(byte), None)),
                 _ if self.scanned - self.start >= self.limit => {
@@ -205,7 +205,7 @@ impl Decoder {
                 self.braces = self.braces << 1 | u128::from(byte == b'{');
             }
             b'}' | b']' => {
-                // A mismatch is told at once: waiting for the right one would swallow what follows.
+                // Report a mismatch at once: waiting for the right one would swallow what follows.
                 if (self.braces & 1 == 1) != (byte == b'}') {
                     return Err((DecodeError::Stray(byte), Some(Skip::ToNewline)));
                 }
@@ -233,7 +233,7 @@ impl Decoder {
         Ok(false)
     }
 
-    /// The message that ends at `scanned`.
+    /// Parses the message that ends at `scanned`.
     fn take(&mut self) -> Result<Value, DecodeError> {
         let value = serde_json::from_slice(&self.buffer[self.start..self.scanned]);
         self.restart(Scan::Between);
@@ -255,17 +255,18 @@ impl Decoder {
     }
 }
 
-/// True for a byte of a number or of a literal name.
+/// Returns whether `byte` can be part of a number or of a literal name.
 fn is_scalar(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'+' | b'.' | b'E')
 }
 
-/// A message could not be written as JSON (a map key that is no string, say).
+/// A message could not be encoded as JSON, for example because a map key is not a string.
 #[derive(Debug, thiserror::Error)]
-#[error("encoding a QMP message: {0}")]
+#[error("cannot encode a QMP message: {0}")]
 pub struct EncodeError(#[from] serde_json::Error);
 
-/// `message` on one line, spaced and ended (`\r\n`) as QEMU does, for whoever greps it.
+/// Encodes `message` on one line, with QEMU's spacing and line end (`\r\n`), so that it can be
+/// grepped in the same way.
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, EncodeError> {
     let mut line = Vec::with_capacity(128);
     message.serialize(&mut Serializer::with_formatter(&mut line, Spaced))?;
@@ -273,7 +274,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, EncodeError> {
     Ok(line)
 }
 
-/// A space after every comma and colon.
+/// Writes a space after every comma and colon.
 struct Spaced;
 
 impl Formatter for Spaced {

@@ -1,4 +1,4 @@
-//! Every command, typed.
+//! All commands, as typed values.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -8,7 +8,7 @@ use crate::message::QmpError;
 use crate::migration::{MigrationCapabilityStatus, MigrationParameters};
 use crate::schema;
 
-/// A command with its arguments; serialises as a request without `id`.
+/// A command with its arguments; serializes to a request without `id`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "execute", content = "arguments", rename_all = "kebab-case")]
 pub enum Command {
@@ -31,7 +31,7 @@ pub enum Command {
     QueryMemorySizeSummary,
     /// Stops the guest.
     Stop,
-    /// Lets it go on.
+    /// Resumes the guest.
     Cont,
     /// Ends the VMM.
     Quit,
@@ -42,14 +42,14 @@ pub enum Command {
     InjectNmi,
     /// Writes guest-physical memory to a file.
     Pmemsave(PmemsaveArgs),
-    /// Begins a migration, or an update in place.
+    /// Starts a migration, or an update in place.
     Migrate(MigrateArgs),
-    /// Calls it off.
+    /// Cancels a migration.
     #[serde(rename = "migrate_cancel")]
     MigrateCancel,
     /// Loads a saved state; only after `--incoming defer`.
     MigrateIncoming(MigrateIncomingArgs),
-    /// Where the migration stands.
+    /// The status of the migration.
     QueryMigrate,
     /// Changes parameters.
     MigrateSetParameters(MigrationParameters),
@@ -65,16 +65,16 @@ pub enum Command {
     /// Arms or disarms a fail point.
     #[cfg(feature = "failpoints")]
     XSetFailpoint(SetFailpointArgs),
-    /// Sends something to the guest, whether it runs or stands still.
+    /// Injects something into the guest, running or stopped.
     #[cfg(feature = "failpoints")]
     XInject(InjectArgs),
-    /// Everything that KVM tells of a guest that stands still.
+    /// KVM's whole view of a stopped guest.
     #[cfg(feature = "failpoints")]
     XAudit,
 }
 
 impl Command {
-    /// The command called `name`, its arguments checked against the schema.
+    /// Returns the command called `name`, after checking its arguments against the schema.
     pub fn from_parts(name: &str, arguments: Map<String, Value>) -> Result<Self, QmpError> {
         let spec = schema::command(name).ok_or_else(|| QmpError::command_not_found(name))?;
         let arguments = Value::Object(arguments);
@@ -84,7 +84,7 @@ impl Command {
         } else {
             json!({ "execute": name, "arguments": arguments })
         };
-        // The schema has let it pass, so this fails only if schema and type have drifted apart.
+        // It passed the schema check, so this fails only if schema and type have drifted apart.
         serde_json::from_value(typed).map_err(|error| QmpError::generic(error.to_string()))
     }
 }
@@ -93,14 +93,14 @@ impl Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QmpCapability {
-    /// Commands out of band.
+    /// Out-of-band commands.
     Oob,
 }
 
 /// The arguments of `qmp_capabilities`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QmpCapabilitiesArgs {
-    /// The capabilities to turn on; each must be on offer.
+    /// The capabilities to turn on; the server must offer each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<Vec<QmpCapability>>,
 }
@@ -110,7 +110,7 @@ pub struct QmpCapabilitiesArgs {
 pub struct PmemsaveArgs {
     /// The guest-physical address.
     pub val: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub size: u64,
     /// The file to write.
     pub filename: String,
@@ -119,10 +119,10 @@ pub struct PmemsaveArgs {
 /// The arguments of `migrate`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateArgs {
-    /// Where to, as text.
+    /// The destination as a URI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// Where to, as channels.
+    /// The destination as channels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<MigrationChannel>>,
     /// Resumes a paused postcopy migration.
@@ -131,7 +131,7 @@ pub struct MigrateArgs {
 }
 
 impl MigrateArgs {
-    /// Where the main channel leads.
+    /// Returns the destination of the main channel.
     pub fn address(&self) -> Result<MigrationAddress, QmpError> {
         MigrationAddress::from_arguments(self.uri.as_deref(), self.channels.as_deref())
     }
@@ -141,10 +141,10 @@ impl MigrateArgs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrateIncomingArgs {
-    /// Where from, as text.
+    /// The source as a URI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// Where from, as channels.
+    /// The source as channels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<MigrationChannel>>,
     /// Whether a failure ends the VMM; true if absent.
@@ -153,7 +153,7 @@ pub struct MigrateIncomingArgs {
 }
 
 impl MigrateIncomingArgs {
-    /// Where the main channel comes from.
+    /// Returns the source of the main channel.
     pub fn address(&self) -> Result<MigrationAddress, QmpError> {
         MigrationAddress::from_arguments(self.uri.as_deref(), self.channels.as_deref())
     }
@@ -163,9 +163,9 @@ impl MigrateIncomingArgs {
 #[cfg(feature = "failpoints")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetFailpointArgs {
-    /// Where.
+    /// The fail point.
     pub point: String,
-    /// What happens there, once; `off` disarms it.
+    /// The action to take there, once; `off` disarms it.
     pub action: String,
 }
 
@@ -175,16 +175,16 @@ pub struct SetFailpointArgs {
 pub struct InjectArgs {
     /// `irqfd`, or `start` for INIT and SIPI.
     pub what: String,
-    /// Which vCPU starts.
+    /// The vCPU to start.
     pub cpu: u64,
-    /// In which page below 1 MiB.
+    /// The page below 1 MiB to start in.
     pub page: u64,
 }
 
 /// The arguments of `migrate-set-capabilities`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateSetCapabilitiesArgs {
-    /// Each with its new state.
+    /// The capabilities, with their new states.
     pub capabilities: Vec<MigrationCapabilityStatus>,
 }
 

@@ -1,4 +1,4 @@
-//! Every event, typed (QEMU `qapi/run-state.json`, `qapi/migration.json`).
+//! All events, as typed values (QEMU `qapi/run-state.json`, `qapi/migration.json`).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -7,7 +7,7 @@ use crate::message::Event;
 use crate::migration::MigrationStatus;
 use crate::run_state::ShutdownCause;
 
-/// What happened.
+/// An event of a known kind, with its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", content = "data", rename_all = "UPPERCASE")]
 pub enum EventKind {
@@ -22,7 +22,7 @@ pub enum EventKind {
         /// Why.
         reason: ShutdownCause,
     },
-    /// The machine was shut down; the VMM is about to end.
+    /// The machine was shut down; the VMM is about to exit.
     Shutdown {
         /// True if the guest asked for it.
         guest: bool,
@@ -31,35 +31,36 @@ pub enum EventKind {
     },
     /// The migration's status changed.
     Migration {
-        /// To this.
+        /// The new status.
         status: MigrationStatus,
     },
 }
 
-/// The guest is continued by another process, because its own has ended. Not one of QEMU's.
+/// The data of the event that another process continues the guest, because its own has ended. Not
+/// one of QEMU's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Continued {
     /// The process that runs the guest now.
     pub pid: i32,
-    /// The one that ran it before.
+    /// The process that ran it before.
     pub former_pid: i32,
-    /// How that one ended.
+    /// How the former process ended.
     pub reason: String,
 }
 
 impl Continued {
-    /// Its name.
+    /// The name of the event.
     pub const NAME: &str = "X_CPR_CONTINUED";
 
-    /// The event to send: it happened now.
+    /// Creates the event to send, with the current time.
     pub fn now(&self) -> Event {
         Event::now(Self::NAME, Some(json!(self)))
     }
 }
 
 impl EventKind {
-    /// The event to send: it happened now.
+    /// Creates the event to send, with the current time.
     pub fn now(self) -> Event {
         match self {
             Self::Stop => Event::now("STOP", None),
@@ -76,7 +77,7 @@ impl EventKind {
         }
     }
 
-    /// What `event` says; `None` if it is of another kind, as QEMU has many.
+    /// Parses `event`; `None` if it is of an unknown kind, as many of QEMU's are.
     pub fn of(event: &Event) -> Option<Self> {
         let mut tagged = json!({ "event": event.event });
         if let Some(data) = &event.data {

@@ -1,4 +1,4 @@
-//! What the queries answer (QEMU `qapi/machine.json`, `qapi/control.json`, `qapi/misc.json`).
+//! The answers to queries (QEMU `qapi/machine.json`, `qapi/control.json`, `qapi/misc.json`).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ pub struct CpuInfoFast {
     pub cpu_index: i64,
     /// QEMU's name for the model.
     pub qom_type: String,
-    /// Its place in QEMU's object tree; a name and no more here.
+    /// Its path in QEMU's object tree; only a name here.
     pub qom_path: String,
     /// The host thread that runs it.
     pub thread_id: i64,
@@ -41,7 +41,7 @@ pub struct MemoryInfo {
 /// The answer to `query-name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameInfo {
-    /// The VM's name, if it was given one.
+    /// The VM's name, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -53,7 +53,7 @@ pub struct CommandInfo {
     pub name: String,
 }
 
-/// The empty answer of a command that has nothing to say: `{}`.
+/// The empty answer of a command without a result: `{}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Empty {}
 
@@ -76,7 +76,7 @@ pub struct FailpointInfo {
     pub name: String,
     /// True if it is in the new process of an update.
     pub in_new: bool,
-    /// True if what is written there can be made too short.
+    /// True if a write there can be made too short.
     pub short_write: bool,
     /// True if it is armed.
     pub armed: bool,

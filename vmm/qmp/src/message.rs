@@ -1,4 +1,4 @@
-//! Greeting, success, error and event: everything a QMP server sends.
+//! The messages of a QMP server: greeting, success, error and event.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,9 +16,9 @@ pub struct Greeting {
 /// What the greeting says about the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GreetingBody {
-    /// The server's version, as `query-version` answers it.
+    /// The server's version, as reported by `query-version`.
     pub version: VersionInfo,
-    /// Protocol capabilities on offer, such as `oob`.
+    /// Protocol capabilities that the server offers, such as `oob`.
     pub capabilities: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ pub struct GreetingBody {
 pub struct VersionInfo {
     /// The version number; the field is called `qemu` on the wire whatever the VMM is.
     pub qemu: VersionTriple,
-    /// What was built: free text.
+    /// The name of the build, as free text.
     pub package: String,
 }
 
@@ -45,35 +45,35 @@ pub struct VersionTriple {
 /// The class of a QMP error; nearly every error is `GenericError`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorClass {
-    /// Any error a client need not tell from others.
+    /// Any error that clients need not tell apart.
     GenericError,
-    /// There is no such command, or not yet (capability negotiation).
+    /// The command does not exist, or is not available before capability negotiation.
     CommandNotFound,
     /// The device is not active.
     DeviceNotActive,
-    /// There is no such device.
+    /// The device does not exist.
     DeviceNotFound,
     /// The hypervisor lacks the capability.
     KVMMissingCap,
 }
 
-/// An error as it stands on the wire.
+/// An error on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{desc}")]
 pub struct QmpError {
     /// The class, for programs.
     pub class: ErrorClass,
-    /// One line, for people.
+    /// A one-line description.
     pub desc: String,
 }
 
 impl QmpError {
-    /// A `GenericError` that says `desc`.
+    /// Creates a `GenericError` with the description `desc`.
     pub fn generic(desc: impl Into<String>) -> Self {
         Self { class: ErrorClass::GenericError, desc: desc.into() }
     }
 
-    /// The error for a command that does not exist.
+    /// Creates the error for a command that does not exist.
     pub fn command_not_found(name: &str) -> Self {
         Self {
             class: ErrorClass::CommandNotFound,
@@ -118,7 +118,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event that happened now.
+    /// Creates an event with the current time.
     pub fn now(event: &str, data: Option<Value>) -> Self {
         Self { timestamp: Timestamp::now(), event: event.to_owned(), data }
     }
@@ -134,7 +134,7 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// The time now.
+    /// Returns the current time.
     pub fn now() -> Self {
         match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(since) => Self::from_unix(since),
@@ -147,7 +147,7 @@ impl Timestamp {
     }
 }
 
-/// Any message a server may send, for a client to tell apart.
+/// Any message that a server may send, for clients to deserialize.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ServerMessage {

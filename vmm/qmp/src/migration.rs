@@ -9,19 +9,19 @@ pub enum MigMode {
     /// State and RAM go over the channel.
     #[default]
     Normal,
-    /// State goes to storage that outlives a reboot of the host.
+    /// State goes to storage that survives a reboot of the host.
     CprReboot,
     /// State and descriptors go to another process of this host.
     CprTransfer,
-    /// State goes to a file, descriptors stay open over `exec`.
+    /// State goes to a file; descriptors stay open across `exec`.
     CprExec,
 }
 
-/// `MigrationStatus`: where a migration stands.
+/// `MigrationStatus`: the status of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationStatus {
-    /// There was none.
+    /// There was no migration.
     #[default]
     None,
     /// It was accepted and is being set up.
@@ -30,7 +30,7 @@ pub enum MigrationStatus {
     Cancelling,
     /// It was cancelled.
     Cancelled,
-    /// It is going on.
+    /// It is in progress.
     Active,
     /// It succeeded.
     Completed,
@@ -40,7 +40,7 @@ pub enum MigrationStatus {
     Device,
 }
 
-/// `MigrationCapability`: those this project has.
+/// `MigrationCapability`: those that this project supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationCapability {
@@ -52,16 +52,16 @@ pub enum MigrationCapability {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationInfo {
-    /// Where the migration stands; absent if there was none.
+    /// The status of the migration; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<MigrationStatus>,
-    /// Milliseconds since it began, or that it took.
+    /// Milliseconds since it began or, once it is over, that it took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_time: Option<u64>,
-    /// Milliseconds the guest stood still, once it is over.
+    /// Milliseconds of guest downtime, once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<u64>,
-    /// Milliseconds the guest is expected to stand still, while it goes on.
+    /// Expected milliseconds of guest downtime, while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_downtime: Option<u64>,
     /// Milliseconds of set-up before anything was sent.
@@ -70,11 +70,11 @@ pub struct MigrationInfo {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_desc: Option<String>,
-    /// Why none can be begun; never an empty list.
+    /// Why no migration can be started; never an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_reasons: Option<Vec<String>>,
-    /// Milliseconds since the rehearsal of a migration that is asked for began, while it goes on.
-    /// Until it is over there is no status of that migration, as no event has told of one.
+    /// Milliseconds since the rehearsal of a requested migration began, while it is running. Until
+    /// it is over, that migration has no status, because no event has reported one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_rehearsal_time: Option<u64>,
 }
@@ -93,11 +93,11 @@ pub struct MigrationParameters {
     /// For `cpr-exec`: whether the command is rehearsed before the guest stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_cpr_exec_rehearsal: Option<bool>,
-    /// For how many milliseconds a rehearsal may go on.
+    /// Time limit of a rehearsal in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_cpr_exec_rehearsal_timeout: Option<u64>,
-    /// For `cpr-exec`: after how many milliseconds a new binary that has not let the guest run is
-    /// replaced by the old one.
+    /// For `cpr-exec`: time limit in milliseconds for the new binary to resume the guest, after
+    /// which the old binary takes over again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_cpr_exec_deadline: Option<u64>,
 }
@@ -105,7 +105,7 @@ pub struct MigrationParameters {
 /// Whether a capability is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationCapabilityStatus {
-    /// Which.
+    /// The capability.
     pub capability: MigrationCapability,
     /// True if it is on.
     pub state: bool,

@@ -5,18 +5,18 @@ use serde_json::{Map, Value};
 use crate::command::Command;
 use crate::message::QmpError;
 
-/// A well-formed request; whether the command exists is not known yet.
+/// A well-formed request, whose command may not exist.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The command's name.
     pub name: String,
-    /// Its arguments, empty where there are none.
+    /// Its arguments; empty if there are none.
     pub arguments: Map<String, Value>,
     /// Any value, to be echoed in the response.
     pub id: Option<Value>,
 }
 
-/// A request that is none, with the `id` it had.
+/// A malformed request, with its `id`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{error}")]
 pub struct RequestError {
@@ -27,7 +27,7 @@ pub struct RequestError {
 }
 
 impl Request {
-    /// Takes a decoded message apart.
+    /// Parses a decoded message.
     pub fn from_value(message: Value) -> Result<Self, RequestError> {
         let Value::Object(mut members) = message else {
             let error = QmpError::generic("QMP input must be a JSON object");
@@ -56,7 +56,8 @@ impl Request {
                         "QMP input member 'arguments' must be an object",
                     ));
                 }
-                // `exec-oob` too: it exists only for clients that enabled `oob`, not on offer.
+                // Including `exec-oob`: it exists only for clients that enabled `oob`, which is not
+                // offered.
                 _ => {
                     return Err(QmpError::generic(format!(
                         "QMP input member '{key}' is unexpected"
@@ -68,7 +69,7 @@ impl Request {
         Ok((name, arguments))
     }
 
-    /// The typed command, if there is such a one and its arguments fit.
+    /// Returns the typed command, if it exists and its arguments are valid.
     pub fn command(self) -> Result<Command, QmpError> {
         Command::from_parts(&self.name, self.arguments)
     }
@@ -92,7 +93,7 @@ mod tests {
     #[case(json!({"execute": "stop", "x": 1, "id": [1]}),
            "QMP input member 'x' is unexpected", Some(json!([1])))]
     #[case(json!({"exec-oob": "stop"}), "QMP input member 'exec-oob' is unexpected", None)]
-    fn a_bad_envelope_is_refused(
+    fn rejects_malformed_requests(
         #[case] message: Value,
         #[case] desc: &str,
         #[case] id: Option<Value>,
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_be_any_value_even_null() {
+    fn id_may_be_null() {
         let request = Request::from_value(json!({"execute": "stop", "id": null})).unwrap();
         assert_eq!(request.id, Some(Value::Null));
         assert_eq!(request.command(), Ok(Command::Stop));

@@ -1,12 +1,12 @@
-//! `RunState` and what goes with it (QEMU `qapi/run-state.json`).
+//! `RunState` and related types (QEMU `qapi/run-state.json`).
 
 use serde::{Deserialize, Serialize};
 
-/// Whether and why a guest runs or stands still.
+/// Whether a guest runs, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunState {
-    /// Built, told not to start (`--paused`).
+    /// Created but not started (`--paused`).
     Prelaunch,
     /// Waiting for or loading an incoming state.
     Inmigrate,
@@ -14,20 +14,20 @@ pub enum RunState {
     Paused,
     /// Stopped to finish a migration.
     FinishMigrate,
-    /// Stopped because a migration took the guest's state away.
+    /// Stopped because the guest was migrated away.
     Postmigrate,
     /// The vCPUs run.
     Running,
     /// The guest powered off and the VMM was told to stay.
     Shutdown,
-    /// KVM could not go on with a vCPU.
+    /// KVM failed to run a vCPU.
     InternalError,
     /// The guest reported a panic.
     GuestPanicked,
 }
 
 impl RunState {
-    /// True while the vCPUs run.
+    /// Returns whether the vCPUs run.
     pub fn is_running(self) -> bool {
         self == Self::Running
     }
@@ -48,7 +48,7 @@ pub struct StatusInfo {
 pub enum ShutdownCause {
     /// None.
     None,
-    /// An error of the host.
+    /// A host error.
     HostError,
     /// QMP `quit`.
     HostQmpQuit,

@@ -1,7 +1,7 @@
-//! The schema: every command and event with its types, as a table.
+//! The schema: a table of every command and event with its types.
 //!
-//! Three things read it: the check of a command's arguments, `query-qmp-schema` and
-//! `query-commands`. Tests hold it against the serde types, so that none can drift.
+//! It serves to check a command's arguments and to answer `query-qmp-schema` and `query-commands`.
+//! Tests check it against the serde types, so that they cannot drift apart.
 
 mod check;
 mod commands;
@@ -26,7 +26,7 @@ pub enum Type {
     Any,
     /// A list.
     Array(&'static Type),
-    /// One of some names.
+    /// One of a list of names.
     Enum(&'static Enum),
     /// An object.
     Object(&'static Object),
@@ -48,7 +48,7 @@ pub struct Object {
     pub name: &'static str,
     /// The members it always has.
     pub members: &'static [Member],
-    /// More members, by the value of one.
+    /// More members, depending on the value of one.
     pub variants: Option<Variants>,
 }
 
@@ -66,7 +66,7 @@ pub struct Member {
 /// The variants of an object.
 #[derive(Debug)]
 pub struct Variants {
-    /// The member whose value selects.
+    /// The member whose value selects the variant.
     pub tag: &'static str,
     /// Value and members; a value without a case adds none.
     pub cases: &'static [(&'static str, &'static Object)],
@@ -79,7 +79,7 @@ pub struct CommandSpec {
     pub name: &'static str,
     /// Its arguments.
     pub arguments: &'static Object,
-    /// What it answers.
+    /// The type of its answer.
     pub returns: Type,
 }
 
@@ -92,7 +92,7 @@ pub struct EventSpec {
     pub data: &'static Object,
 }
 
-/// The command called `name`.
+/// Returns the command called `name`.
 pub fn command(name: &str) -> Option<&'static CommandSpec> {
     COMMANDS.iter().find(|command| command.name == name)
 }

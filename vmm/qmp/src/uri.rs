@@ -8,13 +8,13 @@ use crate::address::{
 };
 use crate::message::QmpError;
 
-/// A migration URI that names no address.
+/// Errors from parsing a migration URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
-    /// The part before the first colon is no transport, or there is no colon.
+    /// The part before the first colon is not a known transport, or there is no colon.
     #[error("unknown migration protocol: {0}")]
     UnknownProtocol(String),
-    /// The offset of a `file:` URI is no number.
+    /// The offset of a `file:` URI is not a number.
     #[error("file URI '{uri}' has bad offset '{offset}'")]
     BadOffset {
         /// The whole URI.
@@ -22,12 +22,12 @@ pub enum UriError {
         /// The offset in it.
         offset: String,
     },
-    /// What follows the transport is not of its form.
+    /// The part after the transport has the wrong form.
     #[error("migration URI '{uri}' is not of the form {form}")]
     BadForm {
         /// The whole URI.
         uri: String,
-        /// What it should look like.
+        /// The expected form.
         form: &'static str,
     },
 }
@@ -87,7 +87,7 @@ fn file(uri: &str, rest: &str) -> Result<FileMigrationArgs, UriError> {
     Ok(FileMigrationArgs { filename: filename.to_owned(), offset })
 }
 
-/// A number of bytes, decimal or `0x…`, with an optional binary suffix.
+/// Parses a number of bytes, decimal with an optional binary suffix, or `0x…`.
 fn parse_size(text: &str) -> Option<u64> {
     if let Some(hex) = text.strip_prefix("0x") {
         return u64::from_str_radix(hex, 16).ok();
@@ -102,7 +102,7 @@ fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// `HOST:PORT[,to=N][,ipv4[=on|off]]…`; an IPv6 address stands in brackets.
+/// Parses `HOST:PORT[,to=N][,ipv4[=on|off]]…`; an IPv6 address must be in brackets.
 fn inet(text: &str) -> Option<InetSocketAddress> {
     let mut words = text.split(',');
     let (host, port) = words.next()?.rsplit_once(':')?;
@@ -156,7 +156,7 @@ mod tests {
     #[case("fd:7", json!({"transport": "socket", "type": "fd", "str": "7"}))]
     #[case("rdma:h:1", json!({"transport": "rdma", "host": "h", "port": "1"}))]
     #[case("exec:cat >x", json!({"transport": "exec", "args": ["/bin/sh", "-c", "cat >x"]}))]
-    fn a_uri_is_an_address(#[case] uri: &str, #[case] expected: serde_json::Value) {
+    fn parses_uris(#[case] uri: &str, #[case] expected: serde_json::Value) {
         let address: MigrationAddress = uri.parse().unwrap();
         assert_eq!(serde_json::to_value(&address).unwrap(), expected);
         let back: MigrationAddress = serde_json::from_value(expected).unwrap();
@@ -179,7 +179,7 @@ mod tests {
     #[case("tcp:host", "migration URI 'tcp:host' is not of the form tcp:HOST:PORT[,OPTION]...")]
     #[case("tcp:h:1,x", "migration URI 'tcp:h:1,x' is not of the form tcp:HOST:PORT[,OPTION]...")]
     #[case("exec:", "migration URI 'exec:' is not of the form exec:COMMAND")]
-    fn what_is_no_address_is_named(#[case] uri: &str, #[case] expected: &str) {
+    fn rejects_invalid_uris(#[case] uri: &str, #[case] expected: &str) {
         assert_eq!(uri.parse::<MigrationAddress>().unwrap_err().to_string(), expected);
     }
 }

@@ -1,7 +1,7 @@
-//! Where the log goes. Logging never waits for a reader, nor for a thread that has ended or hangs.
+//! Logging that never waits for a reader, nor for a thread that has ended or hangs.
 //!
-//! A line is written at once by the thread that logs it if the sink takes it, so that it is out
-//! before an exec; otherwise it waits in an [`Outlet`] for the main loop.
+//! The thread that logs a line writes it at once if the sink accepts it, so that it is out before
+//! an exec; otherwise the line waits in an [`Outlet`] for the main loop.
 
 mod outlet;
 mod sink;
@@ -26,7 +26,7 @@ use sink::Sink;
 /// The name of the log file's descriptor in an update.
 pub const LOG_FD: &str = "log.file";
 
-/// The log cannot be written.
+/// The log file could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("--log-file: cannot open {path}: {source}")]
 pub struct LogError {
@@ -36,24 +36,24 @@ pub struct LogError {
 
 /// Lines on their way to standard error.
 static STDERR: Outlet = Outlet::new(Sink::Stderr);
-/// Lines on their way to the log, where that is a file.
+/// Lines on their way to the log file, if there is one.
 static FILE: OnceLock<Outlet> = OnceLock::new();
-/// Written to when lines begin to wait for a reader: the main loop sees to them.
+/// Wakes the main loop when lines begin to wait for a reader.
 static WAKE: OnceLock<Arc<EventFd>> = OnceLock::new();
 
-/// How long the end of the VMM waits for a reader of its last lines.
+/// How long exit waits for a reader of the last lines.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
 fn put(outlet: &Outlet, lines: &[u8]) {
     if outlet.put(lines)
         && let Some(wake) = WAKE.get()
     {
-        // The counter can only be full if a wake-up is coming anyway.
+        // The counter is full only if a wake-up is pending anyway.
         let _ = wake.write(1);
     }
 }
 
-/// What `tracing` writes lines to, each with one call.
+/// The writer for `tracing`, which writes each line with one call.
 struct Lines(&'static Outlet);
 
 impl Write for Lines {
@@ -67,7 +67,7 @@ impl Write for Lines {
     }
 }
 
-/// Says why the VMM ends: in one line on stderr, and in the log where that is elsewhere.
+/// Reports why the VMM exits: in one line on stderr, and in the log if that is a file.
 pub fn fatal(error: &dyn Display) {
     if FILE.get().is_some() {
         tracing::error!(%error, "fatal");
@@ -75,8 +75,8 @@ pub fn fatal(error: &dyn Display) {
     say(format_args!("cpr-vmm: {error}"));
 }
 
-/// Tells an operator something that is not an error: in one line on stderr, and in the log where
-/// that is elsewhere.
+/// Reports something to the operator that is not an error: in one line on stderr, and in the log
+/// if that is a file.
 pub fn notice(text: &dyn Display) {
     if FILE.get().is_some() {
         tracing::warn!(%text, "notice");
@@ -84,12 +84,12 @@ pub fn notice(text: &dyn Display) {
     say(format_args!("cpr-vmm: {text}"));
 }
 
-/// Says something on stderr, without waiting for its reader.
+/// Writes a line to stderr, without waiting for its reader.
 pub fn say(text: std::fmt::Arguments<'_>) {
     put(&STDERR, format!("{text}\n").as_bytes());
 }
 
-/// A panic says what it is about on stderr as ever, but waits for nobody who reads it.
+/// Installs a panic hook that writes Rust's usual message to stderr without waiting for a reader.
 pub fn hook_panics() {
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
@@ -102,9 +102,9 @@ pub fn hook_panics() {
     }));
 }
 
-/// The event to write to when lines begin to wait for their reader.
+/// Sets the event to write to when lines begin to wait for their reader.
 pub fn wake_by(wake: Arc<EventFd>) {
-    // A second one in one process (tests) is not needed.
+    // A second call in one process (tests) changes nothing.
     let _ = WAKE.set(wake);
 }
 
@@ -112,27 +112,27 @@ fn outlets() -> impl Iterator<Item = &'static Outlet> {
     FILE.get().into_iter().chain([&STDERR])
 }
 
-/// Descriptors to wait for until they can be written to; then [`flush`] is to be called.
+/// Returns the descriptors to poll for writing; call [`flush`] when one is ready.
 pub fn waiting() -> impl Iterator<Item = BorrowedFd<'static>> {
     outlets().filter_map(Outlet::waiting)
 }
 
-/// Writes what can be written without waiting.
+/// Writes as many queued lines as possible without blocking.
 pub fn flush() {
     outlets().for_each(Outlet::flush);
 }
 
-/// Before the end: gives a slow reader a moment for the last lines.
+/// Gives a slow reader a moment for the last lines before exit.
 pub fn finish() {
     outlets().for_each(|outlet| outlet.drain(LAST_LINES));
 }
 
-/// Opens the file for appending. A FIFO must not make anybody wait, with or without a reader.
+/// Opens the file for appending. Never blocks on a FIFO, with or without a reader.
 fn open(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).create(true).custom_flags(libc::O_NONBLOCK);
     match options.open(path) {
-        // A FIFO without a reader: that one may still come.
+        // A FIFO without a reader, which may still come.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => options.read(true).open(path),
         result => result,
     }
@@ -169,7 +169,7 @@ pub fn start(
         .with_max_level(level)
         .with_ansi(false)
         .with_writer(move || Lines(outlet))
-        // They would go to stderr by `eprintln!`, which panics where stderr is as full as the log.
+        // They would go to stderr by `eprintln!`, which panics if stderr is as full as the log.
         .log_internal_errors(false);
     // A second start in one process (tests) keeps the first.
     let _ = tracing::subscriber::set_global_default(subscriber.finish());
@@ -182,7 +182,7 @@ pub fn start(
     Ok(file)
 }
 
-/// Whether `path` is a name of the open `file`.
+/// Returns whether `path` leads to the open `file`.
 pub fn names(path: &Path, file: &File) -> bool {
     let identity = |meta: std::io::Result<Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
     let named = identity(std::fs::metadata(path));
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_was_moved_has_another_name() {
+    fn moved_file_loses_its_old_name() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (dir.path().join("old"), dir.path().join("new"));
         let file = File::create(&old).unwrap();

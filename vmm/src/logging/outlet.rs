@@ -1,5 +1,5 @@
-//! Lines on their way to a reader who may be slow, or not there: a bounded queue. What does not
-//! fit is dropped and counted, and the reader is told how much when it reads again.
+//! A bounded queue of lines for a reader that may be slow or missing. Lines that do not fit are
+//! dropped and counted, and a note with their number is logged when the reader reads again.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -15,10 +15,10 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use super::sink::Sink;
 
-/// Most bytes that wait for a reader.
+/// Maximum number of queued bytes.
 pub const CAPACITY: usize = 256 << 10;
 
-/// A sink, and what it has not taken yet.
+/// A sink, and the lines that it has not accepted yet.
 #[derive(Debug)]
 pub struct Outlet {
     sink: Sink,
@@ -28,33 +28,33 @@ pub struct Outlet {
 #[derive(Debug)]
 struct Queue {
     bytes: VecDeque<u8>,
-    /// Lines that were dropped, until the reader has been told.
+    /// Dropped lines that the reader has not been told about.
     lost: u64,
-    /// A note about lost lines is on its way.
+    /// The queued note about lost lines, if any.
     note: Option<Note>,
 }
 
 #[derive(Debug)]
 struct Note {
-    /// Bytes in the queue up to its end.
+    /// Number of queued bytes up to the end of the note.
     end: usize,
-    /// How many lines it tells of.
+    /// Number of lost lines that it reports.
     lost: u64,
 }
 
 impl Outlet {
-    /// Nothing is on its way.
+    /// Creates an outlet with an empty queue.
     pub const fn new(sink: Sink) -> Self {
         Self { sink, queue: Mutex::new(Queue { bytes: VecDeque::new(), lost: 0, note: None }) }
     }
 
-    /// Makes room while there is time: later there may be no memory.
+    /// Allocates the queue in advance: later there may be no memory.
     pub fn reserve(&self) {
         self.with(|queue, _| queue.bytes.reserve(CAPACITY));
     }
 
-    /// Takes whole lines. They are written at once if the sink takes them; true if some wait now
-    /// and none did before.
+    /// Takes whole lines, and writes them at once if the sink accepts them. Returns true if lines
+    /// wait now and none did before.
     pub fn put(&self, lines: &[u8]) -> bool {
         self.with(|queue, sink| {
             let waited = !queue.bytes.is_empty();
@@ -63,17 +63,17 @@ impl Outlet {
         })
     }
 
-    /// Writes what the sink takes now.
+    /// Writes as much as the sink accepts now.
     pub fn flush(&self) {
         self.with(Queue::flush);
     }
 
-    /// The descriptor to wait for, if something is on its way.
+    /// Returns the descriptor to poll for writing, if lines are queued.
     pub fn waiting(&self) -> Option<BorrowedFd<'_>> {
         self.with(|queue, _| !queue.bytes.is_empty()).then(|| self.sink.fd())
     }
 
-    /// Waits until all is written, but no longer than `limit`.
+    /// Waits until all lines are written, but no longer than `limit`.
     pub fn drain(&self, limit: Duration) {
         let until = Instant::now() + limit;
         self.flush();
@@ -87,8 +87,8 @@ impl Outlet {
         }
     }
 
-    /// No signal comes meanwhile: its handler may never return to this thread, which would take the
-    /// lock with it.
+    /// Runs `act` with the queue locked and all signals blocked: a handler might never return to
+    /// this thread, and the lock would stay held.
     fn with<T>(&self, act: impl FnOnce(&mut Queue, &Sink) -> T) -> T {
         let mut before = SigSet::empty();
         let masked =
@@ -118,10 +118,10 @@ impl Queue {
         self.flush(sink);
     }
 
-    /// Queues a note about what was lost, if there is room.
+    /// Queues a note about lost lines, if there is room.
     fn announce(&mut self) {
         let mut note = String::new();
-        // Text can always be written to a string.
+        // Writing to a string cannot fail.
         let _ = SystemTime.format_time(&mut Writer::new(&mut note));
         let _ = writeln!(note, "  WARN cpr_vmm::logging: log_lines_lost lines={}", self.lost);
         if self.bytes.len() + note.len() <= CAPACITY {
@@ -153,7 +153,7 @@ impl Queue {
         }
     }
 
-    /// The sink takes nothing more, such as a full disk or a pipe without a reader.
+    /// Drops all queued lines: the sink fails, such as a full disk or a pipe without a reader.
     fn lose_all(&mut self) {
         self.lost += count(self.bytes.iter()) - u64::from(self.note.is_some());
         self.note = None;
@@ -176,25 +176,25 @@ mod tests {
 
     use super::*;
 
-    /// A pipe of one page whose writing end blocks, as that of whoever started the VMM does.
+    /// Creates a pipe of one page whose writing end blocks, like the stderr that a VMM inherits.
     fn pipe() -> (OwnedFd, Outlet) {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
         (reader, Outlet::new(Sink::File(Arc::new(File::from(writer)))))
     }
 
-    /// All that is there now.
+    /// Reads everything that is available now.
     fn read(reader: &OwnedFd) -> String {
         fcntl(reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let mut bytes = Vec::new();
         let mut file = File::from(reader.try_clone().unwrap());
-        // What is there comes before the error.
+        // Data comes before the error.
         let _ = file.read_to_end(&mut bytes);
         String::from_utf8(bytes).unwrap()
     }
 
     #[test]
-    fn a_stalled_reader_is_not_waited_for_and_told_what_it_missed() {
+    fn stalled_reader_is_told_how_many_lines_it_missed() {
         let (reader, outlet) = pipe();
         let line = |n: usize| format!("{n:08} {}\n", "x".repeat(90));
         let sent = 2 * CAPACITY / line(0).len();
@@ -217,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_can_be_written_does_not_wait() {
+    fn writable_line_is_written_at_once() {
         let (reader, outlet) = pipe();
         assert!(!outlet.put(b"first\n"));
         assert_eq!((read(&reader).as_str(), outlet.waiting().is_none()), ("first\n", true));
     }
 
     #[test]
-    fn without_a_reader_lines_are_lost_and_counted_once() {
+    fn lost_lines_are_counted_once() {
         let (reader, outlet) = pipe();
         drop(reader);
         for _ in 0..3 {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn draining_ends_when_nobody_reads() {
+    fn draining_gives_up_without_a_reader() {
         let (_reader, outlet) = pipe();
         let lines = "line\n".repeat(2000);
         assert!(outlet.put(lines.as_bytes()));

@@ -1,6 +1,6 @@
-//! Writing to a descriptor without ever waiting for its reader.
+//! Writes to a descriptor without ever waiting for its reader.
 //!
-//! Standard error is shared with whoever started the VMM: `O_NONBLOCK` on it would change theirs.
+//! Standard error is shared with the parent process: setting `O_NONBLOCK` would affect it too.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -20,40 +20,40 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// Its descriptor.
+    /// Returns the descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            // SAFETY: nobody in this process closes it; where it is closed, a write gives EBADF.
+            // SAFETY: this process never closes it; if it is closed anyway, a write gives EBADF.
             Self::Stderr => unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) },
             Self::File(file) => file.as_fd(),
         }
     }
 
-    /// Writes as much of `bytes` as is taken at once; `EAGAIN` if nothing is.
+    /// Writes as much of `bytes` as is accepted at once; `EAGAIN` if nothing is.
     pub fn write_now(&self, bytes: &[u8]) -> Result<usize, Errno> {
         let fd = self.fd();
         if is_regular(fd) {
             return write(fd, bytes);
         }
         match write_nowait(fd, bytes) {
-            // The kernel does not know it for this kind of file.
+            // The kernel does not support the flag for this kind of file.
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {}
             result => return result,
         }
         if !is_writable(fd) {
             return Err(Errno::EAGAIN);
         }
-        // A pipe that has room at all has room for so much.
+        // A writable pipe has room for at least this much.
         write(fd, &bytes[..bytes.len().min(libc::PIPE_BUF)])
     }
 
-    /// Waits until something can be written.
+    /// Waits up to `limit` until something can be written.
     pub fn await_room(&self, limit: PollTimeout) {
         let _ = poll(&mut [PollFd::new(self.fd(), PollFlags::POLLOUT)], limit);
     }
 }
 
-/// It has no reader to wait for.
+/// Returns whether `fd` is a regular file, which has no reader to wait for.
 fn is_regular(fd: BorrowedFd<'_>) -> bool {
     fstat(fd)
         .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
@@ -65,12 +65,12 @@ fn is_writable(fd: BorrowedFd<'_>) -> bool {
 }
 
 fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
-    // SAFETY: the kernel reads so many bytes of a slice.
+    // SAFETY: the kernel reads `bytes.len()` bytes of a slice.
     let written = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
     Errno::result(written).map(|n| n as usize)
 }
 
-/// As if the descriptor were non-blocking, for this call only.
+/// Writes as if the descriptor were non-blocking, for this call only.
 fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     const CURRENT: libc::off_t = -1;
     let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };

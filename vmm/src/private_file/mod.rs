@@ -207,6 +207,7 @@ impl Retraction {
             return;
         }
         // On failure an incomplete file remains, which a reader must be able to detect anyway.
+        // SAFETY: system calls on a descriptor's number and on a structure of this frame.
         let own = unsafe {
             libc::ftruncate(self.file, 0);
             let mut own: FileStat = std::mem::zeroed();

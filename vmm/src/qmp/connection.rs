@@ -1,4 +1,4 @@
-//! One client: its input, its output, and where it stands.
+//! One client: its input, its output and its state.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,24 +14,24 @@ use super::dispatch;
 use super::state::{ConnectionState, InFlight};
 use crate::exact_io::ExactIo;
 
-/// A client that has so much unread output is not served until it reads.
+/// Bytes of unread output above which a client is not served until it reads.
 pub const PAUSE_OUTPUT: usize = 64 << 10;
 
-/// A client that has so much unread output (by events, then) is disconnected.
+/// Bytes of unread output (from events, then) above which a client is disconnected.
 pub const MAX_OUTPUT: usize = 512 << 10;
 
-/// A message longer than this is refused.
+/// Maximum length of a message in bytes.
 const MAX_MESSAGE: usize = 256 << 10;
 
 const READ_CHUNK: usize = 16 << 10;
 
-/// So much of what a client sends before its request in flight is answered is looked at.
+/// Bytes of input that are read ahead while a request is in flight.
 const LOOK_AHEAD: usize = 64 << 10;
 
-/// Most bytes that are kept of one client.
+/// Maximum number of bytes kept for one client.
 pub(super) const MAX_KEPT: usize = MAX_MESSAGE + LOOK_AHEAD + READ_CHUNK + MAX_OUTPUT;
 
-/// Why a connection is over.
+/// Reasons for closing a connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Closed {
     #[error("it left {MAX_OUTPUT} bytes of output unread")]
@@ -47,22 +47,22 @@ pub(super) struct Connection {
     socket: OwnedFd,
     decoder: Decoder,
     output: VecDeque<u8>,
-    /// The request that was handed out and not answered yet.
+    /// The request that was handed out and is not answered yet.
     in_flight: Option<InFlight>,
     pub(super) negotiated: bool,
-    /// The decoder holds no whole message: time to read.
+    /// The decoder holds no whole message: read more.
     starved: bool,
     /// The client will send no more.
     ended: bool,
-    /// Whether what comes before the request in flight is answered is looked at, and whether there
-    /// is some that was not.
+    /// Whether input is examined while a request is in flight, and whether some has not been
+    /// examined yet.
     looks_ahead: bool,
     unseen: bool,
-    /// When it last sent something, or came.
+    /// When it last sent something, or connected.
     last_heard: Instant,
-    /// What goes over the socket, counted.
+    /// Counts the bytes that go over the socket.
     exact: Arc<ExactIo>,
-    /// Nothing is sent but by [`flush_published`](Self::flush_published).
+    /// If set, only [`flush_published`](Self::flush_published) sends anything.
     held: bool,
 }
 
@@ -123,12 +123,12 @@ impl Connection {
         !self.output.is_empty()
     }
 
-    /// True when nothing is left to do for a client that will send no more.
+    /// Returns whether nothing is left to do for a client that will send no more.
     pub(super) fn is_finished(&self) -> bool {
         self.ended && self.starved && self.output.is_empty() && self.in_flight.is_none()
     }
 
-    /// What has been read may hold a message whose turn it is: there is nothing to wait for.
+    /// Returns whether the bytes read so far may hold a message that can be served without polling.
     pub(super) fn is_due(&self) -> bool {
         self.is_served() && !self.starved
     }
@@ -137,7 +137,7 @@ impl Connection {
         self.in_flight.is_none() && self.output.len() < PAUSE_OUTPUT
     }
 
-    /// One read, and no more: other clients wait.
+    /// Reads once, so that other clients get their turn.
     pub(super) fn read(&mut self) -> Result<(), Closed> {
         match self.exact.receive(self.socket.as_fd(), READ_CHUNK) {
             Ok(chunk) if chunk.is_empty() => self.ended = true,
@@ -152,7 +152,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The next message or error, unless the client has a request in flight or does not read.
+    /// Returns the next message or error, unless the client has a request in flight or does not
+    /// read.
     pub(super) fn next_message(&mut self) -> Option<Result<Value, DecodeError>> {
         if !self.is_served() {
             return None;
@@ -162,13 +163,13 @@ impl Connection {
         message
     }
 
-    /// Until the request in flight is answered, what comes after it is looked at.
+    /// Starts to examine input that arrives before the request in flight is answered.
     pub(super) fn look_ahead(&mut self) {
         (self.looks_ahead, self.unseen) = (true, true);
     }
 
-    /// Whether `migrate_cancel` is among what has come after the request in flight. It stays there:
-    /// it is carried out, and answered, in its turn.
+    /// Returns whether `migrate_cancel` has arrived after the request in flight. It stays queued,
+    /// and is carried out and answered in its turn.
     pub(super) fn wants_to_cancel(&mut self) -> bool {
         if !(self.looks_ahead && std::mem::take(&mut self.unseen)) {
             return false;
@@ -178,7 +179,8 @@ impl Connection {
         std::iter::from_fn(|| copy.next_value()).flatten().any(dispatch::is_cancellation)
     }
 
-    /// Whose place another client may take, and who is the first of several.
+    /// Returns the eviction order of an idle client (lowest first); `None` if it must not be
+    /// evicted.
     pub(super) fn idle_since(&self) -> Option<(bool, Instant)> {
         self.in_flight.is_none().then_some((self.negotiated, self.last_heard))
     }
@@ -187,14 +189,14 @@ impl Connection {
         self.in_flight = Some(InFlight { id: id.map(Value::to_string) });
     }
 
-    /// The `id` of the request in flight, which is so no more; `None` if there is none.
+    /// Ends the request in flight and returns its `id`; `None` if there is no such request.
     pub(super) fn end_request(&mut self) -> Option<Option<Value>> {
         let in_flight = self.in_flight.take()?;
         self.looks_ahead = false;
         Some(in_flight.id.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    /// Queues `message` and sends what the socket takes.
+    /// Queues `message` and sends as much as the socket accepts.
     pub(super) fn send(&mut self, message: &impl Serialize) -> Result<(), Closed> {
         let line = codec::encode(message)?;
         if self.output.len() + line.len() > MAX_OUTPUT {
@@ -204,24 +206,25 @@ impl Connection {
         self.flush()
     }
 
-    /// From now on nothing is sent before it is in a copy of the state, of which this is the newest;
-    /// `None`: everything is sent at once.
+    /// From now on, sends output only once a copy of the state contains it; `generation` is the
+    /// newest copy. With `None`, sends everything at once.
     pub(super) fn hold(&mut self, generation: Option<u64>) {
         self.held = generation.is_some();
         self.exact.copied(generation.unwrap_or(0));
     }
 
-    /// What went over the socket since.
+    /// Returns the counters of the traffic since the newest copy.
     pub(super) fn exact(&self) -> &Arc<ExactIo> {
         &self.exact
     }
 
-    /// Sends what the socket takes.
+    /// Sends as much as the socket accepts, unless output is held.
     pub(super) fn flush(&mut self) -> Result<(), Closed> {
         if self.held { Ok(()) } else { self.flush_published() }
     }
 
-    /// Sends what the socket takes: all of it is in the newest copy of the state, if there is one.
+    /// Sends as much as the socket accepts. All output must be in the newest copy of the state, if
+    /// there is one.
     pub(super) fn flush_published(&mut self) -> Result<(), Closed> {
         while !self.output.is_empty() {
             match self.exact.send(self.socket.as_fd(), self.output.as_slices().0) {

@@ -1,4 +1,4 @@
-//! From a decoded message to an answer or to a command for the VMM.
+//! Turns a decoded message into an answer or into a command for the VMM.
 
 use cpr_qmp::codec::DecodeError;
 use cpr_qmp::command::{Command, QmpCapabilitiesArgs, QmpCapability};
@@ -13,15 +13,15 @@ use serde_json::{Map, Value};
 
 use super::schema::schema;
 
-/// What is to be done about a message.
+/// The outcome of dispatching a message.
 pub(super) enum Outcome {
-    /// The server has the answer.
+    /// The server answers it.
     Answer(Response),
-    /// The VMM has to act.
+    /// The VMM has to carry out the command.
     Forward { command: Command, id: Option<Value> },
 }
 
-/// What `query-version` answers.
+/// Returns the answer to `query-version`.
 pub fn version() -> VersionInfo {
     let number = |text: &str| text.parse().unwrap_or(0);
     VersionInfo {
@@ -38,7 +38,7 @@ pub(super) fn greeting() -> Greeting {
     Greeting { qmp: GreetingBody { version: version(), capabilities: Vec::new() } }
 }
 
-/// The answer that says `result`.
+/// Wraps `result` in a response.
 pub(super) fn response(result: Result<Value, QmpError>, id: Option<Value>) -> Response {
     #[cfg(feature = "failpoints")]
     let result = result.map(crate::failpoints::lose_of_answer);
@@ -48,7 +48,7 @@ pub(super) fn response(result: Result<Value, QmpError>, id: Option<Value>) -> Re
     }
 }
 
-/// What a command came to.
+/// The result of a command in the server.
 enum Step {
     Done(Value),
     Left(Command),
@@ -69,14 +69,14 @@ pub(super) fn dispatch(message: Result<Value, DecodeError>, negotiated: &mut boo
     }
 }
 
-/// Whether a message asks to cancel a migration, and would be obeyed.
+/// Returns whether a message is a valid `migrate_cancel`.
 pub(super) fn is_cancellation(message: Value) -> bool {
     let command = Request::from_value(message).map_err(|error| error.error);
     let command = command.and_then(|request| Command::from_parts(&request.name, request.arguments));
     matches!(command, Ok(Command::MigrateCancel))
 }
 
-/// Carries out what the server can.
+/// Carries out the command if the server can.
 fn carry_out(
     name: &str,
     arguments: Map<String, Value>,
@@ -105,7 +105,7 @@ fn negotiate(args: &QmpCapabilitiesArgs, negotiated: bool) -> Result<(), QmpErro
     if negotiated {
         return Err(out_of_order("Capabilities negotiation is already complete, command ignored"));
     }
-    // None is on offer.
+    // The server offers none.
     let wanted = args.enable.iter().flatten().map(|capability| match capability {
         QmpCapability::Oob => "oob",
     });
@@ -123,5 +123,5 @@ fn out_of_order(desc: &str) -> QmpError {
 
 fn to_value(of: &impl Serialize) -> Result<Value, QmpError> {
     serde_json::to_value(of)
-        .map_err(|error| QmpError::generic(format!("encoding the answer: {error}")))
+        .map_err(|error| QmpError::generic(format!("cannot encode the answer: {error}")))
 }

@@ -1,5 +1,5 @@
-//! Letting clients in: there is a limit to their number, and one to descriptors. Whoever cannot be let
-//! in is told, and the next who comes is listened to.
+//! Accepts clients within the limits on clients and descriptors. A client that cannot be served is
+//! told why, and the next one is accepted.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,21 +14,21 @@ use nix::sys::socket::{MsgFlags, send};
 use super::dispatch;
 use crate::unix_listener::Listener;
 
-/// So many clients may be connected.
+/// Maximum number of connected clients.
 pub const MAX_CLIENTS: usize = 64;
 
-/// After a failure for which there is no remedy, so long nobody is let in.
+/// How long no client is accepted after a failure without remedy.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The listener, and what it needs where there are no descriptors left.
+/// The listener, and what it needs when there are no descriptors left.
 #[derive(Debug)]
 pub(super) struct Door {
     pub(super) listener: Listener,
-    /// Closed for a moment to have a descriptor for one who is told that there is none.
+    /// A spare descriptor, closed briefly to tell a client that there are none left.
     reserve: Option<EventFd>,
-    /// Closed until then.
+    /// No client is accepted until then.
     closed_until: Option<Instant>,
-    /// The last client could not be let in, and that was logged.
+    /// The last accept failed, and that was logged.
     failed: bool,
 }
 
@@ -37,23 +37,23 @@ impl Door {
         Self { listener, reserve: reserve(), closed_until: None, failed: false }
     }
 
-    /// Whether to wait for clients.
+    /// Returns whether to wait for clients.
     pub(super) fn is_open(&self) -> bool {
         self.opens_in().is_none()
     }
 
-    /// How long until it is open, if it is not.
+    /// Returns how long until clients are accepted again; `None` if they are accepted now.
     pub(super) fn opens_in(&self) -> Option<Duration> {
         let left = self.closed_until?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
     }
 
-    /// There may be a descriptor for the next client.
+    /// Accepts clients again, because a descriptor was freed.
     pub(super) fn descriptor_freed(&mut self) {
         self.closed_until = None;
     }
 
-    /// The next client.
+    /// Accepts the next client, if there is one.
     pub(super) fn accept(&mut self) -> Option<OwnedFd> {
         self.closed_until = None;
         match self.listener.accept() {
@@ -93,26 +93,26 @@ fn reserve() -> Option<EventFd> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok()
 }
 
-/// Says why, as far as the socket takes it at once, and closes the connection.
+/// Sends the reason, as far as the socket accepts it at once, and closes the connection.
 pub(super) fn turn_away(socket: OwnedFd, why: &QmpError) {
     let Ok(line) = codec::encode(&dispatch::response(Err(why.clone()), None)) else { return };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    // It is as good as gone: nobody is left to hear of a failure.
+    // The connection is closed anyway: ignore a failure.
     let _: Result<usize, Errno> = send(socket.as_raw_fd(), &line, flags);
 }
 
-/// Why a client that was idle is disconnected.
+/// Returns the error for an idle client that is disconnected.
 pub(super) fn evicted() -> QmpError {
     QmpError::generic(format!(
-        "disconnected: {MAX_CLIENTS} clients are the most, another one came, and this one has been \
-         idle the longest"
+        "disconnected: the limit is {MAX_CLIENTS} clients, another one connected, and this one has \
+         been idle the longest"
     ))
 }
 
-/// Why a client is not let in.
+/// Returns the error for a client that is not accepted.
 pub(super) fn full() -> QmpError {
     QmpError::generic(format!(
-        "cannot serve another client: {MAX_CLIENTS} clients are the most, and all wait for an \
+        "cannot serve another client: the limit is {MAX_CLIENTS} clients, and all wait for an \
          answer; try again"
     ))
 }

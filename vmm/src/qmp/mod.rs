@@ -1,10 +1,9 @@
 //! The QMP server: listener, clients, and the commands it can answer by itself.
 //!
-//! It has no thread and never blocks. The main loop waits for [`Server::interests`], tells
-//! [`Server::ready`] what happened, and takes requests one by one from
-//! [`Server::next_request`] until there is none, answering each before it asks for the next:
-//! so an answer can be queued before an update replaces the process, and a request that was
-//! not taken yet travels as the bytes it is.
+//! It has no thread and never blocks. The main loop polls [`Server::interests`], reports the events
+//! to [`Server::ready`], and takes requests one by one from [`Server::next_request`] until there is
+//! none, answering each before it asks for the next. So an answer can be queued before an update
+//! replaces the process, and a request that was not taken yet is handed over as raw bytes.
 
 mod connection;
 mod dispatch;

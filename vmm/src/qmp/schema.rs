@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use cpr_qmp::schema::{COMMANDS, EVENTS, Enum, Object, Type};
 use serde_json::{Map, Value, json};
 
-/// Every command, every event, and every type they lead to, each once.
+/// Returns every command, every event, and every type they refer to, each once.
 pub fn schema() -> Value {
     let mut entities = Entities::default();
     for command in COMMANDS {
@@ -34,12 +34,12 @@ struct Entities {
 }
 
 impl Entities {
-    /// The type's name; the type is listed if it was not yet.
+    /// Returns the type's name, and lists the type if it is not listed yet.
     fn name_of(&mut self, of: &Type) -> String {
         match of {
             Type::Str => self.builtin("str", "string"),
             Type::Bool => self.builtin("bool", "boolean"),
-            // Clients need not know of widths, so QEMU shows every integer as `int`.
+            // Clients need not know the widths, so QEMU shows every integer as `int`.
             Type::Int | Type::Uint16 | Type::Uint64 => self.builtin("int", "int"),
             Type::Any => self.builtin("any", "value"),
             Type::Array(of) => {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_finds_the_modes_as_it_does_in_qemu() {
+    fn migration_modes_are_found_as_in_qemu() {
         let schema = schema();
         let command = find(&schema, "migrate-set-parameters");
         let parameters = find(&schema, command["arg-type"].as_str().unwrap());
@@ -135,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_is_of_the_type_it_declares() {
+    fn schema_matches_its_declared_type() {
         let declared = cpr_qmp::schema::command("query-qmp-schema").unwrap().returns;
         assert_eq!(declared.check(&schema(), ""), Ok(()));
     }
 
     #[test]
-    fn every_type_that_is_named_is_there_once() {
+    fn every_named_type_is_listed_once() {
         fn types<'a>(value: &'a Value, named: &mut Vec<&'a str>) {
             let references = ["type", "element-type", "arg-type", "ret-type"];
             match value {

@@ -20,18 +20,18 @@ use super::state::{RestoreError, ServerState};
 use crate::exact_io::ExactIo;
 use crate::unix_listener::{BindError, Listener};
 
-/// Most bytes of clients that the server's state can hold: an update need not ask.
+/// Maximum number of client bytes in the server's state, fixed so that an update need not ask.
 pub const MAX_STATE: usize = MAX_CLIENTS * connection::MAX_KEPT;
 
-/// What the names of all descriptors of the server begin with.
+/// Prefix of the names of all the server's descriptors.
 pub const FD_PREFIX: &str = "qmp.";
 const LISTENER_FD: &str = "qmp.listener";
 
-/// Which of the server's descriptors: what a poll loop hands back. Zero is the listener.
+/// Identifies one of the server's descriptors in the poll loop. Zero is the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
-/// A client. It keeps its number over an update, and no other ever gets it.
+/// A client's number. It is kept across updates and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(u64);
 
@@ -41,8 +41,8 @@ impl ConnectionId {
     }
 }
 
-/// What the server waits for on one descriptor; those not listed are not to be polled. A hang-up
-/// or error is to be reported as readable and writable.
+/// What the server waits for on one descriptor; descriptors not listed must not be polled. A
+/// hang-up or error must be reported as readable and writable.
 #[derive(Clone, Copy, Debug)]
 pub struct Interest<'a> {
     /// To hand back to [`Server::ready`].
@@ -55,20 +55,20 @@ pub struct Interest<'a> {
     pub write: bool,
 }
 
-/// A command the VMM has to carry out and answer with [`Server::respond`].
+/// A command that the VMM has to carry out and answer with [`Server::respond`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Who asked.
+    /// The client that sent it.
     pub client: ConnectionId,
-    /// For what.
+    /// The command.
     pub command: Command,
 }
 
-/// The server.
+/// The QMP server.
 ///
-/// Per client it holds at most one partial message, one read's worth of further ones (somewhat more
-/// while it [looks ahead](Self::look_ahead)), one request in flight and
-/// [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output; of all together [`MAX_STATE`] bytes.
+/// For each client it holds at most one partial message, one read's worth of further ones (somewhat
+/// more while it [looks ahead](Self::look_ahead)), one request in flight and
+/// [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output; for all clients together [`MAX_STATE`] bytes.
 #[derive(Debug, Default)]
 pub struct Server {
     door: Option<Door>,
@@ -80,20 +80,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that listens on `path`.
+    /// Creates a server that listens on `path`.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         Ok(Self { door: Some(Door::new(Listener::bind(path)?)), ..Self::default() })
     }
 
-    /// A server nobody can reach.
+    /// Creates a server without a socket.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// A server that goes on where another process image stopped; `take_fd` hands out the
-    /// descriptors by their names. The socket's file is not owned yet: see
-    /// [`own_socket_file`](Self::own_socket_file). Requests that were read and not understood yet
-    /// come out of [`next_request`](Self::next_request) at once, without anything to poll for.
+    /// Restores the server of another process image; `take_fd` hands out the descriptors by name.
+    /// The socket's file is not owned yet: see [`own_socket_file`](Self::own_socket_file). Requests
+    /// that were read but not decoded come out of [`next_request`](Self::next_request) at once,
+    /// without polling.
     pub fn restore(
         state: ServerState,
         mut take_fd: impl FnMut(&str) -> Option<OwnedFd>,
@@ -118,8 +118,8 @@ impl Server {
         Ok(Self { door, clients, last_id, last_served, held: None })
     }
 
-    /// What to carry over an update. Everything that could be sent should have been
-    /// ([`flush`](Self::flush)); what could not is in the state.
+    /// Returns the state to hand over. Call [`flush`](Self::flush) before; the state contains the
+    /// output that could not be sent.
     pub fn save(&self) -> ServerState {
         ServerState {
             listener: self.door.as_ref().map(|door| door.listener.save(LISTENER_FD)),
@@ -129,19 +129,20 @@ impl Server {
         }
     }
 
-    /// The descriptors [`save`](Self::save) speaks of, by the names it gives them.
+    /// Returns the descriptors that [`save`](Self::save) refers to, by name.
     pub fn named_fds(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let listener = self.door.iter().map(|d| (LISTENER_FD.to_owned(), d.listener.as_fd()));
         listener.chain(self.clients.iter().map(|(id, c)| (id.fd_name(), c.as_fd()))).collect()
     }
 
-    /// The path of the socket.
+    /// Returns the path of the socket.
     pub fn path(&self) -> Option<&Path> {
         self.door.as_ref().map(|door| door.listener.path())
     }
 
-    /// After [`restore`](Self::restore): from now on dropping the server removes the socket's
-    /// file. Call it once a failed take-over can no longer return to the old process image.
+    /// Takes ownership of the socket's file after [`restore`](Self::restore): from now on, dropping
+    /// the server removes it. Call it once a failed handover can no longer return to the old
+    /// process image.
     pub fn own_socket_file(&mut self) {
         if let Some(door) = &mut self.door {
             door.listener.own_file();
@@ -155,7 +156,7 @@ impl Server {
         }
     }
 
-    /// What to wait for; it changes with every other call.
+    /// Returns what to poll for; any other call may change it.
     pub fn interests(&self) -> impl Iterator<Item = Interest<'_>> {
         let listener = self.door.iter().map(|door| Interest {
             token: Token(0),
@@ -169,7 +170,7 @@ impl Server {
             read: client.wants_read(),
             write: client.wants_write(),
         });
-        // A hang-up is reported even to those who ask for nothing, and would be for ever.
+        // A hang-up is reported even without requested events, and would be forever.
         listener.chain(clients).filter(|interest| interest.read || interest.write)
     }
 
@@ -192,8 +193,8 @@ impl Server {
         });
     }
 
-    /// The next request of any client that the server cannot answer by itself; each client's
-    /// come in order and one at a time, the clients take turns.
+    /// Returns the next request that the server cannot answer by itself. Clients take turns; each
+    /// client's requests come in order and one at a time.
     pub fn next_request(&mut self) -> Option<Request> {
         loop {
             let (id, message) = self.next_message()?;
@@ -223,13 +224,13 @@ impl Server {
                 self.last_served = id.0;
                 return Some((id, message));
             }
-            // Its input may be used up now, and no more to come.
+            // Its input may be used up now, with no more to come.
             self.with_client(id, |_| Ok(()));
         }
         None
     }
 
-    /// Answers the request `client` has in flight; nobody, if it has left meanwhile.
+    /// Answers the request that `client` has in flight; does nothing if the client has left.
     pub fn respond(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
         self.with_client(client, |client| match client.end_request() {
             Some(id) => client.send(&dispatch::response(result, id)),
@@ -237,7 +238,7 @@ impl Server {
         });
     }
 
-    /// Answers every request that is in flight, after a restart that lost what it was about.
+    /// Answers every request in flight with `error`, after a restart that lost their context.
     pub fn refuse_in_flight(&mut self, error: &QmpError) {
         let ids: Vec<_> = self.clients.keys().copied().collect();
         ids.into_iter().for_each(|id| self.respond(id, Err(error.clone())));
@@ -254,38 +255,39 @@ impl Server {
         );
     }
 
-    /// Sends what the sockets take.
+    /// Sends as much as the sockets accept.
     pub fn flush(&mut self) {
         self.with_every_client(Connection::flush);
     }
 
-    /// From now on nothing is sent before it is in a copy of the state, of which this is the newest;
-    /// `None`: everything is sent at once.
+    /// From now on, sends output only once a copy of the state contains it; `generation` is the
+    /// newest copy. With `None`, sends everything at once.
     ///
-    /// So whoever continues from that copy knows, by counting ([`traffic`](Self::traffic)), what a
-    /// client has got and what it has said, and answers each request once.
+    /// So a process that continues from that copy knows from the counters
+    /// ([`traffic`](Self::traffic)) what each client has received and sent, and answers each
+    /// request once.
     pub fn hold(&mut self, generation: Option<u64>) {
         self.held = generation;
         self.clients.values_mut().for_each(|client| client.hold(generation));
     }
 
-    /// Sends what the sockets take: all of it is in the newest copy of the state.
+    /// Sends as much as the sockets accept. All output must be in the newest copy of the state.
     pub fn flush_published(&mut self) {
         self.with_every_client(Connection::flush_published);
     }
 
-    /// Whether [`next_request`](Self::next_request) may have one before anything happens: a client
-    /// whose output was sent only now is served again, and has perhaps sent all that it will.
+    /// Returns whether [`next_request`](Self::next_request) may return one without any event: a
+    /// client whose output was just sent is served again, and may have sent all that it ever will.
     pub fn is_due(&self) -> bool {
         self.clients.values().any(Connection::is_due)
     }
 
-    /// What went over each client's socket, by its number.
+    /// Returns the traffic counters of each client, by its number.
     pub fn traffic(&self) -> Vec<(u64, Arc<ExactIo>)> {
         self.clients.iter().map(|(id, client)| (id.0, client.exact().clone())).collect()
     }
 
-    /// Whether anything went since the newest copy of the state.
+    /// Returns whether there was any traffic since the newest copy of the state.
     pub fn has_traffic(&self) -> bool {
         self.clients.values().any(|client| client.exact().was_used())
     }
@@ -306,8 +308,8 @@ impl Server {
         self.with_client(id, |client| client.send(&dispatch::greeting()));
     }
 
-    /// Lets the client go that has been idle the longest; those that have not even negotiated come
-    /// first, and those that wait for an answer stay.
+    /// Disconnects the client that has been idle the longest: first those that have not negotiated,
+    /// never those that wait for an answer.
     fn make_room(&mut self) -> Result<(), QmpError> {
         let idle = self.clients.iter().filter_map(|(id, c)| Some((c.idle_since()?, *id))).min();
         let (_, id) = idle.ok_or_else(door::full)?;
@@ -320,22 +322,23 @@ impl Server {
         Ok(())
     }
 
-    /// When to ask for [`interests`](Self::interests) again though nothing has happened.
+    /// Returns how long until [`interests`](Self::interests) must be polled again without any
+    /// event.
     pub fn retry_in(&self) -> Option<Duration> {
         self.door.as_ref().and_then(Door::opens_in)
     }
 
-    /// Until the request that `client` has in flight is answered, what the client sends after it is
-    /// looked at for a `migrate_cancel`: see [`wants_to_cancel`](Self::wants_to_cancel).
+    /// Until `client`'s request in flight is answered, examines what the client sends after it for
+    /// a `migrate_cancel`: see [`wants_to_cancel`](Self::wants_to_cancel).
     pub fn look_ahead(&mut self, client: ConnectionId) {
         if let Some(client) = self.clients.get_mut(&client) {
             client.look_ahead();
         }
     }
 
-    /// Whether the client has sent `migrate_cancel` after the request that it has in flight. That is
-    /// told once, and stays to be carried out in its turn: no client gets its answers in another
-    /// order than it has asked.
+    /// Returns whether the client has sent `migrate_cancel` after its request in flight. Reports it
+    /// once; the command stays queued and is carried out in its turn, so that each client gets its
+    /// answers in the order of its requests.
     pub fn wants_to_cancel(&mut self, client: ConnectionId) -> bool {
         self.clients.get_mut(&client).is_some_and(Connection::wants_to_cancel)
     }
@@ -347,7 +350,7 @@ impl Server {
         }
     }
 
-    /// Does something with a client, and lets it go if that fails or there is no more to do.
+    /// Runs `act` on a client, and disconnects it if that fails or nothing is left to do.
     fn with_client(
         &mut self,
         id: ConnectionId,
@@ -359,7 +362,7 @@ impl Server {
             Ok(()) | Err(Closed::System { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {
                 tracing::debug!(client = id.0, "QMP client disconnected");
             }
-            Err(reason) => tracing::warn!(client = id.0, %reason, "QMP client is disconnected"),
+            Err(reason) => tracing::warn!(client = id.0, %reason, "disconnecting QMP client"),
         }
         self.clients.remove(&id);
         if let Some(door) = &mut self.door {

@@ -1,4 +1,4 @@
-//! What each QMP command does.
+//! Carries out QMP commands.
 
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
 use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
@@ -43,7 +43,7 @@ impl Vmm {
             Command::SystemReset => self.qmp_system_reset(),
             Command::InjectNmi => self.qmp_inject_nmi(),
             Command::MigrateCancel => {
-                // Later than that an update is over before the next command is read.
+                // After the rehearsal, the update ends before the next command is read.
                 self.cancel_rehearsal();
                 done()
             }
@@ -149,7 +149,7 @@ impl Vmm {
     fn migrate_incoming(&mut self, args: &MigrateIncomingArgs) -> Result<Value, QmpError> {
         let path = channel::file_path(&args.address()?).map_err(generic)?;
         self.load(Source::File(&path)).map_err(|error| {
-            // Nothing was awaited, or another file may do.
+            // The VMM survives if it awaited no state, or if another file may be tried.
             let again = self.awaited.is_some() && args.exit_on_error == Some(false);
             if !again && !matches!(error, LoadError::NotAwaited) {
                 fall_back::go_if_armed(format_args!("{error}"));

@@ -1,5 +1,5 @@
-//! A rehearsal's child: says who it is, then does all that a take-over does, under the same limits
-//! and filters, on a VM and RAM of its own. RAM is mapped and never touched.
+//! The child process of a rehearsal: describes itself, then performs all steps of a takeover, under
+//! the same limits and filters, on a VM and RAM of its own. RAM is mapped and never touched.
 
 use std::ffi::CString;
 use std::fmt::Display;
@@ -31,12 +31,12 @@ use crate::migration::cpr::named_fds::{AdoptedFds, CheckedFds, NamedFd};
 use crate::migration::cpr::rehearsal::{AnswerError, Answering, Needs, Word};
 use crate::migration::cpr::update::KVM_FD;
 
-/// Stack that the main thread of a take-over may need.
+/// Bytes of stack that the main thread of a takeover may need.
 const STACK: u64 = 1 << 20;
-/// As long as anything of it can take: the VMM that asks sets the deadline.
+/// Longer than any of it can take: the VMM that asked enforces the actual deadline.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Answers; the status says whether it could.
+/// Answers the rehearsal; the exit status tells whether that succeeded.
 pub(super) fn answer(asked: Result<Answering, AnswerError>, config: &Config) -> ExitCode {
     let mut answering = match asked {
         Ok(answering) => answering,
@@ -46,7 +46,7 @@ pub(super) fn answer(asked: Result<Answering, AnswerError>, config: &Config) -> 
             return ExitCode::FAILURE;
         }
     };
-    // What is armed is for the update.
+    // Armed fail points are meant for the update.
     #[cfg(feature = "failpoints")]
     crate::failpoints::disarm();
     match answer_all(&mut answering, config) {
@@ -74,7 +74,7 @@ fn answer_all(answering: &mut Answering, config: &Config) -> io::Result<()> {
     })
 }
 
-/// Tells each step before it is tried: what ends this process there is then known.
+/// Reports each step before it is tried, so that a step that kills this process is known.
 struct Steps<'a> {
     answering: &'a mut Answering,
     broken: Option<io::Error>,
@@ -89,7 +89,7 @@ impl Steps<'_> {
 }
 
 fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Result<Needs, String> {
-    steps.next("look at the stack limit");
+    steps.next("check the stack limit");
     stack()?;
     steps.next("adopt the descriptors that an update hands over");
     let checked = CheckedFds::check(handed).map_err(words)?;
@@ -97,18 +97,18 @@ fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Resul
     can_signal_parent()?;
     steps.next("open the state file");
     state_file(config)?;
-    steps.next("prepare the way back to the old binary");
+    steps.next("prepare the fallback to the old binary");
     let mut triggers = Triggers::install().map_err(words)?;
     triggers.set_deadline(Some(DEADLINE)).map_err(words)?;
     can_go_back()?;
-    steps.next("duplicate the descriptors for the way back");
+    steps.next("duplicate the descriptors for the fallback");
     let mut reserved = Vec::new();
     for named in handed {
         let NamedFd { name, fd, .. } = named;
         let full = |error| format!("descriptor {fd} ({name}): {error}; see RLIMIT_NOFILE");
         reserved.push(duplicate(named).map_err(full)?);
     }
-    // SAFETY: they are placeholders, open, and nobody owns them: this process has opened others.
+    // SAFETY: they are open placeholders that nothing owns: this process has opened others.
     let mut fds = unsafe { AdoptedFds::own(checked) };
     let kvm = fds.take(KVM_FD, 0);
     steps.next("install signal handlers");
@@ -128,7 +128,7 @@ fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Resul
     Ok(needs)
 }
 
-/// What the keeper of a rehearsal does.
+/// The keeper of a rehearsal, which exits at once.
 fn nothing_to_continue(_: Ending, _: &CommitPage) -> ! {
     crate::sys::exit(0)
 }
@@ -153,11 +153,11 @@ fn name(step: Step) -> String {
     .to_owned()
 }
 
-/// A stack that ends too early is a fatal signal wherever that is.
+/// Checks the stack limit in advance: running out of stack is fatal at any point.
 fn stack() -> Result<(), String> {
     match getrlimit(Resource::RLIMIT_STACK) {
         Ok((limit, _)) if limit < STACK => Err(format!(
-            "a take-over may need {} KiB, the limit is {} KiB: raise RLIMIT_STACK",
+            "a takeover may need {} KiB, the limit is {} KiB: raise RLIMIT_STACK",
             STACK >> 10,
             limit >> 10
         )),
@@ -165,19 +165,20 @@ fn stack() -> Result<(), String> {
     }
 }
 
-/// What the old VMM leaves behind is ended by the new one, which must have the right to.
+/// Checks that this process may signal its parent: the new VMM ends the processes that the old one
+/// leaves behind.
 fn can_signal_parent() -> Result<(), String> {
     let parent = nix::unistd::getppid();
     match nix::sys::signal::kill(parent, None) {
         Err(Errno::EPERM) => Err(format!(
-            "kill: {}; a wrapper must not make the VMM another user's",
+            "kill: {}; a wrapper must not change the VMM's user",
             io::Error::from(Errno::EPERM)
         )),
         _ => Ok(()),
     }
 }
 
-/// It need not be there yet.
+/// Checks that the state file can be opened, if it exists already.
 fn state_file(config: &Config) -> Result<(), String> {
     let Some(Incoming::File(path)) = &config.incoming else { return Ok(()) };
     match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
@@ -188,7 +189,7 @@ fn state_file(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Whether `execveat`, which executes the old binary, is there at all.
+/// Checks that `execveat`, which executes the old binary, is available.
 fn can_go_back() -> Result<(), String> {
     let nothing = std::ptr::null::<*const libc::c_char>();
     // SAFETY: no descriptor has this number, so nothing is executed; an empty path, and no arrays.
@@ -203,20 +204,20 @@ fn can_go_back() -> Result<(), String> {
 }
 
 fn duplicate(named: &NamedFd) -> io::Result<OwnedFd> {
-    // SAFETY: it was just checked that it is open.
+    // SAFETY: the descriptor was just found to be open.
     let fd = unsafe { BorrowedFd::borrow_raw(named.fd) };
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
     // SAFETY: the call just made this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// As large as the guest's, with nothing in it.
+/// Maps RAM as large as the guest's, with no content.
 fn ram(memory: MemoryConfig) -> Result<RamBlock, String> {
     let name = CString::default();
     let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC);
     let file =
         File::from(file.map_err(|errno| format!("memfd_create: {}", io::Error::from(errno)))?);
-    // No take-over makes a file of this size, so that limit does not matter.
+    // No takeover creates a file of this size, so this limit does not matter.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_FSIZE) {
         let _ = setrlimit(Resource::RLIMIT_FSIZE, hard, hard);
     }
@@ -227,7 +228,7 @@ fn ram(memory: MemoryConfig) -> Result<RamBlock, String> {
     }
 }
 
-/// What is in use now, as far as the kernel tells.
+/// Returns the resources in use now, as far as the kernel reports them.
 fn needs() -> Needs {
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

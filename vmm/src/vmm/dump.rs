@@ -1,4 +1,4 @@
-//! `pmemsave`: guest memory to a file, on a thread, while everybody else is served.
+//! `pmemsave`: writes guest memory to a file on a separate thread, while other clients are served.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,15 +16,15 @@ use crate::memory::GuestMemory;
 use crate::private_file::{PrivateFile, PrivateFileError};
 use crate::qmp::ConnectionId;
 
-/// Bytes of one write.
+/// Maximum number of bytes per write.
 const SLICE: u64 = 4 << 20;
 
-/// Why memory was not saved.
+/// Reasons why memory could not be saved.
 #[derive(Debug, thiserror::Error)]
 enum DumpError {
     #[error("{0:#x} + {1:#x} is not all RAM")]
     NotRam(u64, u64),
-    #[error("the VM is being updated: try again when that is over")]
+    #[error("an update is in progress: try again when it is over")]
     Update,
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
@@ -32,19 +32,19 @@ enum DumpError {
     File(#[from] PrivateFileError),
     #[error(transparent)]
     Write(io::Error),
-    #[error("cannot start a thread for it: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    #[error("its thread panicked")]
+    #[error("the thread panicked")]
     Panic,
 }
 
 type Thread = JoinHandle<Result<(), DumpError>>;
 
-/// Memory that is being saved.
+/// A memory dump in progress.
 pub(super) struct Dump {
     client: ConnectionId,
     filename: String,
-    /// Becomes readable at the end.
+    /// Becomes readable when the thread ends.
     ended: Arc<EventFd>,
     thread: Thread,
 }
@@ -56,7 +56,7 @@ impl Dump {
 }
 
 impl Vmm {
-    /// `pmemsave`: answers at once if it is refused, otherwise when it is done.
+    /// Starts `pmemsave`. It is answered at once if it is refused, otherwise when it is done.
     pub(super) fn pmemsave(&mut self, client: ConnectionId, args: &PmemsaveArgs) {
         match self.start_dump(args) {
             Ok((ended, thread)) => {
@@ -71,7 +71,7 @@ impl Vmm {
         if self.awaits_state() {
             return Err(DumpError::Incoming);
         }
-        // It goes on to an exec, which this would not outlive.
+        // A rehearsal leads to an exec, which would end the dump's thread.
         if self.rehearsing.is_some() {
             return Err(DumpError::Update);
         }
@@ -93,7 +93,7 @@ impl Vmm {
         Ok((ended, spawn(save).map_err(thread)?))
     }
 
-    /// Answers those whose memory has been saved.
+    /// Answers the clients whose dumps have ended.
     pub(super) fn look_at_dumps(&mut self) {
         let over = |dump: &mut Dump| dump.ended.read().is_ok();
         let ended: Vec<_> = self.dumps.extract_if(.., over).collect();
@@ -107,12 +107,12 @@ impl Vmm {
     }
 }
 
-/// Says so however the thread ends.
+/// Signals the end of the thread on drop, however it ends.
 struct End(Arc<EventFd>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        // A counter at zero takes a one.
+        // Adding one to a counter at zero cannot fail.
         let _ = self.0.write(1);
     }
 }
@@ -121,7 +121,7 @@ fn failed(filename: &str, error: &DumpError) -> QmpError {
     QmpError::generic(format!("cannot save memory to {filename}: {error}"))
 }
 
-/// Starts a thread that leaves all signals to others.
+/// Starts a thread with all signals blocked.
 fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {

@@ -1,4 +1,4 @@
-//! What the main thread waits for.
+//! The main thread's poll loop.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Once;
@@ -15,7 +15,7 @@ use crate::migration::cpr::safeguard::Safeguard;
 use crate::qmp::Token;
 use crate::reserve;
 
-/// Whose descriptor it is.
+/// What a polled descriptor belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Qmp(Token),
@@ -30,8 +30,8 @@ enum Source {
     Leftover,
 }
 
-/// The kernel refuses to wait for more descriptors than RLIMIT_NOFILE allows, which may have been
-/// lowered: looks at one after the other, and after a pause again.
+/// Polls the descriptors one by one, with a pause if none is ready: the kernel refuses to poll more
+/// descriptors than RLIMIT_NOFILE allows, and the limit may have been lowered.
 fn poll_each(fds: &mut [PollFd<'_>], why: Errno) {
     static TOLD: Once = Once::new();
     TOLD.call_once(|| tracing::error!(error = %why, descriptors = fds.len(), "poll_failed"));
@@ -41,7 +41,7 @@ fn poll_each(fds: &mut [PollFd<'_>], why: Errno) {
     }
 }
 
-/// Says once that allocations begin to fail.
+/// Warns once when allocations begin to fail.
 fn tell_of_the_reserve() {
     static TOLD: Once = Once::new();
     if reserve::was_touched() {
@@ -51,7 +51,7 @@ fn tell_of_the_reserve() {
 }
 
 impl Vmm {
-    /// Waits until something happens, and tells those it happened to.
+    /// Waits until a descriptor is ready or a timeout passes, and dispatches the events.
     pub(super) fn wait(&mut self) {
         tell_of_the_reserve();
         let timeout = self.timeout();
@@ -103,12 +103,12 @@ impl Vmm {
         }
     }
 
-    /// When there is something to do though nothing happens.
+    /// Returns the time until there is something to do without any event.
     fn timeout(&self) -> PollTimeout {
         let rehearsal = self.rehearsing.as_ref().map(Rehearsing::time_left);
         let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left()];
         match times.into_iter().flatten().min() {
-            // Rounded up: a poll that ends just before the time would be repeated without a wait.
+            // Rounded up: a poll that ends just before the time would be repeated without waiting.
             Some(left) => {
                 let left = left + Duration::from_millis(1);
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -120,7 +120,7 @@ impl Vmm {
     fn ready(&mut self, source: Source, events: PollFlags) {
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
         match source {
-            // A wake-up may also mean that the guest has made room in its serial FIFO.
+            // A wake-up may also mean that the guest made room in its serial FIFO.
             Source::Machine | Source::Serial => {
                 if let Some(bus) = self.machine.bus() {
                     bus.service_serial();
@@ -132,11 +132,11 @@ impl Vmm {
                 }
             }
             Source::Keeper => self.finish_update(),
-            // The end of an update, which was ready too, may have dismissed it.
+            // The end of an update, handled in the same round, may have dropped it.
             Source::Safeguard if self.safeguard.is_none() => {}
             Source::Safeguard => {
-                // The end of an update, which was ready too, may have put another in its place, or
-                // none.
+                // The end of an update, handled in the same round, may have replaced the keeper, or
+                // dropped it.
                 if self.safeguard.as_ref().is_some_and(Safeguard::has_lost_its_keeper) {
                     tracing::warn!("keeper_ended");
                     self.guard_again();
@@ -144,7 +144,7 @@ impl Vmm {
             }
             Source::Log => logging::flush(),
             Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),
-            // The main loop looks at them in every round.
+            // The main loop checks these in every round.
             Source::Rehearsal | Source::Dump => {}
             Source::Qmp(token) => {
                 let readable = events.intersects(PollFlags::POLLIN | gone);

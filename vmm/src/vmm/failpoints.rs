@@ -1,4 +1,4 @@
-//! How fail points are armed and listed.
+//! Arms and lists fail points.
 
 use std::ffi::OsString;
 
@@ -12,14 +12,14 @@ use crate::audit;
 use crate::failpoints::{self, FailPoint, Point, Side};
 use crate::machine::Machine;
 
-/// Arms what the command line says, before it is parsed: some points come earlier. What is wrong
-/// with it is told by the parser.
+/// Arms the fail points on the command line before it is parsed, because some come earlier. Errors
+/// in it are left to the parser.
 pub(super) fn arm_early(args: &[OsString]) {
     values(args, "--failpoint").filter_map(|value| value.parse().ok()).for_each(failpoints::arm);
     values(args, "--plant").filter_map(|value| value.parse().ok()).for_each(failpoints::plant);
 }
 
-/// What `option` is set to, each time: `--option VALUE` or `--option=VALUE`.
+/// Returns the value of each `option`: `--option VALUE` or `--option=VALUE`.
 fn values<'a>(args: &'a [OsString], option: &str) -> impl Iterator<Item = &'a str> {
     (0..args.len()).filter_map(move |at| {
         let rest = args[at].to_str()?.strip_prefix(option)?;
@@ -30,7 +30,7 @@ fn values<'a>(args: &'a [OsString], option: &str) -> impl Iterator<Item = &'a st
     })
 }
 
-/// All points.
+/// Lists all fail points.
 pub(super) fn list() -> Vec<FailpointInfo> {
     let info = |point: &Point| FailpointInfo {
         name: point.name().to_owned(),
@@ -41,13 +41,13 @@ pub(super) fn list() -> Vec<FailpointInfo> {
     Point::ALL.iter().map(info).collect()
 }
 
-/// Arms or disarms one.
+/// Arms or disarms a fail point.
 pub(super) fn set(args: &SetFailpointArgs) -> Result<Value, QmpError> {
     failpoints::arm(FailPoint::new(&args.point, &args.action).map_err(generic)?);
     done()
 }
 
-/// Sends the guest what a test orders.
+/// Injects an event into the guest for a test.
 pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpError> {
     let InjectArgs { what, cpu, page } = args;
     let small = |value: &u64, what: &str| {
@@ -62,17 +62,17 @@ pub(super) fn inject(machine: &Machine, args: &InjectArgs) -> Result<Value, QmpE
         }
         other => {
             return Err(QmpError::generic(format!(
-                "there is no \"{other}\" to inject; there are irqfd, start"
+                "cannot inject \"{other}\": known are irqfd and start"
             )));
         }
     }
     done()
 }
 
-/// Everything that KVM tells of a machine that stands still.
+/// Returns KVM's whole view of a stopped machine.
 pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
     if machine.run_state().is_running() {
-        return Err(QmpError::generic("the guest runs: stop it first"));
+        return Err(QmpError::generic("cannot audit a running guest: stop it first"));
     }
     let values = audit::read(machine, audit::Haste::None)
         .map_err(|reason| QmpError::generic(reason.to_string()))?;
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_is_found_in_both_its_forms() {
+    fn options_are_found_in_both_forms() {
         let words = ["--plant", "a", "--plant=b", "--planted=c", "--failpoint", "--plant"];
         let args = words.map(OsString::from);
         assert_eq!(values(&args, "--plant").collect::<Vec<_>>(), ["a", "b"]);

@@ -1,4 +1,4 @@
-//! The new process's side of an update: load, resume, report.
+//! The new binary's side of an update: loads the state, resumes the guest and reports.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,21 +37,21 @@ use cpr_qmp::event::Continued;
 use cpr_qmp::migration::MigrationParameters;
 use std::os::unix::fs::FileExt;
 
-/// Everything of an update but the state itself.
+/// Everything that an update hands over, except the saved state.
 pub struct AwaitedState {
-    /// What the old process said.
+    /// The CPR state from the old binary.
     pub cpr: CprState,
-    /// The serial port's host side, for the machine that is to come.
+    /// The serial port's host side, for the machine to be restored.
     pub host: SerialHost,
-    /// When what was done until now.
+    /// Timestamps of the phases so far.
     pub phases: Phases,
-    /// How to go back.
+    /// How to fall back to the old binary.
     pub way_back: WayBack,
-    /// What going back needs, and nobody else.
+    /// Descriptors that only a fallback needs.
     pub carried: Carried,
 }
 
-/// Descriptors that are kept open until the guest runs.
+/// Descriptors that stay open until the guest runs.
 pub struct Carried {
     /// The CPR state.
     pub memfd: OwnedFd,
@@ -59,13 +59,13 @@ pub struct Carried {
     pub saved: Option<File>,
     /// The old binary.
     pub _binary: Option<OwnedFd>,
-    /// The page with the commit point, and the keeper's timer.
+    /// The page with the commit point.
     pub page: Option<Arc<CommitPage>>,
-    /// See `page`.
+    /// The keeper's timer.
     pub timer: Option<Watch>,
-    /// A state that was saved without its process.
+    /// State that was saved without its process.
     pub dump: Option<File>,
-    /// What the new command line has no use for: its numbers must not become others'.
+    /// Descriptors that the new command line does not use; their numbers must not be reused.
     pub unused: Vec<OwnedFd>,
 }
 
@@ -79,20 +79,20 @@ impl Carried {
     }
 }
 
-/// Where the saved state is.
+/// Where to read the saved state from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// In the migration channel's file.
+    /// The migration channel's file.
     File(&'a Path),
-    /// In the copy that crossed exec, for an old binary that was returned to.
+    /// The copy that was handed over across exec, for an old binary after a fallback.
     Copy,
 }
 
-/// What was read of a saved state.
+/// A saved state, as read.
 #[derive(Default)]
 struct Loaded {
     name: String,
-    /// Absent where the machine was about to be reset.
+    /// The machine's state; absent if the machine was about to be reset.
     state: Option<RestoredState>,
     lost_writes: Vec<(u8, LostWrite)>,
     events: Vec<GuestEvent>,
@@ -101,35 +101,35 @@ struct Loaded {
     since_ns: u64,
 }
 
-/// Why a saved state could not be loaded.
+/// Errors from loading a saved state.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A fail point.
+    /// A fail point was hit.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// Nothing is awaited.
+    /// No state is awaited.
     #[error("no incoming migration is expected: the VMM was not started with --incoming defer")]
     NotAwaited,
-    /// The channel.
+    /// The migration channel failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The old binary left none.
-    #[error("no copy of the saved state crossed exec")]
+    /// The old binary handed over no copy of the state.
+    #[error("no copy of the saved state was handed over across exec")]
     NoCopy,
-    /// The way back.
+    /// The fallback could not be armed.
     #[error(transparent)]
     Arm(#[from] ArmError),
-    /// A state that was saved without its process.
+    /// A state that was saved without its process is invalid.
     #[error(transparent)]
     Salvaged(#[from] SalvagedError),
-    /// The commit point.
+    /// A state that was saved without its process could not be read.
     #[error("cannot read the state that was saved without its process: {0}")]
     Dump(std::io::Error),
-    /// It is a good state, but another one.
+    /// The state is valid, but belongs to another update.
     #[error("file:{0} holds a state that this update did not write")]
     OtherState(String),
-    /// The machine.
+    /// The machine could not be restored.
     #[error("cannot load file:{path}: {source}")]
     Machine {
         /// The file.
@@ -139,7 +139,7 @@ pub enum LoadError {
     },
 }
 
-/// Why the way back could not be made that of the present.
+/// Reasons why the fallback could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
 enum CheckpointError {
     #[error(transparent)]
@@ -150,12 +150,12 @@ enum CheckpointError {
     Replace(nix::errno::Errno),
 }
 
-/// How long the main thread leaves the CPUs to vCPUs that have just been let go: on a host with few
-/// of them what is left to do would take theirs.
+/// How long the main thread yields to vCPUs that were just resumed: on a host with few CPUs, its
+/// remaining work would take time from them.
 const STEP_ASIDE: Duration = Duration::from_millis(1);
 
 impl Vmm {
-    /// Loads the state and makes the run state what it was.
+    /// Loads the state and restores the run state.
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
         let deadline = Duration::from_millis(awaited.way_back.record.deadline_ms);
@@ -165,7 +165,7 @@ impl Vmm {
         }
         let loaded = self.read(source)?;
         fail_point!(Read);
-        // Until here another file can be tried.
+        // Up to here, another file can be tried after a failure.
         let AwaitedState { cpr, host, mut phases, way_back, carried } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
         phases.done(&"read");
@@ -177,7 +177,7 @@ impl Vmm {
         let machine = |source| LoadError::Machine { path: loaded.name.clone(), source };
         match loaded.state {
             Some(state) => self.machine.restore(host, state, &mut before).map_err(machine)?,
-            // It was about to be reset.
+            // The machine was about to be reset.
             None => self.machine.boot(host).map_err(machine)?,
         }
         self.machine.msrs_were_chosen_from(cpr.msr_choice);
@@ -195,17 +195,17 @@ impl Vmm {
         self.parameters_of_return(&way_back, &cpr.parameters);
         self.run_state_to_be = Some(cpr.run_state);
         self.guard_before_commit(&carried, &way_back.record, told_stopped);
-        // What is taken from a process that died may be of any later moment.
+        // State salvaged from a process that died may be of any later moment.
         if cpr.live.is_none() {
             audit_point!(self.machine, New);
         }
         fail_point!(Commit);
-        // From here on nothing returns to the old binary.
+        // From here on, there is no fallback to the old binary.
         let committed = way_back.armed.commit();
         if let Some(page) = carried.page.as_ref().filter(|_| way_back.former.is_none()) {
             page.claim_or_end(Claim::Vmm);
         }
-        // Only a rescue that came too early could have it; the guest is worth more than a lock.
+        // Only a rescue that came too early could hold the lock; the guest matters more.
         if let Err(error) = self.machine.ram().claim() {
             tracing::error!(%error, "cpr_ram_not_claimed");
         }
@@ -241,14 +241,14 @@ impl Vmm {
         tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(paused_ns), "cpr_state_load");
         if let Some(keeper) = &keeper {
             keeper.release();
-            // One that must not be killed by this process, because it is another user's by now,
-            // looks, and ends by itself.
+            // A keeper that this process may not kill, because it runs as another user by now,
+            // wakes up by this timer and ends by itself.
             carried_timer.into_iter().for_each(|timer| {
                 let _ = timer.set(Some(Duration::ZERO));
             });
         }
         if let Some(why) = way_back.returned {
-            // Seldom enough to wait for its end: what is told then leaves nothing open.
+            // Rare enough to wait for the keeper's end: nothing is left when clients are told.
             drop(keeper);
             let updating = cpr.live.is_none_or(|live| live.updating);
             let resumed = told_stopped && runs;
@@ -321,7 +321,7 @@ impl Vmm {
         }
     }
 
-    /// Has a keeper of its own stand ready before the guest is this process's.
+    /// Starts this process's own keeper before it takes over the guest.
     fn guard_before_commit(&mut self, carried: &Carried, record: &Record, told_stopped: bool) {
         if self.config.keeper == KeeperPolicy::Off {
             return;
@@ -336,7 +336,8 @@ impl Vmm {
         }
     }
 
-    /// Nobody returns to these paths any more: they go with this process.
+    /// Takes ownership of the socket and PID files: no fallback needs them any more, so they are
+    /// removed when this process exits.
     pub(super) fn own_files(&mut self) {
         if planted!(StaleSocket) {
             return;
@@ -353,7 +354,7 @@ impl Vmm {
         }
     }
 
-    /// Waits for `migrate-incoming`, as long as it takes.
+    /// Waits for `migrate-incoming` without a deadline.
     pub(super) fn await_state(&mut self) -> Result<(), LoadError> {
         match &mut self.awaited {
             Some(awaited) => {
@@ -364,8 +365,8 @@ impl Vmm {
         }
     }
 
-    /// An update has failed, or none was under way, and this process continues the guest because of
-    /// `why`; in the place of process `former`, if that is given.
+    /// Reports that this process continues the guest because of `why`, after a failed update or
+    /// outside of one; in place of process `former`, if given.
     fn tell_return(&mut self, why: &str, former: Option<i32>, updating: bool, resumed: bool) {
         let command = self.parameters.cpr_exec_command.iter().flatten().next();
         let command = command.map_or("", String::as_str);
@@ -373,8 +374,8 @@ impl Vmm {
             (Some(former), why_crashed) => self.tell_continued(former, why_crashed.unwrap_or(why)),
             (None, Some(why)) => protected::crashed(why),
             (None, None) => format!(
-                "cpr-exec-command \"{command}\" was executed and could not take over, this VMM \
-                 goes on: {why}"
+                "cpr-exec-command \"{command}\" failed to take over; rolled back to the old VMM: \
+                 {why}"
             ),
         };
         self.qmp.refuse_in_flight(&QmpError::generic(&error));
@@ -384,12 +385,13 @@ impl Vmm {
         self.conclude();
     }
 
-    /// Says everywhere that this process continues the guest of another one.
+    /// Reports to stderr, the log, the PID file, the service manager and all clients that this
+    /// process continues the guest of another one. Returns the report.
     fn tell_continued(&mut self, former: i32, why: &str) -> String {
         let pid = std::process::id() as i32;
         let text = format!("process {former} ended ({why}): the VM continues in process {pid}");
         logging::notice(&text);
-        // The one before would take what is written now for its own.
+        // Dropped first: dropping it later would remove the file that is written now.
         let path = self.pid_file.take().and_then(|file| file.path());
         if let Some(path) = &path {
             match PidFile::write(path) {
@@ -405,8 +407,8 @@ impl Vmm {
         text
     }
 
-    /// While a state is awaited clients come, ask and go: an old binary that is returned to must
-    /// find them as they are then, not as they were at exec.
+    /// While a state is awaited, clients connect, send commands and disconnect: after a fallback,
+    /// the old binary must find them as they are then, not as they were at exec.
     pub(super) fn checkpoint(&mut self) {
         let now = match &self.awaited {
             Some(_) => self.qmp.save(),
@@ -421,17 +423,17 @@ impl Vmm {
         record.fds.retain(|named| !named.name.starts_with(crate::qmp::FD_PREFIX));
         record.fds.extend(fds.into_iter().map(|(name, fd)| NamedFd::new(name, 0, fd)));
         if let Err(error) = rewrite(awaited) {
-            tracing::error!(%error, "cpr_checkpoint_failed: a return to the old binary would find QMP as it was before");
+            tracing::error!(%error, "cpr_checkpoint_failed: a fallback would restore a stale state of QMP");
         }
     }
 
-    /// True until a state has been loaded.
+    /// Returns whether no state has been loaded yet.
     pub(super) fn awaits_state(&self) -> bool {
         self.machine.run_state() == RunState::Inmigrate
     }
 }
 
-/// Puts the CPR state as it is now in the place of the one that crossed exec.
+/// Replaces the CPR state that was handed over by the current one.
 fn rewrite(awaited: &mut AwaitedState) -> Result<(), CheckpointError> {
     let AwaitedState { cpr, way_back, carried, .. } = awaited;
     let sealed = StateFd::create()?.write(&way_back.record, cpr)?;

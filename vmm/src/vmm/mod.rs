@@ -1,4 +1,4 @@
-//! The VMM as a program: start or take over, then one loop until the end.
+//! The VMM program: starts or takes over a guest, then runs one loop until it exits.
 
 mod commands;
 mod dress_rehearsal;
@@ -47,7 +47,7 @@ use rehearsing::Rehearsing;
 use reset_throttle::ResetThrottle;
 use signals::EndSignals;
 
-/// A VMM from its start to its end.
+/// A running VMM.
 struct Vmm {
     config: Config,
     machine: Machine,
@@ -56,50 +56,50 @@ struct Vmm {
     parameters: MigrationParameters,
     log: Option<Arc<File>>,
     signals: EndSignals,
-    /// The other half of an update, before its state is loaded (`--incoming defer`).
+    /// An update that is taken over but whose state is not loaded yet (`--incoming defer`).
     awaited: Option<AwaitedState>,
-    /// The rest of an update, after the guest runs again.
+    /// An update whose guest runs again but which is not finished.
     finishing: Option<Finishing>,
-    /// An update whose command is being tried out, and whose answer is still to come.
+    /// An update whose command is being rehearsed; its answer is pending.
     rehearsing: Option<Rehearsing>,
-    /// What rehearsals have started and could not end, until it ends.
+    /// Processes that rehearsals left behind and could not kill, until they end.
     leftovers: Vec<Leftover>,
-    /// Memory that is being saved, and whose answer is still to come.
+    /// Memory dumps in progress; their answers are pending.
     dumps: Vec<dump::Dump>,
-    /// What continues the guest if this process does not.
+    /// What continues the guest if this process dies.
     safeguard: Option<Safeguard>,
-    /// What it goes by could not be brought up to date.
+    /// The safeguard's copy of the state could not be brought up to date.
     stale: bool,
-    /// The run state that a guest is about to get.
+    /// The run state that the guest is about to enter.
     run_state_to_be: Option<RunState>,
-    /// Clients were told that an update has stopped the guest.
+    /// Clients were told that an update stopped the guest.
     stopped: bool,
     ended: Option<End>,
     pid_file: Option<PidFile>,
     resets: ResetThrottle,
 }
 
-/// An update whose guest runs, and whose old address space is still there.
+/// An update whose guest runs while the old address space still exists.
 struct Finishing {
     keeper: Option<AdoptedKeeper>,
     began_ns: u64,
     downtime_ns: Option<u64>,
 }
 
-/// How a VMM ends, told to all clients when the answers they wait for are queued.
+/// How the VMM exits; clients are told once their pending answers are queued.
 struct End {
     status: ExitStatus,
     guest: bool,
     reason: ShutdownCause,
 }
 
-/// The status to end with.
+/// The process's exit status.
 type ExitStatus = u8;
 
 const FAILURE: ExitStatus = 1;
-/// As Rust's own.
+/// Rust's exit status for a panic.
 const PANICKED: i32 = 101;
-/// How long the end waits for a reader of the serial port.
+/// How long exit waits for a reader of the serial port.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// See [`crate::main`].
@@ -110,7 +110,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
     signals::put_right();
-    // SAFETY: the caller does this first thing (see `crate::main`).
+    // SAFETY: the caller calls this first (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
     let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.way_back);
@@ -132,9 +132,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     #[cfg(feature = "failpoints")]
     config.x_state_version.into_iter().for_each(crate::failpoints::pretend_version);
-    // Whoever has a guest to take over is not asked who it is.
+    // A process with a guest to take over is not a rehearsal.
     if let Ok(None) = &adopted {
-        // SAFETY: there is one thread still.
+        // SAFETY: there is still only one thread.
         if let Some(asked) = unsafe { Answering::asked() } {
             return dress_rehearsal::answer(asked, &config);
         }
@@ -161,7 +161,7 @@ impl Vmm {
     fn run(mut self) -> ExitStatus {
         match catch_unwind(AssertUnwindSafe(|| self.run_to_the_end())) {
             Ok(status) => status,
-            // Before the machine is taken apart: the keeper continues it.
+            // Exit before the machine is torn down: the keeper continues it.
             Err(_) if self.safeguard.is_some() => crate::sys::exit(PANICKED),
             Err(panic) => resume_unwind(panic),
         }
@@ -173,14 +173,14 @@ impl Vmm {
             self.checkpoint();
             self.publish_and_send();
             self.deal_with_guest_events();
-            // A VMM that is about to end must not be replaced by one that does not know it.
+            // A VMM that is about to exit must not be replaced by one that does not know that.
             if self.ended.is_none() {
                 self.look_at_rehearsal();
             }
             self.look_at_dumps();
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
-                // Nobody is to continue what was to end.
+                // The guest must not be continued after a deliberate exit.
                 self.stop_guarding();
                 self.qmp.broadcast(&EventKind::Shutdown { guest, reason }.now());
                 self.qmp.flush();
@@ -210,7 +210,8 @@ impl Vmm {
             && let Some(request) = self.qmp.next_request()
         {
             self.checkpoint();
-            // Whoever continues from here on refuses it: it must not be carried out twice.
+            // A process that continues from here refuses the request: it must not be executed
+            // twice.
             self.keep_up_to_date();
             match request.command {
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
@@ -246,7 +247,7 @@ impl Vmm {
                     let rip = format!("{rip:#x}");
                     tracing::error!(vcpu, rip, left_out, "guest_triple_fault");
                 }
-                // What a PC does, and what QEMU does.
+                // A PC resets on a triple fault, and so does QEMU.
                 self.reset(true, ShutdownCause::GuestReset);
             }
             GuestEventKind::Failed(why) => {
@@ -261,7 +262,7 @@ impl Vmm {
     fn reset(&mut self, guest: bool, reason: ShutdownCause) {
         match self.reset_machine() {
             Ok(()) => {
-                // As in QEMU: a machine that does not run is again one that has not run yet.
+                // As in QEMU: a stopped machine returns to `prelaunch`.
                 if !self.machine.run_state().is_running() {
                     self.machine.set_run_state(RunState::Prelaunch);
                 }
@@ -295,7 +296,7 @@ impl Vmm {
         }
     }
 
-    /// The old address space is gone: the update is over.
+    /// Finishes the update once the old address space is gone.
     fn finish_update(&mut self) {
         let Some(Finishing { keeper, began_ns, downtime_ns }) = self.finishing.take() else {
             return;

@@ -1,4 +1,4 @@
-//! Keeping the guest whatever happens to this process: the safeguard around updates, or always.
+//! Keeps the guest alive if this process crashes or hangs, during updates or always.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
@@ -15,22 +15,22 @@ use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
 use crate::pid_file::PidFile;
 use crate::qmp::ConnectionId;
 
-/// Why an update cannot be protected.
+/// Reasons why an update cannot be protected.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProtectError {
-    /// There is nothing to continue from.
+    /// The safeguard could not be started.
     #[error(transparent)]
     Safeguard(#[from] SafeguardError),
-    /// There is nothing that starts it.
+    /// The triggers of a fallback could not be armed.
     #[error(transparent)]
     Arm(#[from] ArmError),
-    /// The memory.
+    /// There is too little address space.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
 }
 
 impl Vmm {
-    /// What crosses into a process that continues this VM.
+    /// Returns what a process that continues this VM needs.
     pub(super) fn view(&self) -> View<'_> {
         View {
             machine: &self.machine,
@@ -44,7 +44,7 @@ impl Vmm {
         }
     }
 
-    /// Has somebody stand ready, if nobody does. `predecessor`: see [`Safeguard::start`].
+    /// Starts a safeguard, if there is none. For `predecessor` see [`Safeguard::start`].
     pub(super) fn guard(
         &mut self,
         predecessor: Option<Predecessor<'_>>,
@@ -66,33 +66,33 @@ impl Vmm {
         Ok(())
     }
 
-    /// Brings what a keeper goes by up to date, and sends what is in it then.
+    /// Updates the safeguard's copy of the state, and sends the output that it contains.
     pub(super) fn publish_and_send(&mut self) {
         self.keep_up_to_date();
         self.qmp.flush_published();
-        // Clients may have gone with that, and their descriptors.
+        // Sending may have dropped clients, and their descriptors.
         self.keep_up_to_date();
     }
 
-    /// Brings what a keeper goes by up to date.
+    /// Updates the safeguard's copy of the state.
     pub(super) fn keep_up_to_date(&mut self) {
         let published = self.publish();
         let failed = published.is_err();
         if let Err(error) = published {
-            // Clients are served all the same.
+            // Keep serving clients.
             self.qmp.hold(None);
             if !self.stale {
-                tracing::error!(%error, "cpr_safeguard_stale: who continues would find the VM as it was before");
+                tracing::error!(%error, "cpr_safeguard_stale: a fallback would restore a stale state");
             }
         }
         self.stale = failed;
     }
 
-    /// An update is over, and what there is to say of it was said: it is sent, and then nobody stands
-    /// ready any more, unless somebody always does. Not the other way round: a process that dies
-    /// before clients know how the update has ended is continued.
+    /// Concludes an update whose outcome is queued for the clients: sends it, then drops the
+    /// safeguard unless the keeper is always on. In this order, a process that dies before clients
+    /// know the outcome is continued.
     ///
-    /// Nothing of the update is left when a client that has heard of its end gets the next answer.
+    /// Nothing of the update is left when a client that knows its outcome gets its next answer.
     pub(super) fn conclude(&mut self) {
         self.publish_and_send();
         if self.config.keeper != KeeperPolicy::On {
@@ -102,16 +102,16 @@ impl Vmm {
         }
     }
 
-    /// The keeper is of no use any more: another one takes its place.
+    /// Replaces a keeper that can no longer be used.
     pub(super) fn guard_again(&mut self) {
         self.stop_guarding();
         if let Err(error) = self.guard(None) {
             self.stop_guarding();
-            crate::logging::notice(&format_args!("--keeper on: nobody stands ready now: {error}"));
+            crate::logging::notice(&format_args!("--keeper on: cannot start a keeper: {error}"));
         }
     }
 
-    /// Nobody stands ready any more.
+    /// Drops the safeguard.
     pub(super) fn stop_guarding(&mut self) {
         self.safeguard = None;
         self.qmp.hold(None);
@@ -119,14 +119,15 @@ impl Vmm {
     }
 
     fn protect(&mut self, deadline: Duration) -> Result<fall_back::Protected, ProtectError> {
-        // First: what follows allocates, and would abort.
+        // First: the steps below allocate, and would abort.
         headroom::address_space(self.machine.config().cpus.into())?;
         self.guard(None)?;
         Ok(fall_back::protected(deadline)?)
     }
 
-    /// Does a part of an update within `deadline`. If the main thread crashes or hangs in it, this
-    /// process continues the guest in itself. `None` if it panicked, which is told.
+    /// Runs a part of an update within `deadline`. If the main thread crashes or hangs in it, this
+    /// process falls back and continues the guest itself. Returns `None` after a panic, which is
+    /// reported.
     fn protected<T>(
         &mut self,
         deadline: Duration,
@@ -148,7 +149,7 @@ impl Vmm {
             Err(panic) => {
                 let said = panic.downcast_ref::<String>().map(String::as_str);
                 let said = said.or(panic.downcast_ref::<&str>().copied());
-                self.tell_panic(said.unwrap_or("it gave no reason"));
+                self.tell_panic(said.unwrap_or("no reason given"));
                 Ok(None)
             }
         }
@@ -165,7 +166,7 @@ impl Vmm {
         self.conclude();
     }
 
-    /// Begins an update, or refuses it: what `begin` returns is carried out.
+    /// Begins an update with `begin`, and carries out the plan that it returns, if any.
     pub(super) fn begin_protected(
         &mut self,
         client: ConnectionId,
@@ -174,7 +175,7 @@ impl Vmm {
         let deadline = update::deadline(&self.parameters);
         match self.protected(deadline, begin) {
             Ok(Some(Ok(Some(plan)))) => self.answer_and_update(client, plan),
-            // It is rehearsed now.
+            // The rehearsal has begun.
             Ok(Some(Ok(None))) => self.keep_up_to_date(),
             Ok(Some(Err(error))) => self.end_unchanged(client, Err(error)),
             Ok(None) => {}
@@ -182,7 +183,7 @@ impl Vmm {
         }
     }
 
-    /// Answers `migrate` when nothing of an update is left, if none is under way any more.
+    /// Answers `migrate`, and concludes the update unless a rehearsal is still running.
     pub(super) fn end_unchanged(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
         self.qmp.respond(client, result);
         if self.rehearsing.is_none() {
@@ -190,7 +191,7 @@ impl Vmm {
         }
     }
 
-    /// The answer to `migrate` is on its way before the process is replaced.
+    /// Answers `migrate`, then carries out the update.
     pub(super) fn answer_and_update(&mut self, client: ConnectionId, plan: Plan) {
         let updated = self.protected(plan.deadline(), |vmm| {
             vmm.qmp.respond(client, commands::done());
@@ -208,7 +209,7 @@ impl Vmm {
         }
     }
 
-    /// Returns only if it failed.
+    /// Carries out the update; returns only if it failed.
     fn walk(&mut self, plan: Plan) -> Option<UpdateError> {
         let mut safeguard = self.safeguard.take()?;
         let mut walk = Walk {
@@ -227,7 +228,7 @@ impl Vmm {
         Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// Takes the machine apart and puts it together again, as after power-on.
+    /// Tears the machine down and builds it again, as after power-on.
     pub(super) fn reset_machine(&mut self) -> Result<(), crate::machine::MachineError> {
         if let Some(safeguard) = &mut self.safeguard {
             safeguard.forget_machine();
@@ -238,16 +239,16 @@ impl Vmm {
     }
 }
 
-/// What an operator reads of an update in which this VMM itself failed.
+/// Returns the error text of an update in which this VMM itself failed.
 pub(super) fn crashed(why: &str) -> String {
     if why.ends_with(DEADLINE) {
         return format!(
-            "the update did not finish in time, the VM keeps running: {why}; raise \
-             x-cpr-exec-deadline if this host is that slow"
+            "the update did not finish in time; the VM keeps running: {why}; raise \
+             x-cpr-exec-deadline if this host is slow"
         );
     }
-    format!("the update crashed, the VM keeps running: {why}; this is a bug in the VMM")
+    format!("the update crashed; the VM keeps running: {why}; this is a bug in the VMM")
 }
 
-/// How the reason of a process that passed its deadline ends.
+/// The end of the reason given by a process that missed its deadline.
 const DEADLINE: &str = "its deadline passed";

@@ -1,4 +1,4 @@
-//! An update whose command is tried out while the guest and everything else goes on.
+//! Rehearses the command of an update while the guest keeps running and clients are served.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::qmp::ConnectionId;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A rehearsal, and what follows if it goes well.
+/// A rehearsal in progress, and the update that follows if it succeeds.
 pub struct Rehearsing {
     rehearsal: Rehearsal,
     plan: Plan,
@@ -37,23 +37,23 @@ impl Rehearsing {
     }
 }
 
-/// Whether commands are rehearsed.
+/// Returns whether the parameters ask for a rehearsal.
 pub(super) fn wanted(parameters: &MigrationParameters) -> bool {
     parameters.x_cpr_exec_rehearsal.unwrap_or(true)
 }
 
-/// For how long.
+/// Returns the time limit of a rehearsal.
 pub(super) fn timeout(parameters: &MigrationParameters) -> Duration {
     parameters.x_cpr_exec_rehearsal_timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis)
 }
 
 impl Vmm {
-    /// `migrate`: checks, and begins to rehearse or to update.
+    /// Handles `migrate`: checks it, then begins a rehearsal or the update.
     pub(super) fn migrate_safely(&mut self, client: ConnectionId, args: &MigrateArgs) {
         self.begin_protected(client, |vmm| vmm.begin_update(client, args));
     }
 
-    /// Begins a rehearsal, or returns what can be carried out at once.
+    /// Begins a rehearsal, or returns the plan of an update that can start at once.
     fn begin_update(
         &mut self,
         client: ConnectionId,
@@ -68,7 +68,7 @@ impl Vmm {
         let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters), handed_over);
         let rehearsal = rehearsal.map_err(|error| refused(&error))?;
         self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
-        // It is answered when the rehearsal is over, and may want to say something before.
+        // The client gets its answer when the rehearsal is over, and may cancel it before.
         self.qmp.look_ahead(client);
         Ok(None)
     }
@@ -90,7 +90,7 @@ impl Vmm {
             .map_err(commands::generic)
     }
 
-    /// The answer to `migrate` says that it was called off.
+    /// Cancels the rehearsal, if any; the answer to `migrate` says so.
     pub(super) fn cancel_rehearsal(&mut self) {
         if let Some(rehearsing) = &mut self.rehearsing {
             rehearsing.cancelled = true;
@@ -98,7 +98,7 @@ impl Vmm {
         }
     }
 
-    /// Refuses the update, or carries it out, if the rehearsal has ended.
+    /// Once the rehearsal has ended, carries out or refuses the update.
     pub(super) fn look_at_rehearsal(&mut self) {
         let Some(mut rehearsing) = self.rehearsing.take() else { return };
         rehearsing.cancelled |= self.qmp.wants_to_cancel(rehearsing.client);
@@ -106,7 +106,7 @@ impl Vmm {
             true => Some(Err(RehearsalError::Cancelled)),
             false => rehearsing.rehearsal.progress(),
         };
-        // Another machine is refused at once: what a take-over of that meets does not matter.
+        // Refuse a different machine at once; the rest of its rehearsal does not matter.
         let own = Description::of(&self.config);
         let channel = rehearsing.plan.channel();
         let differs =
@@ -118,7 +118,7 @@ impl Vmm {
         let new = rehearsing.rehearsal.description();
         let commits = new.is_some_and(|new| new.commit_point);
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
-        // Nothing of it is left when the guest stops, or when the answer is read.
+        // The rehearsal is gone before the guest stops or the answer is read.
         let left = rehearsal.end();
         let result = rehearsal::outcome(plan.command().name(), result, &left);
         self.leftovers.extend(left);

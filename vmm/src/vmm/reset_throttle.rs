@@ -1,20 +1,20 @@
-//! A guest that resets itself again and again: it is slowed down, so that neither events nor log are
-//! flooded, and nothing has to be dropped. Its vCPU stands still meanwhile, as it does anyway until
-//! its reset is carried out.
+//! Throttles a guest that resets itself over and over, so that it floods neither events nor log and
+//! none have to be dropped. Its vCPU stands still in the meantime, as it does anyway until the
+//! reset is carried out.
 
 use std::time::{Duration, Instant};
 
 use crate::devices::DeviceRequest;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 
-/// So many resets come at once, as several processors or an impatient boot loader make them.
+/// Number of resets allowed at once, as several processors or an impatient boot loader cause them.
 const BURST: u32 = 16;
-/// Then one in this time.
+/// Interval between resets after that.
 const RESET_EVERY: Duration = Duration::from_millis(250);
-/// And a line in the log about them in this time.
+/// Interval between log lines about resets.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// How often something may happen.
+/// A token bucket.
 #[derive(Debug)]
 struct Bucket {
     burst: u32,
@@ -41,16 +41,16 @@ impl Bucket {
     }
 }
 
-/// How fast a guest may reset itself.
+/// Limits how often a guest may reset itself.
 #[derive(Debug)]
 pub(super) struct ResetThrottle {
     resets: Bucket,
     lines: Bucket,
-    /// Lines that say that it is slowed down.
+    /// Log lines about the throttling itself.
     told: Bucket,
-    /// Lines that were not logged since the last one that was.
+    /// Number of lines suppressed since the last logged one.
     unlogged: u64,
-    /// A reset waits.
+    /// A reset is waiting.
     waits: bool,
 }
 
@@ -61,8 +61,8 @@ impl ResetThrottle {
         Self { resets, lines, told, unlogged: 0, waits: false }
     }
 
-    /// Whether `event` is dealt with now; if not, it stays where it is until
-    /// [`time_left`](Self::time_left) is over.
+    /// Returns whether `event` may be handled now; if not, it stays queued until
+    /// [`time_left`](Self::time_left) has passed.
     pub fn admits(&mut self, event: &GuestEvent) -> bool {
         self.admits_at(event, Instant::now())
     }
@@ -78,18 +78,18 @@ impl ResetThrottle {
         false
     }
 
-    /// All events will be looked at again.
+    /// Starts a new round, in which all events are checked again.
     pub fn look_again(&mut self) {
         self.waits = false;
     }
 
-    /// How long until a reset that waits can be carried out.
+    /// Returns how long until a waiting reset can be carried out; `None` if none is waiting.
     pub fn time_left(&self) -> Option<Duration> {
         let at = self.resets.filled + self.resets.every;
         self.waits.then(|| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether to log a line about a reset, and how many were left out before it.
+    /// Returns how many log lines were suppressed before this one; `None` if it is suppressed too.
     pub fn logs(&mut self) -> Option<u64> {
         if self.lines.take(Instant::now()) {
             return Some(std::mem::take(&mut self.unlogged));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn resets_come_in_a_burst_and_then_at_their_rate() {
+    fn resets_are_limited_to_a_burst_and_a_rate() {
         let mut throttle = ResetThrottle::new();
         let began = Instant::now();
         let fault = event(GuestEventKind::TripleFault { rip: 0 });
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_waits() {
+    fn other_events_are_not_throttled() {
         let mut throttle = ResetThrottle::new();
         let exit = event(GuestEventKind::Device(DeviceRequest::Exit(1)));
         assert!((0..1000).all(|_| throttle.admits(&exit)));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_left_out_are_counted() {
+    fn suppressed_lines_are_counted() {
         let mut throttle = ResetThrottle::new();
         assert!((0..BURST).all(|_| throttle.logs() == Some(0)));
         assert!((0..5).all(|_| throttle.logs().is_none()));

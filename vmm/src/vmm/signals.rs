@@ -1,7 +1,7 @@
-//! The signals that end the VMM.
+//! Handles the signals that end the VMM.
 //!
-//! Handlers and a pipe, no signal mask: the mask would be inherited over exec by whatever
-//! `cpr-exec-command` names. (For the moment of exec see `migration::cpr::held_signals`.)
+//! Uses handlers and a pipe, not a signal mask: the program named by `cpr-exec-command` would
+//! inherit the mask. (For the moment of exec, see `migration::cpr::held_signals`.)
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,9 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::end_signals::END_SIGNALS;
 
-/// A descriptor that becomes readable when SIGTERM, SIGINT or SIGHUP has come.
+/// A descriptor that becomes readable on SIGTERM, SIGINT or SIGHUP.
 ///
-/// Both ends cross exec, so that one that comes to any image of this process is seen by the next.
+/// Both ends stay open across exec, so that a signal to one image of this process reaches the next.
 #[derive(Debug)]
 pub struct EndSignals {
     reader: UnixStream,
@@ -23,12 +23,12 @@ pub struct EndSignals {
 
 impl EndSignals {
     /// Installs the handlers, on the socket pair of the `previous` process image if there is one. A
-    /// signal that was ignored when this process began (`nohup`) stays ignored.
+    /// signal that was ignored when this process started (`nohup`) stays ignored.
     pub fn install(previous: Option<[OwnedFd; 2]>) -> std::io::Result<Self> {
         let (reader, writer) = match previous {
             Some(ends) => ends.map(UnixStream::from).into(),
             None => {
-                // Whoever started this VMM may have blocked them. An update holds them itself.
+                // The parent process may have blocked them. An update blocks them itself.
                 SigSet::from_iter(END_SIGNALS).thread_unblock()?;
                 UnixStream::pair()?
             }
@@ -42,12 +42,12 @@ impl EndSignals {
         Ok(Self { reader, writer })
     }
 
-    /// The end to wait for, and the one that is written to.
+    /// Returns the reading and the writing end.
     pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
         [self.reader.as_fd(), self.writer.as_fd()]
     }
 
-    /// True if one has come since the last call.
+    /// Returns whether a signal has come since the last call.
     pub fn take(&self) -> bool {
         (&self.reader).read(&mut [0; 16]).is_ok_and(|bytes| bytes > 0)
     }
@@ -59,7 +59,7 @@ impl AsFd for EndSignals {
     }
 }
 
-/// Signals of a VMM's own: a bug, and a deadline.
+/// Signals that the VMM itself relies on: those of a crash, and that of a deadline.
 const OWN: [Signal; 6] = [
     Signal::SIGSEGV,
     Signal::SIGBUS,
@@ -69,9 +69,9 @@ const OWN: [Signal; 6] = [
     Signal::SIGALRM,
 ];
 
-/// Undoes what keeps this process from its work, whoever has started it: blocked signals, and SIGCHLD
-/// ignored, with which the kernel reaps children by itself and how a rehearsal ended is lost. To be
-/// called first thing. All other settings stay, for what an update executes.
+/// Undoes inherited settings that break the VMM: blocked signals, and an ignored SIGCHLD, with
+/// which the kernel reaps children by itself and the exit status of a rehearsal is lost. Must be
+/// called first. All other settings stay, for the program that an update executes.
 pub fn put_right() {
     // SAFETY: the default action; none of our code runs when the signal comes.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -79,9 +79,9 @@ pub fn put_right() {
     let _ = SigSet::from_iter(OWN).thread_unblock();
 }
 
-/// A file that would be longer than RLIMIT_FSIZE allows is an error (EFBIG) and not the end.
+/// Makes a write beyond RLIMIT_FSIZE fail with EFBIG instead of killing the process.
 ///
-/// To be called first thing, so that it holds before and after an update alike.
+/// Must be called first, so that it applies before and after an update alike.
 pub fn survive_file_size_limit() {
     // SAFETY: no handler is installed, so none of our code runs when the signal comes. The call
     // fails for signals that do not exist.
@@ -89,7 +89,7 @@ pub fn survive_file_size_limit() {
 }
 
 fn is_ignored(signal: i32) -> Result<bool, Errno> {
-    // SAFETY: all-zero is a valid `sigaction`; a null new action only asks.
+    // SAFETY: all-zero is a valid `sigaction`; a null new action only queries.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         Errno::result(libc::sigaction(signal, std::ptr::null(), &mut action))?;
@@ -104,10 +104,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_too_long_is_an_error() {
+    fn exceeding_the_file_size_limit_is_an_error() {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         survive_file_size_limit();
-        // More than any other test of this process writes meanwhile.
+        // More than any other test of this process writes.
         const LIMIT: u64 = 1 << 40;
         let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
         let mut file = tempfile::tempfile().unwrap();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_is_not_lost_between_two_images() {
+    fn signal_is_not_lost_across_images() {
         let signals = EndSignals::install(None).unwrap();
         assert!(!signals.take());
         signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();

@@ -1,4 +1,4 @@
-//! Putting a VMM together, for a new guest or for one that is already there.
+//! Assembles a VMM for a new guest or for one that is taken over.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -37,50 +37,50 @@ use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
 use crate::unix_listener::BindError;
 
-/// Why a VMM could not start.
+/// Errors from starting a VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A fail point.
+    /// A fail point was hit.
     #[cfg(feature = "failpoints")]
     #[error(transparent)]
     Injected(#[from] crate::failpoints::Injected),
-    /// What came over exec.
+    /// The state that was handed over across exec could not be adopted.
     #[error(transparent)]
     TakeOver(#[from] TakeOverError),
-    /// The log.
+    /// The log could not be opened.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The PID file.
+    /// The PID file could not be written.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
-    /// Signal handlers.
+    /// The signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(std::io::Error),
-    /// QMP.
+    /// The QMP socket could not be created.
     #[error("--qmp: {0}")]
     Qmp(#[from] BindError),
-    /// QMP's clients.
+    /// The QMP server could not be restored.
     #[error(transparent)]
     QmpRestore(#[from] RestoreError),
-    /// RAM.
+    /// Guest RAM could not be created or adopted.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// The boot image.
+    /// The boot image could not be read.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The serial port.
+    /// The serial port's backend could not be opened.
     #[error(transparent)]
     Serial(#[from] HostError),
-    /// The machine.
+    /// The machine could not be created.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// What is to continue the guest.
+    /// The keeper could not be started.
     #[error("--keeper on: {0}")]
     Safeguard(#[from] SafeguardError),
-    /// The saved state.
+    /// The saved state could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The RAM of a stranded guest.
+    /// The RAM of a stranded guest could not be opened.
     #[error("--incoming-ram: cannot open {path}: {source}")]
     OpenRam {
         /// The path.
@@ -88,29 +88,29 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// The guest is no stranded one.
+    /// The guest is not stranded: it runs in another process.
     #[error(
         "--incoming-ram: cannot take over the guest in {0}: another process runs it; only the RAM \
-         that a failed update has left can be taken over"
+         that a failed update left behind can be taken over"
     )]
     RamInUse(PathBuf),
     /// A RAM block was not handed over.
     #[error("RAM block {0} was not handed over: its descriptor is not in the CPR state")]
     NoRam(String),
-    /// There is no guest to take over.
+    /// `--incoming` was given, but there is no guest to take over.
     #[error(
-        "--incoming needs the guest's RAM, which an update (cpr-exec) hands over, and this process \
-         was not started by one: for what a failed update has left, use --incoming file:PATH with \
-         --incoming-ram"
+        "--incoming needs the guest's RAM, which an update (cpr-exec) hands over, but this process \
+         was not started by one: for a guest that a failed update left behind, use --incoming \
+         file:PATH with --incoming-ram"
     )]
     NothingIncoming,
-    /// There is a guest to take over, and nobody asks for it.
+    /// There is a guest to take over, but `--incoming` was not given.
     #[error("this process was started by an update (cpr-exec), but --incoming is missing")]
     IncomingMissing,
 }
 
 impl Vmm {
-    /// Starts a guest, or goes on with the one in `adopted`.
+    /// Starts a guest, or continues the one in `adopted`.
     pub(super) fn start(
         config: Config,
         adopted: Option<Adopted>,
@@ -149,7 +149,8 @@ impl Vmm {
         Self::started(config, machine, qmp, log, signals)?.begin()
     }
 
-    /// Goes on with a guest that no binary could go on with (see `fall_back`), in a new process.
+    /// Continues, in a new process, a stranded guest that no binary could continue (see
+    /// `fall_back`).
     fn rescue(config: Config, state: &Path) -> Result<Self, StartError> {
         let log = logging::start(config.log, config.log_file.as_ref(), None)?;
         let signals = EndSignals::install(None).map_err(StartError::Signals)?;
@@ -174,11 +175,11 @@ impl Vmm {
         machine.restore(host, state, &mut |_| ())?;
         machine.connect_irqfd();
         machine.set_run_state(RunState::Paused);
-        // Last: from here on the state is not that of the RAM any more.
+        // Last: once the guest runs, the saved state no longer matches the RAM.
         Self::started(config, machine, qmp, log, signals)?.begin()
     }
 
-    /// Has a keeper stand ready if there is always to be one, and lets the guest run.
+    /// Starts a keeper if there is always to be one, and resumes the guest unless `--paused`.
     fn begin(mut self) -> Result<Self, StartError> {
         let paused = self.config.paused;
         if self.config.keeper == KeeperPolicy::On {
@@ -199,7 +200,7 @@ impl Vmm {
         log: Option<Arc<File>>,
         signals: EndSignals,
     ) -> Result<Self, StartError> {
-        // Last: whoever reads it may expect a VMM that works.
+        // Last: a reader of the PID file may expect a working VMM.
         let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
         Ok(Self {
             machine,
@@ -224,8 +225,8 @@ impl Vmm {
         })
     }
 
-    /// Goes on with the guest in `adopted`: as its new binary, or (`incoming` is none) as the old one
-    /// that a failed update has returned to.
+    /// Continues the guest in `adopted`: as its new binary or, if `incoming` is `None`, as the old
+    /// one after a fallback.
     fn take_over(
         config: Config,
         adopted: Adopted,
@@ -235,7 +236,7 @@ impl Vmm {
         let Adopted { state: cpr, mut fds, memfd, way_back } = adopted;
         if let Some(why) = &way_back.returned {
             let name = CString::new(way_back.record.comm.to_vec()).unwrap_or_default();
-            // A name is of no use if it is not the one that was there before.
+            // Best effort: restores the process name from before the update.
             let _ = nix::sys::prctl::set_name(&name);
             tracing::warn!(%why, "cpr_returned");
         }
@@ -277,14 +278,14 @@ impl Vmm {
             traffic::make_up_for(&mut qmp, &whole(&traffic));
         }
         if way_back.returned.is_some() {
-            // See `take_over`: the descriptors of clients that have left are not there.
+            // See `take_over`: the descriptors of clients that have left are missing.
             qmp.connections
                 .retain(|client| way_back.record.fds.iter().any(|n| n.name == client.fd));
         }
         let qmp = Server::restore(qmp, |name| fds.take(name, 0))?;
         let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
         if asked != handed_over {
-            tracing::warn!(?asked, ?handed_over, "--qmp differs: what was handed over goes on");
+            tracing::warn!(?asked, ?handed_over, "--qmp differs: the handed-over socket is kept");
         }
         fail_point!(Qmp);
         let host = SerialHost::open(&config.serial, cpr.serial_listener.as_ref(), &mut |name| {
@@ -304,7 +305,7 @@ impl Vmm {
         let dump = fds.take(DUMP_FD, 0).map(File::from);
         let mut unused = Vec::new();
         for (name, fd) in fds.leftover() {
-            tracing::warn!(name, "cpr_fd_unused: the new command line has no use for it");
+            tracing::warn!(name, "cpr_fd_unused: the new command line does not use it");
             unused.push(fd);
         }
         let saved = saved.map(File::from);
@@ -351,7 +352,7 @@ impl Vmm {
     }
 }
 
-/// All bytes of a memfd of ours; none if it cannot be read.
+/// Reads a whole memfd of ours; empty if it cannot be read.
 fn whole(memfd: &File) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; memfd.metadata().map_or(0, |meta| meta.len() as usize)];

@@ -1,4 +1,4 @@
-//! Where we differ from QEMU, and mean it.
+//! The intended differences from QEMU.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use Aspect::{Desc, Order, Reply};
 
 use crate::steps::TRANSCRIPTS;
 
-/// What of a step's outcome differs.
+/// The aspect of a step's outcome that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Aspect {
-    /// What is returned, or the class of the error.
+    /// The returned value, or the class of the error.
     Reply,
     /// The text of the error.
     Desc,
-    /// Which events there are, and in which order.
+    /// The events and their order.
     Order,
 }
 
@@ -27,18 +27,18 @@ impl fmt::Display for Aspect {
     }
 }
 
-/// One difference.
+/// A known difference.
 #[derive(Debug)]
 pub struct Difference {
-    /// In which transcript.
+    /// The transcript.
     pub transcript: &'static str,
-    /// At which step.
+    /// The step in it.
     pub step: &'static str,
-    /// Of what.
+    /// The aspect.
     pub aspect: Aspect,
-    /// Whether QEMU's side of it depends on which of its threads is faster.
+    /// Whether QEMU's outcome depends on the timing of its threads.
     pub varies: bool,
-    /// Why.
+    /// The reason.
     pub reason: &'static str,
 }
 
@@ -60,19 +60,19 @@ const fn varying(
     Difference { transcript, step, aspect, varies: true, reason }
 }
 
-const NO_OOB: &str = "commands out of band are not on offer";
-const WHOLE_PATH: &str = "ours names the whole path to what is wrong";
+const NO_OOB: &str = "out-of-band commands are not offered";
+const WHOLE_PATH: &str = "ours names the full path of the invalid member";
 const ONE_ERROR: &str = "ours gives one error for one bad line";
 const TELLS_MORE: &str = "ours names what was tried, on what, and the errno";
-const STANDARD_JSON: &str = "no client is known to send QEMU's single quotes, which JSON has not";
-const FINAL: &str = "ours has no passes, and `completed` is said only once it is final";
-const ONE_STREAM: &str = "the connection outlives an update, so its client sees the end of it too";
-const STATE_OF_BEFORE: &str = "the guest goes on as it was; the flag is for a VMM that boots";
-const REFUSED_FIRST: &str = "what cannot begin is refused in the answer, and is no migration";
-const EXECS_FIRST: &str = "QEMU may be gone before it has answered the second";
+const STANDARD_JSON: &str = "no known client sends QEMU's single quotes, which are not JSON";
+const FINAL: &str = "ours has no passes, and sends `completed` only once it is final";
+const ONE_STREAM: &str = "the connection survives an update, so its client also sees the end";
+const STATE_OF_BEFORE: &str = "the guest keeps its run state; the flag applies only to booting";
+const REFUSED_FIRST: &str = "ours refuses it in the answer, and starts no migration";
+const EXECS_FIRST: &str = "QEMU may exec before it answers the second";
 const NOT_YET: &str = "mode normal is not supported yet";
 
-/// All of them.
+/// All known differences.
 const DIFFERENCES: &[Difference] = &[
     row("negotiation", "greeting", Reply, NO_OOB),
     row("negotiation", "another connection", Reply, NO_OOB),
@@ -92,7 +92,7 @@ const DIFFERENCES: &[Difference] = &[
         "arguments",
         "a negative number",
         Desc,
-        "QEMU wraps negative numbers, and would go on with this one",
+        "QEMU wraps negative numbers, and would accept this one",
     ),
     row("arguments", "an unknown tag", Desc, WHOLE_PATH),
     row("arguments", "an unknown capability", Desc, WHOLE_PATH),
@@ -113,7 +113,7 @@ const DIFFERENCES: &[Difference] = &[
         "failed",
         "status after exec failed, stopped",
         Reply,
-        "a failed update leaves the guest as it was, so that an orchestrator need not know",
+        "a failed update keeps the run state, so an orchestrator need not restore it",
     ),
     row("failed", "migrate without mode", Reply, NOT_YET),
     row("failed", "migrate without mode", Desc, NOT_YET),
@@ -130,7 +130,7 @@ const DIFFERENCES: &[Difference] = &[
         "updated",
         "capabilities after the update",
         Reply,
-        "a client that asked for events goes on getting them on its unbroken connection",
+        "a client that asked for events keeps getting them on its open connection",
     ),
     row("updated_and_paused", "update", Reply, ONE_STREAM),
     row("updated_and_paused", "update", Order, ONE_STREAM),
@@ -139,21 +139,21 @@ const DIFFERENCES: &[Difference] = &[
     varying("twice", "migrate twice", Reply, EXECS_FIRST),
     varying("twice", "migrate twice", Desc, EXECS_FIRST),
     row("twice", "migrate twice", Order, ONE_STREAM),
-    row("no_main_channel", "migrate", Reply, "QEMU 11.1.3 dies of SIGSEGV, and the VM is lost"),
-    row("no_main_channel", "migrate", Desc, "QEMU 11.1.3 dies of SIGSEGV, and the VM is lost"),
+    row("no_main_channel", "migrate", Reply, "QEMU 11.1.3 segfaults, and the VM is lost"),
+    row("no_main_channel", "migrate", Desc, "QEMU 11.1.3 segfaults, and the VM is lost"),
 ];
 
-/// Those of one transcript.
+/// Returns the known differences of one transcript.
 pub fn of(transcript: &str) -> impl Iterator<Item = &'static Difference> {
     DIFFERENCES.iter().filter(move |listed| listed.transcript == transcript)
 }
 
-/// The difference that is listed for this.
+/// Returns the known difference of this step and aspect, if any.
 pub fn listed(transcript: &str, step: &str, aspect: Aspect) -> Option<&'static Difference> {
     of(transcript).find(|listed| listed.step == step && listed.aspect == aspect)
 }
 
-/// None is of a step that is gone.
+/// Checks that every difference names an existing step.
 pub fn each_names_a_step() {
     for Difference { transcript, step, .. } in DIFFERENCES {
         let there = TRANSCRIPTS.iter().any(|(name, steps)| {

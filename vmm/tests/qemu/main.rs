@@ -1,6 +1,6 @@
-//! The live QEMU and ours, asked the same over QMP.
+//! Compares a live QEMU with our VMM over QMP.
 
-// Parts of it are for other tests.
+// Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
 #[path = "../support/mod.rs"]
 mod support;

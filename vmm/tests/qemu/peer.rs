@@ -1,4 +1,4 @@
-//! The two that are compared, each with a guest that does nothing.
+//! The two VMMs that are compared, each with an idle guest.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use crate::support::trials::Missing;
 use crate::support::{Scene, Vm, until};
 use crate::wire::Wire;
 
-/// A file of these is a firmware that stops at the reset vector, and the vCPU with it.
+/// The `hlt` instruction; a file of these is a firmware that halts the vCPU at the reset vector.
 const HLT: u8 = 0xf4;
 
-/// What QEMU's machine is made of; TCG, because firmware runs at CPL0, which some hosts emulate.
+/// QEMU's machine. It uses TCG, because firmware runs at CPL 0, which some hosts emulate.
 const MACHINE: &str = "-machine pc,memory-backend=ram,aux-ram-share=on -accel tcg \
     -object memory-backend-memfd,id=ram,size=16M,share=on -m 16M -bios DIR/firmware";
 
@@ -19,35 +19,35 @@ fn qemu() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../ci/.qemu/bin/qemu-system-x86_64")
 }
 
-/// Why there is nothing to compare with.
+/// Returns why there is no QEMU to compare with, if so.
 pub fn qemu_missing() -> Missing {
     let version = Command::new(qemu()).arg("--version").output();
     let there = version.is_ok_and(|output| output.status.success());
     (!there).then(|| "needs QEMU: run ci/install-qemu".to_owned())
 }
 
-/// One of the two, stopped before its first instruction.
+/// One of the two VMMs, stopped before the guest's first instruction.
 pub struct Peer<'a> {
     scene: &'a Scene,
     running: Running<'a>,
-    /// What it was started by.
+    /// The command that started it.
     command: Vec<String>,
 }
 
-/// QEMU is killed here, ours by its own.
+/// The running VMM; QEMU is killed by [`Peer`], ours by [`Vm`].
 enum Running<'a> {
     Qemu(Child),
     Ours(#[expect(dead_code, reason = "kept alive")] Vm<'a>),
 }
 
 impl<'a> Peer<'a> {
-    /// QEMU with the machine that is updated.
+    /// Starts QEMU with the machine that is updated.
     pub fn qemu(scene: &'a Scene) -> Self {
         scene.write("firmware", vec![HLT; 64 << 10]);
         Self::qemu_with(scene, MACHINE)
     }
 
-    /// QEMU with other arguments.
+    /// Starts QEMU with other arguments.
     pub fn qemu_with(scene: &'a Scene, arguments: &str) -> Self {
         let arguments = scene.words(&format!(
             "{arguments} -nodefaults -display none -qmp unix:DIR/qmp,server=on,wait=off"
@@ -67,29 +67,29 @@ impl<'a> Peer<'a> {
         Self { scene, running: Running::Qemu(child), command }
     }
 
-    /// Ours.
+    /// Starts our VMM.
     pub fn ours(scene: &'a Scene) -> Self {
         let vm = scene.start("--kernel DIR/heartbeat --memory 16M --paused");
         let mut command = vm.command_again("");
-        // They are added where they are wanted.
+        // They are added where needed.
         command.retain(|word| !["--incoming", "--paused"].contains(&word.as_str()));
         Self { scene, running: Running::Ours(vm), command }
     }
 
-    /// True if an update ends its connections.
+    /// Returns whether an update ends its connections.
     pub fn hangs_up(&self) -> bool {
         matches!(self.running, Running::Qemu(_))
     }
 
-    /// A new connection, greeted.
+    /// Opens a connection and reads the greeting.
     pub fn connect(&self) -> Wire {
-        // Over an update QEMU's old listener takes connections that its new one does not know.
+        // During an update, QEMU's old listener accepts connections that the new one loses.
         until("a greeting", || Wire::connect(&self.scene.path("qmp")))
     }
 
-    /// `text` with what it names of this peer: `DIR`, `COMMAND` (to update to itself), `PAUSED` (the
-    /// same, told not to let the guest run) and `UNREHEARSED` (parameters without which ours would
-    /// look at the command first).
+    /// Replaces this peer's placeholders in `text`: `DIR`, `COMMAND` (to update to itself),
+    /// `PAUSED` (the same, without resuming the guest) and `UNREHEARSED` (parameters that turn our
+    /// rehearsal off).
     pub fn fill_in(&self, text: &str) -> String {
         let (incoming, paused, unrehearsed) = match self.running {
             Running::Qemu(_) => ("-incoming", "-S", ""),
@@ -107,7 +107,7 @@ impl<'a> Peer<'a> {
             .replace("DIR", self.scene.dir())
     }
 
-    /// `text` without the places of this run.
+    /// Removes the paths of this run from `text`.
     pub fn redact(&self, text: &str) -> String {
         self.scene.redact(text)
     }

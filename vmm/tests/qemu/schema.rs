@@ -1,6 +1,6 @@
-//! Our answer to `query-qmp-schema` against QEMU's, for the commands and events of both.
+//! Compares our answer to `query-qmp-schema` with QEMU's, for the commands and events of both.
 //!
-//! QEMU's type names are masked numbers, so types are compared by what they are made of.
+//! QEMU's type names are masked numbers, so types are compared by structure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::peer::Peer;
 use crate::support::Scene;
 
-/// What a client that knows QEMU may send and expect, it may send us and expect of us.
+/// Checks that our schema is a subset of QEMU's, so that QEMU's clients work with ours.
 pub fn ours_is_a_subset() {
     let (theirs, ours) = (Scene::new(), Scene::new());
     let ask = |peer: Peer| {
@@ -50,7 +50,7 @@ struct Schema(BTreeMap<String, Value>);
 
 impl Schema {
     fn new(answer: Value) -> Self {
-        let Value::Array(entities) = answer else { panic!("this is no schema: {answer}") };
+        let Value::Array(entities) = answer else { panic!("not a schema: {answer}") };
         Self(entities.into_iter().map(|e| (text(&e, "name").to_owned(), e)).collect())
     }
 
@@ -65,7 +65,7 @@ struct Comparison<'a> {
     shared: usize,
     members: usize,
     values: usize,
-    /// Pairs of types that were compared already.
+    /// Pairs of types that were already compared.
     seen: BTreeSet<(String, String)>,
     extensions: BTreeSet<String>,
     wrong: BTreeSet<String>,
@@ -124,7 +124,7 @@ impl<'a> Comparison<'a> {
                 Some(other) => {
                     let optional = |member: &Value| member.get("default").is_some();
                     let same = optional(member) == optional(other);
-                    self.require(same, format!("{path}: optional here or in QEMU, not in both"));
+                    self.require(same, format!("{path}: optional only here or only in QEMU"));
                     self.types("type", member, other, &path);
                 }
                 None if name.starts_with("x-") => drop(self.extensions.insert(path)),
@@ -150,7 +150,7 @@ impl<'a> Comparison<'a> {
                 None => self.wrong(format!("{path}: QEMU has no case {case}")),
             }
         }
-        // A case that we leave out must be of a value that we leave out, or add nothing.
+        // A case that we omit must belong to a value that we omit, or add no members.
         let Some(tag) = tag.and_then(Value::as_str) else { return };
         let members = by(ours, "members", "name");
         let Some(member) = members.get(tag) else { return };
@@ -178,7 +178,7 @@ fn text<'a>(entity: &'a Value, key: &str) -> &'a str {
     entity[key].as_str().unwrap_or_else(|| panic!("{entity} has no {key}"))
 }
 
-/// The list under `list`, by the text that each has under `key`.
+/// Returns the items of the list `list`, indexed by their text under `key`.
 fn by<'a>(entity: &'a Value, list: &str, key: &str) -> BTreeMap<&'a str, &'a Value> {
     let items = entity[list].as_array().into_iter().flatten();
     items.map(|item| (text(item, key), item)).collect()

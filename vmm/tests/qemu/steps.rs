@@ -1,32 +1,32 @@
-//! What is said to both.
+//! The steps that both VMMs are taken through.
 
 /// One step of a transcript.
 pub struct Step {
-    /// Its name, of which a transcript has no second.
+    /// Its name, unique in the transcript.
     pub name: &'static str,
-    /// What is done.
+    /// The action.
     pub act: Act,
 }
 
-/// What is done in a step; texts are filled in by [`Peer::fill_in`](crate::peer::Peer::fill_in).
+/// The action of a step; [`Peer::fill_in`](crate::peer::Peer::fill_in) completes the texts.
 pub enum Act {
-    /// Connects anew; the old connection is dropped.
+    /// Drops the connection and opens a new one.
     Connect,
-    /// Negotiates after an update, and gives the run state once there is one.
+    /// Negotiates after an update, and waits for the run state of the loaded guest.
     Resume,
-    /// Says this, and waits for the answers.
+    /// Sends this text, and waits for the answers.
     Say(&'static str),
-    /// Says this, which need not be text.
+    /// Sends these bytes, which need not be text, and waits for the answers.
     Bytes(&'static [u8]),
-    /// Begins a migration that stays in the process, and waits for its end, which QEMU says by
-    /// this status: its `completed` can be followed by `failed`.
+    /// Begins a migration that does not replace the process, and waits for its end. For QEMU that
+    /// is the status `ends`, because its `completed` can be followed by `failed`.
     Migrate {
-        /// What is said.
+        /// The text to send.
         text: &'static str,
-        /// QEMU's last status.
+        /// QEMU's final status.
         ends: &'static str,
     },
-    /// Begins an update, and waits for its end.
+    /// Begins an update with this text, and waits for its end.
     Update(&'static str),
 }
 
@@ -73,7 +73,7 @@ const SET_COMMAND: &str = r#"{"execute": "migrate-set-parameters",
 
 const STATUS: &str = r#"{"execute": "query-status"}"#;
 
-/// Each transcript, with VMs of its own.
+/// All transcripts; each runs on its own VMs.
 pub const TRANSCRIPTS: &[(&str, &[Step])] = &[
     ("negotiation", NEGOTIATION),
     ("envelope", ENVELOPE),

@@ -1,4 +1,4 @@
-//! The same steps with both, and where what came back differs.
+//! Takes both VMMs through the same steps, and compares the outcomes.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -13,14 +13,14 @@ use crate::steps::{Act, Step};
 use crate::support::{PATIENCE, Scene};
 use crate::wire::Wire;
 
-/// What one step came to.
+/// The outcome of one step.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// Per answer: what it returns, or the class of the error, and the `id`.
+    /// For each answer, the returned value or the class of the error, and the `id`.
     reply: String,
     /// The texts of the errors.
     desc: String,
-    /// The events, and where among them the answers were.
+    /// The events, and the position of the answers among them.
     order: String,
 }
 
@@ -30,7 +30,7 @@ impl Outcome {
     }
 }
 
-/// Takes the steps with both; each difference must be listed, and each that is listed be there.
+/// Runs the steps on both; the differences must be exactly the listed ones.
 pub fn compare(transcript: &str, steps: &[Step]) {
     let scenes = (Scene::new(), Scene::new());
     let theirs = take(&Peer::qemu(&scenes.0), steps);
@@ -47,14 +47,14 @@ pub fn compare(transcript: &str, steps: &[Step]) {
                 Some(listed) if listed.varies => table.push(row("(varies)", listed.reason)),
                 Some(listed) if theirs != ours => table.push(row(theirs, listed.reason)),
                 Some(listed) => gone.push(listed),
-                None if theirs != ours => unlisted.push(row(theirs, "is not listed")),
+                None if theirs != ours => unlisted.push(row(theirs, "not listed")),
                 None => {}
             }
         }
     }
     assert!(unlisted.is_empty(), "{}", unlisted.join("\n"));
-    assert!(gone.is_empty(), "these differences are listed, and there is none: {gone:#?}");
-    // Where there is none, no file says so.
+    assert!(gone.is_empty(), "listed differences that do not occur: {gone:#?}");
+    // No snapshot without differences.
     if table.is_empty() {
         return;
     }
@@ -76,15 +76,15 @@ fn take(peer: &Peer, steps: &[Step]) -> Vec<Outcome> {
     outcomes
 }
 
-/// What the server said to one step.
+/// Performs one step, and returns the server's messages.
 fn act(peer: &Peer, wire: &mut Wire, act: &Act) -> Vec<Value> {
     match act {
         // The old connection was dropped: QEMU serves one client at a time.
         Act::Connect => vec![wire.greeting.clone()],
         Act::Resume => {
             wire.say(br#"{"execute": "qmp_capabilities"}"#);
-            // QEMU may serve before it has loaded the state; whether its RESUME is seen depends on
-            // who was first.
+            // QEMU may serve clients before it has loaded the state; whether its RESUME is seen
+            // depends on timing.
             let deadline = Instant::now() + PATIENCE;
             loop {
                 let answer = wire.fence("query-status").1;
@@ -125,7 +125,7 @@ fn is_over(status: &str) -> bool {
     ["completed", "failed", "cancelled", "none"].contains(&status)
 }
 
-/// Everything until the migration is over, or none was begun.
+/// Returns all messages until the migration is over, or was refused.
 fn settle(wire: &mut Wire, is_over: impl Fn(&str) -> bool) -> Vec<Value> {
     let deadline = Instant::now() + PATIENCE;
     let mut messages = Vec::new();
@@ -143,7 +143,7 @@ fn settle(wire: &mut Wire, is_over: impl Fn(&str) -> bool) -> Vec<Value> {
 }
 
 fn outcome(peer: &Peer, step: &Step, messages: &[Value]) -> Outcome {
-    // QEMU begins before it answers, and then goes on in another thread.
+    // QEMU begins before it answers, and continues in another thread.
     let begins = matches!(step.act, Act::Migrate { .. } | Act::Update(_));
     let (mut replies, mut descs, mut order) = (Vec::new(), Vec::new(), Vec::new());
     for message in messages {
@@ -168,17 +168,17 @@ fn outcome(peer: &Peer, step: &Step, messages: &[Value]) -> Outcome {
     Outcome { reply: replies.join("; "), desc: descs.join("; "), order: order.join(", ") }
 }
 
-/// The text of an error; what a JSON parser found is its own affair.
+/// Returns the text of an error, without the details of a JSON parser.
 fn desc(text: &str) -> String {
     let parsing = "JSON parse error";
     if text.contains(parsing) { parsing.to_owned() } else { text.to_owned() }
 }
 
-/// Members whose values are told, not only their types.
+/// Members that are compared by value, not only by type.
 const TOLD: &[&str] =
     &["status", "running", "state", "mode", "reason", "guest", "cpr-exec-command"];
 
-/// What `value` is made of; a list is like its first element.
+/// Describes the structure of `value`; a list is described by its first element.
 fn shape(name: &str, value: &Value) -> String {
     match value {
         Value::Object(map) => {
@@ -199,8 +199,8 @@ fn shape(name: &str, value: &Value) -> String {
     }
 }
 
-/// `value` without the members that only one of the two has; that ours lacks none that is always
-/// there is the schema's test's business.
+/// Returns `value` without the members that only one of the two has. The schema test checks that
+/// ours has all mandatory members.
 fn shared(value: &Value) -> Value {
     static OURS: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
         let mut names = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! A QMP connection on which anything can be said, and every message is kept in its order.
+//! A raw QMP connection that accepts any text and keeps all messages in order.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,21 +10,21 @@ use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
 
-/// The `id` of the command that follows what is looked at, to see where its answers end.
+/// The `id` of the command sent after a step, which marks the end of the step's answers.
 const FENCE: &str = "fence";
 
-/// A connection.
+/// A QMP connection.
 pub struct Wire {
     stream: UnixStream,
     decoder: Decoder,
-    /// What the server said first.
+    /// The greeting.
     pub greeting: Value,
-    /// What is being done, for messages.
+    /// The current step, for panic messages.
     pub doing: &'static str,
 }
 
 impl Wire {
-    /// Connects, and waits for the greeting; the error is what came instead.
+    /// Connects and waits for the greeting.
     pub fn connect(path: &Path) -> Result<Self, String> {
         let stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
         let mut wire =
@@ -33,25 +33,25 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Says `text` as it is.
+    /// Sends `text` unchanged.
     pub fn say(&mut self, text: &[u8]) {
         self.stream.write_all(text).expect("the server reads");
     }
 
-    /// Executes a command and gives what it returns; events are dropped.
+    /// Executes a command and returns its result; drops events.
     pub fn ask(&mut self, command: &str) -> Value {
         self.say(json!({ "execute": command }).to_string().as_bytes());
         loop {
-            let message = self.next().expect("the server answers").expect("the server is there");
+            let message = self.next().expect("the server answers").expect("the connection is open");
             if message.get("event").is_none() {
                 return message["return"].clone();
             }
         }
     }
 
-    /// Executes `command`, and gives what came before the answer, and the answer.
+    /// Executes `command`; returns the messages before its answer, and the answer.
     pub fn fence(&mut self, command: &str) -> (Vec<Value>, Value) {
-        // Whatever was begun before ends with the line.
+        // The newline ends an incomplete message.
         self.say(format!("\n{}\n", json!({ "execute": command, "id": FENCE })).as_bytes());
         let mut before = Vec::new();
         loop {
@@ -65,7 +65,7 @@ impl Wire {
         }
     }
 
-    /// The next message; `None` at the end of the stream.
+    /// Returns the next message; `None` at the end of the stream.
     pub fn next(&mut self) -> Result<Option<Value>, String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -73,7 +73,7 @@ impl Wire {
                 return message.map(Some).map_err(|error| error.to_string());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{}: the server says nothing", self.doing);
+            assert!(!left.is_zero(), "{}: no message from the server", self.doing);
             self.stream.set_read_timeout(Some(left)).expect("a socket has a timeout");
             let mut bytes = [0; 16 << 10];
             match self.stream.read(&mut bytes) {

@@ -1,13 +1,13 @@
-//! Boot images.
+//! Small guests as boot images.
 
-/// Where the guests are loaded.
+/// Guest-physical address at which the guests are loaded.
 const BASE: u32 = 1 << 20;
 const EHDR: u16 = 64;
 const PHDR: u16 = 56;
-/// Up to the descriptor: `XEN_ELFNOTE_PHYS32_ENTRY` of four bytes, which are the entry.
+/// The ELF note up to its descriptor: `XEN_ELFNOTE_PHYS32_ENTRY`, whose four bytes are the entry.
 const NOTE: &[u8] = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0";
 
-/// A guest that sends back whatever the serial port receives.
+/// Returns a guest that echoes what the serial port receives.
 pub fn echo() -> Vec<u8> {
     elf(
         &[
@@ -25,7 +25,7 @@ pub fn echo() -> Vec<u8> {
     )
 }
 
-/// A guest that sends the alphabet, over and over.
+/// Returns a guest that sends the alphabet, over and over.
 pub fn alphabet() -> Vec<u8> {
     elf(
         &[
@@ -48,12 +48,12 @@ pub fn alphabet() -> Vec<u8> {
     )
 }
 
-/// An ELF file without the note that would make it a guest.
+/// Returns an ELF file without the PVH note that a guest needs.
 pub fn without_note() -> Vec<u8> {
     elf(&[0xf4], false)
 }
 
-/// `code`, 32-bit and position-independent, as an ELF file, with the PVH note that makes it a guest.
+/// Wraps `code`, 32-bit and position-independent, in an ELF file, with a PVH note if `note` is set.
 fn elf(code: &[u8], note: bool) -> Vec<u8> {
     const LOAD: u32 = 1;
     const NOTES: u32 = 4;

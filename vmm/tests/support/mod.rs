@@ -1,4 +1,4 @@
-//! What the integration tests share: the VMM as a process, a QMP client, and looks from outside.
+//! Code shared by the integration tests: the VMM as a process, a QMP client, and views of `/proc`.
 
 mod images;
 mod patience;

@@ -3,11 +3,10 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// Far longer than anything here takes: a loaded host is no failure.
+/// Deadline for every wait, far longer than anything here takes, even on a loaded host.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Looks again and again until `look` finds something; what it saw instead goes into the message
-/// of the panic at the deadline.
+/// Polls `look` until it returns `Ok`; at the deadline, panics with the last `Err`.
 pub fn until<T, S: Debug>(awaited: &str, mut look: impl FnMut() -> Result<T, S>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -16,7 +15,7 @@ pub fn until<T, S: Debug>(awaited: &str, mut look: impl FnMut() -> Result<T, S>)
             Err(seen) if Instant::now() > deadline => {
                 panic!("waited {PATIENCE:?} for {awaited}; seen instead: {seen:?}")
             }
-            // Between two looks, not instead of one.
+            // Poll interval.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }

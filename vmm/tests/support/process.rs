@@ -1,4 +1,4 @@
-//! What `/proc` says about a process.
+//! Reads the state of a process from `/proc`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +10,12 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The process's open descriptors: number, what it is, whether it is close-on-exec.
+/// Returns the process's open descriptors: number, target, and whether it is close-on-exec.
 ///
-/// For a VMM that is doing nothing; one that opens and closes meanwhile gives a mixture.
+/// Reliable only for an idle VMM: one that opens and closes descriptors concurrently gives a
+/// mixture.
 pub fn descriptors(pid: u32) -> BTreeMap<i32, (String, bool)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is there");
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process exists");
     let look = |entry: fs::DirEntry| {
         let number: i32 = entry.file_name().to_str()?.parse().ok()?;
         let target = fs::read_link(entry.path()).ok()?.display().to_string();
@@ -26,33 +27,33 @@ pub fn descriptors(pid: u32) -> BTreeMap<i32, (String, bool)> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
-/// Signal mask and dispositions of the main thread, as hexadecimal sets.
+/// Returns the signal mask and dispositions of the main thread, as bit sets.
 pub fn signals(pid: u32) -> BTreeMap<String, u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process exists");
     let set = |line: &str| {
         let (name, set) = line.split_once(":\t")?;
         let wanted = ["SigBlk", "SigIgn", "SigCgt"].contains(&name);
-        wanted.then(|| (name.to_owned(), u64::from_str_radix(set, 16).expect("it is a set")))
+        wanted.then(|| (name.to_owned(), u64::from_str_radix(set, 16).expect("a bit mask")))
     };
     status.lines().filter_map(set).collect()
 }
 
-/// The signals that the threads of this name block, each as a set.
+/// Returns the signals that each thread of this name blocks, as bit sets.
 pub fn blocked_by(pid: u32, name: &str) -> Vec<u64> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process exists");
     let look = |task: fs::DirEntry| {
         let status = fs::read_to_string(task.path().join("status")).ok()?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-        let set = u64::from_str_radix(field("SigBlk:\t")?, 16).expect("it is a set");
+        let set = u64::from_str_radix(field("SigBlk:\t")?, 16).expect("a bit mask");
         (field("Name:\t")? == name).then_some(set)
     };
     tasks.filter_map(|task| look(task.ok()?)).collect()
 }
 
-/// The process's children, zombies too.
+/// Returns the process's children, including zombies.
 pub fn children(pid: u32) -> Vec<u32> {
     let parent = |stat: &str| -> Option<u32> {
-        // The name may have spaces and parentheses of its own.
+        // The name may itself contain spaces and parentheses.
         stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
     let look = |entry: fs::DirEntry| -> Option<u32> {
@@ -64,8 +65,8 @@ pub fn children(pid: u32) -> Vec<u32> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
-/// Empty for a kernel thread and a zombie, for a moment for a process that is about to execute a
-/// program, and for one that has removed its own.
+/// Returns the command line of a process. It is empty for kernel threads and zombies, briefly for a
+/// process that is about to execute a program, and for a process that has removed its own.
 fn command_line(process: &Path) -> Option<Vec<u8>> {
     const LOOKS: u32 = 100;
     for _ in 0..LOOKS {
@@ -78,7 +79,7 @@ fn command_line(process: &Path) -> Option<Vec<u8>> {
     None
 }
 
-/// The processes that have not ended and name `path`, or what is in it, on their command line.
+/// Returns the running processes whose command line contains `path`, or a path in it.
 pub fn naming(path: &Path) -> Vec<u32> {
     let path = path.as_os_str().as_encoded_bytes();
     let look = |entry: fs::DirEntry| -> Option<u32> {
@@ -90,14 +91,14 @@ pub fn naming(path: &Path) -> Vec<u32> {
     entries.filter_map(|entry| look(entry.ok()?)).collect()
 }
 
-/// The initial environment of the process's program, as `NAME=VALUE`.
+/// Returns the initial environment of the process's program, as `NAME=VALUE`.
 pub fn environment(pid: u32) -> Vec<String> {
-    let bytes = fs::read(format!("/proc/{pid}/environ")).expect("the process is there");
+    let bytes = fs::read(format!("/proc/{pid}/environ")).expect("the process exists");
     let texts = bytes.split(|&byte| byte == 0).filter(|text| !text.is_empty());
     texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
-/// Device, inode and time of the last change of a file: another file or another content differs.
+/// Returns device, inode and modification time, which identify a file and its content.
 pub fn identity(path: &Path) -> (u64, u64, i64, i64) {
     let file = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     (file.dev(), file.ino(), file.mtime(), file.mtime_nsec())
@@ -106,5 +107,5 @@ pub fn identity(path: &Path) -> (u64, u64, i64, i64) {
 /// Sends a signal.
 pub fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal)
-        .unwrap_or_else(|error: Errno| panic!("sending {signal} to {pid}: {error}"));
+        .unwrap_or_else(|error: Errno| panic!("cannot send {signal} to {pid}: {error}"));
 }

@@ -1,4 +1,4 @@
-//! A QMP client that waits with a deadline and says what it saw.
+//! A QMP client that waits with a deadline and reports what it received.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -27,13 +27,13 @@ use super::PATIENCE;
 pub struct Qmp {
     stream: UnixStream,
     decoder: Decoder,
-    /// Events not asked for yet.
+    /// Received events that were not consumed yet.
     events: VecDeque<EventKind>,
-    /// Those that are not QEMU's.
+    /// Events that QEMU does not have.
     others: VecDeque<Event>,
-    /// All that came, for messages.
+    /// All received messages, for panic messages.
     seen: Vec<String>,
-    /// Whether commands are rehearsed; otherwise what is wrong with them shows later.
+    /// Whether commands are rehearsed; if not, their errors show up later.
     pub rehearsal: bool,
 }
 
@@ -45,26 +45,26 @@ impl Qmp {
         let mut qmp = Self { stream, decoder, events, others, seen, rehearsal: true };
         match qmp.receive("the greeting") {
             ServerMessage::Greeting(_) => {}
-            other => panic!("this is no greeting: {other:?}"),
+            other => panic!("not a greeting: {other:?}"),
         }
         qmp.done(Command::QmpCapabilities(QmpCapabilitiesArgs::default()));
         qmp
     }
 
-    /// Executes a command; events that come meanwhile are kept.
+    /// Executes a command, and keeps the events that arrive before the answer.
     pub fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
         let awaited = format!("the answer to {command:?}");
         self.send(command);
         self.answer(&awaited)
     }
 
-    /// Sends a command, whose answer is asked for later.
+    /// Sends a command without waiting for the answer.
     pub fn send(&mut self, command: Command) {
         let line = codec::encode(&command).expect("a command can be encoded");
         self.stream.write_all(&line).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     }
 
-    /// The answer to a command that was sent.
+    /// Waits for the answer to a command that was sent.
     pub fn answer(&mut self, awaited: &str) -> Result<Value, QmpError> {
         loop {
             match self.receive(awaited) {
@@ -76,7 +76,7 @@ impl Qmp {
         }
     }
 
-    /// True if nothing has come that was not asked for yet.
+    /// Returns whether there are no unread messages.
     pub fn is_silent(&mut self) -> bool {
         let mut byte = [0];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -84,7 +84,7 @@ impl Qmp {
             && recv(self.stream.as_raw_fd(), &mut byte, flags) == Err(Errno::EAGAIN)
     }
 
-    /// Executes a command that must succeed, and reads its answer.
+    /// Executes a command that must succeed, and parses its answer.
     pub fn query<T: DeserializeOwned>(&mut self, command: Command) -> T {
         let shown = format!("{command:?}");
         let value = self.execute(command).unwrap_or_else(|error| panic!("{shown}: {error}"));
@@ -96,17 +96,17 @@ impl Qmp {
         let _: Value = self.query(command);
     }
 
-    /// The run state.
+    /// Returns the run state.
     pub fn run_state(&mut self) -> RunState {
         self.query::<StatusInfo>(Command::QueryStatus).status
     }
 
-    /// The migration.
+    /// Returns the answer to `query-migrate`.
     pub fn migration(&mut self) -> MigrationInfo {
         self.query(Command::QueryMigrate)
     }
 
-    /// The next event that `wanted` finds something in; those before it are dropped.
+    /// Waits for the first event for which `wanted` returns a value; drops the events before it.
     pub fn event<T>(&mut self, awaited: &str, wanted: impl Fn(EventKind) -> Option<T>) -> T {
         loop {
             while let Some(event) = self.events.pop_front() {
@@ -128,7 +128,7 @@ impl Qmp {
         }
     }
 
-    /// What the next event called `name`, which is not one of QEMU's, says.
+    /// Waits for the next event called `name`, which QEMU does not have, and returns its data.
     pub fn event_data<T: DeserializeOwned>(&mut self, name: &str) -> T {
         loop {
             if let Some(at) = self.others.iter().position(|event| event.event == name) {
@@ -143,12 +143,12 @@ impl Qmp {
         }
     }
 
-    /// Events that have come and were not asked for.
+    /// Takes the received events that were not consumed yet.
     pub fn take_events(&mut self) -> Vec<EventKind> {
         self.events.drain(..).collect()
     }
 
-    /// Begins an update into `command`, its state in `file`.
+    /// Begins an update to `command`, with the state in `file`.
     pub fn begin_update(&mut self, command: &[String], file: &Path) -> Result<(), QmpError> {
         let events =
             MigrationCapabilityStatus { capability: MigrationCapability::Events, state: true };
@@ -165,7 +165,7 @@ impl Qmp {
         self.execute(Command::Migrate(MigrateArgs { uri, ..MigrateArgs::default() })).map(drop)
     }
 
-    /// Updates, and waits for the end.
+    /// Updates, and waits until the migration has completed or failed.
     pub fn update(&mut self, command: &[String], file: &Path) -> MigrationStatus {
         self.begin_update(command, file).unwrap_or_else(|error| panic!("migrate: {error}"));
         self.event("MIGRATION completed or failed", |event| match event {
@@ -176,7 +176,7 @@ impl Qmp {
         })
     }
 
-    /// The next message.
+    /// Waits for the next message.
     fn receive(&mut self, awaited: &str) -> ServerMessage {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,4 +1,4 @@
-//! A temporary directory in which a VMM is started, and the VMM.
+//! A temporary directory for one VM, and the VMM that runs in it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,16 +18,16 @@ use super::{Qmp, images, process, until};
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cpr-vmm");
 
-/// A place for one VM: images, sockets and files, gone at the end.
+/// A temporary directory for one VM, with its images, sockets and files.
 pub struct Scene {
     dir: tempfile::TempDir,
 }
 
 impl Scene {
-    /// A new place with guests in it.
+    /// Creates a directory with guest images.
     pub fn new() -> Self {
         let scene = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        let heartbeat = guest_images::guest("heartbeat").expect("it is embedded");
+        let heartbeat = guest_images::guest("heartbeat").expect("the guest is embedded");
         scene.write(heartbeat.name, heartbeat.elf);
         scene.write("alphabet", images::alphabet());
         scene.write("echo", images::echo());
@@ -35,61 +35,61 @@ impl Scene {
         scene
     }
 
-    /// The path of a file here, which need not exist.
+    /// Returns the path of a file in the directory, which need not exist.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Makes a file here.
+    /// Writes a file in the directory.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         path
     }
 
-    /// This place.
+    /// Returns the path of the directory.
     pub fn dir(&self) -> &str {
         self.dir.path().to_str().expect("temporary directories have plain names")
     }
 
-    /// Makes an executable file here.
+    /// Writes an executable file in the directory.
     pub fn script(&self, name: &str, content: &str) -> String {
         let path = self.write(name, content);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        path.to_str().expect("it is in `dir`").to_owned()
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+        path.to_str().expect("the path is in `dir`").to_owned()
     }
 
-    /// What is here.
+    /// Returns the names of the files in the directory, sorted.
     pub fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path()).expect("the directory is there");
+        let entries = fs::read_dir(self.dir.path()).expect("the directory exists");
         let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
         let mut names: Vec<_> = entries.map(|entry| name(entry.unwrap())).collect();
         names.sort();
         names
     }
 
-    /// `words` with `DIR` replaced by this place's path.
+    /// Splits `words`, and replaces `DIR` by the directory's path.
     pub fn words(&self, words: &str) -> Vec<String> {
         let dir = self.dir.path().display().to_string();
         words.split_whitespace().map(|word| word.replace("DIR", &dir)).collect()
     }
 
-    /// `text` with this place's path replaced by `DIR`.
+    /// Returns `text` with the directory's path replaced by `DIR`, and the VMM's by `CPR-VMM`.
     pub fn redact(&self, text: &str) -> String {
         text.replace(&self.dir.path().display().to_string(), "DIR").replace(BINARY, "CPR-VMM")
     }
 
-    /// The VMM with `arguments` (see [`words`](Self::words)), to be started.
+    /// Returns the command that starts the VMM with `arguments` (see [`words`](Self::words)).
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(BINARY);
         command.args(self.words(arguments)).current_dir(self.dir.path()).stdin(Stdio::null());
-        // What the test was started with is not what the VMM is looked at for.
+        // The VMM must not inherit the test's descriptors.
         // SAFETY: a system call on numbers.
         unsafe { command.pre_exec(inherit_nothing) };
         command
     }
 
-    /// Updates to a program that cannot take over, and takes the old one the room for its descriptors.
+    /// Updates to a program that cannot take over, and leaves the old one too few descriptors.
     pub fn update_without_descriptors(&self, vm: &Vm<'_>, qmp: &mut Qmp) {
         let words = vm.command_again("file:DIR/missing");
         let script = format!(
@@ -98,15 +98,15 @@ impl Scene {
         );
         let path = self.script("wrapper", &script);
         qmp.rehearsal = false;
-        qmp.begin_update(&[path], &vm.state_file()).expect("nothing is in its way");
+        qmp.begin_update(&[path], &vm.state_file()).expect("the update is accepted");
     }
 
-    /// Starts a VMM with a socket for QMP and `arguments`.
+    /// Starts a VMM with a QMP socket and `arguments`.
     pub fn start(&self, arguments: &str) -> Vm<'_> {
         self.start_with(arguments, |_| {})
     }
 
-    /// The same, with a change to the process that is to be.
+    /// Like [`start`](Self::start), but applies `change` to the command first.
     pub fn start_with(&self, arguments: &str, change: impl FnOnce(&mut Command)) -> Vm<'_> {
         let arguments = format!("--qmp unix:DIR/qmp {arguments}");
         let mut command = self.command(&arguments);
@@ -118,10 +118,10 @@ impl Scene {
     }
 }
 
-/// How long all processes of a scene may take to end.
+/// How long to wait for all processes of a scene to end.
 const ENDS: Duration = Duration::from_secs(10);
 
-/// A VMM; dropping it kills it.
+/// A running VMM, killed on drop.
 pub struct Vm<'a> {
     scene: &'a Scene,
     child: Child,
@@ -129,18 +129,18 @@ pub struct Vm<'a> {
 }
 
 impl Vm<'_> {
-    /// Its process ID.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its ends of stdin and stdout, where the test asked for pipes.
+    /// Takes the test's ends of the pipes to its stdin and stdout.
     pub fn stdio(&mut self) -> (ChildStdin, ChildStdout) {
         let (stdin, stdout) = (self.child.stdin.take(), self.child.stdout.take());
         stdin.zip(stdout).expect("both are pipes")
     }
 
-    /// A new QMP client. When it is there, the VMM's start is over.
+    /// Connects a new QMP client, which succeeds once the VMM has started.
     pub fn qmp(&mut self) -> Qmp {
         let path = self.scene.path("qmp");
         let stream = until("the QMP socket", || {
@@ -152,12 +152,12 @@ impl Vm<'_> {
         Qmp::new(stream)
     }
 
-    /// The file that updates save their state in.
+    /// Returns the file in which updates save the state.
     pub fn state_file(&self) -> PathBuf {
         self.scene.path("state")
     }
 
-    /// The same binary with the same arguments, for a take-over, and some more.
+    /// Returns the command to update to: the same binary and arguments, with `--incoming`.
     pub fn command_again(&self, incoming: &str) -> Vec<String> {
         let words = format!("{BINARY} {} --incoming {incoming}", self.arguments);
         self.scene.words(&words)
@@ -166,31 +166,31 @@ impl Vm<'_> {
     /// Updates the VMM to itself.
     pub fn update(&self, qmp: &mut Qmp) {
         let status = qmp.update(&self.command_again("file:DIR/state"), &self.state_file());
-        // The answer comes when nothing of the update is left.
+        // Once this is answered, nothing of the update is left.
         let told = qmp.migration();
         assert_eq!(status, MigrationStatus::Completed, "{:?}", told.error_desc);
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub fn end(&mut self) -> ExitStatus {
         until("the end of the VMM", || {
-            self.child.try_wait().expect("it is our child").ok_or("it runs")
+            self.child.try_wait().expect("it is our child").ok_or("still running")
         })
     }
 
-    /// True once it has ended.
+    /// Returns whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_some()
     }
 
-    /// What it has written to stderr.
+    /// Returns what it has written to stderr.
     pub fn stderr(&self) -> String {
         self.scene.redact(&read(&self.scene.path("stderr")))
     }
 }
 
-/// Whoever a VM has been continued by, or a test that failed has left: one that somebody stands by is
-/// continued when it is killed, so they are killed until none is left.
+/// Kills the processes that continue a VM or that a failed test has left behind. A VMM with a
+/// keeper is continued when it is killed, so repeats until none is left.
 impl Drop for Scene {
     fn drop(&mut self) {
         let deadline = Instant::now() + ENDS;
@@ -200,7 +200,7 @@ impl Drop for Scene {
                 return;
             }
             for pid in left {
-                // It may have ended meanwhile.
+                // It may have ended already.
                 let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -216,7 +216,7 @@ impl Drop for Vm<'_> {
 }
 
 fn inherit_nothing() -> std::io::Result<()> {
-    // SAFETY: closes nothing before exec does.
+    // SAFETY: no descriptor is closed before exec.
     let result =
         unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
     Ok(Errno::result(result).map(drop)?)

@@ -1,19 +1,19 @@
-//! Tests that may not be possible here, and then say so instead of passing.
+//! Tests that the host may not support; they are then reported as ignored instead of passing.
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-/// Why a test cannot run here, and what to do about it.
+/// Why a test cannot run on this host, and what to do about it; `None` if it can.
 pub type Missing = Option<String>;
 
-/// What any VM needs.
+/// Checks what every VM needs.
 pub fn kvm() -> Missing {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     device.err().map(|error| format!("needs /dev/kvm: {error}"))
 }
 
-/// A test called `name`: run, or listed as ignored with the reason.
+/// Creates a test called `name`, ignored with the reason if something is missing.
 pub fn trial(
     name: impl Into<String>,
     missing: Missing,
@@ -25,7 +25,7 @@ pub fn trial(
     });
     match missing {
         None => trial,
-        // Where everything must run, as in CI, a miss is an error.
+        // If everything must run, as in CI, a missing feature is an error.
         Some(reason)
             if std::env::var_os("CPR_REQUIRE_ALL").is_some_and(|value| !value.is_empty()) =>
         {
@@ -35,8 +35,8 @@ pub fn trial(
     }
 }
 
-/// One [`trial`] for each function, of the same name.
-#[allow(unused_macros, reason = "some make their trials themselves")]
+/// Creates a [`trial`] for each function, of the same name.
+#[allow(unused_macros, reason = "some tests create their trials themselves")]
 macro_rules! trials {
     ($missing:expr; $($test:ident),+ $(,)?) => {
         vec![$($crate::support::trials::trial(stringify!($test), $missing, $test)),+]
@@ -44,7 +44,7 @@ macro_rules! trials {
 }
 pub(crate) use trials;
 
-/// Runs the tests, as the command line says.
+/// Runs the tests that the command line selects.
 pub fn run(tests: Vec<Trial>) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Everything the stream holds, errors as their text.
+/// Returns everything in the stream, with errors as text.
 fn drain(decoder: &mut Decoder) -> Vec<Result<Value, String>> {
     std::iter::from_fn(|| decoder.next_value())
         .map(|item| item.map_err(|error| error.to_string()))
@@ -26,7 +26,7 @@ const STREAM: &[u8] = br#"{"a":[1,{"b":"}\"\\"}]}{"c":null}
 "#;
 
 #[test]
-fn messages_may_stand_back_to_back() {
+fn messages_may_follow_each_other_directly() {
     let expected = [
         Ok(json!({"a": [1, {"b": "}\"\\"}]})),
         Ok(json!({"c": null})),
@@ -57,7 +57,7 @@ fn a_stream_may_be_split_anywhere() {
 #[rstest]
 #[case::valid(STREAM)]
 #[case::garbage(b"@@ {\"a\":1}\n{\"b\": @ {\"x\":1}\n {\"c\":\"\xFF{\"d\":2}}]\n{\"e\":3}")]
-fn another_decoder_may_go_on_anywhere(#[case] stream: &[u8]) {
+fn another_decoder_can_resume_anywhere(#[case] stream: &[u8]) {
     let whole = decode(stream);
     for cut in 0..=stream.len() {
         for drained in [true, false] {
@@ -85,7 +85,7 @@ fn another_decoder_may_go_on_anywhere(#[case] stream: &[u8]) {
 #[case::ff_ends_skipping(b"{@ [] \xFF[]", &[stray("@"), Ok(json!([]))])]
 #[case::ff_ends_a_number(b"4\xFF[]", &[Ok(json!(4)), stray("\\xff"), Ok(json!([]))])]
 #[case::nul(b"\0\0\0\n[]", &[stray("\\x00"), Ok(json!([]))])]
-fn after_garbage_the_next_message_is_found(
+fn decoder_recovers_after_garbage(
     #[case] bytes: &[u8],
     #[case] expected: &[Result<Value, String>],
 ) {
@@ -99,7 +99,7 @@ fn after_garbage_the_next_message_is_found(
 #[case::lone_surrogate(b"{\"a\":\"\\ud800\"} []")]
 #[case::bad_escape(b"{\"a\":\"\\x\"} []")]
 #[case::number_out_of_range(b"1e999 []")]
-fn what_balances_but_is_no_json_costs_one_error(#[case] bytes: &[u8]) {
+fn balanced_non_json_causes_one_error(#[case] bytes: &[u8]) {
     let items = decode(bytes);
     assert!(items[0].as_ref().unwrap_err().starts_with("JSON parse error, "), "{items:?}");
     assert_eq!(items[1..], [Ok(json!([]))]);
@@ -109,7 +109,7 @@ fn what_balances_but_is_no_json_costs_one_error(#[case] bytes: &[u8]) {
 #[case::string(b"\"", b'x')]
 #[case::inside_brackets(b"{", b' ')]
 #[case::number(b"1", b'0')]
-fn a_message_that_never_ends_is_cut_off(#[case] begin: &[u8], #[case] filler: u8) {
+fn endless_message_is_cut_off(#[case] begin: &[u8], #[case] filler: u8) {
     let mut decoder = Decoder::new();
     decoder.feed(begin);
     let mut items = Vec::new();
@@ -125,7 +125,7 @@ fn a_message_that_never_ends_is_cut_off(#[case] begin: &[u8], #[case] filler: u8
 }
 
 #[test]
-fn the_longest_message_passes() {
+fn longest_message_passes() {
     let text = format!("\"{}\"", "x".repeat(MAX_MESSAGE - 2));
     assert_eq!(decode(text.as_bytes()).len(), 1);
     assert!(decode(text.as_bytes())[0].is_ok());
@@ -140,7 +140,7 @@ fn depth_is_bounded() {
 }
 
 #[test]
-fn any_two_bytes_are_survived() {
+fn decoder_recovers_from_any_two_bytes() {
     for pair in 0..=u16::MAX {
         for context in [&b""[..], b"{\"a\":", b"[\"", b"[\"\\"] {
             let mut decoder = Decoder::new();
@@ -156,7 +156,7 @@ fn any_two_bytes_are_survived() {
 }
 
 #[test]
-fn a_line_looks_like_one_of_qemus() {
+fn encoded_line_is_formatted_as_in_qemu() {
     let line = encode(&json!({"return": {"a": [1, "é\n"], "b": {}}, "id": null})).unwrap();
     let expected = "{\"return\": {\"a\": [1, \"é\\n\"], \"b\": {}}, \"id\": null}\r\n";
     assert_eq!(String::from_utf8(line).unwrap(), expected);

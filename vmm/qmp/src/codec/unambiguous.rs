@@ -1,5 +1,5 @@
-//! A JSON value in which no object has two members of one name: which of them counts would be a
-//! matter of the parser, and a command that two readers read differently is refused, as in QEMU
+//! A JSON value without duplicate object members: which of them counts would depend on the parser.
+//! A command that two readers may read differently is refused, as in QEMU
 //! (`qobject/json-parser.c`).
 
 use std::fmt;
@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// The value.
+/// A value without duplicate members.
 pub(super) struct Unambiguous(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {
@@ -81,7 +81,7 @@ mod tests {
         r#"[{"b": {"a": null, "c": [], "\u0061": 0}}]"#,
         "duplicate key 'a' at line 1 column 40"
     )]
-    fn a_member_may_be_there_once(#[case] text: &str, #[case] refusal: &str) {
+    fn duplicate_members_are_refused(#[case] text: &str, #[case] refusal: &str) {
         let refused = serde_json::from_str::<Unambiguous>(text).map(|Unambiguous(value)| value);
         assert_eq!(refused.unwrap_err().to_string(), refusal);
     }
@@ -90,7 +90,7 @@ mod tests {
     #[case(r#"{"b": [{"a": 1}, {"a": -1}], "a": {"a": 18446744073709551615}}"#)]
     #[case(r#"[null, true, 1.5, 1e400, "", "\u00e4\n", {}, []]"#)]
     #[case("18446744073709551616")]
-    fn any_other_value_is_as_serde_json_reads_it(#[case] text: &str) {
+    fn other_values_are_read_as_by_serde_json(#[case] text: &str) {
         let read = serde_json::from_str(text).map(|Unambiguous(value)| value);
         let expected = serde_json::from_str::<Value>(text);
         assert_eq!(read.map_err(|e| e.to_string()), expected.map_err(|e| e.to_string()));

@@ -36,7 +36,7 @@ fn file_channel(kind: &str) -> Value {
     "Invalid parameter type for 'cpr-exec-command[1]', expected: string")]
 #[case("migrate-set-capabilities", json!({"capabilities": [{"capability": "xbzrle", "state": true}]}),
     "Parameter 'capabilities[0].capability' does not accept value 'xbzrle'")]
-fn bad_arguments_are_named(#[case] name: &str, #[case] arguments: Value, #[case] desc: &str) {
+fn error_names_the_bad_argument(#[case] name: &str, #[case] arguments: Value, #[case] desc: &str) {
     assert_eq!(parse(name, arguments).unwrap_err().desc, desc);
 }
 
@@ -48,7 +48,7 @@ fn bad_arguments_are_named(#[case] name: &str, #[case] arguments: Value, #[case]
 #[case(json!({"channels": [file_channel("cpr")]}), "Channel list has no main entry")]
 #[case(json!({"channels": [file_channel("main"), file_channel("main")]}),
     "Channel list has more than one main entry")]
-fn a_migration_goes_to_one_place(#[case] arguments: Value, #[case] desc: &str) {
+fn migration_needs_exactly_one_address(#[case] arguments: Value, #[case] desc: &str) {
     for name in ["migrate", "migrate-incoming"] {
         let address = match parse(name, arguments.clone()).unwrap() {
             Command::Migrate(args) => args.address(),
@@ -60,7 +60,7 @@ fn a_migration_goes_to_one_place(#[case] arguments: Value, #[case] desc: &str) {
 }
 
 #[test]
-fn a_uri_and_a_channel_name_the_same_place() {
+fn uri_and_channel_give_the_same_address() {
     let by_uri = MigrateArgs { uri: Some("file:f".into()), ..Default::default() };
     let Command::Migrate(by_channel) =
         parse("migrate", json!({"channels": [file_channel("main")]})).unwrap()
@@ -71,7 +71,7 @@ fn a_uri_and_a_channel_name_the_same_place() {
 }
 
 #[test]
-fn a_command_serialises_as_a_request() {
+fn command_serializes_to_a_request() {
     let stop = serde_json::to_value(Command::Stop).unwrap();
     assert_eq!(stop, json!({"execute": "stop"}));
     let set = Command::MigrateSetParameters(MigrationParameters {

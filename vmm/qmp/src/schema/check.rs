@@ -1,4 +1,4 @@
-//! Whether a value is of a type; the wording of a refusal is QEMU's
+//! Checks a value against a type; the wording of errors is QEMU's
 //! (`qapi/qobject-input-visitor.c`).
 
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use super::{Object, Type};
 use crate::message::QmpError;
 
 impl Type {
-    /// Checks `value`, which stands at `path` (`channels[0].addr`) in the arguments.
+    /// Checks `value`, which is at `path` (such as `channels[0].addr`) in the arguments.
     pub fn check(&self, value: &Value, path: &str) -> Result<(), QmpError> {
         match self {
             Self::Any => Ok(()),
@@ -36,8 +36,8 @@ impl Type {
 }
 
 impl Object {
-    /// Checks `value`, which stands at `path`: no member missing, none of a wrong type, none
-    /// besides.
+    /// Checks `value`, which is at `path`: no member may be missing, of a wrong type, or
+    /// unexpected.
     pub fn check(&self, value: &Value, path: &str) -> Result<(), QmpError> {
         let Value::Object(map) = value else { return Err(wrong_type(path, "object")) };
         // A variant may have variants itself, tagged by a member of its own.

@@ -1,4 +1,4 @@
-//! Holds the table against the serde types: neither can change without the other.
+//! Checks the table against the serde types: neither can change without the other.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,8 +17,8 @@ use crate::message::*;
 use crate::migration::*;
 use crate::run_state::*;
 
-/// A deserializer that yields no value but the names serde expects: a struct's fields, an enum's
-/// values.
+/// A deserializer that yields, instead of a value, the names that serde expects: a struct's fields
+/// or an enum's values.
 struct Names;
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ fn names<T: for<'de> Deserialize<'de>>() -> BTreeSet<&'static str> {
     }
 }
 
-/// The values serde would accept for a tag, out of its complaint about one it does not.
+/// Returns the values that serde accepts for a tag, taken from its error about an unknown one.
 fn tag_values<T: DeserializeOwned>(tag: &str) -> BTreeSet<String> {
     let complaint = match serde_json::from_value::<T>(json!({ tag: "?" })) {
         Err(error) => error.to_string(),
@@ -94,7 +94,8 @@ fn same_enum<T: for<'de> Deserialize<'de>>(table: &Enum) {
     assert_eq!(names::<T>(), table.values.iter().copied().collect(), "{}", table.name);
 }
 
-/// Same members; and serde finds each one missing exactly where the table says it is required.
+/// Checks that the members are the same, and that serde requires exactly those that the table
+/// marks as required.
 fn same_object<T: DeserializeOwned>(table: &Object) {
     let members: BTreeSet<_> = table.members.iter().map(|member| member.name).collect();
     assert_eq!(names::<T>(), members, "{}", table.name);
@@ -117,7 +118,7 @@ fn same_optional_members<T: DeserializeOwned>(table: &Object, tags: &Map<String,
     }
 }
 
-/// Some value of type `of`.
+/// Returns an example value of type `of`.
 fn example(of: &Type) -> Value {
     match of {
         Type::Str => json!("text"),
@@ -147,7 +148,7 @@ fn fill(object: &Object, map: &mut Map<String, Value>) {
 }
 
 #[test]
-fn enums_are_those_of_the_types() {
+fn enums_match_the_serde_types() {
     same_enum::<QmpCapability>(&QMP_CAPABILITY);
     same_enum::<RunState>(&RUN_STATE);
     same_enum::<ShutdownCause>(&SHUTDOWN_CAUSE);
@@ -162,7 +163,7 @@ fn enums_are_those_of_the_types() {
 }
 
 #[test]
-fn objects_are_those_of_the_types() {
+fn objects_match_the_serde_types() {
     same_object::<QmpCapabilitiesArgs>(&QMP_CAPABILITIES_ARGS);
     same_object::<VersionInfo>(&VERSION_INFO);
     same_object::<VersionTriple>(&VERSION_TRIPLE);
@@ -188,7 +189,7 @@ fn objects_are_those_of_the_types() {
 }
 
 #[test]
-fn every_variant_has_its_case() {
+fn variants_match_the_serde_types() {
     fn cases(
         object: &'static Object,
     ) -> impl Iterator<Item = (Map<String, Value>, &'static Object)> {
@@ -207,13 +208,13 @@ fn every_variant_has_its_case() {
 }
 
 #[test]
-fn commands_are_those_of_the_type() {
+fn commands_match_the_serde_type() {
     let table = COMMANDS.iter().map(|command| command.name.to_owned()).collect();
     assert_eq!(tag_values::<Command>("execute"), table);
 }
 
 #[test]
-fn every_command_takes_its_members_and_no_other() {
+fn commands_take_exactly_their_members() {
     for command in COMMANDS {
         let Value::Object(full) = example(&Type::Object(command.arguments)) else {
             panic!("arguments are an object")
@@ -238,7 +239,7 @@ fn every_command_takes_its_members_and_no_other() {
 }
 
 #[test]
-fn events_are_those_of_the_type() {
+fn events_match_the_serde_type() {
     let table = EVENTS.iter().map(|event| event.name.to_owned()).collect();
     assert_eq!(tag_values::<EventKind>("event"), table);
     for event in EVENTS {
@@ -251,7 +252,7 @@ fn events_are_those_of_the_type() {
 }
 
 #[test]
-fn a_type_has_one_name() {
+fn type_names_are_unique() {
     let mut seen = std::collections::BTreeMap::new();
     let mut visit = vec![];
     for command in COMMANDS {

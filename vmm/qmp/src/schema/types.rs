@@ -16,7 +16,7 @@ const fn object(name: &'static str, members: &'static [Member]) -> Object {
 
 const STRINGS: Type = Type::Array(&Type::Str);
 
-/// No members: what a command without arguments takes, and what one without result returns.
+/// An object without members: the arguments or the result of a command that has none.
 pub static EMPTY: Object = object("q_empty", &[]);
 
 pub static QMP_CAPABILITY: Enum = Enum { name: "QMPCapability", values: &["oob"] };

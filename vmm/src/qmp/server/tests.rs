@@ -1,4 +1,4 @@
-//! The server against real sockets, with a stand-in for the VMM behind it.
+//! Tests the server on real sockets, with a stand-in for the VMM.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -39,7 +39,7 @@ impl Client {
         self.0.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// What has come so far.
+    /// Returns what has arrived so far.
     fn received(&mut self) -> String {
         let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
         loop {
@@ -75,7 +75,7 @@ impl Bench {
         client
     }
 
-    /// One round of the main loop: false if there was nothing to do.
+    /// Runs one round of the main loop; false if there was nothing to do.
     fn turn(&mut self) -> bool {
         let interests: Vec<_> = self.server.interests().collect();
         let mut fds: Vec<_> = interests
@@ -117,7 +117,7 @@ impl Bench {
         }
     }
 
-    /// Rounds until there is nothing to do; a server that spins would never get there.
+    /// Runs rounds until there is nothing to do; panics if the server spins.
     fn settle(&mut self) {
         self.serve();
         for _ in 0..10_000 {
@@ -126,10 +126,11 @@ impl Bench {
             }
             self.serve();
         }
-        panic!("the server does not come to rest");
+        panic!("the server does not become idle");
     }
 
-    /// The dialogue about `lines`, begun by what the client has received before.
+    /// Sends `lines` one by one; returns the dialogue, starting with what the client received
+    /// before.
     fn transcript(&mut self, client: &mut Client, lines: &[&str]) -> String {
         let mut text = String::new();
         for line in client.received().split_terminator("\r\n") {
@@ -147,7 +148,8 @@ impl Bench {
         text
     }
 
-    /// As over an update: a new server from the old one's state, over other descriptors.
+    /// Simulates an update: restores a new server from the old one's state, on duplicated
+    /// descriptors.
     fn replace(&mut self) {
         let mut encoded = Vec::new();
         ciborium::into_writer(&self.server.save(), &mut encoded).unwrap();
@@ -159,7 +161,7 @@ impl Bench {
             .map(|(name, fd)| (name, fd.try_clone_to_owned().unwrap()))
             .collect();
         let new = Server::restore(state, |name| fds.remove(name)).unwrap();
-        assert!(fds.is_empty(), "descriptors nobody asked for: {fds:?}");
+        assert!(fds.is_empty(), "leaked descriptors: {fds:?}");
         // The old image does not run its destructors.
         std::mem::forget(std::mem::replace(&mut self.server, new));
         self.server.own_socket_file();
@@ -184,7 +186,7 @@ fn negotiation_comes_first(mut bench: Bench) {
 }
 
 #[rstest]
-fn errors_are_worded_as_qemus(mut bench: Bench) {
+fn errors_are_worded_as_in_qemu(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     let lines = [
         r#"{"execute": "no-such-command", "id": 1}"#,
@@ -210,7 +212,7 @@ fn errors_are_worded_as_qemus(mut bench: Bench) {
 }
 
 #[rstest]
-fn the_server_answers_what_it_knows(mut bench: Bench) {
+fn server_answers_its_own_queries(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     let lines = [r#"{"execute": "query-version"}"#, r#"{"execute": "query-commands"}"#];
     let transcript = bench.transcript(&mut client, &lines);
@@ -223,7 +225,7 @@ fn the_server_answers_what_it_knows(mut bench: Bench) {
 }
 
 #[rstest]
-fn events_go_to_those_who_negotiated(mut bench: Bench) {
+fn events_go_only_to_negotiated_clients(mut bench: Bench) {
     let mut late = bench.connect();
     late.received();
     let mut client = bench.connect_and_negotiate();
@@ -234,7 +236,7 @@ fn events_go_to_those_who_negotiated(mut bench: Bench) {
 }
 
 #[rstest]
-fn clients_take_turns_and_each_is_answered_in_order(mut bench: Bench) {
+fn clients_take_turns_and_get_answers_in_order(mut bench: Bench) {
     let mut clients = [(); 3].map(|()| bench.connect_and_negotiate());
     for client in &mut clients {
         for id in 0..3 {
@@ -255,7 +257,7 @@ fn clients_take_turns_and_each_is_answered_in_order(mut bench: Bench) {
 }
 
 #[rstest]
-fn one_request_of_a_client_is_in_flight(mut bench: Bench) {
+fn client_has_one_request_in_flight(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     client.send(r#"{"execute":"stop"}{"execute":"cont"}"#);
     while bench.turn() {}
@@ -263,14 +265,14 @@ fn one_request_of_a_client_is_in_flight(mut bench: Bench) {
     assert_eq!(stop.command, Command::Stop);
     assert_eq!(bench.server.next_request(), None);
     bench.server.respond(stop.client, Ok(json!({})));
-    // A second answer to one request is nobody's.
+    // A second answer to one request is ignored.
     bench.server.respond(stop.client, Ok(json!({})));
     assert_eq!(bench.server.next_request().unwrap().command, Command::Cont);
     assert_eq!(client.received(), "{\"return\": {}}\r\n");
 }
 
 #[rstest]
-fn a_client_that_floods_and_never_reads_harms_no_other(mut bench: Bench) {
+fn flooding_client_does_not_block_others(mut bench: Bench) {
     let mut flood = bench.connect_and_negotiate();
     let mut other = bench.connect_and_negotiate();
     let garbage = "{\"execute\":\"query-commands\"}@\n".repeat(1000);
@@ -286,14 +288,14 @@ fn a_client_that_floods_and_never_reads_harms_no_other(mut bench: Bench) {
     other.send(r#"{"execute":"query-name"}"#);
     bench.settle();
     assert_eq!(other.received(), "{\"return\": {\"name\": \"bench\"}}\r\n");
-    // It is served again when it reads.
+    // It is served again once it reads.
     let before = flood.received().len();
     bench.settle();
     assert!(before > 0 && !flood.received().is_empty());
 }
 
 #[rstest]
-fn what_follows_a_long_answer_is_answered_once_that_is_sent(mut bench: Bench) {
+fn requests_after_a_long_answer_are_served_once_it_is_sent(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     bench.server.hold(Some(1));
     client.send(r#"{"execute":"query-name"}{"execute":"stop"}"#);
@@ -304,7 +306,7 @@ fn what_follows_a_long_answer_is_answered_once_that_is_sent(mut bench: Bench) {
     assert!(bench.server.next_request().is_none(), "its client has too much unread");
     bench.server.flush_published();
     assert!(client.received().len() > PAUSE_OUTPUT);
-    // Nothing more comes in: who waits now waits for ever.
+    // No more input arrives: polling now would wait forever.
     assert!(bench.server.is_due());
     assert!(bench.server.next_request().is_some());
     bench.server.hold(None);
@@ -313,7 +315,7 @@ fn what_follows_a_long_answer_is_answered_once_that_is_sent(mut bench: Bench) {
 }
 
 #[rstest]
-fn a_client_that_leaves_events_unread_is_disconnected(mut bench: Bench) {
+fn client_that_never_reads_events_is_disconnected(mut bench: Bench) {
     let mut idle = bench.connect_and_negotiate();
     let mut other = bench.connect_and_negotiate();
     let event = Event::now("STOP", Some(json!("x".repeat(1000))));
@@ -332,7 +334,7 @@ fn a_client_that_leaves_events_unread_is_disconnected(mut bench: Bench) {
 #[case::binary(b"\x00\x01\xfe\xff\x80")]
 #[case::other_protocol(b"GET / HTTP/1.1\r\n\r\n")]
 #[case::huge(&[b'['; 300_000])]
-fn garbage_harms_nobody(mut bench: Bench, #[case] garbage: &[u8]) {
+fn garbage_does_not_affect_other_clients(mut bench: Bench, #[case] garbage: &[u8]) {
     let mut bad = bench.connect();
     bad.received();
     let mut good = bench.connect_and_negotiate();
@@ -344,7 +346,7 @@ fn garbage_harms_nobody(mut bench: Bench, #[case] garbage: &[u8]) {
     bench.settle();
     assert_eq!(good.received(), "{\"return\": {\"name\": \"bench\"}}\r\n");
     bad.received();
-    // And the bad one may become good.
+    // The bad client can recover.
     bad.send("\n{\"execute\":\"qmp_capabilities\"}");
     bad.send(b"\xff{\"execute\":\"qmp_capabilities\",\"id\":1}");
     bench.settle();
@@ -352,7 +354,7 @@ fn garbage_harms_nobody(mut bench: Bench, #[case] garbage: &[u8]) {
 }
 
 #[rstest]
-fn one_who_says_no_more_gets_all_answers(mut bench: Bench) {
+fn half_closed_client_gets_all_answers(mut bench: Bench) {
     let mut client = bench.connect();
     client.send(r#"{"execute":"qmp_capabilities"}{"execute":"cont","id":1}{"execute":"stop"#);
     client.0.shutdown(Shutdown::Write).unwrap();
@@ -363,13 +365,13 @@ fn one_who_says_no_more_gets_all_answers(mut bench: Bench) {
 }
 
 #[rstest]
-fn one_who_leaves_is_forgotten(mut bench: Bench) {
+fn disconnected_client_is_dropped(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     client.send(r#"{"execute":"stop"}"#);
     while bench.turn() {}
     let request = bench.server.next_request().unwrap();
     drop(client);
-    // With its request in flight it is not asked about.
+    // With its request in flight it is not polled.
     assert!(!bench.turn());
     bench.server.respond(request.client, Ok(json!({})));
     bench.settle();
@@ -377,7 +379,7 @@ fn one_who_leaves_is_forgotten(mut bench: Bench) {
 }
 
 #[rstest]
-fn so_many_clients_and_no_more(mut bench: Bench) {
+fn client_over_the_limit_evicts_the_longest_idle(mut bench: Bench) {
     let mut clients: Vec<_> = (0..=MAX_CLIENTS).map(|_| bench.connect()).collect();
     assert_eq!(bench.server.clients.len(), MAX_CLIENTS);
     assert!(clients[MAX_CLIENTS].received().starts_with("{\"QMP\""));
@@ -386,7 +388,7 @@ fn so_many_clients_and_no_more(mut bench: Bench) {
 }
 
 #[rstest]
-fn where_all_wait_for_an_answer_none_more_is_let_in(mut bench: Bench) {
+fn new_client_is_refused_if_all_wait_for_an_answer(mut bench: Bench) {
     let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| bench.connect_and_negotiate()).collect();
     clients.iter_mut().for_each(|client| client.send(r#"{"execute":"stop"}"#));
     while bench.turn() {}
@@ -403,9 +405,9 @@ fn where_all_wait_for_an_answer_none_more_is_let_in(mut bench: Bench) {
     assert_eq!(bench.server.clients.len(), MAX_CLIENTS);
 }
 
-/// All of it goes into the state of an update, whose reader has a limit.
+/// All of it goes into the state of an update, which has a size limit.
 #[rstest]
-fn messages_that_never_end_are_not_kept(mut bench: Bench) {
+fn endless_messages_are_not_kept(mut bench: Bench) {
     let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| bench.connect_and_negotiate()).collect();
     let part = [b'x'; 64 << 10];
     for client in &mut clients {
@@ -424,7 +426,7 @@ fn messages_that_never_end_are_not_kept(mut bench: Bench) {
 }
 
 #[rstest]
-fn what_follows_a_request_is_looked_at_and_stays(mut bench: Bench) {
+fn cancellation_is_seen_ahead_and_stays_queued(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     client.send(r#"{"execute":"stop"}{"execute":"cont"}{"execute":"migrate_"#);
     while bench.turn() {}
@@ -438,16 +440,16 @@ fn what_follows_a_request_is_looked_at_and_stays(mut bench: Bench) {
     client.send(r#"cancel"}"#);
     while bench.turn() {}
     assert!(bench.server.wants_to_cancel(stop.client));
-    assert!(!bench.server.wants_to_cancel(stop.client), "it has been told");
+    assert!(!bench.server.wants_to_cancel(stop.client), "it is reported once");
     bench.replace();
     bench.server.respond(stop.client, Ok(json!({})));
     bench.settle();
     assert_eq!(bench.carried_out, ["cont", "migrate_cancel"]);
 }
 
-/// Whoever looks ahead does not read for ever.
+/// Looking ahead must not read without limit.
 #[rstest]
-fn a_flood_behind_a_request_waits(mut bench: Bench) {
+fn look_ahead_is_bounded(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     client.send(r#"{"execute":"stop"}"#);
     while bench.turn() {}
@@ -461,7 +463,7 @@ fn a_flood_behind_a_request_waits(mut bench: Bench) {
 }
 
 #[rstest]
-fn an_update_at_any_byte_loses_and_doubles_nothing(mut bench: Bench) {
+fn update_at_any_byte_loses_and_repeats_nothing(mut bench: Bench) {
     let stream = b"{\"execute\":\"cont\",\"id\":1}@ {\"execute\":\"stop\",\"id\":\"\xc3\xa9\"}\n\
         {@ {\"execute\":\"quit\"}\n{\"execute\":\"query-name\",\"id\":null}[]7 ";
     let mut client = bench.connect_and_negotiate();
@@ -489,7 +491,7 @@ fn an_update_at_any_byte_loses_and_doubles_nothing(mut bench: Bench) {
 }
 
 #[rstest]
-fn an_update_keeps_what_could_not_be_sent(mut bench: Bench) {
+fn update_keeps_unsent_output(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     for number in 0..5000 {
         bench.server.broadcast(&Event::now("STOP", Some(json!({ "number": number }))));
@@ -514,7 +516,7 @@ fn an_update_keeps_what_could_not_be_sent(mut bench: Bench) {
 }
 
 #[rstest]
-fn the_new_process_answers_what_the_old_one_was_asked(mut bench: Bench) {
+fn new_process_answers_requests_in_flight(mut bench: Bench) {
     let mut client = bench.connect_and_negotiate();
     client.send(r#"{"execute":"migrate","arguments":{"uri":"file:x"},"id":null}"#);
     while bench.turn() {}
@@ -522,17 +524,17 @@ fn the_new_process_answers_what_the_old_one_was_asked(mut bench: Bench) {
     bench.replace();
     bench.server.respond(request.client, Ok(json!({})));
     assert_eq!(client.received(), "{\"return\": {}, \"id\": null}\r\n");
-    // New clients come, and none gets the number of an old one.
+    // A new client does not get the number of an old one.
     bench.connect_and_negotiate();
     assert_eq!(bench.server.last_id, 2);
 }
 
 #[rstest]
-fn a_missing_descriptor_is_named(mut bench: Bench) {
+fn missing_descriptor_is_named(mut bench: Bench) {
     let _client = bench.connect();
     let restored = Server::restore(bench.server.save(), |_| None);
     let message = restored.unwrap_err().to_string();
-    assert_eq!(message, "taking over QMP: the descriptor 'qmp.listener' was not handed over");
+    assert_eq!(message, "cannot take over QMP: the descriptor 'qmp.listener' was not handed over");
 }
 
 #[rstest]
@@ -547,7 +549,7 @@ fn every_descriptor_is_close_on_exec(mut bench: Bench) {
 }
 
 #[rstest]
-fn a_failed_take_over_leaves_the_file(mut bench: Bench) {
+fn failed_takeover_keeps_the_socket_file(mut bench: Bench) {
     let path = bench.server.path().unwrap().to_owned();
     let state = bench.server.save();
     let new = Server::restore(state, |_| {
