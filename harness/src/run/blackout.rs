@@ -5,16 +5,16 @@ use std::time::Duration;
 use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
 
-/// A measurement that has begun.
+/// A measurement in progress.
 pub struct Measurement {
     request: u32,
-    /// What the guest had seen when the update was over, if somebody has watched.
+    /// What the guest had seen when the update was over, if it was watched until then.
     seen: Option<Duration>,
 }
 
 impl Measurement {
-    /// Makes every vCPU forget its largest gap. None if one of them does not within `limit`: then
-    /// nothing can be said.
+    /// Makes every vCPU reset its largest gap. Returns `None` if one of them does not do so within
+    /// `limit`: the blackout then cannot be measured.
     pub fn begin(page: &MailboxPage, limit: Duration) -> Option<Self> {
         let view = page.read().ok().filter(|view| view.ready)?;
         let request = view.gap_request.wrapping_add(1);
@@ -27,12 +27,13 @@ impl Measurement {
         Some(Self { request, seen: None })
     }
 
-    /// It has ended with this: what the guest sees later does not count.
+    /// Ends the measurement with `seen`; gaps that the guest sees later do not count.
     pub fn ended(self, seen: Duration) -> Self {
         Self { seen: Some(seen), ..self }
     }
 
-    /// The largest gap of any vCPU since; every vCPU must have beaten again.
+    /// Returns the largest gap of any vCPU since the start. Call it after every vCPU has beaten
+    /// again.
     pub fn end(&self, page: &MailboxPage) -> Option<Duration> {
         if self.seen.is_some() {
             return self.seen;

@@ -1,4 +1,4 @@
-//! Running one case.
+//! Runs one case.
 
 use std::path::Path;
 use std::time::Instant;
@@ -17,12 +17,12 @@ use crate::explore::judge::Judge;
 use crate::observe::qmp::QmpFault;
 use crate::scenario::{Case, Step};
 
-/// Runs `case` on two VMMs, one after the other; on neither if one of them cannot.
+/// Runs `case` on two VMMs, one after the other; on neither if either of them cannot run it here.
 pub fn run_both(case: &Case, first: &Options, second: &Options) -> (Report, Report) {
     ignored_by_either(case, first, second).unwrap_or_else(|| (run(case, first), run(case, second)))
 }
 
-/// The reports on a case that one of two VMMs cannot run here.
+/// Returns the reports on a case that at least one of two VMMs cannot run here.
 pub fn ignored_by_either(
     case: &Case,
     first: &Options,
@@ -35,21 +35,21 @@ pub fn ignored_by_either(
     Some((ignored(first), ignored(second)))
 }
 
-/// The report that an earlier run of `case` has left.
+/// Reads the report that an earlier run of `case` left behind.
 pub fn earlier(case: &Case, options: &Options) -> std::io::Result<Report> {
     let folder = options.evidence.join(evidence::folder_name(&case.name));
     let text = std::fs::read_to_string(folder.join(evidence::VERDICT))?;
     Ok(serde_json::from_str(&text)?)
 }
 
-/// Runs `case` and reports.
+/// Runs `case` and returns the report on it.
 ///
-/// In a thread of its own, whose mounts are private and whose end is the end of its VM.
+/// The case runs in its own thread, whose mounts are private and whose end is the end of its VM.
 pub fn run(case: &Case, options: &Options) -> Report {
     run_at(case, options, None)
 }
 
-/// The same, with somebody who says how long its soak goes on.
+/// Does the same as [`run`]; `pace` decides how long the soak of the case lasts.
 pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report {
     let mut report = blank(case, options);
     if let Some(why) = requirements::unmet(case, &*options.backend) {
@@ -67,11 +67,11 @@ pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report
     let ran = ran.and_then(|joined| {
         joined.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
-            // No fault of this machine: it would be overlooked among what cannot run here.
-            let message = format!("panicked, which is a bug of the harness: {text}");
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            // A failure, not `Broken`: among the cases that cannot run here it would be overlooked.
+            let message = format!("panicked; this is a bug in the harness: {text}");
             fail(&mut report, "an unknown step", vec![Finding::new(verdict::HARNESS, message)]);
-            // What the folder has must not look like a case that was cut off.
+            // Without a verdict the folder would look like an interrupted case.
             evidence::write_verdict(&options.evidence.join(folder_name(case)), &report)
         })
     });
@@ -82,7 +82,7 @@ pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report
     report
 }
 
-/// The report on a case that has not run yet.
+/// Returns the report on a case that has not run yet.
 fn blank(case: &Case, options: &Options) -> Report {
     let (program, folder) = harness_and_folder(case, options);
     let replay = format!("{program} replay {folder}{}", options.vmm_option);
@@ -114,7 +114,7 @@ fn run_in_thread(
             let kept = keep_or_not(&mut session, report);
             steps?;
             if kept {
-                // The socket must stay.
+                // The VM that stays up needs the socket in it.
                 let path = work.keep();
                 report.kept = Some((session.vm.pid(), session.files.qmp.clone()));
                 session.evidence.timeline.say("harness", format!("kept {}", path.display()));
@@ -175,7 +175,7 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
         {
             session.evidence.observation("boot", seen)?;
         }
-        // A guest that boots later, or anew, says so then.
+        // Checked after every step: a guest that boots later, or again, reports it only then.
         let lacks = session.seen.as_ref().map(|seen| seen.mailbox.unavailable.clone());
         if let Some(what) = lacks.filter(|what| !what.is_empty()) {
             let listed = HostLacks::embedded().map_err(|e| e.to_string());
@@ -196,21 +196,21 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
     Ok(())
 }
 
-/// What went wrong, with what else is known.
+/// Returns the findings of a failed step, with everything else known about the failure.
 fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, EnvironmentError> {
     let of_guest = matches!(error, StepError::Guest { .. });
     if matches!(error, StepError::Qmp(QmpFault::Closed { .. })) {
-        // If that is its end, it takes the kernel a while.
+        // If the VMM is exiting, the kernel needs a while to complete that.
         session.vm.await_end(session.options.patience.settle);
     }
     let mut findings = error.findings()?;
     if session.watchdog_has_barked() {
         let limit = session.case.deadline_ms;
         let text = format!("the watchdog ended the case after {limit} ms");
-        // Whatever else failed did because it killed.
+        // Everything else failed because the watchdog killed the VMM.
         return Ok(vec![Finding::new(verdict::WATCHDOG, text)]);
     }
-    // A conversation that broke off is explained by a process that is gone.
+    // A VMM that has exited explains a broken QMP connection.
     let only_step = findings.iter().all(|f| f.check == "step");
     if only_step && let Err(StepError::Checks(more)) = session.check_process() {
         findings.extend(more);
@@ -236,17 +236,17 @@ fn fail(report: &mut Report, step: &str, findings: Vec<Finding>) {
     report.failed_step = Some(step.to_owned());
 }
 
-/// How the report calls a step.
+/// Returns the name of a step in the report.
 pub fn label(index: usize, step: &Step) -> String {
     format!("step {} ({})", index + 1, name(step))
 }
 
-/// The folder of its evidence, from that of all.
+/// Returns the evidence folder of `case`, relative to that of the run.
 pub fn folder_name(case: &Case) -> String {
     evidence::folder_name(&case.name)
 }
 
-/// What a step is called in a scenario.
+/// Returns the name of a step in a scenario.
 pub fn name(step: &Step) -> String {
     let name = toml::Value::try_from(step).ok();
     match name {
@@ -256,7 +256,7 @@ pub fn name(step: &Step) -> String {
     }
 }
 
-/// What the harness is called here, and the folder of `case`, in words for a shell.
+/// Returns the command that runs the harness and the evidence folder of `case`, quoted for a shell.
 fn harness_and_folder(case: &Case, options: &Options) -> (String, String) {
     let folder = options.evidence.join(evidence::folder_name(&case.name));
     let program = std::env::args_os().next().unwrap_or_default();
@@ -269,7 +269,7 @@ fn harness_and_folder(case: &Case, options: &Options) -> (String, String) {
     (program, quoted(&folder.to_string_lossy()))
 }
 
-/// One word for a shell, in quotes only where they are needed.
+/// Quotes one word for a shell if it needs quotes.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./,=+:@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! A memory cgroup for one VMM, made below the harness's own or beside it.
+//! A memory cgroup for one VMM, created below the harness's own or beside it.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,11 +17,11 @@ use crate::scenario::Amount;
 /// How long the last processes of a cgroup may take to leave it.
 const EMPTY: Duration = Duration::from_secs(20);
 
-/// The files of version 1 and of version 2 of cgroups: what is used, and the limit.
+/// The usage and limit files of cgroup versions 1 and 2.
 const FILES: [(&str, &str); 2] =
     [("memory.usage_in_bytes", "memory.limit_in_bytes"), ("memory.current", "memory.max")];
 
-/// A memory cgroup; removed when dropped, for which no process may be left in it.
+/// A memory cgroup, removed when dropped; by then no process may be left in it.
 pub struct Cgroup {
     folder: PathBuf,
     usage: &'static str,
@@ -31,7 +31,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// An empty one.
+    /// Creates an empty cgroup.
     pub fn create() -> Result<Self, EnvironmentError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -45,7 +45,7 @@ impl Cgroup {
                 error = EnvironmentError::file("create", folder)(e);
                 continue;
             }
-            // A cgroup of version 2 has the files only if its parent gives it the controller.
+            // A version 2 cgroup has the files only if its parent enables the memory controller.
             match FILES.iter().find(|(_, limit)| folder.join(limit).exists()) {
                 Some((usage, limit)) => {
                     let _guard = signals::guard_folder(&folder);
@@ -59,13 +59,13 @@ impl Cgroup {
         Err(error)
     }
 
-    /// Opened for a process that is to put itself in.
+    /// Opens `cgroup.procs`, for a process to move itself into the cgroup.
     pub fn processes(&self) -> Result<File, EnvironmentError> {
         let path = self.folder.join("cgroup.procs");
         File::options().write(true).open(&path).map_err(EnvironmentError::file("open", path))
     }
 
-    /// Sets the limit, and tells it in bytes.
+    /// Sets the limit and returns it in bytes.
     pub fn limit(&self, amount: Amount) -> Result<u64, EnvironmentError> {
         let usage = self.folder.join(self.usage);
         let used = fs::read_to_string(&usage).map_err(EnvironmentError::file("read", &usage))?;
@@ -75,9 +75,9 @@ impl Cgroup {
         Ok(bytes)
     }
 
-    /// Kills every process in it, until none is left.
+    /// Kills every process in the cgroup until none is left.
     pub fn kill(&self) -> Result<(), EnvironmentError> {
-        // Only version 2 has it, and there it kills all at once.
+        // Version 2 only: kills all processes at once.
         if fs::write(self.folder.join("cgroup.kill"), "1").is_ok() {
             return Ok(());
         }
@@ -87,7 +87,7 @@ impl Cgroup {
             read = fs::read_to_string(&path);
             let pids = read.as_ref().map(String::as_str).unwrap_or_default();
             for pid in pids.lines().filter_map(|line| line.parse().ok()) {
-                // It may have ended.
+                // The process may have exited already.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
             pids.is_empty().then_some(())
@@ -95,7 +95,7 @@ impl Cgroup {
         read.map(drop).map_err(EnvironmentError::file("read", path))
     }
 
-    /// Leaves it there.
+    /// Keeps the cgroup when this is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
     }
@@ -109,12 +109,12 @@ impl Drop for Cgroup {
     }
 }
 
-/// Why there can be none here, if so.
+/// Returns why a VMM cannot have its own memory cgroup here, if so.
 pub fn unmet() -> Option<String> {
-    Cgroup::create().err().map(|e| format!("no memory cgroup of its own here: {e}"))
+    Cgroup::create().err().map(|e| format!("no memory cgroup for the VMM here: {e}"))
 }
 
-/// Where one could be made: in the harness's own, or beside it.
+/// Returns where a cgroup could be created: in the harness's own cgroup, or beside it.
 fn parents() -> Vec<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -138,7 +138,7 @@ fn parents() -> Vec<PathBuf> {
     parents
 }
 
-/// Where a line of `mountinfo` mounts the memory controller's file system of that kind.
+/// Returns where a line of `mountinfo` mounts the memory controller's file system of type `kind`.
 fn mount_point(line: &str, kind: &str) -> Option<PathBuf> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut file_system = file_system.split(' ');

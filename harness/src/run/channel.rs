@@ -1,4 +1,4 @@
-//! Migration channels, good and bad.
+//! Migration channels, valid and invalid.
 
 use std::path::Path;
 
@@ -13,13 +13,13 @@ use crate::scenario::Channel;
 pub struct Prepared {
     /// The arguments of `migrate`.
     pub arguments: Value,
-    /// The state file, as the new VMM is told; a dummy where the channel is none.
+    /// The state file passed to the new VMM; a dummy if the channel is not a file.
     pub state: String,
-    /// A file system made for it.
+    /// A file system mounted for the channel.
     _mounted: Option<Mounted>,
 }
 
-/// Makes `channel` in `folder`; `number` tells the updates of a case apart.
+/// Prepares `channel` in `folder`; `number` distinguishes the updates of a case.
 pub fn prepare(channel: Channel, folder: &Path, number: u32) -> Result<Prepared, EnvironmentError> {
     let state =
         |folder: &Path| folder.join(format!("state-{number}")).to_string_lossy().into_owned();

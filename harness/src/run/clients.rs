@@ -1,4 +1,4 @@
-//! The QMP connections to a VM: the one that asks, and one that only listens.
+//! The QMP connections to a VM: one that sends commands, and one that only listens.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::session::Session;
 use super::vm::Vm;
 use crate::observe::qmp::{Command, Direction, Qmp, Tap};
 
-/// Connects to the VMM's socket `qmp`; `suffix` tells its connections apart in the time line.
+/// Connects to the VMM's socket `qmp`; `suffix` distinguishes its connections in the timeline.
 pub fn connect(
     qmp: &str,
     evidence: &Evidence,
@@ -33,19 +33,19 @@ pub fn connect(
     Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, hopeless)?)
 }
 
-/// Why no connection will come, once the VMM has ended.
+/// Returns a probe that says why no connection can succeed, once the VMM has exited.
 fn hopeless(vm: &mut Vm, console: PathBuf) -> impl Fn() -> Option<String> {
     let vm = RefCell::new(vm);
     move || {
         let status = vm.borrow_mut().ended()?;
         let said = std::fs::read_to_string(&console).unwrap_or_default();
-        let last = said.lines().last().unwrap_or("nothing").to_owned();
-        Some(format!("the VMM has ended ({status}); its last words: {last}"))
+        let last = said.lines().last().unwrap_or("none").to_owned();
+        Some(format!("the VMM has ended ({status}); last console line: {last}"))
     }
 }
 
 impl Session<'_> {
-    /// Connects again, both clients, to a VMM that keeps no connection.
+    /// Reconnects both clients to a VMM that does not keep its connections over an update.
     pub(super) fn connect_again(&mut self) -> Result<(), StepError> {
         let backend = &*self.options.backend;
         let limit = self.options.patience.greeting;
@@ -54,13 +54,13 @@ impl Session<'_> {
         let clients = [&mut self.qmp, &mut self.bystander.qmp];
         let mut tries = 0;
         for (socket, client) in sockets.iter().zip(clients) {
-            // It may see the end later than the other one.
+            // This client may see the connection close later than the other one.
             client.await_end(limit)?;
             let hopeless = hopeless(&mut self.vm, self.evidence.console());
             tries += client.reconnect(Path::new(socket), limit, hopeless)?;
         }
         let text = format!(
-            "the VMM has closed its QMP connections: both made again after {:?}, in {tries} tries",
+            "the VMM closed its QMP connections; reconnected both after {:?} in {tries} tries",
             began.elapsed()
         );
         self.evidence.timeline.say("harness", text);
@@ -75,23 +75,23 @@ pub struct Bystander {
 }
 
 impl Bystander {
-    /// On this connection.
+    /// Listens on the connection `qmp`.
     pub fn new(qmp: Qmp) -> Self {
         Self { qmp, heard: 0 }
     }
 
-    /// What was against the protocol, so far.
+    /// Returns the protocol violations so far.
     pub fn wrong(&self) -> Vec<String> {
         self.qmp.wrong()
     }
 
-    /// Forgets what was asked for.
+    /// Drops the events that were already returned.
     pub fn forget(&self) {
         self.qmp.forget(self.heard);
     }
 
-    /// What it has heard since the last time; waits up to `limit` for what it has in `common` with
-    /// what others heard.
+    /// Returns the events received since the last call, after waiting up to `limit` until those
+    /// that all clients get (`common`) match the ones among `others`.
     pub fn hear(
         &mut self,
         others: &[Event],
@@ -99,12 +99,12 @@ impl Bystander {
         limit: Duration,
     ) -> Result<Vec<Event>, String> {
         let wanted = common(others);
-        // What is missing then is for the check `clients` to tell.
+        // The check `clients` reports what is missing after the limit.
         let _ = self.qmp.await_events(self.heard, limit, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
             common(&events) == wanted
         });
-        // Proves that the connection works both ways, and comes behind all that was sent before.
+        // Proves that the connection works both ways; the reply follows everything sent before it.
         self.qmp.execute(Command::plain("query-status")).map_err(|e| e.to_string())?;
         let arrived = self.qmp.events_from(self.heard);
         self.heard += arrived.len();

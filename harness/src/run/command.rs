@@ -1,4 +1,4 @@
-//! Commands for an update, good and bad, made in the case's folder.
+//! Update commands, valid and invalid, created in the case's folder.
 
 mod damaging;
 mod elf;
@@ -17,19 +17,19 @@ use super::{EnvironmentError, program};
 use crate::backend::Backend;
 use crate::scenario::CommandKind;
 
-/// Name under which the VMM is found through `PATH`.
+/// The name under which the VMM is found through `PATH`.
 pub const NAME_IN_PATH: &str = "vmm-by-name";
 
-/// The folder of `PATH` in which it is.
+/// The folder in `PATH` that holds it.
 pub const PATH_FOLDER: &str = "bin";
 
 /// A command that is ready to be used.
 pub struct Prepared {
-    /// What `cpr-exec-command` is set to; none: it is not set.
+    /// The value for `cpr-exec-command`; `None` leaves the parameter unset.
     pub words: Option<Vec<String>>,
-    /// The last of them: what the program is given, wherever it is in the command.
+    /// The trailing words: the arguments of the program, wherever that is in the command.
     pub arguments: Vec<String>,
-    /// What an error must name.
+    /// The word that an error must name.
     pub culprit: String,
     /// Held open for as long as the update takes.
     _busy: Option<File>,
@@ -37,17 +37,17 @@ pub struct Prepared {
     _mounted: Option<Mounted>,
 }
 
-/// Folders that commands are made in.
+/// Creates the files that update commands need.
 pub struct Workshop<'a> {
-    /// A folder for this.
+    /// The folder for the files.
     pub folder: &'a Path,
     /// The VMM.
     pub backend: &'a dyn Backend,
 }
 
 impl Workshop<'_> {
-    /// Makes what `kind` needs; `arguments` are those of a good update, `targets` what can be
-    /// damaged in it.
+    /// Creates what `kind` needs; `arguments` are those of a valid update, and `targets` is what
+    /// the command can damage in it.
     pub fn prepare(
         &self,
         kind: CommandKind,
@@ -57,7 +57,7 @@ impl Workshop<'_> {
         let (mut busy, mut mounted, mut before) = (None, None, Vec::new());
         let word = match kind {
             _ if kind.forks() || kind.lowers() => {
-                // Made by `flock` itself, it would be a file that the update has left behind.
+                // If `flock` created it, it would count as a file leaked by the update.
                 let lock = match kind {
                     CommandKind::ForksFlock => self.file("lock", b"")?,
                     _ => String::new(),
@@ -141,7 +141,7 @@ impl Workshop<'_> {
             CommandKind::Eloop => self.loop_link()?,
             CommandKind::Enametoolong => self.path(&"n".repeat(300)),
             CommandKind::E2big => {
-                // One word may have 128 KiB at most (MAX_ARG_STRLEN).
+                // One word is limited to 128 KiB (MAX_ARG_STRLEN).
                 arguments.push("x".repeat(200 << 10));
                 self.binary()
             }
@@ -171,7 +171,7 @@ impl Workshop<'_> {
         Ok(Prepared { words, arguments, culprit: word, _busy: busy, _mounted: mounted })
     }
 
-    /// Makes the folder of `PATH` in which the VMM is found by name.
+    /// Creates the folder for `PATH` in which the VMM is found by name.
     pub fn path_folder(&self) -> Result<(), EnvironmentError> {
         let folder = PathBuf::from(self.directory(PATH_FOLDER)?);
         let (link, new) = (folder.join(NAME_IN_PATH), folder.join("new"));
@@ -185,7 +185,7 @@ impl Workshop<'_> {
     }
 
     fn path(&self, name: &str) -> String {
-        // The case checked that its folder is UTF-8.
+        // The case has checked that its folder is valid UTF-8.
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
@@ -234,8 +234,8 @@ impl Workshop<'_> {
     }
 }
 
-/// Makes a folder that may be there already, but none above it: once the case's folder has been
-/// removed it stays so.
+/// Creates a folder unless it exists, but not its parents: a removed case folder must not come
+/// back.
 pub(super) fn make_folder(path: &Path) -> Result<(), EnvironmentError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {

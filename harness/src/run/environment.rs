@@ -1,42 +1,42 @@
-//! What the harness itself needs of this machine and does not get.
+//! Errors of the host that the harness runs on.
 
 use std::path::PathBuf;
 
-/// The machine does not let the harness do its work; no verdict on the VMM.
+/// The machine does not let the harness do its work. This is not a verdict on the VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
     /// A file operation failed.
     #[error("cannot {what} {path}: {source}")]
     File {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A case's folder is being written by another run.
+    /// Another run is writing to a case's folder.
     #[error("the evidence folder {0} is in use by another run")]
     InUse(PathBuf),
-    /// A path that has to go over QMP is no UTF-8.
-    #[error("{0} is no UTF-8; choose another folder")]
+    /// A path that must be sent over QMP is not valid UTF-8.
+    #[error("{0} is not valid UTF-8; choose another folder")]
     NotUtf8(PathBuf),
     /// The VMM could not be started at all.
     #[error("cannot start the VMM {path}: {source}")]
     Spawn {
         /// The binary.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// A file system could not be mounted.
-    #[error("cannot mount something on {path}: {source}")]
+    #[error("cannot mount on {path}: {source}")]
     Mount {
-        /// Where.
+        /// The mount point.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: nix::errno::Errno,
     },
@@ -49,7 +49,7 @@ pub enum EnvironmentError {
 }
 
 impl EnvironmentError {
-    /// For `map_err`: `what` was tried on `path`.
+    /// Returns a function for `map_err` that reports the failed operation `what` on `path`.
     pub fn file(
         what: &'static str,
         path: impl Into<PathBuf>,
@@ -59,12 +59,12 @@ impl EnvironmentError {
     }
 }
 
-/// A limit could not be set.
+/// A resource limit could not be set.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set the limit `{name}` of the VMM: {}", std::io::Error::from(*.source))]
 pub struct RlimitError {
-    /// What the kernel calls it.
+    /// The kernel's name for the limit.
     pub name: &'static str,
-    /// Why not.
+    /// The cause.
     pub source: nix::errno::Errno,
 }

@@ -1,4 +1,4 @@
-//! The evidence folder of a case: enough to understand it and to run it again.
+//! The evidence folder of a case: everything needed to understand the case and to run it again.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -16,29 +16,29 @@ use crate::check::startup::Startup;
 use crate::observe::observation::Observation;
 use crate::scenario::{Case, Vm};
 
-/// The case, everything decided.
+/// The case, with every choice made.
 pub const CASE: &str = "case.toml";
 /// The report on the case, as JSON.
 pub const VERDICT: &str = "verdict.json";
 /// The VMM's log.
 pub const VMM_LOG: &str = "vmm.log";
 
-/// Most of a time line that is kept, twice over, and of each log, while a soak goes on.
+/// The size limits during a soak: of each of the two timeline files, and of each log.
 const TIMELINE_BYTES: usize = 8 << 20;
 const LOG_BYTES: u64 = 4 << 20;
 
-/// The folder of a case and what is being written there.
+/// The folder of a case and the files being written there.
 pub struct Evidence {
     /// The folder, absolute.
     pub folder: PathBuf,
-    /// The time line.
+    /// The timeline.
     pub timeline: Arc<Timeline>,
     tails: Vec<Tail>,
     _lock: Flock<File>,
 }
 
 impl Evidence {
-    /// An empty folder for `case`, with the case and the start marker in it.
+    /// Creates an empty folder for `case`, with the case and the start marker in it.
     pub fn create(case: &Case, options: &Options) -> Result<Self, EnvironmentError> {
         let folder = std::path::absolute(options.evidence.join(folder_name(&case.name)))
             .map_err(EnvironmentError::file("find", &options.evidence))?;
@@ -61,7 +61,8 @@ impl Evidence {
         Ok(Self { folder, timeline: Arc::new(timeline), tails, _lock: lock })
     }
 
-    /// The files of the VM: all here but the socket, whose path must be short.
+    /// Returns the files of the VM: all in this folder, except the sockets, whose paths must be
+    /// short, and the PID file.
     pub fn files(
         &self,
         work: &Path,
@@ -80,27 +81,27 @@ impl Evidence {
         })
     }
 
-    /// What start-up of `vm` leaves in the file system.
+    /// Returns what the start of `vm` leaves in the file system.
     pub fn startup(&self, files: &Files, vm: &Vm) -> Startup {
         Startup::of(&files.sockets(vm), &files.pid_file)
     }
 
-    /// The file that gets the VMM's standard output and error.
+    /// Returns the file for the VMM's standard output and error.
     pub fn console(&self) -> PathBuf {
         self.folder.join("console.log")
     }
 
-    /// The VMM's log from where it was last collected.
+    /// Returns the VMM's log from where it was last collected.
     pub fn vmm_log(&self) -> Tail {
         self.tails[0].clone()
     }
 
-    /// The VMM's standard output and error from where they were last collected.
+    /// Returns the VMM's standard output and error from where they were last collected.
     pub fn console_log(&self) -> Tail {
         self.tails[1].clone()
     }
 
-    /// Takes what was logged since the last call into the time line.
+    /// Copies what was logged since the last call into the timeline.
     pub fn collect(&mut self) {
         for tail in &mut self.tails {
             let new = tail.since();
@@ -112,21 +113,21 @@ impl Evidence {
         }
     }
 
-    /// Keeps what is on the disk within bounds: the newest of the time line and of the logs stays.
+    /// Limits disk use: keeps only the newest part of the timeline and of the logs.
     pub fn bound(&mut self) {
-        // What cannot be given back stays.
+        // Best effort: what cannot be freed stays.
         let _ = self.timeline.rotate(TIMELINE_BYTES);
         for tail in &mut self.tails {
             let _ = tail.punch();
         }
     }
 
-    /// Writes what was seen of the VMM, as `proc-NAME.txt`.
+    /// Writes an observation of the VMM to `proc-NAME.txt`.
     pub fn observation(&self, name: &str, seen: &Observation) -> Result<(), EnvironmentError> {
         write(&self.folder, &format!("proc-{name}.txt"), &describe(seen))
     }
 
-    /// Copies the state files from the folder `work`; one that cannot be copied is not missed.
+    /// Copies the state files from the folder `work`; skips those that cannot be copied.
     pub fn keep_states(&self, work: &Path) {
         for file in fs::read_dir(work).into_iter().flatten().flatten() {
             let name = file.file_name();
@@ -136,7 +137,7 @@ impl Evidence {
         }
     }
 
-    /// Writes the verdict and closes the time line.
+    /// Writes the verdict and closes the timeline.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
         self.collect();
         for tail in &mut self.tails {
@@ -159,13 +160,13 @@ pub struct Tail {
     source: &'static str,
     path: PathBuf,
     read: u64,
-    /// Bytes at the beginning that were given back to the file system.
+    /// Bytes at the beginning that were freed (hole punched).
     punched: u64,
 }
 
 impl Tail {
-    /// Gives the room of all but the newest part back. The file keeps its length, and its writer its
-    /// place in it, which is checked.
+    /// Frees the disk space of all but the newest part. The file keeps its length and its writer
+    /// keeps its position, because checks compare that position.
     fn punch(&mut self) -> std::io::Result<()> {
         let end = self.read.saturating_sub(LOG_BYTES) / LOG_BYTES * LOG_BYTES;
         if end <= self.punched {
@@ -178,7 +179,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Takes out what was given back; nobody writes there any more.
+    /// Removes the freed part from the file, which has no writer any more.
     fn close_up(&mut self) -> std::io::Result<()> {
         if self.punched == 0 {
             return Ok(());
@@ -187,36 +188,36 @@ impl Tail {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.punched))?;
         file.read_to_end(&mut rest)?;
-        // The first line may have lost its beginning.
+        // The first line may be truncated at its start.
         let whole = rest.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         fs::write(&self.path, &rest[whole..])?;
         (self.punched, self.read) = (0, (rest.len() - whole) as u64);
         Ok(())
     }
 
-    /// What is new, up to now. A log that cannot be read has nothing.
+    /// Returns what was added since the last collection; nothing if the log cannot be read.
     pub fn since(&self) -> String {
         let mut new = Vec::new();
         let read = File::open(&self.path).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.read))?;
             file.read_to_end(&mut new)
         });
-        // Replacing bad bytes would change the length; the logs are ours and the guest's.
+        // No lossy conversion: that would change the length.
         read.ok().and_then(|_| String::from_utf8(new).ok()).unwrap_or_default()
     }
 }
 
-/// Writes what `replay` runs.
+/// Writes the case file that `replay` runs.
 pub fn write_case(folder: &Path, case: &Case) -> Result<(), EnvironmentError> {
     let text = toml::to_string(case).unwrap_or_else(|e| format!("# {e}\n"));
-    // In one go: a soak does this again and again, and may be killed.
+    // Atomically: a soak rewrites the file repeatedly and may be killed.
     let (new, path) = (folder.join("case.toml.new"), folder.join(CASE));
     std::fs::write(&new, format!("# {}\n{text}", case.name))
         .and_then(|()| std::fs::rename(&new, &path))
         .map_err(EnvironmentError::file("write", &path))
 }
 
-/// A case's name as a relative path that needs no quoting in a shell.
+/// Returns a case's name as a relative path that needs no quoting in a shell.
 pub fn folder_name(case: &str) -> String {
     case.replace('[', ",").replace(']', "")
 }
@@ -241,7 +242,7 @@ fn describe(seen: &Observation) -> String {
     text.push_str(&format!("page frames {:x?}\n", ram.frames));
     let mailbox = serde_json::to_string_pretty(mailbox).unwrap_or_default();
     text.push_str(&format!("\nmailbox {mailbox}\n\nenvironment\n"));
-    // Names only: an environment may hold what is nobody's business.
+    // Names only: the values may be secrets.
     for word in &seen.environ {
         text.push_str(word.split('=').next().unwrap_or_default());
         text.push('\n');
@@ -284,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_log_keeps_its_newest_part_and_its_writer_its_place() {
+    fn punched_log_keeps_its_length_and_newest_part() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(VMM_LOG);
         let line = |n: u64| format!("{n:09} {}\n", "x".repeat(1013));

@@ -1,4 +1,5 @@
-//! The error lines of updates that did not succeed, made the same on every machine and in every run.
+//! The error lines of updates that did not succeed, normalized to be the same on every machine and
+//! in every run.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -10,15 +11,15 @@ use super::verdict::FailedUpdate;
 use crate::check::Ending;
 use crate::scenario::{Expect, Inject, Migrate};
 
-/// What differs from run to run besides paths, and what it becomes.
+/// What differs between runs besides paths, and its replacement.
 static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
         (r"state-\d+", "state-N"),
         (r"\b(PID|process|child|descriptor|fd) \d+", "$1 N"),
         (r"\b\d+ bytes", "N bytes"),
-        // The size of a state is the host's: its XSAVE area, its MSRs.
+        // The size of a state depends on the host: its XSAVE area, its MSRs.
         (r"\b(after writing|which says) \d+", "$1 N"),
-        // The place of a word in a command that gains an option in between.
+        // The position of a word shifts when a command gains an option before it.
         (r"\bword \d+", "word N"),
         (r"\.rs:\d+", ".rs:N"),
         (r"\bn{20,}", "nnn…"),
@@ -30,14 +31,14 @@ static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 });
 
 impl Session<'_> {
-    /// Takes down what the operator has read, each line once.
+    /// Records the error that the operator got, each line once.
     pub(super) fn note_failure(
         &mut self,
         migrate: &Migrate,
         injected: Option<&Inject>,
         ending: &Ending,
     ) {
-        // What may end in any way may do so in another one next time.
+        // These updates may end in several ways, so the error can differ in the next run.
         if matches!(migrate.expect, Expect::Kept | Expect::Revived | Expect::Survives) {
             return;
         }
@@ -52,7 +53,7 @@ impl Session<'_> {
             (&*self.evidence.folder, "<evidence>"),
             (&*self.work, "<work>"),
         ];
-        // The path of one may be how another's begins.
+        // Longest first: one path may be a prefix of another.
         places.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_os_str().len()));
         let failed = FailedUpdate {
             what: migrate.what_is_wrong(&self.case.vm, injected),
@@ -91,7 +92,7 @@ mod tests {
     #[case("descriptor 17 of process 4711", "descriptor N of process N")]
     #[case("has 64 MiB, within 2000 ms", "has 64 MiB, within 2000 ms")]
     #[case("/tmp/cpr-a/nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: two\nlines", "<work>/nnn…: two lines")]
-    fn what_varies_is_named(#[case] error: &str, #[case] told: &str) {
+    fn replaces_what_varies(#[case] error: &str, #[case] told: &str) {
         let places = [(Path::new("/b/vmm"), "<vmm>"), (Path::new("/tmp/cpr-a"), "<work>")];
         assert_eq!(redacted(error, &places), told);
     }

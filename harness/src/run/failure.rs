@@ -1,4 +1,4 @@
-//! Why a step could not be carried out.
+//! Errors from carrying out a step.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use crate::check::Finding;
 use crate::observe::observation::ObserveError;
 use crate::observe::qmp::QmpFault;
 
-/// Why a step could not be carried out.
+/// An error from carrying out a step.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The machine, not the VMM.
+    /// The machine failed, not the VMM.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    /// The conversation failed.
+    /// The QMP connection failed.
     #[error(transparent)]
     Qmp(#[from] QmpFault),
     /// The VMM cannot be observed.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// The guest did not do what was awaited.
+    /// The guest did not do what the step waited for.
     #[error("waited {limit:?} for {what}; seen: {seen}")]
     Guest {
-        /// What was awaited.
+        /// What the step waited for.
         what: String,
         /// How long.
         limit: Duration,
-        /// What there was instead.
+        /// What was seen instead.
         seen: String,
     },
-    /// The VMM ended when it should not, or did not when it should.
+    /// The step failed for another reason, such as a VMM that exited or did not exit.
     #[error("{0}")]
     Process(String),
     /// Checks failed, in a repetition inside the step.
@@ -38,7 +38,7 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// As findings; an error of the environment is none.
+    /// Converts the error to findings; returns an error of the environment as an error.
     pub fn findings(self) -> Result<Vec<Finding>, EnvironmentError> {
         match self {
             Self::Environment(e) => Err(e),

@@ -1,4 +1,4 @@
-//! Arming the VMM's fail points.
+//! Arms the VMM's fail points.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::coverage;
 use crate::observe::qmp::{Command, Qmp, QmpFault};
 use crate::scenario::Inject;
 
-/// Arms a point of the running VMM, or returns the arguments that arm it in the next one.
+/// Arms a fail point in the running VMM, or returns the arguments that arm it in the next one.
 pub(super) fn arm(qmp: &mut Qmp, inject: &Inject) -> Result<Vec<String>, QmpFault> {
     let Inject { point, action } = inject;
     coverage::armed(point);
@@ -17,7 +17,7 @@ pub(super) fn arm(qmp: &mut Qmp, inject: &Inject) -> Result<Vec<String>, QmpFaul
     qmp.execute(Command::new("x-set-failpoint", arguments)).map(|_| Vec::new())
 }
 
-/// The names of all points of the VMM.
+/// Returns the names of all fail points of the VMM.
 pub fn points(qmp: &mut Qmp) -> Result<Vec<String>, QmpFault> {
     let list: Vec<Value> = qmp.query("query-failpoints")?;
     Ok(list.iter().filter_map(|point| point["name"].as_str().map(str::to_owned)).collect())
@@ -28,7 +28,8 @@ fn in_new(qmp: &mut Qmp, name: &str) -> Result<bool, QmpFault> {
     Ok(list.iter().any(|point| point["name"] == name && point["in-new"] == true))
 }
 
-/// The action of this armed point was carried out, by what the VMM has logged since.
+/// Returns whether the action of this armed point was carried out, according to what the VMM has
+/// `logged` since.
 pub(super) fn was_hit(inject: &Inject, logged: &str) -> bool {
     let Inject { point, action } = inject;
     let point = format!(" point={point} ");
@@ -43,7 +44,7 @@ pub(super) fn was_hit(inject: &Inject, logged: &str) -> bool {
     done.any(|(_, done)| letters(done) == action)
 }
 
-/// Whether a VMM logs that it carries this action out: what is written short is told by nobody.
+/// Returns whether the VMM logs when it carries this action out; it does not log short writes.
 pub(super) fn is_logged(inject: &Inject) -> bool {
     inject.action != "short-write"
 }
@@ -61,7 +62,7 @@ mod tests {
     #[case("vcpu", "panic", "WARN x: failpoint point=vcpus action=Panic", false)]
     #[case("save", "panic", "WARN x: point=save action=Panic", false)]
     #[case("save", "panic", "", false)]
-    fn a_hit_is_of_the_point_and_the_action(
+    fn hit_matches_point_and_action(
         #[case] point: &str,
         #[case] action: &str,
         #[case] logged: &str,

@@ -1,4 +1,4 @@
-//! A VMM under a filter that forbids `execve`, and so is started by `execveat`.
+//! Starts a VMM under a seccomp filter that denies `execve`, by `execveat`.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicPtr;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-/// Everything made that the child needs, which must not allocate.
+/// Everything that the child needs, prepared in advance because the child must not allocate.
 pub struct NoExecve {
     filter: BpfProgram,
     path: CString,
@@ -19,7 +19,7 @@ pub struct NoExecve {
 }
 
 impl NoExecve {
-    /// To execute `binary` with `arguments` and `environment`.
+    /// Prepares to execute `binary` with `arguments` and `environment`.
     pub fn new(
         binary: &Path,
         arguments: &[String],
@@ -40,7 +40,7 @@ impl NoExecve {
         })
     }
 
-    /// Puts this process under the filter and executes; returns only if that failed.
+    /// Installs the filter in this process and executes the binary; returns only on failure.
     pub fn exec(&self) -> io::Error {
         if let Err(e) = seccompiler::apply_filter(&self.filter) {
             return match e {
@@ -69,7 +69,7 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 /// Strings and the null-terminated array of pointers to them that `execve` takes.
 struct Strings {
     _strings: Vec<CString>,
-    /// Atomic because a plain pointer may not go to another thread; nothing changes them.
+    /// Atomic only because raw pointers are not `Send` and `Sync`; they never change.
     pointers: Vec<AtomicPtr<libc::c_char>>,
 }
 
@@ -81,7 +81,7 @@ impl Strings {
     }
 
     fn pointers(&self) -> *const *const libc::c_char {
-        // An `AtomicPtr` is in memory what a pointer is.
+        // An `AtomicPtr` has the same representation as a pointer.
         self.pointers.as_ptr().cast()
     }
 }

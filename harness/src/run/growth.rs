@@ -1,16 +1,16 @@
-//! Memory of a VMM that grows from update to update.
+//! Detects growth of a VMM's memory over many updates.
 
 use std::collections::VecDeque;
 
-/// Updates that are not looked at: a VMM may get its buffers first.
+/// Number of initial updates to ignore: a VMM may allocate its buffers first.
 const WARM_UP: usize = 10;
-/// Updates whose median counts, at the beginning and at the end.
+/// Number of updates for each of the two medians, at the beginning and at the end.
 const WINDOW: usize = 50;
-/// What the median may grow by, in KiB: pages of stacks and heaps come and go. More than a twentieth
-/// is let pass where that is more.
+/// Allowed growth of the median, in KiB: pages of stacks and heaps come and go. A twentieth of the
+/// early median is allowed where that is more.
 const ALLOWED_KIB: u64 = 1024;
 
-/// What is known of it, in constant room.
+/// Samples of a VMM's memory, in constant space.
 #[derive(Debug, Default)]
 pub struct Growth {
     seen: usize,
@@ -18,7 +18,7 @@ pub struct Growth {
     late: VecDeque<u64>,
 }
 
-/// It has grown.
+/// The VMM's memory has grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the VMM's own memory grows: the median of {WINDOW} updates was {early} KiB at first and is {late} KiB now"
@@ -29,7 +29,7 @@ pub struct Grown {
 }
 
 impl Growth {
-    /// Notes what it is after an update; an error once it has grown.
+    /// Records the memory after an update; returns an error once it has grown.
     pub fn note(&mut self, kib: u64) -> Result<(), Grown> {
         self.seen += 1;
         if self.seen <= WARM_UP {
@@ -73,16 +73,16 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_comes_and_goes_has_not_grown() {
+    fn fluctuation_is_not_growth() {
         assert_eq!(after((0..5000).map(|n| 3000 + n % 900)), None);
         assert_eq!(after((0..5000).map(|n| if n % 40 == 0 { 90_000 } else { 3000 })), None);
-        // Buffers that are got once, and a large VMM's twentieth.
+        // Buffers allocated once, and growth below a twentieth of a large VMM.
         assert_eq!(after((0..5000).map(|n| if n < 10 { 100 } else { 9000 })), None);
         assert_eq!(after((0..5000).map(|n| 100_000 + n)), None);
     }
 
     #[test]
-    fn memory_that_grows_has_grown() {
+    fn steady_growth_is_detected() {
         let (number, grown) = after((0..5000).map(|n| 3000 + 4 * n)).unwrap();
         assert!(number < 400, "{number}: {grown}");
         insta::assert_snapshot!(

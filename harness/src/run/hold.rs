@@ -1,4 +1,4 @@
-//! Holding an update at a point: the VMM opens a FIFO there and reads until it is closed.
+//! Holds an update at a point: the VMM opens a FIFO there and reads it until the writer closes it.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,19 +12,19 @@ use super::session::Session;
 use super::{EnvironmentError, program};
 use crate::observe::poll::{self, Deadline};
 
-/// A FIFO that nobody has opened yet.
+/// A FIFO that the VMM has not opened yet.
 pub(super) struct Hold {
     path: PathBuf,
 }
 
-/// Somebody waits until this is dropped.
+/// A reader that is blocked until this is dropped.
 #[must_use]
 pub(super) struct Held {
     _writer: File,
 }
 
 impl Hold {
-    /// In `folder`; `number` tells those of a case apart.
+    /// Creates the FIFO in `folder`; `number` distinguishes the FIFOs of a case.
     pub fn new(folder: &Path, number: u32) -> Result<Self, EnvironmentError> {
         let path = folder.join(format!("hold-{number}"));
         let made = mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR);
@@ -32,12 +32,12 @@ impl Hold {
         Ok(Self { path })
     }
 
-    /// What makes a fail point wait.
+    /// Returns the fail point action that waits on the FIFO.
     pub fn action(&self) -> String {
         format!("hold={}", self.path.display())
     }
 
-    /// A program that waits in its rehearsal, and then is `binary`.
+    /// Writes a program that waits on the FIFO in its rehearsal, and then executes `binary`.
     pub fn in_rehearsal(&self, binary: &str) -> Result<String, EnvironmentError> {
         let path = self.path.with_extension("sh");
         let (fifo, rehearses) = (self.path.display(), "[ -n \"$CPR_REHEARSAL\" ]");
@@ -47,11 +47,11 @@ impl Hold {
         Ok(path.to_string_lossy().into_owned())
     }
 
-    /// Waits until somebody waits.
+    /// Waits until a reader has opened the FIFO.
     pub fn await_held(&self, session: &mut Session<'_>) -> Result<Held, StepError> {
         let limit = session.options.patience.update;
         let held = poll::until(Deadline::after(limit), || {
-            // Without a reader it fails with ENXIO.
+            // Fails with ENXIO while there is no reader.
             let writer =
                 OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&self.path);
             match writer {
@@ -61,7 +61,7 @@ impl Hold {
         });
         held.unwrap_or_else(|| {
             let path = self.path.display();
-            Err(StepError::Process(format!("{limit:?} after migrate nobody waits at {path}")))
+            Err(StepError::Process(format!("{limit:?} after migrate no process waits at {path}")))
         })
     }
 }

@@ -1,5 +1,5 @@
-//! What a guest may find lacking on a host: `scenarios/host-lacks.toml`. All else that a guest finds
-//! lacking is a failure of the VMM.
+//! The features that a guest may find missing on a host: `scenarios/host-lacks.toml`. Any other
+//! missing feature is a failure of the VMM.
 
 use std::path::Path;
 
@@ -10,42 +10,42 @@ use serde::Deserialize;
 use crate::backend::Backend;
 use crate::scenario::ScenarioError;
 
-/// The file, as it was when this binary was built.
+/// The file's content when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/host-lacks.toml");
 const NAME: &str = "host-lacks.toml";
 
-/// The name under which it is told that something lacks that must not.
+/// The name of the check that reports a feature missing that must not be.
 pub const CHECK: &str = "available";
 
-/// What a host may lack.
+/// A feature that a host may lack.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Lack {
-    /// In the guest's words.
+    /// The feature, as the guest names it.
     what: String,
-    /// Where it may.
+    /// Where it may be missing.
     on: On,
-    /// Why it may.
+    /// Why it may be missing.
     reason: String,
 }
 
-/// Where something may lack; a regression of the VMM shows everywhere else.
+/// Where a feature may be missing; everywhere else a missing feature is a regression of the VMM.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum On {
-    /// Under this KVM.
+    /// With this KVM module.
     KvmModule(String),
     /// On a CPU without this flag in `/proc/cpuinfo`.
     CpuWithout(String),
-    /// Where KVM lacks this.
+    /// On a KVM without this extension.
     KvmWithout(Extension),
-    /// On this VMM.
+    /// With this VMM.
     Vmm(String),
-    /// On this VMM, where it does without KVM.
+    /// With this VMM, where it does not use KVM.
     VmmWithoutKvm(String),
 }
 
-/// An extension of KVM.
+/// A KVM extension.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Extension {
@@ -53,7 +53,7 @@ enum Extension {
     TscDeadlineTimer,
 }
 
-/// What is known of this host and the VMM on it.
+/// Facts about this host and the VMM on it.
 #[derive(Clone, Copy)]
 struct Facts<'a> {
     vmm: &'a str,
@@ -63,7 +63,7 @@ struct Facts<'a> {
     kvm_has: &'a dyn Fn(Extension) -> bool,
 }
 
-/// All that may lack.
+/// All features that may be missing.
 pub struct HostLacks(Vec<Lack>);
 
 #[derive(Deserialize)]
@@ -73,7 +73,7 @@ struct File {
 }
 
 impl HostLacks {
-    /// That of the file.
+    /// Parses the embedded file.
     pub fn embedded() -> Result<Self, ScenarioError> {
         Self::parse(EMBEDDED)
     }
@@ -89,7 +89,7 @@ impl HostLacks {
         }
     }
 
-    /// Whether a guest of `vmm` may find this lacking here; the error says why not.
+    /// Checks that a guest of `vmm` may find `what` missing on this host; the error says why not.
     pub fn judge(&self, vmm: &dyn Backend, what: &str) -> Result<(), String> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
@@ -113,7 +113,7 @@ impl HostLacks {
             true => format!("scenarios/{NAME} does not list it"),
             false => format!("scenarios/{NAME} lists it, but not for this host and VMM"),
         };
-        Err(format!("the guest does not find {what:?}, and {why}"))
+        Err(format!("the guest lacks {what:?}, and {why}"))
     }
 }
 
@@ -131,7 +131,7 @@ impl On {
     }
 }
 
-/// Whether this KVM has it; one that cannot be asked lacks nothing.
+/// Returns whether KVM has the extension; assumes so if `/dev/kvm` cannot be opened.
 fn kvm_has(extension: Extension) -> bool {
     let number = match extension {
         Extension::TscDeadlineTimer => KVM_CAP_TSC_DEADLINE_TIMER,
@@ -155,23 +155,23 @@ mod tests {
     }
 
     #[rstest]
-    #[case::ours_has_the_device("cpr-vmm", DEVICE, false)]
-    #[case::another_need_not("qemu", DEVICE, true)]
-    #[case::a_kvm_that_emulates("cpr-vmm", SERVICE, true)]
-    #[case::a_cpu_without_it("cpr-vmm", "avx512", true)]
-    #[case::a_cpu_with_it("cpr-vmm", "avx", false)]
-    #[case::a_kvm_with_it("cpr-vmm", "TSC-deadline mode of the LAPIC's timer", false)]
-    #[case::ours_has_it("cpr-vmm", "pvclock", false)]
-    #[case::another_has_it_with_kvm("qemu", "pvclock", false)]
+    #[case::required_device("cpr-vmm", DEVICE, false)]
+    #[case::device_of_another_vmm("qemu", DEVICE, true)]
+    #[case::emulating_kvm("cpr-vmm", SERVICE, true)]
+    #[case::cpu_without_flag("cpr-vmm", "avx512", true)]
+    #[case::cpu_with_flag("cpr-vmm", "avx", false)]
+    #[case::kvm_with_extension("cpr-vmm", "TSC-deadline mode of the LAPIC's timer", false)]
+    #[case::required_pvclock("cpr-vmm", "pvclock", false)]
+    #[case::another_vmm_with_kvm("qemu", "pvclock", false)]
     #[case::not_listed("cpr-vmm", "a second sun", false)]
-    #[case::part_of_the_words("cpr-vmm", "an interrupt in service", false)]
-    fn it_lacks_where_it_may(#[case] vmm: &str, #[case] what: &str, #[case] may: bool) {
+    #[case::partial_name("cpr-vmm", "an interrupt in service", false)]
+    fn may_lack_only_what_is_listed(#[case] vmm: &str, #[case] what: &str, #[case] may: bool) {
         let judged = HostLacks::embedded().unwrap().judge_with(what, facts(vmm));
         assert_eq!(judged.is_ok(), may, "{judged:?}");
     }
 
     #[test]
-    fn it_depends_on_the_kvm() {
+    fn depends_on_kvm() {
         let (all, ours, other) = (HostLacks::embedded().unwrap(), facts("cpr-vmm"), facts("qemu"));
         let elsewhere = all.judge_with(SERVICE, Facts { has_module: &|_| false, ..ours });
         assert!(elsewhere.unwrap_err().ends_with("lists it, but not for this host and VMM"));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_a_reason() {
+    fn rejects_a_missing_reason() {
         let text = "[[lack]]\nwhat = \"x\"\non = { vmm = \"qemu\" }\nreason = \"\"\n";
         let error = HostLacks::parse(text).err().unwrap().to_string();
         assert!(error.contains("\"x\" has no reason"), "{error}");

@@ -1,4 +1,4 @@
-//! An update that is held at a point while a command comes, or a client that misbehaves.
+//! Holds an update at a point while another command or a misbehaving client arrives.
 
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,15 @@ use crate::observe::qmp::{Command, Qmp, QmpFault, label};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{Inject, Interrupt, Interruption, Migrate};
 
-/// Longer than any update is held, in milliseconds.
+/// The rehearsal timeout in milliseconds: longer than any update is held.
 const REHEARSAL_MS: u64 = 15_000;
 
 impl Session<'_> {
-    /// None: the VMM has quit, as it should.
+    /// Interrupts an update. Returns `None` if the VMM has quit, as it should.
     pub(super) fn interrupt(&mut self, wanted: &Interrupt) -> Result<Option<Action>, StepError> {
         let Interrupt { point, with } = wanted;
         let (with, early, ran) = (*with, point == REHEARSING, self.run_state.is_running());
-        // The VMM looks for it among what follows `migrate` as long as the rehearsal goes on.
+        // During the rehearsal, the VMM scans the commands that follow `migrate` for a cancel.
         let before = early || point == "rehearsal" && with.cancels();
         let hold = Hold::new(&self.work, self.tried)?;
         let held_there = Inject { point: point.clone(), action: hold.action() };
@@ -40,11 +40,11 @@ impl Session<'_> {
         self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
         self.note_parameters()?;
         let failed = |error: std::io::Error| {
-            StepError::Process(format!("a client that interrupts with {with:?}: {error}"))
+            StepError::Process(format!("client interrupting with {with:?}: {error}"))
         };
         let socket = PathBuf::from(&self.files.qmp);
         let descriptors = self.descriptors();
-        // Only another client is answered while one waits for its update.
+        // While one client waits for its update, the VMM answers only the others.
         let mut other = match early {
             true => {
                 Some(connect(&self.files.qmp, &self.evidence, &mut self.vm, self.options, "-3")?)
@@ -76,7 +76,7 @@ impl Session<'_> {
         if let (Some((name, id)), Some(other)) = (&id, &other) {
             obeyed(with, other, name, *id)?;
         }
-        // Where the VMM is told to end it need not come that far.
+        // A VMM that was told to quit need not finish the update.
         drop(held);
         if with == Interruption::Quit {
             drop(other);
@@ -115,15 +115,16 @@ impl Session<'_> {
         stranger.after(&self.labels(from)).map_err(failed)?;
         fits_protocol(&other.as_ref().map(Qmp::wrong).unwrap_or_default())?;
         drop(other);
-        // Or a look at the VMM would find clients that have left; if they stay, a check tells.
+        // Otherwise the next observation would see the descriptors of clients that have left. If
+        // they stay open, a check reports them.
         poll::until(Deadline::after(self.options.patience.settle), || {
             (self.descriptors() == descriptors).then_some(())
         });
         Ok(Some(Action::Interrupted { with, early: before, ending }))
     }
 
-    /// Waits until the first vCPU does not beat any more: it has asked for something, and stands
-    /// still until that is done.
+    /// Waits until the first vCPU's heartbeat stops: it has made a request, and stands still until
+    /// that is done.
     fn await_standstill(&mut self) -> Result<(), StepError> {
         let Some(page) = self.seen.as_ref().map(|seen| seen.page.clone()) else { return Ok(()) };
         let (limit, still) = (self.options.patience.guest, self.options.patience.still);
@@ -137,7 +138,7 @@ impl Session<'_> {
         stands.ok_or_else(|| StepError::Guest { what, limit, seen: format!("{:?}", beat()) })
     }
 
-    /// How many the VMM has open.
+    /// Returns how many descriptors the VMM has open.
     fn descriptors(&self) -> usize {
         let folder = std::fs::read_dir(format!("/proc/{}/fd", self.vm.pid()));
         folder.map_or(0, Iterator::count)
@@ -148,20 +149,20 @@ impl Session<'_> {
     }
 }
 
-/// The answer to what came is what it must be.
+/// Checks the VMM's answer to the interrupting command.
 fn obeyed(with: Interruption, client: &Qmp, name: &str, id: u64) -> Result<(), StepError> {
     match (client.answer(name, id), with) {
         (Ok(_), Interruption::Migrate) => {
             Err(StepError::Process("a second update was accepted while one was under way".into()))
         }
         (Ok(_), _) | (Err(QmpFault::Refused { .. }), Interruption::Migrate) => Ok(()),
-        // It may be gone before its answer is written.
+        // The VMM may exit before it writes its answer.
         (Err(QmpFault::Closed { .. }), Interruption::Quit) => Ok(()),
         (Err(error), _) => Err(error.into()),
     }
 }
 
-/// The command that comes; none for a client that misbehaves.
+/// Returns the interrupting command; `None` for the guest, and for a client that misbehaves.
 fn message(with: Interruption) -> Option<Command> {
     let name = match with {
         Interruption::Stop => "stop",
@@ -178,7 +179,7 @@ fn message(with: Interruption) -> Option<Command> {
     Some(Command::plain(name))
 }
 
-/// A client that misbehaves, if one is to.
+/// The misbehaving client of an interruption, if it has one.
 enum Visitor {
     None,
     Garbage(Stranger),

@@ -1,4 +1,4 @@
-//! Cutting off updates by signals.
+//! Kills the VMM with a signal during an update.
 
 use std::time::{Duration, Instant};
 
@@ -19,25 +19,25 @@ use crate::observe::poll;
 use crate::observe::qmp::{Command, QmpFault, label};
 use crate::scenario::{EndSignal, Fate, Inject, KillInUpdate, Migrate, Origin};
 
-/// How often a kill that is to come in an update is tried again, each time closer to its beginning.
+/// How often a kill that must land in an update is retried, each time closer to its beginning.
 const CLOSER: u32 = 8;
 
-/// One cut in an update.
+/// One kill in an update.
 struct Cut<'a> {
     wanted: &'a KillInUpdate,
     number: u32,
-    /// In microseconds after that from which it counts.
+    /// When to kill, in microseconds after the origin (`wanted.from`).
     moment: i64,
-    /// Events from this one on are of the update.
+    /// The number of the first event of the update.
     from: usize,
-    /// The number of the request, if it could be sent.
+    /// The ID of the `migrate` request, if it could be sent.
     asked: Option<u64>,
     at: Instant,
 }
 
 impl Session<'_> {
-    /// Cuts updates off as often as wanted, and looks at what is left: the VM in another process,
-    /// or nothing, and then a VMM is started in its place. The last one is for the caller to check.
+    /// Kills the VMM in as many updates as wanted, and checks what is left: the VM in another
+    /// process, or nothing, in which case it starts another VMM. The caller checks the last one.
     pub(super) fn kill_in_update(&mut self, wanted: &KillInUpdate) -> Result<Action, StepError> {
         let ran = self.run_state.is_running();
         let (first, mut last) = (self.kills.len(), Action::Nothing);
@@ -47,7 +47,7 @@ impl Session<'_> {
             }
             last = self.cut_off(wanted, number)?;
         }
-        // Moments are drawn, and machines are slow and fast: what was meant is tried until it is met.
+        // The moments are random and hosts differ in speed, so retry until a kill lands.
         for nth in 0..CLOSER {
             if !wanted.must_land() || self.kills[first..].iter().any(Kill::landed) {
                 return Ok(last);
@@ -59,7 +59,7 @@ impl Session<'_> {
             true => Ok(last),
             false => {
                 let count = self.kills.len() - first;
-                let why = format!("none of {count} kills came between the events of an update");
+                let why = format!("none of {count} kills landed between the events of an update");
                 Err(StepError::Checks(vec![Finding::new(killed::NAME, why)]))
             }
         }
@@ -99,20 +99,20 @@ impl Session<'_> {
         self.evidence.collect();
         self.boot_again().map_err(|error| match error {
             StepError::Environment(_) => error,
-            other => cut.failed(format!("no VMM starts in its place: {other}")),
+            other => cut.failed(format!("cannot start another VMM in its place: {other}")),
         })?;
         if wanted.expect == Fate::Gone || ran {
             return Ok(Action::Boot);
         }
-        // A guest that stood still does so again.
+        // A guest that was stopped before is stopped again.
         self.check(&Action::Boot, true)?;
         let stopped = self.stop()?;
         self.check(&stopped, true)?;
         Ok(Action::Nothing)
     }
 
-    /// Asks for the update and sends the signal, to the process alone: what it has started must
-    /// end by itself, or continue.
+    /// Requests the update and sends the signal to the VMM's process only: the processes that it
+    /// has started must exit by themselves, or continue the VM.
     fn strike_in_update<'a>(
         &mut self,
         mut cut: Cut<'a>,
@@ -137,7 +137,7 @@ impl Session<'_> {
                 })?;
             }
             if held.is_none() {
-                // Nothing is waited for here: the moment is what was drawn.
+                // Waits for no condition: only the random time must pass.
                 poll::during(pause, || None::<()>);
             }
         }
@@ -154,13 +154,14 @@ impl Session<'_> {
         drop(held);
         if before {
             poll::during(pause, || None::<()>);
-            // It may arrive or not.
+            // The request may arrive or not.
             cut.asked = self.qmp.send(&migrate).ok().and_then(|ids| ids.first().copied());
         }
         Ok((cut, struck))
     }
 
-    /// The VM has survived: the request was answered, and what the update has done is noted.
+    /// Handles a VM that has survived: waits for the answer to the request, and records what the
+    /// update did.
     fn revived(&mut self, cut: &Cut<'_>, channel: &PreparedChannel) -> Result<Action, StepError> {
         if let Some(asked) = cut.asked {
             match self.qmp.answer("migrate", asked) {
@@ -177,7 +178,7 @@ impl Session<'_> {
         Ok(Action::Killed { in_update: true })
     }
 
-    /// Only before an update is under way, or after it, need nothing continue the VM.
+    /// Checks that the kill came before or after the update: only then may the VM be lost.
     fn may_be_gone(&self, cut: &Cut<'_>) -> Result<(), StepError> {
         let told = self.labels_of(cut);
         let has = |name: &str| told.iter().any(|label| label == name);
@@ -190,16 +191,16 @@ impl Session<'_> {
         ))
     }
 
-    /// Waits until nothing is left.
+    /// Waits until nothing of the VMM is left.
     fn await_cut_off(&mut self, cut: &Cut<'_>) -> Result<(), StepError> {
         let limit = self.options.patience.end;
         let (signal, pid) = (cut.wanted.signal, self.vm.pid());
         let name = signal.name();
         let Some(ended) = self.vm.await_end(limit) else {
-            return Err(cut.failed(format!("process {pid} has not ended {limit:?} after {name}")));
+            return Err(cut.failed(format!("process {pid} still runs {limit:?} after {name}")));
         };
         if !signal.asks() {
-            // Whatever is left may hold the connection.
+            // Checked first: a leftover process may hold the connection open.
             killed::check(&self.killed(name)).map_err(|why| cut.failed(why))?;
         }
         self.qmp.await_end(limit).map_err(|e| cut.failed(e.to_string()))?;
@@ -251,7 +252,7 @@ impl Cut<'_> {
     }
 }
 
-/// What the kernel calls it.
+/// Returns the signal as the kernel numbers it.
 pub(super) fn number(signal: EndSignal) -> Signal {
     match signal {
         EndSignal::Sigkill => Signal::SIGKILL,

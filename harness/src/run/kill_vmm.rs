@@ -1,4 +1,4 @@
-//! Ends of a VMM from outside, outside of updates.
+//! Kills the VMM from outside, while no update is in progress.
 
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -13,7 +13,7 @@ use crate::observe::poll;
 use crate::scenario::{EndBy, Fate, KillVmm};
 
 impl Session<'_> {
-    /// Kills the VMM as often as wanted. The last revival is for the caller to check; none: the
+    /// Kills the VMM as often as wanted. The caller checks the last revival. Returns `None` if the
     /// VM is gone, as it should be.
     pub(super) fn kill_vmm(&mut self, wanted: &KillVmm) -> Result<Option<Action>, StepError> {
         let ran = self.run_state.is_running();
@@ -22,7 +22,7 @@ impl Session<'_> {
                 self.check(&Action::Killed { in_update: false }, ran)?;
             }
             let pause = wanted.pause(self.case.seed, nth);
-            // The moment is the point: nothing is awaited, the guest is only given this time.
+            // Waits for no condition: only lets the guest run for a random time.
             poll::during(pause, || None::<()>);
             self.measure();
             let from = self.qmp.event_count();
@@ -41,7 +41,7 @@ impl Session<'_> {
         Ok(Some(Action::Killed { in_update: false }))
     }
 
-    /// Ends the VMM, its keeper included.
+    /// Ends the VMM including its keeper.
     pub(super) fn end_by(&mut self, end: EndBy) -> Result<(), StepError> {
         let pid = self.vm.pid();
         match (end.signal(), &self.vm.cgroup) {
@@ -65,7 +65,7 @@ impl Session<'_> {
         let wrong = |why| StepError::Checks(vec![Finding::new(killed::NAME, why)]);
         if self.vm.await_end(limit).is_none() {
             let pid = self.vm.pid();
-            return Err(wrong(format!("process {pid} has not ended {limit:?} after {by}")));
+            return Err(wrong(format!("process {pid} still runs {limit:?} after {by}")));
         }
         killed::check(&self.killed(by)).map_err(wrong)?;
         self.qmp.await_end(limit)?;

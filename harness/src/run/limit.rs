@@ -1,4 +1,4 @@
-//! Soft limits of the running VMM, set from outside.
+//! Sets soft resource limits of the running VMM from outside.
 
 use std::ptr;
 
@@ -13,14 +13,14 @@ use crate::observe::observation::NotAudited;
 use crate::observe::process;
 use crate::scenario::{Amount, Limit};
 
-/// A limit as it was.
+/// A limit before it was changed.
 #[derive(Clone, Copy)]
 pub struct Saved {
     resource: Resource,
     limit: libc::rlimit64,
 }
 
-/// A resource, and what the kernel calls it.
+/// A resource, and the kernel's name for its limit.
 #[derive(Clone, Copy)]
 struct Resource {
     number: libc::__rlimit_resource_t,
@@ -28,7 +28,7 @@ struct Resource {
 }
 
 impl Session<'_> {
-    /// Sets a limit, or puts all back.
+    /// Sets a limit, or restores all.
     pub(super) fn limit(&mut self, limit: Limit) -> Result<(), StepError> {
         let (number, name, amount) = match limit {
             Limit::Restore => {
@@ -50,7 +50,8 @@ impl Session<'_> {
         self.set_limit(resource, libc::rlimit64 { rlim_cur, ..before })
     }
 
-    /// Why the VMM is not asked for what KVM tells, in thousands of values.
+    /// Returns why the VMM cannot be audited now, if so: an audit reads thousands of values from
+    /// KVM.
     pub(super) fn not_audited(&self) -> Option<NotAudited> {
         if self.start_pends {
             return Some(NotAudited::StartPending);
@@ -59,7 +60,7 @@ impl Session<'_> {
         limited.then_some(NotAudited::LittleAddressSpace)
     }
 
-    /// Sets the limit of the VMM's cgroup, if it has one of its own.
+    /// Sets the memory limit of the VMM's own cgroup, if it has one.
     pub(super) fn limit_memory(&mut self) -> Result<(), EnvironmentError> {
         if let (Some(cgroup), Some(amount)) = (&self.vm.cgroup, self.case.vm.memory_limit) {
             let limit = cgroup.limit(amount)?;
@@ -68,7 +69,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The limit that leaves the VMM what it has, and `amount`.
+    /// Returns the limit that leaves the VMM what it uses now plus `amount`.
     fn wanted(&mut self, limit: Limit, amount: Amount) -> Result<u64, StepError> {
         Ok(match (limit, amount) {
             (Limit::Nofile(_), Amount::Above(more)) => lowest_free(&self.observe()?.fds, more),
@@ -94,8 +95,8 @@ impl Session<'_> {
     }
 }
 
-/// The limit of process `pid` as it was, after setting a `new` one. That the process is gone is no
-/// fault of this machine.
+/// Sets a `new` limit of process `pid`, if given, and returns the old one. If the process is gone,
+/// that is a finding, not an error of the environment.
 fn prlimit(
     pid: i32,
     resource: Resource,
@@ -103,7 +104,7 @@ fn prlimit(
 ) -> Result<libc::rlimit64, StepError> {
     let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: both pointers are to live limits, or null, which the call allows.
+    // SAFETY: both pointers point to live limits, or are null, which the call allows.
     let done = unsafe { libc::prlimit64(pid, resource.number, new, &raw mut old) };
     match Errno::result(done) {
         Ok(_) => Ok(old),
@@ -117,7 +118,7 @@ fn prlimit(
     }
 }
 
-/// The limit below which `more` numbers are free: there may be gaps.
+/// Returns the limit below which `more` descriptor numbers are free, counting gaps.
 fn lowest_free(fds: &FdTable, more: u64) -> u64 {
     let mut free = (0..).filter(|number| !fds.0.contains_key(number));
     free.nth(more as usize).map_or(0, |number| number as u64)
@@ -129,12 +130,12 @@ mod tests {
     use rstest::rstest;
 
     #[test]
-    fn a_vmm_that_is_gone_is_not_the_machines_fault() {
+    fn limit_of_exited_vmm_is_a_finding() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         let resource = Resource { number: libc::RLIMIT_NOFILE, name: "Max open files" };
         let error = prlimit(child.id() as i32, resource, None).err().unwrap();
-        let findings = error.findings().expect("a finding, no error of the environment");
+        let findings = error.findings().expect("a finding, not an error of the environment");
         assert_eq!(findings[0].check, "step");
         assert!(findings[0].message.ends_with("is gone"), "{}", findings[0].message);
     }
@@ -143,7 +144,7 @@ mod tests {
     #[case(0, 2)]
     #[case(1, 4)]
     #[case(2, 5)]
-    fn gaps_count(#[case] more: u64, #[case] limit: u64) {
+    fn lowest_free_counts_gaps(#[case] more: u64, #[case] limit: u64) {
         let open = FdTable::read(std::process::id() as i32).unwrap().0[&0].clone();
         let fds = FdTable([0, 1, 3, 9].map(|number| (number, open.clone())).into());
         assert_eq!(lowest_free(&fds, more), limit);

@@ -1,4 +1,4 @@
-//! An update with the guest watched from the host.
+//! An update during which the host watches the guest.
 
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::observe::poll::Deadline;
 use crate::observe::watch;
 use crate::scenario::Migrate;
 
-/// How long a guest may take for each GiB, on hosts that emulate, if nobody else runs there.
+/// Time limit per GiB of the guest's RAM: enough for an otherwise idle host that emulates.
 const FOR_A_GIB: Duration = Duration::from_secs(30);
-/// How long a host may take for anything else that is awaited here.
+/// Base time limit, for everything else that is awaited here.
 const AT_LEAST: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
-    /// Updates once, and measures.
+    /// Updates once and measures the update from the host.
     pub(super) fn measured_update(&mut self) -> Result<Action, StepError> {
         let (page, cpus) = (self.page()?, self.case.vm.cpus);
         let gib = u32::try_from(self.case.vm.memory.0.div_ceil(1 << 30)).unwrap_or(u32::MAX);
@@ -26,12 +26,12 @@ impl Session<'_> {
         let missed = |what: &str| StepError::Guest {
             what: what.to_owned(),
             limit,
-            seen: "no change of the counters in its mailbox that would say so".to_owned(),
+            seen: "the counters in its mailbox do not show it".to_owned(),
         };
         let before = match touches {
             true => Some(
                 watch::sweep(&page, cpus, Deadline::after(limit))
-                    .ok_or_else(|| missed("a visit to every page"))?,
+                    .ok_or_else(|| missed("the guest to touch every page"))?,
             ),
             false => None,
         };
@@ -41,7 +41,7 @@ impl Session<'_> {
             let watching = scope.spawn(move || watch::watch(&page, cpus, &is_over, deadline));
             let action = self.update(&Migrate::default());
             if action.as_ref().is_ok_and(Action::updated) {
-                // A watcher that has given up needs no word.
+                // Fails if the watcher has given up, which does not matter.
                 let _ = over.send(());
             }
             drop(over);
@@ -50,7 +50,7 @@ impl Session<'_> {
         let action = action?;
         if action.updated() {
             let watched =
-                watched.ok_or_else(|| missed("a visit to every page after the update"))?;
+                watched.ok_or_else(|| missed("the guest to touch every page after the update"))?;
             let measuring = self.measuring.take().zip(watched.guest);
             self.measuring = measuring.map(|(measuring, seen)| measuring.ended(seen));
             let touch = before.zip(watched.touched);

@@ -1,4 +1,4 @@
-//! Running cases: steps under deadlines, checks after each, evidence of all of it.
+//! Runs cases: steps under deadlines, checks after each step, and evidence of everything.
 
 pub mod blackout;
 pub mod case;
@@ -56,26 +56,26 @@ pub use verdict::{Report, Verdict};
 
 use crate::backend::Backend;
 
-/// Has VMs end with this process, and lets their orphans become its children. Every command that runs
-/// VMs calls it once, before a backend is made: that may start another build, to ask it.
+/// Ends all VMs when this process ends, and makes it adopt their orphans. Every command that runs
+/// VMs calls this once, before it creates a backend: that may start another build to query it.
 pub fn guard() {
     signals::guard();
     orphans::adopt();
 }
 
-/// What all cases of a run have in common.
+/// Settings shared by all cases of a run.
 #[derive(Clone)]
 pub struct Options {
     /// The VMM.
     pub backend: Arc<dyn Backend>,
-    /// Where evidence goes.
+    /// The folder for evidence.
     pub evidence: PathBuf,
-    /// Leave the VM of a failed case up.
+    /// Leave the VM of a failed case running.
     pub keep: bool,
-    /// What KVM tells is compared over updates, which makes these take longer.
+    /// Compare what KVM reports before and after each update, which makes updates take longer.
     pub audits: bool,
-    /// How long is waited for what.
+    /// The time limits of all waits.
     pub patience: Patience,
-    /// How the VMM was asked for on the command line, for the replay line.
+    /// The command-line options that selected the VMM, for the replay line.
     pub vmm_option: String,
 }

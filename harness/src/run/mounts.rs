@@ -1,4 +1,4 @@
-//! Mounts of a case's own, which go with it.
+//! Private mounts of a case, removed when it ends.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::EnvironmentError;
 use super::command::make_folder;
 
-/// Gives this thread, and the VMs it starts, mounts of their own.
+/// Gives this thread, and the VMs that it starts, a private mount namespace.
 pub fn private_mounts() -> Result<(), EnvironmentError> {
     let error = |source| EnvironmentError::Mount { path: "/".into(), source };
     unshare(CloneFlags::CLONE_NEWNS).map_err(error)?;
@@ -17,13 +17,14 @@ pub fn private_mounts() -> Result<(), EnvironmentError> {
         .map_err(error)
 }
 
-/// Why a case cannot mount anything here, if it cannot.
+/// Returns why a case cannot mount file systems here, if so.
 pub fn unmet() -> Option<String> {
     static UNMET: OnceLock<Option<String>> = OnceLock::new();
     UNMET.get_or_init(try_out).clone()
 }
 
-/// Root in a container may lack the capability. Tried in a thread that takes its mounts with it.
+/// Tries it, because root in a container may lack the capability. The thread that tries it takes
+/// its mounts with it.
 fn try_out() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("mounting needs root".into());
@@ -36,14 +37,14 @@ fn try_out() -> Option<String> {
     tried.err().map(|e| format!("mounting needs CAP_SYS_ADMIN: {e}"))
 }
 
-/// A mount; undone when dropped.
+/// A mount, unmounted when dropped.
 pub struct Mounted {
-    /// Where.
+    /// The mount point.
     pub at: PathBuf,
 }
 
 impl Mounted {
-    /// A tmpfs of one page: a file can be made, a state does not fit.
+    /// Mounts a tmpfs of one page: a file can be created in it, but a state does not fit.
     pub fn small_tmpfs(at: PathBuf, read_only: bool) -> Result<Self, EnvironmentError> {
         make_folder(&at)?;
         let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
@@ -51,12 +52,12 @@ impl Mounted {
         Self::new(at, mounted)
     }
 
-    /// The file `source` once more at `at`, where it must not be executed.
+    /// Bind-mounts the file `source` at `at` with `noexec`.
     pub fn not_executable(source: &Path, at: PathBuf) -> Result<Self, EnvironmentError> {
         std::fs::write(&at, "").map_err(EnvironmentError::file("write", &at))?;
         let bound = mount(Some(source), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>);
         let mounted = Self::new(at, bound)?;
-        // A bind mount has the flags of its source until they are changed.
+        // A bind mount takes the flags of its source; only a remount changes them.
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOEXEC;
         mount(None::<&str>, &mounted.at, None::<&str>, flags, None::<&str>)
             .map_err(|source| EnvironmentError::Mount { path: mounted.at.clone(), source })?;

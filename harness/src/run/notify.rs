@@ -1,35 +1,35 @@
-//! The socket of a service manager, on which a VMM tells its main PID.
+//! The socket of a service manager, on which a VMM reports its main PID.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-/// Longer than any message.
+/// A buffer size in bytes that exceeds any message.
 const LONGEST: usize = 4096;
 
-/// A bound socket.
+/// A bound notification socket.
 pub struct Notify {
     socket: UnixDatagram,
     path: PathBuf,
 }
 
 impl Notify {
-    /// Binds it in `folder`, in place of one that is there.
+    /// Binds the socket in `folder`, replacing an existing one.
     pub fn bind(folder: &Path) -> io::Result<Self> {
         let path = folder.join("notify.sock");
-        // There is one if another VMM was started here.
+        // One exists if another VMM was started here before.
         let _ = std::fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path)?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket, path })
     }
 
-    /// Where it is.
+    /// Returns the socket's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What was told since the last time.
+    /// Returns the messages received since the last call.
     pub fn heard(&self) -> Vec<String> {
         let mut message = [0; LONGEST];
         let next = || {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_told_is_heard_once() {
+    fn returns_each_message_once() {
         let folder = tempfile::tempdir().unwrap();
         let notify = Notify::bind(folder.path()).unwrap();
         let teller = UnixDatagram::unbound().unwrap();

@@ -1,5 +1,5 @@
-//! The children of VMMs that have died become ours, and are reaped: not every init does that in
-//! time, and what waits for it looks like something the VMM has left behind.
+//! Adopts and reaps the children of VMMs that have died: not every init reaps them in time, and an
+//! unreaped process looks like one that the VMM leaked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,18 +12,18 @@ use crate::observe::process;
 
 static ADOPTS: AtomicBool = AtomicBool::new(false);
 
-/// Lets orphans become children of this process, which must have no other children than VMs.
+/// Makes orphans children of this process, which must have no other children than VMMs.
 pub fn adopt() {
     ADOPTS.store(let_in(), Ordering::Relaxed);
 }
 
-/// Lets orphans become children of this process, whatever others it has: only those that are known
-/// to have become VMMs are waited for. False: they are init's.
+/// Makes orphans children of this process, which may have other children: only those known to have
+/// become VMMs are reaped. Returns false if that fails; orphans then become children of init.
 pub fn let_in() -> bool {
     prctl::set_child_subreaper(true).is_ok()
 }
 
-/// Reaps those that have ended, of whichever case: nobody else waits for them.
+/// Reaps the orphans of all cases that have exited: nothing else waits for them.
 pub fn reap() {
     if !ADOPTS.load(Ordering::Relaxed) {
         return;

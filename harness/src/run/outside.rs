@@ -1,10 +1,10 @@
-//! What a VMM leaves in the file system outside the folder of its case.
+//! Finds files that a VMM leaves outside the folder of its case.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The entries of the folders in which programs leave things, at one moment.
+/// A snapshot of the entries of the folders in which programs leave files.
 #[derive(Clone, Debug)]
 pub struct Outside {
     work: String,
@@ -13,7 +13,7 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Looks around the folder `work`, which itself does not count.
+    /// Takes a snapshot around the folder `work`, which itself does not count.
     pub fn look(work: &Path) -> Self {
         let folders = [work.parent().map(Path::to_owned), Some(std::env::temp_dir())];
         let folders = folders.into_iter().flatten().chain(["/dev/shm".into(), ".".into()]);
@@ -23,8 +23,8 @@ impl Outside {
         outside
     }
 
-    /// What has come since, and is of the VMM `pid` of this case: others work there too, so only
-    /// what has its number or the name of the case's folder in its own name is known to be.
+    /// Returns the new entries of the VMM `pid` of this case. Other programs use the same folders,
+    /// so only entries whose names contain the PID or the name of the case's folder count.
     pub fn new_of(&self, pid: i32) -> Vec<PathBuf> {
         let pid = pid.to_string();
         let ours = |path: &PathBuf| {
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_new_and_the_vmms_counts() {
+    fn only_new_files_of_the_vmm_count() {
         let folder = tempfile::tempdir().unwrap();
         let make = |name: &str| fs::write(folder.path().join(name), "").unwrap();
         fs::create_dir(folder.path().join("cpr-abcdef")).unwrap();

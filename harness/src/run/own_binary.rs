@@ -1,4 +1,4 @@
-//! The file that the VMM was started from, if it is the case's own, and what becomes of it.
+//! The case's own copy of the VMM's binary, and changes to it while the VMM runs.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use super::{EnvironmentError, command, program};
 use crate::observe::process::Executable;
 use crate::scenario::BinaryChange;
 
-/// Copies `binary` to a folder of its own in `work`, under the same name.
+/// Copies `binary` to its own folder in `work`, under the same name.
 pub fn copy(binary: &Path, work: &Path) -> Result<PathBuf, EnvironmentError> {
     let folder = work.join("own");
     command::make_folder(&folder)?;
@@ -48,17 +48,17 @@ impl Session<'_> {
         });
         match File::options().write(true).open(path) {
             Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => {
-                Ok("as it was: a file that is executed cannot be opened for writing (ETXTBSY)")
+                Ok("unchanged: a file being executed cannot be opened for writing (ETXTBSY)")
             }
             Err(e) => Err(EnvironmentError::file("open", path)(e).into()),
-            // Some kernels (6.11, 6.12) let everybody; then to write is to destroy the VMM.
+            // Linux 6.11 and 6.12 allow it; writing would then destroy the running VMM.
             Ok(_) if running => {
-                Ok("as it was: this kernel lets it be opened for writing while it is executed")
+                Ok("unchanged: this kernel allows opening it for writing while it is executed")
             }
             Ok(mut file) => {
                 let written = file.write_all(&[0; 4096]);
                 written.map_err(EnvironmentError::file("write", path))?;
-                Ok("overwritten: nobody executes it")
+                Ok("overwritten: the VMM does not execute it")
             }
         }
     }

@@ -1,22 +1,22 @@
-//! How long the harness waits for what.
+//! The harness's time limits.
 
 use std::time::Duration;
 
-/// Limits of all waits but those for single QMP answers.
+/// The limits of all waits, except for single QMP answers.
 ///
-/// Generous by default: a busy host is no failure, and a wait that is met costs nothing.
+/// Generous by default: a busy host is not a failure, and a wait ends as soon as it is met.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// From the start of the process to its QMP greeting.
     pub greeting: Duration,
-    /// From there to the guest's body, on hosts that emulate its CPL0; as long again while it fills
-    /// its RAM.
+    /// From there to the guest's body, on hosts that emulate CPL0; restarts while the guest is
+    /// seen to fill its RAM.
     pub boot: Duration,
-    /// For the guest to get somewhere.
+    /// For the guest to make the progress that a step waits for.
     pub guest: Duration,
     /// For an update.
     pub update: Duration,
-    /// For a VMM that was told to end.
+    /// For the exit of a VMM that was told to end.
     pub end: Duration,
     /// For the last events of a step.
     pub events: Duration,
@@ -24,11 +24,11 @@ pub struct Patience {
     pub beat: Duration,
     /// For every vCPU's heartbeat after the death of its VMM's process.
     pub revival: Duration,
-    /// For every vCPU to begin a measurement; one that does not is not measured.
+    /// For every vCPU to begin a measurement; if one does not, nothing is measured.
     pub measure: Duration,
-    /// How long a stopped guest is watched: the one wait that is always spent.
+    /// How long a stopped guest is watched: the only wait that always lasts its full time.
     pub still: Duration,
-    /// For descriptors and children that are there only for a moment.
+    /// For descriptors and children that exist only briefly.
     pub settle: Duration,
 }
 
@@ -39,8 +39,8 @@ impl Default for Patience {
             greeting: seconds(10),
             boot: seconds(20),
             guest: seconds(20),
-            // Both end with a VM, which takes an RCU grace period or two: many seconds on a busy
-            // host that emulates.
+            // Both include the teardown of a VM, which takes one or two RCU grace periods: many
+            // seconds on a busy host that emulates.
             update: seconds(40),
             end: seconds(40),
             events: seconds(2),
@@ -54,7 +54,8 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// For so many whole sweeps over so many bytes of RAM, and what is left of the one before.
+    /// Returns the limit for `sweeps` whole sweeps over `ram` bytes, plus the rest of the current
+    /// sweep.
     pub fn sweeps_over(&self, ram: u64, sweeps: u64) -> Duration {
         self.guest + Duration::from_secs(10 * (ram >> 30) * (sweeps + 1))
     }

@@ -1,7 +1,7 @@
-//! One lock between writing files to be executed and starting processes.
+//! A lock that separates writing executable files from starting processes.
 //!
-//! A child that is forked while an executable is open for writing holds it open until it execs
-//! itself, and whoever executes the file in that moment gets ETXTBSY.
+//! A child that is forked while an executable is open for writing holds it open until the child
+//! calls `execve`; executing the file in the meantime fails with ETXTBSY.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,22 +17,22 @@ const CLOEXEC: libc::c_int = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
 
 static FORK: Mutex<()> = Mutex::new(());
 
-/// Starts a process, and registers it as a VM that is up.
+/// Starts a process and registers it as a running VM.
 pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
     let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
-    // Under the lock: a child that nobody has registered is an orphan (see `orphans`).
+    // Under the lock: `orphans` reaps children that are not registered.
     command.spawn().inspect(|child| signals::register(child.id() as i32))
 }
 
-/// In a child: whoever has started the harness may have left descriptors open in it, which are no
-/// part of what is tested. Async-signal-safe.
+/// In a child: sets close-on-exec on all descriptors but the first three, because the harness may
+/// have inherited some that are not part of the test. Async-signal-safe.
 pub fn inherit_nothing() -> std::io::Result<()> {
-    // SAFETY: a system call on numbers; it closes nothing before `execve` does.
+    // SAFETY: a system call on numbers; descriptors stay open until `execve` closes them.
     let done = unsafe { libc::close_range(3, libc::c_uint::MAX, CLOEXEC) };
     Ok(Errno::result(done).map(drop)?)
 }
 
-/// Does `what` while no process is being started.
+/// Runs `what` while no process is being started.
 pub fn alone<T>(what: impl FnOnce() -> T) -> T {
     let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
     what()

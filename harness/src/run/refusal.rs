@@ -1,5 +1,6 @@
-//! Whether a guest notices an update that is refused: the largest gap between its heartbeats, next to
-//! that of as long a time in which nothing was asked of the VMM. And what is such a gap in a calm time.
+//! Measures whether a guest notices a refused update: compares the largest gap between its
+//! heartbeats with that of an equally long calm time, in which the VMM got no requests. Also
+//! measures the gap in a calm time for the case as a whole.
 
 use std::time::{Duration, Instant};
 
@@ -10,24 +11,24 @@ use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
 use crate::scenario::{Expect, Migrate};
 
-/// The least time that is compared: a shorter one sees hardly a heartbeat.
+/// The shortest time that is compared: a shorter one has hardly any heartbeats.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// How long the guest is watched once, for what its updates are compared with.
+/// How long the guest is watched once for the calm gap that its updates are compared with.
 const CALM: Duration = Duration::from_millis(50);
 
-/// The largest gap in a time in which nothing was asked.
+/// The largest gap in a time without requests.
 pub(super) struct Calm(Duration);
 
 impl Session<'_> {
-    /// Watches the guest before an update that is to be refused, where it can be watched.
+    /// Watches the guest before an update that is to be refused, if the guest runs.
     pub(super) fn calm(&self, migrate: &Migrate) -> Option<Calm> {
         let refused = matches!(migrate.expect, Expect::Refused(_));
         let page = &self.seen.as_ref().filter(|_| refused && self.run_state.is_running())?.page;
         self.largest_gap(page, WINDOW).map(Calm)
     }
 
-    /// An update that was asked for at `asked` has been refused.
+    /// Ends the measurement of an update that was requested at `asked` and has been refused.
     pub(super) fn measure_refusal(&mut self, calm: Option<Calm>, asked: Instant) {
         let measuring = self.measuring.take();
         let (Some(Calm(before)), Some(measuring), Some(seen)) = (calm, measuring, &self.seen)
@@ -37,7 +38,7 @@ impl Session<'_> {
         spend(WINDOW.saturating_sub(asked.elapsed()));
         let during = self.end(measuring, &seen.page);
         let took = asked.elapsed();
-        // How long it would take was not known before: what lacks is watched now.
+        // The refusal may have taken longer than the calm time before it: watch for the rest now.
         let rest = took.saturating_sub(WINDOW);
         let after = match rest.is_zero() {
             true => Some(Duration::ZERO),
@@ -50,7 +51,7 @@ impl Session<'_> {
         }
     }
 
-    /// Watches the guest in a calm time, if nobody has in this case.
+    /// Measures the calm gap, unless it was measured in this case already.
     pub(super) fn calibrate(&mut self) {
         let page = match &self.seen {
             Some(seen) if self.calm.is_none() && self.run_state.is_running() => seen.page.clone(),
@@ -65,7 +66,7 @@ impl Session<'_> {
         self.end(measuring, page)
     }
 
-    /// Ends a measurement with the next heartbeat: the gap before it counts.
+    /// Ends a measurement after the next heartbeat of every vCPU: the gap before it counts.
     fn end(&self, measuring: Measurement, page: &MailboxPage) -> Option<Duration> {
         let cpus = self.case.vm.cpus;
         let start = page.read().ok()?.heartbeats(cpus);
@@ -77,7 +78,7 @@ impl Session<'_> {
     }
 }
 
-/// Lets time go by in which the guest is watched.
+/// Lets time pass while the guest is being watched.
 fn spend(time: Duration) {
     poll::during(time, || None::<()>);
 }

@@ -1,4 +1,5 @@
-//! What a case needs of the host; a case whose needs are not met is ignored, and says why.
+//! What a case requires of the host. A case whose requirements are not met is ignored, with the
+//! reason.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,8 +12,8 @@ use crate::scenario::{
     Case, Channel, CommandKind, Expect, Fate, Inject, Keeper, Migrate, Pages, Seccomp, Step,
 };
 
-/// Where everything must run, as in CI, a case that cannot is an error: `CPR_REQUIRE_ALL` is set, and
-/// not empty.
+/// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
+/// empty.
 pub fn all_required() -> bool {
     is_on(std::env::var_os("CPR_REQUIRE_ALL").as_deref())
 }
@@ -21,7 +22,7 @@ fn is_on(variable: Option<&OsStr>) -> bool {
     variable.is_some_and(|value| !value.is_empty())
 }
 
-/// Why `case` cannot run here, if it cannot.
+/// Returns why `case` cannot run here, if so.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     let kvm = Path::new("/dev/kvm");
     if backend.uses_kvm()
@@ -43,7 +44,7 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
             }
         }
         Pages::Reserved if reserved_bytes() < case.vm.memory.0 => {
-            return Some(format!("no {} of reserved 2 MiB pages here", case.vm.memory));
+            return Some(format!("less than {} of reserved 2 MiB pages here", case.vm.memory));
         }
         Pages::Reserved => {}
     }
@@ -60,13 +61,13 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
 }
 
-/// What a case needs of its VMM.
+/// Returns the features that a case needs of its VMM.
 fn needs(case: &Case) -> Vec<Feature> {
     let mut needs = Vec::new();
     if case.vm.own_binary {
         needs.push(Feature::OwnBinary);
     }
-    // One that has no keeper is as one that is to have none.
+    // A VMM without keepers satisfies a case that wants none.
     if matches!(case.vm.keeper, Some(Keeper::On | Keeper::Update)) {
         needs.push(Feature::Keeper);
     }
@@ -84,7 +85,8 @@ fn needs(case: &Case) -> Vec<Feature> {
             Step::KillInUpdate(kill) if kill.at.is_some() => {
                 needs.extend([Feature::FailPoints, Feature::Keeper]);
             }
-            // Only then are there programs that only rehearse, and can signals be held back over exec.
+            // Only a VMM with rehearsals can run programs that only rehearse, and can hold signals
+            // back over exec.
             Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
                 needs.push(Feature::Keeper);
                 needs.extend((kill.command != CommandKind::Good).then_some(Feature::Rehearsal));
@@ -101,7 +103,7 @@ fn needs(case: &Case) -> Vec<Feature> {
     needs
 }
 
-/// What a case lets updates meet.
+/// Returns the faults that a case injects into updates.
 fn faults(case: &Case) -> Vec<Inject> {
     let fault = |step: &Step| match step {
         Step::Inject(inject) => Some(inject.clone()),
@@ -137,7 +139,7 @@ fn is_mounting(step: &Step) -> bool {
         || matches!(migrate.command, CommandKind::NoexecMount | CommandKind::WithoutKvm)
 }
 
-/// Why shared memory has no transparent huge pages, if it has none.
+/// Returns why shared memory has no transparent huge pages, if so.
 pub fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
     let none = "no transparent huge pages for shared memory here (needs root, or shmem_enabled)";
     let folder = Path::new("/sys/kernel/mm/transparent_hugepage");
@@ -147,14 +149,14 @@ pub fn no_shared_huge_pages(backend: &dyn Backend) -> Option<String> {
     if ["[always]", "[advise]", "[within_size]", "[force]"].iter().any(|v| shared.contains(v)) {
         return None;
     }
-    // Who may mount has a tmpfs with huge=always whatever the default is.
+    // With the right to mount, a tmpfs with huge=always works whatever the default is.
     match mounts::unmet().is_none() && !shared.contains("[deny]") {
         true => backend.lacks(Feature::HugePagesByMount),
         false => Some(none.into()),
     }
 }
 
-/// Bytes of 2 MiB pages that the host has reserved and nobody uses.
+/// Returns how many bytes of reserved 2 MiB pages are free on the host.
 pub fn reserved_bytes() -> u64 {
     fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
         .ok()
@@ -171,7 +173,7 @@ mod tests {
     #[case(None, false)]
     #[case(Some(""), false)]
     #[case(Some("1"), true)]
-    fn an_empty_variable_is_as_good_as_none(#[case] variable: Option<&str>, #[case] on: bool) {
+    fn empty_variable_counts_as_unset(#[case] variable: Option<&str>, #[case] on: bool) {
         assert_eq!(is_on(variable.map(OsStr::new)), on);
     }
 }

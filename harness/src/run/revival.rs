@@ -1,4 +1,4 @@
-//! Death of a VMM's process, and the way into the process in which its VM continues.
+//! Follows a VM from its VMM's process, which dies, to the process in which the VM continues.
 
 use std::time::{Duration, Instant};
 
@@ -14,29 +14,29 @@ use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
 use crate::observe::qmp::QmpFault;
 
-/// A VMM whose process dies.
+/// A VMM process that has died or is about to.
 pub(super) struct Struck {
     /// The process.
     former: Stat,
-    /// Its keepers when it dies; none: not known.
+    /// Its keepers at its death; empty if unknown.
     keepers: Vec<Stat>,
-    /// When it was killed, if that is known.
+    /// When it was killed, if known.
     at: Option<Instant>,
-    /// It dies at once, so that the blackout is that of the revival.
+    /// It dies at once, so the measured blackout is that of the revival.
     at_once: bool,
-    /// Events from this one on are of its death.
+    /// The number of the first event after its death.
     from: usize,
 }
 
 impl Session<'_> {
-    /// The VMM will die by itself, `at_once` or after a while; events from number `from` on are of
-    /// that.
+    /// Describes a VMM that dies by itself, `at_once` or after a while; the events from number
+    /// `from` on belong to its death.
     pub(super) fn to_die(&self, from: usize, at_once: bool) -> Struck {
         Struck { former: self.vm.started.clone(), keepers: Vec::new(), at: None, at_once, from }
     }
 
-    /// Sends SIGKILL to the process of the VMM, and to no other. In an update a process may have
-    /// another keeper when it dies than when it was looked at.
+    /// Sends SIGKILL to the VMM's process only. During an update the keepers are left unknown: the
+    /// process may get another keeper between reading them and its death.
     pub(super) fn strike(&mut self, from: usize, in_update: bool) -> Result<Struck, StepError> {
         let former = self.vm.started.clone();
         let keepers = if in_update { Vec::new() } else { process::keepers(former.pid) };
@@ -47,7 +47,7 @@ impl Session<'_> {
         Ok(Struck { former, keepers, at: Some(at), at_once: true, from })
     }
 
-    /// Waits until the VM continues in another process; false if it has ended instead.
+    /// Waits until the VM continues in another process; returns false if the VM has ended instead.
     pub(super) fn follow(&mut self, struck: Struck) -> Result<bool, StepError> {
         let Struck { former, keepers, at, at_once, from } = struck;
         let limit = self.options.patience.update;
@@ -62,11 +62,13 @@ impl Session<'_> {
                     None => Ok(false),
                     Some(heir) => wrong(
                         clients::CHECK.name,
-                        format!("the VM continues in process {heir}, the QMP connection does not"),
+                        format!(
+                            "the VM continues in process {heir}, but the QMP connection closed"
+                        ),
                     ),
                 };
             }
-            Err(late) => return wrong(told::CHECK.name, format!("the VMM has died: {late}")),
+            Err(late) => return wrong(told::CHECK.name, format!("the VMM died: {late}")),
         };
         let told = match told {
             Ok(told) => told,
@@ -75,7 +77,9 @@ impl Session<'_> {
         self.vm.await_end(self.options.patience.end);
         let now = match self.vm.follow(told.pid) {
             Ok(now) => now.clone(),
-            Err(e) => return wrong(told::CHECK.name, format!("{CONTINUED} names no process: {e}")),
+            Err(e) => {
+                return wrong(told::CHECK.name, format!("{CONTINUED} has an invalid PID: {e}"));
+            }
         };
         self.watchdog_follows(now.pid);
         let mut revival = Revival {
@@ -108,19 +112,20 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// The process that has the VM of `former`, if one does.
+    /// Returns the process that continues the VM of `former`, if there is one.
     fn heir_of(&self, former: &Stat) -> Option<i32> {
         let file = self.seen.as_ref()?.ram.file.as_ref()?.inode;
         let alive = || process::holders(file).ok()?.first().map(|stat| stat.pid);
-        // What ends with its VMM takes its time.
+        // Processes that exit with their VMM need a while.
         let gone = poll::until(Deadline::after(self.options.patience.settle), || {
             alive().is_none().then_some(())
         });
         if gone.is_some() { None } else { alive().filter(|pid| *pid != former.pid) }
     }
 
-    /// Waits for every vCPU of a guest that runs; tells how long after `at` all had beaten, and the
-    /// blackout as the guest saw it. If one does not beat, that is for the check `progress`.
+    /// Waits for a heartbeat of every vCPU of a running guest. Returns how long after `at` all had
+    /// beaten, and the blackout as the guest saw it. If one does not beat, the check `progress`
+    /// reports it.
     fn await_beat(&mut self, at: Option<Instant>) -> (Option<Duration>, Option<Duration>) {
         let measuring = self.measuring.take();
         let seen = self.seen.as_ref().filter(|_| self.run_state.is_running());
@@ -133,7 +138,7 @@ impl Session<'_> {
         (beat, measuring.and_then(|measuring| measuring.end(&page)))
     }
 
-    /// Takes down what was written to standard error and to the service manager's socket.
+    /// Records what was written to standard error and to the service manager's socket.
     fn hear_elsewhere(&mut self, revival: &mut Revival) {
         let console = self.evidence.console_log();
         let notify = &self.notify;
@@ -145,14 +150,14 @@ impl Session<'_> {
         });
     }
 
-    /// True if the process of the VMM has died, or is about to.
+    /// Returns whether the VMM's process has died, or is a zombie.
     pub(super) fn has_died(&self) -> bool {
         !Stat::read(self.vm.pid()).is_ok_and(|stat| stat.is_alive())
     }
 }
 
-/// A VMM that has died, and whose VM nothing continues.
+/// Returns the error for a VMM that died without a process that continues its VM.
 pub(super) fn lost(pid: i32, when: &str) -> StepError {
-    let why = format!("process {pid} has died {when}, and nothing continues its VM");
+    let why = format!("process {pid} died {when}, and no process continues its VM");
     StepError::Checks(vec![Finding::new(pid::NAME, why)])
 }

@@ -1,4 +1,4 @@
-//! Running many cases, a few at a time, in their order.
+//! Runs many cases in order, a few at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -6,12 +6,12 @@ use std::sync::mpsc;
 use super::{Options, Report, case};
 use crate::scenario::Case;
 
-/// Runs `cases`, `jobs` at a time; `done` sees each report as it comes.
+/// Runs `cases`, `jobs` at a time; calls `done` with each report as soon as it is ready.
 pub fn run(cases: &[Case], jobs: usize, options: &Options, done: impl FnMut(Report)) {
     each(cases, jobs, |case| case::run(case, options), done);
 }
 
-/// Runs each of `cases` on two VMMs; `done` sees both reports.
+/// Runs each of `cases` on two VMMs, `jobs` at a time; calls `done` with both reports.
 pub fn pairs(
     cases: &[Case],
     jobs: usize,
@@ -22,7 +22,8 @@ pub fn pairs(
     each(cases, jobs, |case| case::run_both(case, first, second), done);
 }
 
-/// Does `work` for each of `items`, `jobs` at a time; `done` sees what comes of it as it comes.
+/// Does `work` for each of `items`, `jobs` at a time; calls `done` with each result as soon as it
+/// is ready.
 pub fn each<I: Sync, T: Send>(
     items: &[I],
     jobs: usize,

@@ -1,4 +1,4 @@
-//! A client of the serial port's socket: it sends numbered lines, and checks those it gets.
+//! A client of the serial port's socket, which sends numbered lines and checks those it receives.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The name under which what a client complains about is told.
+/// The check name under which errors of a client are reported.
 pub const NAME: &str = "serial";
 
-/// How long one read waits, and with it the end of a client.
+/// The timeout of one read; also the longest delay until a client ends.
 const TURN: Duration = Duration::from_millis(5);
-/// Lines got for one line sent: what is sent must not pile up.
+/// Lines received for each line sent, so that sent lines do not pile up.
 const GOT_FOR_SENT: u64 = 2;
 
-/// One client, on a thread of its own; dropping it closes the connection.
+/// A client on its own thread; dropping it closes the connection.
 #[derive(Debug)]
 pub struct SerialClient {
     shared: Arc<Shared>,
@@ -31,7 +31,8 @@ struct Shared {
 }
 
 impl SerialClient {
-    /// Connects. `next` is the number of the next line to send; it outlives the client.
+    /// Connects to the socket at `path`. `next` is the number of the next line to send; the next
+    /// client continues it.
     pub fn connect(path: &Path, next: Arc<AtomicU32>) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(TURN))?;
@@ -45,12 +46,12 @@ impl SerialClient {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Whole lines got so far.
+    /// Returns the number of whole lines received so far.
     pub fn lines(&self) -> u64 {
         self.shared.got.load(Ordering::Acquire)
     }
 
-    /// Closes the connection, and says what went wrong until then, if something did.
+    /// Closes the connection and returns the error until then, if any.
     pub fn leave(mut self) -> Option<String> {
         self.end();
         self.wrong()
@@ -59,12 +60,12 @@ impl SerialClient {
     fn end(&mut self) {
         self.shared.leave.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed.
+            // A panic of the thread has been printed already.
             let _ = thread.join();
         }
     }
 
-    /// What went wrong, if something did.
+    /// Returns the error so far, if any.
     pub fn wrong(&self) -> Option<String> {
         self.shared.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -81,10 +82,10 @@ fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result
     let mut sent = 0;
     let mut buffer = [0; 4096];
     loop {
-        // Before the read: what has come until then is looked at.
+        // Loaded before the read, so that everything received until then is checked.
         let last = shared.leave.load(Ordering::Acquire);
         match stream.read(&mut buffer) {
-            Ok(0) => return Err("the VMM has hung up".into()),
+            Ok(0) => return Err("the VMM closed the connection".into()),
             Ok(length) => {
                 for byte in &buffer[..length] {
                     lines.take(*byte)?;
@@ -107,7 +108,7 @@ fn converse(mut stream: UnixStream, shared: &Shared, next: &AtomicU32) -> Result
     }
 }
 
-/// What comes from the guest, from the middle of some line on.
+/// Parses the guest's output, which may start in the middle of a line.
 #[derive(Default)]
 struct Lines {
     began: bool,
@@ -128,7 +129,7 @@ impl Lines {
         }
         let shown = String::from_utf8_lossy(&text).into_owned();
         let number = (text.len() == 8).then(|| u32::from_str_radix(&shown, 16).ok()).flatten();
-        let number = number.ok_or_else(|| format!("the guest's line {shown:?} is none it sent"))?;
+        let number = number.ok_or_else(|| format!("invalid line {shown:?} from the guest"))?;
         if let Some(last) = self.last
             && number != last.wrapping_add(1)
         {
@@ -150,12 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn lines_count_from_the_first_whole_one() {
+    fn counts_from_the_first_whole_line() {
         assert_eq!(take("0041\n00000042\n00000043\n000"), Ok(2));
     }
 
     #[test]
-    fn the_last_complaint_is_told_when_a_client_leaves() {
+    fn leave_returns_the_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("serial");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -167,12 +168,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_doubled_or_changed_is_told() {
+    fn reports_missing_duplicate_and_invalid_lines() {
         for (text, told) in [
             ("\n00000042\n00000044\n", "after the guest's line 00000042 came 00000044"),
             ("\n00000042\n00000042\n", "after the guest's line 00000042 came 00000042"),
-            ("\n00000042\n0000043\n", "the guest's line \"0000043\" is none it sent"),
-            ("\n0000x042\n", "the guest's line \"0000x042\" is none it sent"),
+            ("\n00000042\n0000043\n", "invalid line \"0000043\" from the guest"),
+            ("\n0000x042\n", "invalid line \"0000x042\" from the guest"),
         ] {
             assert_eq!(take(text).unwrap_err(), told);
         }

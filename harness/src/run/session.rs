@@ -1,4 +1,4 @@
-//! A VM under test: the process, the conversation, and what is expected of it.
+//! A VM under test: its process, its QMP connections, and the expected state.
 
 mod launch;
 mod look;
@@ -39,70 +39,70 @@ use crate::observe::qmp::Qmp;
 use crate::observe::queries::Queries;
 use crate::scenario::{Case, Inject};
 
-/// State files of the newest updates that stay while a soak goes on.
+/// How many of the newest updates' state files a soak keeps.
 const STATES_KEPT: u32 = 4;
 
-/// Everything about the VM of one case.
+/// The VM of one case: its handles, expected state and records.
 pub struct Session<'a> {
     /// The case.
     pub case: &'a Case,
     /// The run it belongs to.
     pub options: &'a Options,
-    /// Where evidence goes.
+    /// The evidence folder.
     pub evidence: Evidence,
-    /// A folder with a short path, for the socket and what else is made.
+    /// A folder with a short path, for the sockets and other files of the case.
     pub work: PathBuf,
     /// The VM's files.
     pub files: Files,
     /// The VMM's process.
     pub vm: Vm,
-    /// The conversation with it.
+    /// The QMP connection that sends commands.
     pub qmp: Qmp,
-    /// Another client, which only listens.
+    /// A second QMP client, which only listens.
     pub(super) bystander: Bystander,
-    /// The run state it must have.
+    /// The expected run state.
     pub run_state: RunState,
-    /// What it must execute.
+    /// The file that the VMM must be executing.
     pub executable: Executable,
-    /// The file that it was started from.
+    /// The path that the VMM was started from.
     pub started_from: PathBuf,
-    /// What it executes if the update that was last prepared succeeds.
+    /// The file that the VMM executes if the last prepared update succeeds.
     pub(super) updated: Executable,
-    /// The arguments in the newest command for an update.
+    /// The arguments in the newest update command.
     pub(super) asked: Vec<String>,
-    /// Updates that succeeded since it was started.
+    /// Successful updates since the VMM was started.
     handed_over: u32,
-    /// The descriptors and the facts of each build when it was last looked at, by the build's file.
+    /// The descriptors and facts of each build when it was last observed, by the build's path.
     of_build: BTreeMap<PathBuf, (FdTable, Facts)>,
-    /// The file of the build at the last look.
+    /// The path of the build at the last observation.
     looked_at: PathBuf,
-    /// Limits that were changed, as they were.
+    /// The original values of the limits that were changed.
     pub limits: Vec<limit::Saved>,
-    /// A vCPU has been told to start, and the guest has not run since.
+    /// A vCPU was told to start, and the guest has not run since.
     pub(super) start_pends: bool,
     /// The state file of the last update that succeeded.
     pub earlier_state: Option<String>,
-    /// What else it is asked at each look, once that is known.
+    /// The additional QMP queries of each observation, once known.
     queries: Option<Queries>,
-    /// The newest look at it.
+    /// The newest observation.
     pub seen: Option<Observation>,
-    /// Events before this one were checked.
+    /// The number of events that were checked already.
     pub events_checked: usize,
-    /// Events of this step that were checked.
+    /// The checked events of this step.
     heard: Vec<String>,
-    /// How the updates of this step have ended.
+    /// How the updates of this step ended.
     endings: Vec<String>,
-    /// Status in the newest `MIGRATION` event.
+    /// The status in the newest `MIGRATION` event.
     pub last_status: Option<String>,
     /// How often the guest must have booted.
     pub boots: u32,
     /// Updates that succeeded.
     pub updates: u32,
-    /// Updates tried.
+    /// Updates that were attempted.
     pub tried: u32,
-    /// What the next update meets.
+    /// The fault to inject into the next update.
     pub injection: Option<Inject>,
-    /// A blackout that is being measured.
+    /// The blackout measurement in progress.
     pub measuring: Option<Measurement>,
     /// The serial port's client.
     pub serial: Option<SerialClient>,
@@ -110,59 +110,59 @@ pub struct Session<'a> {
     pub serial_next: Arc<AtomicU32>,
     /// Blackouts measured.
     pub blackouts: Vec<Duration>,
-    /// The phases of updates that succeeded, where the VMM tells them.
+    /// The phases of successful updates, where the VMM logs them.
     pub phases: Vec<UpdatePhases>,
-    /// What the host saw of updates that were measured.
+    /// What the host measured of updates that it watched.
     pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed.
     pub failed_updates: Vec<FailedUpdate>,
-    /// The largest gap between heartbeats in calm times, once one was watched.
+    /// The largest gap between heartbeats in calm times, once measured.
     pub(super) calm: Option<Duration>,
-    /// What the guest noticed of an update that was refused, before it is judged.
+    /// What the guest noticed of a refused update, until the check judges it.
     pub(super) refused: Option<Refusal>,
-    /// What the guest noticed of updates that were refused.
+    /// What the guest noticed of refused updates.
     pub refusals: Vec<Refusal>,
-    /// Updates cut off by SIGKILL.
+    /// Kills of the VMM during updates.
     pub kills: Vec<Kill>,
-    /// Deaths of the VMM's process that the VM has survived.
+    /// Deaths of the VMM's process that the VM survived.
     pub revivals: Vec<Revived>,
-    /// In which process the VM is since the last look at it.
+    /// Whether the VM has moved to another process since the last observation.
     pub(super) handover: Handover,
-    /// Where the VMM tells its service manager.
+    /// The socket on which the VMM notifies its service manager.
     pub(super) notify: Notify,
-    /// What there was outside the case's folder before the VMM was started.
+    /// The files outside the case's folder before the VMM was started.
     pub(super) outside: Outside,
     /// The VMM's own memory in KiB, after boot and after each update.
     memory_kib: Vec<u64>,
     startup: Startup,
     watchdog: Watchdog,
-    /// Who says how long a soak goes on; the number of its updates if nobody does.
+    /// Decides how long a soak lasts; without it the number of its updates does.
     pub(super) pace: Option<&'a dyn Pace>,
     kvm: bool,
     began: Instant,
 }
 
 impl<'a> Session<'a> {
-    /// The build that the next update goes to.
+    /// Returns the build that the next update goes to.
     pub(super) fn next_build(&self) -> &'a dyn Backend {
         let backend = &*self.options.backend;
         backend.next(self.handed_over).unwrap_or(backend)
     }
 
-    /// The file of the build that runs now.
+    /// Returns the path of the build that runs now.
     fn build(&self) -> &'a Path {
         let backend = &*self.options.backend;
         let last = self.handed_over.checked_sub(1);
         last.and_then(|done| backend.next(done)).unwrap_or(backend).binary()
     }
 
-    /// What to launch, for the arguments of an update.
+    /// Returns what to launch, for the arguments of an update.
     pub fn launch(&self) -> Launch<'_> {
         let case = self.case;
         Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &self.files }
     }
 
-    /// Notes an update that succeeded, with its state file.
+    /// Records a successful update with its state file.
     pub fn note_update(&mut self, state: String) {
         self.updates += 1;
         self.handed_over += 1;
@@ -170,22 +170,23 @@ impl<'a> Session<'a> {
         self.earlier_state = Some(state);
     }
 
-    /// True once the watchdog has killed the VMM.
+    /// Returns true once the watchdog has expired and killed the VMM.
     pub fn watchdog_has_barked(&self) -> bool {
         self.watchdog.has_barked()
     }
 
-    /// The VM continues in process `pid`.
+    /// Tells the watchdog that the VM continues in process `pid`.
     pub(super) fn watchdog_follows(&self, pid: i32) {
         self.watchdog.follow(pid);
     }
 
-    /// Gives the watchdog's patience anew.
+    /// Restarts the watchdog's time limit.
     pub(super) fn rewind_watchdog(&self) {
         self.watchdog.rewind();
     }
 
-    /// Forgets what only grows: what was checked is not needed, and the evidence keeps the newest.
+    /// Drops records that would grow without bound: checked ones are not needed any more, and the
+    /// evidence keeps the newest.
     pub(super) fn forget(&mut self) {
         self.qmp.forget(self.events_checked);
         self.bystander.forget();
@@ -194,13 +195,13 @@ impl<'a> Session<'a> {
         self.phases.clear();
         self.refusals.clear();
         self.revivals.clear();
-        // The model is told that there was one.
+        // The model needs one, to know that there was an update.
         self.endings.drain(..self.endings.len().saturating_sub(1));
-        // The first two and the last are told in the end.
+        // The report contains the first two and the last.
         let last = self.memory_kib.len().saturating_sub(1);
         self.memory_kib.drain(last.min(2)..last);
         if let Some(old) = self.tried.checked_sub(STATES_KEPT) {
-            // The earliest bursts have none.
+            // Some of these files do not exist.
             let _ = std::fs::remove_file(self.work.join(format!("state-{old}")));
             let _ =
                 std::fs::remove_file(self.work.join(format!("state-{}", old.saturating_sub(1))));
@@ -209,13 +210,13 @@ impl<'a> Session<'a> {
         self.evidence.bound();
     }
 
-    /// Its own memory in KiB after boot, after the first update, and after the last.
+    /// Returns the VMM's own memory in KiB after boot, after the first update and after the last.
     pub fn memory(&self) -> Vec<u64> {
         let all = &self.memory_kib;
         all.iter().take(2).chain(all.get(2..).and_then(<[u64]>::last)).copied().collect()
     }
 
-    /// The error in `query-migrate`.
+    /// Returns the error in `query-migrate`.
     pub fn migration_error(&mut self) -> Result<String, StepError> {
         let migrate: Value = self.qmp.query("query-migrate")?;
         Ok(migrate.get("error-desc").and_then(Value::as_str).unwrap_or_default().to_owned())

@@ -1,4 +1,4 @@
-//! Ctrl-C leaves no VM behind.
+//! Signal handling: a signal that ends the harness also ends its VMs and removes their folders.
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
@@ -17,21 +17,21 @@ use crate::scenario::Signals;
 /// How long a folder in use may take to be removed.
 const REMOVED: Duration = Duration::from_secs(1);
 
-/// What ends this process.
+/// The signals that end this process.
 const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Process groups of the VMs that are up.
+/// The process groups of the running VMs.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// Processes that have become VMMs, in the groups of those they came from.
+/// Processes that have become VMMs, in the process groups of their predecessors.
 static HEIRS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// Folders of the cases that run.
+/// The folders of the running cases.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Makes a folder that goes when this process does.
+/// Creates a temporary folder that is also removed if a signal ends this process.
 pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
-    // Made under the lock, which the end of this process takes and keeps.
+    // Under the lock, which the signal thread takes and keeps while it ends this process.
     let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::Builder::new().prefix("cpr-").tempdir()?;
     folders.insert(folder.path().to_owned());
@@ -39,13 +39,13 @@ pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
     Ok((folder, guard))
 }
 
-/// Has `folder` go when this process does.
+/// Registers `folder` to be removed if a signal ends this process.
 pub fn guard_folder(folder: &Path) -> FolderGuard {
     FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
     FolderGuard(folder.to_owned())
 }
 
-/// Forgets its folder when dropped.
+/// Unregisters its folder when dropped.
 pub struct FolderGuard(PathBuf);
 
 impl Drop for FolderGuard {
@@ -54,60 +54,60 @@ impl Drop for FolderGuard {
     }
 }
 
-/// Notes that a VM is up.
+/// Registers the process group of a running VM.
 pub fn register(group: i32) {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
 }
 
-/// Notes that it is not any more, or that it is to stay.
+/// Unregisters a process group, because its VM has ended or is to stay.
 pub fn forget(group: i32) {
     GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
 }
 
-/// Notes that a process has become a VMM: it is waited for.
+/// Registers a process that has become a VMM, which is reaped separately.
 pub fn register_heir(pid: i32) {
     HEIRS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
 }
 
-/// Notes that it has been waited for, or is to stay.
+/// Unregisters such a process, because it was reaped or is to stay.
 pub fn forget_heir(pid: i32) {
     HEIRS.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
 }
 
-/// True from the start of a VM to its end, and of a process that has become its VMM.
+/// Returns whether `pid` is the first process of a registered VM, or has become a VMM.
 pub fn is_registered(pid: i32) -> bool {
     [&GROUPS, &HEIRS]
         .iter()
         .any(|all| all.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid))
 }
 
-/// In a child: no signal is ignored or blocked, whatever this process has inherited or [`guard`] has
-/// blocked. Async-signal-safe.
+/// In a child: resets all signals to their default action and unblocks them, whatever this process
+/// has inherited or [`guard`] has blocked. Async-signal-safe.
 pub fn reset() -> std::io::Result<()> {
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: no handler is installed. Numbers whose action cannot be set are refused.
+        // SAFETY: no handler is installed. The call fails for signals whose action cannot be set.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
     Ok(SigSet::empty().thread_set_mask()?)
 }
 
-/// Makes this process independent of the signal settings that it has inherited: children can be
-/// waited for, and nothing is blocked. To be called before other threads exist.
+/// Makes this process independent of inherited signal settings: children can be waited for, and no
+/// signal is blocked. Call it before other threads exist.
 ///
-/// Signals that are ignored stay so here: `nohup` and background jobs are to outlive a hangup or an
-/// interrupt. Children get [`reset`].
+/// Ignored signals stay ignored in this process, so that `nohup` and background jobs survive a
+/// hangup or an interrupt. Children call [`reset`].
 pub fn begin() {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-    // Nothing else depends on it than signals that somebody sends.
+    // Best effort: a failure only affects signals sent to this process.
     let _ = SigSet::empty().thread_set_mask();
 }
 
-/// What is to end this process: the signals that it does not ignore.
+/// Returns the signals that end this process: those of [`GUARDED`] that it does not ignore.
 fn guarded() -> SigSet {
     let ignored = |signal: &Signal| {
         let mut now = MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: only reads the action, into memory of ours, which is initialized if that succeeds.
+        // SAFETY: only reads the action, into our own memory, which is initialized on success.
         unsafe {
             libc::sigaction(*signal as libc::c_int, ptr::null(), now.as_mut_ptr()) == 0
                 && now.assume_init().sa_sigaction == libc::SIG_IGN
@@ -116,7 +116,7 @@ fn guarded() -> SigSet {
     GUARDED.into_iter().filter(|signal| !ignored(signal)).collect()
 }
 
-/// In a child: makes the settings what the program to be executed is to inherit. Async-signal-safe.
+/// In a child: applies the signal settings that the executed program inherits. Async-signal-safe.
 pub fn set(settings: Signals) -> std::io::Result<()> {
     let blocked = match settings {
         Signals::SigchldIgnored => {
@@ -138,20 +138,21 @@ pub fn set(settings: Signals) -> std::io::Result<()> {
     Ok(blocked.thread_block()?)
 }
 
-/// Ends every VM and this process on those of SIGINT, SIGTERM and SIGHUP that are not ignored.
+/// Ends every VM and this process on SIGINT, SIGTERM or SIGHUP, unless that signal is ignored.
 ///
-/// To be called before other threads exist: they inherit the blocked signals. The VMMs would too:
-/// see [`reset`].
+/// Call it before other threads exist, because they must inherit the blocked signals. VMMs inherit
+/// them too and therefore call [`reset`].
 pub(super) fn guard() {
     guard_after(|| {});
 }
 
-/// The same, after `first`: what else there is to say.
+/// Does the same as [`guard`], but calls `first` before it ends anything.
 pub fn guard_after(first: impl FnOnce() + Send + 'static) {
     guard_with(None, first);
 }
 
-/// The same, but the first signal only asks for the end, by `ask`; the second one is obeyed.
+/// Does the same as [`guard`], but the first signal only calls `ask`, which requests the end; the
+/// second one ends this process.
 pub fn guard_asking(ask: impl FnOnce() + Send + 'static) {
     guard_with(Some(Box::new(ask)), || {});
 }
@@ -162,7 +163,7 @@ fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send
     if signals.thread_block().is_err() {
         return;
     }
-    // Without the thread the VMMs still die with us, by PR_SET_PDEATHSIG.
+    // Without the thread, PR_SET_PDEATHSIG still ends the VMMs with this process.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(ask) = ask {
             if signals.wait().is_err() {
@@ -177,9 +178,9 @@ fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send
         }
         let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
         for folder in folders.iter() {
-            // Its case may still be writing there.
+            // The folder's case may still be writing to it.
             poll::until(Deadline::after(REMOVED), || {
-                // The files of a cgroup cannot be removed, and need not be.
+                // A cgroup's files cannot be removed; removing its folder is enough.
                 let _ = std::fs::remove_dir(folder).or_else(|_| std::fs::remove_dir_all(folder));
                 (!folder.exists()).then_some(())
             });

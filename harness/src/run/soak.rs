@@ -1,4 +1,5 @@
-//! Updates without end: each is checked, and nothing that is kept of it grows with their number.
+//! Runs an unlimited number of updates. Each is checked, and memory use does not grow with their
+//! number.
 
 use std::time::Duration;
 
@@ -9,29 +10,29 @@ use crate::check::{Action, Finding};
 use crate::observe::poll;
 use crate::scenario::{Channel, CommandKind, Expect, Failure, Migrate, Soak, With};
 
-/// The name under which growth is told.
+/// The check name under which memory growth is reported.
 pub const MEMORY: &str = "memory";
 
-/// Who says how long a soak goes on, and hears how it goes.
+/// Decides how long a soak lasts, and receives its progress.
 pub trait Pace: Sync {
-    /// Whether there is to be one more burst, after so many.
+    /// Returns whether to run another burst, after `done` bursts.
     fn wants(&self, done: u32) -> bool;
-    /// A burst has gone well, or the boot.
+    /// Reports a successful burst, or the successful boot.
     fn done(&self, seen: Progress);
 }
 
-/// How a VM is after a burst, or before the first.
+/// The state of a VM after a burst, or before the first.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Good updates until now.
+    /// Successful updates so far.
     pub updates: u32,
-    /// Updates until now that had to be refused or undone.
+    /// Updates so far that had to be refused or rolled back.
     pub setbacks: u32,
     /// The blackouts of this burst.
     pub blackouts: Vec<Duration>,
-    /// Its own memory.
+    /// The VMM's own memory in KiB.
     pub memory_kib: u64,
-    /// Its descriptors.
+    /// The number of the VMM's descriptors.
     pub fds: usize,
 }
 
@@ -42,17 +43,17 @@ impl Session<'_> {
         let text = format!("a soak of up to {} updates from seed {seed}", soak.updates);
         self.evidence.timeline.say("harness", text);
         let (mut growth, mut setbacks) = (Growth::default(), 0);
-        // As booted.
+        // The state after boot.
         self.tell_progress(setbacks);
         for number in 0..soak.updates {
             if self.pace.is_some_and(|pace| !pace.wants(number)) {
                 break;
             }
-            // The deadline is that of a burst.
+            // The deadline applies to each burst.
             self.rewind_watchdog();
             let burst = soak.burst(seed, number);
             self.evidence.timeline.say("harness", format!("burst {number}: {burst:?}"));
-            // The moment is the point: nothing is awaited, the guest is only given this time.
+            // Waits for no condition: only lets the guest run for a random time.
             poll::during(burst.after, || None::<()>);
             setbacks += u32::from(matches!(burst.with, With::NoChannel | With::NoCommand));
             self.burst(burst.with)?;

@@ -1,4 +1,4 @@
-//! A pipe that nobody reads, for what the VMM writes.
+//! A pipe without a reading process, for the VMM's log or standard error.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -12,25 +12,25 @@ use nix::unistd::{mkfifo, pipe2, write};
 
 use crate::scenario::Stalled;
 
-/// The least that a pipe can hold: less than an update logs.
+/// The smallest capacity of a pipe in bytes: less than an update logs.
 const CAPACITY: i32 = 4096;
 
-/// The pipe, which has a reader as long as this lives.
+/// The pipe, whose read end is open but unread as long as this exists.
 pub struct StalledPipe {
-    /// What becomes the VMM's standard error.
+    /// The write end, for the VMM's standard error.
     pub stderr: Option<OwnedFd>,
-    /// The end that is not read.
+    /// The read end, which is never read.
     reader: OwnedFd,
 }
 
 impl StalledPipe {
-    /// Makes it; `fifo` is the log file's path.
+    /// Creates the pipe; `fifo` is the path of the log file.
     pub fn make(kind: Stalled, fifo: &Path) -> io::Result<Self> {
         let (reader, writer) = match kind.is_stderr() {
             true => pipe2(OFlag::O_CLOEXEC)?,
             false => {
                 match mkfifo(fifo, Mode::S_IRUSR | Mode::S_IWUSR) {
-                    // A VMM was there before.
+                    // An earlier VMM of the case had it.
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
@@ -45,7 +45,7 @@ impl StalledPipe {
         Ok(Self { stderr: kind.is_stderr().then_some(writer), reader })
     }
 
-    /// The reader stays when the VMM is left up.
+    /// Keeps the read end open, for a VMM that is left running.
     pub fn keep(self) {
         std::mem::forget(self.reader);
     }
@@ -60,7 +60,7 @@ fn fill(writer: &impl AsFd) -> io::Result<()> {
             Err(errno) => break Err(errno.into()),
         }
     };
-    // The VMM must find it as a shell makes it.
+    // The VMM must get a blocking pipe, as a shell creates it.
     fcntl(writer, FcntlArg::F_SETFL(OFlag::empty()))?;
     filled
 }

@@ -1,4 +1,4 @@
-//! What is noted of a case before it runs, and in what two runs of it differ.
+//! Records the circumstances of a case before it runs, and compares those of two runs.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -9,46 +9,46 @@ use super::Options;
 use crate::backend::{Backend, file_hash};
 use crate::scenario::Case;
 
-/// The file in the evidence folder.
+/// The name of the file in the evidence folder.
 pub const START: &str = "start.json";
 
-/// On what a case was run, and when.
+/// The circumstances of a run: what the case ran on, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// The case.
     pub case: String,
     /// The guest's seed.
     pub seed: u64,
-    /// When, in seconds since 1970.
+    /// The start time in seconds since 1970.
     pub started_unix: f64,
     /// The harness's version.
     pub harness: String,
     /// The kind of VMM.
     pub backend: String,
-    /// Its binary.
+    /// The VMM's binary.
     pub vmm: PathBuf,
-    /// The build that it is updated to first, if that is another.
+    /// The build that the first update goes to, if it is another one.
     #[serde(default)]
     pub updated_to: Option<PathBuf>,
-    /// Its version, where it has told one.
+    /// The VMM's version, if known.
     pub vmm_version: Option<String>,
-    /// XXH3-64 of what it executes, where that can be read.
+    /// The XXH3-64 hash of the VMM's executable, if it can be read.
     #[serde(default)]
     pub vmm_xxh3: Option<String>,
-    /// The same of the build that it is updated to first.
+    /// The XXH3-64 hash of the build in `updated_to`.
     #[serde(default)]
     pub updated_to_xxh3: Option<String>,
-    /// How it was asked for on the command line.
+    /// The command-line options that selected the VMM.
     #[serde(default)]
     pub vmm_option: String,
     /// The host's kernel.
     pub kernel: String,
-    /// CPUs that the harness could use.
+    /// The number of CPUs available to the harness.
     pub cpus: usize,
 }
 
 impl Start {
-    /// `case` is run now.
+    /// Records the circumstances of a run of `case` that starts now.
     pub fn now(case: &Case, options: &Options) -> Self {
         Self {
             case: case.name.clone(),
@@ -67,7 +67,7 @@ impl Start {
         }
     }
 
-    /// Name and version of the VMM, for people.
+    /// Returns the name and version of the VMM for display.
     pub fn title(&self) -> String {
         [Some(self.backend.as_str()), self.vmm_version.as_deref()]
             .into_iter()
@@ -76,8 +76,8 @@ impl Start {
             .join(" ")
     }
 
-    /// In what a run of the same case on `now` is another one, each in one line. A build is told by
-    /// what is in its file.
+    /// Lists how the circumstances `now` differ from these, one line each. Builds are compared by
+    /// the hash of their file.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let unknown = || "unknown".to_owned();
         let version = |start: &Self| start.vmm_version.clone().unwrap_or_else(unknown);
@@ -103,7 +103,7 @@ fn xxh3(build: &dyn Backend) -> Option<String> {
     file_hash::of(build.executable()).ok()
 }
 
-/// In words, however they were quoted.
+/// Formats command-line options for comparison, whatever their quoting.
 fn option(text: &str) -> String {
     match shlex::split(text) {
         Some(words) if words.is_empty() => "none".to_owned(),
@@ -112,19 +112,19 @@ fn option(text: &str) -> String {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the current time in seconds since 1970.
 pub fn unix_now() -> f64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs_f64()
 }
 
-/// The host's kernel.
+/// Returns the release of the host's kernel.
 pub fn kernel() -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim_end().to_owned()
 }
 
-/// CPUs that this process may use.
+/// Returns the number of CPUs that this process may use; 0 if unknown.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(0, usize::from)
 }
@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_machine_does_not_differ() {
+    fn ignores_time_and_path() {
         let later = Start { started_unix: 2.0, vmm: "/elsewhere".into(), ..start() };
         assert_eq!(start().differences(&later), [""; 0]);
     }
 
     #[test]
-    fn whatever_may_matter_is_told() {
+    fn lists_every_difference() {
         let now = Start {
             harness: "0.2.0".into(),
             backend: "qemu".into(),

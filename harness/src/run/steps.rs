@@ -1,4 +1,4 @@
-//! Carrying out one step.
+//! Carries out the steps of a case.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,17 +19,17 @@ use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::watch;
 use crate::scenario::{Expect, Migrate, RunWish, SerialWish, StartAt, Step, Wait};
 
-/// A step that left the VMM up, or one that ended it.
+/// Whether the VMM runs after a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum After {
-    /// It is up.
+    /// The VMM runs.
     Up,
-    /// It is gone, and that was right.
+    /// The VMM has ended, as it should.
     Gone,
 }
 
 impl Session<'_> {
-    /// Carries out `step`, the first one excepted, and checks everything.
+    /// Carries out `step` and runs all checks. At the first step, `boot`, the VMM already runs.
     pub fn step(&mut self, step: &Step) -> Result<After, StepError> {
         let ran = self.run_state.is_running();
         let action = match step {
@@ -74,7 +74,7 @@ impl Session<'_> {
             | Step::Repeat(_)
             | Step::Signal(_)
             | Step::Interrupts(_) => {
-                let why = "this step is taken apart when a scenario is read".to_owned();
+                let why = "this step must be expanded when its scenario is read".to_owned();
                 return Err(StepError::Process(why));
             }
             Step::EachMarker(last) => {
@@ -178,14 +178,14 @@ impl Session<'_> {
         Ok(Action::Reset)
     }
 
-    /// What `stop` makes of the run state: one that has not started yet stays so.
+    /// Updates the expected run state after `stop`, which changes nothing unless the guest runs.
     pub(super) fn has_stopped(&mut self) {
         if self.run_state.is_running() {
             self.run_state = RunState::Paused;
         }
     }
 
-    /// What `cont` makes of it.
+    /// Updates the expected run state after `cont`.
     pub(super) fn has_gone_on(&mut self) {
         if self.run_state == RunState::Prelaunch {
             self.boots += 1;
@@ -194,7 +194,7 @@ impl Session<'_> {
         self.start_pends = false;
     }
 
-    /// What a reset makes of it: a guest that stands still boots when it goes on, once.
+    /// Updates the expected run state after a reset: a stopped guest boots once it is continued.
     pub(super) fn was_reset(&mut self) {
         if self.run_state.is_running() {
             self.boots += 1;
@@ -205,21 +205,21 @@ impl Session<'_> {
 
     fn quit(&mut self) -> Result<(), StepError> {
         match self.qmp.execute(Command::plain("quit")) {
-            // It may be gone before its answer is written.
+            // The VMM may exit before it writes its answer.
             Ok(_) | Err(QmpFault::Closed { .. }) => {}
             Err(e) => return Err(e.into()),
         }
         self.await_gone(Cause::Quit)
     }
 
-    /// Lets the guest go on from the marker it waits at.
+    /// Lets the guest continue from the marker that it waits at.
     pub(super) fn release_guest(&mut self) -> Result<(), StepError> {
         let page = self.page()?;
         let marker = page.read().map(|view| view.marker);
         marker.and_then(|n| page.go(n)).map_err(|source| self.mailbox_error(source))
     }
 
-    /// Waits for the end of a VMM that was told to end, and looks at what is left.
+    /// Waits for the exit of a VMM that was told to end, and checks what is left.
     pub(super) fn await_gone(&mut self, cause: Cause) -> Result<(), StepError> {
         let Some(ended) = self.vm.await_end(self.options.patience.end) else {
             return Err(StepError::Process(format!(
@@ -233,14 +233,14 @@ impl Session<'_> {
         self.check_gone(ended, cause)
     }
 
-    /// Waits until the guest's body runs on all vCPUs, in its boot number `boots`. A guest that
-    /// still fills its RAM, and shows it, is waited for until the watchdog comes.
+    /// Waits until the guest's body runs on all vCPUs in boot number `boots`. While the guest is
+    /// seen to fill its RAM, only the watchdog limits the wait.
     pub(super) fn await_boot(&mut self, boots: u32) -> Result<(), StepError> {
         let (cpus, limit) = (self.case.vm.cpus, self.options.patience.boot);
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
         let page = self.page()?;
         let is_up = |view: &View| view.boots >= boots && view.is_up(cpus);
-        // While it fills its RAM. What beats in an earlier boot has not begun this one.
+        // Heartbeats while it fills its RAM. Those of an earlier boot do not count.
         let beats = |view: &View| (view.boots >= boots).then(|| view.heartbeats(cpus));
         let shown = || page.read().ok().as_ref().and_then(beats);
         loop {
@@ -287,8 +287,8 @@ impl Session<'_> {
         }
     }
 
-    /// A client comes or goes. The VMM's descriptors change with it, so the next step is compared
-    /// with what there is then.
+    /// Connects or disconnects the serial client. This changes the VMM's descriptors, so the VMM is
+    /// observed again for the next step to compare with.
     fn serial(&mut self, wish: SerialWish) -> Result<(), StepError> {
         let pid = self.vm.pid();
         let count = || FdTable::read(pid).map_or(0, |table| table.iter().count());
@@ -312,14 +312,14 @@ impl Session<'_> {
         poll::until(Deadline::after(self.options.patience.guest), || {
             (count() == wanted || self.check_serial().is_err()).then_some(())
         })
-        .ok_or_else(|| StepError::Process("the VMM took no notice of the client".into()))?;
-        // One that has left at once may not have been seen to come.
+        .ok_or_else(|| StepError::Process("the VMM did not notice the serial client".into()))?;
+        // The client may have failed before the VMM noticed it.
         self.check_serial()?;
         self.seen = Some(self.observe()?);
         Ok(())
     }
 
-    /// What the serial port's client has to complain about.
+    /// Reports an error of the serial port's client.
     pub(super) fn check_serial(&self) -> Result<(), StepError> {
         match self.serial.as_ref().and_then(SerialClient::wrong) {
             Some(why) => Err(complaint(why)),
@@ -327,7 +327,7 @@ impl Session<'_> {
         }
     }
 
-    /// Watches the mailbox until `done`, or damage, or the end of the process.
+    /// Polls the mailbox until `done`, damage, an unexpected boot, or the end of the process.
     fn await_guest(
         &mut self,
         what: &str,
@@ -337,7 +337,7 @@ impl Session<'_> {
         let page = self.page()?;
         let seen = poll::until(Deadline::after(limit), || match page.read() {
             Ok(view) if done(&view) => Some(Ok(())),
-            // The checks tell what it is.
+            // The checks report it.
             Ok(view) if view.damage.is_some() || view.boots > self.boots => Some(Ok(())),
             Ok(_) => self.check_process().err().map(Err),
             Err(source) => Some(Err(self.mailbox_error(source))),
@@ -349,11 +349,11 @@ impl Session<'_> {
         })
     }
 
-    /// The mailbox of the VMM as it is now.
+    /// Returns the mailbox of the current VMM.
     pub(super) fn page(&mut self) -> Result<crate::observe::mailbox::MailboxPage, StepError> {
         match &self.seen {
             Some(seen) => Ok(seen.page.clone()),
-            // Before the first look.
+            // Before the first observation.
             None => Ok(self.observe()?.page),
         }
     }
@@ -363,7 +363,7 @@ impl Session<'_> {
     }
 }
 
-/// What the serial port's client has to complain about.
+/// Converts an error of the serial port's client to a finding.
 fn complaint(why: String) -> StepError {
     StepError::Checks(vec![Finding::new(serial::NAME, why)])
 }

@@ -6,7 +6,7 @@ use crate::observe::poll;
 use crate::scenario::{GustKind, Storm};
 
 impl Session<'_> {
-    /// Lets the storm of the case's seed pass over a running guest.
+    /// Runs the storm that the case's seed determines on a running guest.
     pub(super) fn storm(&mut self, storm: &Storm) -> Result<(), StepError> {
         let seed = self.case.seed;
         let text = format!("a storm of {} updates from seed {seed}", storm.updates);
@@ -14,7 +14,7 @@ impl Session<'_> {
         for number in 0..storm.updates {
             let gust = storm.gust(seed, number);
             self.evidence.timeline.say("harness", format!("gust {number}: {gust:?}"));
-            // The moment is the point: nothing is awaited, the guest is only given this time.
+            // Waits for no condition: only lets the guest run for a random time.
             poll::during(gust.after, || None::<()>);
             match gust.kind {
                 GustKind::Update => self.checked_update(true)?,

@@ -1,4 +1,4 @@
-//! QMP clients that misbehave: they speak for themselves, byte by byte.
+//! QMP clients that misbehave; they write raw bytes to their own connection.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -12,18 +12,18 @@ use crate::observe::qmp::{ANSWER, label};
 
 /// The first and the second part of a command.
 const HALVES: [&str; 2] = ["{\"execute\": \"query-st", "atus\", \"id\": \"half\"}\n"];
-/// What a client that reads nothing asks for.
+/// The command that a client sends repeatedly without reading the answers.
 const QUESTION: &str = "{\"execute\": \"query-commands\"}\n";
-/// A VMM that takes nothing more for so long does not because its answers are not read.
+/// If the VMM reads no commands for so long, it waits for its answers to be read. In milliseconds.
 const FULL_MS: u16 = 20;
 
-/// A connection.
+/// The connection of a client that misbehaves.
 pub(super) struct Stranger {
     reader: BufReader<UnixStream>,
 }
 
 impl Stranger {
-    /// One that may ask for everything.
+    /// Connects and negotiates the capabilities, so that all commands are available.
     pub fn connect(path: &Path) -> io::Result<Self> {
         let mut stranger = Self::knock(path)?;
         stranger.say("{\"execute\": \"qmp_capabilities\", \"id\": \"hello\"}\n")?;
@@ -31,7 +31,7 @@ impl Stranger {
         Ok(stranger)
     }
 
-    /// One that has only connected: nobody need have accepted it.
+    /// Only connects; the VMM need not have accepted the connection.
     fn knock(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(ANSWER))?;
@@ -43,14 +43,14 @@ impl Stranger {
         self.reader.get_mut().write_all(bytes.as_ref())
     }
 
-    /// A new client that sends what is no JSON.
+    /// Connects and sends invalid JSON.
     pub fn garbage(path: &Path) -> io::Result<Self> {
         let mut stranger = Self::knock(path)?;
         stranger.say(b"{\"execute\": \"quit\"]}\n\0\xff\xfe}{]][\n\"execute quit\n")?;
         Ok(stranger)
     }
 
-    /// It gets an error, or is let go.
+    /// Checks that the client gets an error or is disconnected.
     pub fn is_told_off(&mut self) -> io::Result<()> {
         match self.await_line("an error", |line| line.starts_with("{\"error\"")) {
             Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
@@ -65,14 +65,14 @@ impl Stranger {
         self.say(HALVES[0])
     }
 
-    /// Sends the rest, and gets the answer.
+    /// Sends the rest of the command and waits for the answer.
     pub fn complete(&mut self) -> io::Result<()> {
         self.say(HALVES[1])?;
         let answered = |line: &str| line.contains("\"half\"") && line.contains("\"running\"");
         self.await_line("the answer to a command that was sent in halves", answered)
     }
 
-    /// Asks until the VMM takes no more, for none of its answers is read.
+    /// Sends commands until the VMM stops reading them because none of its answers is read.
     pub fn ask_without_reading(&mut self) -> io::Result<()> {
         let stream = self.reader.get_ref();
         stream.set_nonblocking(true)?;
@@ -92,11 +92,11 @@ impl Stranger {
         }
     }
 
-    /// Reads at last: what it has missed are exactly these events, in their order.
+    /// Reads everything unread, and checks that its events are exactly `events`, in order.
     pub fn has_missed(&mut self, events: &[String]) -> io::Result<()> {
         let mut heard = Vec::new();
         while heard.len() < events.len() {
-            let line = self.line("the events it has not read")?;
+            let line = self.line("the unread events")?;
             if let Ok(ServerMessage::Event(event)) = serde_json::from_str::<ServerMessage>(&line) {
                 heard.push(label(&event));
             }
@@ -105,7 +105,7 @@ impl Stranger {
             return Ok(());
         }
         let (heard, events) = (heard.join(" "), events.join(" "));
-        Err(io::Error::other(format!("it was sent the events [{heard}], others [{events}]")))
+        Err(io::Error::other(format!("it got the events [{heard}], other clients [{events}]")))
     }
 
     fn await_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
@@ -120,7 +120,7 @@ impl Stranger {
             Ok(0) => Err(failed(ErrorKind::UnexpectedEof, "it was disconnected".to_owned())),
             Ok(_) => Ok(String::from_utf8_lossy(&line).into_owned()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                Err(failed(e.kind(), format!("nothing came for {ANSWER:?}")))
+                Err(failed(e.kind(), format!("no data for {ANSWER:?}")))
             }
             Err(e) => Err(failed(e.kind(), e.to_string())),
         }

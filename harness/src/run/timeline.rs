@@ -1,4 +1,4 @@
-//! One time line of everything that happened in a case, on one clock.
+//! The timeline of everything that happens in a case, on a single clock.
 
 use std::fs::File;
 use std::io::{BufWriter, LineWriter, Write};
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::observe::clock;
 
-/// The file in the evidence folder.
+/// The name of the file in the evidence folder.
 pub const TIMELINE: &str = "timeline.jsonl";
-/// The lines before the last rotation, until the time line is closed.
+/// The name of the file with the lines before the last rotation, until the timeline is closed.
 pub const OLDER: &str = "timeline.older.jsonl";
 
-/// Who can say something; the second QMP client too.
+/// The sources of entries, including the second QMP client.
 pub const SOURCES: [&str; 8] = [
     "harness",
     "qmp-sent",
@@ -32,14 +32,14 @@ pub const SOURCES: [&str; 8] = [
 pub struct Entry {
     /// Seconds since the harness started.
     pub t: f64,
-    /// Who says it, one of [`SOURCES`].
+    /// The source, usually one of [`SOURCES`].
     pub source: String,
-    /// What.
+    /// The message.
     pub text: String,
 }
 
-/// The entries in `text`, in order of time, and how many lines are none: the writer may have been
-/// killed in the middle of one.
+/// Returns the entries in `text` in order of time, and the number of invalid lines: the writer may
+/// have been killed in the middle of one.
 pub fn parse(text: &str) -> (Vec<Entry>, usize) {
     let (mut entries, mut damaged) = (Vec::new(), 0);
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -52,43 +52,43 @@ pub fn parse(text: &str) -> (Vec<Entry>, usize) {
     (entries, damaged)
 }
 
-/// A file and how long it is.
+/// A file and its length.
 struct Written {
-    /// A line at a time: what has happened is known even if the harness is killed.
+    /// Flushed after each line, so that no entry is lost if the harness is killed.
     file: LineWriter<File>,
     bytes: usize,
 }
 
-/// The time line while it is written.
+/// A timeline being written.
 pub struct Timeline {
     path: PathBuf,
     file: Mutex<Written>,
 }
 
 impl Timeline {
-    /// A new time line at `path`.
+    /// Creates a timeline at `path`.
     pub fn create(path: &Path) -> std::io::Result<Self> {
         let file = LineWriter::new(File::create(path)?);
         Ok(Self { path: path.to_owned(), file: Mutex::new(Written { file, bytes: 0 }) })
     }
 
-    /// `source` says `text`, now.
+    /// Adds an entry with the current time.
     pub fn say(&self, source: &str, text: impl Into<String>) {
         self.say_at(clock::now(), source, text);
     }
 
-    /// `source` said `text` at `time`.
+    /// Adds an entry with the given `time`.
     pub fn say_at(&self, time: Duration, source: &str, text: impl Into<String>) {
         let entry = Entry { t: time.as_secs_f64(), source: source.into(), text: text.into() };
         let line = serde_json::to_string(&entry).unwrap_or_default();
         let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         written.bytes += line.len() + 1;
-        // A full disk shows when the verdict is written.
+        // Ignored: a full disk is reported when the verdict is written.
         let _ = writeln!(written.file, "{line}");
     }
 
-    /// Begins anew if it is longer than `limit`: what was before is kept, and what was before that
-    /// is not.
+    /// Rotates the timeline if it is longer than `limit` bytes: keeps its lines in the older file,
+    /// and drops the previous older file.
     pub fn rotate(&self, limit: usize) -> std::io::Result<()> {
         let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if written.bytes > limit {
@@ -99,21 +99,21 @@ impl Timeline {
         Ok(())
     }
 
-    /// Where the lines before the last rotation are.
+    /// Returns the path of the lines before the last rotation.
     fn older(&self) -> PathBuf {
         self.path.with_file_name(OLDER)
     }
 
-    /// What the VMM logged: at the time that stands in the line, where one does.
+    /// Adds a log line, with the time that it contains, or else with the current time.
     pub fn say_stamped(&self, source: &str, line: &str) {
         self.say_at(stamped(line).unwrap_or_else(clock::now), source, line);
     }
 
-    /// Writes it out, in order of time: logs are read later than they are written.
+    /// Rewrites the file in order of time: logs are collected later than they are written.
     pub fn finish(&self) -> std::io::Result<()> {
         let mut written = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         written.file.flush()?;
-        // There is none if it was never rotated.
+        // Missing if the timeline was never rotated.
         let mut text = std::fs::read_to_string(self.older()).unwrap_or_default();
         text.push_str(&std::fs::read_to_string(&self.path)?);
         let (entries, _) = parse(&text);
@@ -129,18 +129,18 @@ impl Timeline {
     }
 }
 
-/// The time that stands in a line.
+/// Returns the time stamp in a line, as time since the harness started.
 pub(super) fn stamped(line: &str) -> Option<Duration> {
     first_stamp(line).and_then(parse_stamp).map(clock::wall_since_start)
 }
 
-/// The time that stands in a line of a log, in seconds since 1970.
+/// Returns the time stamp in a line of a log, in seconds since 1970.
 pub fn unix_stamp(line: &str) -> Option<f64> {
     let time = first_stamp(line).and_then(parse_stamp)?;
     Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64())
 }
 
-/// The first word that looks like a date, in plain and in JSON logs.
+/// Returns the first word that looks like a time stamp, in plain or JSON logs.
 fn first_stamp(line: &str) -> Option<&str> {
     line.split([' ', '"']).find(|word| word.len() >= 20 && word.as_bytes()[4] == b'-')
 }
@@ -176,7 +176,7 @@ mod tests {
     #[case("2000-02-29T23:59:59.000001Z", Some(951_868_799.000001))]
     #[case("2026-13-03T04:05:06Z", None)]
     #[case("2026-02-03 04:05:06", None)]
-    fn stamps(#[case] stamp: &str, #[case] seconds: Option<f64>) {
+    fn parses_stamps(#[case] stamp: &str, #[case] seconds: Option<f64>) {
         let since = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
         assert_eq!(parse_stamp(stamp).map(since), seconds);
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_keeps_its_newest_part() {
+    fn rotation_keeps_the_newest_part() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("timeline.jsonl");
         let timeline = Timeline::create(&path).unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_out_in_order() {
+    fn finish_sorts_by_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("timeline.jsonl");
         let timeline = Timeline::create(&path).unwrap();

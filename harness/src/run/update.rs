@@ -22,7 +22,7 @@ use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::queries;
 use crate::scenario::{Channel, CommandKind, Expect, Inject, Migrate, RaceCommand};
 
-/// How long an update may take unless the scenario says otherwise; less than the harness waits.
+/// The default deadline of an update, in milliseconds; shorter than the harness waits.
 const DEADLINE_MS: u64 = 15_000;
 
 impl Session<'_> {
@@ -36,7 +36,7 @@ impl Session<'_> {
         let ending = match self.ask(&command, &channel, migrate) {
             Ok(()) => {
                 let limit = match migrate.expect {
-                    // What hangs has to be given up first.
+                    // A hanging update must time out first.
                     Expect::Survives => Duration::from_millis(self.case.deadline_ms),
                     _ => self.options.patience.update,
                 };
@@ -52,7 +52,7 @@ impl Session<'_> {
             Err(other) => return Err(other.into()),
         };
         let must = migrate.expect == Expect::Revived;
-        // One of which only counts that it survives may have changed its process or not.
+        // With `survives`, the VM may continue in this process or in another one.
         if must || migrate.expect == Expect::Survives && self.has_died() {
             let struck = self.to_die(from, must);
             if !self.follow(struck)? {
@@ -80,13 +80,13 @@ impl Session<'_> {
         })
     }
 
-    /// Tells a VMM that waits for its state where that is, unless the update ends before.
+    /// Tells a VMM that waits for its state where the state is, unless the update ends first.
     fn have_it_load(&mut self, channel: &PreparedChannel, from: usize) -> Result<(), StepError> {
         let deadline = Deadline::after(self.options.patience.update);
         let waits = poll::until(deadline, || {
             let status = match self.qmp.execute(Command::plain("query-status")) {
                 Ok(answer) => answer["status"].clone(),
-                // Who continues the guest refuses what its predecessor was asked.
+                // A VMM that continues the guest refuses requests made to its predecessor.
                 Err(QmpFault::Refused { .. }) => return None,
                 Err(error) => return Some(Err(error)),
             };
@@ -98,14 +98,14 @@ impl Session<'_> {
         });
         let Some(waits) = waits else {
             return Err(StepError::Process(format!(
-                "after {:?} the VMM does not wait for its state",
+                "after {:?} the new VMM still does not wait for its state",
                 self.options.patience.update
             )));
         };
         if waits? {
             let uri = json!({ "uri": format!("file:{}", channel.state) });
             match self.qmp.execute(Command::new("migrate-incoming", uri)) {
-                // The end of the update tells that as well, and is judged.
+                // The end of the update shows a refusal as well, and is checked.
                 Ok(_) | Err(QmpFault::Refused { .. }) => {}
                 Err(other) => return Err(other.into()),
             }
@@ -113,27 +113,27 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Asks for an update in which the VMM ends, and waits for that.
+    /// Requests an update that must end the VMM, and waits for its exit.
     pub(super) fn update_to_the_end(&mut self, migrate: &Migrate) -> Result<(), StepError> {
         let injected = self.injection.take();
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         self.set_parameters(&command, migrate)?;
         self.qmp.send(&[Command::new("migrate", channel.arguments.clone())])?;
         if let Some(inject) = &injected {
-            // It may be rehearsed first.
+            // A rehearsal may come first.
             self.check_hit(inject, self.options.patience.update)?;
         }
         self.await_gone(Cause::Signal)
     }
 
-    /// An update that was to meet a fault has met it: by its end alone nobody could tell that of one
-    /// that may succeed.
+    /// Checks that the update hit the injected fault. The outcome alone does not show it if the
+    /// update may succeed.
     fn check_hit(&self, inject: &Inject, within: Duration) -> Result<(), StepError> {
-        // Nobody reads that log, so it cannot tell.
+        // A stalled log cannot show the hit.
         if !fault::is_logged(inject) || self.case.vm.stalled.is_some() {
             return Ok(());
         }
-        // Standard error has what comes before the log, which is written behind the VMM's back.
+        // Standard error has the lines from before the log, which is written asynchronously.
         let told = [self.evidence.vmm_log(), self.evidence.console_log()];
         let hit = poll::until(Deadline::after(within), || {
             told.iter().any(|log| fault::was_hit(inject, &log.since())).then_some(())
@@ -142,12 +142,11 @@ impl Session<'_> {
             return Ok(());
         }
         let Inject { point, action } = inject;
-        let why =
-            format!("the update did not come to point {point}, where it was to meet {action}");
+        let why = format!("the update did not reach fail point {point}, armed with {action}");
         Err(StepError::Checks(vec![Finding::new(check::outcome::CHECK.name, why)]))
     }
 
-    /// Sends `commands` in one write. None: the VMM has quit, as it should.
+    /// Sends `commands` in one write. Returns `None` if the VMM has ended, as it should.
     pub(super) fn race(&mut self, commands: &[RaceCommand]) -> Result<Option<Action>, StepError> {
         let (command, channel) = self.prepare(&Migrate::default(), None)?;
         self.set_parameters(&command, &Migrate::default())?;
@@ -156,13 +155,13 @@ impl Session<'_> {
             commands.iter().filter_map(|c| Some((*c, message(*c, &channel)?))).collect();
         let ends = commands.iter().any(|c| c.ends());
         let sent: Vec<Command> = messages.iter().map(|(_, message)| message.clone()).collect();
-        // The guest's part comes first: it takes effect on another CPU while the commands travel.
+        // The guest goes first: it acts on another CPU while the commands are being sent.
         for command in commands.iter().filter(|c| message(**c, &channel).is_none()) {
             self.release_guest()?;
             self.obeyed(*command);
         }
         let ids = match self.qmp.send(&sent) {
-            // It is gone already.
+            // The VMM has ended already.
             Err(QmpFault::Send { .. }) if ends => Vec::new(),
             sent => sent?,
         };
@@ -174,7 +173,7 @@ impl Session<'_> {
                 Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
                 Ok(_) => self.obeyed(*command),
                 Err(QmpFault::Closed { .. }) if ends => break,
-                // The command has gone with the connection. A client that sent it wants its effect.
+                // The answer was lost with the connection. The client still expects the effect.
                 Err(QmpFault::Closed { .. }) if remade && accepted > 0 => self.obeyed(*command),
                 Err(QmpFault::Refused { .. }) if *command == RaceCommand::Migrate => {}
                 Err(other) => return Err(other.into()),
@@ -240,7 +239,7 @@ impl Session<'_> {
         Ok((command, channel))
     }
 
-    /// Begins to measure the blackout, where the guest can tell it.
+    /// Starts to measure the blackout, if the guest runs.
     pub(super) fn measure(&mut self) {
         self.calibrate();
         self.measuring = match &self.seen {
@@ -279,14 +278,15 @@ impl Session<'_> {
             parameters["x-cpr-exec-rehearsal"] = json!(rehearsal);
         }
         if has(Feature::Deadline) {
-            // The one before may have set it.
+            // Always set, because an earlier update may have changed it.
             parameters["x-cpr-exec-deadline"] = json!(migrate.deadline_ms.unwrap_or(DEADLINE_MS));
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
         self.note_parameters()
     }
 
-    /// What the harness has set itself is as it was before the step.
+    /// Updates the observation before the step, so that parameters set by the harness do not count
+    /// as changes.
     pub(super) fn note_parameters(&mut self) -> Result<(), QmpFault> {
         let Some(seen) = self.seen.as_mut().filter(|seen| !seen.queries.is_empty()) else {
             return Ok(());
@@ -308,7 +308,7 @@ impl Session<'_> {
         };
         let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
         let last = |event: &Event| match status(event).as_deref() {
-            // It can fail after that; what tells that it has not is the end of the connection.
+            // The update can still fail after that; only a closed connection shows success.
             Some("completed") => !remade,
             other => matches!(other, Some("failed" | "cancelled")),
         };
@@ -321,7 +321,7 @@ impl Session<'_> {
             Ok(ended) => ended,
             Err(QmpFault::Closed { .. }) if remade => return self.taken_up(),
             Err(e) => {
-                // If the process is gone, or about to be, that is what there is to say.
+                // If the process has exited, or is about to, report that instead.
                 if matches!(e, QmpFault::Closed { .. }) {
                     self.vm.await_end(self.options.patience.settle);
                 }
@@ -335,10 +335,10 @@ impl Session<'_> {
         }
     }
 
-    /// Connects to the new VMM, and waits until it has taken the VM over.
+    /// Connects to the new VMM and waits until it has taken over the VM.
     fn taken_up(&mut self) -> Result<Ending, StepError> {
         if let Err(e) = self.connect_again() {
-            // Its end takes the kernel a while.
+            // If the VMM is exiting, the kernel needs a while to complete that.
             self.vm.await_end(self.options.patience.settle);
             self.check_process()?;
             return Err(e);
@@ -358,8 +358,8 @@ impl Session<'_> {
             Some(Ok(migrate)) if migrate["status"] == "completed" => Ok(Ending::Completed),
             Some(Ok(migrate)) => {
                 self.check_process()?;
-                let why = migrate["error-desc"].as_str().unwrap_or("it does not say why");
-                let why = format!("the new VMM could not take the VM over: {why}");
+                let why = migrate["error-desc"].as_str().unwrap_or("it gives no reason");
+                let why = format!("the new VMM failed to take over the VM: {why}");
                 Err(StepError::Checks(vec![Finding::new("outcome", why)]))
             }
             Some(Err(e)) => {
@@ -376,7 +376,7 @@ impl Session<'_> {
     }
 }
 
-/// The QMP command; none for what the guest does.
+/// Returns the QMP command; `None` for actions of the guest.
 fn message(command: RaceCommand, channel: &PreparedChannel) -> Option<Command> {
     let command = match command {
         RaceCommand::GuestReset | RaceCommand::GuestExit => return None,

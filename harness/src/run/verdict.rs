@@ -1,4 +1,4 @@
-//! What comes out of a case.
+//! The verdict and report on a case.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,36 +8,36 @@ use serde::{Deserialize, Serialize};
 use crate::check::{Finding, damage, pid, progress, ram};
 use crate::observe::phases::UpdatePhases;
 
-/// The name under which the watchdog reports.
+/// The check name under which the watchdog reports.
 pub const WATCHDOG: &str = "watchdog";
 
-/// The name under which the reference model reports that the VMM is not where it should be, though
-/// every check holds.
+/// The check name under which the reference model reports an unexpected state of the VMM that every
+/// check passes.
 pub const MODEL: &str = "model";
 
-/// The name under which the harness reports on itself.
+/// The check name under which the harness reports its own bugs.
 pub const HARNESS: &str = "harness";
 
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Every step did what it should and every check held.
+    /// Every step succeeded and every check passed.
     Pass,
-    /// What did not.
+    /// Checks or steps failed.
     Fail(Vec<Finding>),
-    /// It was not run: why.
+    /// The case was not run, for this reason.
     Ignored(String),
-    /// The machine did not let it run: why.
+    /// The machine did not let the case run, for this reason.
     Broken(String),
 }
 
-/// What the reason begins with where the host's KVM lacks what the guest is about: nobody can
-/// install it, so it is no miss even where everything must run.
+/// The start of the reason if the host's KVM lacks what the guest tests. It cannot be installed, so
+/// such a case is not a miss even where everything must run.
 pub const HOST_LACKS: &str = "not available here: ";
 
 impl Verdict {
-    /// What it found wrong, each in one line.
+    /// Returns the findings, one line each.
     pub fn findings(&self) -> Vec<String> {
         match self {
             Self::Fail(findings) => findings.iter().map(Finding::to_string).collect(),
@@ -45,7 +45,7 @@ impl Verdict {
         }
     }
 
-    /// Why it was not run, where that could be mended.
+    /// Returns why the case was not run, if that can be fixed.
     pub fn miss(&self) -> Option<&str> {
         match self {
             Self::Ignored(why) if !why.starts_with(HOST_LACKS) => Some(why),
@@ -65,12 +65,12 @@ pub struct Report {
     pub failed_step: Option<String>,
     /// Updates that succeeded.
     pub updates: u32,
-    /// The blackout of each update as its guest saw it, where it could be seen.
+    /// The blackout of each update as the guest saw it, where measured.
     pub blackouts: Vec<Duration>,
-    /// The phases of each update that succeeded, where the VMM tells them.
+    /// The phases of each successful update, where the VMM logs them.
     #[serde(default)]
     pub phases: Vec<UpdatePhases>,
-    /// What the host saw of each update that was measured.
+    /// What the host measured of each update that it watched.
     #[serde(default)]
     pub host_seen: Vec<HostSeen>,
     /// The errors of updates that did not succeed, each once.
@@ -79,37 +79,37 @@ pub struct Report {
     /// The events of each step that had any.
     #[serde(default)]
     pub heard: Vec<Heard>,
-    /// What was seen after each step that left the VMM up.
+    /// What was observed after each step that left the VMM running.
     #[serde(default)]
     pub observed: Vec<Observed>,
-    /// What the guest noticed of updates that were refused, where it could be seen.
+    /// What the guest noticed of refused updates, where measured.
     #[serde(default)]
     pub refusals: Vec<Refusal>,
-    /// Updates cut off by SIGKILL.
+    /// Kills of the VMM during updates.
     #[serde(default)]
     pub kills: Vec<Kill>,
-    /// Deaths of the VMM's process that the VM has survived.
+    /// Deaths of the VMM's process that the VM survived.
     #[serde(default)]
     pub revivals: Vec<Revived>,
     /// The VMM's own memory in KiB after boot, after the first update and after the last.
     pub memory_kib: Vec<u64>,
-    /// How long it took.
+    /// How long the case took.
     pub took: Duration,
-    /// How to run exactly this again.
+    /// The command that runs exactly this case again.
     pub replay: String,
-    /// How to read what happened.
+    /// The command that shows what happened.
     #[serde(default)]
     pub show: String,
-    /// The VM that was left up: PID and socket.
+    /// The PID and QMP socket of the VM that was left running.
     pub kept: Option<(i32, String)>,
 }
 
-/// What the host saw of an update.
+/// What the host measured of an update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSeen {
-    /// The longest time in which some vCPU's heartbeat stood still.
+    /// The longest time without a heartbeat of some vCPU.
     pub blackout: Duration,
-    /// How long the guest took to touch all its RAM, if it does that.
+    /// How long the guest took to touch all its RAM, if it does so.
     pub touch: Option<Touch>,
 }
 
@@ -122,14 +122,14 @@ pub struct Touch {
     pub after: Duration,
 }
 
-/// An update that did not succeed, in words that are the same on every machine and in every run.
+/// An update that did not succeed, described in the same words on every machine and in every run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedUpdate {
     /// What was wrong with it.
     pub what: String,
     /// `refused` or `failed`.
     pub ended: String,
-    /// The error that its operator reads.
+    /// The error that the operator gets.
     pub error: String,
 }
 
@@ -138,11 +138,11 @@ pub struct FailedUpdate {
 pub struct Heard {
     /// The step.
     pub step: String,
-    /// In their order; those of `MIGRATION` with their status.
+    /// The events in order; `MIGRATION` events include their status.
     pub events: Vec<String>,
 }
 
-/// What was seen after a step.
+/// What was observed after a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// The step.
@@ -151,67 +151,67 @@ pub struct Observed {
     pub run_state: String,
     /// `status` of `query-migrate`, if it has one.
     pub migration: Option<String>,
-    /// How each update of the step has ended: `completed`, `refused` or `failed`.
+    /// How each update of the step ended: `completed`, `refused` or `failed`.
     #[serde(default)]
     pub endings: Vec<String>,
 }
 
-/// What a running guest noticed of an update that was refused.
+/// What a running guest noticed of a refused update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// How long it was watched.
+    /// How long the guest was watched.
     pub took: Duration,
-    /// The largest gap between its heartbeats in as long a time in which nothing was asked.
+    /// The largest gap between its heartbeats in an equally long time without requests.
     pub calm: Duration,
     /// The largest gap while the update was refused.
     pub during: Duration,
 }
 
 impl Refusal {
-    /// How much larger the gap was than without.
+    /// Returns the ratio of the gap during the refused update to the calm gap.
     pub fn ratio(&self) -> f64 {
         self.during.as_secs_f64() / self.calm.as_secs_f64().max(1e-9)
     }
 }
 
-/// One SIGKILL in an update.
+/// One kill of the VMM during an update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kill {
-    /// When it was sent, in microseconds after `migrate`; negative before it.
+    /// When the signal was sent, in microseconds after `migrate`; negative before it.
     pub moment_us: i64,
-    /// The last event of the update, if one was heard.
+    /// The last event of the update, if one was received.
     pub last_event: Option<String>,
     /// How long it took until nothing was left, or the VM was seen to continue.
     pub gone: Duration,
-    /// The VM has survived it.
+    /// Whether the VM survived.
     #[serde(default)]
     pub revived: bool,
 }
 
 impl Kill {
-    /// It came between the first event of an update and the last.
+    /// Returns whether the kill came between the first and the last event of an update.
     pub fn landed(&self) -> bool {
         self.last_event.as_deref().is_some_and(|last| last != "MIGRATION(completed)")
     }
 }
 
-/// A death of a VMM's process that its VM has survived.
+/// A death of a VMM's process that its VM survived.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revived {
     /// The process that died.
     pub former: i32,
-    /// The one in which the VM continues.
+    /// The process in which the VM continues.
     pub pid: i32,
-    /// Why, in the VMM's words.
+    /// The reason that the VMM gave.
     pub reason: String,
-    /// The blackout as the guest saw it, where it could be seen.
+    /// The blackout as the guest saw it, where measured.
     pub blackout: Option<Duration>,
-    /// From the death until every vCPU was seen to beat, where the guest ran.
+    /// The time from the death until every vCPU was seen to beat, if the guest ran.
     pub beat: Option<Duration>,
 }
 
 impl Report {
-    /// That on a case of which nothing is known but how to run it again, and to read what happened.
+    /// Creates an empty report on a case, with the commands that replay and show it.
     pub fn of(case: &str, replay: String, show: String) -> Self {
         Self {
             case: case.to_owned(),
@@ -235,8 +235,8 @@ impl Report {
         }
     }
 
-    /// True if its VM was lost: the process died, the guest hangs, was reset or damaged, or the
-    /// watchdog had to end it.
+    /// Returns true if the VM was lost: the process died, the guest hung, was reset or damaged, or
+    /// the watchdog had to end it.
     pub fn lost_its_vm(&self) -> bool {
         let fatal =
             [pid::NAME, progress::CHECK.name, damage::CHECK.name, ram::CHECK.name, WATCHDOG];
@@ -244,7 +244,8 @@ impl Report {
         findings.iter().any(|finding| fatal.contains(&finding.check.as_str()))
     }
 
-    /// How it ended, in words that are the same if it ends so again: the checks and the step.
+    /// Describes how the case ended, by the failed checks and the step, so that two runs with the
+    /// same end have the same text.
     pub fn ended(&self) -> String {
         match &self.verdict {
             Verdict::Pass => "passed".to_owned(),
@@ -259,19 +260,19 @@ impl Report {
         }
     }
 
-    /// The two lines to type after a failure.
+    /// Returns the two commands to use after a failure.
     pub fn to_type(&self) -> Vec<String> {
         let lines = [("replay", &self.replay), ("show", &self.show)];
         let known = lines.into_iter().filter(|(_, line)| !line.is_empty());
         known.map(|(what, line)| format!("{what}: {line}")).collect()
     }
 
-    /// Median and largest blackout.
+    /// Returns the median and the largest blackout of updates.
     pub fn blackout(&self) -> Option<(Duration, Duration)> {
         median_and_largest(self.blackouts.clone())
     }
 
-    /// The same of revivals.
+    /// Returns the median and the largest blackout of revivals.
     pub fn blackout_of_revivals(&self) -> Option<(Duration, Duration)> {
         median_and_largest(self.revivals.iter().filter_map(|revived| revived.blackout).collect())
     }
@@ -300,13 +301,13 @@ mod tests {
     #[case(&["fds", "leftovers"], false)]
     #[case(&["killed"], false)]
     #[case(&["step"], false)]
-    fn a_vm_is_lost_with_its_process_or_its_guest(#[case] checks: &[&str], #[case] lost: bool) {
+    fn vm_is_lost_with_its_process_or_guest(#[case] checks: &[&str], #[case] lost: bool) {
         let findings = checks.iter().map(|check| Finding::new(check, "")).collect();
         assert_eq!(report(Verdict::Fail(findings)).lost_its_vm(), lost);
     }
 
     #[test]
-    fn a_vm_is_not_lost_by_a_case_that_does_not_fail() {
+    fn passed_case_does_not_lose_its_vm() {
         assert!(!report(Verdict::Pass).lost_its_vm());
     }
 }

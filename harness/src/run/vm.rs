@@ -1,4 +1,4 @@
-//! A VMM process that the harness has started.
+//! The VMM process that the harness starts.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,58 +28,58 @@ pub struct Start<'a> {
     pub binary: &'a Path,
     /// Its arguments.
     pub arguments: &'a [String],
-    /// Where it works: what it executes by mistake may write there.
+    /// The working folder: a program executed by mistake may write there.
     pub folder: &'a Path,
-    /// A folder put first in its `PATH`.
+    /// A folder put first in `PATH`.
     pub path_folder: &'a Path,
-    /// Where its standard output and error go.
+    /// The file for standard output and error.
     pub console: &'a Path,
-    /// It may outlive the harness.
+    /// Whether the VMM may outlive the harness.
     pub keep: bool,
-    /// A filter that it is started under.
+    /// The seccomp filter to start it under.
     pub seccomp: Option<Seccomp>,
-    /// Signal settings that it is started with.
+    /// The signal settings to start it with.
     pub signals: Option<Signals>,
-    /// A memory cgroup that it is started in.
+    /// The memory cgroup to start it in.
     pub cgroup: Option<Cgroup>,
-    /// The socket that it tells its service manager on.
+    /// The socket on which it notifies its service manager.
     pub notify: &'a Path,
-    /// Where it writes what audits compare, if it does.
+    /// The path for the data that audits compare, if audits run.
     pub audit: Option<&'a Path>,
-    /// A pipe that nobody reads, for what it logs.
+    /// An unread pipe for its log or standard error.
     pub stalled: Option<StalledPipe>,
 }
 
-/// A VMM that finds this takes over instead of booting.
+/// The variable that makes a VMM take over instead of booting.
 const STATE_VARIABLE: &str = "CPR_EXEC_STATE";
 
-/// Where a service manager is told.
+/// The variable with the service manager's socket.
 const NOTIFY_VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// From zombie to reaped: its threads must have ended too.
+/// The limit from zombie to reaped: all threads must have exited too.
 const REAPED: Duration = Duration::from_secs(5);
 
-/// From SIGKILL to reaped, on a host that emulates and is busy.
+/// The limit from SIGKILL to reaped, on a busy host that emulates.
 const KILLED: Duration = Duration::from_secs(60);
 
-/// A VMM process; it ends when this is dropped, unless it is to be kept.
+/// A VMM process, killed when this is dropped unless it is to be kept.
 pub struct Vm {
-    /// The process as it was started, or as it was when the VM was found in it.
+    /// The process as it was started, or as it was when it took over the VM.
     pub started: Stat,
     /// The process group of all processes that the VM has had: the PID of the first.
     group: i32,
-    /// Processes that have become VMMs and were not waited for yet, the newest last.
+    /// Processes that have become VMMs and may not have been reaped yet, the newest last.
     heirs: Vec<i32>,
-    /// Its memory cgroup, if it has one of its own; removed last.
+    /// The VMM's own memory cgroup, if it has one; removed last.
     pub cgroup: Option<Cgroup>,
-    /// What it logs to, if nobody reads that.
+    /// The unread pipe that the VMM logs to, if it does.
     stalled: Option<StalledPipe>,
     ended: Option<ExitStatus>,
     keep: bool,
 }
 
 impl Vm {
-    /// Starts it.
+    /// Starts the VMM.
     pub fn start(mut start: Start<'_>) -> Result<Self, EnvironmentError> {
         coverage::executed(start.arguments);
         let open = || File::options().append(true).create(true).open(start.console);
@@ -106,16 +106,16 @@ impl Vm {
             .stdin(Stdio::null())
             .stdout(console)
             .stderr(errors)
-            // A group of its own: Ctrl-C is for the harness, and killing the group reaches
-            // whatever the VMM leaves behind.
+            // Its own process group: Ctrl-C reaches only the harness, and killing the group
+            // reaches everything that the VMM leaves behind.
             .process_group(0);
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        // SAFETY: `reset` is async-signal-safe.
         unsafe { command.pre_exec(signals::reset) };
         if let Some(settings) = start.signals {
-            // SAFETY: it is async-signal-safe and the closure does nothing else.
+            // SAFETY: `set` is async-signal-safe and the closure does nothing else.
             unsafe { command.pre_exec(move || signals::set(settings)) };
         }
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
+        // SAFETY: `inherit_nothing` is async-signal-safe.
         unsafe { command.pre_exec(program::inherit_nothing) };
         if !start.keep {
             let parent = nix::unistd::getpid();
@@ -134,8 +134,8 @@ impl Vm {
             let environment: Vec<_> = others.chain(own.iter().cloned()).collect();
             let program = NoExecve::new(start.binary, start.arguments, &environment);
             let program = program.map_err(spawn_error)?;
-            // SAFETY: system calls only, on what was made before. It comes last, in place of the
-            // `execve` that would follow.
+            // SAFETY: only makes system calls, on data prepared before. It comes last and replaces
+            // the `execve` that would follow.
             unsafe { command.pre_exec(move || Err(program.exec())) };
         }
         let child = program::spawn(&mut command).map_err(spawn_error)?;
@@ -153,20 +153,20 @@ impl Vm {
         Ok(Self { started, group, heirs, cgroup, stalled, ended: None, keep: false })
     }
 
-    /// Its PID.
+    /// Returns the PID of the current process.
     pub fn pid(&self) -> i32 {
         self.started.pid
     }
 
-    /// Its process group, whichever process it is.
+    /// Returns the process group, which is the same for every process of the VM.
     pub fn group(&self) -> i32 {
         self.group
     }
 
-    /// The VM continues in process `pid`, an orphan that is a child of this process now. The one
-    /// before must have been waited for.
+    /// Switches to process `pid`, in which the VM continues: an orphan that is now a child of this
+    /// process. The previous process must have been reaped.
     pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
-        // While nobody reaps orphans.
+        // Under the lock, so that `orphans` does not reap the process before it is registered.
         let read = program::alone(|| {
             signals::register_heir(pid);
             Stat::read(pid)
@@ -177,7 +177,7 @@ impl Vm {
         Ok(&self.started)
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = reap(self.pid());
@@ -185,7 +185,8 @@ impl Vm {
         self.ended
     }
 
-    /// How it ended, if it has or is about to: a process is a zombie before it can be reaped.
+    /// Returns the exit status if the process has ended or is about to: it may be a zombie for a
+    /// while before it can be reaped.
     pub fn ended_or_ending(&mut self) -> Option<ExitStatus> {
         match Stat::read(self.pid()) {
             Ok(stat) if stat.is_alive() => self.ended(),
@@ -193,18 +194,18 @@ impl Vm {
         }
     }
 
-    /// Waits for its end.
+    /// Waits up to `limit` for the process to end.
     pub fn await_end(&mut self, limit: Duration) -> Option<ExitStatus> {
         poll::until(Deadline::after(limit), || self.ended())
     }
 
-    /// Sends SIGKILL.
+    /// Sends SIGKILL to the process group and waits for the process to end.
     pub fn kill(&mut self) {
         kill_group(self.group);
         self.await_end(KILLED);
     }
 
-    /// Leaves it up when this is dropped.
+    /// Leaves the VMM running when this is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
         if let Some(pipe) = self.stalled.take() {
@@ -231,10 +232,11 @@ impl Drop for Vm {
     }
 }
 
-/// How the child `pid` has ended, if it has; one that another thread has waited for ended somehow.
+/// Reaps the child `pid` and returns its exit status if it has ended. If it was reaped elsewhere,
+/// its status is unknown and reported as SIGKILL.
 fn reap(pid: i32) -> Option<ExitStatus> {
     let mut status = 0;
-    // SAFETY: writes one integer of ours.
+    // SAFETY: only writes `status`.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
     match Errno::result(waited) {
         Ok(0) | Err(Errno::EINTR) => None,
@@ -243,15 +245,15 @@ fn reap(pid: i32) -> Option<ExitStatus> {
     }
 }
 
-/// Kills a process group; one that is gone already is no error.
+/// Kills a process group; ignores that it may be gone already.
 pub fn kill_group(pid: i32) {
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// In a child: has it die with `parent`, which has started it. Async-signal-safe.
+/// In a child: makes it die with `parent`, which started it. Async-signal-safe.
 pub(crate) fn die_with(parent: Pid) -> std::io::Result<()> {
-    // It is the death of the thread that counts, which outlives what it has started.
+    // The signal comes when the starting thread exits, which outlives its children.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // A parent that died before that sends nothing any more.
+    // If the parent died before that, no signal comes any more.
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
 }

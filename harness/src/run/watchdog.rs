@@ -1,4 +1,4 @@
-//! Ends a case that does not end by itself, and looks around before it kills.
+//! Ends a case that exceeds its deadline, and collects evidence before it kills the VMM.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use super::EnvironmentError;
 use super::timeline::Timeline;
 use super::vm::kill_group;
 
-/// A watchdog; dropped, it goes away.
+/// A watchdog, disarmed when dropped.
 pub struct Watchdog {
     called_off: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
     barked: Arc<Mutex<bool>>,
-    /// The process that is looked at; its group stays the same.
+    /// The process whose evidence is collected; its group stays the same.
     pid: Arc<AtomicI32>,
 }
 
 impl Watchdog {
-    /// Watches process `pid`, and the group of that number; after `limit` it collects evidence in
-    /// `folder` and kills.
+    /// Starts to watch process `pid`, which leads its process group. After `limit`, collects
+    /// evidence of the process in `folder` and kills the group.
     pub fn start(
         pid: i32,
         limit: Duration,
@@ -45,7 +45,7 @@ impl Watchdog {
             }
             *bark.lock().unwrap_or_else(PoisonError::into_inner) = true;
             let pid = watched.load(Ordering::SeqCst);
-            timeline.say("harness", format!("watchdog: {limit:?} are over; looking at {pid}"));
+            timeline.say("harness", format!("watchdog: {limit:?} expired; inspecting {pid}"));
             collect(pid, &folder.join("watchdog"));
             timeline.say("harness", format!("watchdog: killing {pid}"));
             kill_group(group);
@@ -57,20 +57,20 @@ impl Watchdog {
         Ok(Self { called_off: Some(called_off), thread: Some(thread), barked, pid })
     }
 
-    /// Lets it begin to wait anew.
+    /// Restarts the time limit.
     pub fn rewind(&self) {
         if let Some(calls) = &self.called_off {
-            // One that has barked does not listen.
+            // Fails if the watchdog has expired already.
             let _ = calls.send(());
         }
     }
 
-    /// The VM continues in process `pid` of the same group.
+    /// Switches to process `pid` of the same group, in which the VM continues.
     pub fn follow(&self, pid: i32) {
         self.pid.store(pid, Ordering::SeqCst);
     }
 
-    /// True once it has killed.
+    /// Returns true once the limit has expired, just before the VMM is killed.
     pub fn has_barked(&self) -> bool {
         *self.barked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +85,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// Copies what `/proc` knows of a process and its threads. Best effort: it may be gone.
+/// Copies what `/proc` shows of a process and its threads. Best effort: it may have exited.
 pub fn collect(pid: i32, folder: &Path) {
     let process = PathBuf::from(format!("/proc/{pid}"));
     copy(&process, folder, &["status", "stat", "maps", "limits"]);

@@ -1,25 +1,25 @@
-//! Scripts that pass the rehearsal, and in the real run do damage before they exec the VMM.
+//! Scripts that pass the rehearsal, then damage something in the real run before they exec the VMM.
 
 use crate::backend::Handover;
 use crate::scenario::CommandKind;
 
-/// What there is to damage.
+/// What a script can damage.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     /// The state file of this update.
     pub state: &'a str,
-    /// That of an earlier one.
+    /// The state file of an earlier update.
     pub earlier: Option<&'a str>,
-    /// An ordinary file that the VMM has open and hands over.
+    /// A regular file that the VMM has open and hands over.
     pub log: &'a str,
     /// What the update hands over.
     pub handover: Handover,
 }
 
-/// A number that no process has open.
+/// A descriptor number that no process has open.
 const NOT_OPEN: &str = "987654";
 
-/// The script for `kind`; one that only execs `binary` if the kind does no damage.
+/// Returns the script for `kind`; it only execs `binary` if the kind does no damage.
 pub fn script(kind: CommandKind, binary: &str, targets: Targets<'_>) -> String {
     let binary = quoted(binary);
     let exec = format!("exec {binary} \"$@\"\n");
@@ -36,7 +36,7 @@ fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String
     let earlier = quoted(targets.earlier.unwrap_or_default());
     let Handover { variable: name, ram, .. } = targets.handover;
     let variable = |value: &str| format!("{name}={value}");
-    // `$fd` is each descriptor that the VMM has left open.
+    // `$fd` iterates over the descriptors that the VMM left open.
     let descriptor = |condition: &str| {
         format!("for fd in /proc/$$/fd/*; do\n  {condition} && {name}=${{fd##*/}} && break\ndone")
     };
@@ -73,7 +73,7 @@ fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String
     })
 }
 
-/// `word` for a shell.
+/// Quotes `word` for a shell.
 pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// What the script leaves of a state of 100 bytes, as a hexadecimal dump.
+    /// Returns what the script leaves of a state of 100 bytes.
     fn damaged(kind: CommandKind) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("it's the state");
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_damaged_in_the_real_run_only() {
+    fn damages_the_state_only_in_the_real_run() {
         assert_eq!(damaged(CommandKind::TruncatesState), [0xff; 50]);
         assert_eq!(damaged(CommandKind::EmptiesState), [0; 0]);
         let flipped = damaged(CommandKind::FlipsState);

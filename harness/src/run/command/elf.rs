@@ -1,6 +1,6 @@
-//! ELF files that are no VMM for this machine.
+//! ELF files that cannot run as a VMM on this machine.
 
-/// As long as a header, of a machine that this one is not.
+/// Returns an ELF header for a foreign architecture.
 pub fn foreign() -> Vec<u8> {
     const EM_S390: u8 = 22;
     let mut header = vec![0; 64];
@@ -10,8 +10,8 @@ pub fn foreign() -> Vec<u8> {
     header
 }
 
-/// A whole i386 program that exits with status 0. A kernel without 32-bit programs does not
-/// execute it.
+/// Returns a complete i386 program that exits with status 0. A kernel without 32-bit support does
+/// not execute it.
 pub fn i386() -> Vec<u8> {
     const BASE: u32 = 0x0804_8000;
     const HEADERS: u32 = 52 + 32;
@@ -36,14 +36,14 @@ pub fn i386() -> Vec<u8> {
     file
 }
 
-/// The first half of what a kernel maps of a 64-bit `file`: less than half of a file that has debug
-/// information.
+/// Returns the first half of what the kernel maps of a 64-bit `file`: less than half of the file if
+/// it has debug information.
 pub fn half(file: &[u8]) -> &[u8] {
     let loaded = loaded_bytes(file).filter(|loaded| *loaded <= file.len());
     &file[..loaded.unwrap_or(file.len()) / 2]
 }
 
-/// Where the last PT_LOAD segment ends.
+/// Returns the end of the last PT_LOAD segment.
 fn loaded_bytes(file: &[u8]) -> Option<usize> {
     const PT_LOAD: u64 = 1;
     let number = |at: usize, bytes: usize| -> Option<u64> {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_a_program_does_not_run() {
+    fn half_a_program_does_not_run() {
         let own = std::fs::read(crate::carry::own_binary().unwrap()).unwrap();
         assert!(loaded_bytes(&own).is_some_and(|loaded| loaded <= own.len()));
         let folder = tempfile::tempdir().unwrap();
@@ -76,13 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn the_i386_program_is_well_formed() {
+    fn i386_program_is_well_formed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("i386");
         crate::run::program::write(&path, &i386()).unwrap();
         match std::process::Command::new(&path).status() {
             Ok(status) => assert_eq!(status.code(), Some(0), "{status}"),
-            // This kernel runs no 32-bit programs.
+            // This kernel does not run 32-bit programs.
             Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOEXEC), "{e}"),
         }
     }

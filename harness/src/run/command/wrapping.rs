@@ -1,20 +1,21 @@
-//! Commands that start the VMM by something else: wrappers that fork and wait, and wrappers that leave
-//! it less than the VMM before had.
+//! Commands that start the VMM through a wrapper: wrappers that fork and wait, and wrappers that
+//! reduce the limits, rights or system calls that the new VMM gets.
 
 use super::damaging::quoted;
 use crate::carry;
 use crate::lowered::Lowering;
 use crate::scenario::CommandKind;
 
-/// What a wrapper is made of.
+/// The form of a wrapper.
 pub enum Wrapping {
-    /// These words before those of the VMM.
+    /// Words that precede the VMM's arguments.
     Words(Vec<String>),
-    /// A shell script, to be called with the VMM's arguments.
+    /// A shell script, called with the VMM's arguments.
     Script(String),
 }
 
-/// The wrapper of `kind`, if it is one, for `binary`; `file` is a path that it may use.
+/// Returns the wrapper of `kind` for `binary`, if `kind` is a wrapper; `file` is a path that it may
+/// use.
 pub fn wrapping(kind: CommandKind, binary: &str, file: &str) -> Option<Wrapping> {
     use CommandKind::*;
     let words = |words: &[&str]| {
@@ -33,7 +34,7 @@ pub fn wrapping(kind: CommandKind, binary: &str, file: &str) -> Option<Wrapping>
         ForksUnshare => words(&["unshare", "-p", "-f"]),
         ForksStrace => words(&["strace", "-f", "-o", "/dev/null"]),
         ForksSetsid => words(&["setsid", "-f"]),
-        // It takes the command as one word, for a shell.
+        // `script` takes the command as one word for a shell.
         ForksTypescript => {
             script(format!("exec script -q -e -c \"{vmm} $(printf \"'%s' \" \"$@\")\" /dev/null\n"))
         }
@@ -63,7 +64,7 @@ fn lowered(lowering: Lowering, binary: &str) -> Option<Wrapping> {
     Some(Wrapping::Words(words.map(str::to_owned).into()))
 }
 
-/// The program that `kind` needs, if it is none that every system has.
+/// Returns the program that `kind` needs, unless every system has it.
 pub fn program(kind: CommandKind) -> Option<&'static str> {
     use CommandKind::*;
     Some(match kind {
@@ -81,7 +82,7 @@ pub fn program(kind: CommandKind) -> Option<&'static str> {
     })
 }
 
-/// Why `kind` cannot be had here, if it cannot.
+/// Returns why `kind` is unsupported here, if so.
 pub fn unmet(kind: CommandKind) -> Option<String> {
     let program = program(kind)?;
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -101,9 +102,9 @@ mod tests {
 
     use super::*;
 
-    /// Each wrapper that forks, and waits, runs what it is given as another process.
+    /// Each wrapper that forks and waits runs its command in another process.
     #[test]
-    fn wrappers_fork_where_they_say_so() {
+    fn forking_wrappers_run_the_command_in_another_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
         let (shows, seen) = (path("shows"), path("seen"));
@@ -128,7 +129,7 @@ mod tests {
                 crate::observe::poll::Deadline::after(std::time::Duration::from_secs(20));
             let said =
                 crate::observe::poll::until(deadline, || std::fs::read_to_string(&seen).ok());
-            let said = said.unwrap_or_else(|| panic!("{kind:?} ran nothing"));
+            let said = said.unwrap_or_else(|| panic!("{kind:?} did not run its command"));
             std::fs::remove_file(&seen).unwrap();
             assert!(said.trim_end().ends_with("a b c"), "{kind:?}: {said}");
             let parent = said.split(' ').next();

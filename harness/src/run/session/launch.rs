@@ -1,4 +1,4 @@
-//! Starting the VMM of a session, and starting another in its place.
+//! Starts the VMM of a session, and starts another in its place.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl<'a> Session<'a> {
         let backend = &*options.backend;
         let mut files = evidence.files(work, guest.name, backend.image(guest))?;
         if case.vm.stalled.is_some() {
-            // What lies with the evidence is read to its end.
+            // Not in the evidence folder: files there are read to their end, and this is a FIFO.
             files.log = work.join("log").display().to_string();
         }
         Workshop { folder: work, backend }.path_folder()?;
@@ -58,7 +58,7 @@ impl<'a> Session<'a> {
         Self::launch_vmm(case, options, evidence, work, files, limit)
     }
 
-    /// Starts a VMM where everything is prepared.
+    /// Starts a VMM once all its files are prepared.
     fn launch_vmm(
         case: &Case,
         options: &Options,
@@ -100,7 +100,7 @@ impl<'a> Session<'a> {
             cgroup: case.vm.memory_limit.map(|_| Cgroup::create()).transpose()?,
             notify: notify.path(),
             audit: options.audits.then(|| work.join(look::AUDIT)).as_deref(),
-            stalled: stalled.map_err(EnvironmentError::file("make a pipe of", &files.log))?,
+            stalled: stalled.map_err(EnvironmentError::file("create a pipe for", &files.log))?,
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
         Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside, notify })
     }
 
-    /// Starts a VMM in the place of one that is gone: the same arguments, paths and deadline.
+    /// Starts a VMM in place of one that has exited, with the same arguments, paths and deadline.
     pub(in crate::run) fn boot_again(&mut self) -> Result<(), StepError> {
         let limit = Duration::from_millis(self.case.deadline_ms);
         let limit = limit.saturating_sub(self.began.elapsed());
@@ -194,12 +194,12 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The run state of a VM that has just been started.
+/// Returns the run state of a VM that has just been started.
 fn booted(case: &Case) -> RunState {
     if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
 }
 
-/// What a process that runs the file at `path` executes.
+/// Identifies the executable at `path`.
 pub(in crate::run) fn executable(path: &Path) -> Result<Executable, EnvironmentError> {
     let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
     Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))

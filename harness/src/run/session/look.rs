@@ -1,4 +1,4 @@
-//! Looking at the VM of a session after a step, and checking what is seen.
+//! Observes the VM of a session after a step, and checks the observation.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -24,11 +24,11 @@ use crate::run::StepError;
 use crate::run::timeline;
 use crate::run::verdict::{Heard, Observed};
 
-/// What the files of an audit are called but for their extension, in the folder of the case.
+/// The name of an audit's files in the folder of the case, without extension.
 pub(super) const AUDIT: &str = "audit";
 
 impl Session<'_> {
-    /// Looks at the VMM.
+    /// Observes the VMM.
     pub fn observe(&mut self) -> Result<Observation, StepError> {
         let vm = &self.case.vm;
         let audit = self.work.join(AUDIT);
@@ -43,7 +43,7 @@ impl Session<'_> {
             files: &self.files,
         };
         let queries = match self.options.backend.dialect().over_exec {
-            // Another VMM has scores of queries, and makes what they tell anew.
+            // This VMM has scores of queries and rebuilds the state that they report.
             OverExec::Remade => None,
             _ if self.queries.is_some() => self.queries.as_ref(),
             _ => Some(&*self.queries.insert(Queries::of(&mut self.qmp)?)),
@@ -51,14 +51,15 @@ impl Session<'_> {
         Ok(Observation::take(subject, &mut self.qmp, queries)?)
     }
 
-    /// Notes the files that were made for a step: they are none of the VMM's.
+    /// Records the files that the harness created for a step, so that they do not count as the
+    /// VMM's.
     pub(in crate::run) fn note_files(&mut self) {
         if let Some(seen) = &mut self.seen {
             seen.files = audit::files::of_vm(&self.work, &self.files);
         }
     }
 
-    /// After a step: looks at the VMM and runs every check.
+    /// Observes the VMM after a step and runs every check.
     pub fn check(&mut self, action: &Action, ran_before: bool) -> Result<(), StepError> {
         self.check_process()?;
         self.check_serial()?;
@@ -72,7 +73,7 @@ impl Session<'_> {
                 return Err(e);
             }
         };
-        // After the observation: its QMP answers come behind every event of the step.
+        // After the observation, whose QMP answers follow every event of the step.
         let events = self.take_events();
         let over_exec = self.options.backend.dialect().over_exec;
         let common =
@@ -154,7 +155,7 @@ impl Session<'_> {
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
     }
 
-    /// Notes the phases of the updates in `logged`, of which one had this blackout.
+    /// Records the phases of the updates in `logged`, one of which had this `blackout`.
     fn note_phases(&mut self, logged: &str, blackout: Option<Duration>) {
         let lines = logged.lines().filter_map(|line| Some((timeline::stamped(line)?, line)));
         let mut phases = phases::updates(lines);
@@ -167,7 +168,8 @@ impl Session<'_> {
         self.phases.extend(phases);
     }
 
-    /// The check that comes before all others.
+    /// Checks that the VMM's process is the one it was and has not ended; runs before all other
+    /// checks.
     pub fn check_process(&mut self) -> Result<(), StepError> {
         let console = std::fs::read_to_string(self.evidence.console()).unwrap_or_default();
         let ended = self.vm.ended_or_ending();
@@ -175,7 +177,8 @@ impl Session<'_> {
             .map_err(|message| StepError::Checks(vec![Finding::new(pid::NAME, message)]))
     }
 
-    /// What the guest has to say about a step that went wrong; `awaited`: it was waited for.
+    /// Returns what the guest shows about a failed step; `awaited` means that the step waited for
+    /// the guest.
     pub fn look_at_guest(&self, awaited: bool) -> Option<Finding> {
         let page = &self.seen.as_ref()?.page;
         let log = self.evidence.vmm_log();
@@ -189,7 +192,7 @@ impl Session<'_> {
         beat.err().map(|message| Finding::new(progress::CHECK.name, message))
     }
 
-    /// The checks that take the place of all others when the VMM was told to end.
+    /// Runs the checks that replace all others once the VMM was told to end.
     pub fn check_gone(&mut self, ended: ExitStatus, cause: Cause) -> Result<(), StepError> {
         let events = self.take_events();
         let finding =
@@ -202,17 +205,17 @@ impl Session<'_> {
         self.check_conversation()
     }
 
-    /// What was against the protocol on the VMM's QMP connections.
+    /// Returns the protocol violations on the VMM's QMP connections.
     fn conversation(&self) -> Vec<String> {
         [self.qmp.wrong(), self.bystander.wrong()].concat()
     }
 
-    /// The same as a check, where the VMM has ended.
+    /// Checks for protocol violations once the VMM has ended.
     pub(in crate::run) fn check_conversation(&self) -> Result<(), StepError> {
         fits_protocol(&self.conversation())
     }
 
-    /// The VMM, which has ended after `by`.
+    /// Describes the VMM that has ended after `by`, for the check `killed`.
     pub(in crate::run) fn killed<'b>(&'b self, by: &'b str) -> Killed<'b> {
         Killed {
             by,
@@ -225,18 +228,18 @@ impl Session<'_> {
         }
     }
 
-    /// Events come when they come; the last ones of a step are awaited for a while.
+    /// Waits a while for the last events of a step, which may be delayed.
     fn settle_events(&self, action: &Action, handover: &Handover, ran_before: bool) {
         let from = self.events_checked;
         let over_exec = self.options.backend.dialect().over_exec;
-        // What is missing then is for the check `events` to tell.
+        // The check `events` reports what is missing after that.
         let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
             check::events::complete(action, handover, ran_before, over_exec, &events)
         });
     }
 
-    /// The events that were not checked yet.
+    /// Takes the events that were not checked yet.
     fn take_events(&mut self) -> Vec<Event> {
         let arrived = self.qmp.events_from(self.events_checked);
         self.events_checked += arrived.len();
@@ -250,17 +253,17 @@ impl Session<'_> {
         events
     }
 
-    /// The events of the step that has just ended, if it had any.
+    /// Takes the events of the step that has just ended, if it had any.
     pub(in crate::run) fn heard(&mut self, step: &str, failed: bool) -> Option<Heard> {
         if failed {
-            // No later check is to miss them.
+            // A failed step may have left them unchecked.
             self.take_events();
         }
         let events = std::mem::take(&mut self.heard);
         (!events.is_empty()).then(|| Heard { step: step.to_owned(), events })
     }
 
-    /// What was seen after the step that has just ended.
+    /// Returns what was observed after the step that has just ended.
     pub(in crate::run) fn observed(&mut self, step: &str) -> Option<Observed> {
         let seen = self.seen.as_ref()?;
         Some(Observed {
@@ -272,7 +275,7 @@ impl Session<'_> {
     }
 }
 
-/// The check `qmp` of connections that are not the session's, or not any more.
+/// Runs the check `qmp` outside of [`Session::check`], on the violations `wrong`.
 pub(in crate::run) fn fits_protocol(wrong: &[String]) -> Result<(), StepError> {
     if wrong.is_empty() {
         return Ok(());
