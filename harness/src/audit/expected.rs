@@ -1,4 +1,4 @@
-//! The differences that are expected: `scenarios/audits.toml`.
+//! The expected differences, from `scenarios/audits.toml`.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +13,16 @@ use crate::scenario::ScenarioError;
 /// The file, as it was when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/audits.toml");
 const NAME: &str = "audits.toml";
-/// What the error of an update says that hung or crashed.
+/// Texts in the errors of updates that hung or crashed.
 const UNDONE: [&str; 2] = ["its deadline passed", "the update crashed"];
 
-/// Between which two looks a difference was seen.
+/// What happened between the two observations that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Moment {
     /// A step without an update, after which the guest is the same.
     Step,
-    /// `system_reset`, or whatever else boots the guest anew.
+    /// `system_reset`, or anything else that reboots the guest.
     Reset,
     /// An update that completed.
     Updated,
@@ -30,14 +30,14 @@ pub enum Moment {
     Refused,
     /// An update that failed.
     Failed,
-    /// The VM went on in another process.
+    /// The VM continued in another process.
     Revived,
     /// Several commands at once.
     Race,
 }
 
 impl Moment {
-    /// That of `action`, after which the VM is where `handover` says.
+    /// The moment of `action`, after which the VM is in the process that `handover` names.
     pub fn of(action: &Action, handover: &Handover) -> Self {
         match action {
             _ if action.resets() => Self::Reset,
@@ -45,7 +45,8 @@ impl Moment {
             Action::Race { .. } => Self::Race,
             _ => match action.ending() {
                 Some(Ending::Completed) => Self::Updated,
-                // Such a one is undone like one that fails, wherever it was: the process begins anew.
+                // Rolled back like a failed update, wherever it was: the process executes the VMM
+                // again.
                 Some(Ending::Refused(error)) if UNDONE.iter().any(|why| error.contains(why)) => {
                     Self::Failed
                 }
@@ -57,34 +58,34 @@ impl Moment {
     }
 }
 
-/// A difference that is expected.
+/// An expected difference.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Expected {
     /// The audit that sees it.
     audit: String,
-    /// The names of what differs, all of each.
+    /// Pattern for the whole name of what differs.
     item: String,
-    /// When; empty: at any time.
+    /// When it may differ; empty: at any time.
     #[serde(default)]
     when: Vec<Moment>,
-    /// What it was; not given: whatever.
+    /// Pattern for the value before; absent: any value.
     #[serde(default)]
     was: Option<String>,
-    /// What it is; not given: whatever.
+    /// Pattern for the value after; absent: any value.
     #[serde(default)]
     is: Option<String>,
-    /// The VMM that shows it; not given: each.
+    /// The VMM that shows it; absent: every VMM.
     #[serde(default)]
     vmm: Option<String>,
-    /// Not every host, or not every run, shows it.
+    /// Whether only some hosts or some runs show it.
     #[serde(default)]
     rare: bool,
-    /// Why it is so, and why that is right.
+    /// Why it differs, and why that is right.
     reason: String,
 }
 
-/// One with its patterns.
+/// An expected difference with its compiled patterns.
 #[derive(Debug)]
 struct Entry {
     expected: Expected,
@@ -94,7 +95,7 @@ struct Entry {
     seen: AtomicBool,
 }
 
-/// All that is expected, and what was seen of it.
+/// All expected differences, and which of them were seen.
 #[derive(Debug)]
 pub struct Expectations(Vec<Entry>);
 
@@ -106,10 +107,10 @@ struct File {
 }
 
 impl Expectations {
-    /// Those of the file.
+    /// The expectations in the embedded file.
     pub fn embedded() -> &'static Self {
         static EMBEDDED_ONES: OnceLock<Expectations> = OnceLock::new();
-        // A test parses it, so that this is told when it is built.
+        // Cannot fail: a test parses the same file.
         EMBEDDED_ONES.get_or_init(|| Self::parse(EMBEDDED).expect("audits.toml is valid"))
     }
 
@@ -135,7 +136,7 @@ impl Expectations {
         Ok(Self(file.expected.into_iter().map(entry).collect::<Result<_, _>>()?))
     }
 
-    /// The changes that no entry explains. An entry that explains one has been seen.
+    /// Returns the changes that no entry explains, and marks the entries that explain one as seen.
     pub fn unexplained(
         &self,
         audit: &str,
@@ -150,7 +151,7 @@ impl Expectations {
         changes
     }
 
-    /// The entries about `vmm` that explained nothing, one line each.
+    /// Returns the entries about `vmm` that explained nothing, one line each.
     pub fn unseen(&self, vmm: &str) -> Vec<String> {
         let unseen = |entry: &&Entry| {
             !entry.seen.load(Ordering::Relaxed) && !entry.expected.rare && entry.is_about(vmm)
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_expected_then_and_there_is_explained() {
+    fn an_entry_explains_only_its_audit_moment_and_vmm() {
         let all = Expectations::parse(TEXT).unwrap();
         let tsc = || vec![change("cpu.0.tsc", Some("17"))];
         let left = |audit, vmm, moment, changes| all.unexplained(audit, vmm, moment, changes).len();
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_why() {
+    fn rejects_an_entry_without_reason() {
         let text = "[[expected]]\naudit = \"a\"\nitem = \"x\"\nreason = \" \"\n";
         let error = Expectations::parse(text).unwrap_err().to_string();
         assert!(error.contains("has no reason"), "{error}");

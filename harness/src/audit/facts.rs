@@ -3,23 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What an audit has read, by name.
+/// Values that an audit read, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts(BTreeMap<String, String>);
 
-/// A value that is another one than before.
+/// A value that differs from before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The name.
     pub item: String,
-    /// What it was; none: it was not there.
+    /// The value before; `None`: it was not there.
     pub was: Option<String>,
-    /// What it is; none: it is not there any more.
+    /// The value after; `None`: it is no longer there.
     pub is: Option<String>,
 }
 
 impl Facts {
-    /// Notes a value. Of two by one name the later counts.
+    /// Adds a value, and replaces an earlier one of the same name.
     pub fn insert(&mut self, item: impl Into<String>, value: impl fmt::Display) {
         self.0.insert(item.into(), value.to_string());
     }
@@ -29,23 +29,23 @@ impl Facts {
         self.0.get(item).map(String::as_str)
     }
 
-    /// All of them, in the order of their names.
+    /// All facts, in order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(item, value)| (item.as_str(), value.as_str()))
     }
 
-    /// True if nothing was read.
+    /// Returns true if nothing was read.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Puts `new` in the place of all facts whose names fit.
+    /// Replaces all facts whose names `fits` accepts with `new`.
     pub fn replace(&mut self, fits: impl Fn(&str) -> bool, new: Self) {
         self.0.retain(|item, _| !fits(item));
         self.0.extend(new.0);
     }
 
-    /// What `after` has otherwise.
+    /// Returns what differs in `after`.
     pub fn changes(&self, after: &Self) -> Vec<Change> {
         let items: BTreeSet<_> = self.0.keys().chain(after.0.keys()).collect();
         let change = |item: &String| {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_goes_and_changes_is_told() {
+    fn reports_new_missing_and_changed_facts() {
         let facts = |all: &[(&str, &str)]| -> Facts {
             all.iter().map(|(item, value)| ((*item).to_owned(), (*value).to_owned())).collect()
         };

@@ -1,5 +1,5 @@
-//! The audit of the files: everything in the folder of a case, and what the command line names
-//! besides.
+//! The audit of the files: everything in the folder of a case, and other files that the command
+//! line names.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -9,18 +9,18 @@ use std::path::Path;
 use super::Facts;
 use crate::backend::Files;
 
-/// Bytes that tell the class of a content.
+/// Number of bytes that determine the class of a content.
 const HEAD: usize = 8;
 
-/// The facts of the files of a VM in `work`, the folder of its case.
+/// Reads the facts of the files of a VM in `work`, the folder of its case.
 pub fn of_vm(work: &Path, files: &Files) -> Facts {
     let Files { kernel, qmp, serial, serial_socket, log, pid_file } = files;
     let named = [kernel, qmp, serial, serial_socket, log, pid_file].map(Path::new);
     read(work, named, &[Path::new(serial), Path::new(log)])
 }
 
-/// The facts of what is in `folder`, and of the files `named` besides. What is in `growing` has no
-/// size to keep.
+/// Reads the facts of what is in `folder`, and of the files `named` elsewhere. The size of files in
+/// `growing` is ignored.
 fn read<'a>(folder: &Path, named: impl IntoIterator<Item = &'a Path>, growing: &[&Path]) -> Facts {
     let mut facts = Facts::default();
     walk(folder, folder, growing, &mut facts);
@@ -34,7 +34,7 @@ fn read<'a>(folder: &Path, named: impl IntoIterator<Item = &'a Path>, growing: &
 }
 
 fn walk(root: &Path, folder: &Path, growing: &[&Path], facts: &mut Facts) {
-    // What goes meanwhile is not there.
+    // Skips what is removed meanwhile.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
@@ -79,7 +79,7 @@ fn class(path: &Path) -> io::Result<String> {
         [] => "an empty file".to_owned(),
         [0x7f, b'E', b'L', b'F', ..] => "a program".to_owned(),
         [b'#', b'!', ..] => "a script".to_owned(),
-        // What ours and QEMU's begin with.
+        // The magic of our state files and of QEMU's.
         [b'C', b'P', b'R', ..] | [b'Q', b'E', b'V', b'M', ..] => "a state".to_owned(),
         head if head.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n') => {
             "a number".to_owned()
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_a_folder_is_told() {
+    fn reads_every_file_of_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("sub")).unwrap();

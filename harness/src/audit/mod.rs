@@ -1,6 +1,6 @@
-//! Audits: everything that can be read of a VM, compared before and after every step. What differs
-//! is either explained in `scenarios/audits.toml`, with a reason, or it is a finding: no check has to
-//! think of it first.
+//! Audits compare everything readable about a VM before and after every step. A difference is
+//! either explained in `scenarios/audits.toml`, with a reason, or it is a finding, without a
+//! specific check for it.
 
 pub mod expected;
 pub mod facts;
@@ -10,10 +10,10 @@ pub mod process;
 pub use expected::{Expectations, Moment};
 pub use facts::{Change, Facts};
 
-/// How many changes a finding tells.
+/// The most changes that a finding lists.
 const TOLD: usize = 8;
 
-/// What an audit has to say of `changes` that nothing explains.
+/// Fails with those of `changes` that no expectation explains.
 pub fn judge(audit: &str, vmm: &str, moment: Moment, changes: Vec<Change>) -> Result<(), String> {
     let unexplained = Expectations::embedded().unexplained(audit, vmm, moment, changes);
     if unexplained.is_empty() {

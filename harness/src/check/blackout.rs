@@ -1,33 +1,33 @@
-//! An update stops the guest for no longer than it may, and one that is refused not at all.
+//! Checks that an update stops the guest only briefly, and that a refused update does not stop it.
 
 use std::time::Duration;
 
 use super::{Check, Scene};
 use crate::run::verdict::Refusal;
 
-/// The check.
+/// The `blackout` check.
 pub const CHECK: Check = Check {
     name: "blackout",
-    claim: "an update stops the guest for no longer than it may, one that is refused not at all",
+    claim: "an update stops the guest for no longer than allowed, a refused update not at all",
     run,
 };
 
-/// An update may always take so long: a busy host stops any process for a while.
+/// Blackout that is always allowed: a busy host stops any process for a while.
 const FLOOR: Duration = Duration::from_secs(2);
-/// So many times the largest gap between heartbeats of a calm time are no alarm either.
+/// Multiple of the largest heartbeat gap in calm times that is also allowed.
 const CALM_TIMES: u32 = 20;
-/// A refusal may always show such a gap, for the same reason.
+/// Heartbeat gap that is always allowed around a refusal, for the same reason.
 const REFUSED_FLOOR: Duration = Duration::from_secs(1);
 
-/// What is known of the guest's heartbeats around a step.
+/// The gaps between the guest's heartbeats around a step.
 pub struct Gaps<'a> {
-    /// The blackout of the update, once all vCPUs have beaten again.
+    /// The blackout of the update, once every vCPU has sent a heartbeat again.
     pub blackout: &'a dyn Fn() -> Option<Duration>,
-    /// An update of the step that was refused.
+    /// The refused update of the step, if any.
     pub refusal: Option<&'a Refusal>,
-    /// The largest gap in calm times of this case.
+    /// The largest gap in this case's calm times.
     pub calm: Duration,
-    /// What the scenario allows an update.
+    /// The blackout that the scenario allows an update.
     pub asked: Option<Duration>,
 }
 
@@ -48,7 +48,7 @@ fn judge(blackout: Duration, calm: Duration, asked: Option<Duration>) -> Result<
         return Ok(());
     }
     Err(format!(
-        "the guest must stand still for at most {limit:?}, stood still for {blackout:?} (in a calm time: {calm:?})"
+        "the guest stood still for {blackout:?}, at most {limit:?} is allowed (largest gap in calm times: {calm:?})"
     ))
 }
 
@@ -59,7 +59,7 @@ fn judge_refusal(refusal: &Refusal, calm: Duration) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "an update that is refused must not stop the guest, which stood still for {:?} (in a calm time: {calm:?})",
+        "a refused update stopped the guest for {:?} (largest gap in calm times: {calm:?})",
         refusal.during
     ))
 }

@@ -1,4 +1,4 @@
-//! Every QMP connection sees the same events, and goes on.
+//! Checks that every QMP connection survives and sees the same events.
 
 use cpr_qmp::message::Event;
 
@@ -7,16 +7,16 @@ use super::{Action, Check, Handover, Scene, revived};
 use crate::backend::OverExec;
 use crate::observe::qmp::label;
 
-/// The check.
+/// The `clients` check.
 pub const CHECK: Check = Check {
     name: "clients",
     claim: "a second QMP client sees the same events, in one unbroken stream",
     run,
 };
 
-/// Labels of those `events` of an action that every client sees: where all have to connect again, the
-/// guest may go on, or boot anew, before one has; and a process that dies may have told one client
-/// what it has not told the other.
+/// Labels of those `events` of an action that every client sees. Where all clients have to
+/// reconnect, the guest may resume or reboot before they have; and a process that dies may have
+/// sent an event to one client but not yet to the other.
 pub fn common(
     action: &Action,
     handover: &Handover,
@@ -35,7 +35,7 @@ pub fn common(
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let theirs = scene.bystander.map_err(|why| format!("the second client: {why}"))?;
-    // At boot a client sees what comes after it has connected.
+    // At boot a client sees only the events after it has connected.
     if *scene.action == Action::Boot {
         return Ok(());
     }
@@ -43,7 +43,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let common = |events| common(scene.action, scene.handover, over_exec, events);
     if scene.handover.revival().is_some() {
         let all: Vec<String> = theirs.iter().map(label).collect();
-        // What the first one saw is for the check `events`.
+        // The check `events` judges what the first client saw.
         if let (true, Err(why)) =
             (revived::fits(scene), revived::check(scene.action, scene.ran_before, &all))
         {

@@ -1,11 +1,11 @@
-//! The QMP connections keep to the protocol.
+//! Checks that the QMP connections follow the protocol.
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `qmp` check.
 pub const CHECK: Check = Check {
     name: "qmp",
-    claim: "on each QMP connection: one greeting, lines that end as QEMU's, one answer to each request in their order, events with timestamps that go with the clock",
+    claim: "on each QMP connection: one greeting, QEMU's line ends, one response to each request in order, event timestamps that agree with the clock",
     run,
 };
 

@@ -1,4 +1,4 @@
-//! The error of an update says what was tried, on what, and why it failed.
+//! Checks that the error of an update says what was tried, on what, and why it failed.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::{Action, Check, Ending, Revival, Scene};
 use crate::observe::qmp::label;
 use crate::scenario::Expect;
 
-/// The check.
+/// The `error` check.
 pub const CHECK: Check = Check {
     name: "error",
     claim: "the error of a failed update names the command and the errno",
@@ -48,16 +48,16 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         (Expect::Kept | Expect::Survives, Ending::Refused(error) | Ending::Failed(error)) => {
             one_line(error)
         }
-        // That it ended otherwise is what the check `outcome` tells.
+        // The check `outcome` reports an update that ended differently.
         _ => Ok(()),
     }
 }
 
-/// An update in which a VMM's process has died names why, and both processes.
+/// Checks that the error of an update whose VMM process died names the reason and both processes.
 fn of_revival(scene: &Scene<'_>, revival: &Revival) -> Result<(), String> {
     let failed = scene.events.iter().any(|event| label(event) == "MIGRATION(failed)");
     let error = scene.after.migrate.get("error-desc").and_then(Value::as_str);
-    // That there is one is for the check `migrate_status`.
+    // The check `migrate_status` reports a missing error.
     let Some(error) = error.filter(|_| failed) else { return Ok(()) };
     let pids = [revival.former.pid, scene.pid()].map(|pid| pid.to_string());
     let parts = [revival.told.reason.as_str(), &pids[0], &pids[1]];
@@ -69,7 +69,7 @@ fn of_revival(scene: &Scene<'_>, revival: &Revival) -> Result<(), String> {
     one_line(error)
 }
 
-/// What of a scenario's text the error must have.
+/// The part of a scenario's text that the error must contain.
 fn words<'a>(scene: &Scene<'_>, text: &'a str) -> &'a str {
     if scene.dialect.own_words { text } else { "" }
 }

@@ -1,4 +1,4 @@
-//! The events of a step are those that belong to it, in their order.
+//! Checks that a step emits exactly the events that belong to it, in order.
 
 use cpr_qmp::message::Event;
 
@@ -7,14 +7,14 @@ use super::{Action, Check, Ending, Handover, Scene, interrupted, revived};
 use crate::backend::OverExec;
 use crate::observe::qmp::label;
 
-/// The check.
+/// The `events` check.
 pub const CHECK: Check = Check {
     name: "events",
     claim: "the events are exactly those that belong to the step, in order",
     run,
 };
 
-/// An event in a sequence; one in brackets may be missing.
+/// An event in a sequence; one in brackets is optional.
 type Pattern = &'static str;
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
@@ -39,7 +39,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     Err(format!("expected the events {}, saw {}", list(&wanted), list(&seen)))
 }
 
-/// True once `events` are all that will come of an action.
+/// Returns true once `events` are all the events of an action.
 pub fn complete(
     action: &Action,
     handover: &Handover,
@@ -63,7 +63,7 @@ pub fn complete(
     }
 }
 
-/// An update that fails before the guest has stopped says nothing of that.
+/// Whether an update failed before the guest was stopped, and so sent no `STOP` or `RESUME`.
 fn fails_early(action: &Action, over_exec: OverExec, seen: &[String]) -> bool {
     let failed = matches!(action, Action::Update { ending: Ending::Failed(_), .. });
     let early: &[Pattern] = match over_exec {
@@ -76,7 +76,7 @@ fn fails_early(action: &Action, over_exec: OverExec, seen: &[String]) -> bool {
 fn expected(action: &Action, ran: bool, over_exec: OverExec) -> Vec<Pattern> {
     let all: &[Pattern] = match action {
         Action::Nothing | Action::Killed { .. } => &[],
-        // The guest may start before or after the first client is there.
+        // The guest may start before or after the first client connects.
         Action::Boot => &["[RESUME]"],
         Action::Stop => &["STOP"],
         Action::Cont => &["RESUME"],
@@ -92,7 +92,7 @@ fn expected(action: &Action, ran: bool, over_exec: OverExec) -> Vec<Pattern> {
                 "MIGRATION(completed)",
             ],
             Ending::Refused(_) => &[],
-            // Without those of the stages that it did not reach.
+            // The events of stages that the update did not reach are missing.
             Ending::Failed(_) => &[
                 "MIGRATION(setup)",
                 "STOP",
@@ -113,8 +113,8 @@ fn expected(action: &Action, ran: bool, over_exec: OverExec) -> Vec<Pattern> {
     all.iter().filter(|pattern| !needless(pattern)).copied().collect()
 }
 
-/// Those of a VMM whose clients have to connect again: what comes before they have is told to nobody,
-/// and an update that has completed can still fail to execute its command.
+/// The events of a VMM whose clients have to reconnect: events before that reach no client, and an
+/// update that has completed can still fail to execute its command.
 fn remade(ending: &Ending) -> &'static [Pattern] {
     match ending {
         Ending::Completed => &[
@@ -126,7 +126,7 @@ fn remade(ending: &Ending) -> &'static [Pattern] {
             "MIGRATION(completed)",
             "[RESUME]",
         ],
-        // A channel that cannot be opened is told both ways.
+        // A channel that cannot be opened is reported in the response and by events.
         Ending::Refused(_) => {
             &["[MIGRATION(setup)]", "[MIGRATION(failing)]", "[MIGRATION(failed)]"]
         }
@@ -158,8 +158,8 @@ fn fits(wanted: &[Pattern], seen: &[String]) -> bool {
     seen.next().is_none()
 }
 
-/// In a race the order between commands is open; what remains is the order of each update's own
-/// events and that each command has its effect exactly once.
+/// Checks a race, where the order between commands is open: each update's own events must be in
+/// order and each command must take effect exactly once.
 fn race(race: Race<'_>, over_exec: OverExec, seen: &[String]) -> Result<(), String> {
     let Race { commands, accepted, .. } = race;
     const UPDATE: [&str; 4] =
@@ -179,7 +179,7 @@ fn race(race: Race<'_>, over_exec: OverExec, seen: &[String]) -> Result<(), Stri
     }
     let count = |name: &str| seen.iter().filter(|s| *s == name).count();
     let resets = commands.iter().filter(|c| c.resets()).count();
-    // Nobody is told of one before clients have connected again; that the guest booted is seen anyway.
+    // A RESET before clients have reconnected reaches none; the guest's boot count shows it anyway.
     let missed = over_exec == OverExec::Remade && accepted > 0 && count("RESET") < resets;
     if count("RESET") != resets && !missed {
         return Err(format!("expected {resets} RESET, saw {}", list(seen)));
@@ -189,7 +189,7 @@ fn race(race: Race<'_>, over_exec: OverExec, seen: &[String]) -> Result<(), Stri
     };
     match seen.iter().find(|s| !known(s)) {
         Some(unknown) => Err(format!("unexpected event {unknown} in {}", list(seen))),
-        // Of what comes before clients have connected again they know nothing.
+        // Clients miss every event before they have reconnected.
         None if over_exec == OverExec::Remade => Ok(()),
         None => race.survived(seen),
     }
@@ -215,7 +215,7 @@ mod tests {
     #[case("setup STOP active device completed failed RESUME", false, true)]
     #[case("setup STOP active device completed failed", false, false)]
     #[case("setup failing failed", false, true)]
-    fn where_clients_connect_again_an_update_may_end_untold(
+    fn clients_that_reconnect_may_miss_the_end_of_an_update(
         #[case] seen: &str,
         #[case] completed: bool,
         #[case] allowed: bool,
@@ -243,7 +243,7 @@ mod tests {
     #[case(&["A", "[B]", "C"], "A C B", false)]
     #[case(&["A"], "A A", false)]
     #[case(&[], "A", false)]
-    fn brackets_may_be_missing(
+    fn bracketed_events_are_optional(
         #[case] wanted: &[&'static str],
         #[case] seen: &str,
         #[case] fit: bool,

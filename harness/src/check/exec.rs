@@ -1,16 +1,17 @@
-//! An update has executed what it was asked to, and one that was refused has executed nothing.
+//! Checks that an update executed the requested command, and that a refused update executed
+//! nothing.
 //!
-//! The same file before and after says nothing of that, nor do events: a VMM that only pretends has
-//! the same auxiliary vector and the old command line.
+//! Neither the executable's file nor the events prove it: a VMM that only pretends to execute keeps
+//! its auxiliary vector and its old command line.
 
 use super::{Check, Ending, Scene, outcome};
 use crate::audit::Moment;
 use crate::observe::image::Image;
 
-/// The check.
+/// The `exec` check.
 pub const CHECK: Check = Check {
     name: "exec",
-    claim: "an update executes the words of this very command, a refused one nothing but itself",
+    claim: "an update executes exactly the command that was given, a refused one nothing but itself",
     run,
 };
 
@@ -23,11 +24,11 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     };
     let (was, is) = (&before.image, &scene.after.image);
     if let Some(Ending::Refused(_)) = scene.action.ending() {
-        // One that has crashed while it looked whether it can update has executed itself.
+        // A VMM that crashed while it checked whether it can update has executed itself again.
         let crashed = Moment::of(scene.action, scene.handover) == Moment::Failed;
         return as_before(was, is, crashed);
     }
-    // What must not have succeeded is for the check `outcome`.
+    // The check `outcome` reports an update that must not have succeeded.
     if !scene.action.updated() || (outcome::CHECK.run)(scene).is_err() {
         return Ok(());
     }
@@ -37,16 +38,16 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 fn as_before(was: &Image, is: &Image, crashed: bool) -> Result<(), String> {
     let own = |image: &Image| without_fail_points(&image.words);
     if own(was) != own(is) {
-        return Err(format!("a refused update has executed something: {:?}", is.words));
+        return Err(format!("a refused update executed something: {:?}", is.words));
     }
-    // Equal ones say nothing where addresses are not random.
+    // Equal vectors prove nothing where addresses are not random.
     if !crashed && was.auxv != is.auxv {
-        return Err("a refused update has executed the VMM itself, which had not crashed".into());
+        return Err("a refused update executed the VMM again although it had not crashed".into());
     }
     Ok(())
 }
 
-/// Who goes back leaves out what would make it fail again.
+/// `words` without the fail points, which a fallback drops so that it does not fail again.
 fn without_fail_points(words: &[String]) -> Vec<String> {
     let mut words = words.iter();
     let mut left = Vec::new();
@@ -60,11 +61,11 @@ fn without_fail_points(words: &[String]) -> Vec<String> {
 }
 
 fn executed(was: &Image, is: &Image, asked: &[String]) -> Result<(), String> {
-    // Both have the addresses of their own stack.
+    // Each process image has the addresses of its own stack.
     if was.random && is.random && was.auxv == is.auxv {
-        return Err("nothing was executed: the auxiliary vector is that of before".into());
+        return Err("nothing was executed: the auxiliary vector is unchanged".into());
     }
-    // What comes before is the program, or the loader and the program, as its wrapper calls it.
+    // The words before are the program, or the loader and the program if a wrapper calls it.
     if is.words.len() > asked.len() && is.words.ends_with(asked) && !asked.is_empty() {
         return Ok(());
     }
@@ -90,7 +91,7 @@ mod tests {
     #[case(&["ld.so", "vmm", "--incoming", "state-2"], 2, None)]
     #[case(&["--incoming", "state-2"], 2, Some("was asked for"))]
     #[case(&[], 2, Some("was asked for"))]
-    fn what_was_asked_for_is_executed(
+    fn executes_the_requested_command(
         #[case] words: &[&str],
         #[case] auxv: u8,
         #[case] complaint: Option<&str>,
@@ -112,7 +113,7 @@ mod tests {
     #[case(&["vmm", "b"], 2, true, false)]
     #[case(&["vmm", "b"], 1, false, false)]
     #[case(&["vmm", "a", "--failpoint"], 2, true, true)]
-    fn a_refused_update_executes_nothing_but_what_crashed(
+    fn a_refused_update_executes_only_a_crashed_vmm_again(
         #[case] words: &[&str],
         #[case] auxv: u8,
         #[case] crashed: bool,
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_random_the_command_line_has_to_do() {
+    fn without_random_addresses_only_the_command_line_is_compared() {
         let fixed = |words| Image { random: false, ..image(words, 1) };
         let asked = ["--incoming", "state-2"].map(str::to_owned);
         assert_eq!(

@@ -1,10 +1,10 @@
-//! The process executes what it was told to.
+//! Checks that the process runs the requested binary.
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `executable` check.
 pub const CHECK: Check =
-    Check { name: "executable", claim: "/proc/PID/exe is the binary that was asked for", run };
+    Check { name: "executable", claim: "/proc/PID/exe is the requested binary", run };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let (asked, seen) = (scene.executable, &scene.after.executable);

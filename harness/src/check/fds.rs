@@ -1,4 +1,4 @@
-//! The descriptor table is as before: none missing, none more, none changed.
+//! Checks that the descriptor table is unchanged: no descriptor missing, new or different.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::poll::{self, Deadline};
 use crate::scenario::Keeper;
 
-/// The check.
+/// The `fds` check.
 pub const CHECK: Check = Check {
     name: "fds",
     claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets",
     run,
 };
 
-/// What the targets of memfds for a keeper begin with.
+/// Prefix of the targets of a keeper's memfds.
 const OF_KEEPER: &str = "/memfd:cpr-";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
@@ -25,20 +25,20 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         let remade = Remade {
             ram,
             dialect: scene.dialect,
-            // What the next keeper needs is prepared anew, by whoever starts it.
+            // Each process prepares what its next keeper needs.
             keeper: (scene.vm.keeper == Some(Keeper::On)).then_some(scene.after.executable.inode),
         };
         let differences = compare(&before.fds, scene.fds_then, now, remade);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
     .map(|judged| {
-        // The next step is compared with what was let pass, not with what was still to come or go.
+        // The next step is compared with the table that passed, not with the unsettled one.
         scene.settled.borrow_mut().fds = judged;
     })
 }
 
-/// Looks at the table until it pleases: the table, if that is not the one of the observation; the
-/// last complaint if it does not in time.
+/// Polls the descriptor table until `look` accepts it. Returns the accepted table unless it is the
+/// observation's own; fails with the last complaint at the deadline.
 pub(super) fn settled(
     scene: &Scene<'_>,
     look: impl Fn(&FdTable) -> Result<(), String>,
@@ -60,13 +60,14 @@ pub(super) fn settled(
     pleased.map(Some).ok_or(complaint)
 }
 
-/// What a new process makes anew.
+/// Tells which descriptors a new process image creates again.
 #[derive(Clone, Copy)]
 struct Remade {
-    /// The descriptor of RAM, which it does not.
+    /// The descriptor of RAM, which is inherited.
     ram: Option<i32>,
     dialect: Dialect,
-    /// The file that the VMM executes, where a keeper is always there: it holds that ready.
+    /// The inode of the VMM's executable, if the VM always has a keeper: a descriptor of it is kept
+    /// ready.
     keeper: Option<(u64, u64)>,
 }
 
@@ -80,7 +81,8 @@ impl Remade {
     }
 }
 
-/// `then`: the last table of the build that runs now, if it ever ran this VM.
+/// Returns the differences from `before` to `after`. `then` is the last table of the build that
+/// runs now, if it ever ran this VM.
 fn compare(
     before: &FdTable,
     then: Option<&FdTable>,
@@ -90,7 +92,7 @@ fn compare(
     let Remade { ram, dialect, .. } = remade;
     let mut differences = Vec::new();
     let rebuilt = |fd: &Descriptor| remade.has(fd);
-    // VMs are counted by the check `kvm`, left state by `leftovers`.
+    // The check `kvm` counts VMs, `leftovers` looks for leftover state.
     let judged_elsewhere = |fd: &Descriptor| {
         fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(dialect.handover.state)
     };
@@ -108,8 +110,8 @@ fn compare(
     let more = new.values().filter(|fd| !old.contains_key(&fd.number));
     differences.extend(more.map(|fd| format!("descriptor {fd} is new")));
 
-    // What a new process builds anew has no identity; only kind and number of them must agree, and
-    // that only for one build: another one may work with more or fewer.
+    // Descriptors that a new process image creates have no identity: only their kinds and numbers
+    // must agree, and only within one build, since another build may need more or fewer.
     let Some(then) = then else { return differences };
     let kinds =
         |table: &FdTable| kinds(table.iter().filter(|fd| rebuilt(fd) && !judged_elsewhere(fd)));
@@ -126,7 +128,7 @@ fn compare(
 }
 
 fn changed(old: &Descriptor, new: &Descriptor, is_ram: bool) -> Option<String> {
-    // That RAM is the same file is the business of the check `ram`.
+    // The check `ram` checks that RAM is the same file.
     if !is_ram && (old.target != new.target || old.inode != new.inode) {
         return Some(format!(
             "descriptor {old} (inode {}) became {} (inode {})",
@@ -135,7 +137,7 @@ fn changed(old: &Descriptor, new: &Descriptor, is_ram: bool) -> Option<String> {
     }
     if old.close_on_exec != new.close_on_exec {
         let now = if new.close_on_exec { "set" } else { "cleared" };
-        return Some(format!("close-on-exec of descriptor {old} is {now} now"));
+        return Some(format!("close-on-exec of descriptor {old} is now {now}"));
     }
     if old.flags != new.flags {
         return Some(format!(
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_keeper_holds_ready_is_counted() {
+    fn descriptors_ready_for_a_keeper_are_counted() {
         let before = table(&[fd(5, "/memfd:cpr-commit", 1), fd(6, "/vmm", 2), fd(7, "/log", 3)]);
         let after = [fd(8, "/memfd:cpr-commit", 4), fd(9, "/vmm", 2), fd(7, "/log", 3)];
         let on = Remade { keeper: Some((1, 2)), ..remade(None) };
@@ -222,12 +224,12 @@ mod tests {
     )]
     #[case::ram_is_judged_elsewhere(&[fd(3, "/memfd:pc.ram", 1)], &[fd(3, "/memfd:pc.ram", 2)])]
     #[case::logs_grow(&[fd(4, "/log", 1)], &[Descriptor { offset: 11, ..fd(4, "/log", 1) }])]
-    fn is_no_difference(#[case] before: &[Descriptor], #[case] after: &[Descriptor]) {
+    fn accepts_equivalent_tables(#[case] before: &[Descriptor], #[case] after: &[Descriptor]) {
         assert_eq!(differences(before, after), "");
     }
 
     #[test]
-    fn where_all_is_made_anew_only_what_there_is_counts() {
+    fn recreated_descriptors_are_compared_by_kind_and_number() {
         let dialect = Dialect { over_exec: OverExec::Remade, ..DIALECT };
         let socket = |number, inode, path: &str| Descriptor {
             socket_path: Some(path.into()),
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_build_makes_anew_is_its_own_affair() {
+    fn recreated_descriptors_of_another_build_are_not_compared() {
         let event = |number| fd(number, "anon_inode:[eventfd]", number as u64);
         let (before, after) = (table(&[event(5), event(6)]), table(&[event(5)]));
         let look = |then| compare(&before, then, &after, remade(None)).join("; ");
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_is_told() {
+    fn reports_every_difference() {
         let before = [
             fd(3, "/memfd:pc.ram", 1),
             fd(4, "/log", 2),

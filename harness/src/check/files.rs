@@ -1,4 +1,5 @@
-//! The files are what they were, in all that can be read of them; and some of it is as it must be.
+//! Checks that every readable fact about the VM's files is unchanged, and that their modes are
+//! right.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -8,20 +9,20 @@ use super::{Check, Scene};
 use crate::audit::{Facts, files};
 use crate::observe::poll::{self, Deadline};
 
-/// The check.
+/// The `files` check.
 pub const CHECK: Check = Check {
     name: "files",
-    claim: "the files of the VM are as before, and there are no others, unless `audits.toml` says otherwise",
+    claim: "the files of the VM are unchanged and there are no others, unless `audits.toml` says otherwise",
     run,
 };
 
-/// What the names of state files begin with.
+/// Prefix of the names of state files.
 const STATE: &str = "state-";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let mut seen = look(scene, &scene.after.files);
     if seen.is_err() {
-        // The PID file may be written after the event that tells why.
+        // The PID file may be written after the event that announces the new process.
         poll::until(Deadline::after(scene.patience.settle), || {
             let facts = files::of_vm(scene.work, scene.files);
             seen = look(scene, &facts);
@@ -38,7 +39,7 @@ fn look(scene: &Scene<'_>, now: &Facts) -> Result<(), String> {
     scene.audit(CHECK.name, before.files.changes(now))
 }
 
-/// What holds from the first boot on.
+/// Checks what must hold from the first boot on.
 fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
     let umask = scene.after.facts.get("status.Umask");
     let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
@@ -53,7 +54,7 @@ fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
         if too_much != 0 {
             let mode = meta.mode() & 0o7777;
             return Err(format!(
-                "the mode of {} is {mode:o}: not to be allowed: {too_much:o}",
+                "the mode of {} is {mode:o}: bits {too_much:o} must be clear",
                 path.display()
             ));
         }
@@ -61,12 +62,12 @@ fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// The bits of the mode that a file of this kind must not have.
+/// The mode bits that are set but forbidden for a file of this kind.
 fn too_much(meta: &Metadata, umask: u32, is_pid_file: bool) -> u32 {
     let forbidden = match meta.file_type() {
         kind if kind.is_socket() => umask,
         kind if kind.is_file() && is_pid_file => 0o133,
-        // A state is its owner's alone.
+        // Only its owner may access a state file.
         kind if kind.is_file() => 0o177,
         _ => 0,
     };

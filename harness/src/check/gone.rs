@@ -1,4 +1,4 @@
-//! A VMM that was told to end ends well and leaves its paths free.
+//! Checks that a VMM that was told to end exits cleanly and removes its sockets and PID file.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use crate::observe::qmp::label;
 
-/// Name of this check. It takes the place of all others when the VMM has ended.
+/// Name of this check, which replaces all others once the VMM has ended.
 pub const NAME: &str = "gone";
 
-/// What the guests write to the debug exit port is 0, of which the port makes this.
+/// Exit status when a guest ends its VMM: the guests write 0 to the debug exit port, which maps it
+/// to 1.
 const EXIT_BY_GUEST: i32 = 1;
 
-/// Who told it.
+/// What told the VMM to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// `quit`.
@@ -26,7 +27,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// In a word.
+    /// Its name, as reports print it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Quit => "quit",
@@ -47,9 +48,9 @@ impl Cause {
 /// A VMM that has ended.
 #[derive(Clone, Copy)]
 pub struct Gone<'a> {
-    /// How.
+    /// How it exited.
     pub ended: ExitStatus,
-    /// Why.
+    /// What told it to end.
     pub cause: Cause,
     /// Its sockets.
     pub sockets: &'a [&'a str],
@@ -59,7 +60,7 @@ pub struct Gone<'a> {
     pub events: &'a [Event],
 }
 
-/// Looks.
+/// Checks exit status, leftover paths and the `SHUTDOWN` event.
 pub fn check(gone: &Gone<'_>) -> Result<(), String> {
     let Gone { ended, cause, events, .. } = gone;
     let wanted = if *cause == Cause::Guest { EXIT_BY_GUEST } else { 0 };
@@ -70,21 +71,21 @@ pub fn check(gone: &Gone<'_>) -> Result<(), String> {
     for (what, path) in sockets.chain([("PID file", gone.pid_file)]) {
         if path.exists() {
             let after = cause.name();
-            return Err(format!("after {after} the {what} {} is still there", path.display()));
+            return Err(format!("after {after} the {what} {} still exists", path.display()));
         }
     }
     let shutdowns: Vec<&Event> = events.iter().filter(|e| label(e) == "SHUTDOWN").collect();
     let [shutdown] = shutdowns[..] else {
-        // Its end may be seen by nobody.
+        // No client may be left to see the end.
         return match (cause, shutdowns.len()) {
             (Cause::Guest, 0) => Ok(()),
-            (_, sent) => Err(format!("the VMM must send one SHUTDOWN event, sent {sent}")),
+            (_, sent) => Err(format!("expected one SHUTDOWN event, got {sent}")),
         };
     };
     let reason = shutdown.data.as_ref().and_then(|data| data.get("reason")).and_then(Value::as_str);
     if reason != Some(cause.reason()) {
         let (wanted, reason) = (cause.reason(), reason.unwrap_or("nothing"));
-        return Err(format!("the reason of SHUTDOWN must be {wanted}, is {reason}"));
+        return Err(format!("expected SHUTDOWN with reason {wanted}, got {reason}"));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! In which process a VM is after a step; every check says what it demands in either case.
+//! Tells in which process a VM is after a step; every check says what it requires in either case.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use serde::Deserialize;
 
 use crate::observe::process::Stat;
 
-/// The event that says that a VM continues in another process.
+/// Name of the event that a VM continues in another process.
 pub const CONTINUED: &str = "X_CPR_CONTINUED";
 
-/// In which process a VM is after a step.
+/// The process in which a VM is after a step.
 #[derive(Clone, Debug, Default)]
 pub enum Handover {
-    /// In the one in which it was before, also after an update.
+    /// The process in which it was before; an update keeps it.
     #[default]
     SameProcess,
-    /// In that of its keeper.
+    /// Its keeper's process.
     NewProcess(Box<Revival>),
 }
 
 impl Handover {
-    /// The revival, if the VM is in another process.
+    /// The revival, if the VM is in another process now.
     pub fn revival(&self) -> Option<&Revival> {
         match self {
             Self::SameProcess => None,
@@ -30,21 +30,21 @@ impl Handover {
     }
 }
 
-/// How a VM has come into the process in which it is now.
+/// How a VM got into its keeper's process.
 #[derive(Clone, Debug)]
 pub struct Revival {
-    /// The process that has died, as it was started.
+    /// The process that died, as it was when started.
     pub former: Stat,
-    /// Its keepers when it died; none: not known.
+    /// Its keepers when it died; empty: not known.
     pub keepers: Vec<Stat>,
-    /// What the event says.
+    /// The data of the event.
     pub told: Continued,
-    /// From the death of the former process until every vCPU had beaten again; none for a guest
-    /// that stands still, or that did not.
+    /// Time from the death of the former process until every vCPU sent a heartbeat again; `None`
+    /// for a stopped guest, or if a vCPU sent none.
     pub beat: Option<Duration>,
-    /// What was written to standard error since the step began.
+    /// Standard error since the step began.
     pub console: String,
-    /// What the service manager was told since the step began.
+    /// Messages to the service manager since the step began.
     pub notified: Vec<String>,
 }
 
@@ -54,17 +54,17 @@ pub struct Revival {
 pub struct Continued {
     /// The process in which the VM is now.
     pub pid: i32,
-    /// The one in which it was.
+    /// The process in which it was.
     pub former_pid: i32,
-    /// Why it is not there any more.
+    /// Why the former process ended.
     pub reason: String,
 }
 
 impl Continued {
-    /// What `event` says.
+    /// Parses the data of `event`.
     pub fn of(event: &Event) -> Result<Self, String> {
         let data = event.data.clone().unwrap_or_default();
         serde_json::from_value(data.clone())
-            .map_err(|e| format!("the data of {CONTINUED} are {data}: {e}"))
+            .map_err(|e| format!("cannot parse the data of {CONTINUED}, {data}: {e}"))
     }
 }

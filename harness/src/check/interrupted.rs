@@ -1,10 +1,10 @@
-//! The events of an update that something came into: all of the update's, and once, at a place where
-//! it can be, that of what came.
+//! Checks the events of an interrupted update: all of the update's own, and the interruption's
+//! event once, in a place where it may occur.
 
 use crate::scenario::Interruption;
 
-/// Whether `seen` is what an update of a guest that `ran` and `with` may tell; `early`: `with` was
-/// seen to before the guest stopped, otherwise after it has gone on.
+/// Checks that `seen` is a valid sequence for an update of a guest that `ran`, interrupted by
+/// `with`. `early`: `with` was handled before the guest stopped, otherwise after it resumed.
 pub fn check(with: Interruption, early: bool, ran: bool, seen: &[String]) -> Result<(), String> {
     let allowed = sequences(with, early, ran);
     if allowed.iter().any(|sequence| sequence == seen) {
@@ -45,7 +45,7 @@ fn sequences(with: Interruption, early: bool, ran: bool) -> Vec<Vec<&'static str
     if early {
         return vec![all];
     }
-    // The guest goes on before the update is complete.
+    // The guest resumes before the update is complete.
     let place = |at: usize| {
         let mut sequence = update.clone();
         sequence.insert(at, own);
@@ -109,7 +109,7 @@ mod tests {
     #[case(Interruption::Quit, false, true, "setup STOP active device SHUTDOWN", false)]
     #[case(Interruption::Quit, true, true, "SHUTDOWN", true)]
     #[case(Interruption::Half, false, true, "setup STOP active device RESUME", false)]
-    fn what_came_is_told_once_and_in_its_place(
+    fn the_interruption_is_reported_once_in_its_place(
         #[case] with: Interruption,
         #[case] early: bool,
         #[case] ran: bool,

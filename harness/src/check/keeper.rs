@@ -1,11 +1,11 @@
-//! There is a keeper when there is to be one, and only then.
+//! Checks that the VM has a keeper if and only if it was asked to have one.
 
 use super::{Check, Scene};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
 use crate::scenario::Keeper;
 
-/// The check.
+/// The `keeper` check.
 pub const CHECK: Check = Check {
     name: "keeper",
     claim: "the VMM has one keeper with `--keeper on`, and none otherwise",
@@ -29,6 +29,6 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     .ok_or_else(|| {
         let all: Vec<String> = keepers.iter().map(|k| format!("{} ({})", k.pid, k.state)).collect();
         let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
-        format!("the VMM must have {wanted} keepers, has processes: {all}")
+        format!("expected {wanted} keepers, found processes: {all}")
     })
 }

@@ -1,4 +1,5 @@
-//! A VMM that was killed, or has ended otherwise, leaves nothing behind but its files, in which another one can start.
+//! Checks that a VMM that was killed, or ended otherwise, leaves nothing behind but its files, so
+//! that another VMM can start in its folder.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,33 +13,33 @@ use crate::observe::process::{self, Stat};
 use crate::run::orphans;
 use crate::run::outside::Outside;
 
-/// Name of this check. It takes the place of those that look at a VMM that lives.
+/// Name of this check, which replaces those of a running VMM.
 pub const NAME: &str = "killed";
 
-/// A VMM that has ended and was reaped.
+/// A VMM that has ended and been reaped.
 #[derive(Clone, Copy)]
 pub struct Killed<'a> {
-    /// What has ended it, such as "SIGKILL".
+    /// What ended it, such as "SIGKILL".
     pub by: &'a str,
     /// Its PID.
     pub pid: i32,
     /// Its process group.
     pub group: i32,
-    /// The folder of its case, which its `PATH` has, and that of everything it has started.
+    /// The folder of its case, which is in its `PATH` and in that of every process it started.
     pub work: &'a Path,
     /// Its QMP socket.
     pub socket: &'a Path,
-    /// What there was outside `work` before it was started.
+    /// What existed outside `work` before it was started.
     pub outside: &'a Outside,
-    /// What has to end may take so long.
+    /// Time allowed for its processes to end.
     pub limit: Duration,
 }
 
-/// Waits until nothing is left; what outlives the limit is told, and ended.
+/// Waits until no process is left; reports and kills those that outlive the limit.
 pub fn check(killed: &Killed<'_>) -> Result<(), String> {
     let deadline = Deadline::after(killed.limit);
     let Killed { by, pid, limit, .. } = killed;
-    // Twice: in the middle of an exec a process has no environment.
+    // Twice in a row: in the middle of an exec a process has no environment.
     let mut quiet = 0;
     let mut left = Vec::new();
     poll::until(deadline, || {
@@ -54,7 +55,7 @@ pub fn check(killed: &Killed<'_>) -> Result<(), String> {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         return Err(format!(
-            "{limit:?} after {by} to process {pid} there are still its processes: {}",
+            "{limit:?} after {by} to process {pid} it still has processes: {}",
             told.join(", ")
         ));
     }
@@ -62,7 +63,7 @@ pub fn check(killed: &Killed<'_>) -> Result<(), String> {
         poll::until(deadline, || UnixStream::connect(killed.socket).is_err().then_some(()));
     if silent.is_none() {
         let socket = killed.socket.display();
-        return Err(format!("after {by} somebody still listens on {socket}"));
+        return Err(format!("after {by} a process still listens on {socket}"));
     }
     match killed.outside.new_of(*pid).as_slice() {
         [] => Ok(()),

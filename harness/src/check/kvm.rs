@@ -1,11 +1,11 @@
-//! There is exactly one VM.
+//! Checks that the VMM holds exactly one KVM VM.
 
 use super::{Check, Scene, fds};
 
-/// The check.
+/// The `kvm` check.
 pub const CHECK: Check = Check { name: "kvm", claim: "the VMM holds exactly one KVM VM", run };
 
-/// Target of a VM's descriptor.
+/// Target of a KVM VM's descriptor.
 pub(super) const VM: &str = "anon_inode:kvm-vm";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
@@ -14,7 +14,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     fds::settled(scene, |now| match now.count(VM) {
         1 => Ok(()),
-        n => Err(format!("the VMM holds {n} KVM VMs, must hold exactly one")),
+        n => Err(format!("the VMM holds {n} KVM VMs, expected exactly one")),
     })
     .map(drop)
 }

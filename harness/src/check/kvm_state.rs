@@ -1,12 +1,12 @@
-//! Nothing that KVM tells of the VM has changed, nor what only its process can ask for, whether anybody
-//! saves it or not.
+//! Checks that all KVM state of the VM is unchanged, including what only its own process can read
+//! and whether or not an update saves it.
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `kvm-state` check.
 pub const CHECK: Check = Check {
     name: "kvm-state",
-    claim: "everything that KVM tells of the VM crosses an update, and stays while it stands still",
+    claim: "all KVM state of the VM survives an update, and stays the same while the guest is stopped",
     run,
 };
 

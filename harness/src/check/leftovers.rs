@@ -1,11 +1,11 @@
-//! An update leaves nothing behind.
+//! Checks that an update leaves nothing behind.
 
 use super::{Check, Scene, fds};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
 use crate::scenario::Keeper;
 
-/// The check.
+/// The `leftovers` check.
 pub const CHECK: Check = Check {
     name: "leftovers",
     claim: "no variable of the update, no state memfd, no child process but a keeper",
@@ -18,14 +18,14 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(word) = left.next().filter(|_| !handover.variable_stays) {
         return Err(format!("{word} is still in /proc/PID/environ"));
     }
-    // One that may have to act at any time has it ready.
+    // A keeper may have to act at any time, so its state memfd stays open.
     let ready = usize::from(scene.vm.keeper == Some(Keeper::On));
     fds::settled(scene, |now| {
         let mut states = now.iter().filter(|fd| fd.target.starts_with(handover.state));
         let left = states.nth(ready);
         left.map_or(Ok(()), |fd| Err(format!("the state's memfd is still open: descriptor {fd}")))
     })?;
-    // A keeper is for the check `keeper`.
+    // The check `keeper` judges keepers.
     let others = |children: Vec<Stat>| -> Vec<Stat> {
         children.into_iter().filter(|child| !child.is_keeper()).collect()
     };

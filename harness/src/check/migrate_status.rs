@@ -1,10 +1,10 @@
-//! `query-migrate` and the parameters agree with the events.
+//! Checks that `query-migrate` and the migration parameters agree with the events.
 
 use serde_json::Value;
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `migrate_status` check.
 pub const CHECK: Check = Check {
     name: "migrate_status",
     claim: "`query-migrate` and the migration parameters agree with the events",
@@ -25,7 +25,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let error = migrate.get("error-desc").and_then(Value::as_str);
     if (status == Some("failed")) != error.is_some() {
         return Err(format!(
-            "query-migrate says {migrate}: status and error-desc do not go together"
+            "query-migrate says {migrate}: status and error-desc contradict each other"
         ));
     }
     let blocked = migrate.get("blocked-reasons").and_then(Value::as_array);
@@ -40,7 +40,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if scene.action.updated() { parameters(&scene.after.parameters) } else { Ok(()) }
 }
 
-/// A good update sets them back.
+/// Checks that a successful update has reset the parameters.
 fn parameters(parameters: &Value) -> Result<(), String> {
     let mode = parameters.get("mode").and_then(Value::as_str);
     if mode != Some("normal") {

@@ -1,4 +1,4 @@
-//! What must hold after every step; one file an invariant.
+//! The checks that run after every step, one invariant per file.
 
 pub mod blackout;
 pub mod clients;
@@ -44,14 +44,14 @@ pub use scene::{Action, Ending, Scene, Settled};
 /// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Its name.
+    /// The name of the check.
     pub check: String,
     /// What is wrong, in one line.
     pub message: String,
 }
 
 impl Finding {
-    /// `check` says `message`.
+    /// Creates the finding `message` of `check`.
     pub fn new(check: &str, message: impl Into<String>) -> Self {
         Self { check: check.to_owned(), message: message.into() }
     }
@@ -63,18 +63,18 @@ impl fmt::Display for Finding {
     }
 }
 
-/// An invariant of a VMM that lives.
+/// An invariant of a running VMM.
 pub struct Check {
     /// Its name.
     pub name: &'static str,
     /// What it claims.
     pub claim: &'static str,
-    /// Looks; the error says what is wrong.
+    /// Runs it; the error says what is wrong.
     pub run: fn(&Scene<'_>) -> Result<(), String>,
 }
 
-/// All of them, in the order in which they are run: [`progress`] waits for the guest, and
-/// [`blackout`] and [`damage`] look at what it found meanwhile.
+/// All checks, in the order in which they run: [`progress`] waits for the guest, then [`blackout`]
+/// and [`damage`] look at what the guest found meanwhile.
 pub const ALL: &[Check] = &[
     outcome::CHECK,
     error::CHECK,
@@ -103,7 +103,7 @@ pub const ALL: &[Check] = &[
     damage::CHECK,
 ];
 
-/// Runs them all.
+/// Runs all checks and returns those that fail.
 pub fn all(scene: &Scene<'_>) -> Vec<Finding> {
     let findings = ALL.iter().filter_map(|check| {
         let message = (check.run)(scene).err()?;

@@ -1,9 +1,9 @@
-//! An update ends as the scenario says.
+//! Checks that an update ends as the scenario says.
 
 use super::{Action, Check, Ending, Scene};
 use crate::scenario::{Expect, RaceCommand};
 
-/// The check.
+/// The `outcome` check.
 pub const CHECK: Check =
     Check { name: "outcome", claim: "an update ends as the scenario says it must", run };
 
@@ -39,7 +39,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             if *accepted == wanted {
                 return Ok(());
             }
-            Err(format!("of {asked} updates at once {wanted} must be accepted; {accepted} were"))
+            Err(format!(
+                "of {asked} simultaneous updates {accepted} were accepted, expected {wanted}"
+            ))
         }
         Action::Interrupted { with, early, ending } => match (ending, *early && with.cancels()) {
             (Ending::Completed, false) => Ok(()),

@@ -1,20 +1,24 @@
-//! The VMM is still the process that was started, or the one that was its keeper.
+//! Checks that the VMM is still the process that was started, or the one that was its keeper.
 
 use std::process::ExitStatus;
 
 use super::Revival;
 use crate::observe::process::{self, Stat};
 
-/// Name of this check. It runs before all others: without the process there is nothing to see.
+/// Name of this check, which runs before all others: without the process there is nothing to
+/// observe.
 pub const NAME: &str = "pid";
 
-/// After a revival: the former process is dead, and `now` was its keeper and is a child of this
-/// process.
+/// Checks after a revival that the former process is dead, and that `now` was its keeper and has
+/// the same parent and process group.
 pub fn inherited(revival: &Revival, now: &Stat) -> Result<(), String> {
     let (pid, former) = (now.pid, &revival.former);
     let same = |a: &Stat, b: &Stat| (a.pid, a.start_time) == (b.pid, b.start_time);
     if Stat::read(former.pid).is_ok_and(|seen| same(&seen, former) && seen.is_alive()) {
-        return Err(format!("process {} still runs, and the VM is in process {pid}", former.pid));
+        return Err(format!(
+            "process {} still runs although the VM is in process {pid}",
+            former.pid
+        ));
     }
     if !revival.keepers.is_empty() && !revival.keepers.iter().any(|keeper| same(keeper, now)) {
         let keepers: Vec<String> = revival.keepers.iter().map(|k| k.pid.to_string()).collect();
@@ -23,20 +27,21 @@ pub fn inherited(revival: &Revival, now: &Stat) -> Result<(), String> {
     }
     if (now.parent, now.group) != (former.parent, former.group) {
         return Err(format!(
-            "process {pid} has parent {} and group {}, must have parent {} and group {}",
+            "process {pid} has parent {} and group {}, expected parent {} and group {}",
             now.parent, now.group, former.parent, former.group
         ));
     }
     Ok(())
 }
 
-/// `started` is the process as it was started, `ended` its end if that was reaped.
+/// Checks that the process is still the one that was `started`; `ended` is its exit status, if
+/// reaped.
 pub fn check(started: &Stat, ended: Option<ExitStatus>, console: &str) -> Result<(), String> {
     let pid = started.pid;
     if let Some(status) = ended {
-        let last = console.lines().last().map(|line| format!("; its last words: {line}"));
+        let last = console.lines().last().map(|line| format!("; its last output: {line}"));
         let heir = process::group(pid).unwrap_or_default().into_iter().next();
-        let heir = heir.map(|heir| format!("; process {} goes on in its place", heir.pid));
+        let heir = heir.map(|heir| format!("; process {} continues in its place", heir.pid));
         return Err(format!(
             "process {pid} has ended ({status}){}{}",
             heir.unwrap_or_default(),
@@ -49,7 +54,7 @@ pub fn check(started: &Stat, ended: Option<ExitStatus>, console: &str) -> Result
     }
     if (now.start_time, now.parent) != (started.start_time, started.parent) {
         return Err(format!(
-            "process {pid} is another one: started at tick {} by {}, now at {} by {}",
+            "process {pid} is a different one: was started at tick {} by {}, now at {} by {}",
             started.start_time, started.parent, now.start_time, now.parent
         ));
     }

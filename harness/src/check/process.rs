@@ -1,4 +1,5 @@
-//! The process is what it was, in all that can be read of it; and some of it is as it must be.
+//! Checks that every readable fact about the process is unchanged, and that some have the right
+//! value.
 
 use std::path::Path;
 
@@ -9,18 +10,18 @@ use crate::observe::fds::FdTable;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::name_of;
 
-/// The check.
+/// The `process` check.
 pub const CHECK: Check = Check {
     name: "process",
-    claim: "all that can be read of the process is as before, unless `audits.toml` says otherwise",
+    claim: "every readable fact about the process is unchanged, unless `audits.toml` says otherwise",
     run,
 };
 
-/// Open for whoever started it: standard input, output and error.
+/// The highest of the standard descriptors, which are inherited: input, output and error.
 const STANDARD: i32 = 2;
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    // Threads and descriptors may be on their way out.
+    // Threads and descriptors may still be going away.
     let mut seen = look(scene, &scene.after.facts, &scene.after.fds);
     if seen.is_err() {
         poll::until(Deadline::after(scene.patience.settle), || {
@@ -56,8 +57,8 @@ fn look(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     scene.audit(CHECK.name, changes)
 }
 
-/// Which descriptors there are is for the checks `fds`, `kvm` and `leftovers`, and what is left of an
-/// update for `leftovers`.
+/// Whether another check judges `change`: `fds`, `kvm` and `leftovers` check which descriptors
+/// exist, `leftovers` what is left of an update.
 fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
     let Handover { state, variables, .. } = scene.dialect.handover;
     let is_new_or_gone = change.was.is_none() || change.is.is_none();
@@ -68,12 +69,12 @@ fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
     }
 }
 
-/// What holds from the first boot on.
+/// Checks what must hold from the first boot on.
 fn as_it_must_be(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
-    // Later that is for the check `fds`.
+    // After boot the check `fds` covers this.
     let inherited = fds.iter().find(|fd| fd.number > STANDARD && !fd.close_on_exec);
     if let (None, Some(fd)) = (scene.before, inherited) {
-        return Err(format!("descriptor {fd} is without close-on-exec"));
+        return Err(format!("descriptor {fd} lacks close-on-exec"));
     }
     let ram = format!("mapping.{}", scene.dialect.handover.ram);
     let dumped = now
@@ -87,7 +88,7 @@ fn as_it_must_be(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), St
     }
 }
 
-/// The names that the kernel gives a process of this command, which may be a link to its file.
+/// The names that the kernel may give a process of this command, which may be a link to its file.
 fn names(scene: &Scene<'_>) -> Vec<String> {
     let command = match scene.action {
         Action::Update { culprit, .. } if scene.action.updated() => Some(culprit.as_str()),

@@ -1,13 +1,13 @@
-//! After a revival exactly one process runs the guest.
+//! Checks that after a revival exactly one process runs the guest.
 
 use super::{Check, Scene};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, ProcError, Stat};
 
-/// The check.
+/// The `processes` check.
 pub const CHECK: Check = Check {
     name: "processes",
-    claim: "after a revival no process has the guest's RAM, or is the VM's, but the VMM and its keeper",
+    claim: "after a revival only the VMM and its keeper have the guest's RAM or belong to the VM",
     run,
 };
 
@@ -16,8 +16,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         return Ok(());
     }
     let mut others = Ok(Vec::new());
-    // What has held the RAM may be on its way out; and in the middle of an exec a process has no
-    // environment.
+    // A process that held the RAM may still be exiting, and in the middle of an exec a process has
+    // no environment.
     poll::until(Deadline::after(scene.patience.settle), || {
         others = others_of(scene);
         others.as_ref().is_ok_and(Vec::is_empty).then_some(())
@@ -28,11 +28,15 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     let told: Vec<String> =
         others.iter().map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
-    Err(format!("besides process {} the VM has these processes: {}", scene.pid(), told.join(", ")))
+    Err(format!(
+        "besides process {} the VM has unexpected processes: {}",
+        scene.pid(),
+        told.join(", ")
+    ))
 }
 
-/// All that have the RAM, or were started by the VM, and are neither its VMM nor that one's keeper,
-/// which the check `keeper` looks at.
+/// All processes that have the RAM, or were started by the VM, other than the VMM and its keeper,
+/// which the check `keeper` judges.
 fn others_of(scene: &Scene<'_>) -> Result<Vec<Stat>, ProcError> {
     let mut all = match &scene.after.ram.file {
         Some(file) => process::holders(file.inode)?,

@@ -1,4 +1,4 @@
-//! A running guest makes progress on every vCPU, a stopped one makes none.
+//! Checks that a running guest makes progress on every vCPU, and a stopped one makes none.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::{Check, Scene};
 use crate::observe::mailbox::{MailboxPage, View, phase};
 use crate::observe::poll::{self, Deadline};
 
-/// The check.
+/// The `progress` check.
 pub const CHECK: Check = Check {
     name: "progress",
-    claim: "every vCPU's heartbeat goes on while the guest runs and stands still while it does not",
+    claim: "every vCPU's heartbeat advances while the guest runs, and stands still while it is stopped",
     run,
 };
 
@@ -21,7 +21,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let limit = scene.patience.revival;
     match scene.handover.revival().and_then(|revival| revival.beat) {
         Some(beat) if beat > limit => Err(format!(
-            "the guest must go on within {limit:?} of its VMM's death, went on after {beat:?}"
+            "the guest resumed {beat:?} after its VMM's death, at most {limit:?} is allowed"
         )),
         _ => Ok(()),
     }
@@ -36,7 +36,7 @@ pub fn goes_on(page: &MailboxPage, cpus: u32, limit: Duration) -> Result<(), Str
             Ok(now) => now,
             Err(e) => return Some(Err(format!("cannot read the mailbox: {e}"))),
         };
-        // Whatever ended it is for the check `damage` to tell.
+        // The check `damage` reports what ended the guest.
         if now.damage.is_some() || matches!(now.phase, phase::DONE | phase::DAMAGED) {
             return Some(Ok(()));
         }
@@ -70,7 +70,7 @@ pub fn goes_on(page: &MailboxPage, cpus: u32, limit: Duration) -> Result<(), Str
 fn stands_still(scene: &Scene<'_>) -> Result<(), String> {
     let beats = |view: &View| view.heartbeats(scene.vm.cpus);
     let first = match scene.before {
-        // Between two stops nothing may have moved either, unless the guest booted anew.
+        // Nothing may have moved since the previous step either, unless the guest rebooted.
         Some(before) if !scene.ran_before && !scene.action.resets() => beats(&before.mailbox),
         _ => beats(&scene.after.mailbox),
     };

@@ -1,12 +1,12 @@
-//! Everything that a VMM can be asked has the same answer after a step, but for what is expected.
+//! Checks that every query has the same answer after a step, apart from expected differences.
 
 use super::{Check, Scene};
 use crate::observe::queries;
 
-/// The check.
+/// The `queries` check.
 pub const CHECK: Check = Check {
     name: "queries",
-    claim: "every query without an argument has the answer it had before, but for what `audits.toml` expects",
+    claim: "every query without arguments has the same answer as before, apart from what `audits.toml` expects",
     run,
 };
 

@@ -1,19 +1,19 @@
-//! The events of commands that were sent at once: each command has its effect once, and none comes
-//! into the middle of an update.
+//! Checks the events of commands that were sent at once: each command takes effect once, and none
+//! in the middle of an update.
 
 use std::collections::VecDeque;
 
 use super::interrupted::update;
 use crate::scenario::RaceCommand;
 
-/// A race as it is to be judged.
+/// A race to be judged.
 #[derive(Clone, Copy)]
 pub struct Race<'a> {
-    /// The commands, as they were sent.
+    /// The commands, in the order sent.
     pub commands: &'a [RaceCommand],
-    /// Updates that were accepted.
+    /// Number of updates that were accepted.
     pub accepted: usize,
-    /// The guest ran before.
+    /// Whether the guest ran before.
     pub ran: bool,
 }
 
@@ -30,7 +30,7 @@ impl Race<'_> {
         last.map_or(self.ran, |command| *command == RaceCommand::Cont)
     }
 
-    /// Looks at the events of a VMM that is still there.
+    /// Checks the events of a VMM that is still running.
     pub fn survived(&self, seen: &[String]) -> Result<(), String> {
         let told = self.follow(seen)?;
         if told.updates != self.accepted || !told.pending.is_empty() {
@@ -38,13 +38,14 @@ impl Race<'_> {
         }
         if told.runs != self.runs_in_the_end() {
             let must = if told.runs { "stopped" } else { "running" };
-            return Err(format!("the guest must be {must} in the end, saw {}", list(seen)));
+            return Err(format!("the guest must be {must} at the end, saw {}", list(seen)));
         }
         Ok(())
     }
 
-    /// Looks at those of one that has ended: what was accepted has been done before, but for the last
-    /// event of an update, which the end may overtake; a guest that ends may do so in the middle.
+    /// Checks the events of a VMM that has ended: every accepted update must be done by then,
+    /// except that the end may overtake an update's last event, and a guest may end its VMM in the
+    /// middle of one.
     pub fn ended(&self, seen: &[String]) -> Result<(), String> {
         let told = self.follow(seen)?;
         let by_guest = self.commands.contains(&RaceCommand::GuestExit);
@@ -65,7 +66,7 @@ impl Race<'_> {
         for event in seen.iter().map(String::as_str) {
             let between = told.pending.len() <= 1;
             match event {
-                // Those are counted elsewhere; where a reset comes is open.
+                // Counted elsewhere; a reset may come anywhere.
                 "RESET" | "SHUTDOWN" => {}
                 "MIGRATION(setup)" if told.pending.is_empty() => {
                     told.updates += 1;
@@ -92,13 +93,13 @@ impl Race<'_> {
     }
 }
 
-/// What the events tell.
+/// State derived from the events so far.
 struct Told {
-    /// Updates that have begun.
+    /// Number of updates that have begun.
     updates: usize,
-    /// Events that the last one still owes.
+    /// Events of the last update that are still to come.
     pending: VecDeque<&'static str>,
-    /// The guest runs.
+    /// Whether the guest runs.
     runs: bool,
 }
 
@@ -139,7 +140,7 @@ mod tests {
     #[case(&[Migrate, Cont], false, "setup active device completed RESUME", true)]
     #[case(&[Migrate, Cont], false, STOOD, false)]
     #[case(&[Migrate, Reset], true, "setup STOP active RESET device RESUME completed", true)]
-    fn a_guest_is_stopped_once_for_each_reason(
+    fn each_command_stops_the_guest_once(
         #[case] commands: &[RaceCommand],
         #[case] ran: bool,
         #[case] seen: &str,
@@ -160,7 +161,7 @@ mod tests {
     #[case(&[GuestExit, Migrate], 1, "setup STOP active SHUTDOWN", true)]
     #[case(&[GuestExit, Migrate], 0, "SHUTDOWN", true)]
     #[case(&[GuestExit, Migrate], 1, "setup active SHUTDOWN", false)]
-    fn what_was_accepted_is_done_before_the_end(
+    fn accepted_updates_are_done_before_the_end(
         #[case] commands: &[RaceCommand],
         #[case] accepted: usize,
         #[case] seen: &str,

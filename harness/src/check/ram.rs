@@ -1,13 +1,13 @@
-//! The guest's RAM is the same memory with the same content.
+//! Checks that the guest's RAM is the same memory with the same content.
 
 use super::{Action, Check, Scene};
 use crate::observe::frames;
 use crate::scenario::Pages;
 
-/// The check.
+/// The `ram` check.
 pub const CHECK: Check = Check {
     name: "ram",
-    claim: "RAM is the same file in the same page frames; unchanged while the guest stands still",
+    claim: "RAM is the same file in the same page frames, and unchanged while the guest is stopped",
     run,
 };
 
@@ -26,11 +26,11 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         }
     }
     let booted = before.mailbox.ready && after.mailbox.ready;
-    // Of private RAM, and of pages from a reserve, is seen only what the VMM itself has touched.
+    // Of private RAM and of reserved pages only what the VMM itself touched is visible.
     let must = booted && scene.vm.share && scene.vm.pages != Pages::Reserved && frames::are_shown();
     let (seen, moved) = frames::compare(&before.ram.frames, &after.ram.frames);
     judge_frames(seen, moved, must, scene.vm.pages)?;
-    // A reset while the guest stands still may load the kernel again.
+    // A reset while the guest is stopped may load the kernel again.
     if scene.action.resets() || *scene.action == Action::Boot {
         return Ok(());
     }
@@ -42,18 +42,20 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
 }
 
-/// `must`: the frame of one page at least, the mailbox's, must have been seen before and after.
+/// Checks how many page frames changed. `must`: the frame of at least one page, the mailbox's, must
+/// have been seen before and after.
 fn judge_frames(seen: usize, moved: usize, must: bool, pages: Pages) -> Result<(), String> {
     if must && seen == 0 {
         return Err("no page of guest RAM was seen in a page frame before and after".to_owned());
     }
-    // Single pages may move, when the kernel compacts memory, and many when it makes huge ones of them.
+    // Single pages may move when the kernel compacts memory, many when it collapses them into huge
+    // pages.
     let may_move = match pages {
         Pages::Transparent => seen / 2,
         Pages::Small | Pages::Reserved => (seen / 8).max(1),
     };
     match moved > may_move {
-        true => Err(format!("{moved} of {seen} pages of guest RAM lie in other page frames")),
+        true => Err(format!("{moved} of {seen} pages of guest RAM moved to other page frames")),
         false => Ok(()),
     }
 }

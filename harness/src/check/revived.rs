@@ -1,4 +1,4 @@
-//! The events of a step in which the VM has gone over to its keeper's process.
+//! Checks the events of a step in which the VM moved to its keeper's process.
 
 use super::handover::CONTINUED;
 use super::{Action, Scene};
@@ -16,17 +16,17 @@ const UPDATE: [&str; 6] = [
     "MIGRATION(completed)",
 ];
 
-/// Whether what the first client has seen is right.
+/// Whether the first client saw valid events.
 pub(super) fn fits(scene: &Scene<'_>) -> bool {
     let seen: Vec<String> = scene.events.iter().map(label).collect();
     check(scene.action, scene.ran_before, &seen).is_ok()
 }
 
-/// Whether `seen` is what a VM whose guest `ran` may tell: at most an update that breaks off, then
-/// that it continues in another process; an update that was under way has failed, and a guest that
-/// was stopped for it goes on after that.
+/// Checks that `seen` is valid for a VM whose guest `ran`: at most an update that breaks off, then
+/// the event that the VM continues in another process. An update that was under way must have
+/// failed, and a guest that was stopped for it must resume after that.
 ///
-/// Of a process that was killed at any moment nobody can say whether its last event had been sent.
+/// A process may have been killed just before or just after it sent its last event: both are valid.
 pub fn check(action: &Action, ran: bool, seen: &[String]) -> Result<(), String> {
     let exact = exactly(action, ran, seen);
     let (Err(_), Action::Killed { in_update: true }) = (&exact, action) else { return exact };
@@ -70,7 +70,7 @@ fn exactly(action: &Action, ran: bool, seen: &[String]) -> Result<(), String> {
     }
     let has = |name: &str| before.iter().any(|event| event == name);
     let under_way = has(UPDATE[0]) && !has(UPDATE[5]);
-    // One that was asked for may be under way before clients are told.
+    // A requested update may be under way before its first event.
     let untold = before.is_empty() && action.may_update();
     if failures != usize::from(under_way) && !(untold && failures == 1) {
         let wanted = if under_way { "once, next to it" } else { "never" };
@@ -122,7 +122,11 @@ mod tests {
     #[case(true, "setup STOP active device RESUME X failed", true)]
     #[case(true, "setup STOP active device RESUME completed X", true)]
     #[case(true, "setup STOP active device RESUME completed X failed", false)]
-    fn a_revival_is_told_in_order(#[case] ran: bool, #[case] seen: &str, #[case] allowed: bool) {
+    fn a_revival_is_reported_in_order(
+        #[case] ran: bool,
+        #[case] seen: &str,
+        #[case] allowed: bool,
+    ) {
         let seen: Vec<String> = seen.split_whitespace().map(full).collect();
         let checked = exactly(&Action::Killed { in_update: true }, ran, &seen);
         assert_eq!(checked.is_ok(), allowed, "{checked:?}");
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_an_update_none_fails() {
+    fn no_update_fails_outside_an_update() {
         let told = |seen: &[&str]| {
             let seen: Vec<String> = seen.iter().map(|event| (*event).to_owned()).collect();
             check(&Action::Killed { in_update: false }, true, &seen).is_ok()

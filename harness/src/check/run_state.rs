@@ -1,11 +1,11 @@
-//! The run state is what the steps so far have made it.
+//! Checks that the run state is the one that follows from the steps so far.
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `run_state` check.
 pub const CHECK: Check = Check {
     name: "run_state",
-    claim: "`query-status` is as before, but for what stop, cont and reset change",
+    claim: "`query-status` is unchanged, except by stop, cont and reset",
     run,
 };
 
@@ -24,7 +24,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// As QMP has it.
+/// The name of `state` in QMP.
 pub fn name(state: &cpr_qmp::run_state::RunState) -> String {
     serde_json::to_string(state).unwrap_or_default().trim_matches('"').to_owned()
 }

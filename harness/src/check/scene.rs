@@ -1,4 +1,4 @@
-//! What the checks look at: a step that was done, and the VMM before and after it.
+//! The input of the checks: a step that was done, and the VMM before and after it.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::scenario::{Expect, Interruption, RaceCommand, Vm};
 /// How an update ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Well.
+    /// It completed.
     Completed,
     /// It was refused, with this error.
     Refused(String),
@@ -29,7 +29,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// In one word.
+    /// Its name, in one word.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -42,7 +42,7 @@ impl Ending {
 /// What a step did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing that the VMM took part in.
+    /// Nothing that involved the VMM.
     Nothing,
     /// Started the VMM.
     Boot,
@@ -54,32 +54,33 @@ pub enum Action {
     Reset,
     /// An update.
     Update {
-        /// How it had to end.
+        /// How it was expected to end.
         expect: Expect,
         /// How it ended.
         ending: Ending,
-        /// What an error must name: the command, or the channel where that is the bad one.
+        /// What an error must name: the command, or the channel if that is at fault.
         culprit: String,
         /// The errno an error must give.
         errno: Option<i32>,
     },
-    /// Commands in one write, and how many updates were accepted.
+    /// Several commands in one write.
     Race {
         /// The commands.
         commands: Vec<RaceCommand>,
-        /// Updates accepted.
+        /// Number of updates that were accepted.
         accepted: usize,
     },
-    /// SIGKILL to the VMM, which the VM has survived in another process.
+    /// SIGKILL to the VMM, which the VM survived in another process.
     Killed {
-        /// An update was asked for.
+        /// Whether an update had been requested.
         in_update: bool,
     },
     /// An update that was held at a point.
     Interrupted {
-        /// What came meanwhile.
+        /// What interrupted it.
         with: Interruption,
-        /// It was seen to before the guest stopped, otherwise after the update.
+        /// Whether the interruption was handled before the guest stopped; otherwise after the
+        /// update.
         early: bool,
         /// How the update ended.
         ending: Ending,
@@ -87,7 +88,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The update that was done, if one was and succeeded.
+    /// Whether an update was done and succeeded.
     pub fn updated(&self) -> bool {
         match self {
             Self::Update { ending, .. } | Self::Interrupted { ending, .. } => {
@@ -115,7 +116,7 @@ impl Action {
         }
     }
 
-    /// The guest booted anew.
+    /// Whether the guest was rebooted.
     pub fn resets(&self) -> bool {
         match self {
             Self::Reset => true,
@@ -126,44 +127,44 @@ impl Action {
     }
 }
 
-/// What was read again, because what had been seen first was about to change.
+/// What was read again because the first reading had not settled yet.
 #[derive(Debug, Default)]
 pub struct Settled {
     /// The descriptors.
     pub fds: Option<FdTable>,
-    /// Those of the process.
+    /// The facts of the process.
     pub process: Option<Facts>,
-    /// Those of the files.
+    /// The facts of the files.
     pub files: Option<Facts>,
 }
 
-/// One step and what is seen around it.
+/// One step and what was observed around it.
 pub struct Scene<'a> {
-    /// The VM as it was asked for.
+    /// The VM as configured.
     pub vm: &'a Vm,
-    /// The VMM, as reports call it.
+    /// The name of the VMM in reports.
     pub vmm: &'a str,
-    /// The VMM's habits.
+    /// The VMM's peculiarities.
     pub dialect: Dialect,
-    /// How long is waited for what.
+    /// The time limits.
     pub patience: Patience,
-    /// The VMM uses KVM, and this host has it.
+    /// Whether the VMM uses KVM and this host has it.
     pub kvm: bool,
-    /// What the VMM must execute.
+    /// The executable that the VMM must run.
     pub executable: &'a Executable,
-    /// What the newest command for an update gives the program.
+    /// The arguments in the newest update command.
     pub arguments: &'a [String],
-    /// What start-up left, right after boot.
+    /// What start-up left in the file system, right after boot.
     pub startup: &'a Startup,
-    /// What was done.
+    /// What the step did.
     pub action: &'a Action,
-    /// In which process the VM is now.
+    /// The process in which the VM is now.
     pub handover: &'a Handover,
-    /// The folder of the case, which everything started by the VM has in its `PATH`.
+    /// The folder of the case, which every process started by the VM has in its `PATH`.
     pub work: &'a Path,
-    /// The guest ran before.
+    /// Whether the guest ran before the step.
     pub ran_before: bool,
-    /// The run state it must have now.
+    /// The run state that the guest must have now.
     pub run_state: RunState,
     /// How often the guest must have booted.
     pub boots: u32,
@@ -173,35 +174,35 @@ pub struct Scene<'a> {
     pub last_status: Option<&'a str>,
     /// The gaps between the guest's heartbeats.
     pub gaps: Gaps<'a>,
-    /// What the VMM has logged since the step began, up to now.
+    /// Returns what the VMM has logged since the step began.
     pub log: &'a dyn Fn() -> String,
-    /// The same as another client saw them, or why it does not any more.
+    /// The events as another client saw them, or why that client failed.
     pub bystander: Result<&'a [Event], &'a str>,
-    /// What was against the protocol on any QMP connection, so far.
+    /// Protocol violations on any QMP connection so far.
     pub conversation: &'a [String],
-    /// The descriptors when the build that runs now was looked at last; none: it never was.
+    /// The descriptors when the build that runs now was last observed; `None` if it never was.
     pub fds_then: Option<&'a FdTable>,
-    /// The same of the facts of its process.
+    /// The facts of its process at that time.
     pub facts_then: Option<&'a Facts>,
     /// The files of the VM.
     pub files: &'a Files,
-    /// What the audits have found once it had settled.
+    /// What the checks read once it had settled.
     pub settled: &'a RefCell<Settled>,
-    /// Another build runs now than before.
+    /// Whether another build runs now than before the step.
     pub other_build: bool,
-    /// The VMM before; none at boot.
+    /// The VMM before the step; `None` at boot.
     pub before: Option<&'a Observation>,
-    /// The VMM now.
+    /// The VMM after the step.
     pub after: &'a Observation,
 }
 
 impl Scene<'_> {
-    /// What an `audit` has to say of what differs from `before`.
+    /// Fails with those of `changes` that `audit` does not expect.
     pub fn audit(&self, audit: &str, changes: Vec<Change>) -> Result<(), String> {
         audit::judge(audit, self.vmm, Moment::of(self.action, self.handover), changes)
     }
 
-    /// The VMM's process.
+    /// The PID of the VMM.
     pub fn pid(&self) -> i32 {
         self.after.process.pid
     }

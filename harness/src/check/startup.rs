@@ -1,4 +1,5 @@
-//! Start-up work is not done again by an update: the sockets are the same, the PID file untouched.
+//! Checks that an update does not repeat start-up work: the sockets are the same, the PID file is
+//! untouched.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,10 +9,10 @@ use super::{Check, Scene};
 use crate::backend::OverExec;
 use crate::observe::poll::{self, Deadline};
 
-/// The check.
+/// The `startup` check.
 pub const CHECK: Check = Check {
     name: "startup",
-    claim: "the sockets of QMP and of the serial port and the PID file are those that were made at boot; after a revival the PID file names the new process",
+    claim: "the QMP socket, the serial socket and the PID file are those created at boot; after a revival the PID file names the new process",
     run,
 };
 
@@ -26,12 +27,12 @@ pub struct Startup {
 struct Identity {
     inode: u64,
     mode: u32,
-    /// Seconds and nanoseconds of the last change to the content.
+    /// Time of the last change to the content, in seconds and nanoseconds.
     written: (i64, i64),
 }
 
 impl Startup {
-    /// Looks at the sockets and the PID file.
+    /// Records the sockets and the PID file.
     pub fn of(sockets: &[&str], pid_file: &str) -> Self {
         let look = |path: &&str| {
             let path = Path::new(path);
@@ -50,27 +51,27 @@ impl Identity {
     }
 }
 
-/// A PID file that was written for another process must be like that before it.
+/// Checks that a rewritten PID file names `pid` and has the same mode as before.
 fn names(path: &Path, pid: i32, mode: u32) -> Result<(), String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     if text != format!("{pid}\n") {
-        return Err(format!("{} says {text:?}, must say process {pid}", path.display()));
+        return Err(format!("{} contains {text:?}, expected process {pid}", path.display()));
     }
     let same = Identity::of(path).is_some_and(|now| now.mode == mode);
-    if same { Ok(()) } else { Err(format!("the mode of {} is another", path.display())) }
+    if same { Ok(()) } else { Err(format!("the mode of {} has changed", path.display())) }
 }
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    // Another VMM makes them anew, in the same places.
+    // A VMM that recreates its descriptors creates them again, at the same paths.
     let kept = scene.dialect.over_exec == OverExec::Kept;
     for (path, then) in &scene.startup.files {
         let name = path.display();
-        let Some(then) = then else { return Err(format!("{name} was not made at boot")) };
+        let Some(then) = then else { return Err(format!("{name} was not created at boot")) };
         let rewritten = scene.handover.revival().is_some() && *path == scene.startup.pid_file;
         match Identity::of(path) {
             Some(_) if rewritten => {
                 let look = || names(path, scene.pid(), then.mode).err();
-                // It may be written after the event that tells of it.
+                // The file may be written after the event.
                 let settled = Deadline::after(scene.patience.settle);
                 if poll::until(settled, || look().is_none().then_some(())).is_none() {
                     look().map_or(Ok(()), Err)?;
@@ -78,7 +79,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             None => return Err(format!("{name} is gone")),
             Some(now) if now != *then && kept => {
-                return Err(format!("{name} was made or written again"));
+                return Err(format!("{name} was recreated or written again"));
             }
             Some(_) => {}
         }

@@ -1,4 +1,4 @@
-//! Every thread is one that the VMM is known to have, and QMP names those of the vCPUs.
+//! Checks that the VMM has only known threads, and that QMP names those of the vCPUs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,17 +7,17 @@ use super::{Check, Scene};
 use crate::audit::process::OF_KVM;
 use crate::observe::poll::{self, Deadline};
 
-/// The check.
+/// The `threads` check.
 pub const CHECK: Check = Check {
     name: "threads",
-    claim: "one thread a vCPU, which `query-cpus-fast` names, and no other but the main thread",
+    claim: "one thread per vCPU, which `query-cpus-fast` names, and no other than the main thread",
     run,
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let mut wrong = look(scene);
     if wrong.is_err() {
-        // One that is not needed any more may be on its way out.
+        // A thread that is no longer needed may still be exiting.
         poll::until(Deadline::after(scene.patience.settle), || {
             wrong = look(scene);
             wrong.is_ok().then_some(())
@@ -31,13 +31,13 @@ fn look(scene: &Scene<'_>) -> Result<(), String> {
     let wanted = scene.vm.cpus as usize;
     let cpus = &scene.after.cpus;
     if cpus.len() != wanted {
-        return Err(format!("query-cpus-fast has {} vCPUs, must have {wanted}", cpus.len()));
+        return Err(format!("query-cpus-fast lists {} vCPUs, expected {wanted}", cpus.len()));
     }
     for cpu in cpus {
         let (index, number) = (cpu.cpu_index, cpu.thread_id);
         let Some(name) = threads.remove(&number) else {
             return Err(format!(
-                "query-cpus-fast names thread {number} for vCPU {index}, which is no thread of the VMM's, or another vCPU's"
+                "query-cpus-fast names thread {number} for vCPU {index}, which is not a thread of the VMM or belongs to another vCPU"
             ));
         };
         let prefix = scene.dialect.vcpu_threads;
@@ -47,19 +47,19 @@ fn look(scene: &Scene<'_>) -> Result<(), String> {
             return Err(format!("the thread of vCPU {index} is named {name}, must be {wanted}"));
         }
     }
-    // Others than ours have threads for what they do besides.
+    // Other VMMs have threads for other work too.
     if scene.dialect.vcpu_threads.is_none() {
         return Ok(());
     }
     threads.remove(&i64::from(scene.pid()));
     threads.retain(|_, name| !name.starts_with(OF_KVM));
     match threads.values().next() {
-        Some(name) => Err(format!("the VMM has a thread named {name}, which nothing asks for")),
+        Some(name) => Err(format!("the VMM has an unexpected thread named {name}")),
         None => Ok(()),
     }
 }
 
-/// Names by number.
+/// The names of the threads of process `pid`, by TID.
 fn threads(pid: i32) -> BTreeMap<i64, String> {
     let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let thread = |entry: fs::DirEntry| {

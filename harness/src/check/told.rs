@@ -1,8 +1,8 @@
-//! A VM that continues in another process says so, everywhere in the same words.
+//! Checks that a VM that continues in another process reports it everywhere in the same words.
 
 use super::{Check, Scene};
 
-/// The check.
+/// The `told` check.
 pub const CHECK: Check = Check {
     name: "told",
     claim: "event, standard error and service manager name the process in which the VM continues",
@@ -19,17 +19,17 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         ));
     }
     if told.reason.trim().is_empty() || told.reason.lines().count() != 1 {
-        return Err(format!("the event gives the reason {:?}, must be one line", told.reason));
+        return Err(format!("the event gives the reason {:?}, expected one line", told.reason));
     }
     let line =
         format!("process {former} ended ({}): the VM continues in process {pid}", told.reason);
     let lines = revival.console.lines().filter(|said| said.ends_with(&line)).count();
     if lines != 1 {
-        return Err(format!("standard error must say once \"{line}\", says it {lines} times"));
+        return Err(format!("expected \"{line}\" once on standard error, found it {lines} times"));
     }
     let wanted = format!("MAINPID={pid}");
     if revival.notified.iter().flat_map(|told| told.lines()).any(|line| line == wanted) {
         return Ok(());
     }
-    Err(format!("the service manager must be told {wanted}, was told {:?}", revival.notified))
+    Err(format!("expected the message {wanted} to the service manager, got {:?}", revival.notified))
 }

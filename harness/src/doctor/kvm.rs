@@ -1,4 +1,4 @@
-//! KVM, and what our VMM asks of it.
+//! Examines KVM and the capabilities that our VMM needs.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::Finding;
 
-/// What a guest of ours cannot do without (KVM API, `KVM_CHECK_EXTENSION`).
+/// Capabilities that our guests need (KVM API, `KVM_CHECK_EXTENSION`).
 const NEEDED: [(Cap, &str); 8] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
@@ -19,10 +19,10 @@ const NEEDED: [(Cap, &str); 8] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
 ];
 
-/// The most vCPUs that a scenario gives its guest.
+/// The most vCPUs of any scenario's guest.
 const VCPUS: usize = guest_images::mailbox::MAX_CPUS;
 
-/// Looks at it.
+/// Examines KVM.
 pub fn examine() -> Vec<Finding> {
     match Kvm::new() {
         Ok(kvm) => vec![capabilities(&kvm), limits(&kvm), kernel_mode(Path::new("/sys/module"))],
@@ -34,12 +34,12 @@ fn unusable(errno: i32) -> Finding {
     let seen = format!("/dev/kvm: {}", io::Error::from_raw_os_error(errno));
     let advice = match errno {
         libc::EACCES | libc::EPERM => {
-            "be root, or join the device's group (usermod -aG kvm USER) and log in again; in a container, let its device cgroup have /dev/kvm"
+            "be root, or join the device's group (usermod -aG kvm USER) and log in again; in a container, allow /dev/kvm in its device cgroup"
         }
         libc::ENOENT | libc::ENXIO | libc::ENODEV => {
-            "load kvm_intel or kvm_amd; in a VM, have its host pass virtualization on (nested); in a container, give it --device /dev/kvm"
+            "load kvm_intel or kvm_amd; in a VM, enable nested virtualization on its host; in a container, pass --device /dev/kvm"
         }
-        _ => "see the kernel's log (dmesg) for what KVM says",
+        _ => "see the kernel log (dmesg) for messages from KVM",
     };
     Finding::missing("KVM", seen, advice)
 }
@@ -66,11 +66,11 @@ fn limits(kvm: &Kvm) -> Finding {
 fn of_vcpus(most: usize, memslots: usize, cpus: usize) -> Finding {
     let seen = format!("up to {most} vCPUs and {memslots} memslots, on {cpus} CPUs");
     if most < VCPUS {
-        let advice = format!("scenarios with up to {VCPUS} vCPUs fail here: leave them out");
+        let advice = format!("scenarios with up to {VCPUS} vCPUs fail here: exclude them");
         return Finding::limited("vCPUs", seen, advice);
     }
     if cpus < 2 {
-        let advice = "give the machine a second CPU: guest and VMM share this one, and blackouts are as long as its time slices";
+        let advice = "give the machine a second CPU: guest and VMM share the only one, and blackouts are as long as its time slices";
         return Finding::limited("vCPUs", seen, advice);
     }
     Finding::good("vCPUs", seen)
@@ -87,12 +87,12 @@ fn kernel_mode(modules: &Path) -> Finding {
         Some(name) => Finding::limited(
             topic,
             format!("emulated ({name})"),
-            "our guests are made for that, Linux does not boot; for times as on hardware use a host with VMX or SVM",
+            "our guests support this, but Linux does not boot; for realistic times use a host with VMX or SVM",
         ),
         None => Finding::limited(
             topic,
             "neither kvm_intel nor kvm_amd is loaded as a module",
-            "if KVM is built into the kernel, all is well; else expect emulation, and times that say little",
+            "fine if KVM is built into the kernel; otherwise expect emulation and unrealistic times",
         ),
     }
 }
@@ -107,7 +107,7 @@ mod tests {
     #[case(libc::EACCES, "usermod")]
     #[case(libc::ENOENT, "kvm_intel")]
     #[case(libc::EBUSY, "dmesg")]
-    fn a_device_that_does_not_open_is_told_with_what_helps(#[case] errno: i32, #[case] help: &str) {
+    fn an_unusable_device_comes_with_advice(#[case] errno: i32, #[case] help: &str) {
         let finding = unusable(errno);
         assert_eq!(finding.health, Health::Missing);
         assert!(finding.advice.contains(help), "{finding:?}");
@@ -118,7 +118,7 @@ mod tests {
     #[case(4, 2, Health::Limited)]
     #[case(8, 1, Health::Limited)]
     #[case(8, 2, Health::Good)]
-    fn too_few_of_either_is_a_limit(
+    fn too_few_vcpus_or_cpus_is_a_limit(
         #[case] most: usize,
         #[case] cpus: usize,
         #[case] health: Health,
@@ -130,7 +130,7 @@ mod tests {
     #[case(&["kvm", "kvm_amd"], Health::Good, "(kvm_amd)")]
     #[case(&["kvm", "kvm_pvm"], Health::Limited, "emulated (kvm_pvm)")]
     #[case(&["kvm"], Health::Limited, "neither")]
-    fn the_loaded_module_tells(
+    fn the_loaded_module_decides(
         #[case] modules: &[&str],
         #[case] health: Health,
         #[case] seen: &str,

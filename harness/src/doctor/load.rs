@@ -1,16 +1,16 @@
-//! What else the host does, which distorts every measurement.
+//! Examines other load on the host, which distorts every measurement.
 
 use std::fs;
 
 use super::Finding;
 use crate::observe::process;
 
-/// What is in the environment of all that a case starts: a folder of the case, first in PATH.
+/// Text in the environment of every process that a case starts: the case's folder, first in PATH.
 fn of_a_case() -> String {
     format!("PATH={}/cpr-", std::env::temp_dir().display())
 }
 
-/// Looks around.
+/// Examines the load and looks for VMs of other runs.
 pub fn examine() -> Vec<Finding> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -31,11 +31,11 @@ fn of_load(loadavg: &str, cpus: usize) -> Finding {
 
 fn of_vms(pids: &[i32]) -> Finding {
     if pids.is_empty() {
-        return Finding::good("VMs of a harness", "none is up");
+        return Finding::good("VMs of a harness", "none is running");
     }
     let list: Vec<String> = pids.iter().map(i32::to_string).collect();
-    let seen = format!("{} up: PID {}", pids.len(), list.join(", "));
-    let advice = "another run is at work, or --keep has left them: a VM that spins slows the whole host, so end (kill) those nobody needs";
+    let seen = format!("{} running: PID {}", pids.len(), list.join(", "));
+    let advice = "left by another run or by --keep: a VM that spins slows the whole host, so kill those that are not needed";
     Finding::limited("VMs of a harness", seen, advice)
 }
 
@@ -46,17 +46,17 @@ mod tests {
     use rstest::rstest;
 
     #[test]
-    fn a_busy_host_and_vms_that_are_up_are_told() {
+    fn reports_a_busy_host_and_running_vms() {
         assert_eq!(of_load("2.01 1.0 1.0 1/2 3\n", 2).health, Health::Limited);
         assert_eq!(of_load("0.50 1.0 1.0 1/2 3\n", 2).health, Health::Good);
         assert_eq!(of_vms(&[]).health, Health::Good);
-        assert_eq!(of_vms(&[7, 9]).seen, "2 up: PID 7, 9");
+        assert_eq!(of_vms(&[7, 9]).seen, "2 running: PID 7, 9");
     }
 
     #[rstest]
     #[case("PWD", "/x/cpr-y".into(), false)]
     #[case("PATH", format!("{}/cpr-y/path:/bin", std::env::temp_dir().display()), true)]
-    fn only_what_a_case_has_started_is_told(
+    fn reports_only_processes_of_a_case(
         #[case] name: &str,
         #[case] value: String,
         #[case] told: bool,
@@ -69,7 +69,7 @@ mod tests {
             .unwrap();
         let pid = child.id() as i32;
         let found = process::with_environment(of_a_case().as_bytes()).unwrap();
-        // Its standard input ends here, and so does it.
+        // `wait` closes its standard input, which ends it.
         child.wait().unwrap();
         assert_eq!(found.iter().any(|vm| vm.pid == pid), told);
     }

@@ -1,4 +1,4 @@
-//! RAM and huge pages.
+//! Examines RAM and huge pages.
 
 use std::fs;
 
@@ -7,10 +7,10 @@ use crate::backend::Backend;
 use crate::run::requirements::{no_shared_huge_pages, reserved_bytes};
 use crate::scenario::size::Size;
 
-/// What two cases at a time take, generously.
+/// A generous estimate of what two cases at a time need.
 const ENOUGH: u64 = 2 << 30;
 
-/// Looks at them.
+/// Examines RAM and huge pages for `backend`.
 pub fn examine(backend: &dyn Backend) -> Vec<Finding> {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let reserved = reserved_bytes();
@@ -22,11 +22,11 @@ fn available(meminfo: &str) -> Finding {
     let kib = field.and_then(|f| f.split_ascii_whitespace().next()?.parse::<u64>().ok());
     let Some(kib) = kib else {
         let advice = "mount /proc: nothing can be observed without it";
-        return Finding::missing("RAM", "/proc/meminfo does not tell what is available", advice);
+        return Finding::missing("RAM", "/proc/meminfo lacks MemAvailable", advice);
     };
     let seen = format!("{} MiB available", kib >> 10);
     match kib << 10 < ENOUGH {
-        true => Finding::limited("RAM", seen, "run with --jobs 1, and leave big guests out"),
+        true => Finding::limited("RAM", seen, "run with --jobs 1, and exclude big guests"),
         false => Finding::good("RAM", seen),
     }
 }
@@ -34,7 +34,7 @@ fn available(meminfo: &str) -> Finding {
 fn transparent(none: Option<String>) -> Finding {
     let topic = "huge pages, thp";
     match none {
-        None => Finding::good(topic, "shared memory can have them"),
+        None => Finding::good(topic, "supported for shared memory"),
         Some(why) => Finding::limited(
             topic,
             why,
@@ -64,15 +64,15 @@ mod tests {
     #[rstest]
     #[case("MemTotal: 9 kB\nMemAvailable:   20000000 kB\n", Health::Good, "19531 MiB available")]
     #[case("MemAvailable: 1000000 kB\n", Health::Limited, "976 MiB available")]
-    #[case("", Health::Missing, "does not tell")]
-    fn what_is_available_tells(#[case] text: &str, #[case] health: Health, #[case] seen: &str) {
+    #[case("", Health::Missing, "lacks MemAvailable")]
+    fn available_memory_decides(#[case] text: &str, #[case] health: Health, #[case] seen: &str) {
         let finding = available(text);
         assert_eq!(finding.health, health);
         assert!(finding.seen.contains(seen), "{finding:?}");
     }
 
     #[test]
-    fn pages_that_are_missing_come_with_the_command_that_makes_them() {
+    fn missing_huge_pages_come_with_the_command_that_provides_them() {
         assert!(transparent(Some("none here".into())).advice.contains("shmem_enabled"));
         assert!(of_reserve(0).advice.contains("nr_hugepages"));
         assert_eq!(of_reserve(64 << 21), Finding::good("huge pages, 2m", "128M reserved and free"));

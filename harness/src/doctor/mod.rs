@@ -1,4 +1,4 @@
-//! What this host offers to the harness, and what to do about what it does not.
+//! Examines what this host offers the harness, and advises on what is missing.
 
 pub mod kvm;
 pub mod load;
@@ -10,7 +10,7 @@ pub mod rights;
 
 use crate::backend::Backend;
 
-/// How well something is.
+/// The state of one aspect of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// As it should be.
@@ -21,26 +21,26 @@ pub enum Health {
     Missing,
 }
 
-/// What was found in one respect.
+/// What was found about one aspect of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// In which.
+    /// The aspect.
     pub topic: &'static str,
-    /// How well that is.
+    /// Its state.
     pub health: Health,
     /// What was seen, in one line.
     pub seen: String,
-    /// What to do about it; empty if it is good.
+    /// What to do about it; empty if nothing.
     pub advice: String,
 }
 
 impl Finding {
-    /// All is well with `topic`.
+    /// A finding that `topic` is as it should be.
     pub fn good(topic: &'static str, seen: impl Into<String>) -> Self {
         Self { topic, health: Health::Good, seen: seen.into(), advice: String::new() }
     }
 
-    /// Not all that depends on `topic` can be done.
+    /// A finding that `topic` limits what can be done.
     pub fn limited(
         topic: &'static str,
         seen: impl Into<String>,
@@ -49,7 +49,7 @@ impl Finding {
         Self { topic, health: Health::Limited, seen: seen.into(), advice: advice.into() }
     }
 
-    /// Nothing can be done without `topic`.
+    /// A finding that `topic`, without which nothing runs, is missing.
     pub fn missing(
         topic: &'static str,
         seen: impl Into<String>,
@@ -59,7 +59,7 @@ impl Finding {
     }
 }
 
-/// Looks at the host, on which VMs are to run on `backend`.
+/// Examines the host, on which VMs are to run on `backend`.
 pub fn examine(backend: &dyn Backend) -> Vec<Finding> {
     let mut findings = kvm::examine();
     findings.extend(memory::examine(backend));

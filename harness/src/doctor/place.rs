@@ -1,4 +1,4 @@
-//! The folder for temporary files: a VMM works there, is executed there, and has its sockets there.
+//! Examines the folder for temporary files, where VMMs work, are executed and have their sockets.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::Finding;
 
-/// The longest path of a socket (`sun_path` of `unix(7)`, with its end).
+/// The longest path of a socket (`sun_path` of `unix(7)`, without the terminating NUL).
 const SOCKET_PATH: usize = 107;
-/// What is added to the folder: `/cpr-XXXXXX/serial.sock`.
+/// Length of what is appended to the folder: `/cpr-XXXXXX/serial.sock`.
 const ADDED: usize = "/cpr-XXXXXX/serial.sock".len();
-/// Room that a run with some cases at a time may need there.
+/// Space in bytes that a run with a few cases at a time may need there.
 const ROOM: u64 = 256 << 20;
 
-/// Looks at it.
+/// Examines the folder.
 pub fn examine() -> Vec<Finding> {
     vec![of_folder(&std::env::temp_dir())]
 }
@@ -22,27 +22,27 @@ fn of_folder(folder: &Path) -> Finding {
     let topic = "temporary files";
     let name = folder.display();
     if let Err(e) = tempfile::tempdir_in(folder) {
-        let advice = "set TMPDIR to a folder that can be written to";
+        let advice = "set TMPDIR to a writable folder";
         return Finding::missing(topic, format!("cannot write to {name}: {e}"), advice);
     }
     let length = folder.as_os_str().len();
     if length + ADDED > SOCKET_PATH {
         let seen = format!("{name} has {length} characters: too long for a socket in it");
         let most = SOCKET_PATH - ADDED;
-        return Finding::missing(topic, seen, format!("set TMPDIR to one of {most} or fewer"));
+        return Finding::missing(topic, seen, format!("set TMPDIR to at most {most} characters"));
     }
     let Ok(system) = statvfs(folder) else {
         return Finding::good(topic, format!("{name}"));
     };
     if system.flags().contains(FsFlags::ST_NOEXEC) {
-        let seen = format!("nothing may be executed in {name}");
-        let advice = "set TMPDIR to a folder that is not mounted noexec: commands are made there";
+        let seen = format!("{name} is mounted noexec");
+        let advice = "set TMPDIR to a folder that is not mounted noexec: commands are created and executed there";
         return Finding::missing(topic, seen, advice);
     }
     let room = system.blocks_available() * system.fragment_size();
     let seen = format!("{name}, {} MiB free", room >> 20);
     match room < ROOM {
-        true => Finding::limited(topic, seen, format!("make room for {} MiB", ROOM >> 20)),
+        true => Finding::limited(topic, seen, format!("free up {} MiB", ROOM >> 20)),
         false => Finding::good(topic, seen),
     }
 }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_no_place_to_work_in_is_told() {
+    fn reports_an_unusable_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert_ne!(of_folder(folder.path()).health, Health::Missing);
         let long = folder.path().join("x".repeat(SOCKET_PATH));
@@ -62,7 +62,7 @@ mod tests {
         assert!(finding.seen.contains("too long for a socket"), "{finding:?}");
         let finding = of_folder(Path::new("/proc/nowhere"));
         assert!(finding.seen.contains("No such file or directory (os error 2)"), "{finding:?}");
-        // Mounted noexec on every Linux there is.
+        // Mounted noexec on every Linux.
         let finding = of_folder(Path::new("/proc"));
         assert_eq!(finding.health, Health::Missing, "{finding:?}");
     }

@@ -1,4 +1,4 @@
-//! The QEMU that `--vmm qemu` takes.
+//! Examines the QEMU that `--vmm qemu` uses.
 
 use super::Finding;
 use crate::backend::Backend;
@@ -6,7 +6,7 @@ use crate::backend::qemu::{Accelerator, ProbeError, Qemu, find};
 
 const TOPIC: &str = "QEMU";
 
-/// Looks for it, and asks it.
+/// Looks for QEMU and probes it.
 pub fn examine() -> Finding {
     match find() {
         None => Finding::limited(
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_does_not_answer_is_a_limit() {
+    fn a_binary_that_does_not_answer_is_a_limit() {
         let asked = Qemu::at(std::path::Path::new("/bin/true"), Accelerator::default());
         let finding = told(asked);
         assert_eq!(finding.health, Health::Limited);

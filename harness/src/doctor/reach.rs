@@ -1,4 +1,4 @@
-//! Which cases can run here, and why the others cannot.
+//! Counts which cases can run here, and why the others cannot.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use crate::scenario::Case;
 /// How many cases can be run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Those that can.
+    /// Number of cases that can.
     pub can: usize,
-    /// Those that cannot, by the reason.
+    /// Number of cases that cannot, by reason.
     pub cannot: BTreeMap<String, usize>,
 }
 
-/// Asks for each of `cases` what `run` would ask.
+/// Checks the requirements of each of `cases` as `run` does.
 pub fn reach(cases: &[Case], backend: &dyn Backend) -> Reach {
     let mut reach = Reach::default();
     for case in cases {

@@ -1,14 +1,14 @@
-//! What this user may do.
+//! Examines what this user may do.
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
 use crate::run::{cgroup, mounts};
 
-/// Descriptors that a run with some cases at a time is at ease with.
+/// Descriptors that are ample for a run with a few cases at a time.
 const DESCRIPTORS: u64 = 1024;
 
-/// Looks at it.
+/// Examines user, cgroup and limits.
 pub fn examine() -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
@@ -21,12 +21,12 @@ fn of_user(root: bool, no_mounts: Option<String>) -> Finding {
         (true, Some(why)) => Finding::limited(
             "user",
             format!("root, but {why}"),
-            "give the container the capability (--cap-add SYS_ADMIN), or make it privileged",
+            "give the container the capability (--cap-add SYS_ADMIN), or run it privileged",
         ),
         (false, _) => Finding::limited(
             "user",
             "not root: no mounts, and RAM is compared by content and inode, not by page frame",
-            "as root (sudo, or a privileged container) nothing of that is left out",
+            "run as root (sudo, or a privileged container) to have both",
         ),
     }
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_allowed_is_a_limit_and_says_what_to_do() {
+    fn a_missing_right_is_a_limit_with_advice() {
         let no = || Some("no".to_owned());
         for finding in
             [of_user(false, no()), of_user(true, no()), of_cgroup(no()), of_descriptors(256)]

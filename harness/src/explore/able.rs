@@ -1,4 +1,4 @@
-//! A backend that can do everything, on any host, as long as nobody starts it.
+//! A backend for tests that claims to support everything, on any host; it cannot be started.
 
 use std::path::Path;
 

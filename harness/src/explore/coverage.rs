@@ -1,4 +1,4 @@
-//! Which kinds of steps were tried in which states, and what became of updates.
+//! Counts which kinds of steps were tried in which states, and how updates ended.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +11,25 @@ use super::model::{Run, State};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, Limit, SerialKind, Step, Vm};
 
-/// What a state is for the table: a column.
+/// A class of states: a column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// The guest has not started.
     Prelaunch,
-    /// It runs.
+    /// The guest runs.
     Running,
-    /// It is stopped.
+    /// The guest is stopped.
     Paused,
-    /// It runs, after an update that did not succeed.
+    /// The guest runs, after an update that did not succeed.
     RunningAfterFailure,
-    /// It is stopped, after one.
+    /// The guest is stopped, after an update that did not succeed.
     PausedAfterFailure,
     /// A limit is set.
     Limited,
 }
 
 impl Phase {
-    /// All.
+    /// All phases.
     pub const ALL: [Self; 6] = [
         Self::Prelaunch,
         Self::Running,
@@ -39,7 +39,7 @@ impl Phase {
         Self::Limited,
     ];
 
-    /// That of `state`; none after the end.
+    /// Returns the phase of `state`; `None` if the VMM has ended.
     pub fn of(state: &State) -> Option<Self> {
         match (state.run, state.after_failure) {
             (Run::Gone, _) => None,
@@ -64,24 +64,24 @@ impl Phase {
     }
 }
 
-/// What was done.
+/// What an exploration has done.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
-    /// Sequences that were run.
+    /// Number of sequences drawn.
     pub sequences: usize,
-    /// Those that could not be run here.
+    /// Number of those that could not be run here.
     pub ignored: usize,
-    /// Those of them that the machine did not let run.
+    /// Number of those ignored because this machine failed to run them.
     pub broken: usize,
-    /// Steps that were carried out.
+    /// Number of steps carried out.
     pub steps: usize,
     cells: BTreeMap<(StepKind, Phase), usize>,
-    /// What was wrong with an update, how it ended, how often.
+    /// Number of updates by what was wrong with them and how they ended.
     outcomes: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
 impl Coverage {
-    /// Adds a sequence.
+    /// Adds a sequence and its report.
     pub fn add(&mut self, grammar: &Grammar, case: &Case, report: &Report) {
         self.sequences += 1;
         if matches!(report.verdict, Verdict::Ignored(_) | Verdict::Broken(_)) {
@@ -122,7 +122,8 @@ impl Coverage {
         }
     }
 
-    /// The table: how often, `·` where it never was, nothing where it cannot be.
+    /// Formats the table: a count, `·` for a possible combination not tried, blank for an
+    /// impossible one.
     pub fn table(&self, grammar: &Grammar) -> String {
         let width = Phase::ALL.map(|phase| phase.name().len());
         let mut text = format!("{:<18}", "");
@@ -141,7 +142,7 @@ impl Coverage {
                 };
                 line.push_str(&format!("  {cell:>width$}"));
             }
-            // A row of what this VMM cannot do says nothing.
+            // Leaves out rows that are impossible on this VMM.
             if line.trim_end().len() > 18 {
                 text.push_str(line.trim_end());
                 text.push('\n');
@@ -150,7 +151,7 @@ impl Coverage {
         text
     }
 
-    /// How updates ended, by what was wrong with them.
+    /// Formats how updates ended, by what was wrong with them.
     pub fn outcomes(&self) -> String {
         let of = |(what, endings): (&String, &BTreeMap<String, usize>)| {
             let counts: Vec<String> =
@@ -171,7 +172,7 @@ impl Coverage {
         lines.join(";\n")
     }
 
-    /// All of it.
+    /// Returns everything as JSON.
     pub fn json(&self) -> Value {
         let cells: Vec<Value> = self
             .cells
@@ -190,17 +191,17 @@ impl Coverage {
     }
 }
 
-/// The number, from 1, of the step at which `report` failed.
+/// Returns the number, from 1, of the step at which `report` failed.
 pub fn failed_step(report: &Report) -> Option<usize> {
     report.failed_step.as_deref().and_then(number_of)
 }
 
-/// That in `step 3 (stop)`.
+/// Parses the number in a label such as `step 3 (stop)`.
 fn number_of(label: &str) -> Option<usize> {
     label.strip_prefix("step ")?.split(' ').next()?.parse().ok()
 }
 
-/// Some VM has a state in that column in which a step of `kind` is possible.
+/// Whether some VM has a state of `phase` in which a step of `kind` is possible.
 fn is_possible(grammar: &Grammar, kind: StepKind, phase: Phase) -> bool {
     let own = |vm: Vm| [vm.clone(), Vm { serial: SerialKind::Unix, own_binary: true, ..vm }];
     grammar.vms().flat_map(|vm| own(vm.clone())).any(|vm| {

@@ -1,15 +1,15 @@
-//! How an update must end: what the model gives as `expect`.
+//! Predicts how an update must end: the model's value for `expect`.
 
 use super::model::{Model, State};
 use crate::scenario::{
     Channel, CommandKind, Errno, Expect, Failure, Limit, Migrate, Seccomp, fault,
 };
 
-/// The errors of our VMM, in the words that matter.
+/// Significant parts of our VMM's error texts.
 const NOT_EXECUTED: &str = "cannot execute cpr-exec-command";
 const NO_ANSWER: &str = "before replying to the rehearsal";
 
-/// How `migrate` must end in `state`; none: the VM would be lost by it, and rightly so, or it takes
+/// Returns how `migrate` must end in `state`; `None` if it would legitimately lose the VM or takes
 /// too long.
 pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect> {
     let Migrate { command, channel, rehearsal, .. } = *migrate;
@@ -17,7 +17,7 @@ pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect>
     if let Some(inject) = &state.armed {
         return plain.then(|| fault::expected(&inject.point, &inject.action)).flatten();
     }
-    // Where it is not known, a command must be one that is good either way.
+    // If it is unknown whether commands are rehearsed, only one that is good either way is allowed.
     let rehearsed = match rehearsal.or(state.rehearses) {
         Some(rehearsed) => rehearsed,
         None => return plain.then_some(Expect::Completed).filter(|_| can_be_updated(model, state)),
@@ -46,21 +46,21 @@ pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect>
     match (of_command, of_channel(channel)) {
         (of_command, None) => Some(of_command),
         (Expect::Completed, Some(of_channel)) => Some(of_channel),
-        // Which of the two is told is no promise.
+        // Which of the two errors is reported is unspecified.
         _ => Some(undone()),
     }
 }
 
-/// A good update of it succeeds.
+/// Whether a good update succeeds in `state`.
 pub fn can_be_updated(model: &Model, state: &State) -> bool {
     state.limit.is_none() && model.vm().share && model.vm().seccomp.is_none()
 }
 
-/// With a good channel.
+/// How an update with this command and a good channel ends.
 fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Expect> {
     use CommandKind::*;
     let refused = |text: &str| Expect::Refused(text.to_owned());
-    // What is found out by the rehearsal alone: unrehearsed it takes the VMM's place.
+    // Detected only by the rehearsal: without one the command replaces the VMM.
     let only_rehearsed = |text: &str| rehearsed.then(|| refused(text));
     match command {
         Good | Wrapper | InPath | Deferred => Some(Expect::Completed),
@@ -104,7 +104,7 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         EnvEmpty => Some(failed(None, "\"\" is not a descriptor number")),
         EnvRemoved => Some(failed(None, "was removed on the way to the new VMM")),
         WithoutKvm => Some(Expect::Kept),
-        // Whether 512 MiB are too few depends on the guest.
+        // Whether 512 MiB are enough depends on the guest.
         LowersAs => None,
         LowersStack | ChangesUser => only_rehearsed("cpr-exec-command"),
         _ if command.forks() => only_rehearsed("must replace itself (exec)"),
@@ -119,7 +119,7 @@ fn other_version(rehearsed: bool, version: &str) -> Expect {
     }
 }
 
-/// With a good command; none if the channel is good, too.
+/// How an update with this channel and a good command ends; `None` if the channel is good, too.
 fn of_channel(channel: Channel) -> Option<Expect> {
     let refused = |text: &str| Some(Expect::Refused(text.to_owned()));
     match channel {

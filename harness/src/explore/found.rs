@@ -1,4 +1,4 @@
-//! What becomes of a sequence that fails: confirmed, shrunk, written, run from the file.
+//! Handles a sequence that fails: confirms it, shrinks it, writes it, and runs it from the file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,32 +13,32 @@ use crate::run::{Options, Report, case};
 use crate::scenario::write::Scenario;
 use crate::scenario::{ScenarioError, Step, Vm, parse};
 
-/// How often a sequence that has failed is run in all before it is shrunk.
+/// Total number of runs of a failed sequence before it is shrunk.
 const CONFIRMATIONS: usize = 3;
 
-/// Where scenarios are written.
+/// The folder for scenarios that are written.
 pub const THEME: &str = "found";
 
 /// A sequence that fails, and how reliably.
 pub struct Confirmed {
-    /// Up to the step that failed.
+    /// The sequence up to the step that failed.
     pub sequence: Sequence,
     /// How it fails.
     pub signature: Signature,
-    /// How often it has failed so, of how many runs.
+    /// How often it failed this way.
     pub failed: usize,
     /// How often it was run.
     pub runs: usize,
 }
 
 impl Confirmed {
-    /// It has failed every time.
+    /// Whether it failed every time.
     pub fn is_certain(&self) -> bool {
         self.failed == self.runs
     }
 }
 
-/// Runs what has failed again.
+/// Runs a failed sequence again.
 pub fn confirm(ran: &Ran, options: &Options) -> Option<Confirmed> {
     let signature = Signature::of_report(&ran.report)?;
     let number = failed_step(&ran.report).unwrap_or(ran.case.steps.len());
@@ -60,7 +60,7 @@ fn fails(sequence: &Sequence, signature: &Signature, options: &Options) -> bool 
     signature.is_in(&report)
 }
 
-/// Makes it smaller; `step` is told the number of each run.
+/// Shrinks a failing sequence; `step` is called with each candidate and whether it failed.
 pub fn shrink(
     confirmed: &Confirmed,
     grammar: &Grammar,
@@ -77,19 +77,19 @@ pub fn shrink(
     Shrinker { model: &model, fails: &mut oracle, budget }.shrink(confirmed.sequence.clone())
 }
 
-/// Why nothing was written.
+/// Why a scenario could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The file or its folder.
+    /// The file or its folder could not be written.
     #[error("cannot write {path}: {source}")]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// It does not read back.
+    /// The written file is invalid.
     #[error(transparent)]
     Scenario(#[from] ScenarioError),
 }
@@ -100,12 +100,12 @@ pub struct Written {
     pub path: PathBuf,
     /// Its text.
     pub text: String,
-    /// What came of running it from there.
+    /// The report of running it from the file.
     pub report: Report,
 }
 
-/// Writes `sequence` to `folder` and runs it from there. A sequence that leaves the VMM up is ended
-/// by `quit`, for the day when it passes.
+/// Writes `sequence` to `folder` and runs it from there. Appends `quit` to a sequence that leaves
+/// the VMM running, for when the bug is fixed.
 pub fn write(
     sequence: &Sequence,
     signature: &Signature,
@@ -144,7 +144,7 @@ pub fn write(
     Ok(Written { report: case::run(&case, options), path, text })
 }
 
-/// What the steps are called, `boot` and the end left out.
+/// The names of the steps, without `boot` and `quit`.
 fn label(steps: &[Step]) -> Vec<String> {
     let wanted = steps.iter().filter(|step| !matches!(step, Step::Boot | Step::Quit));
     wanted.map(case::name).collect()
@@ -156,7 +156,7 @@ fn slug(label: &[String]) -> String {
     if slug.is_empty() { "boot".to_owned() } else { slug }
 }
 
-/// A name in `folder` that is free, or has this text already.
+/// A path in `folder` that is free, or already has this text.
 fn free_path(folder: &Path, slug: &str, text: &str) -> PathBuf {
     let name = |n: usize| match n {
         1 => folder.join(format!("{slug}.toml")),

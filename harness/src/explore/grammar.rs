@@ -1,4 +1,4 @@
-//! Drawing a sequence: a VM, a swarm of kinds of steps, and steps that the model allows.
+//! Draws sequences: a VM, a swarm of kinds of steps, and steps that the model allows.
 
 use fastrand::Rng;
 
@@ -9,17 +9,17 @@ use super::vocabulary::{Vocabulary, Word, vms};
 use crate::backend::Backend;
 use crate::scenario::{Pages, Seccomp, SerialKind, SerialWish, Step, Vm};
 
-/// The shortest and the longest sequence, without `boot`.
+/// Lengths of a sequence, without `boot`.
 const LENGTH: std::ops::RangeInclusive<usize> = 4..=14;
 
-/// What is drawn from one seed.
+/// A VM and its steps, drawn from one seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// The seed, which is that of the case too.
+    /// The seed, also of the case.
     pub seed: u64,
     /// The VM.
     pub vm: Vm,
-    /// All steps, as a scenario file has them; the first is `boot`.
+    /// All steps, as in a scenario file; the first is `boot`.
     pub steps: Vec<Step>,
 }
 
@@ -30,7 +30,7 @@ pub struct Grammar {
     variants: Variants,
 }
 
-/// What may be different in a VM here.
+/// Which variants of a VM this host and VMM support.
 #[derive(Clone, Copy)]
 struct Variants {
     huge_pages: bool,
@@ -40,7 +40,7 @@ struct Variants {
 }
 
 impl Grammar {
-    /// For `backend` on this host.
+    /// Creates the grammar for `backend` on this host.
     pub fn new(backend: &dyn Backend) -> Self {
         let has = |vm: Vm| Vocabulary::unmet(backend, &vm).is_none();
         let vm = Vm::default();
@@ -54,23 +54,23 @@ impl Grammar {
         Self { vocabulary: Vocabulary::of(backend), vms: vms(backend), variants }
     }
 
-    /// The steps there are.
+    /// The available steps.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
     }
 
-    /// The VMs there are.
+    /// The available VMs.
     pub fn vms(&self) -> impl Iterator<Item = &Vm> {
         self.vms.iter().map(|(_, vm)| vm)
     }
 
-    /// The rules for `vm`.
+    /// Returns the model of `vm`.
     pub fn model(&self, vm: &Vm) -> Model {
         Model::new(vm, self.vocabulary.rehearses)
     }
 
-    /// The sequence of `seed`, of no more than `limit` steps besides `boot`; the first ones do not
-    /// depend on the limit.
+    /// Draws the sequence of `seed`, with at most `limit` steps besides `boot`; the first steps do
+    /// not depend on the limit.
     pub fn draw(&self, seed: u64, limit: usize) -> Sequence {
         let mut rng = Rng::with_seed(seed);
         let vm = self.vm(&mut rng);
@@ -79,7 +79,7 @@ impl Grammar {
         let model = self.model(&vm);
         let mut state = model.boot();
         let mut steps = vec![Step::Boot];
-        // To nobody it would say little.
+        // Without a client it would have little effect.
         let connect = Step::Serial(SerialWish::Connect);
         let can = self.vocabulary.words.iter().any(|word| word.steps.first() == Some(&connect));
         if model.guest.talks && rng.bool() && can && length > 1 {
@@ -101,7 +101,7 @@ impl Grammar {
         Sequence { seed, vm, steps }
     }
 
-    /// `quit`, or now and then something rarer.
+    /// Draws the last step: `quit`, or now and then something rarer.
     fn ending(&self, rng: &mut Rng, model: &Model, state: &super::model::State) -> Step {
         let endings = &self.vocabulary.endings;
         let fitting: Vec<&Word> =
@@ -121,7 +121,7 @@ impl Grammar {
         let Variants { huge_pages, own_binary, no_execve, serial_socket } = self.variants;
         let mut one_in = |n: u32| rng.u32(0..n) == 0;
         let plain = vm.cmdline.is_empty() && vm.serial == SerialKind::File;
-        // Drawn whether they can be had or not: what follows is then the same on another host.
+        // Drawn even if unsupported, so that what follows is the same on another host.
         let (huge, socket, paused) = (one_in(4), one_in(5), one_in(6));
         let (own, filtered, private) = (one_in(10), one_in(40), one_in(40));
         if huge && huge_pages {
@@ -142,7 +142,7 @@ impl Grammar {
     }
 }
 
-/// Which kinds a sequence is made of: some are switched off, some come more often.
+/// The weights of the kinds in one sequence: some are switched off, some more frequent.
 struct Swarm {
     weights: Vec<(StepKind, u32)>,
 }
@@ -156,7 +156,7 @@ impl Swarm {
         };
         let weigh = |kind: StepKind| {
             let factor = match (factor(rng), kind) {
-                // What has to go on after everything else.
+                // Never switched off.
                 (0, StepKind::GoodUpdate | StepKind::Cont | StepKind::Limit) => 1,
                 (factor, _) => factor,
             };
@@ -165,7 +165,7 @@ impl Swarm {
         Self { weights: StepKind::ALL.map(weigh).into() }
     }
 
-    /// A kind by its weight, then any of its words.
+    /// Chooses a kind by its weight, then any of its words.
     fn choose<'a>(&self, rng: &mut Rng, words: &[&'a Word]) -> Option<&'a Word> {
         let there = |kind| words.iter().any(|word| word.kind == kind);
         let kinds: Vec<(StepKind, u32)> =
@@ -177,7 +177,7 @@ impl Swarm {
     }
 }
 
-/// An index, as often as its weight says.
+/// Draws an index with a probability proportional to its weight.
 fn weighted(rng: &mut Rng, weights: &[u32]) -> Option<usize> {
     let total: u32 = weights.iter().sum();
     let mut drawn = (total > 0).then(|| rng.u32(0..total))?;
@@ -200,7 +200,7 @@ mod tests {
     use crate::scenario::parse;
 
     #[test]
-    fn what_is_drawn_is_a_scenario_and_every_step_is_as_the_model_says() {
+    fn drawn_sequences_are_valid_scenarios_that_follow_the_model() {
         for grammar in [Grammar::new(&Able), Grammar::new(&Mock::carried(None).unwrap())] {
             for seed in 0..500 {
                 let sequence = grammar.draw(seed, 20);
@@ -236,14 +236,14 @@ mod tests {
                 })
             });
             let seen = seen.count();
-            // Of some hundred words of a kind some may be missed.
+            // A few of a kind's hundreds of words may be missed.
             let enough = words.len() * 7 / 10;
             assert!(seen >= enough, "{kind}: {seen} of {}, not {enough}", words.len());
         }
     }
 
     #[test]
-    fn one_seed_is_one_exploration_and_each_sequence_can_be_drawn_alone() {
+    fn a_seed_determines_the_exploration_and_each_sequence_can_be_drawn_alone() {
         let grammar = Grammar::new(&Able);
         let extent = |seed, steps| Extent { seed, steps: Some(steps), until: None, jobs: 1 };
         let all: Vec<_> = sequences(&grammar, extent(7, 300)).collect();

@@ -1,28 +1,28 @@
-//! What guests do by themselves: where they wait, and what must happen there.
+//! Describes what guests do on their own: where they wait, and what must happen there.
 
 use crate::scenario::Vm;
 
-/// What the guest of a VM does by itself.
+/// What the guest of a VM does on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// It waits at markers 1 to this one.
+    /// The last marker at which it waits; the first is 1.
     pub markers: u32,
-    /// What it does after the last.
+    /// What it does after the last marker.
     pub end: End,
-    /// At each marker it waits for something of the host.
+    /// What it waits for from the host at each marker, if anything.
     pub host: Option<Host>,
-    /// It counts sweeps.
+    /// Whether it counts sweeps.
     pub sweeps: bool,
-    /// It talks on the serial port.
+    /// Whether it talks on the serial port.
     pub talks: bool,
-    /// At each marker there has to be one update, or more.
+    /// Whether it needs at least one update at each marker.
     pub updated_at_markers: bool,
 }
 
 /// What a guest does after its last marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It goes on.
+    /// It continues.
     None,
     /// It resets itself.
     Reset,
@@ -30,7 +30,7 @@ pub enum End {
     Exit,
 }
 
-/// What a guest waits for.
+/// What a guest waits for from the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
     /// An NMI.
@@ -40,7 +40,7 @@ pub enum Host {
 }
 
 impl Guest {
-    /// That of `vm`.
+    /// Returns the guest of `vm`.
     pub fn of(vm: &Vm) -> Self {
         let word = |key: &str| {
             let mut words = vm.cmdline.split_ascii_whitespace();
@@ -70,21 +70,21 @@ impl Guest {
 /// Where a guest is among its markers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marker {
-    /// The last one it went on from.
+    /// The last marker that it has passed.
     pub last: u32,
-    /// It was seen waiting at the next one.
+    /// Whether it was seen waiting at the next one.
     pub waits: bool,
-    /// What it waits for has come.
+    /// Whether what it waits for has been sent.
     pub sent: bool,
 }
 
 impl Marker {
-    /// It waits at marker `n`.
+    /// Records that it waits at marker `n`.
     pub fn reached(&mut self, n: u32) {
         (self.last, self.waits) = (n.saturating_sub(1), true);
     }
 
-    /// It goes on from it.
+    /// Records that it has passed marker `n`.
     pub fn passed(&mut self, n: u32) {
         *self = Self { last: n, waits: false, sent: false };
     }

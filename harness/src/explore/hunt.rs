@@ -1,4 +1,4 @@
-//! Running sequences until one fails, or enough was tried.
+//! Runs sequences until one fails or a limit is reached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,54 +12,55 @@ use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::write::Scenario;
 use crate::scenario::{Case, ScenarioError, parse};
 
-/// A busy host runs a long sequence slowly.
+/// Deadline of a sequence in milliseconds; generous, as a busy host runs long sequences slowly.
 const DEADLINE_MS: u64 = 180_000;
 
-/// What to try.
+/// How much to try.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// The seed of it all.
+    /// The seed of the exploration.
     pub seed: u64,
-    /// How many steps, over all sequences.
+    /// The most steps, over all sequences.
     pub steps: Option<usize>,
-    /// No sequence begins after this.
+    /// The time after which no sequence begins.
     pub until: Option<Instant>,
-    /// How many sequences at a time.
+    /// How many sequences run at a time.
     pub jobs: usize,
 }
 
-/// One sequence that was run.
+/// A sequence that was run.
 #[derive(Debug)]
 pub struct Ran {
-    /// Which, from 1.
+    /// Its number, from 1.
     pub number: usize,
-    /// What was drawn.
+    /// The drawn sequence.
     pub sequence: Sequence,
-    /// What it was run as.
+    /// The case as which it was run.
     pub case: Case,
-    /// What came of it.
+    /// The report of the run.
     pub report: Report,
-    /// It has failed as its VMM is known to: by the names of those differences from ours.
+    /// The names of the known differences between its VMM and ours that explain its failure, if
+    /// they do.
     pub known: Option<BTreeSet<String>>,
 }
 
 impl Ran {
-    /// It has failed, and not as is known.
+    /// Whether it failed, and not by a known difference.
     pub fn has_failed(&self) -> bool {
         matches!(self.report.verdict, Verdict::Fail(_)) && self.known.is_none()
     }
 
-    /// Nothing after it is of use: it has failed, or this machine does not let cases run.
+    /// Whether the hunt ends with it: it failed, or this machine cannot run cases.
     fn is_last(&self) -> bool {
         self.has_failed() || matches!(self.report.verdict, Verdict::Broken(_))
     }
 }
 
-/// By which names a failure is known, if it is.
+/// Returns the names of the known differences that explain a failure, if they do.
 pub type Known<'a> = &'a (dyn Fn(&Report) -> Option<BTreeSet<String>> + Sync);
 
-/// The seed of sequence `number` (from 1) of the exploration of `seed`; the first has that seed
-/// itself, so that any of them can be told, and drawn again, as the first of its own.
+/// Returns the seed of sequence `number` (from 1) of the exploration of `seed`. The first has that
+/// seed itself, so that any sequence can be drawn again as the first one of its own seed.
 pub fn seed_of(seed: u64, number: usize) -> u64 {
     match number {
         0 | 1 => seed,
@@ -67,7 +68,7 @@ pub fn seed_of(seed: u64, number: usize) -> u64 {
     }
 }
 
-/// All sequences of an extent, in their order.
+/// Draws all sequences of an extent, in order.
 pub fn sequences(grammar: &Grammar, extent: Extent) -> impl Iterator<Item = (usize, Sequence)> {
     let mut left = extent.steps.unwrap_or(usize::MAX);
     (1..).map_while(move |number| {
@@ -80,7 +81,8 @@ pub fn sequences(grammar: &Grammar, extent: Extent) -> impl Iterator<Item = (usi
     })
 }
 
-/// The case of a sequence, by way of the text of its scenario: what is found can be written.
+/// Makes the case of a sequence by way of its scenario text, so that whatever is found can be
+/// written.
 pub fn case_of(name: &str, sequence: &Sequence) -> Result<Case, ScenarioError> {
     let scenario = Scenario {
         comment: "",
@@ -95,10 +97,10 @@ pub fn case_of(name: &str, sequence: &Sequence) -> Result<Case, ScenarioError> {
     cases.pop().ok_or_else(|| ScenarioError::sense(name, "no case"))
 }
 
-/// Runs sequences; `told` sees those that count, in their order.
+/// Runs sequences; `told` is called with those that count, in order.
 ///
-/// The first one that fails is the last that counts, whichever was done first: what is found does
-/// not depend on `jobs`.
+/// The first sequence that fails is the last that counts, no matter which finished first: the
+/// result does not depend on `jobs`.
 pub fn hunt(
     grammar: &Grammar,
     extent: Extent,
@@ -166,8 +168,8 @@ fn run(
     Ok(ran)
 }
 
-/// Removes the evidence of a case that has nothing to tell.
+/// Removes the evidence of a case that is not needed.
 pub fn forget(case: &Case, options: &Options) {
-    // What cannot be removed is in nobody's way.
+    // Leftover evidence does no harm.
     let _ = std::fs::remove_dir_all(options.evidence.join(case::folder_name(case)));
 }

@@ -1,25 +1,25 @@
-//! What the model says and what the VMM shows, compared after every step of every case.
+//! Compares the model with what the VMM shows, after every step of every case.
 
 use super::model::{Model, State};
 use crate::run::verdict::Observed;
 use crate::scenario::{Case, Step};
 
-/// Follows a case step by step, and compares.
+/// Follows a case step by step and compares it with the model.
 pub struct Judge {
     model: Model,
     state: State,
 }
 
 impl Judge {
-    /// Of `case`, on a VMM that rehearses or does not.
+    /// Creates the judge of `case`, on a VMM that `rehearses` commands or does not.
     pub fn new(case: &Case, rehearses: bool) -> Self {
         let model = Model::new(&case.vm, rehearses);
         Self { state: model.boot(), model }
     }
 
-    /// After `step`; the error is in what the model and the VMM differ.
+    /// Compares after `step`; the error says in what the model and the VMM differ.
     pub fn follow(&mut self, step: &Step, seen: Option<&Observed>) -> Result<(), String> {
-        // A soak that was over before its first burst has updated nothing.
+        // A soak that ended before its first burst has updated nothing.
         let idle =
             matches!(step, Step::Soak(_)) && seen.is_some_and(|seen| seen.endings.is_empty());
         if !idle {
@@ -32,11 +32,11 @@ impl Judge {
     }
 }
 
-/// What the VMM shows is what the model says.
+/// Checks that the VMM shows what the model predicts.
 pub fn compare(state: &State, seen: &Observed) -> Result<(), String> {
     if state.run.name() != seen.run_state {
         return Err(format!(
-            "by the model the run state is {}, the VMM says {}",
+            "the model expects run state {}, the VMM reports {}",
             state.run.name(),
             seen.run_state
         ));
@@ -44,7 +44,7 @@ pub fn compare(state: &State, seen: &Observed) -> Result<(), String> {
     let migration = seen.migration.as_deref();
     if !state.migration.allows(migration) {
         return Err(format!(
-            "by the model query-migrate says {}, the VMM says {}",
+            "the model expects migration status {}, the VMM reports {}",
             state.migration.name(),
             migration.unwrap_or("nothing")
         ));
@@ -84,9 +84,9 @@ steps = [
 
     #[rstest]
     #[case(&[], None, None)]
-    #[case(&["completed"], None, Some("by the model query-migrate says completed, the VMM says nothing"))]
+    #[case(&["completed"], None, Some("the model expects migration status completed, the VMM reports nothing"))]
     #[case(&["completed"], Some("completed"), None)]
-    fn a_soak_that_updated_nothing_has_completed_nothing(
+    fn a_soak_without_updates_completes_no_migration(
         #[case] endings: &[&str],
         #[case] migration: Option<&str>,
         #[case] why: Option<&str>,
@@ -123,22 +123,22 @@ steps = [
     }
 
     #[test]
-    fn a_vmm_that_is_as_the_model_says_is_let_pass() {
+    fn accepts_a_vmm_that_follows_the_model() {
         assert_eq!(difference(SHOWN), None);
     }
 
     #[rstest]
-    #[case(3, ("running", Some("failed")), "the run state is paused, the VMM says running")]
-    #[case(4, ("paused", None), "query-migrate says failed, the VMM says nothing")]
-    #[case(5, ("paused", Some("failed")), "the run state is prelaunch, the VMM says paused")]
-    #[case(1, ("running", Some("failed")), "query-migrate says completed, the VMM says failed")]
-    fn where_they_differ_is_found(
+    #[case(3, ("running", Some("failed")), "run state paused, the VMM reports running")]
+    #[case(4, ("paused", None), "migration status failed, the VMM reports nothing")]
+    #[case(5, ("paused", Some("failed")), "run state prelaunch, the VMM reports paused")]
+    #[case(1, ("running", Some("failed")), "migration status completed, the VMM reports failed")]
+    fn finds_the_first_difference(
         #[case] at: usize,
         #[case] shown: (&'static str, Option<&'static str>),
         #[case] why: &str,
     ) {
         let mut all = SHOWN;
         all[at] = shown;
-        assert_eq!(difference(all), Some((at, format!("by the model {why}"))));
+        assert_eq!(difference(all), Some((at, format!("the model expects {why}"))));
     }
 }

@@ -1,4 +1,4 @@
-//! Kinds of steps: what swarms switch on and off, and the rows of the coverage.
+//! Kinds of steps, which swarms switch on and off, and which are the rows of the coverage table.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    /// All.
+    /// All kinds.
     pub const ALL: [Self; 24] = [
         Self::Stop,
         Self::Cont,
@@ -65,7 +65,8 @@ impl StepKind {
         Self::Kill,
     ];
 
-    /// Of `step` in `state`; none for one that only prepares the next, or starts everything.
+    /// Returns the kind of `step` in `state`; `None` for `boot`, `repeat` and steps that only
+    /// prepare the next.
     pub fn of(state: &State, step: &Step) -> Option<Self> {
         Some(match step {
             Step::Boot | Step::Inject(_) => return None,
@@ -102,10 +103,10 @@ impl StepKind {
         })
     }
 
-    /// How often it comes, next to the others, where nothing is switched off.
+    /// Its relative frequency if no kind is switched off.
     pub fn weight(self) -> u32 {
         match self {
-            // Few guests wait for the host, and those shall come to their last marker.
+            // Few guests wait at markers, and those should reach their last one.
             Self::GoodUpdate | Self::WaitMarker | Self::Go => 12,
             Self::BadCommand | Self::Fault => 8,
             Self::Stop | Self::Cont | Self::Interrupt | Self::Race => 6,
@@ -117,9 +118,9 @@ impl StepKind {
             | Self::Limit
             | Self::Binary => 3,
             Self::Bring => 2,
-            // They take their time.
+            // They are slow.
             Self::Storm | Self::KillInUpdate => 2,
-            // They come last, if they come.
+            // Drawn only as the last step.
             Self::Signal | Self::Quit | Self::Kill => 0,
         }
     }

@@ -1,8 +1,8 @@
-//! Sequences of steps nobody has thought of: drawn from a seed, each followed by a reference model,
-//! and if one fails, shrunk to a scenario that a person can read.
+//! Explores random sequences of steps: draws them from a seed, checks each against a reference
+//! model, and shrinks one that fails to a readable scenario.
 //!
-//! [`grammar`] draws, [`model`] says what must come of each step, [`hunt`] runs, [`shrink`] makes
-//! smaller what fails, [`found`] writes it, [`coverage`] tells what was tried.
+//! [`grammar`] draws, [`model`] predicts the result of each step, [`hunt`] runs, [`shrink`] shrinks
+//! what fails, [`found`] writes it, [`coverage`] reports what was tried.
 
 #[cfg(test)]
 mod able;

@@ -1,6 +1,6 @@
-//! The reference model: what each step makes of a VM, as a pure function of the state before it.
+//! The reference model: the effect of each step on a VM, as a pure function of the state before it.
 //!
-//! It knows nothing of the session that drives the VMM, so that each is a check on the other.
+//! It is independent of the session that drives the VMM, so that each checks the other.
 
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
@@ -10,10 +10,10 @@ use crate::scenario::{
 
 use super::guests::{Guest, Marker};
 
-/// What runs.
+/// The run state of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
-    /// The guest has not started yet, or was reset while it stood still.
+    /// The guest has not started yet, or was reset while it was stopped.
     Prelaunch,
     /// It runs.
     Running,
@@ -24,7 +24,7 @@ pub enum Run {
 }
 
 impl Run {
-    /// As QMP has it.
+    /// Its name in QMP.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prelaunch => "prelaunch",
@@ -49,7 +49,7 @@ pub enum Migration {
 }
 
 impl Migration {
-    /// It agrees with what is seen.
+    /// Whether it agrees with the observed status.
     pub(super) fn allows(self, seen: Option<&str>) -> bool {
         match self {
             Self::None => seen.is_none(),
@@ -59,7 +59,7 @@ impl Migration {
         }
     }
 
-    /// For people.
+    /// Its name in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::None => "nothing",
@@ -70,35 +70,35 @@ impl Migration {
     }
 }
 
-/// A VM, as far as its next steps depend on it.
+/// The state of a VM that its next steps depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// What runs.
+    /// The run state.
     pub run: Run,
     /// How the last update ended.
     pub migration: Migration,
-    /// The last update did not succeed.
+    /// Whether the last update did not succeed.
     pub after_failure: bool,
-    /// An update that was to succeed has left its state file.
+    /// Whether an update that was to succeed has left its state file.
     pub saved: bool,
-    /// A client is connected to the serial port.
+    /// Whether a client is connected to the serial port.
     pub client: bool,
-    /// A limit is set.
+    /// The limit that is set, if any.
     pub limit: Option<Limit>,
-    /// The file that the VMM was started from is another.
+    /// Whether the file that the VMM was started from has changed.
     pub binary_changed: bool,
     /// Where the guest is among its markers.
     pub marker: Marker,
-    /// A reset may not have led to a boot yet.
+    /// Whether a reset may not have led to a boot yet.
     pub unbooted: bool,
-    /// `cpr-exec-command` is set: an update that succeeds sets it back, no other.
+    /// Whether `cpr-exec-command` is set; only an update that succeeds clears it.
     pub command_left: bool,
-    /// Whether commands are rehearsed unless an update says otherwise, where that is known; it stays
-    /// as the one before has said until one succeeds.
+    /// Whether commands are rehearsed unless an update says otherwise; `None` if unknown. Keeps the
+    /// setting of the last update until one succeeds.
     pub rehearses: Option<bool>,
-    /// A rehearsal is waited for longer than by default.
+    /// Whether rehearsals have a longer deadline than the default.
     pub patient: bool,
-    /// What the next update meets.
+    /// The fault that is armed for the next update.
     pub armed: Option<Inject>,
 }
 
@@ -106,14 +106,14 @@ pub struct State {
 #[derive(Clone, Debug)]
 pub struct Model {
     vm: Vm,
-    /// What its guest does by itself.
+    /// What its guest does on its own.
     pub guest: Guest,
-    /// The VMM rehearses commands; then what it refuses leaves no trace in `query-migrate`.
+    /// Whether the VMM rehearses commands; if so, a refusal leaves no trace in `query-migrate`.
     pub rehearses: bool,
 }
 
 impl Model {
-    /// Of `vm`.
+    /// Creates the model of `vm`.
     pub fn new(vm: &Vm, rehearses: bool) -> Self {
         Self { guest: Guest::of(vm), vm: vm.clone(), rehearses }
     }
@@ -123,7 +123,7 @@ impl Model {
         &self.vm
     }
 
-    /// The VM after `boot`.
+    /// Returns the state after `boot`.
     pub fn boot(&self) -> State {
         State {
             run: if self.vm.paused { Run::Prelaunch } else { Run::Running },
@@ -142,7 +142,7 @@ impl Model {
         }
     }
 
-    /// The state that `step` leads to.
+    /// Returns the state after `step`.
     pub fn after(&self, before: &State, step: &Step) -> State {
         let mut state = before.clone();
         match step {
@@ -171,7 +171,7 @@ impl Model {
                 state.saved |= saves(migrate);
             }
             Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
-                // Or started anew, and stopped as before, if the kill did not come in the update.
+                // Or started again, and stopped as before, if the kill did not hit the update.
                 return State {
                     run: state.run,
                     migration: Migration::Unknown,
@@ -279,7 +279,7 @@ fn cont(state: &mut State) {
     state.unbooted = false;
 }
 
-/// As in QEMU: a machine that does not run is again one that has not run yet.
+/// Resets as QEMU does: a machine that is stopped goes back to `prelaunch`.
 fn reset(state: &mut State) {
     if state.run != Run::Running {
         state.run = Run::Prelaunch;
@@ -287,7 +287,7 @@ fn reset(state: &mut State) {
     state.marker = Marker::default();
 }
 
-/// The state file that it leaves is one to put in another's place.
+/// Whether it leaves a state file that can replace another's.
 fn saves(migrate: &Migrate) -> bool {
     migrate.expect == Expect::Completed && migrate.channel == Channel::File
 }

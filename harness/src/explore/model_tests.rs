@@ -1,4 +1,4 @@
-//! The reference model by itself.
+//! Tests of the reference model on its own.
 
 use rstest::rstest;
 
@@ -14,7 +14,7 @@ struct Steps {
     steps: Vec<Step>,
 }
 
-/// Not by the reader of scenarios, which asks for sense.
+/// Parses steps without the scenario parser, which rejects senseless ones.
 fn steps(text: &str) -> Vec<Step> {
     toml::from_str::<Steps>(&format!("steps = [\"boot\", {text}]")).unwrap().steps
 }
@@ -91,7 +91,7 @@ fn updates_lead_to_a_migration_status(#[case] text: &str, #[case] migration: Mig
 #[case(r#"{ limit = { nofile = "+1" } }"#, r#"{ limit = "restore" }"#, true)]
 #[case(r#"{ limit = { nofile = "+1" } }"#, r#"{ race = ["migrate"] }"#, false)]
 #[case(r#""quit""#, r#""stop""#, false)]
-fn the_model_tells_which_steps_are_possible(
+fn steps_are_possible_only_in_some_states(
     #[case] before: &str,
     #[case] step: &str,
     #[case] possible: bool,
@@ -103,7 +103,7 @@ fn the_model_tells_which_steps_are_possible(
 }
 
 #[test]
-fn what_cannot_come_is_left_out_and_what_an_update_must_come_to_is_put_in() {
+fn repairing_drops_impossible_steps_and_sets_expectations() {
     let model = Model::new(&Vm::default(), true);
     let text = r#""stop", { serial = "leave" }, { migrate = { command = "enoent", expect = "kept" } },
         { migrate = { command = "replaces-state", expect = "kept" } }, { wait = { heartbeats = 1 } }"#;
@@ -112,7 +112,7 @@ fn what_cannot_come_is_left_out_and_what_an_update_must_come_to_is_put_in() {
     assert_eq!(repaired(&model, &steps(text)[1..]), steps(wanted)[1..]);
 }
 
-/// Visits many states and all steps that are possible in them.
+/// Visits many states and all steps possible in them.
 fn each_step(mut look: impl FnMut(&Model, &State, &Word, &State)) {
     let grammar = Grammar::new(&Able);
     for seed in 0..60 {
@@ -136,7 +136,7 @@ fn each_step(mut look: impl FnMut(&Model, &State, &Word, &State)) {
 }
 
 #[test]
-fn an_update_leaves_the_run_state_as_it_was_however_it_ends() {
+fn no_update_changes_the_run_state() {
     let mut seen = 0;
     each_step(|model, before, word, after| {
         let Some(Step::Migrate(migrate)) = word.steps.last() else { return };
@@ -154,7 +154,7 @@ fn an_update_leaves_the_run_state_as_it_was_however_it_ends() {
 }
 
 #[test]
-fn only_cont_and_what_starts_anew_lets_a_guest_run() {
+fn only_cont_or_a_restart_lets_a_guest_run() {
     each_step(|_, before, word, after| {
         if before.run == Run::Running || after.run != Run::Running {
             return;

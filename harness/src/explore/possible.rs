@@ -1,4 +1,5 @@
-//! Which steps the grammar may take in which state: those of which the model knows what must come.
+//! Decides which steps the grammar may use in which state: those whose result the model can
+//! predict.
 
 use super::expectation::{can_be_updated, expect};
 use super::guests::{End, Host};
@@ -9,14 +10,14 @@ use crate::scenario::{
     SerialWish, Step, Wait, fault, parse,
 };
 
-/// Whether `step` may come in `state`; of an update also whether it expects what the model does.
+/// Whether `step` is possible in `state`; an update must also expect what the model predicts.
 pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
     if state.run == Run::Gone {
         return false;
     }
     let (guest, marker) = (&model.guest, &state.marker);
     let runs = state.run == Run::Running;
-    // Under a limit only updates are told to go well or not at all.
+    // Under a limit only updates have a defined result.
     let free = state.limit.is_none();
     let updates = can_be_updated(model, state);
     let ready = state.armed.is_none();
@@ -30,7 +31,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         Step::Stop | Step::Cont | Step::Bring(_) | Step::Quit | Step::Kill => true,
         Step::Reset => free && may_be_reset(model, state),
         Step::Wait(Wait::Heartbeats(_)) => runs,
-        // At a marker it does not sweep.
+        // The guest does not sweep while it waits at a marker.
         Step::Wait(Wait::Sweeps(_)) => {
             let heard = !guest.talks || state.client;
             runs && guest.sweeps && heard && marker.last >= guest.markers
@@ -59,21 +60,21 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         }
         Step::Nmi => free && sends(model, state, Host::Nmi),
         Step::Irqfd => free && sends(model, state, Host::Irqfd),
-        // What a guest makes of it only one guest knows.
+        // Only one guest reacts to it.
         Step::Start(_) => false,
         Step::Serial(wish) => {
             let client = *wish == SerialWish::Leave;
             free && model.vm().serial == SerialKind::Unix && state.client == client
         }
         Step::Inject(inject) => updates && fault::expected(&inject.point, &inject.action).is_some(),
-        // One that was killed too late is started anew, and its guest is at another marker.
+        // A VMM killed too late is started again, and its guest is at another marker.
         Step::KillInUpdate(kill) if kill.expect == Fate::Revived && guest.markers > 0 => false,
         Step::KillInUpdate(_) => {
             updates && !state.client && !model.vm().own_binary && state.run != Run::Prelaunch
         }
-        // Only where the keeper is there from boot on, and what ends it.
+        // Only for VMs that have a keeper from boot on, and steps that end the VMM.
         Step::KillVmm(_) | Step::EndBy(_) => false,
-        // For soaks and benches, which ask for these themselves.
+        // Used only by soaks and benches.
         Step::Soak(_) | Step::Measure => false,
         Step::Storm(_) => updates && runs && guest.host.is_none(),
         Step::Interrupt(interrupt) => updates && interrupts(model, state, interrupt),
@@ -93,7 +94,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
     }
 }
 
-/// It is as an update must be that meets the fault that is armed, or none.
+/// Whether the update fits the armed fault, or none is armed.
 fn suits_the_fault(migrate: &Migrate, state: &State) -> bool {
     let Some(inject) = &state.armed else {
         return migrate.deadline_ms.is_none_or(|ms| ms > fault::HANGING_MS);
@@ -104,7 +105,8 @@ fn suits_the_fault(migrate: &Migrate, state: &State) -> bool {
         && migrate.repeat == 1
 }
 
-/// A guest whose client counts its lines begins anew, and one that is to boot still has to.
+/// Whether a reset is possible: a guest whose client counts its lines would restart the count, and
+/// an earlier reset must have led to a boot.
 fn may_be_reset(model: &Model, state: &State) -> bool {
     !model.guest.talks && !state.unbooted
 }
@@ -112,12 +114,12 @@ fn may_be_reset(model: &Model, state: &State) -> bool {
 fn sends(model: &Model, state: &State, host: Host) -> bool {
     match model.guest.host {
         Some(awaited) => awaited == host && state.marker.waits && !state.marker.sent,
-        // A guest that has not opened the line does not notice.
+        // Other guests have not enabled the interrupt and ignore it.
         None => model.vm().guest != "interrupts" && model.vm().guest != "modes",
     }
 }
 
-/// The guest, let go, ends or resets itself.
+/// Whether the guest ends or resets itself once it is let go.
 fn at_its_end(model: &Model, state: &State, end: End) -> bool {
     let marker = &state.marker;
     model.guest.end == end
@@ -154,12 +156,12 @@ fn races(model: &Model, state: &State, commands: &[RaceCommand]) -> bool {
     });
     let only_updates = count(RaceCommand::Migrate) == commands.len();
     let free = state.limit.is_none() && (only_updates || state.run != Run::Prelaunch);
-    // Whether the guest's part or a `stop` comes first is open.
+    // The order of the guest's part and a `stop` is undefined.
     let decided = by_guest == 0 || moves == 0;
     !commands.is_empty() && free && updates && guest_can && decided && ends <= 1 && resets <= 1
 }
 
-/// `steps`, as far as they are possible one after the other, each update with what it must come to.
+/// Keeps those of `steps` that are possible one after the other, and sets what each update expects.
 pub fn repaired(model: &Model, steps: &[Step]) -> Vec<Step> {
     let mut state = model.boot();
     let mut kept: Vec<Step> = Vec::new();
@@ -177,7 +179,7 @@ pub fn repaired(model: &Model, steps: &[Step]) -> Vec<Step> {
     kept
 }
 
-/// An update with what follows for it from the state.
+/// Completes an update with what follows from the state.
 pub fn filled_in(model: &Model, state: &State, step: &Step) -> Step {
     let Step::Migrate(migrate) = step else { return step.clone() };
     let mut migrate = migrate.clone();
@@ -196,7 +198,7 @@ pub fn filled_in(model: &Model, state: &State, step: &Step) -> Step {
     Step::Migrate(migrate)
 }
 
-/// Nothing is wrong with the update itself.
+/// Whether nothing is wrong with the update itself.
 pub fn is_good(migrate: &Migrate) -> bool {
     let good = [CommandKind::Good, CommandKind::Wrapper, CommandKind::InPath];
     good.contains(&migrate.command) && migrate.channel == Channel::File

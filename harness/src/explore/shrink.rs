@@ -1,4 +1,4 @@
-//! From a sequence that fails to a smaller one that fails in the same way.
+//! Shrinks a sequence that fails to a smaller one that fails in the same way.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -13,35 +13,35 @@ use crate::scenario::{Step, Vm, parse};
 /// How much may be spent on one failure.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Runs of a candidate.
+    /// The most runs of candidates.
     pub runs: usize,
-    /// Time.
+    /// The most time.
     pub time: Duration,
 }
 
 /// Looks for smaller sequences.
 pub struct Shrinker<'a> {
-    /// The rules for a VM.
+    /// Returns the model of a VM.
     pub model: &'a dyn Fn(&Vm) -> Model,
-    /// Runs a candidate: it fails in the same way.
+    /// Runs a candidate and returns whether it fails in the same way.
     pub fails: &'a mut dyn FnMut(&Sequence) -> bool,
-    /// What may be spent.
+    /// The budget.
     pub budget: Budget,
 }
 
-/// What came of it.
+/// The result of shrinking.
 #[derive(Debug)]
 pub struct Shrunk {
-    /// The smallest that failed.
+    /// The smallest sequence that failed.
     pub sequence: Sequence,
     /// How many candidates were run.
     pub runs: usize,
-    /// Nothing smaller was left to try; otherwise the budget was spent.
+    /// Whether nothing smaller was left to try; otherwise the budget was spent.
     pub is_minimal: bool,
 }
 
 impl Shrinker<'_> {
-    /// The smallest that is found.
+    /// Returns the smallest failing sequence that it finds.
     pub fn shrink(self, failing: Sequence) -> Shrunk {
         let until = Instant::now() + self.budget.time;
         let mut search = Search { tried: HashSet::new(), runs: 0, until, shrinker: self };
@@ -76,7 +76,7 @@ impl Search<'_> {
         self.runs >= self.shrinker.budget.runs || Instant::now() >= self.until
     }
 
-    /// Delta debugging: without halves, quarters, …, single steps.
+    /// Delta debugging: leaves out halves, quarters, …, single steps.
     fn fewer_steps(&mut self, mut best: Sequence) -> Sequence {
         let mut chunk = best.steps.len().div_ceil(2);
         while chunk > 0 {
@@ -95,7 +95,7 @@ impl Search<'_> {
         best
     }
 
-    /// Takes the first simpler one that fails, and goes on from there.
+    /// Takes the first simpler sequence that fails, and continues from there.
     fn first_that_fails(
         &mut self,
         mut best: Sequence,
@@ -109,7 +109,7 @@ impl Search<'_> {
         best
     }
 
-    /// `steps` on `vm`, made possible, if that fails.
+    /// Repairs and runs `steps` on `vm`; returns the sequence if it fails.
     fn try_out(&mut self, best: &Sequence, vm: Vm, steps: &[Step]) -> Option<Sequence> {
         let model = (self.shrinker.model)(&vm);
         let kept = repaired(&model, steps.get(1..).unwrap_or_default());
@@ -128,7 +128,7 @@ fn key(sequence: &Sequence) -> String {
     format!("{:?} {}", sequence.vm, write::steps(&sequence.steps))
 }
 
-/// `steps` up to the one that, taken apart as for a run, holds step `number` (from 1).
+/// Returns `steps` up to the one that contains step `number` (from 1) once expanded for a run.
 pub fn up_to(steps: &[Step], number: usize) -> Vec<Step> {
     let mut seen = 0;
     let before = steps.iter().take_while(|step| {
@@ -147,7 +147,7 @@ mod tests {
     use super::super::possible::is_good;
     use super::*;
 
-    /// A VMM that lets a stopped guest run over an update.
+    /// Models a VMM with a bug: an update resumes a stopped guest.
     fn resumes(grammar: &Grammar, sequence: &Sequence) -> bool {
         let model = grammar.model(&sequence.vm);
         let mut state = model.boot();
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_of_one_bug_becomes_the_same_three_steps() {
+    fn every_failure_of_one_bug_shrinks_to_the_same_three_steps() {
         let grammar = Grammar::new(&Able);
         let drawn = (0..120).map(|seed| grammar.draw(seed, 20));
         let failing: Vec<Sequence> = drawn.filter(|s| resumes(&grammar, s)).collect();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_runs_are_spent_than_may_be() {
+    fn keeps_to_the_budget_of_runs() {
         let grammar = Grammar::new(&Able);
         let failing = (0..).map(|seed| grammar.draw(seed, 20));
         let failing = failing.into_iter().find(|s| resumes(&grammar, s) && s.steps.len() > 8);

@@ -1,4 +1,4 @@
-//! What makes two failures the same one.
+//! Decides whether two failures are the same.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::check::Finding;
 use crate::run::{Report, Verdict};
 
-/// The first thing that a failing step shows, without what differs from run to run.
+/// The first finding of a failing step, without what differs from run to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// The check.
@@ -16,13 +16,13 @@ pub struct Signature {
     message: String,
 }
 
-/// A number, a path, a word that holds a digit.
+/// Matches a path or a number, with its unit.
 static VARIABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r#"/[^\s"',:;()\]]+|0x[0-9a-f]+|\d[\d.,]*(ns|us|µs|ms|s)?"#).ok());
 
 impl Signature {
     fn of(finding: &Finding) -> Self {
-        // What was seen before depends on the steps before.
+        // The events seen depend on the steps before.
         let text = finding.message.split("; seen: ").next().unwrap_or_default();
         let message = match &*VARIABLE {
             Some(variable) => variable.replace_all(text, "N").into_owned(),
@@ -31,7 +31,7 @@ impl Signature {
         Self { check: finding.check.clone(), message }
     }
 
-    /// That of `report`; none if it has not failed.
+    /// Returns the signature of `report`; `None` if it has not failed.
     pub fn of_report(report: &Report) -> Option<Self> {
         match &report.verdict {
             Verdict::Fail(findings) => findings.first().map(Self::of),
@@ -39,7 +39,7 @@ impl Signature {
         }
     }
 
-    /// `report` fails in this way, whatever else it shows.
+    /// Whether `report` fails in this way, whatever else it shows.
     pub fn is_in(&self, report: &Report) -> bool {
         match &report.verdict {
             Verdict::Fail(findings) => findings.iter().any(|finding| Self::of(finding) == *self),
@@ -65,7 +65,7 @@ mod tests {
     #[case(&[("fds", "descriptor 1 -> /tmp/x is new; seen: RESET")], true)]
     #[case(&[("fds", "descriptor 14 is gone")], false)]
     #[case(&[], false)]
-    fn a_failure_is_told_by_its_check_and_what_it_says_but_for_numbers(
+    fn failures_match_by_check_and_message_without_numbers(
         #[case] findings: &[(&str, &str)],
         #[case] same: bool,
     ) {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_that_passes_has_none() {
+    fn a_case_that_passes_has_no_signature() {
         let passed = Report::of("", String::new(), String::new());
         assert_eq!(Signature::of_report(&passed), None);
     }

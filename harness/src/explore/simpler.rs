@@ -1,11 +1,11 @@
-//! What is simpler than a VM or a step.
+//! Proposes simpler VMs and steps.
 
 use crate::scenario::{
     Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RaceCommand, RunWish,
     SerialKind, Step, Storm, Vm, Wait,
 };
 
-/// VMs that differ from `vm` in one thing, which is as by default.
+/// Returns VMs that differ from `vm` in one property, which has its default.
 pub fn simpler_vms(vm: &Vm) -> Vec<Vm> {
     let default = Vm::default();
     let all = [
@@ -26,7 +26,7 @@ pub fn simpler_vms(vm: &Vm) -> Vec<Vm> {
     all.into_iter().filter(|simpler| simpler != vm && sensible(simpler)).collect()
 }
 
-/// `steps` with one of them simpler, or taken apart.
+/// Returns `steps` with one of them simplified or split.
 pub fn simpler_steps(steps: &[Step]) -> Vec<Vec<Step>> {
     let mut all = Vec::new();
     for (at, step) in steps.iter().enumerate() {
@@ -37,7 +37,7 @@ pub fn simpler_steps(steps: &[Step]) -> Vec<Vec<Step>> {
     all
 }
 
-/// How much there is to understand in `steps`.
+/// Estimates the complexity of `steps` for a reader.
 pub fn cost(steps: &[Step]) -> usize {
     steps.iter().map(cost_of).sum()
 }
@@ -53,7 +53,7 @@ fn cost_of(step: &Step) -> usize {
                 rehearsal.is_some(),
                 deadline_ms.is_some(),
             ];
-            // Any bad command will do, but the most common one is known best.
+            // Any bad command will do, but the most common one is the most familiar.
             let rare = usize::from(unusual[0] && *command != CommandKind::Enoent);
             let unusual = 2 * unusual.into_iter().filter(|is| *is).count();
             STEP * *repeat as usize + unusual + rare
@@ -109,7 +109,7 @@ fn simpler(step: &Step) -> Vec<Vec<Step>> {
     }
 }
 
-/// The command of a race as a step of its own.
+/// The command of a race as a separate step.
 fn alone(command: RaceCommand) -> Option<Step> {
     match command {
         RaceCommand::Migrate => Some(Step::Migrate(Migrate::default())),
@@ -121,7 +121,7 @@ fn alone(command: RaceCommand) -> Option<Step> {
     }
 }
 
-/// What comes into an update, without one.
+/// An interruption of an update as a separate step.
 fn outside(with: Interruption) -> Option<Step> {
     match with {
         Interruption::Stop => Some(Step::Stop),
@@ -132,7 +132,7 @@ fn outside(with: Interruption) -> Option<Step> {
     }
 }
 
-/// Simplest first.
+/// Simpler updates, simplest first.
 fn updates(migrate: &Migrate) -> Vec<Migrate> {
     let enoent = CommandKind::Enoent;
     vec![

@@ -1,4 +1,5 @@
-//! All steps a sequence is drawn from, without those that this host or the VMM cannot do.
+//! All steps that sequences are drawn from, without those that this host or the VMM does not
+//! support.
 
 use super::kind::StepKind;
 use super::model::{Model, Run, State};
@@ -18,38 +19,38 @@ use crate::scenario::{
 pub struct Word {
     /// Its kind.
     pub kind: StepKind,
-    /// Itself.
+    /// The step or steps.
     pub steps: Vec<Step>,
 }
 
-/// All of them.
+/// All available steps.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
-    /// Those that do not end the VMM.
+    /// Steps that do not end the VMM.
     pub words: Vec<Word>,
-    /// Those that do.
+    /// Steps that end it.
     pub endings: Vec<Word>,
-    /// The VMM rehearses commands.
+    /// Whether the VMM rehearses commands.
     pub rehearses: bool,
 }
 
-/// Of the guest that has most.
+/// The most markers of any guest.
 const MARKERS: u32 = 3;
 
-/// All that an update can be asked to execute; one without KVM comes by itself.
+/// All commands except the usual one; [`CommandKind::WithoutKvm`] is added separately.
 fn commands() -> impl Iterator<Item = CommandKind> {
     let others = [CommandKind::Good, CommandKind::WithoutKvm];
     CommandKind::value_variants().iter().copied().filter(move |command| !others.contains(command))
 }
 
-/// What any VMM with `cpr-exec` refuses or fails at, and does not go by.
+/// Whether any VMM with `cpr-exec` survives `command`: the update succeeds, is refused or fails.
 fn is_for_any_vmm(command: CommandKind) -> bool {
     use CommandKind::*;
     command.errno().is_some() && command != NoexecMount
         || matches!(command, Good | Wrapper | InPath | Missing | EmptyList)
 }
 
-/// The mock plays only what is the same for every guest.
+/// Whether the mock supports steps of `kind`: only those that are the same for every guest.
 fn is_for_the_mock(kind: StepKind) -> bool {
     use StepKind::*;
     matches!(
@@ -67,13 +68,13 @@ fn is_for_the_mock(kind: StepKind) -> bool {
     )
 }
 
-/// All that are not the usual one.
+/// All channels except the usual one.
 fn channels() -> impl Iterator<Item = Channel> {
     Channel::value_variants().iter().copied().filter(|channel| *channel != Channel::File)
 }
 
 impl Vocabulary {
-    /// Of `backend` on this host.
+    /// Returns the vocabulary of `backend` on this host.
     pub fn of(backend: &dyn Backend) -> Self {
         let ours = backend.lacks(Feature::Rehearsal).is_none();
         let fake = backend.name() == "mock";
@@ -84,7 +85,7 @@ impl Vocabulary {
             });
             let known = ours
                 || update.is_none_or(|update| {
-                    // Without a rehearsal these are found out by exec, or not at all.
+                    // Without a rehearsal these are detected by exec, or not at all.
                     let exec = update.command.errno().is_none() || update.rehearsal == Some(false);
                     is_for_any_vmm(update.command) && exec && update.channel != Channel::Full
                 });
@@ -97,18 +98,18 @@ impl Vocabulary {
         Self { words, endings, rehearses: ours }
     }
 
-    /// Why a VM like this cannot be had, if it cannot.
+    /// Returns why a VM like this cannot run here, if so.
     pub fn unmet(backend: &dyn Backend, vm: &Vm) -> Option<String> {
         requirements::unmet(&probe(vm.clone(), &[]), backend)
     }
 
-    /// Whether a step of `kind` may come anywhere in a state that looks like `state`.
+    /// Whether any step of `kind` is possible in `state`.
     pub fn has_kind(&self, model: &Model, state: &State, kind: StepKind) -> bool {
         let all = self.words.iter().chain(&self.endings);
         all.filter(|word| word.kind == kind).any(|word| self.fits(model, state, word))
     }
 
-    /// Whether `word` may come in `state`.
+    /// Whether `word` is possible in `state`.
     pub fn fits(&self, model: &Model, state: &State, word: &Word) -> bool {
         let mut state = state.clone();
         word.steps.iter().all(|step| {
@@ -119,7 +120,7 @@ impl Vocabulary {
         })
     }
 
-    /// Those that may come in `state`.
+    /// Returns the words that are possible in `state`.
     pub fn fitting(&self, model: &Model, state: &State) -> Vec<&Word> {
         match state.run {
             Run::Gone => Vec::new(),
@@ -128,7 +129,7 @@ impl Vocabulary {
     }
 }
 
-/// A case that does only this.
+/// A case with only these steps.
 fn probe(vm: Vm, steps: &[Step]) -> Case {
     let steps = [vec![Step::Boot], steps.to_vec()].concat();
     let steps = crate::scenario::parse::expand(steps);
@@ -180,7 +181,7 @@ fn words() -> Vec<Word> {
         all.push(one(StepKind::EachMarker)(Step::EachMarker(n)));
     }
     let of = |rehearsal| Migrate { rehearsal, ..Migrate::default() };
-    // As the VMM does by itself, twice as often as not.
+    // The VMM's default is more frequent than the explicit settings.
     all.extend([None, None, None, Some(true), Some(false)].map(|rehearsal| update(of(rehearsal))));
     all.push(update(Migrate { deadline_ms: Some(10_000), ..Migrate::default() }));
     all.push(update(Migrate { repeat: 3, ..Migrate::default() }));
@@ -285,7 +286,7 @@ fn endings() -> Vec<Word> {
     all
 }
 
-/// VMs to draw from, and how often each comes.
+/// Returns the VMs to draw from, with their weights.
 pub fn vms(backend: &dyn Backend) -> Vec<(u32, Vm)> {
     let vm = |guest: &str, cmdline: &str| Vm {
         guest: guest.to_owned(),

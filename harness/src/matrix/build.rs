@@ -1,4 +1,4 @@
-//! Which build is which.
+//! The builds of a matrix and their letters.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::{Backend, file_hash};
 
-/// Most builds that are told apart.
+/// The most builds in one matrix.
 pub const MOST: usize = LETTERS.len();
 
 const LETTERS: [&str; 12] = ["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "K", "L"];
@@ -18,12 +18,12 @@ pub fn letter(index: usize) -> &'static str {
     LETTERS.get(index).copied().unwrap_or("?")
 }
 
-/// A build.
+/// A build of a VMM.
 #[derive(Clone, Serialize)]
 pub struct Build {
-    /// As it was asked for.
+    /// Its name on the command line.
     pub name: String,
-    /// What it says it is.
+    /// Its own name and version.
     pub title: String,
     /// The file that is executed.
     pub executable: PathBuf,

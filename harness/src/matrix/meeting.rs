@@ -1,4 +1,4 @@
-//! The first update between two builds, which tells whether others make sense.
+//! Tries a first update between two builds, which decides whether the cases are run.
 
 use super::Route;
 use crate::run::{Options, Report, Verdict, case};
@@ -11,7 +11,7 @@ steps = ["boot", { wait = { sweeps = 1 } }, { migrate = {} }, { wait = { sweeps 
 "#;
 
 const REFUSED: &str = r#"
-summary = "another build refuses a guest, which goes on"
+summary = "another build refuses a guest, which keeps running"
 vm = { guest = "pattern", cpus = 2 }
 steps = [
   "boot",
@@ -22,16 +22,16 @@ steps = [
 ]
 "#;
 
-/// What came of it.
+/// How the first update ended.
 #[derive(Debug)]
 pub enum Meeting {
-    /// The guest is there.
+    /// The guest runs in the other build.
     Updated,
-    /// Its format is not that of the other build, which says so; it goes on as before.
+    /// The other build refused its state format, for this reason; the guest keeps running.
     Refused(String),
-    /// It could not be tried here: why.
+    /// It could not be tried here.
     NotTried(Report),
-    /// Something else, which must not be.
+    /// Any other result, which is an error.
     Failed(Report),
 }
 
@@ -52,14 +52,14 @@ pub fn meet(route: &Route, options: &Options) -> Result<Meeting, ScenarioError> 
     })
 }
 
-/// The error is that one build does not read what the other writes: no other reason is a good one.
+/// Whether the error is that one build does not read what the other writes, the only valid reason.
 fn is_of_formats(error: &str) -> bool {
     error.contains("this VM writes")
 }
 
 fn only(name: &str, text: &str) -> Result<Case, ScenarioError> {
     let mut cases = parse::parse(name, name, text)?;
-    cases.pop().ok_or_else(|| ScenarioError::sense(name, "it has no case".to_owned()))
+    cases.pop().ok_or_else(|| ScenarioError::sense(name, "no case".to_owned()))
 }
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_another_format_is_a_reason_to_refuse() {
+    fn accepts_only_another_format_as_a_reason_to_refuse() {
         let command = "cpr-exec-command";
         let formats = [
             "reads CPR state version 1, this VM writes version 2",

@@ -1,4 +1,4 @@
-//! Several builds of a VMM, each updated to each other and back.
+//! Updates several builds of a VMM to each other and back.
 
 pub mod build;
 pub mod meeting;
@@ -7,19 +7,19 @@ pub mod table;
 use crate::backend::skew::Course;
 use crate::scenario::{Case, Expect, Step};
 
-/// Where the VMs of some cases are started and updated to, as indices of builds.
+/// The builds that VMs are started by and updated to, as indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The build that VMs are started by.
     pub from: usize,
-    /// The one that they are updated to.
+    /// The build that they are updated to.
     pub to: usize,
-    /// Whether they come back.
+    /// Whether they are updated back.
     pub course: Course,
 }
 
 impl Route {
-    /// Every way between `count` builds.
+    /// Every route between `count` builds.
     pub fn all(count: usize) -> Vec<Self> {
         let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
         let routes = |(a, b)| {
@@ -29,19 +29,19 @@ impl Route {
         pairs.flat_map(routes).collect()
     }
 
-    /// There, and back.
+    /// The routes of its two updates: there, and back.
     pub fn parts(&self) -> [Self; 2] {
         let Self { from, to, .. } = *self;
         let course = Course::There;
         [Self { from, to, course }, Self { from: to, to: from, course }]
     }
 
-    /// In the letters of the builds.
+    /// Its title, with the letters of the builds.
     pub fn title(&self) -> String {
         self.letters().join(" → ")
     }
 
-    /// The folder of its evidence.
+    /// The name of the folder for its evidence.
     pub fn folder(&self) -> String {
         self.letters().join("-")
     }
@@ -54,7 +54,7 @@ impl Route {
         }
     }
 
-    /// `case` as it is run here: where VMs come back, a good update is followed by another one.
+    /// Adapts `case` to this route: if VMs are updated back, every good update is doubled.
     pub fn case(&self, mut case: Case) -> Case {
         if self.course == Course::ThereAndBack {
             for step in &mut case.steps {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_is_updated_twice() {
+    fn there_and_back_doubles_good_updates() {
         let text = r#"
             summary = ""
             steps = ["boot", { migrate = { repeat = 3 } }, { migrate = { expect = "kept" } }, "quit"]

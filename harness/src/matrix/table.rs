@@ -1,4 +1,4 @@
-//! What came of each route, as people and programs read it.
+//! Formats the result of each route, for people and programs.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +7,27 @@ use serde::Serialize;
 use super::build::{Build, letter};
 use crate::run::{Report, Verdict};
 
-/// A route, and what came of it.
+/// A route and its result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// In the letters of the builds.
+    /// The route, in the letters of the builds.
     pub route: String,
-    /// Why nothing was run, where that is so: the first update was refused, and its guest went on.
+    /// Why nothing was run, if so: the first update was refused, and its guest kept running.
     pub refused: Option<String>,
-    /// What was run.
+    /// The reports of the cases that were run.
     pub reports: Vec<Report>,
 }
 
-/// So many cases of each kind.
+/// Number of cases by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Everything held.
     pub passed: usize,
-    /// Something did not.
+    /// Something did not hold.
     pub failed: usize,
-    /// Not run.
+    /// The case was not run.
     pub ignored: usize,
-    /// The machine did not let it run.
+    /// This machine could not run the case.
     pub broken: usize,
 }
 
@@ -46,19 +46,19 @@ impl Row {
         counts
     }
 
-    /// Some case was not run that could be, if this machine had what is missing.
+    /// Whether some case was not run because this machine lacks something.
     pub fn any_missed(&self) -> bool {
         self.reports.iter().any(|report| report.verdict.miss().is_some())
     }
 
-    /// The machine did not let it run: some case, or every one.
+    /// Whether this machine could not run the route: some case broke, or every one was ignored.
     pub fn could_not_be_run(&self) -> bool {
         let Counts { passed, failed, ignored, broken } = self.counts();
         broken > 0 || ignored > 0 && passed + failed == 0
     }
 }
 
-/// The builds, and which of them are the same.
+/// Lists the builds, and which of them are identical.
 pub fn builds(builds: &[Build]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut same: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -74,7 +74,7 @@ pub fn builds(builds: &[Build]) -> Vec<String> {
     lines
 }
 
-/// A Markdown table: one row a route; then what was not run, and why.
+/// Formats a Markdown table with one row per route, then what was not run, and why.
 pub fn markdown(rows: &[Row]) -> Vec<String> {
     let mut lines = vec![
         "| update | passed | failed | ignored | could not be run |".to_owned(),
@@ -89,7 +89,7 @@ pub fn markdown(rows: &[Row]) -> Vec<String> {
     }
     for row in rows {
         let Some(why) = &row.refused else { continue };
-        lines.push(format!("{}: refused, and the guest goes on as before: {why}", row.route));
+        lines.push(format!("{}: refused, and the guest keeps running: {why}", row.route));
     }
     for row in rows {
         let mut ignored: BTreeMap<&str, usize> = BTreeMap::new();
@@ -105,7 +105,7 @@ pub fn markdown(rows: &[Row]) -> Vec<String> {
     lines
 }
 
-/// What failed, with what shows it and what runs it again.
+/// Lists what failed, with the commands that show it and run it again.
 pub fn failures(rows: &[Row]) -> Vec<String> {
     let mut lines = Vec::new();
     for row in rows {

@@ -1,4 +1,4 @@
-//! Clocks: one time line for everything that is recorded, and TSC ticks as time.
+//! Clocks: one timeline for everything that is recorded, and TSC ticks converted to time.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,33 +15,34 @@ fn origin() -> &'static Origin {
     ORIGIN.get_or_init(|| Origin { instant: Instant::now(), wall: SystemTime::now(), tsc: tsc() })
 }
 
-/// Starts the clocks; the longer ago that was, the better the TSC's rate is known.
+/// Starts the clocks. The earlier they start, the more accurate the measured TSC rate.
 pub fn start() {
     origin();
 }
 
-/// Time since the origin.
+/// Returns the time since the origin.
 pub fn now() -> Duration {
     since_start(Instant::now())
 }
 
-/// `instant` as time since the origin.
+/// Converts `instant` to time since the origin.
 pub fn since_start(instant: Instant) -> Duration {
     instant.saturating_duration_since(origin().instant)
 }
 
-/// Wall-clock time as time since the origin, for records that others have stamped.
+/// Converts wall-clock time to time since the origin, for records with timestamps of other
+/// programs.
 pub fn wall_since_start(wall: SystemTime) -> Duration {
     wall.duration_since(origin().wall).unwrap_or_default()
 }
 
-/// The time stamp counter of the CPU this thread happens to be on.
+/// Reads the time stamp counter of the current CPU.
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC reads a counter and touches no memory; Linux lets every process use it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// A difference of two TSC values as time.
+/// Converts a difference of two TSC values to time.
 ///
 /// The rate is measured against `CLOCK_MONOTONIC` from the origin to now.
 pub fn ticks(difference: u64) -> Duration {

@@ -1,55 +1,55 @@
-//! What a QMP server must keep to on every connection, whatever is asked: one greeting, one answer to
-//! each request, in their order and with their ids, and events whose timestamps can be believed.
+//! Checks the rules that a QMP server must follow on every connection: one greeting, one response
+//! to each request, in order and with its id, and events with plausible timestamps.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cpr_qmp::message::{Response, ServerMessage, Timestamp};
 
-/// An event may arrive so much later than it says.
+/// How much later than its timestamp an event may arrive.
 const LATE: Duration = Duration::from_secs(60);
-/// And so much earlier: the clock may be adjusted.
+/// How much earlier than its timestamp an event may arrive: the clock may be adjusted.
 const EARLY: Duration = Duration::from_secs(1);
-/// So many violations are kept.
+/// The most violations that are kept.
 const KEPT: usize = 8;
 
-/// One connection as far as it has come.
+/// The state of one connection.
 #[derive(Debug, Default)]
 pub struct Conversation {
     greeted: bool,
-    /// Ids of requests that were not answered yet, in their order.
+    /// Ids of unanswered requests, in order.
     asked: VecDeque<u64>,
-    /// The timestamp of the newest event. A VMM keeps its clock over connections.
+    /// The timestamp of the newest event, also of earlier connections: the VMM's clock is the same.
     newest: Option<Timestamp>,
     wrong: Vec<String>,
 }
 
 impl Conversation {
-    /// A request is about to be sent.
+    /// Records that a request is about to be sent.
     pub fn ask(&mut self, id: u64) {
         self.asked.push_back(id);
     }
 
-    /// Another connection begins. What was not answered on the last one never is.
+    /// Starts a new connection. Unanswered requests of the last one stay unanswered.
     pub fn reopen(&mut self) {
         self.greeted = false;
         self.asked.clear();
     }
 
-    /// Everything that was not as it must be.
+    /// The violations found so far.
     pub fn wrong(&self) -> &[String] {
         &self.wrong
     }
 
-    /// Reads a line, which arrived `now`, with what ends it; the error says why it is no message.
+    /// Parses a line that arrived `now`, including its line end; the error says why it is invalid.
     pub fn line(&mut self, line: &[u8], now: SystemTime) -> Result<ServerMessage, String> {
         let shown = || String::from_utf8_lossy(line).into_owned();
         let message = serde_json::from_slice(line).map_err(|e| {
-            let why = format!("the VMM sent what is no QMP message ({e}): {:?}", shown());
+            let why = format!("the VMM sent an invalid QMP message ({e}): {:?}", shown());
             self.complain(why.clone());
             why
         })?;
-        // As QEMU ends its lines; a CR anywhere else in JSON is escaped.
+        // QEMU ends its lines this way; a CR anywhere else in JSON is escaped.
         if !line.ends_with(b"\r\n") {
             self.complain(format!("a line must end with CR and LF: {:?}", shown()));
         }
@@ -73,13 +73,11 @@ impl Conversation {
         let Some(id) = id else { return self.complain(format!("an answer without id: {shown}")) };
         let known = id.as_u64().and_then(|id| self.asked.iter().position(|asked| *asked == id));
         match known {
-            None => {
-                self.complain(format!("nothing, or something answered, is answered by {shown}"))
-            }
+            None => self.complain(format!("a response to an unknown or answered request: {shown}")),
             Some(at) => {
                 if at > 0 {
                     let first = self.asked[0];
-                    self.complain(format!("request {first} is not answered yet, but {id} is"));
+                    self.complain(format!("request {id} was answered before request {first}"));
                 }
                 self.asked.remove(at);
             }
@@ -92,12 +90,12 @@ impl Conversation {
         let (Ok(whole), Ok(micros @ ..1_000_000)) =
             (u64::try_from(seconds), u64::try_from(microseconds))
         else {
-            return self.complain(format!("{told} is no time"));
+            return self.complain(format!("{told} is invalid"));
         };
         let then = Duration::from_secs(whole) + Duration::from_micros(micros);
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         if now.saturating_sub(then) > LATE || then.saturating_sub(now) > EARLY {
-            self.complain(format!("{told} is far from when it arrived, at {now:?}"));
+            self.complain(format!("{told} is far from its arrival time, {now:?}"));
         }
         if let Some(newest) = self.newest.filter(|newest| *newest > stamp) {
             self.complain(format!("{told} is before that of an earlier event, {newest:?}"));
@@ -131,7 +129,7 @@ mod tests {
         };
     }
 
-    /// What is wrong with these lines, which answer the requests 1 to 3 and arrive in second 1000.
+    /// The violations in these lines, which answer the requests 1 to 3 and arrive in second 1000.
     fn wrong(lines: &[String]) -> String {
         let mut conversation = Conversation::default();
         (1..=3).for_each(|id| conversation.ask(id));
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_must_be_is_let_pass() {
+    fn accepts_a_valid_conversation() {
         let (one, two) = (event!(999, 999999), event!(1000, 0));
         let lines = [
             r#"{"return": {}, "id": 1}"#,
@@ -161,31 +159,31 @@ mod tests {
 
     #[rstest]
     #[case::second_greeting(&[GREETING], "a second greeting")]
-    #[case::twice(&[r#"{"return": {}, "id": 1}"#, r#"{"return": {}, "id": 1}"#], "or something answered")]
-    #[case::of_nothing(&[r#"{"return": {}, "id": 9}"#], "nothing, or something answered")]
-    #[case::id_of_another_kind(&[r#"{"return": {}, "id": "1"}"#], "nothing, or something answered")]
-    #[case::order(&[r#"{"return": {}, "id": 2}"#], "request 1 is not answered yet, but 2 is")]
+    #[case::twice(&[r#"{"return": {}, "id": 1}"#, r#"{"return": {}, "id": 1}"#], "unknown or answered request")]
+    #[case::of_nothing(&[r#"{"return": {}, "id": 9}"#], "unknown or answered request")]
+    #[case::id_of_another_kind(&[r#"{"return": {}, "id": "1"}"#], "unknown or answered request")]
+    #[case::order(&[r#"{"return": {}, "id": 2}"#], "request 2 was answered before request 1")]
     #[case::without_id(&[r#"{"error": {"class": "GenericError", "desc": "no"}}"#], "an answer without id")]
-    #[case::class(&[r#"{"error": {"class": "Odd", "desc": "no"}, "id": 1}"#], "what is no QMP message")]
-    #[case::no_json(&["{"], "what is no QMP message")]
-    #[case::micros(&[event!(1000, 1000000)], "is no time")]
-    #[case::unknown(&[event!(-1, -1)], "is no time")]
-    #[case::future(&[event!(1002, 0)], "far from when it arrived")]
-    #[case::past(&[event!(939, 0)], "far from when it arrived")]
+    #[case::class(&[r#"{"error": {"class": "Odd", "desc": "no"}, "id": 1}"#], "an invalid QMP message")]
+    #[case::no_json(&["{"], "an invalid QMP message")]
+    #[case::micros(&[event!(1000, 1000000)], "is invalid")]
+    #[case::unknown(&[event!(-1, -1)], "is invalid")]
+    #[case::future(&[event!(1002, 0)], "far from its arrival time")]
+    #[case::past(&[event!(939, 0)], "far from its arrival time")]
     #[case::back(&[event!(1000, 5), event!(1000, 4)], "before that of an earlier event")]
-    fn what_is_not_is_told(#[case] lines: &[&str], #[case] why: &str) {
+    fn reports_each_violation(#[case] lines: &[&str], #[case] why: &str) {
         let told = wrong(&ended(lines));
         assert!(told.contains(why) && told.lines().count() == 1, "{told}");
     }
 
     #[test]
-    fn what_is_sent_around_the_messages_counts() {
+    fn checks_line_ends_and_the_order_of_the_greeting() {
         assert!(wrong(&[format!("{GREETING}\n")]).starts_with("a line must end with CR and LF"));
         assert!(wrong(&[format!("{}\r\n", event!(1000, 0))]).starts_with("before the greeting"));
     }
 
     #[test]
-    fn another_connection_greets_again_and_owes_nothing() {
+    fn a_new_connection_greets_again_and_drops_old_requests() {
         let mut conversation = Conversation::default();
         let mut line = |text: &str, reopens: bool| {
             if reopens {

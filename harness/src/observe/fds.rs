@@ -19,7 +19,7 @@ pub struct Descriptor {
     pub target: String,
     /// Device and inode.
     pub inode: (u64, u64),
-    /// Size of the file behind it, where that means anything.
+    /// Size of the file behind it, if it has one.
     pub size: u64,
     /// `O_…` flags without close-on-exec.
     pub flags: u32,
@@ -56,12 +56,13 @@ impl Descriptor {
         })
     }
 
-    /// True for `anon_inode:` descriptors, which all share one inode and so have no identity.
+    /// Returns true for `anon_inode:` descriptors, which all share one inode and so have no
+    /// identity.
     pub fn is_anonymous(&self) -> bool {
         self.target.starts_with("anon_inode:")
     }
 
-    /// True for one end of a `socketpair`, by which a process talks to itself.
+    /// Returns true for one end of a `socketpair`, which connects a process to itself.
     pub fn is_socket_pair(&self) -> bool {
         self.socket_path.as_deref() == Some("")
     }
@@ -82,7 +83,7 @@ impl fmt::Display for Descriptor {
 pub struct FdTable(pub BTreeMap<i32, Descriptor>);
 
 impl FdTable {
-    /// The table of process `pid`; descriptors closed while it is read are left out.
+    /// Reads the table of process `pid`; descriptors closed meanwhile are left out.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
         let path = format!("/proc/{pid}/fd");
         let entries = fs::read_dir(&path).map_err(|e| ProcError::new(&path, e))?;
@@ -100,16 +101,16 @@ impl FdTable {
         self.0.values()
     }
 
-    /// How many descriptors have a target that starts with `prefix`.
+    /// Counts the descriptors whose target starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
         self.iter().filter(|d| d.target.starts_with(prefix)).count()
     }
 }
 
-/// Path by inode.
+/// Paths of Unix sockets by inode.
 type UnixSockets = BTreeMap<u64, String>;
 
-/// The Unix sockets of the network that `pid` lives in; accepted ones have their listener's path.
+/// The Unix sockets in the network namespace of `pid`; accepted ones have their listener's path.
 fn unix_sockets(pid: i32) -> UnixSockets {
     let text = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     let socket = |line: &str| {

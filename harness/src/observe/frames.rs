@@ -1,4 +1,4 @@
-//! Which page frames of the host hold a sample of the guest's RAM.
+//! Finds the host page frames that hold a sample of the guest's RAM.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,10 +19,10 @@ const PAGE: u64 = 4096;
 const PRESENT: u64 = 1 << 63;
 const FRAME_BITS: u64 = (1 << 55) - 1;
 
-/// Frame number by offset in RAM; empty where the host does not show them.
+/// Frame numbers by offset in RAM; empty where the host does not show them.
 pub type Frames = BTreeMap<u64, u64>;
 
-/// Whether this host shows page frames to this process: it takes `CAP_SYS_ADMIN`.
+/// Whether this process can read page frame numbers, which needs `CAP_SYS_ADMIN`.
 pub fn are_shown() -> bool {
     static SHOWN: OnceLock<bool> = OnceLock::new();
     *SHOWN.get_or_init(|| {
@@ -31,11 +31,11 @@ pub fn are_shown() -> bool {
     })
 }
 
-/// The frames of about `wanted` pages spread over the RAM file at `path`, and of the mailbox; none
-/// if that is no such file. What the VMM has mapped of it makes no difference.
+/// Returns the frames of about `wanted` pages spread over the RAM file at `path`, and of the
+/// mailbox; `None` if `path` is not such a file. What the VMM has mapped of it makes no difference.
 pub fn sample_file(path: &Path, bytes: u64, wanted: u64) -> Option<Frames> {
     let file = File::open(path).ok()?;
-    // To look at a page of those would take one of the host's reserve.
+    // Looking at a page of hugetlbfs would take one from the host's reserve.
     if fstatfs(&file).ok()?.filesystem_type() == HUGETLBFS_MAGIC {
         return None;
     }
@@ -56,7 +56,7 @@ pub fn sample_file(path: &Path, bytes: u64, wanted: u64) -> Option<Frames> {
     Some(frames)
 }
 
-/// The frames of about `wanted` pages spread over `mappings` of process `pid`.
+/// Returns the frames of about `wanted` pages spread over `mappings` of process `pid`.
 ///
 /// Pages that the process has not touched have no entry.
 pub fn sample(pid: i32, mappings: &[Mapping], wanted: u64) -> Frames {
@@ -73,13 +73,13 @@ pub fn sample(pid: i32, mappings: &[Mapping], wanted: u64) -> Frames {
     mappings.iter().flat_map(of_mapping).collect()
 }
 
-/// Offsets from `first` to `end`, so far apart that there are `wanted` in `total` bytes.
+/// Offsets from `first` to `end`, spaced so that there are `wanted` in `total` bytes.
 fn offsets(first: u64, end: u64, total: u64, wanted: u64) -> impl Iterator<Item = u64> {
     let stride = (total / wanted.max(1)).max(PAGE) & !(PAGE - 1);
     (first.next_multiple_of(stride)..end).step_by(stride as usize)
 }
 
-/// Whether the file's page there is in memory: looking at another one would make or read it.
+/// Whether the file's page there is in memory: touching one that is not would allocate or read it.
 fn is_resident(at: NonNull<libc::c_void>) -> bool {
     let mut resident = 0;
     // SAFETY: writes one byte of ours, for one page of our own mapping.
@@ -87,14 +87,14 @@ fn is_resident(at: NonNull<libc::c_void>) -> bool {
     asked == 0 && resident & 1 == 1
 }
 
-/// Has our mapping show the file's page there.
+/// Maps the file's page there into our mapping.
 fn populate(at: NonNull<libc::c_void>) -> Option<()> {
     // SAFETY: maps a page of our own mapping, and changes nothing in it.
     let done = unsafe { libc::madvise(at.as_ptr(), PAGE as usize, libc::MADV_POPULATE_READ) };
     Errno::result(done).ok().map(drop)
 }
 
-/// The frame behind `address` in the process whose `pagemap` this is.
+/// The frame behind `address` in the process with this `pagemap`.
 fn frame(pagemap: &File, address: u64) -> Option<u64> {
     let mut entry = [0; 8];
     pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
@@ -102,7 +102,7 @@ fn frame(pagemap: &File, address: u64) -> Option<u64> {
     (entry & PRESENT != 0).then_some(entry & FRAME_BITS).filter(|frame| *frame != 0)
 }
 
-/// How two samples compare: pages seen in both, and how many of these changed their frame.
+/// Compares two samples: returns the number of pages seen in both, and how many of them moved.
 pub fn compare(before: &Frames, after: &Frames) -> (usize, usize) {
     let both = before.iter().filter_map(|(offset, frame)| Some((frame, after.get(offset)?)));
     both.fold((0, 0), |(seen, moved), (a, b)| (seen + 1, moved + usize::from(a != b)))

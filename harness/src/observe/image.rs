@@ -1,30 +1,30 @@
-//! What the kernel made when a process executed its program: proof that it did, and with what.
+//! What the kernel sets up when a process executes a program: proof of the exec and of its
+//! arguments.
 
 use std::fs;
 use std::path::Path;
 
 use super::process::ProcError;
 
-/// Whether the kernel places stacks at random: `/proc/sys/kernel/randomize_va_space` (see the
-/// kernel's sysctl documentation).
+/// Tells whether the kernel randomises stack addresses (see the kernel's sysctl documentation).
 const RANDOMIZE: &str = "/proc/sys/kernel/randomize_va_space";
 
 /// `ADDR_NO_RANDOMIZE` in `/proc/PID/personality` (`personality(2)`).
 const NOT_RANDOM: u32 = 0x0004_0000;
 
-/// A program in execution.
+/// A process image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Its command line.
     pub words: Vec<String>,
-    /// Its auxiliary vector, which holds addresses of the stack that `execve` has made.
+    /// Its auxiliary vector, which holds addresses of the stack that `execve` created.
     pub auxv: Vec<u8>,
-    /// Whether the next one will be elsewhere.
+    /// Whether the next image's stack will be at another address.
     pub random: bool,
 }
 
 impl Image {
-    /// That of process `pid`.
+    /// Reads the image of process `pid`.
     pub fn of(pid: i32) -> Result<Self, ProcError> {
         let folder = format!("/proc/{pid}");
         let read = |path: &str| fs::read(path).map_err(|e| ProcError::new(Path::new(path), e));
@@ -48,14 +48,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_that_of_the_command() {
+    fn own_image_has_the_command_line() {
         let own = Image::of(std::process::id() as i32).unwrap();
         assert_eq!(own.words, std::env::args().collect::<Vec<_>>());
         assert!(!own.auxv.is_empty());
     }
 
     #[test]
-    fn a_process_that_has_ended_has_none() {
+    fn a_process_that_has_ended_has_no_image() {
         // Above the kernel's `PID_MAX_LIMIT`.
         assert!(Image::of(1 << 23).is_err());
     }

@@ -1,4 +1,4 @@
-//! What KVM tells of a VM, as a VMM with fail points passes it on.
+//! The KVM state of a VM, as reported by a VMM that is built with fail points.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,11 @@ use cpr_qmp::message::ErrorClass;
 use super::qmp::{Qmp, QmpFault};
 use crate::audit::Facts;
 
-/// Names the file whose neighbours a VMM writes at both ends of an update.
+/// Environment variable with the path from which a VMM derives the files it writes at both ends of
+/// an update (extensions `old` and `new`).
 pub const FILE_VARIABLE: &str = "CPR_AUDIT";
 
-/// `x-audit` of a guest that stands still; none of a VMM that has no such command.
+/// Runs `x-audit` while the guest is stopped; `None` if the VMM has no such command.
 pub fn standing(qmp: &mut Qmp) -> Result<Option<Facts>, QmpFault> {
     match qmp.query::<Vec<AuditValue>>("x-audit") {
         Ok(values) => Ok(Some(values.into_iter().map(|value| (value.name, value.value)).collect())),
@@ -23,13 +24,13 @@ pub fn standing(qmp: &mut Qmp) -> Result<Option<Facts>, QmpFault> {
     }
 }
 
-/// What the VM was before the newest update left the old process, and what it was in the new one
-/// before its first `KVM_RUN`. None where one of the two was not reached.
+/// Returns the VM's state before the newest update left the old process, and in the new one before
+/// its first `KVM_RUN`; `None` if one of the two was not reached.
 pub fn crossing(file: &Path) -> Option<[Facts; 2]> {
     let read = |extension| {
         let path = file.with_extension(extension);
         let text = std::fs::read_to_string(&path);
-        // What is not taken away now would be taken for the next update's.
+        // A file left behind would be mistaken for the next update's.
         let _ = std::fs::remove_file(&path);
         let values: BTreeMap<String, String> = serde_json::from_str(&text.ok()?).ok()?;
         Some(values.into_iter().collect::<Facts>())

@@ -1,4 +1,4 @@
-//! The guest's mailbox, seen from the host.
+//! Host access to the guest's mailbox.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -19,7 +19,7 @@ use super::clock;
 
 /// Size of the mailbox.
 pub const PAGE: usize = std::mem::size_of::<Mailbox>();
-/// Bytes mapped: the least that a file of 2 MiB pages allows.
+/// Bytes mapped: the minimum for a file with 2 MiB pages.
 const MAPPED: NonZeroUsize = NonZeroUsize::new(2 << 20).unwrap();
 
 /// Access to the mailbox of one VM.
@@ -37,13 +37,13 @@ impl MailboxPage {
         Ok(Self::Shared(Arc::new(SharedPage::map(path)?)))
     }
 
-    /// Reads and writes the mailbox in the memory of another process, RAM being mapped at `base`.
+    /// Reads and writes the mailbox in the memory of another process, which maps RAM at `base`.
     pub fn foreign(path: &Path, base: u64) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Self::Foreign(Arc::new(file), base + MAILBOX_GPA))
     }
 
-    /// What the mailbox says now.
+    /// Reads the current content of the mailbox.
     pub fn read(&self) -> io::Result<View> {
         match self {
             Self::Shared(page) => Ok(View::of(page.get())),
@@ -57,12 +57,12 @@ impl MailboxPage {
         }
     }
 
-    /// Lets the guest go on from marker `n`.
+    /// Lets the guest continue from marker `n`.
     pub fn go(&self, n: u32) -> io::Result<()> {
         self.write(std::mem::offset_of!(Mailbox, marker_go), n, |m| &m.marker_go)
     }
 
-    /// Asks every vCPU to forget its largest gap.
+    /// Asks every vCPU to reset its largest gap.
     pub fn request_gap(&self, n: u32) -> io::Result<()> {
         self.write(std::mem::offset_of!(Mailbox, gap_request), n, |m| &m.gap_request)
     }
@@ -85,7 +85,7 @@ impl MailboxPage {
     }
 }
 
-/// A copy of the page, aligned as the page is.
+/// A copy of the page, with the same alignment.
 #[repr(C, align(4096))]
 struct Bytes([u8; PAGE]);
 
@@ -135,10 +135,10 @@ impl Drop for SharedPage {
     }
 }
 
-/// What the mailbox said at one moment.
+/// The content of the mailbox at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct View {
-    /// The guest has set the page up.
+    /// Whether the guest has set the page up.
     pub ready: bool,
     /// Layout of the page.
     pub layout: u32,
@@ -146,40 +146,40 @@ pub struct View {
     pub phase: u32,
     /// The guest's name.
     pub name: String,
-    /// How often it has booted in this RAM.
+    /// How many times it has booted in this RAM.
     pub boots: u32,
-    /// vCPUs that run its body.
+    /// Number of vCPUs that run its body.
     pub cpus_online: u32,
     /// The highest marker reached.
     pub marker: u32,
-    /// The newest request to forget gaps.
+    /// The newest request to reset gaps.
     pub gap_request: u32,
     /// Sweeps finished by the slowest vCPU.
     pub sweeps: u64,
-    /// Bytes of RAM that it sweeps over.
+    /// Bytes of RAM that it sweeps.
     pub ram_bytes: u64,
     /// The first damage.
     pub damage: Option<Damage>,
-    /// What the host lacks for what the guest was asked for; empty if nothing.
+    /// What the guest needs and the host lacks; empty if nothing.
     pub unavailable: String,
-    /// The most that an expected instant was late, in TSC ticks.
+    /// The greatest lateness of an expected instant, in TSC ticks.
     pub lateness: u64,
-    /// Per vCPU.
+    /// The parts of the vCPUs.
     pub cpus: Vec<Cpu>,
 }
 
-/// One vCPU's part.
+/// One vCPU's part of the mailbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cpu {
-    /// Heartbeats.
+    /// Number of heartbeats.
     pub heartbeat: u64,
-    /// Largest gap between two of them, in TSC ticks.
+    /// Largest gap between two heartbeats, in TSC ticks.
     pub gap: u64,
-    /// The gap request it has obeyed.
+    /// The newest gap request that it has carried out.
     pub gap_ack: u32,
-    /// It runs the body.
+    /// Whether it runs the body.
     pub online: bool,
-    /// Pages visited.
+    /// Number of pages visited.
     pub pages: u64,
 }
 
@@ -204,7 +204,7 @@ impl View {
         }
     }
 
-    /// The body runs on all of `cpus` vCPUs.
+    /// Whether the body runs on all of `cpus` vCPUs.
     pub fn is_up(&self, cpus: u32) -> bool {
         self.ready && self.phase == phase::RUNNING && self.cpus_online >= cpus
     }
@@ -214,7 +214,8 @@ impl View {
         self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.online)
     }
 
-    /// The largest gap of any vCPU; none if one has not obeyed the newest request to forget them.
+    /// The largest gap of any vCPU; `None` if one has not carried out the newest request to reset
+    /// them.
     pub fn largest_gap(&self) -> Option<Duration> {
         let all = self.online().all(|(_, cpu)| cpu.gap_ack == self.gap_request);
         self.online().map(|(_, cpu)| cpu.gap).max().filter(|_| all).map(clock::ticks)
@@ -230,7 +231,7 @@ impl Cpu {
     fn of(cpu: &CpuMailbox) -> Self {
         Self {
             heartbeat: cpu.heartbeat.load(Ordering::Acquire),
-            // The acknowledgement first: a gap read after it is no older than it.
+            // The acknowledgement first, so that the gap read next is not older than it.
             gap_ack: cpu.gap_ack.load(Ordering::Acquire),
             gap: cpu.gap.load(Ordering::Acquire),
             online: cpu.online.load(Ordering::Relaxed) != 0,
@@ -275,7 +276,7 @@ impl Damage {
 }
 
 impl Damage {
-    /// The record is complete; before that its fields mean nothing.
+    /// Whether the record is complete; until then its fields are meaningless.
     pub fn is_whole(&self) -> bool {
         self.whole
     }

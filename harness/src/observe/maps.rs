@@ -10,15 +10,15 @@ use super::process::ProcError;
 pub struct Mapping {
     /// Virtual addresses.
     pub addresses: Range<u64>,
-    /// Shared, not copy-on-write.
+    /// Whether it is shared, not copy-on-write.
     pub shared: bool,
-    /// Writable.
+    /// Whether it is writable.
     pub writable: bool,
-    /// Where in the file it starts.
+    /// Offset in the file at which it starts.
     pub offset: u64,
     /// Inode of the file; 0 for anonymous memory.
     pub inode: u64,
-    /// What is mapped.
+    /// The mapped file, or the kernel's name for the mapping.
     pub path: String,
 }
 
@@ -45,13 +45,13 @@ impl Mapping {
         self.addresses.end - self.addresses.start
     }
 
-    /// Never true: the kernel keeps no empty mapping.
+    /// Never true: the kernel has no empty mappings.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// All mappings of process `pid`.
+/// Reads all mappings of process `pid`.
 pub fn read(pid: i32) -> Result<Vec<Mapping>, ProcError> {
     let path = format!("/proc/{pid}/maps");
     let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;

@@ -1,4 +1,4 @@
-//! What can be seen of a VMM from outside.
+//! Observes a VMM from outside.
 
 pub mod clock;
 pub mod conversation;

@@ -1,4 +1,4 @@
-//! Everything that is seen of a VMM at one moment, between two steps.
+//! Everything that is observed of a VMM at one moment, between two steps.
 
 use std::path::Path;
 
@@ -20,74 +20,74 @@ use crate::backend::Files;
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
-    /// `/proc` did not answer.
+    /// `/proc` could not be read.
     #[error(transparent)]
     Proc(#[from] ProcError),
     /// Its RAM was not found.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// It does not answer.
+    /// A QMP command failed.
     #[error(transparent)]
     Qmp(#[from] QmpFault),
     /// The mailbox could not be read.
     #[error("cannot read the mailbox of process {pid}: {source}")]
     Mailbox {
-        /// Whose.
+        /// The process.
         pid: i32,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// What to look for.
+/// The VM to observe.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The process.
     pub pid: i32,
     /// Bytes of guest RAM.
     pub ram_bytes: u64,
-    /// RAM is shared.
+    /// Whether RAM is shared.
     pub ram_shared: bool,
-    /// The guest should stand still, so that a digest of its RAM means something.
+    /// Whether the guest should be stopped, which makes a digest of its RAM meaningful.
     pub stopped: bool,
-    /// Why the VMM is not asked for what KVM tells.
+    /// Why the VMM is not asked for the KVM state, if so.
     pub not_audited: Option<NotAudited>,
     /// See [`kvm_state::FILE_VARIABLE`].
     pub audit: &'a Path,
     /// The folder of the case.
     pub work: &'a Path,
-    /// The VM's files, there or elsewhere.
+    /// The VM's files, in that folder or elsewhere.
     pub files: &'a Files,
 }
 
-/// Why a VMM whose guest stands still is not asked for what KVM tells.
+/// Why a VMM with a stopped guest is not asked for the KVM state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotAudited {
-    /// It might lack memory for the answer.
+    /// It may not have enough memory for the answer.
     LittleAddressSpace,
-    /// A vCPU is to start: to ask for its MP state makes KVM start it.
+    /// A vCPU is about to start: reading its MP state makes KVM start it.
     StartPending,
 }
 
-/// A VMM at one moment.
+/// What was observed of a VMM at one moment.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// The process.
     pub process: Stat,
-    /// What it executes.
+    /// Its executable.
     pub executable: Executable,
-    /// Its command line, and where the kernel has put it.
+    /// Its command line and auxiliary vector.
     pub image: Image,
     /// Its descriptors.
     pub fds: FdTable,
     /// Its child processes.
     pub children: Vec<Stat>,
-    /// Memory of its own, in KiB.
+    /// Its own memory, in KiB.
     pub memory_kib: u64,
-    /// What the audit of the process finds.
+    /// The facts that the audit of the process reads.
     pub facts: Facts,
-    /// What the audit of the files finds.
+    /// The facts that the audit of the files reads.
     pub files: Facts,
     /// `query-cpus-fast`.
     pub cpus: Vec<CpuInfoFast>,
@@ -95,15 +95,15 @@ pub struct Observation {
     pub environ: Vec<String>,
     /// The guest's RAM.
     pub ram: Ram,
-    /// Digest of the RAM, where the guest stands still.
+    /// Digest of the RAM, if the guest is stopped.
     pub digest: Option<u64>,
     /// Access to the mailbox.
     pub page: MailboxPage,
-    /// What the mailbox said.
+    /// The content of the mailbox.
     pub mailbox: View,
-    /// What KVM tells, where the guest stands still and the VMM passes it on.
+    /// The KVM state, if the guest is stopped and the VMM reports it.
     pub standing: Option<Facts>,
-    /// What KVM told at both ends of an update since the last look.
+    /// The KVM state at both ends of an update since the last observation.
     pub crossing: Option<[Facts; 2]>,
     /// `query-status`.
     pub status: StatusInfo,
@@ -111,12 +111,12 @@ pub struct Observation {
     pub migrate: Value,
     /// `query-migrate-parameters`.
     pub parameters: Value,
-    /// What it answers to everything that it can be asked.
+    /// Its answers to all queries.
     pub queries: Facts,
 }
 
 impl Observation {
-    /// Looks at everything, and asks the `queries`, if there are to be any.
+    /// Observes everything, and sends the `queries`, if any.
     pub fn take(
         subject: Subject<'_>,
         qmp: &mut Qmp,
@@ -126,7 +126,7 @@ impl Observation {
         let status: StatusInfo = qmp.query("query-status")?;
         let migrate = qmp.execute(Command::plain("query-migrate"))?;
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
-        // One that runs, though it should not, is for the check `run_state`.
+        // The check `run_state` reports a guest that runs although it should not.
         let stands = subject.stopped && !status.running;
         let standing = match stands && subject.not_audited.is_none() {
             true => kvm_state::standing(qmp)?,
@@ -134,7 +134,7 @@ impl Observation {
         };
         let queries = queries.map(|queries| queries.ask(qmp)).transpose()?.unwrap_or_default();
         let cpus = qmp.query("query-cpus-fast")?;
-        // Takes its files away, before the others are looked at.
+        // Removes its files before the files are audited.
         let crossing = kvm_state::crossing(subject.audit);
         let process = Stat::read(pid)?;
         let executable = Executable::of(pid)?;

@@ -1,37 +1,37 @@
-//! The phases of an update, from what our VMM has logged of it.
+//! The phases of an update, taken from our VMM's log.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A phase of an update; they follow each other without a gap.
+/// A phase of an update; the phases follow each other without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// The vCPUs are asked to leave the guest, until all have.
+    /// From the request to leave the guest until every vCPU has.
     Pause,
-    /// State to the channel, and its copy.
+    /// State is written to the channel and copied.
     Save,
-    /// CPR state, and close-on-exec off what crosses.
+    /// The CPR state is written and close-on-exec cleared on inherited descriptors.
     Publish,
-    /// `execve`, until the new binary is in `main`.
+    /// From `execve` until the new binary is in `main`.
     Exec,
-    /// What has crossed becomes this process's; command line, log, QMP.
+    /// Inherited descriptors are adopted; command line, log and QMP are set up.
     Adopt,
-    /// The state is read from the channel and taken apart.
+    /// The state is read from the channel and parsed.
     Read,
-    /// VM, memslots, chips and vCPUs, as after power-on.
+    /// VM, memslots, chips and vCPUs are created in their power-on state.
     Build,
-    /// Each of them gets its state.
+    /// The saved state is loaded into them.
     Load,
-    /// The way back is given up, and the vCPUs are told to run.
+    /// The commit point: the fallback is given up and the vCPUs are told to run.
     Resume,
-    /// Until the guest has noticed that it goes on.
+    /// Until the guest notices that it runs again.
     FirstRun,
 }
 
 impl Phase {
-    /// All, in their order.
+    /// All phases, in order.
     pub const ALL: [Self; 10] = [
         Self::Pause,
         Self::Save,
@@ -45,7 +45,7 @@ impl Phase {
         Self::FirstRun,
     ];
 
-    /// In tables.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pause => "pause",
@@ -65,9 +65,9 @@ impl Phase {
 /// One phase of one update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
-    /// Which.
+    /// The phase.
     pub phase: Phase,
-    /// When it began, since the start of the harness.
+    /// When it began, as time since the start of the harness.
     pub begin: Duration,
     /// When it ended.
     pub end: Duration,
@@ -83,7 +83,7 @@ impl Span {
 /// The phases of one update that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdatePhases {
-    /// In their order. [`Phase::FirstRun`] is there only where the guest's blackout is known.
+    /// The spans, in order. [`Phase::FirstRun`] is there only if the guest's blackout is known.
     pub spans: Vec<Span>,
 }
 
@@ -93,7 +93,7 @@ impl UpdatePhases {
         self.spans.first().map_or(Duration::ZERO, |span| span.begin)
     }
 
-    /// When the last phase that is known ended.
+    /// When the last known phase ended.
     pub fn end(&self) -> Duration {
         self.spans.last().map_or(Duration::ZERO, |span| span.end)
     }
@@ -103,8 +103,9 @@ impl UpdatePhases {
         self.spans.iter().find(|span| span.phase == phase).map(Span::took)
     }
 
-    /// The guest stood still for `blackout`: what the other phases do not explain is the first
-    /// run. Somewhere within the pause it stopped, so that may have taken longer by as much.
+    /// Adds the first run: the part of the guest's `blackout` that the other phases do not explain.
+    /// The guest stopped somewhere within the pause, so the first run may have taken longer by as
+    /// much.
     pub fn set_blackout(&mut self, blackout: Duration) {
         self.spans.retain(|span| span.phase != Phase::FirstRun);
         let begin = self.end();
@@ -113,14 +114,14 @@ impl UpdatePhases {
     }
 }
 
-/// What a line says, from which [`updates`] knows the blackout that the guest saw.
+/// Formats the line from which [`updates`] reads the blackout that the guest saw.
 pub fn blackout_line(blackout: Duration) -> String {
     format!("seen by the guest: {BLACKOUT}={}", blackout.as_micros())
 }
 
 const BLACKOUT: &str = "blackout_us";
 
-/// Where the phases of a take-over end, by the stamps of `cpr_state_load`.
+/// The stamps of `cpr_state_load` at which the phases of a takeover end.
 const TAKE_OVER: [(Phase, &str); 6] = [
     (Phase::Exec, "main"),
     (Phase::Adopt, "qmp"),
@@ -130,9 +131,9 @@ const TAKE_OVER: [(Phase, &str); 6] = [
     (Phase::Resume, "resume"),
 ];
 
-/// The updates that succeeded, from the lines of the VMM's log and of the harness, each with its
-/// time; other lines do not matter. An update of which a stamp is missing is left out, and so is
-/// one that the new binary gave back.
+/// Extracts the successful updates from the lines of the VMM's log and of the harness, each with
+/// its time; other lines are ignored. Updates with a missing stamp are left out, and so are those
+/// that fell back to the old binary.
 pub fn updates<'a>(lines: impl IntoIterator<Item = (Duration, &'a str)>) -> Vec<UpdatePhases> {
     let mut found: Vec<UpdatePhases> = Vec::new();
     let mut old = None;
@@ -158,13 +159,13 @@ pub fn updates<'a>(lines: impl IntoIterator<Item = (Duration, &'a str)>) -> Vec<
 
 /// The phases of the old process.
 struct OldProcess {
-    /// When all vCPUs stood still.
+    /// When all vCPUs were stopped.
     paused: Duration,
     spans: Vec<Span>,
 }
 
 impl OldProcess {
-    /// From the line that it wrote at `time`, last of all.
+    /// Parses the last line of the old process, written at `time`.
     fn of(time: Duration, line: &str) -> Option<Self> {
         let [save, publish] = ["save", "publish"].map(|stamp| number(line, stamp));
         let (save, publish) = (Duration::from_micros(save?), Duration::from_micros(publish?));
@@ -179,7 +180,7 @@ impl OldProcess {
         Some(Self { paused, spans })
     }
 
-    /// With those of the new process, from the line that it wrote at its end.
+    /// Adds the phases of the new process, from the line that it wrote at the end of the takeover.
     fn taken_over(self, line: &str) -> Option<UpdatePhases> {
         let Self { paused, mut spans } = self;
         for (phase, stamp) in TAKE_OVER {
@@ -199,7 +200,7 @@ fn has_word(line: &str, word: &str) -> bool {
     words(line).any(|other| other == word)
 }
 
-/// What stands behind `key=`.
+/// The number after `key=`.
 fn number(line: &str, key: &str) -> Option<u64> {
     words(line).find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
 }
@@ -234,13 +235,13 @@ mod tests {
         load 12000 13257, resume 13257 13269";
 
     #[test]
-    fn every_phase_has_its_begin_and_its_end() {
+    fn every_phase_has_a_begin_and_an_end() {
         let updates = updates(at(&["other", EXEC, "cpr_adopt fds=9", LOAD, EXEC, LOAD]));
         assert_eq!(told(&updates), [PHASES, PHASES]);
     }
 
     #[test]
-    fn what_is_left_of_the_blackout_is_the_first_run() {
+    fn the_rest_of_the_blackout_is_the_first_run() {
         let blackout = blackout_line(Duration::from_micros(3500));
         let lines = [EXEC, LOAD, &blackout, &blackout, EXEC, LOAD];
         let updates = updates(at(&lines));
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_saw_less_than_the_host_has_a_first_run_of_nothing() {
+    fn a_blackout_shorter_than_the_phases_makes_an_empty_first_run() {
         let blackout = blackout_line(Duration::from_micros(3000));
         let updates = updates(at(&[EXEC, LOAD, &blackout]));
         assert_eq!(updates[0].took(Phase::FirstRun), Some(Duration::ZERO));
@@ -264,12 +265,12 @@ mod tests {
     #[case::of_a_vmm_without_stamps(&["x cpr_exec command=\"/vmm\"", LOAD])]
     #[case::damaged(&[EXEC, "x cpr_state_load phases=\"main=1 read=\""])]
     #[case::measured_without_update(&["blackout_us=7"])]
-    fn what_is_no_whole_update_is_left_out(#[case] lines: &[&str]) {
+    fn incomplete_updates_are_left_out(#[case] lines: &[&str]) {
         assert_eq!(updates(at(lines)), []);
     }
 
     #[test]
-    fn the_order_is_that_of_time() {
+    fn phases_are_in_order_of_time() {
         let mut updates = updates(at(&[EXEC, LOAD]));
         updates[0].set_blackout(Duration::from_millis(9));
         let phases: Vec<_> = updates[0].spans.iter().map(|span| span.phase).collect();

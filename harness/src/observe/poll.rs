@@ -1,4 +1,4 @@
-//! The one place that polls: shared memory and `/proc` have nothing to wait on.
+//! The only place that polls: shared memory and `/proc` offer nothing to wait on.
 
 use std::time::{Duration, Instant};
 
@@ -13,33 +13,33 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// The moment `limit` from now.
+    /// Creates the deadline `limit` from now.
     pub fn after(limit: Duration) -> Self {
         Self { at: Instant::now() + limit, limit }
     }
 
-    /// The time left, zero once it has passed.
+    /// The time left; zero once it has passed.
     pub fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// True once the moment is over.
+    /// Returns true once the deadline has passed.
     pub fn passed(&self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// The whole time that was given.
+    /// The whole time from its creation to the deadline.
     pub fn limit(&self) -> Duration {
         self.limit
     }
 }
 
-/// Looks until there is something to see; None when the deadline passed first.
+/// Polls until `look` returns something; `None` if the deadline passes first.
 pub fn until<T>(deadline: Deadline, look: impl FnMut() -> Option<T>) -> Option<T> {
     looking(deadline, LONGEST, look)
 }
 
-/// The same, every tenth of a millisecond and the kernel's timer slack: for what is measured.
+/// Polls like [`until`], but every 100 µs plus the kernel's timer slack: for measurements.
 pub fn finely<T>(deadline: Deadline, look: impl FnMut() -> Option<T>) -> Option<T> {
     looking(deadline, SHORTEST, look)
 }
@@ -51,7 +51,7 @@ fn looking<T>(
 ) -> Option<T> {
     let mut pause = SHORTEST;
     loop {
-        // In this order, so that a late look still counts: the machine may have been busy.
+        // Checked before the look, so that a late one still counts: the machine may have been busy.
         let late = deadline.passed();
         if let Some(seen) = look() {
             return Some(seen);
@@ -64,7 +64,7 @@ fn looking<T>(
     }
 }
 
-/// Looks for the whole window; returns what was seen early, None if it stayed quiet.
+/// Polls for the whole window; returns early what `look` sees, `None` if it sees nothing.
 pub fn during<T>(window: Duration, look: impl FnMut() -> Option<T>) -> Option<T> {
     until(Deadline::after(window), look)
 }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_see_ends_at_the_deadline() {
+    fn returns_none_at_the_deadline() {
         let deadline = Deadline::after(Duration::from_millis(5));
         assert_eq!(until(deadline, || None::<()>), None);
         assert!(deadline.passed());

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// What was read and why that failed.
+/// A file that could not be read, and the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}")]
 pub struct ProcError {
@@ -14,7 +14,7 @@ pub struct ProcError {
 }
 
 impl ProcError {
-    /// The failure to read `path`.
+    /// Creates the error for `path`.
     pub fn new(path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self { path: path.into(), source }
     }
@@ -25,15 +25,15 @@ impl ProcError {
 pub struct Stat {
     /// Its PID.
     pub pid: i32,
-    /// Its command name, in which an update shows the new binary's.
+    /// Its command name; after an update the new binary's.
     pub comm: String,
     /// `R`, `S`, `Z`, …
     pub state: char,
-    /// Its parent.
+    /// PID of its parent.
     pub parent: i32,
     /// Its process group.
     pub group: i32,
-    /// When it was started, in clock ticks since boot: two processes of one PID differ here.
+    /// When it was started, in clock ticks since boot: two processes with the same PID differ here.
     pub start_time: u64,
 }
 
@@ -59,15 +59,15 @@ impl Stat {
         })
     }
 
-    /// False for a zombie: it has ended and waits to be reaped.
+    /// Returns false for a zombie: it has ended and waits to be reaped.
     pub fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
 }
 
-/// PID, command name, and the other fields of a line of `/proc/PID/stat`.
+/// Splits `/proc/PID/stat` into PID, command name and the other fields.
 pub(crate) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
-    // The command name stands in brackets and may itself hold any character, brackets too.
+    // The command name is in brackets and may itself contain any character, brackets too.
     let (pid, rest) = text.split_once(" (")?;
     let (comm, rest) = rest.rsplit_once(") ")?;
     Some((pid, comm, rest.split_ascii_whitespace().collect()))
@@ -76,14 +76,14 @@ pub(crate) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
 /// The executable of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// Its path, with ` (deleted)` where that is so.
+    /// Its path, with ` (deleted)` appended by the kernel if it is.
     pub path: PathBuf,
     /// Device and inode.
     pub inode: (u64, u64),
 }
 
 impl Executable {
-    /// That of process `pid`.
+    /// Reads the executable of process `pid`.
     pub fn of(pid: i32) -> Result<Self, ProcError> {
         let link = PathBuf::from(format!("/proc/{pid}/exe"));
         let path = fs::read_link(&link).map_err(|e| ProcError::new(&link, e))?;
@@ -91,7 +91,7 @@ impl Executable {
         Ok(Self { path, inode: (meta.dev(), meta.ino()) })
     }
 
-    /// The file at `path`, as a process that runs it would show it.
+    /// Reads the file at `path` as if a process ran it.
     pub fn at(path: &Path) -> Result<Self, ProcError> {
         let meta = fs::metadata(path).map_err(|e| ProcError::new(path, e))?;
         let path = fs::canonicalize(path).map_err(|e| ProcError::new(path, e))?;
@@ -99,7 +99,7 @@ impl Executable {
     }
 }
 
-/// The name that the kernel gives a process which executes `file`.
+/// Returns the name that the kernel gives a process that executes `file`.
 pub fn name_of(file: &Path) -> String {
     // TASK_COMM_LEN is 16, with the NUL.
     const LONGEST: usize = 15;
@@ -107,25 +107,25 @@ pub fn name_of(file: &Path) -> String {
     name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= LONGEST).map(|(_, c)| c).collect()
 }
 
-/// The child processes of `pid`, zombies too, in order of PID.
+/// Returns the child processes of `pid`, zombies too, in order of PID.
 ///
-/// Looks at all of `/proc`: `/proc/PID/task/TID/children` knows nothing of children whose
-/// creating thread is gone, and is not in every kernel.
+/// Reads all of `/proc`: `/proc/PID/task/TID/children` omits children whose creating thread has
+/// ended, and is not in every kernel.
 pub fn children(pid: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.parent == pid)
 }
 
-/// What a process is called that waits for the end of a VMM's, to continue the VM in its place.
+/// Name of a keeper: a process that waits for the end of a VMM's process to continue its VM.
 pub const KEEPER: &str = "cpr-keeper";
 
 impl Stat {
-    /// It is called as a keeper is.
+    /// Whether it has the name of a keeper.
     pub fn is_keeper(&self) -> bool {
         self.comm == KEEPER
     }
 }
 
-/// The keepers of process `pid`, fast: without a look at other processes, where the kernel can
+/// Returns the keepers of process `pid`; fast, as it reads no other processes if the kernel can
 /// list children.
 pub fn keepers(pid: i32) -> Vec<Stat> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -146,8 +146,8 @@ pub fn keepers(pid: i32) -> Vec<Stat> {
     found
 }
 
-/// The living processes, other than this one, that have the file with this device and inode open
-/// or mapped, in order of PID. Those of other users are not seen.
+/// Returns the live processes, other than this one, that have the file with this device and inode
+/// open or mapped, in order of PID. Processes of other users are not seen.
 pub fn holders(file: (u64, u64)) -> Result<Vec<Stat>, ProcError> {
     let opened = |pid: i32| {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
@@ -155,7 +155,7 @@ pub fn holders(file: (u64, u64)) -> Result<Vec<Stat>, ProcError> {
             fs::metadata(entry.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == file)
         })
     };
-    // The device of a mapping is written otherwise; a memfd's inode is unique among memfds.
+    // A mapping shows its device in another format; a memfd's inode is unique among memfds.
     let mapped = |pid: i32| {
         let maps = super::maps::read(pid).unwrap_or_default();
         maps.iter().any(|mapping| mapping.inode == file.1 && mapping.path.starts_with("/memfd:"))
@@ -164,16 +164,16 @@ pub fn holders(file: (u64, u64)) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.pid != own && stat.is_alive() && (opened(stat.pid) || mapped(stat.pid)))
 }
 
-/// The living processes of process group `group`, in order of PID.
+/// Returns the live processes of process group `group`, in order of PID.
 pub fn group(group: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.group == group && stat.is_alive())
 }
 
-/// The living processes, other than this one, that have `word` in their environment, in order of
-/// PID: whoever is started by a process that has it has it too, whatever it does afterwards.
+/// Returns the live processes, other than this one, that have `word` in their environment, in order
+/// of PID. Every descendant inherits the word, whatever it does afterwards.
 pub fn with_environment(word: &[u8]) -> Result<Vec<Stat>, ProcError> {
     let has = |pid: i32| {
-        // Not ours to read, or gone.
+        // Empty if we may not read it, or the process is gone.
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.windows(word.len()).any(|part| part == word)
     };
@@ -185,7 +185,7 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
     let entries = fs::read_dir("/proc").map_err(|e| ProcError::new("/proc", e))?;
     let mut found: Vec<Stat> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        // A process that ends while we look is no child any more.
+        // Skips processes that end meanwhile.
         .filter_map(|candidate| Stat::read(candidate).ok())
         .filter(wanted)
         .collect();
@@ -193,12 +193,12 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
     Ok(found)
 }
 
-/// Resident anonymous memory in KiB: what a process has for itself, guest RAM not counted.
+/// Returns resident anonymous memory in KiB: a process's own memory, without guest RAM.
 pub fn anonymous_kib(pid: i32) -> Result<u64, ProcError> {
     status_kib(pid, "RssAnon:")
 }
 
-/// Bytes of address space that are mapped.
+/// Returns the mapped address space in bytes.
 pub fn address_space(pid: i32) -> Result<u64, ProcError> {
     Ok(status_kib(pid, "VmSize:")? << 10)
 }
@@ -210,7 +210,7 @@ fn status_kib(pid: i32, field: &str) -> Result<u64, ProcError> {
     Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
 }
 
-/// The environment as the kernel shows it: the memory that held it when the binary was executed.
+/// Returns the environment as the kernel shows it: the memory that held it at `execve`.
 pub fn environ(pid: i32) -> Result<Vec<String>, ProcError> {
     let path = format!("/proc/{pid}/environ");
     let bytes = fs::read(&path).map_err(|e| ProcError::new(&path, e))?;
@@ -226,12 +226,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn process_names_are_cut() {
+    fn process_names_are_truncated() {
         assert_eq!(name_of(Path::new("/a/a-very-long-name-of-a-vmm")), "a-very-long-nam");
     }
 
     #[test]
-    fn a_command_name_may_hold_brackets() {
+    fn a_command_name_may_contain_brackets() {
         let line = "42 (a) b (c) S 7 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 4096 99 0";
         let stat = Stat::parse(line).unwrap();
         assert_eq!(

@@ -16,13 +16,13 @@ pub use super::qmp_inbox::{Arrived, Direction, Tap};
 use super::qmp_inbox::{Inbox, Missed};
 use crate::coverage;
 
-/// How long an answer may take on a busy machine.
+/// How long a response may take on a busy machine.
 pub const ANSWER: Duration = Duration::from_secs(20);
 
 /// Why a conversation with the VMM failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpFault {
-    /// No connection.
+    /// There is no connection.
     #[error("cannot connect to the QMP socket {path} within {limit:?}: {why}")]
     Connect {
         /// The socket.
@@ -37,11 +37,11 @@ pub enum QmpFault {
     Send {
         /// The message.
         what: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// What was awaited did not come in time.
+    /// What was awaited did not arrive in time.
     #[error("waited {limit:?} for {what}; seen: {seen}")]
     Late {
         /// What was awaited.
@@ -69,7 +69,7 @@ pub enum QmpFault {
         /// The VMM's error.
         error: QmpError,
     },
-    /// The VMM answered something else than its schema says.
+    /// The VMM's answer does not match its schema.
     #[error("`{command}` answered {value}: {source}")]
     Answer {
         /// The command.
@@ -112,9 +112,9 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to `path` as soon as somebody listens there, and negotiates capabilities.
+    /// Connects to `path` as soon as a process listens there, and negotiates capabilities.
     ///
-    /// `hopeless` says why going on makes no sense, once it does not.
+    /// `hopeless` returns a reason to give up, once there is one.
     pub fn connect(
         path: &Path,
         limit: Duration,
@@ -129,8 +129,9 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Connects again, after the VMM has closed the connection; what has arrived is kept. Tells how
-    /// many tries it took: one that comes too early is let in by the old VMM's listener, and out.
+    /// Reconnects after the VMM has closed the connection; what has arrived is kept. Returns the
+    /// number of attempts: the old VMM's listener accepts one that is too early, and then closes
+    /// it.
     pub fn reconnect(
         &mut self,
         path: &Path,
@@ -153,7 +154,7 @@ impl Qmp {
         Ok(tries)
     }
 
-    /// What the server's greeting said.
+    /// The content of the server's greeting.
     pub fn greeting(&self) -> Option<GreetingBody> {
         self.inbox.look(|c| c.greeting.clone()).map(|g| g.qmp)
     }
@@ -183,7 +184,7 @@ impl Qmp {
         Ok(ids)
     }
 
-    /// The answer to the command with this id.
+    /// Waits for the answer to the command with this id.
     pub fn answer(&self, name: &str, id: u64) -> Result<Value, QmpFault> {
         let what = format!("the answer to `{name}`");
         match self.await_that(&what, ANSWER, |c| c.answers.get(&id).cloned())? {
@@ -203,7 +204,7 @@ impl Qmp {
         self.answer(&command.name, ids[0])
     }
 
-    /// Asks a question whose answer has the type `T`.
+    /// Sends a query whose answer has the type `T`.
     pub fn query<T: serde::de::DeserializeOwned>(
         &mut self,
         name: &'static str,
@@ -216,7 +217,7 @@ impl Qmp {
         })
     }
 
-    /// What the server has done that no QMP server does, so far.
+    /// Protocol violations by the server so far.
     pub fn wrong(&self) -> Vec<String> {
         self.inbox.look(|c| c.conversation.wrong().to_vec())
     }
@@ -226,7 +227,7 @@ impl Qmp {
         self.inbox.look(|c| c.event_count())
     }
 
-    /// Forgets all answers, and the events before number `before`: they are not asked for again.
+    /// Drops all answers, and the events before number `before`, which are no longer needed.
     pub fn forget(&self, before: usize) {
         self.inbox.forget(before);
     }
@@ -249,7 +250,7 @@ impl Qmp {
         })
     }
 
-    /// Waits until the events from number `from` on are what is wanted.
+    /// Waits until `wanted` accepts the events from number `from` on.
     pub fn await_events(
         &self,
         from: usize,
@@ -288,7 +289,7 @@ impl Drop for Qmp {
     }
 }
 
-/// A connection to `path`, which fills the inbox.
+/// Connects to `path` and starts the thread that fills the inbox.
 fn dial(
     path: &Path,
     deadline: Deadline,
@@ -317,7 +318,7 @@ fn dial(
     Ok(stream)
 }
 
-/// One word an event: its name, and the status of a `MIGRATION`.
+/// Returns one word per event: its name, and the status of a `MIGRATION`.
 pub fn label(event: &Event) -> String {
     let status = event.data.as_ref().and_then(|d| d.get("status")).and_then(Value::as_str);
     match status {
@@ -326,7 +327,7 @@ pub fn label(event: &Event) -> String {
     }
 }
 
-/// The newest events as one line.
+/// Formats the newest events as one line.
 fn describe(events: &[Arrived]) -> String {
     const NEWEST: usize = 12;
     if events.is_empty() {

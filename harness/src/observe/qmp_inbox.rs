@@ -1,4 +1,4 @@
-//! What a QMP server has sent so far, for many waiters.
+//! Stores what a QMP server has sent so far, and lets several threads wait for it.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -12,10 +12,10 @@ use super::conversation::Conversation;
 use super::poll::Deadline;
 use crate::coverage;
 
-/// Sees every message in both directions, for the record.
+/// Called with every message in both directions, to record it.
 pub type Tap = Arc<dyn Fn(Direction, &str) + Send + Sync>;
 
-/// Which way a message went.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// To the VMM.
@@ -40,34 +40,34 @@ pub struct Content {
     pub greeting: Option<Greeting>,
     /// Answers, by the `id` of their command.
     pub answers: BTreeMap<u64, Response>,
-    /// Events in order, but for those forgotten.
+    /// Events in order, without those dropped.
     pub events: Vec<Arrived>,
-    /// Events that came before these.
+    /// Number of dropped events, which came before these.
     pub forgotten: usize,
-    /// Why nothing more will come.
+    /// Why nothing more will arrive, if so.
     pub closed: Option<String>,
-    /// How the conversation goes.
+    /// Checks the protocol.
     pub conversation: Conversation,
 }
 
 impl Content {
-    /// How many events have come.
+    /// How many events have arrived.
     pub fn event_count(&self) -> usize {
         self.forgotten + self.events.len()
     }
 
-    /// The events from number `from` on; none if so many have not come.
+    /// The events from number `from` on; `None` if fewer have arrived.
     pub fn events_from(&self, from: usize) -> Option<&[Arrived]> {
         self.events.get(from.saturating_sub(self.forgotten)..)
     }
 }
 
-/// Why a wait ended with nothing.
+/// Why a wait failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missed {
     /// The deadline passed.
     Late,
-    /// The connection ended: why.
+    /// The connection ended, for this reason.
     Closed(String),
 }
 
@@ -87,7 +87,7 @@ impl Inbox {
             line.clear();
             match reader.read_until(b'\n', &mut line) {
                 Ok(0) => break "the VMM closed the connection".to_owned(),
-                Err(e) => break format!("reading failed: {e}"),
+                Err(e) => break format!("cannot read from the QMP socket: {e}"),
                 Ok(_) => {}
             }
             let text = String::from_utf8_lossy(&line);
@@ -99,7 +99,7 @@ impl Inbox {
         self.change(|content| content.closed = Some(why));
     }
 
-    /// Forgets all answers, and the events before number `before`.
+    /// Drops all answers, and the events before number `before`.
     pub fn forget(&self, before: usize) {
         self.change(|content| {
             let count = before.saturating_sub(content.forgotten).min(content.events.len());
@@ -109,7 +109,7 @@ impl Inbox {
         });
     }
 
-    /// Awaits the greeting of another connection; what has arrived stays.
+    /// Prepares for the greeting of a new connection; keeps what has arrived.
     pub fn reopen(&self) {
         self.change(|content| {
             (content.greeting, content.closed) = (None, None);
@@ -117,12 +117,12 @@ impl Inbox {
         });
     }
 
-    /// These requests are about to be sent.
+    /// Records that these requests are about to be sent.
     pub fn ask(&self, ids: &[u64]) {
         self.change(|content| ids.iter().for_each(|id| content.conversation.ask(*id)));
     }
 
-    /// Takes a line; the error says why it is no message.
+    /// Parses and stores a line; the error says why it is invalid.
     fn take(&self, line: &[u8]) -> Result<(), String> {
         self.change(|content| {
             match content.conversation.line(line, SystemTime::now())? {
@@ -133,7 +133,7 @@ impl Inbox {
                 }
                 ServerMessage::Response(response) => {
                     let (Response::Success { id, .. } | Response::Failure { id, .. }) = &response;
-                    // One without our id answers nothing that was sent: the conversation tells.
+                    // A response without our id answers no request: `conversation` reports it.
                     if let Some(id) = id.as_ref().and_then(serde_json::Value::as_u64) {
                         content.answers.insert(id, response);
                     }
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_keep_their_numbers_when_earlier_ones_are_forgotten() {
+    fn events_keep_their_numbers_when_earlier_ones_are_dropped() {
         let inbox = Inbox::default();
         let tap: Tap = Arc::new(|_, _| {});
         let event = |name: &str| {

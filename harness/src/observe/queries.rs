@@ -1,4 +1,4 @@
-//! Everything that a VMM can be asked without an argument, as facts.
+//! Reads all QMP queries that need no argument, as facts.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -9,35 +9,35 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::qmp::{Command, Qmp, QmpFault};
 use crate::audit::Facts;
 
-/// Longer answers are told by their digest.
+/// Longer answers are replaced by their digest.
 const LONG: usize = 2048;
-/// How the names of commands begin that only ask.
+/// Prefix of the names of commands that only query.
 const PREFIX: &str = "query-";
-/// Answers of the binary: another build has others.
+/// Queries whose answers depend on the build.
 const OF_BUILD: [&str; 3] = ["query-version", "query-commands", "query-qmp-schema"];
-/// What an update is asked with.
+/// Queries for the settings of the next update.
 const OF_MIGRATION: [&str; 2] = ["query-migrate-parameters", "query-migrate-capabilities"];
 
-/// What is asked.
+/// The queries to send.
 #[derive(Clone, Debug, Default)]
 pub struct Queries {
-    /// Commands that cannot do without an argument.
+    /// Commands that need an argument.
     need_argument: BTreeSet<String>,
 }
 
 impl Queries {
-    /// Asks the VMM's schema, if it has one, which commands need an argument.
+    /// Reads from the VMM's schema, if it has one, which commands need an argument.
     pub fn of(qmp: &mut Qmp) -> Result<Self, QmpFault> {
         let schema = match qmp.execute(Command::plain("query-qmp-schema")) {
             Ok(schema) => schema,
-            // Then every query is tried.
+            // Without a schema every query is tried.
             Err(QmpFault::Refused { .. }) => Value::Null,
             Err(other) => return Err(other),
         };
         Ok(Self { need_argument: need_argument(&schema) })
     }
 
-    /// Asks everything.
+    /// Sends all queries.
     pub fn ask(&self, qmp: &mut Qmp) -> Result<Facts, QmpFault> {
         let commands = qmp.execute(Command::plain("query-commands"))?;
         let names = commands.as_array().into_iter().flatten();
@@ -47,27 +47,27 @@ impl Queries {
     }
 }
 
-/// What an update that is asked for now is asked with.
+/// Queries the settings that an update requested now would have.
 pub fn of_migration(qmp: &mut Qmp) -> Result<Facts, QmpFault> {
     ask(qmp, &OF_MIGRATION.map(Cow::Borrowed))
 }
 
-/// The query that told `item`.
+/// The query that returned `item`.
 fn query_of(item: &str) -> &str {
     item.split('.').next().unwrap_or(item)
 }
 
-/// Whether `item` is what an update is asked with.
+/// Whether `item` is a setting of the next update.
 pub fn is_of_migration(item: &str) -> bool {
     OF_MIGRATION.contains(&query_of(item))
 }
 
-/// Whether another build may tell another `item`.
+/// Whether `item` may differ between builds.
 pub fn is_of_build(item: &str) -> bool {
     OF_BUILD.contains(&query_of(item))
 }
 
-/// Sends all at once; an answer that is an error is a fact, too.
+/// Sends all queries at once; an error response is a fact, too.
 fn ask(qmp: &mut Qmp, names: &[Cow<'static, str>]) -> Result<Facts, QmpFault> {
     let commands: Vec<Command> = names.iter().map(|name| Command::plain(name.clone())).collect();
     let ids = qmp.send(&commands)?;
@@ -109,7 +109,7 @@ fn short(text: String) -> String {
     }
 }
 
-/// The commands in a QMP schema some argument of which has no default.
+/// The commands in a QMP schema that have an argument without default.
 fn need_argument(schema: &Value) -> BTreeSet<String> {
     let entities = || schema.as_array().into_iter().flatten();
     let of_type = |kind: &'static str| entities().filter(move |e| e["meta-type"] == kind);
@@ -130,7 +130,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn an_answer_is_told_value_by_value() {
+    fn an_answer_becomes_one_fact_per_value() {
         let mut facts = Facts::default();
         let value = json!({ "a": [1, { "b": null }], "empty": [], "text": "x", "words": ["y", 1] });
         flatten("q", &value, &mut facts);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_answer_is_told_by_its_digest() {
+    fn a_long_answer_becomes_a_digest() {
         let digest = |last: &str| {
             let mut facts = Facts::default();
             flatten("q", &json!(["x".repeat(LONG), last]), &mut facts);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_with_a_required_argument_is_not_asked() {
+    fn a_command_with_a_required_argument_is_not_sent() {
         let schema = json!([
             { "name": "query-a", "meta-type": "command", "arg-type": "1", "ret-type": "2" },
             { "name": "query-b", "meta-type": "command", "arg-type": "3", "ret-type": "2" },

@@ -1,4 +1,4 @@
-//! The guest's RAM: where it is, its identity, its digest.
+//! The guest's RAM: its location, identity and digest.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,19 +12,19 @@ use super::mailbox::{self, MailboxPage};
 use super::maps::{self, Mapping};
 use super::process::ProcError;
 
-/// Pages whose frames are looked at.
+/// Number of pages whose frames are sampled.
 const FRAME_SAMPLE: u64 = 64;
 
 /// Why the guest's RAM could not be found or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
-    /// `/proc` did not answer.
+    /// `/proc` could not be read.
     #[error(transparent)]
     Proc(#[from] ProcError),
     /// No mapping looks like the guest's RAM.
     #[error("no {kind} mapping of {bytes} bytes in /proc/{pid}/maps")]
     NotFound {
-        /// Whose.
+        /// The process.
         pid: i32,
         /// The size looked for.
         bytes: u64,
@@ -36,7 +36,7 @@ pub enum RamError {
     Read {
         /// What was opened.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -46,9 +46,9 @@ pub enum RamError {
 #[derive(Clone, Debug)]
 pub struct Ram {
     pid: i32,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The descriptor of the file behind it; none where RAM is private.
+    /// The descriptor of the file behind it; `None` if RAM is private.
     pub file: Option<Descriptor>,
     /// Where it is mapped.
     pub mappings: Vec<Mapping>,
@@ -74,9 +74,9 @@ impl Ram {
         Ok(Self { pid, bytes, file, mappings, frames })
     }
 
-    /// Digest of all RAM but the mailbox's page, in which the harness itself writes.
+    /// Computes a digest of all RAM except the mailbox's page, to which the harness itself writes.
     ///
-    /// Means something only while the guest stands still. None where RAM is private.
+    /// Meaningful only while the guest is stopped. `None` if RAM is private.
     pub fn digest(&self) -> Result<Option<u64>, RamError> {
         let Some(file) = &self.file else { return Ok(None) };
         let path = PathBuf::from(format!("/proc/{}/fd/{}", self.pid, file.number));
@@ -95,7 +95,7 @@ impl Ram {
         read().map(Some).map_err(|source| RamError::Read { path, source })
     }
 
-    /// The mailbox's page in this RAM.
+    /// Opens the mailbox in this RAM.
     pub fn mailbox(&self) -> Result<MailboxPage, RamError> {
         match &self.file {
             Some(file) => {
@@ -133,7 +133,8 @@ fn find_shared(
 }
 
 fn find_private(bytes: u64, maps: &[Mapping]) -> Option<(Option<Descriptor>, Vec<Mapping>)> {
-    // The kernel merges neighbours, so the mapping may be longer than the RAM: the shortest wins.
+    // The kernel merges adjacent mappings, so the mapping may be longer than RAM: take the
+    // shortest.
     let fits = maps.iter().filter(|m| !m.shared && m.writable && m.len() >= bytes);
     let mapping = fits.min_by_key(|m| m.len())?;
     Some((None, vec![mapping.clone()]))

@@ -1,5 +1,5 @@
-//! A guest watched from the host while something happens to its VMM: for how long it stands still,
-//! and how long it then takes to touch all its RAM.
+//! Watches a guest from the host while something happens to its VMM: measures how long it stands
+//! still, and how long it then takes to touch all its RAM.
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use super::mailbox::{Cpu, MailboxPage, View};
 use super::poll::{self, Deadline};
 
-/// What was seen.
+/// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// The longest time in which the heartbeat of some vCPU was the same.
+    /// The longest time without a new heartbeat of some vCPU.
     pub blackout: Duration,
-    /// The same as the guest has measured it, if it was asked to.
+    /// The blackout as measured by the guest, if it was asked to.
     pub guest: Option<Duration>,
-    /// From the end of that until every vCPU had visited its share of the pages once more.
+    /// Time from the end of the blackout until every vCPU had visited its share of the pages again.
     pub touched: Option<Duration>,
 }
 
-/// One vCPU, as it was seen.
+/// What was seen of one vCPU.
 #[derive(Clone, Copy)]
 struct Seen {
     heartbeat: u64,
@@ -29,17 +29,17 @@ struct Seen {
     pages: u64,
 }
 
-/// Pages that each vCPU of a guest that sweeps over its RAM visits in a sweep; none of another one.
+/// Returns the pages that each vCPU visits in a sweep; `None` if the guest does not sweep its RAM.
 pub fn share(view: &View, cpus: u32) -> Option<u64> {
     let pages = view.ram_bytes / 4096;
     (pages > 0).then(|| pages.div_ceil(u64::from(cpus.max(1))))
 }
 
-/// Whether every vCPU has finished `sweeps` sweeps that it began after `first` was seen: the one that
-/// was under way then does not count.
+/// Whether every vCPU has finished `sweeps` sweeps that began after `first` was seen; the sweep
+/// that was under way then does not count.
 pub fn swept(first: &View, now: &View, cpus: u32, sweeps: u64) -> bool {
     let all = sweeps + 1;
-    // The slowest vCPU says how many sweeps are finished; the others may be ahead of it.
+    // The slowest vCPU determines how many sweeps are finished; the others may be ahead.
     let each = share(first, cpus).is_none_or(|share| {
         let mut both = now.cpus.iter().zip(&first.cpus).take(cpus as usize);
         both.all(|(now, first)| now.pages.saturating_sub(first.pages) >= all * share)
@@ -47,10 +47,11 @@ pub fn swept(first: &View, now: &View, cpus: u32, sweeps: u64) -> bool {
     each && now.sweeps >= first.sweeps + all
 }
 
-/// Sweeps are timed together for so long: one alone may be over between two looks.
+/// Shortest time over which sweeps are timed: a single one may be over between two looks.
 const TIMED: Duration = Duration::from_millis(20);
 
-/// How long every vCPU takes to visit its share of the pages once; none if it does not in time.
+/// Measures how long every vCPU takes to visit its share of the pages once; `None` if it does not
+/// within the deadline.
 pub fn sweep(page: &MailboxPage, cpus: u32, deadline: Deadline) -> Option<Duration> {
     let first = page.read().ok()?;
     let share = share(&first, cpus)?;
@@ -65,8 +66,8 @@ pub fn sweep(page: &MailboxPage, cpus: u32, deadline: Deadline) -> Option<Durati
     })
 }
 
-/// Watches until `over` says that it is over and the guest has touched its RAM since; none if
-/// nobody says so, or in time.
+/// Watches until `over` signals the end and the guest has touched its RAM since; `None` if the
+/// signal never comes or the deadline passes.
 pub fn watch(
     page: &MailboxPage,
     cpus: u32,
@@ -88,7 +89,7 @@ pub fn watch(
     .flatten()
 }
 
-/// All vCPUs, look by look.
+/// The state of a watch: all vCPUs as last seen.
 struct Watching {
     all: Vec<Seen>,
     share: Option<u64>,
@@ -96,8 +97,8 @@ struct Watching {
     frozen: Option<Frozen>,
 }
 
-/// What was seen until every vCPU was alive again after the end: what comes later, while a guest
-/// with much RAM sweeps over it, is not of the update.
+/// What was seen until every vCPU was alive again after the end. Later gaps, while a guest with
+/// much RAM sweeps it, are not caused by the update.
 struct Frozen {
     all: Vec<Seen>,
     guest: Option<Duration>,
@@ -120,7 +121,7 @@ impl Watching {
         }
     }
 
-    /// All that was to be seen, once it was.
+    /// Takes one look; returns the result once it is complete.
     fn look(&mut self, view: &View, now: Instant, is_over: bool) -> Option<Watched> {
         for (seen, cpu) in self.all.iter_mut().zip(&view.cpus) {
             seen.look(cpu.heartbeat, cpu.pages, now);
@@ -129,7 +130,7 @@ impl Watching {
             self.over_at = Some(now);
         }
         let over_at = self.over_at?;
-        // Each must have been seen alive afterwards: till then its gap has no end.
+        // Each vCPU must have been seen alive since: until then its gap is open.
         if self.frozen.is_none() && self.all.iter().all(|seen| seen.since > over_at) {
             self.frozen = Some(Frozen { all: self.all.clone(), guest: view.largest_gap() });
         }
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_time_without_a_beat_counts_from_the_first_look_at_it() {
+    fn the_longest_gap_counts_from_the_first_sight_of_its_heartbeat() {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
         let mut seen =
@@ -176,7 +177,7 @@ mod tests {
         assert_eq!((seen.heartbeat, seen.since), (4, at(31)));
     }
 
-    /// One vCPU that has obeyed the request to forget its gaps, 4 pages of RAM.
+    /// One vCPU that has carried out the request to reset its gaps, 4 pages of RAM.
     fn view(heartbeat: u64, pages: u64, gap: u64) -> View {
         let cpu = Cpu { heartbeat, gap, gap_ack: 1, online: true, pages };
         View {
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sweeps_that_were_begun_later_count() {
+    fn only_sweeps_that_began_later_count() {
         // In the middle of the sweep after the fifth.
         let first = View { sweeps: 5, ..view(1, 22, 0) };
         let after = |sweeps, pages| View { sweeps, ..view(2, pages, 0) };
@@ -206,13 +207,13 @@ mod tests {
         {
             assert_eq!(swept(&first, &after(sweeps, pages), 1, 1), done, "{sweeps}, {pages}");
         }
-        // A guest that counts no pages.
+        // A guest that does not count pages.
         let plain = |sweeps| View { sweeps, ram_bytes: 0, ..view(1, 0, 0) };
         assert_eq!([6, 7].map(|sweeps| swept(&plain(5), &plain(sweeps), 1, 1)), [false, true]);
     }
 
     #[test]
-    fn a_gap_after_the_update_and_a_sign_of_life_does_not_count() {
+    fn a_gap_after_the_first_heartbeat_since_the_update_does_not_count() {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
         let mut watching = Watching::new(&view(1, 0, 0), 1, began);
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_was_not_asked_has_measured_nothing() {
+    fn a_guest_that_was_not_asked_reports_no_gap() {
         assert_eq!(View { gap_request: 2, ..view(1, 0, 5) }.largest_gap(), None);
     }
 }

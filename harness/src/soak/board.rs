@@ -1,4 +1,4 @@
-//! How a soak goes: what its VMs have said, in constant room.
+//! The progress of a soak: what its VMs have reported, in constant space.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,27 +8,27 @@ use hdrhistogram::Histogram;
 use crate::run::soak::Progress;
 use crate::scenario::Case;
 
-/// What a VM is doing.
+/// The state of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// It has not been updated yet.
     Boots,
     /// It is updated again and again.
     Runs,
-    /// It has ended well.
+    /// It has ended as it should.
     Gone,
     /// It cannot be run here.
     LeftOut,
-    /// Something is wrong with it.
+    /// It has failed.
     Failed,
 }
 
 impl State {
-    /// In lines.
+    /// Its name in the lines printed.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Boots => "boots",
-            Self::Runs => "runs",
+            Self::Boots => "booting",
+            Self::Runs => "running",
             Self::Gone => "ended",
             Self::LeftOut => "left out",
             Self::Failed => "FAILED",
@@ -36,26 +36,26 @@ impl State {
     }
 }
 
-/// One VM.
+/// The progress of one VM.
 #[derive(Clone, Debug)]
 pub struct Lane {
     /// Its guest and size.
     pub what: String,
-    /// What it is doing.
+    /// Its state.
     pub state: State,
-    /// Bursts begun.
+    /// Number of bursts begun.
     pub begun: u32,
-    /// Good updates.
+    /// Number of good updates.
     pub updates: u32,
-    /// Updates that had to be refused or undone, and were.
+    /// Number of updates that were refused or undone, as expected.
     pub setbacks: u32,
-    /// Its own memory in KiB, after the first burst and after the newest one.
+    /// Its own memory in KiB, after the first burst with an update and after the newest one.
     pub memory_kib: Option<(u64, u64)>,
-    /// Its descriptors, as booted and now.
+    /// The number of its descriptors, after the first burst and after the newest one.
     pub fds: Option<(usize, usize)>,
 }
 
-/// All VMs.
+/// The progress of all VMs.
 pub struct Board {
     inner: Mutex<Inner>,
 }
@@ -65,23 +65,23 @@ struct Inner {
     blackouts_us: Option<Histogram<u64>>,
 }
 
-/// Some of the blackouts.
+/// Percentiles of the blackouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blackouts {
-    /// How many were seen.
+    /// Number of blackouts seen.
     pub count: u64,
-    /// Half of them were not longer.
+    /// Half of them were at most this long.
     pub p50: Duration,
-    /// Nine of ten were not longer.
+    /// 90 % of them were at most this long.
     pub p90: Duration,
-    /// 99 of 100 were not longer.
+    /// 99 % of them were at most this long.
     pub p99: Duration,
-    /// None was longer.
+    /// The longest one.
     pub max: Duration,
 }
 
 impl Board {
-    /// Nothing has happened yet.
+    /// Creates the board of VMs that have not begun.
     pub fn new(cases: &[Case]) -> Self {
         let s = |count: u32| if count == 1 { "" } else { "s" };
         let lane = |case: &Case| Lane {
@@ -100,7 +100,7 @@ impl Board {
             fds: None,
         };
         let lanes = cases.iter().map(lane).collect();
-        // Two digits of them count. It is there: only more than five are refused.
+        // Two significant digits; creation fails only for more than five.
         let blackouts_us = Histogram::new(2).ok();
         Self { inner: Mutex::new(Inner { lanes, blackouts_us }) }
     }
@@ -109,7 +109,7 @@ impl Board {
         act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A VM begins its burst number `begun`.
+    /// Records that a VM begins its burst number `begun`.
     pub fn begin(&self, index: usize, begun: u32) {
         self.with(|inner| {
             let lane = &mut inner.lanes[index];
@@ -117,19 +117,19 @@ impl Board {
         });
     }
 
-    /// A burst has gone well.
+    /// Records a successful burst.
     pub fn done(&self, index: usize, seen: Progress) {
         self.with(|inner| {
             for blackout in &seen.blackouts {
                 let us = u64::try_from(blackout.as_micros()).unwrap_or(u64::MAX);
                 if let Some(of) = &mut inner.blackouts_us {
-                    // One that grows takes everything.
+                    // Cannot fail: the histogram resizes itself.
                     let _ = of.record(us);
                 }
             }
             let lane = &mut inner.lanes[index];
             (lane.updates, lane.setbacks) = (seen.updates, seen.setbacks);
-            // What a VMM needed to boot it need not have again.
+            // Memory counts from the first update on, as booting needs more.
             if seen.updates > 0 {
                 let first = lane.memory_kib.map_or(seen.memory_kib, |(first, _)| first);
                 lane.memory_kib = Some((first, seen.memory_kib));
@@ -139,22 +139,22 @@ impl Board {
         });
     }
 
-    /// What a VM is doing from now on.
+    /// Sets the state of a VM.
     pub fn set(&self, index: usize, state: State) {
         self.with(|inner| inner.lanes[index].state = state);
     }
 
-    /// One VM.
+    /// Returns the progress of one VM.
     pub fn lane(&self, index: usize) -> Lane {
         self.with(|inner| inner.lanes[index].clone())
     }
 
-    /// All VMs.
+    /// Returns the progress of all VMs.
     pub fn lanes(&self) -> Vec<Lane> {
         self.with(|inner| inner.lanes.clone())
     }
 
-    /// The blackouts that guests saw.
+    /// Returns the percentiles of the blackouts that guests saw.
     pub fn blackouts(&self) -> Blackouts {
         self.with(|inner| {
             let Some(of) = &inner.blackouts_us else { return Blackouts::default() };
@@ -171,7 +171,7 @@ mod tests {
     use crate::soak::cases::{Wish, cases};
 
     #[test]
-    fn percentiles_are_those_of_all_vms() {
+    fn percentiles_cover_all_vms() {
         let board = Board::new(&cases(&Wish { vms: 2, ..Wish::default() }));
         for n in 1..=100 {
             let blackouts = vec![Duration::from_millis(n)];

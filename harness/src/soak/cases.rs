@@ -1,20 +1,21 @@
-//! The cases of a soak: one for each VM, different from each other as far as nobody says otherwise.
+//! The cases of a soak: one for each VM, all different by default.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::scenario::size::Size;
 use crate::scenario::{Case, Setbacks, Soak, Step, Vm};
 
-/// Guests that check themselves without a word from the host.
+/// Guests that check themselves without input from the host.
 pub const GUESTS: [&str; 8] =
     ["pattern", "timer", "registers", "smp", "clock", "interrupts", "heartbeat", "mmio"];
-/// Sizes that differ, and none of which takes long to fill.
+/// Different sizes of RAM, none of which takes long to fill.
 const MEMORY: [Size; 3] = [Size(64 << 20), Size(128 << 20), Size(96 << 20)];
 const CPUS: [u32; 2] = [1, 2];
-/// How long a burst may take, on a busy host and with a guest that stands still in between.
+/// How long a burst may take in milliseconds, on a busy host and with a guest that is stopped in
+/// between.
 const BURST_MS: u64 = 120_000;
 
-/// What is wanted; lists are gone through again and again, empty ones are as above.
+/// The requested VMs. Lists are cycled through; empty ones mean the defaults above.
 #[derive(Clone, Debug)]
 pub struct Wish {
     /// How many VMs.
@@ -25,9 +26,9 @@ pub struct Wish {
     pub memory: Vec<Size>,
     /// Their vCPUs.
     pub cpus: Vec<u32>,
-    /// From which each gets its own.
+    /// The seed from which each VM's seed is derived.
     pub seed: u64,
-    /// Whether there are setbacks.
+    /// Whether some updates are refused or undone.
     pub setbacks: Setbacks,
 }
 
@@ -44,7 +45,7 @@ impl Default for Wish {
     }
 }
 
-/// A case for each VM.
+/// Returns a case for each VM.
 pub fn cases(wish: &Wish) -> Vec<Case> {
     let pick = |index: usize, of: usize| index % of.max(1);
     let case = |index: usize| {
@@ -82,7 +83,7 @@ mod tests {
     use crate::scenario::parse::parse_case;
 
     #[test]
-    fn vms_differ_unless_somebody_says_otherwise() {
+    fn vms_differ_by_default() {
         let four = cases(&Wish { vms: 4, ..Wish::default() });
         let names: Vec<&str> = four.iter().map(|case| case.name.as_str()).collect();
         insta::assert_snapshot!(names.join("\n"));
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_guest_is_there_and_every_case_reads_back() {
+    fn the_case_of_every_guest_round_trips() {
         for case in cases(&Wish { vms: GUESTS.len(), ..Wish::default() }) {
             let text = toml::to_string(&case).unwrap();
             assert_eq!(parse_case("case.toml", &text).unwrap(), case, "{text}");

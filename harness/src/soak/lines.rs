@@ -1,11 +1,11 @@
-//! A soak in plain lines: one every interval, and the summary.
+//! Formats a soak as plain lines: one per interval, and the summary.
 
 use std::time::Duration;
 
 use super::board::{Blackouts, Lane, State};
 use super::{Soaking, describe};
 
-/// How it goes, in one line.
+/// Formats the progress as one line.
 pub fn interval(soaking: &Soaking) -> String {
     let lanes = soaking.board().lanes();
     let elapsed = soaking.elapsed();
@@ -26,12 +26,12 @@ pub fn interval(soaking: &Soaking) -> String {
     )
 }
 
-/// How it went, but for what failed.
+/// Formats the summary, without the failures.
 pub fn summary(soaking: &Soaking, disk: u64) -> Vec<String> {
     let (lanes, elapsed) = (soaking.board().lanes(), soaking.elapsed());
     let setbacks: u32 = lanes.iter().map(|lane| lane.setbacks).sum();
     let mut lines = vec![format!(
-        "\n{} of {} VM{} in {}; {setbacks} more were refused or undone, as they had to be",
+        "\n{} of {} VM{} in {}; {setbacks} more were refused or undone, as expected",
         updates(&lanes, elapsed),
         lanes.len(),
         if lanes.len() == 1 { "" } else { "s" },
@@ -43,7 +43,7 @@ pub fn summary(soaking: &Soaking, disk: u64) -> Vec<String> {
     lines
 }
 
-/// One VM.
+/// Formats the progress of one VM.
 pub fn of_vm(index: usize, lane: &Lane) -> String {
     let mut line =
         format!("{}: {}, {} updates", describe(index, lane), lane.state.name(), lane.updates);
@@ -59,7 +59,7 @@ fn updates(lanes: &[Lane], elapsed: Duration) -> String {
     format!("{updates} updates ({rate:.1}/s)")
 }
 
-/// Percentiles of the blackouts.
+/// Formats the percentiles of the blackouts.
 pub fn blackouts(of: Blackouts) -> String {
     if of.count == 0 {
         return "no blackout seen yet".into();

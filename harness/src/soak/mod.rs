@@ -1,4 +1,4 @@
-//! Many guests side by side, updated again and again until it is enough, or the first damage.
+//! Runs guests side by side and updates them repeatedly, until a limit or the first failure.
 
 pub mod board;
 pub mod cases;
@@ -17,30 +17,30 @@ use crate::run::soak::{Pace, Progress};
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::{Case, Step};
 
-/// So many updates more are done again than were done: what hangs on the moment may come later.
+/// How many more updates a replay does than were done: a timing-dependent failure may come later.
 const MORE: u32 = 50;
 
-/// How long it goes on: until one of these, whichever comes first.
+/// The limits of a soak; it ends at the first that is reached.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// So many good updates, of all VMs together.
+    /// The most good updates, of all VMs together.
     pub updates: Option<u64>,
-    /// So much time.
+    /// The most time.
     pub time: Option<Duration>,
 }
 
-/// A soak that goes on.
+/// A soak in progress.
 pub struct Soaking {
     limits: Limits,
     began: Instant,
     enough: AtomicBool,
-    /// Bursts that were begun.
+    /// Number of bursts begun.
     begun: AtomicU64,
     board: Board,
 }
 
 impl Soaking {
-    /// Of these cases, which have not begun.
+    /// Creates a soak of `cases`, which have not begun.
     pub fn new(cases: &[Case], limits: Limits) -> Self {
         Self {
             limits,
@@ -51,23 +51,23 @@ impl Soaking {
         }
     }
 
-    /// Every VM ends after the burst that it is in.
+    /// Stops the soak: every VM ends after its current burst.
     pub fn stop(&self) {
         self.enough.store(true, Ordering::Relaxed);
     }
 
-    /// True once somebody has stopped it, or its time is over.
+    /// Returns true once it was stopped or its time is over.
     pub fn is_over(&self) -> bool {
         self.enough.load(Ordering::Relaxed)
             || self.limits.time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
-    /// How it goes.
+    /// The progress of its VMs.
     pub fn board(&self) -> &Board {
         &self.board
     }
 
-    /// How long it has gone on.
+    /// How long it has run.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
@@ -88,7 +88,7 @@ impl Soaking {
                 let ended = ended.clone();
                 scope.spawn(move || {
                     let report = case::run_at(case, options, Some(&Vm { soaking: self, index }));
-                    // The other end waits for all of them.
+                    // The receiver waits for all of them, so sending cannot fail.
                     let _ = ended.send((index, report));
                 });
             }
@@ -114,7 +114,7 @@ impl Soaking {
                     Err(RecvTimeoutError::Timeout) => {
                         tell(self);
                         next += interval;
-                        // Known by then if this process is killed.
+                        // Written now in case this process is killed.
                         for (index, case) in cases.iter().enumerate() {
                             if self.board.lane(index).begun > 0 && reports[index].is_none() {
                                 self.shorten(case, index, options);
@@ -128,7 +128,7 @@ impl Soaking {
         reports.into_iter().flatten().collect()
     }
 
-    /// Has `replay` do as much as was done, and some more.
+    /// Rewrites the case so that `replay` does as many updates as were done, and [`MORE`].
     fn shorten(&self, case: &Case, index: usize, options: &Options) {
         let updates = self.board.lane(index).begun.saturating_add(MORE);
         let mut case = case.clone();
@@ -137,12 +137,12 @@ impl Soaking {
                 soak.updates = updates;
             }
         }
-        // A folder that cannot be written has a verdict that says so.
+        // The verdict reports a folder that cannot be written.
         let _ = write_case(&options.evidence.join(folder_name(&case.name)), &case);
     }
 }
 
-/// One VM of it.
+/// One VM of a soak.
 struct Vm<'a> {
     soaking: &'a Soaking,
     index: usize,
@@ -168,7 +168,7 @@ impl Pace for Vm<'_> {
     }
 }
 
-/// Bytes that are in use on the disk below `folder`.
+/// Returns the bytes of disk space used below `folder`.
 pub fn disk_usage(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -181,7 +181,7 @@ pub fn disk_usage(folder: &Path) -> u64 {
         .sum()
 }
 
-/// How a VM of the soak is known to people: its number, guest and size.
+/// Formats how messages name a VM: its number, guest and size.
 pub fn describe(index: usize, lane: &Lane) -> String {
     format!("VM {index} ({})", lane.what)
 }
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_updates_are_begun_than_are_wanted_in_all() {
+    fn the_limit_on_updates_covers_all_vms() {
         let cases = cases::cases(&cases::Wish { vms: 2, ..cases::Wish::default() });
         let soaking = Soaking::new(&cases, Limits { updates: Some(3), time: None });
         let vms = [0, 1].map(|index| Vm { soaking: &soaking, index });
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_begun_when_it_is_over() {
+    fn no_burst_begins_once_it_is_over() {
         let cases = cases::cases(&cases::Wish::default());
         let stopped = Soaking::new(&cases, Limits::default());
         assert!(Vm { soaking: &stopped, index: 0 }.wants(0));

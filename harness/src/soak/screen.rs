@@ -1,19 +1,19 @@
-//! A soak on a terminal: a line for each VM, and one for all, until it is over.
+//! Shows a soak on a terminal: a line for each VM, and one for all, until it is over.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Soaking, lines};
 
-/// What is shown.
+/// The lines on the terminal.
 pub struct Screen {
-    // It draws for as long as it is there.
+    // Draws until it is dropped.
     _all: MultiProgress,
     head: ProgressBar,
     vms: Vec<ProgressBar>,
 }
 
 impl Screen {
-    /// With a line for each of so many VMs.
+    /// Creates a screen with a line for each VM and one for all.
     pub fn new(vms: usize) -> Self {
         let all = MultiProgress::new();
         let line = || {
@@ -26,7 +26,7 @@ impl Screen {
         Self { _all: all, head, vms }
     }
 
-    /// Shows how it goes.
+    /// Updates the lines.
     pub fn show(&self, soaking: &Soaking) {
         self.head.set_message(lines::interval(soaking));
         for (index, (bar, lane)) in self.vms.iter().zip(soaking.board().lanes()).enumerate() {
@@ -34,7 +34,7 @@ impl Screen {
         }
     }
 
-    /// Leaves nothing behind.
+    /// Removes the lines from the terminal.
     pub fn clear(&self) {
         self.head.finish_and_clear();
         self.vms.iter().for_each(ProgressBar::finish_and_clear);

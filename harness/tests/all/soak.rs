@@ -84,7 +84,7 @@ fn a_signal_ends_it_with_a_summary(#[case] signal: Signal) {
     let mut child = soak(folder.path(), &args).spawn().unwrap();
     // The first lines say that the VMs are updated.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
-    let runs = lines.by_ref().map(Result::unwrap).any(|line| line.contains("VMs: 2 runs"));
+    let runs = lines.by_ref().map(Result::unwrap).any(|line| line.contains("VMs: 2 running"));
     assert!(runs, "no VM was updated");
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
     let rest: Vec<String> = lines.map(Result::unwrap).collect();

@@ -56,7 +56,7 @@ fn is_refused() {
     for route in ["A → B", "B → A", "A → B → A"] {
         assert!(told.contains(&format!("| {route} | refused | | | |")), "{told}");
     }
-    let refused = "refused, and the guest goes on as before";
+    let refused = "refused, and the guest keeps running";
     let why = "cpr-exec-command reads saved state version 99, this VM writes version 1";
     assert!(told.contains(&format!("\nA → B: {refused}: {why}\n")), "{told}");
     assert!(told.contains(&format!("\nA → B → A: {refused}: A → B: {why}\n")), "{told}");

@@ -1,5 +1,5 @@
-//! What `fdinfo`, and the descriptors themselves, say beyond what the check `fds` compares: by kind,
-//! since what a new process makes anew has other numbers.
+//! Facts from `fdinfo` and from the descriptors themselves that the check `fds` does not compare.
+//! They are grouped by kind, as descriptors that a new process image creates have other numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,21 +15,21 @@ use crate::audit::Facts;
 use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::process::Stat;
 
-/// Lines that the check `fds` compares, that identify what another process has another one of, or
-/// that tell the moment.
+/// Fields that the check `fds` compares, that identify an object which differs in another process,
+/// or that depend on the moment.
 const LEFT_OUT: [&str; 7] = ["pos", "flags", "mnt_id", "ino", "eventfd-id", "NSpid", "it_value"];
 
-/// Target of a ring of io_uring.
+/// Target of an io_uring descriptor.
 const IO_URING: &str = "anon_inode:[io_uring]";
 
-/// Reads them of process `pid`.
+/// Reads the descriptor facts of process `pid`.
 pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
     let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let copy = |fd: &Descriptor| {
         let copy = pidfd_getfd(process.as_ref()?, fd.number, PidfdGetfdFlags::empty()).ok()?;
         Some((fd.number, copy))
     };
-    // They share the open files, and are closed at once.
+    // The copies share the open file descriptions, and are closed at the end of this function.
     let looked_at = fds.iter().filter(|fd| is_socket(fd) || is_memfd(fd));
     let copies: BTreeMap<i32, OwnedFd> = looked_at.filter_map(copy).collect();
     let kinds: BTreeMap<i32, String> =
@@ -38,7 +38,7 @@ pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
     for fd in fds.iter() {
         let path = format!("/proc/{pid}/fdinfo/{}", fd.number);
         let mut told: Vec<String> = match fs::read_to_string(path) {
-            // It only counts.
+            // Its fdinfo has only counters.
             Ok(_) if fd.target == IO_URING => Vec::new(),
             Ok(info) => info.lines().filter_map(|line| tell(line, pid, &kinds)).collect(),
             Err(_) => vec![UNREADABLE.to_owned()],
@@ -47,11 +47,11 @@ pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
             let copy = copies.get(&fd.number);
             told.push(copy.map_or_else(|| UNREADABLE.to_owned(), |copy| look(fd, copy)));
         }
-        // What epoll waits for is in no order, and there may be many of a kind.
+        // The targets of epoll are unordered, and there may be many of a kind.
         values.entry(&kinds[&fd.number]).or_default().insert(counted(told));
     }
     for (kind, values) in values {
-        // How many there are is for the check `fds`.
+        // The check `fds` compares how many there are.
         let values: Vec<String> = values.into_iter().collect();
         facts.insert(format!("descriptor.{kind}"), values.join(" or "));
     }
@@ -65,7 +65,7 @@ fn is_memfd(fd: &Descriptor) -> bool {
     fd.target.starts_with("/memfd:")
 }
 
-/// A name of what `fd` is that is the same after an update.
+/// A name for the kind of `fd` that is the same after an update.
 fn kind(fd: &Descriptor, copy: Option<&OwnedFd>) -> String {
     let listens = copy.is_some_and(|copy| getsockopt(copy, sockopt::AcceptConn) == Ok(true));
     match fd.socket_path.as_deref() {
@@ -93,10 +93,10 @@ fn tell(line: &str, pid: i32, kinds: &BTreeMap<i32, String>) -> Option<String> {
             format!("waits for {events} of {target}")
         }
         "Pid" => format!("process {}", whose(&value, pid)),
-        // Number, kind, mandatory or not, access, owner, file, range.
+        // Number, kind, advisory or mandatory, access, owner, file, range.
         "lock" => {
             let mut parts: Vec<&str> = value.split_whitespace().skip(1).collect();
-            // The owner of one that belongs to the open file is -1.
+            // A lock that belongs to the open file description has owner -1.
             if let Some(owner) = parts.get_mut(3).filter(|owner| **owner == pid.to_string()) {
                 *owner = "own";
             }
@@ -114,7 +114,7 @@ fn whose(number: &str, pid: i32) -> String {
     }
 }
 
-/// What only a descriptor itself tells.
+/// Reads what only a copy of the descriptor shows.
 fn look(fd: &Descriptor, copy: &OwnedFd) -> String {
     if is_memfd(fd) {
         let seals = fcntl(copy, FcntlArg::F_GET_SEALS);
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_and_who_waits_for_it_are_told() {
+    fn reports_a_listener_and_the_epoll_that_waits_for_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();

@@ -1,4 +1,5 @@
-//! The small files and the links of `/proc/PID`, what the process was started with.
+//! Facts from the small files and links in `/proc/PID`, and the process's arguments and
+//! environment.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +25,7 @@ const FILES: [&str; 11] = [
     "timers",
 ];
 
-/// Reads them of process `pid`.
+/// Reads these facts of process `pid`.
 pub(super) fn read(pid: i32, facts: &mut Facts) {
     let folder = format!("/proc/{pid}");
     for name in FILES {
@@ -33,7 +34,7 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
     for name in ["cwd", "root"] {
         facts.insert(name, link(format!("{folder}/{name}")));
     }
-    // Those of a process that is not dumpable are root's.
+    // The files of a process that is not dumpable belong to root.
     let owner = fs::metadata(format!("{folder}/environ"));
     let owner = owner.map(|meta| format!("{}:{}", meta.uid(), meta.gid()));
     facts.insert("owner", owner.unwrap_or_else(|_| UNREADABLE.to_owned()));
@@ -54,7 +55,7 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
         }
         let at = word.iter().position(|byte| *byte == b'=').unwrap_or(word.len());
         let name = String::from_utf8_lossy(&word[..at]).into_owned();
-        // An environment may hold what is nobody's business.
+        // An environment may hold secrets.
         let value = format!("a value of digest {:016x}", xxh3_64(&word[at..]));
         facts.insert(format!("environment.{name}"), value);
     }

@@ -1,4 +1,4 @@
-//! What is mapped, by name: from `/proc/PID/smaps`, which is read once.
+//! Facts about the memory mappings, by name, from one read of `/proc/PID/smaps`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,19 +6,19 @@ use std::fs;
 use super::{UNREADABLE, counted, link, words};
 use crate::audit::Facts;
 
-/// Fields that do not depend on what was touched meanwhile.
+/// Fields that do not depend on which pages were touched.
 const FIELDS: [&str; 5] = ["KernelPageSize", "MMUPageSize", "Locked", "ProtectionKey", "VmFlags"];
 
-/// What grows, and has no size to keep.
+/// Mappings that grow, and whose size is ignored.
 const GROWING: [&str; 2] = ["[heap]", "[stack]"];
 
-/// Flags of its mappings that an allocator chooses: accounting, reserving, huge pages.
+/// Flags that an allocator chooses for its mappings: accounting, reserving, huge pages.
 const OF_ALLOCATOR: [&str; 3] = ["ac", "nr", "nh"];
 
-/// What has no name: memory of the allocator and the stacks of threads.
+/// Name for mappings without one: memory of the allocator and stacks of threads.
 const ANONYMOUS: &str = "anonymous";
 
-/// Reads them of process `pid`.
+/// Reads the mapping facts of process `pid`.
 pub(super) fn read(pid: i32, facts: &mut Facts) {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps")) else {
         return facts.insert("mapping.all", UNREADABLE);
@@ -38,7 +38,7 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
         told.push_str(&words.collect::<Vec<_>>().join(" "));
         let item = format!("mapping.{name}.{}", mapping.permissions);
         let known = mappings.entry(item).or_default();
-        // Of what the allocator has, only which kinds there are.
+        // Of the allocator's mappings only the kinds are recorded.
         if !growing || !known.contains(&told) {
             known.push(told);
         }
@@ -66,7 +66,7 @@ impl Mapping<'_> {
         format!("{} bytes", ends.unwrap_or(0))
     }
 
-    /// The allocator's, a stack, or the guard of one.
+    /// Whether it is the allocator's, a stack, or a stack's guard.
     fn is_private_memory(&self) -> bool {
         self.name == ANONYMOUS && matches!(self.permissions, "rw-p" | "---p")
     }
@@ -80,7 +80,7 @@ fn parse(text: &str) -> Vec<Mapping<'_>> {
             None => mappings.extend(begin(line)),
             Some(field) if FIELDS.contains(&field) => {
                 if let Some(newest) = mappings.last_mut() {
-                    // Soft-dirty: set by the kernel where something was mapped or written anew.
+                    // Soft-dirty: set by the kernel on new mappings and writes.
                     let value = words(line).replace(" sd", "");
                     newest.fields.push(value);
                 }
@@ -115,7 +115,7 @@ VmFlags: rd wr
 ";
 
     #[test]
-    fn what_is_mapped_is_told_with_what_does_not_grow() {
+    fn parses_mappings_without_volatile_fields() {
         let all = parse(SMAPS);
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].name, all[0].size()), ("/memfd:pc.ram (deleted)", "4096 bytes".into()));

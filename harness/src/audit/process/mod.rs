@@ -1,5 +1,5 @@
-//! The audit of a process: everything that `/proc` and a few system calls tell of it, but for what
-//! only counts or is another value at each look. What may not be read is a fact, too.
+//! The audit of a process: everything that `/proc` and a few system calls show of it, except
+//! counters and values that differ at each look. That something is unreadable is a fact, too.
 
 mod descriptors;
 mod files;
@@ -17,17 +17,18 @@ use crate::observe::poll::{self, Deadline};
 pub use status::{NAME, soft_limit};
 pub use threads::OF_KVM;
 
-/// What is found where something may not be read.
+/// Value of a fact that cannot be read.
 const UNREADABLE: &str = "unreadable";
 
-/// What is made by the binary, not by whoever starts it: compared with the same build's only.
+/// Prefixes of facts that depend on the build, not on how it was started: compared only within a
+/// build.
 const OF_BUILD: [&str; 3] = ["thread.", "mapping.", "descriptor."];
 
-/// How long a VMM may take to start a process on a busy host.
+/// How long a VMM may take to start a child process on a busy host.
 const STARTS_ONE: Duration = Duration::from_secs(1);
 
-/// The facts of process `pid`, whose descriptors are `fds`, when it does not start another one just
-/// now: its main thread blocks all signals for that long.
+/// Reads the facts of process `pid`, whose descriptors are `fds`. Waits while it is starting a
+/// child process, during which its main thread blocks all signals.
 pub fn read(pid: i32, fds: &FdTable) -> Facts {
     let mut facts = once(pid, fds);
     poll::until(Deadline::after(STARTS_ONE), || {
@@ -49,19 +50,19 @@ fn once(pid: i32, fds: &FdTable) -> Facts {
     facts
 }
 
-/// Whether another build may have it otherwise.
+/// Whether `item` may differ between builds.
 pub fn is_of_build(item: &str) -> bool {
     OF_BUILD.iter().any(|prefix| item.starts_with(prefix))
 }
 
-/// A text without what a line or a word more of white space would change.
+/// Reads a text file, with white space normalised.
 fn text(path: impl AsRef<Path>) -> String {
-    // Some hold anything, such as the name of a thread.
+    // Some files hold arbitrary bytes, such as the name of a thread.
     let read = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     readable(read.map(|text| words(&text)))
 }
 
-/// What a link leads to.
+/// Reads the target of a link.
 fn link(path: impl AsRef<Path>) -> String {
     readable(fs::read_link(path).map(|target| target.to_string_lossy().into_owned()))
 }
@@ -74,7 +75,7 @@ fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// All values in order, each with how often it is there.
+/// Joins the values in order, each with its count if there are several.
 fn counted(mut values: Vec<String>) -> String {
     values.sort();
     let told = values.chunk_by(|a, b| a == b).map(|same| match same.len() {
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_read_is_a_fact() {
+    fn an_unreadable_value_is_a_fact() {
         assert_eq!(text("/proc/self/no-such-file"), UNREADABLE);
         assert_eq!(link("/proc/self/no-such-link"), UNREADABLE);
     }

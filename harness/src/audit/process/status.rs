@@ -1,4 +1,4 @@
-//! `/proc/PID/status`, `stat` and `limits`.
+//! Facts from `/proc/PID/status`, `stat` and `limits`.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use super::{UNREADABLE, words};
 use crate::audit::Facts;
 use crate::observe::process::fields;
 
-/// The name of the process, which an update may change to that of the new binary.
+/// Name of the fact with the process's name, which an update may change to that of the new binary.
 pub const NAME: &str = "status.Name";
 
-/// What libc's set of all signals is there: all but the two that cannot be blocked and its own two.
+/// `SigBlk` with all of libc's signals blocked: all but SIGKILL, SIGSTOP and libc's own two.
 const ALL_SIGNALS: &str = "fffffffe7ffbfeff";
 
 /// Whether the main thread blocks all signals.
@@ -17,8 +17,8 @@ pub(super) fn blocks_all(facts: &Facts) -> bool {
     facts.get("status.SigBlk") == Some(ALL_SIGNALS)
 }
 
-/// Fields of `status` that count, tell the moment, or are written elsewhere too: who it is, for the
-/// check `pid`; threads and limits; the lists of what the masks allow.
+/// Fields of `status` that count, depend on the moment, or are covered elsewhere: identity by the
+/// check `pid`; threads and limits by other facts; masks by the matching lists.
 const LEFT_OUT: &[&str] = &[
     "State",
     "Tgid",
@@ -49,7 +49,7 @@ const LEFT_OUT: &[&str] = &[
     "nonvoluntary_ctxt_switches",
 ];
 
-/// Fields of `stat` after the command name, counted from 0, that are not in `status`.
+/// Fields of `stat` that are not in `status`, by index after the command name, from 0.
 const STAT: &[(usize, &str)] = &[
     (2, "group"),
     (3, "session"),
@@ -62,7 +62,7 @@ const STAT: &[(usize, &str)] = &[
     (49, "exit_code"),
 ];
 
-/// Those of a thread that may be other ones than the main thread's.
+/// Fields in which a thread may differ from the main thread.
 const OF_THREAD: &[&str] = &[
     "priority",
     "nice",
@@ -87,10 +87,10 @@ const OF_THREAD: &[&str] = &[
     "Mems_allowed_list",
 ];
 
-/// Where the names of limits end in `limits`.
+/// Column at which the names of limits end in `limits`.
 const LIMIT_NAME: usize = 26;
 
-/// Reads them of process `pid`.
+/// Reads these facts of process `pid`.
 pub(super) fn read(pid: i32, facts: &mut Facts) {
     let folder = format!("/proc/{pid}");
     for (field, value) in status(&folder) {
@@ -111,7 +111,7 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
     }
 }
 
-/// The same of one thread, with its name first.
+/// Reads the name of one thread and the fields in which it may differ.
 pub(super) fn of_thread(folder: &str) -> Option<(String, Vec<(String, String)>)> {
     let mut facts = status(folder);
     let name = facts.iter().position(|(field, _)| field == "Name")?;
@@ -121,7 +121,7 @@ pub(super) fn of_thread(folder: &str) -> Option<(String, Vec<(String, String)>)>
     Some((name, facts))
 }
 
-/// What the facts call the soft limit of the kernel's name `name`.
+/// Returns the name of the fact for the soft limit that the kernel calls `name`.
 pub fn soft_limit(name: &str) -> String {
     limit("soft", name)
 }

@@ -1,4 +1,4 @@
-//! The threads, by name: their numbers are other ones after an update.
+//! Facts about the threads, by name, as their TIDs change in an update.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,16 +6,16 @@ use std::fs;
 use super::{counted, status, text};
 use crate::audit::Facts;
 
-/// `IOPRIO_WHO_PROCESS`: a thread, in truth.
+/// `IOPRIO_WHO_PROCESS`, which selects a single thread despite its name.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 
-/// What the thread is called that has the number of the process.
+/// Name for the thread whose TID is the PID.
 const MAIN: &str = "main";
 
-/// What the names of threads begin with that KVM starts in the process when a vCPU first runs.
+/// Prefix of the names of threads that KVM starts in the process when a vCPU first runs.
 pub const OF_KVM: &str = "kvm-";
 
-/// Reads them of process `pid`.
+/// Reads the thread facts of process `pid`.
 pub(super) fn read(pid: i32, facts: &mut Facts) {
     let folder = format!("/proc/{pid}/task");
     let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
@@ -23,14 +23,14 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
     let mut threads: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
     for number in numbers {
         let folder = format!("{folder}/{number}");
-        // One that ends meanwhile is none any more.
+        // Skips threads that end meanwhile.
         let Some((name, mut own)) = status::of_thread(&folder) else { continue };
         if name.starts_with(OF_KVM) {
             continue;
         }
         let name = if number == pid { MAIN.to_owned() } else { name };
         if name == MAIN {
-            // The rest is that of the process.
+            // The other fields are facts of the process.
             own.clear();
         }
         own.push(("io_priority".to_owned(), io_priority(number)));
