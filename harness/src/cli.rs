@@ -27,21 +27,21 @@ mod show;
 mod soak;
 mod vmm;
 
-/// Some case failed.
+/// Exit status: a case failed.
 const FAILED: u8 = 1;
-/// The command line or a scenario is wrong.
+/// Exit status: the command line or a scenario is invalid.
 const USAGE: u8 = 2;
-/// The machine does not let the harness work.
+/// Exit status: this host cannot run what was asked for.
 const ENVIRONMENT: u8 = 3;
 
-/// What it is called.
+/// Name of the program.
 const PROGRAM: &str = "cpr-harness";
 
-/// Proves that a live update of a VMM keeps everything a guest and its operator rely on.
+/// Tests that a live update of a VMM preserves everything a guest and its operator rely on.
 ///
-/// This one file carries a VMM, its guests and the scenarios. In a working tree the scenarios are
-/// those of `scenarios/`. Exit status: 0 all passed, 1 some failed, 2 wrong usage, 3 this machine
-/// does not let it work.
+/// This single binary contains a VMM, its guests and the scenarios. In a working tree, the
+/// scenarios are read from `scenarios/` instead. Exit status: 0 all passed, 1 some failed, 2 usage
+/// error, 3 this host cannot run the tests.
 #[derive(Parser)]
 #[command(name = PROGRAM, version, after_help = examples::PROGRAM, max_term_width = 100)]
 struct Cli {
@@ -60,52 +60,52 @@ enum Command {
     /// Run the case of an evidence folder again.
     #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
-    /// Tell what is in an evidence folder: what happened, when, and who says so.
+    /// Show an evidence folder as a timeline: what happened, when, and which source recorded it.
     #[command(after_help = examples::SHOW)]
     Show(show::Show),
-    /// Make reports of runs that have been.
+    /// Write reports on finished runs.
     #[command(after_help = examples::REPORT)]
     Report(report::Report),
-    /// Be the VMM (`vmm --help` tells its options).
+    /// Run the VMM contained in this binary (`vmm --help` lists its options).
     #[command(disable_help_flag = true)]
     Vmm {
-        /// Its arguments.
+        /// Arguments of the VMM.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Plant each known class of bug, and show that its scenario notices it.
+    /// Plant each known class of bug and check that its scenario catches it.
     #[command(after_help = examples::CATALOGUE)]
     Catalogue(catalogue::Catalogue),
-    /// Run scenarios on two VMMs, and tell in what they differ.
+    /// Run scenarios on two VMMs and report the differences.
     #[command(after_help = examples::CONFORM)]
     Conform(conform::Conform),
-    /// Try sequences of steps drawn from a seed, and make a small scenario of one that fails.
+    /// Run random sequences of steps, and shrink one that fails to a small scenario.
     #[command(after_help = examples::EXPLORE)]
     Explore(explore::Explore),
-    /// Run scenarios on updates from each of several builds to each other, and back.
+    /// Run scenarios with updates between each pair of builds, in both directions and back.
     #[command(after_help = examples::MATRIX)]
     Matrix(matrix::Matrix),
-    /// Measure how long the guest stands still in an update, of several VMMs side by side.
+    /// Measure the guest blackout of an update, for several VMMs side by side.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
-    /// Update many guests side by side, again and again, until it is enough or the first damage.
+    /// Update many guests in parallel, over and over, until a limit or the first failure.
     #[command(after_help = examples::SOAK)]
     Soak(soak::Soak),
     /// List the guests, or write their ELF files to a folder.
     Guests {
-        /// Where to write them.
+        /// Folder to write the ELF files to.
         #[arg(long, value_name = "DIR")]
         extract: Option<PathBuf>,
     },
-    /// Look at this host: what can run here, and what to do about the rest.
+    /// Check this host: what can run here, and how to fix what cannot.
     Doctor,
-    /// Write a scenario to begin with, with a comment on each part.
+    /// Write a commented example scenario to start from.
     #[command(after_help = examples::NEW)]
     New(new::New),
     /// Print the JSON Schema of scenario files.
     #[command(after_help = examples::SCHEMA)]
     Schema,
-    /// Print what a shell needs to complete commands and options.
+    /// Print a shell completion script.
     #[command(after_help = examples::COMPLETIONS)]
     Completions(shell::Completions),
     /// Print the manual page.
@@ -113,7 +113,7 @@ enum Command {
     Man(shell::Man),
 }
 
-/// Why there is no run: the message and the exit code.
+/// Why a command stops early: the message and the exit status.
 struct Stop(String, u8);
 
 impl Stop {
@@ -126,17 +126,17 @@ impl Stop {
     }
 }
 
-/// The command line, for what documents it or checks lines that use it.
+/// Returns the command line definition, to document it or to check command lines against it.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// The harness as a program.
+/// Runs the harness as a program.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help and version are no errors.
+            // Help and version are not errors.
             let _ = e.print();
             return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
         }
@@ -171,18 +171,19 @@ pub fn main() -> ExitCode {
     match stdout::failure() {
         Some(error) => {
             complain(&format!("cannot write to standard output: {error}"));
-            // What a run has found counts more than who could not read it.
+            // The result of the run takes precedence over the failed output.
             if code == ExitCode::SUCCESS { ExitCode::from(ENVIRONMENT) } else { code }
         }
         None => code,
     }
 }
 
-/// On standard error, which may be as full as standard output.
+/// Prints to standard error, ignoring errors: it may be as full as standard output.
 fn complain(why: &str) {
     let _ = writeln!(std::io::stderr(), "{PROGRAM}: {why}");
 }
 
+/// Number of CPUs that the harness may use.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

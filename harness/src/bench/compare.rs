@@ -1,31 +1,31 @@
-//! Two files of results compared.
+//! Compares two files of results.
 
 use super::file::Results;
 use super::statistics::{Ratio, ratio};
 use super::table::{head, line};
 use super::{Cell, Measured, Metric, Samples};
 
-/// What chance may explain as often as this is no difference.
+/// Significance level: a p at or above this is not a difference.
 const CHANCE: f64 = 0.01;
-/// So many boots on each side can show a difference: of five and five one grouping in 126 is as far
-/// apart.
+/// Number of boots on each side that can show a difference: with five and five, at best one
+/// regrouping in 126 is as far apart.
 const BOOTS: usize = 5;
 
-/// What is compared, in its order.
+/// The metrics to compare, in order of output.
 const METRICS: [Metric; 3] = [Metric::Guest, Metric::Host, Metric::TouchAfter];
 
-/// What a comparison shows.
+/// Outcome of comparing one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It takes longer than it did, by more than is let pass.
+    /// Slower by more than the threshold.
     Slower,
-    /// It takes less time, by as much.
+    /// Faster by more than the threshold.
     Faster,
-    /// Neither can be said.
+    /// No difference shown.
     None,
 }
 
-/// One metric of one VMM on one machine.
+/// The comparison of one metric of one VMM on one machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     cell: Cell,
@@ -36,21 +36,21 @@ pub struct Row {
     change: Change,
 }
 
-/// All of it.
+/// The comparison of two files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    /// What both have.
+    /// Metrics that both files have.
     pub rows: Vec<Row>,
-    /// What only one of them has.
+    /// Measurements that only one file has, one line each.
     pub unmatched: Vec<String>,
-    /// What OLD has times of, and NEW none, though the host could run it.
+    /// Measurements that OLD has and NEW lacks although its host supports them, one line each.
     pub lost: Vec<String>,
-    /// In what the hosts differ.
+    /// Differences between the hosts, one line each.
     hosts: Vec<String>,
     threshold: f64,
 }
 
-/// Compares `new` with `old`; ratios between 1 / `threshold` and `threshold` are let pass.
+/// Compares `new` with `old`; ratios between 1 / `threshold` and `threshold` are tolerated.
 pub fn compare(old: &Results, new: &Results, threshold: f64) -> Comparison {
     let (mut rows, mut lost) = (Vec::new(), Vec::new());
     let mut unmatched = only_in("OLD", old, new);
@@ -97,7 +97,7 @@ fn change(ratio: &Ratio, threshold: f64) -> Change {
     }
 }
 
-/// All samples; with those of the same name in the same cell before each.
+/// Returns all samples, each with the number of earlier ones of the same name in the same cell.
 fn all(results: &Results) -> impl Iterator<Item = (Cell, usize, &Samples)> {
     results.measured.iter().flat_map(|Measured { cell, of, .. }| {
         of.iter().enumerate().map(|(index, samples)| {
@@ -121,12 +121,12 @@ fn only_in(name: &str, here: &Results, there: &Results) -> Vec<String> {
 }
 
 impl Comparison {
-    /// True if anything takes longer than it did.
+    /// True if anything is slower.
     pub fn any_slower(&self) -> bool {
         self.rows.iter().any(|row| row.change == Change::Slower)
     }
 
-    /// As a Markdown table, with what there is to say about it.
+    /// Returns a Markdown table, followed by notes.
     pub fn lines(&self) -> Vec<String> {
         let columns = ["VMM", "what", "new : old (95 %)", "p", "verdict"];
         let mut lines = head(columns.map(str::to_owned));
@@ -137,19 +137,19 @@ impl Comparison {
         let (slower, faster) = (of(Change::Slower), of(Change::Faster));
         let (rows, threshold) = (self.rows.len(), self.threshold);
         lines.push(format!(
-            "{rows} compared: {slower} slower, {faster} faster, by more than {threshold} times with p < {CHANCE} in each row alone; of many a few are so by chance"
+            "{rows} compared: {slower} slower, {faster} faster, by a factor of more than {threshold} with p < {CHANCE}; each row is tested alone, so of many rows a few differ by chance"
         ));
         let few = self.rows.iter().map(|row| row.boots).find(|boots| least(*boots) >= CHANCE);
         if let Some((old, new)) = few {
             lines.push(format!(
-                "{old} boots and {new} are too few to show anything: measure with --runs {BOOTS} or more"
+                "{old} and {new} boots are too few to show a difference: use --runs {BOOTS} or more"
             ));
         }
         lines
     }
 }
 
-/// The least p that these boots can have, however far apart: one grouping of all, 1 / C(n + m, n).
+/// Smallest p that these numbers of boots can reach: one of all groupings, 1 / C(n + m, n).
 fn least((old, new): (usize, usize)) -> f64 {
     (1..=new).map(|i| i as f64 / (old + i) as f64).product()
 }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_difference_is_told_and_fails() {
+    fn a_clear_difference_is_reported() {
         let (old, new) = (results(1, "a", 6, 1.0), results(1, "a", 6, 1.3));
         let slower = compare(&old, &new, 1.1);
         assert!(slower.any_slower());
@@ -203,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_let_pass_and_what_chance_explains_is_no_difference() {
+    fn tolerated_and_chance_differences_do_not_count() {
         let (old, new) = (results(1, "a", 6, 1.0), results(1, "a", 6, 1.3));
         assert!(!compare(&old, &new, 1.4).any_slower());
         let (old, new) = (results(1, "a", 3, 1.0), results(1, "a", 3, 9.0));
         let few = compare(&old, &new, 1.1);
         assert!(!few.any_slower());
-        assert!(few.lines().last().is_some_and(|line| line.starts_with("3 boots and 3")));
+        assert!(few.lines().last().is_some_and(|line| line.starts_with("3 and 3 boots")));
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_one_has_is_told() {
+    fn unmatched_measurements_are_listed() {
         let (old, new) = (results(1, "a", 5, 1.0), results(2, "b", 5, 1.0));
         let comparison = compare(&old, &new, 1.1);
         assert_eq!((comparison.rows, comparison.lost), (vec![], vec![]));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn times_that_are_gone_and_another_host_are_told() {
+    fn lost_times_and_host_changes_are_listed() {
         let (old, mut new) = (results(1, "a", 6, 1.0), results(1, "a", 0, 1.0));
         new.kernel = "7.0".into();
         new.measured[0].of[0].troubles = vec!["damage: a page".into()];

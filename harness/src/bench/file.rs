@@ -1,4 +1,4 @@
-//! What `bench --json` writes and `bench compare` reads.
+//! The results file, written by `bench --json` and read by `bench compare`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::{Measured, Metric};
 use crate::run::start::{cpus, kernel};
 
-/// Counts the incompatible changes of the file.
+/// Version of the file format; incremented on incompatible changes.
 pub const FORMAT: u32 = 1;
 
-/// All that was measured, and where.
+/// All measurements, and the host they were taken on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// [`FORMAT`].
@@ -20,53 +20,53 @@ pub struct Results {
     pub harness: String,
     /// The host's kernel.
     pub kernel: String,
-    /// The host's CPUs.
+    /// Number of CPUs of the host.
     pub cpus: usize,
-    /// Cell by cell.
+    /// The measurements, by cell.
     pub measured: Vec<Measured>,
 }
 
-/// Why results could not be written or read.
+/// Why results cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The file.
+    /// An I/O error.
     #[error("cannot {what} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Something else is in it.
-    #[error("{path} is no file that bench --json has written: {source}")]
+    /// It is not a results file.
+    #[error("{path} was not written by `bench --json`: {source}")]
     Other {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// Another version has written it.
+    /// It has another format.
     #[error(
-        "{path} has format {found}, and this harness reads format {FORMAT}: measure again with it"
+        "{path} has format {found}, but this harness reads format {FORMAT}: measure again with this harness"
     )]
     Format {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its format.
         found: u64,
     },
-    /// A boot of it has no times.
-    #[error("{0} is no file that bench --json has written: a boot has no times")]
+    /// A boot in it has no times.
+    #[error("{0} was not written by `bench --json`: a boot has no times")]
     NoTimes(PathBuf),
-    /// There is nothing in it.
-    #[error("{0} holds no times: every cell was left out, or nothing could be measured")]
+    /// It has no measurements.
+    #[error("{0} contains no times: every cell was skipped, or nothing could be measured")]
     Empty(PathBuf),
 }
 
 impl Results {
-    /// What was measured by this harness on this host.
+    /// Creates the results of this harness on this host.
     pub fn here(measured: Vec<Measured>) -> Self {
         Self {
             format: FORMAT,
@@ -84,7 +84,7 @@ impl Results {
         fs::write(path, text + "\n").map_err(io)
     }
 
-    /// Reads a file that has times in it.
+    /// Reads the file; a file without times is an error.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         let io = |source| FileError::Io { what: "read", path: path.to_owned(), source };
         let text = fs::read_to_string(path).map_err(io)?;
@@ -94,7 +94,7 @@ impl Results {
     fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
         let other = |source| FileError::Other { path: path.to_owned(), source };
         let value: serde_json::Value = serde_json::from_str(text).map_err(other)?;
-        // Before the rest: another format may have anything there.
+        // Checked first: another format may contain anything.
         if let Some(found) = value.get("format").and_then(serde_json::Value::as_u64)
             && found != u64::from(FORMAT)
         {
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_such_file_is_told() {
+    fn rejects_other_files() {
         let texts = [
             "",
             "[]",

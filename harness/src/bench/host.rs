@@ -1,4 +1,4 @@
-//! What this host has for a guest.
+//! Checks whether this host has enough memory for a guest.
 
 use std::fs;
 
@@ -6,16 +6,16 @@ use super::Cell;
 use crate::scenario::Pages;
 use crate::scenario::size::Size;
 
-/// Memory that everything but the guest's RAM may need.
+/// Memory needed besides the guest's RAM.
 const REST: u64 = 512 << 20;
 
-/// Why the host has no memory for such a guest, if it has not.
+/// Returns why the host has too little memory for such a guest, if so.
 pub(super) fn lacks_memory(cell: Cell) -> Option<String> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     short_of(of_the_rest(cell), available(&text)?)
 }
 
-/// RAM that does not come from a reserve: huge pages were set aside for it before.
+/// Guest RAM that comes from available memory; reserved huge pages were set aside before.
 fn of_the_rest(cell: Cell) -> Size {
     match cell.pages {
         Pages::Reserved => Size(0),
@@ -26,7 +26,7 @@ fn of_the_rest(cell: Cell) -> Size {
 fn short_of(ram: Size, available: u64) -> Option<String> {
     (ram.0.saturating_add(REST) > available).then(|| {
         format!(
-            "a guest of {ram} needs more than the {} MiB that this host has to spare",
+            "a guest with {ram} of RAM needs more than the {} MiB available on this host",
             available >> 20
         )
     })
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn huge_pages_are_none_of_the_memory_to_spare() {
+    fn reserved_huge_pages_do_not_use_available_memory() {
         let cell = |pages| Cell { memory: Size(1 << 30), cpus: 1, pages };
         assert_eq!(of_the_rest(cell(Pages::Reserved)), Size(0));
         assert_eq!(of_the_rest(cell(Pages::Transparent)), Size(1 << 30));
@@ -57,7 +57,7 @@ mod tests {
         assert_eq!(short_of(Size(256 << 20), 1 << 30), None);
         insta::assert_snapshot!(
             short_of(Size(1 << 30), 1 << 30).unwrap_or_default(),
-            @"a guest of 1G needs more than the 1024 MiB that this host has to spare"
+            @"a guest with 1G of RAM needs more than the 1024 MiB available on this host"
         );
     }
 }

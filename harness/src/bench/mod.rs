@@ -1,5 +1,5 @@
-//! How long the guest stands still: VMMs side by side, interleaved, so that what the machine does
-//! meanwhile meets all of them alike.
+//! Measures the guest blackout of updates for several VMMs, interleaved, so that background load on
+//! the host affects all of them alike.
 
 pub mod compare;
 pub mod file;
@@ -18,7 +18,7 @@ use crate::run::{Options, Patience, Report, Verdict, case};
 use crate::scenario::size::Size;
 use crate::scenario::{Case, Pages, Step, Vm};
 
-/// One machine.
+/// A machine to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
     /// RAM.
@@ -29,43 +29,43 @@ pub struct Cell {
     pub pages: Pages,
 }
 
-/// A VMM that is measured.
+/// A VMM to measure.
 pub struct Contender {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// How it is run.
+    /// Options to run it with.
     pub options: Options,
 }
 
-/// What was measured in one cell.
+/// The measurements of one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The machine.
     pub cell: Cell,
-    /// In the order of the contenders.
+    /// Samples, in the order of the contenders.
     pub of: Vec<Samples>,
-    /// The least that an update can cost here, if that was asked for.
+    /// The minimum cost of an update on this host, if measured.
     pub floor: Option<Samples>,
 }
 
-/// What is measured of an update, in milliseconds.
+/// A metric of an update, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Metric {
-    /// How long the guest stands still, as it sees it itself.
+    /// The blackout, measured by the guest.
     Guest,
-    /// The same as it is seen from the host.
+    /// The blackout, measured from the host.
     Host,
-    /// How long the guest takes to touch all its RAM before the update.
+    /// Time for the guest to touch all its RAM before the update.
     TouchBefore,
-    /// How long it takes afterwards.
+    /// The same after the update.
     TouchAfter,
-    /// All of the floor.
+    /// Total time of the floor.
     Floor,
 }
 
 impl Metric {
-    /// In tables.
+    /// Returns the name used in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Guest => "blackout, guest",
@@ -77,25 +77,24 @@ impl Metric {
     }
 }
 
-/// Times in milliseconds: a list for each boot, because the updates of one boot have more in common
-/// than others.
+/// Times in milliseconds, one list per boot: updates of the same boot are not independent.
 pub type Times = Vec<Vec<f64>>;
 
-/// What was measured of one VMM.
+/// The measurements of one VMM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
-    /// The VMM.
+    /// Name of the VMM.
     pub vmm: String,
-    /// Of each update.
+    /// Times of each update, by metric.
     pub times_ms: BTreeMap<Metric, Times>,
-    /// Of each update, where the VMM tells.
+    /// Times of each update by phase, if the VMM reports them.
     pub phases_ms: BTreeMap<Phase, Times>,
-    /// Why there are none, or fewer.
+    /// Why measurements are missing.
     pub troubles: Vec<String>,
-    /// This machine did not let it be run.
+    /// True if the host prevented it from running.
     #[serde(skip)]
     pub broken: bool,
-    /// Why it cannot run such a machine on this host, which is no trouble.
+    /// Why it cannot run such a machine on this host, which is not an error.
     #[serde(default)]
     pub cannot: Option<String>,
 }
@@ -103,15 +102,15 @@ pub struct Samples {
 /// How a cell is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Times that each VMM is started.
+    /// Number of boots of each VMM.
     pub runs: u32,
-    /// Updates of each of them.
+    /// Number of updates per boot.
     pub updates: u32,
-    /// Measure the floor too.
+    /// Whether to measure the floor too.
     pub floor: bool,
 }
 
-/// All machines of these sizes.
+/// Returns all combinations of these sizes.
 pub fn cells(memory: &[Size], cpus: &[u32], pages: &[Pages]) -> Vec<Cell> {
     let mut cells = Vec::new();
     for &memory in memory {
@@ -122,10 +121,10 @@ pub fn cells(memory: &[Size], cpus: &[u32], pages: &[Pages]) -> Vec<Cell> {
     cells
 }
 
-/// How the floor is called.
+/// Name of the floor.
 pub const FLOOR: &str = "floor";
 
-/// Measures all VMMs in one cell, one after the other, again and again; `tell` hears what is next.
+/// Measures all VMMs in one cell, in turns; `tell` is called with the name and run that is next.
 pub fn measure(
     cell: Cell,
     plan: Plan,
@@ -141,7 +140,7 @@ pub fn measure(
     }
     for run in 0..plan.runs {
         for turn in 0..contenders.len() {
-            // Nobody is always first.
+            // Rotate, so that no VMM is always first.
             let index = (turn + run as usize) % contenders.len();
             let Contender { name, options } = &contenders[index];
             tell(name, run);
@@ -159,7 +158,7 @@ pub fn measure(
     Measured { cell, of, floor }
 }
 
-/// More for a machine that is larger than the host: its vCPUs wait for each other.
+/// Extends the timeouts for a machine with more vCPUs than the host has CPUs, and for large RAM.
 fn patience(cell: Cell, patience: Patience) -> Patience {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let times = 1 + cell.cpus / cores.max(1);
@@ -173,13 +172,13 @@ fn patience(cell: Cell, patience: Patience) -> Patience {
     }
 }
 
-/// Begun GiB.
+/// Returns the size in GiB, rounded up.
 fn gib(memory: Size) -> u32 {
     u32::try_from(memory.0.div_ceil(1 << 30)).unwrap_or(u32::MAX)
 }
 
 impl Samples {
-    /// The times of one metric.
+    /// Returns the times of one metric.
     pub fn times(&self, metric: Metric) -> &[Vec<f64>] {
         self.times_ms.get(&metric).map_or(&[], Vec::as_slice)
     }
@@ -205,7 +204,7 @@ impl Samples {
         let seen = report.blackouts.len().min(report.host_seen.len());
         let trouble = match &report.verdict {
             Verdict::Pass if seen == updates as usize => return,
-            Verdict::Pass => "the blackout of some update was not seen".to_owned(),
+            Verdict::Pass => "the blackout of an update was not measured".to_owned(),
             Verdict::Ignored(why) => why.clone(),
             Verdict::Broken(why) => {
                 self.broken = true;
@@ -219,7 +218,7 @@ impl Samples {
         self.trouble(trouble);
     }
 
-    /// Measures the floor as often as there are updates in a run.
+    /// Measures the floor `times` times, as one boot.
     fn probe(&mut self, cell: Cell, times: u32) {
         let probes = (0..times).map(|_| floor::probe(cell)).collect::<Result<Vec<_>, _>>();
         let probes = match probes {
@@ -236,7 +235,7 @@ impl Samples {
         }
     }
 
-    /// What one boot has given.
+    /// Adds the times of one boot.
     fn boot(&mut self, metric: Metric, times: Vec<f64>) {
         if !times.is_empty() {
             self.times_ms.entry(metric).or_default().push(times);
@@ -250,8 +249,8 @@ impl Samples {
     }
 }
 
-/// The guest has touched all its RAM before each update: one word in each page, which costs what a
-/// page costs and not what its content does.
+/// Returns the case for one boot. The guest touches one word in each page of its RAM before each
+/// update, so that the cost is that of the pages, not of their contents.
 fn bench_case(cell: Cell, plan: Plan, run: u32) -> Case {
     let Cell { memory, cpus, pages } = cell;
     let mut steps = vec![Step::Boot];
@@ -260,9 +259,9 @@ fn bench_case(cell: Cell, plan: Plan, run: u32) -> Case {
     let cmdline = "words=1".to_owned();
     Case {
         name: format!("bench/{memory}[cpus={cpus},pages={},run={run}]", pages.as_str()),
-        summary: "how long the guest stands still".into(),
+        summary: "guest blackout of updates".into(),
         seed: u64::from(run) + 1,
-        // To touch a GiB for the first time, at boot and after each update, takes seconds.
+        // Touching a GiB for the first time, at boot and after each update, takes seconds.
         deadline_ms: 120_000 * (1 + u64::from(cpus) / 2)
             + u64::from(plan.updates + 1) * u64::from(gib(memory)) * 30_000,
         max_blackout_ms: None,
@@ -277,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_size_meets_every_other() {
+    fn cells_are_all_combinations() {
         let cells = cells(&[Size(1), Size(2)], &[1, 2, 4], &[Pages::Small, Pages::Transparent]);
         assert_eq!(cells.len(), 12);
         assert_eq!(cells[0], Cell { memory: Size(1), cpus: 1, pages: Pages::Small });

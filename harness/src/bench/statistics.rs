@@ -1,24 +1,24 @@
-//! What can be said of two lists of times taken on a machine that others use too.
+//! Statistics to compare two lists of times taken on a noisy machine.
 
-/// Resamplings: more would not change the digits that are printed.
+/// Number of resamplings: more would not change the printed digits.
 const ROUNDS: usize = 2000;
-/// So many boots are regrouped in every way.
+/// Most boots whose regroupings are enumerated completely.
 const ENUMERATED: usize = 14;
-/// The same numbers from the same times.
+/// Fixed, so that the same times give the same results.
 const SEED: u64 = 20_261_124;
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The one in the middle; the mean of the two there.
+    /// The middle value, or the mean of the two middle values.
     pub median: f64,
-    /// The smallest.
+    /// The minimum.
     pub min: f64,
-    /// The largest.
+    /// The maximum.
     pub max: f64,
 }
 
-/// Of at least one time.
+/// Returns the spread of at least one time.
 pub fn spread(times: &[f64]) -> Option<Spread> {
     let mut sorted = times.to_vec();
     let median = median(&mut sorted)?;
@@ -32,21 +32,22 @@ fn median(times: &mut [f64]) -> Option<f64> {
     Some(if times.len() % 2 == 1 { upper } else { (times[middle - 1] + upper) / 2.0 })
 }
 
-/// How many times as long the second takes.
+/// Ratio of the times of the second VMM to those of the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
-    /// Of the medians.
+    /// Ratio of the medians.
     pub ratio: f64,
-    /// 95 % of resamplings (percentile bootstrap) are not below this one …
+    /// Lower end of the 95 % interval (percentile bootstrap).
     pub low: f64,
-    /// … and not above this one.
+    /// Upper end of the 95 % interval.
     pub high: f64,
-    /// The share of regroupings of all boots that are as far apart (permutation test, two-sided).
+    /// Share of regroupings of all boots that are as far apart (two-sided permutation test).
     pub p: f64,
 }
 
 /// Compares the medians of two VMMs, each a list of boots, each a list of times. Whole boots are
-/// resampled and regrouped: the updates of one are not independent. Both need at least one time.
+/// resampled and regrouped, because updates of the same boot are not independent. Returns none
+/// unless both have at least one time.
 pub fn ratio(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<Ratio> {
     let medians = |one: &[&Vec<f64>], two: &[&Vec<f64>]| Some((pooled(one)?, pooled(two)?));
     let (first, second): (Vec<_>, Vec<_>) = (first.iter().collect(), second.iter().collect());
@@ -70,9 +71,9 @@ pub fn ratio(first: &[Vec<f64>], second: &[Vec<f64>]) -> Option<Ratio> {
     })
 }
 
-/// The share of regroupings of whole boots whose means, of the logarithms of the times, are as far
-/// apart: of all if there are few, else of some. (Means and not medians: of five boots and five the
-/// medians are as far apart in many regroupings.)
+/// Returns the share of regroupings of whole boots whose means of the logarithms of the times are
+/// as far apart: of all regroupings if there are few, else of a random sample. (Means rather than
+/// medians: with five and five boots, medians are as far apart in many regroupings.)
 fn regrouped(first: &[&Vec<f64>], second: &[&Vec<f64>]) -> f64 {
     let level = |boot: &&Vec<f64>| {
         boot.iter().map(|time| time.max(f64::MIN_POSITIVE).ln()).sum::<f64>() / boot.len() as f64
@@ -81,7 +82,7 @@ fn regrouped(first: &[&Vec<f64>], second: &[&Vec<f64>]) -> f64 {
     let (here, sum) = (first.len(), levels.iter().sum::<f64>());
     let there = levels.len() - here;
     let apart = |chosen: f64| (chosen / here as f64 - (sum - chosen) / there as f64).abs();
-    // A sum in another order is not the same to the last bit.
+    // Floating-point sums depend on the order in the last bits.
     let seen = apart(levels[..here].iter().sum()) * (1.0 - 1e-9) - f64::EPSILON;
     if levels.len() <= ENUMERATED {
         let chosen = |set: &u32| set.count_ones() as usize == here;
@@ -101,7 +102,7 @@ fn regrouped(first: &[&Vec<f64>], second: &[&Vec<f64>]) -> f64 {
         random.shuffle(&mut levels);
         apart(levels[..here].iter().sum()) >= seen
     });
-    // What was seen is a grouping too, so this is never zero.
+    // The observed grouping counts too, so the result is never zero.
     (far.count() + 1) as f64 / (ROUNDS + 1) as f64
 }
 
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_said_of_nothing() {
+    fn no_times_have_no_statistics() {
         assert_eq!(spread(&[]), None);
         assert_eq!(ratio(&[], &[vec![1.0]]), None);
         assert_eq!(ratio(&[vec![1.0]], &[]), None);
@@ -141,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn two_boots_prove_little_however_often_they_are_updated() {
+    fn two_boots_prove_little_even_with_many_updates() {
         let boots = |time: f64| vec![vec![time; 50]; 2];
         let seen = ratio(&boots(1.0), &boots(3.0)).unwrap();
         assert!(seen.p > 0.2, "{seen:?}");
     }
 
     #[test]
-    fn five_boots_and_five_can_show_a_difference() {
+    fn five_and_five_boots_can_show_a_difference() {
         let boots =
             |from: f64| (0..5).map(|i| vec![from + f64::from(i) / 10.0]).collect::<Vec<_>>();
         let seen = ratio(&boots(1.0), &boots(2.0)).unwrap();
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_times_are_no_difference() {
+    fn equal_times_are_no_difference() {
         let times: Vec<Vec<f64>> = (0..20).map(f64::from).map(|i| vec![i + 1.0]).collect();
         let seen = ratio(&times, &times).unwrap();
         assert_eq!((seen.ratio, seen.p), (1.0, 1.0));

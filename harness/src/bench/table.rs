@@ -1,10 +1,10 @@
-//! What was measured, as people read it: Markdown tables, one row a machine.
+//! Renders the measurements as Markdown tables, one row per machine.
 
 use super::statistics::{ratio, spread};
 use super::{Cell, Measured, Metric, Samples};
 use crate::observe::phases::Phase;
 
-/// All tables, with what the columns mean.
+/// Returns all tables with their headings.
 pub fn markdown(measured: &[Measured]) -> Vec<String> {
     let mut lines = blackouts(measured);
     lines.push(String::new());
@@ -14,14 +14,14 @@ pub fn markdown(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// A table's head: the machine, and these columns.
+/// Returns the head of a table: the machine, and these columns.
 pub(super) fn head(columns: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut cells = ["RAM", "vCPUs", "pages"].map(str::to_owned).to_vec();
     cells.extend(columns);
     vec![format!("| {} |", cells.join(" | ")), format!("|{}", "---|".repeat(cells.len()))]
 }
 
-/// A row of it.
+/// Returns a row of a table.
 pub(super) fn line(cell: Cell, columns: impl IntoIterator<Item = String>) -> String {
     let mut cells =
         vec![cell.memory.to_string(), cell.cpus.to_string(), cell.pages.as_str().to_owned()];
@@ -37,7 +37,8 @@ impl std::fmt::Display for Cell {
     }
 }
 
-/// How long the guest stands still; ratios are those to the first VMM, and of it to the floor.
+/// Returns the table of blackouts, with the ratio of each VMM to the first, and of the first to the
+/// floor.
 fn blackouts(measured: &[Measured]) -> Vec<String> {
     let Some(first) = measured.first() else { return Vec::new() };
     let names = || first.of.iter().map(|samples| samples.vmm.as_str());
@@ -50,7 +51,7 @@ fn blackouts(measured: &[Measured]) -> Vec<String> {
     if first.floor.is_some() {
         columns.extend(["floor, ms".to_owned(), format!("{one} : floor")]);
     }
-    let mut lines = vec!["How long the guest stands still: median (least to most)\n".to_owned()];
+    let mut lines = vec!["Blackout: median (min to max)\n".to_owned()];
     lines.extend(head(columns));
     lines.extend(measured.iter().map(|Measured { cell, of, floor }| {
         let mut cells = Vec::new();
@@ -70,9 +71,9 @@ fn blackouts(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// Where the time goes: a row for each VMM that tells.
+/// Returns the table of phases, a row for each VMM and the floor.
 fn phases(measured: &[Measured]) -> Vec<String> {
-    let mut lines = vec!["Where it goes: median of each phase, ms\n".to_owned()];
+    let mut lines = vec!["Phases of the update: median, ms\n".to_owned()];
     let columns = Phase::ALL.map(|phase| phase.name().to_owned());
     lines.extend(head(std::iter::once("VMM".to_owned()).chain(columns)));
     for Measured { cell, of, floor, .. } in measured {
@@ -90,10 +91,10 @@ fn phases(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// How long the guest takes to touch every page, which it must be given back first.
+/// Returns the table of the time to touch all RAM, which includes mapping the pages again.
 fn touching(measured: &[Measured]) -> Vec<String> {
     let mut lines =
-        vec!["How long the guest takes to touch all its RAM: median (least to most)\n".to_owned()];
+        vec!["Time for the guest to touch all its RAM: median (min to max)\n".to_owned()];
     lines.extend(head(["VMM", "before, ms", "after, ms", "after : before"].map(str::to_owned)));
     for Measured { cell, of, .. } in measured {
         for samples in of {
@@ -106,16 +107,16 @@ fn touching(measured: &[Measured]) -> Vec<String> {
     lines
 }
 
-/// What cannot be measured on this host.
+/// Returns a line for each VMM that cannot run the machine on this host.
 pub fn left_out(measured: &Measured) -> impl Iterator<Item = String> {
     let Measured { cell, of, .. } = measured;
     of.iter().filter_map(move |samples| {
         let why = samples.cannot.as_ref()?;
-        Some(format!("left out: {}, {cell}: {why}", samples.vmm))
+        Some(format!("skipped: {}, {cell}: {why}", samples.vmm))
     })
 }
 
-/// What kept a VMM from being measured.
+/// Returns a line for each failure to measure a VMM.
 pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
     let Measured { cell, of, floor } = measured;
     let told = move |samples: &Samples| -> Vec<String> {
@@ -128,7 +129,7 @@ pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
 fn times(of: &Samples, metric: Metric) -> String {
     let all = of.times(metric).concat();
     match spread(&all) {
-        None if of.cannot.is_some() => "not here".into(),
+        None if of.cannot.is_some() => "skipped".into(),
         None => "not measured".into(),
         Some(of) => format!("{:.2} ({:.2} to {:.2}), n={}", of.median, of.min, of.max, all.len()),
     }

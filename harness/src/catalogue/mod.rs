@@ -1,5 +1,5 @@
-//! The catalogue of known classes of bugs: for each the scenario that notices it, proved by planting
-//! the bug.
+//! Catalogue of known classes of bugs, each with the scenario that catches it, which is proved by
+//! planting the bug.
 
 pub mod need;
 pub mod random;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::scenario::{Case, ScenarioError};
 
-/// The file, as it was when this binary was built.
+/// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/bug-classes.toml");
 const NAME: &str = "bug-classes.toml";
 
@@ -21,26 +21,26 @@ const NAME: &str = "bug-classes.toml";
 pub struct BugClass {
     /// What goes wrong.
     pub class: String,
-    /// Where it went wrong in public.
+    /// A public example.
     pub example: String,
-    /// The planted bug, one of the VMM's `--plant`.
+    /// The bug to plant: an argument of the VMM's `--plant`.
     pub planted: String,
-    /// Which process has it.
+    /// The process to plant it in.
     #[serde(default)]
     pub in_process: InProcess,
-    /// How often the case is run at most until it notices: where an update must fall into a window of
-    /// microseconds.
+    /// Most runs of the case until it catches the bug: more than one if an update must hit a window
+    /// of microseconds.
     #[serde(default = "once")]
     pub runs: u32,
-    /// What the host must be able to for it to show.
+    /// What the host must support for the bug to have an effect.
     #[serde(default)]
     pub needs: Option<Need>,
-    /// Why no scenario has been seen to notice it, where that is so.
+    /// Why no scenario has been seen to catch it, if so.
     #[serde(default)]
     pub unproved: Option<String>,
-    /// The case that notices it, or should.
+    /// The case that catches it, or should.
     pub case: String,
-    /// The check of the harness that does; where it is chance which, each that may.
+    /// The checks that may fail because of it; one of them must.
     pub checks: Vec<String>,
 }
 
@@ -48,10 +48,10 @@ pub struct BugClass {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InProcess {
-    /// Every one.
+    /// Every process.
     #[default]
     Both,
-    /// Only those that take over.
+    /// Only processes that take over a VM.
     New,
 }
 
@@ -65,7 +65,7 @@ struct File {
     class: Vec<BugClass>,
 }
 
-/// All classes.
+/// Returns all classes.
 pub fn all() -> Result<Vec<BugClass>, ScenarioError> {
     let file: File =
         toml::from_str(EMBEDDED).map_err(|e| ScenarioError::syntax(NAME, EMBEDDED, &e))?;
@@ -73,11 +73,11 @@ pub fn all() -> Result<Vec<BugClass>, ScenarioError> {
 }
 
 impl BugClass {
-    /// Its case among `cases`.
+    /// Finds its case among `cases`.
     pub fn find<'a>(&self, cases: &'a [Case]) -> Result<&'a Case, ScenarioError> {
         cases.iter().find(|case| case.name == self.case).ok_or_else(|| {
             let message =
-                format!("`{}` names case {}, which is not there", self.planted, self.case);
+                format!("`{}` names case {}, which does not exist", self.planted, self.case);
             ScenarioError::sense(NAME, message)
         })
     }

@@ -1,4 +1,4 @@
-//! What a host must do for a class of bugs to show, where no guest can find it out.
+//! Host features that a class of bugs requires and that no guest can detect.
 
 use std::fs;
 
@@ -6,19 +6,19 @@ use serde::Deserialize;
 
 use crate::run::verdict::HOST_LACKS;
 
-/// See the module.
+/// A host feature required for a bug to have an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Need {
-    /// Real mode is run as virtual-8086 mode.
+    /// KVM runs real mode as virtual-8086 mode.
     Vm86,
 }
 
 impl Need {
-    /// Why this host does not meet it, in the words of an ignored case.
+    /// Returns why this host lacks it, as the reason of an ignored case.
     pub fn unmet(self) -> Option<String> {
         let Self::Vm86 = self;
-        // There is no ioctl that asks for it; only Intel's KVM does it, and says so here.
+        // No ioctl reports it; only KVM on Intel does it, and shows it in this parameter.
         let says = fs::read_to_string("/sys/module/kvm_intel/parameters/unrestricted_guest");
         match says.as_deref().map(str::trim) {
             Ok("N") => None,

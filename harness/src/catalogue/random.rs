@@ -1,5 +1,6 @@
-//! Losses that no scenario was written for: each drawn by its number, planted in the process that takes
-//! over, and looked for by a selection of scenarios. The share that is noticed measures the harness.
+//! Random losses that no scenario was written for: each is derived from its number, planted in the
+//! process that takes over, and tested by a selection of scenarios. The share that is detected
+//! measures the harness.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +13,7 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::run::{Options, Report, case, evidence};
 use crate::scenario::{Case, ScenarioError};
 
-/// The scenarios, those first that notice the most in the shortest time.
+/// The cases to run, most effective per unit of time first.
 const CASES: [&str; 12] = [
     "update/stopped[cpus=2,pages=4k]",
     "update/running[cpus=2,pages=4k]",
@@ -32,7 +33,7 @@ const CASES: [&str; 12] = [
 const NO_EFFECT: [(&str, &str); 4] = [
     (
         r"platform\.\d+\.pit bytes 0x(1[0-7]|2[89a-f]|4[0-7]) to 0x(1[0-7]|2[89a-f]|4[0-7]),.*",
-        "when a counter was loaded: KVM_SET_PIT2 loads all of them anew",
+        "the load time of a counter: KVM_SET_PIT2 reloads all of them",
     ),
     (
         r"vcpu\.\d+\.lapic bytes 0x3[0-3] to 0x3[0-3],.*",
@@ -40,7 +41,7 @@ const NO_EFFECT: [(&str, &str); 4] = [
     ),
     (
         r"platform\.\d+\.clock bytes 0x1[89a-f] to 0x1[89a-f],.*",
-        "the host's TSC when the clock was read: KVM_SET_CLOCK does not look at it",
+        "the host's TSC when the clock was read: KVM_SET_CLOCK ignores it",
     ),
     (
         r"vcpu\.\d+\.events bytes 0x8 to 0x9, \[00, ..\],.*",
@@ -48,13 +49,13 @@ const NO_EFFECT: [(&str, &str); 4] = [
     ),
 ];
 
-/// What the VMM calls a loss in its log.
+/// Name of the log event of a planted loss.
 const LOGGED: &str = "planted_loss";
 
-/// The selection.
+/// Selects the cases from `all`.
 pub fn cases(all: &[Case]) -> Result<Vec<&Case>, ScenarioError> {
     let find = |name: &&str| {
-        let message = || format!("case {name} of the random catalogue is not there");
+        let message = || format!("case {name} of the random catalogue does not exist");
         all.iter()
             .find(|case| case.name == **name)
             .ok_or_else(|| ScenarioError::sense("random.rs", message()))
@@ -62,10 +63,10 @@ pub fn cases(all: &[Case]) -> Result<Vec<&Case>, ScenarioError> {
     CASES.iter().map(find).collect()
 }
 
-/// What came of a loss.
+/// How a loss was detected, if it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Noticed {
-    /// This case failed, by these checks.
+    /// This case failed in these checks.
     By {
         /// Its name.
         case: String,
@@ -74,11 +75,11 @@ pub enum Noticed {
     },
     /// No case failed.
     Never,
-    /// No case failed, because nothing is another: why.
+    /// No case failed, because the loss is known to have no effect, for this reason.
     NoEffect(&'static str),
-    /// There was nothing of the kind to lose.
+    /// The cases had nothing of this kind to lose.
     NothingLost,
-    /// A case could not run: why.
+    /// A case could not run, for this reason.
     NotRun(String),
 }
 
@@ -86,7 +87,7 @@ impl fmt::Display for Noticed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::By { case, checks } => write!(f, "{} in {case}", checks.join(", ")),
-            Self::Never => f.write_str("NOT NOTICED"),
+            Self::Never => f.write_str("NOT DETECTED"),
             Self::NoEffect(why) => write!(f, "no effect: {why}"),
             Self::NothingLost => f.write_str("nothing to lose"),
             Self::NotRun(why) => write!(f, "not run: {why}"),
@@ -99,9 +100,9 @@ impl fmt::Display for Noticed {
 pub struct Loss {
     /// Its number.
     pub number: u64,
-    /// What the VMM says it has lost, each once.
+    /// What the VMM logged as lost, without duplicates.
     pub what: Vec<String>,
-    /// What came of it.
+    /// Whether and how it was detected.
     pub noticed: Noticed,
 }
 
@@ -138,14 +139,14 @@ pub fn plant(number: u64, cases: &[&Case], vmm: &CprVmm, options: &Options) -> L
     if let (Noticed::Never, Some(why)) = (&loss.noticed, no_effect(&loss.what)) {
         loss.noticed = Noticed::NoEffect(why);
     }
-    // Only what was not noticed is left to look at.
+    // Keep the evidence of undetected losses only.
     if loss.noticed != Noticed::Never {
         let _ = fs::remove_dir_all(&options.evidence);
     }
     loss
 }
 
-/// Why none of these losses has an effect, if none has.
+/// Returns why these losses have no effect; none if one of them may have.
 fn no_effect(what: &[String]) -> Option<&'static str> {
     let reason = |what: &String| {
         let fits = |pattern: &str| {
@@ -156,56 +157,56 @@ fn no_effect(what: &[String]) -> Option<&'static str> {
     what.iter().map(reason).collect::<Option<Vec<_>>>()?.first().copied()
 }
 
-/// What the logs of `case` say was lost.
+/// Returns what was lost according to the log of `case`.
 fn lost(case: &Case, options: &Options) -> Vec<String> {
     let log = options.evidence.join(evidence::folder_name(&case.name)).join(evidence::VMM_LOG);
     let log = fs::read_to_string(log).unwrap_or_default();
     log.lines().filter_map(told).collect()
 }
 
-/// What a line of the log says was lost.
+/// Returns what was lost according to a line of the log.
 fn told(line: &str) -> Option<String> {
     let (_, what) = line.split_once(LOGGED)?;
     let what = what.trim().strip_prefix("what=").unwrap_or(what.trim());
     Some(what.trim_matches('"').replace("\\\"", "\""))
 }
 
-/// Whether `cases` pass as they are: otherwise what is noticed says nothing.
+/// Returns the first of `cases` that does not pass without a loss: it would invalidate all results.
 pub fn alarm(cases: &[&Case], options: &Options) -> Option<Report> {
     let mut reports = cases.iter().map(|case| case::run(case, options));
     reports.find(|report| Outcome::from(report) != Outcome::Passed)
 }
 
-/// The numbers of the losses of a seed.
+/// Returns the numbers of the losses for a seed.
 pub fn numbers(seed: u64) -> impl Iterator<Item = u64> {
     let mut random = fastrand::Rng::with_seed(seed);
-    // Short enough to be typed.
+    // Short enough to type.
     std::iter::repeat_with(move || random.u64(..1 << 32))
 }
 
-/// How many losses were noticed, and by what.
+/// Counts how many losses were detected, and by which checks.
 #[derive(Clone, Debug, Default)]
 pub struct Share {
-    /// Losses that took place.
+    /// Losses that occurred and may have an effect.
     pub lost: u32,
-    /// Of them, those that were noticed.
+    /// Those of them that were detected.
     pub noticed: u32,
-    /// Losses besides, that have no effect.
+    /// Further losses, known to have no effect.
     pub no_effect: u32,
-    /// By each check that came first.
+    /// Detected losses, by the first check that failed.
     pub by: BTreeMap<String, u32>,
 }
 
-/// The share that must be noticed, in percent.
+/// The share that must be detected, in percent.
 const ENOUGH: u32 = 95;
 
 impl Share {
-    /// Whether the harness notices what it must. Where nothing was lost, nothing is proved.
+    /// True if enough losses were detected. Without any loss there is no result.
     pub fn is_enough(&self) -> bool {
         self.lost > 0 && self.noticed * 100 >= self.lost * ENOUGH
     }
 
-    /// Counts one.
+    /// Counts a loss.
     pub fn count(&mut self, noticed: &Noticed) {
         match noticed {
             Noticed::By { checks, .. } => {
@@ -225,7 +226,7 @@ impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lost, noticed, no_effect, by } = self;
         let percent = f64::from(*noticed) * 100.0 / f64::from((*lost).max(1));
-        write!(f, "{noticed} of {lost} losses noticed ({percent:.1} %)")?;
+        write!(f, "{noticed} of {lost} losses detected ({percent:.1} %)")?;
         if *no_effect > 0 {
             write!(f, ", {no_effect} more without effect")?;
         }
@@ -242,7 +243,7 @@ mod tests {
     use crate::scenario::set::Set;
 
     #[test]
-    fn every_case_of_the_selection_is_there() {
+    fn every_selected_case_exists() {
         assert_eq!(cases(&Set::embedded().unwrap().cases).unwrap().len(), CASES.len());
     }
 
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_known_with_its_reason() {
+    fn losses_without_effect_have_a_reason() {
         let of = |what: &[&str]| no_effect(&what.iter().map(|&w| w.to_owned()).collect::<Vec<_>>());
         let version = "vcpu.1.lapic bytes 0x30 to 0x31, [14, 00], become 0";
         let divide = "vcpu.0.lapic bytes 0x3e0 to 0x3e1, [0b, 00], become 0";
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!(of(&[version, divide]), None);
         assert_eq!(of(&["vcpu.0.events bytes 0x8 to 0x9, [01, 40], become 0"]), None);
         assert_eq!(of(&[]), None);
-        // One that is no pattern would fit nothing.
+        // An invalid pattern would silently match nothing.
         let good = |(pattern, _): &(&str, _)| regex::Regex::new(pattern).is_ok();
         assert!(NO_EFFECT.iter().all(good));
     }
@@ -291,7 +292,7 @@ mod tests {
         for noticed in [by("fds"), by("process"), by("fds")].iter().chain(&not) {
             share.count(noticed);
         }
-        let told = "3 of 4 losses noticed (75.0 %), 1 more without effect: fds 2, process 1";
+        let told = "3 of 4 losses detected (75.0 %), 1 more without effect: fds 2, process 1";
         assert_eq!(share.to_string(), told);
     }
 }

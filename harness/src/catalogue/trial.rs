@@ -1,4 +1,4 @@
-//! Trying out one class: its case with and without the planted bug.
+//! Runs the case of a class with and without the planted bug.
 
 use std::slice;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::Case;
 
-/// What a report calls the first step.
+/// Label of the first step in reports.
 const BOOT: &str = "step 1 (boot)";
 
-/// What came of it.
+/// Outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing failed.
+    /// No check failed.
     Passed,
-    /// These checks failed; the first says why.
+    /// These checks failed.
     Failed {
         /// Their names.
         checks: Vec<String>,
-        /// What the first said.
+        /// Message of the first one.
         message: String,
     },
-    /// It did not run: why.
+    /// It did not run, for this reason.
     NotRun(String),
 }
 
@@ -32,7 +32,7 @@ impl From<&Report> for Outcome {
     fn from(report: &Report) -> Self {
         match &report.verdict {
             Verdict::Pass => Self::Passed,
-            // A bug that keeps the guest from booting, or that the VMM does not know, proves nothing.
+            // A bug that prevents booting, or that the VMM does not know, is not evidence.
             Verdict::Fail(findings) if report.failed_step.as_deref() == Some(BOOT) => {
                 let why = findings.first().map_or("", |finding| finding.message.as_str());
                 Self::NotRun(format!("at {BOOT}: {why}"))
@@ -47,18 +47,18 @@ impl From<&Report> for Outcome {
 }
 
 impl Outcome {
-    /// The bug was noticed, by one of the checks that are expected to.
+    /// True if one of the expected checks caught the bug.
     pub fn is_caught_by(&self, expected: &[String]) -> bool {
         matches!(self, Self::Failed { checks, .. } if checks.iter().any(|c| expected.contains(c)))
     }
 }
 
-/// What came of a case, and the lines to type if that is wrong.
+/// Outcome of a case, with the commands to investigate it.
 #[derive(Clone, Debug)]
 pub struct Tried {
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// How to run it again, and how to read what happened; empty if it did not run.
+    /// Commands to run it again and to show its evidence; empty if it did not run.
     pub to_type: Vec<String>,
 }
 
@@ -70,12 +70,12 @@ impl From<Report> for Tried {
     }
 }
 
-/// Runs `case` as it is.
+/// Runs `case` without a planted bug.
 pub fn clean(case: &Case, options: &Options) -> Tried {
     case::run(case, options).into()
 }
 
-/// Why this host cannot show the bug of `class`, if it cannot.
+/// Returns why the bug of `class` has no effect on this host, if so.
 pub fn unmet(class: &BugClass) -> Option<Outcome> {
     class.needs.and_then(Need::unmet).map(Outcome::NotRun)
 }

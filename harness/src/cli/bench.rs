@@ -1,4 +1,4 @@
-//! `bench`.
+//! The `bench` command.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,48 +24,48 @@ use crate::scenario::size::Size;
 pub(super) struct Bench {
     #[command(subcommand)]
     what: Option<What>,
-    /// A VMM: `cpr-vmm`, `qemu`, `mock`, or the path of a build; several are compared with the
-    /// first.
+    /// VMM to measure: `cpr-vmm`, `qemu`, `mock`, or the path of a build; can be repeated, and the
+    /// first is the baseline.
     #[arg(long, value_name = "VMM", default_values_t = ["cpr-vmm".to_owned()])]
     vmm: Vec<String>,
-    /// What QEMU runs guests with.
+    /// Accelerator that QEMU uses.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
-    /// RAM of the guest.
+    /// Sizes of guest RAM to measure.
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_values_t = [Size(64 << 20)])]
     memory: Vec<Size>,
-    /// vCPUs of the guest, up to 8.
+    /// Numbers of vCPUs to measure, up to 8.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1], value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Vec<u32>,
-    /// Page size of the guest's RAM.
+    /// Page sizes of guest RAM to measure.
     #[arg(long, value_enum, value_name = "PAGES", value_delimiter = ',', default_values_t = [Pages::Small])]
     pages: Vec<Pages>,
-    /// How often each VMM is started for each machine.
+    /// Boots of each VMM for each machine.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// How often each of them is updated.
+    /// Updates after each boot.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     updates: u32,
-    /// Write all that was measured to this file.
+    /// Write all measurements to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// Compare two files that `bench --json` has written; exit status 1 if something is slower or has no
-    /// times any more.
+    /// Compare two files written by `bench --json`; exit status 1 if something is slower, or if
+    /// NEW lacks times that OLD has.
     Compare {
-        /// What it was.
+        /// Results to compare with.
         #[arg(value_name = "OLD.json")]
         old: PathBuf,
-        /// What it is.
+        /// Results to check.
         #[arg(value_name = "NEW.json")]
         new: PathBuf,
-        /// How many times as long anything may take.
+        /// Ratio of new to old times above which something is slower.
         #[arg(long, value_name = "R", default_value_t = 1.1, value_parser = at_least_one)]
         threshold: f64,
     },
@@ -73,10 +73,10 @@ enum What {
 
 fn at_least_one(text: &str) -> Result<f64, String> {
     let ratio = text.parse::<f64>().ok().filter(|ratio| ratio.is_finite() && *ratio >= 1.0);
-    ratio.ok_or_else(|| "write a number that is 1 or more, such as 1.1".to_owned())
+    ratio.ok_or_else(|| "expected a number of at least 1, such as 1.1".to_owned())
 }
 
-/// Runs it.
+/// Runs `bench`.
 pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
     match &bench.what {
         Some(What::Compare { old, new, threshold }) => {
@@ -84,8 +84,7 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
             let comparison = compare(&read(old)?, &read(new)?, *threshold);
             comparison.lines().iter().for_each(say);
             if comparison.rows.is_empty() && comparison.lost.is_empty() {
-                let why =
-                    "nothing is in both files: measure the same machines, with the same --vmm";
+                let why = "the files have nothing in common: measure the same machines and --vmm";
                 return Err(Stop::usage(why));
             }
             let failed = comparison.any_slower() || !comparison.lost.is_empty();
@@ -100,7 +99,7 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     let options = |(index, name): (usize, &String)| {
         let backend = contender(name, bench.accel)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
-        // What is not measured is a trouble here.
+        // A missing measurement is an error here, so wait longer than a test would.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
         let vmm_option = contender_option(name, bench.accel);
         let audits = false;
@@ -111,7 +110,7 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
         try_out(path)?;
     }
     let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
-    // It needs KVM; where nothing else does, its figures would say nothing.
+    // The floor needs KVM, and is only comparable with VMMs that use it.
     let floor = Path::new("/dev/kvm").exists()
         && contenders.iter().any(|contender| contender.options.backend.uses_kvm());
     let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
@@ -136,10 +135,8 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     for line in table::markdown(&measured) {
         say(line);
     }
-    say(
-        "\nA ratio is one of medians (95 % of resamplings); p: share of random regroupings that are as",
-    );
-    say("far apart. host: seen in the mailbox from outside. floor: exec, an empty VM, its state.");
+    say("\nRatios are of medians (95 % bootstrap interval); p is from a permutation test.");
+    say("host: observed from outside through the mailbox. floor: exec, an empty VM and its state.");
     let mut samples = measured.iter().flat_map(|measured| &measured.of);
     let nothing = samples.all(|samples| samples.cannot.is_some());
     let broken = measured.iter().flat_map(|measured| &measured.of).any(|samples| samples.broken);
@@ -154,7 +151,7 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     }))
 }
 
-/// A bar on a terminal, and nothing elsewhere.
+/// Progress bar, shown on a terminal only.
 fn progress(length: u64) -> ProgressBar {
     let bar = ProgressBar::new(length);
     if let Ok(style) =

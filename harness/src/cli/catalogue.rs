@@ -1,4 +1,4 @@
-//! `catalogue`.
+//! The `catalogue` command.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,36 +19,36 @@ use crate::scenario::set::Set;
 
 #[derive(Args)]
 pub(super) struct Catalogue {
-    /// Only classes whose bug or case contains this; several: any of them.
+    /// Only classes whose bug or case contains this text; can be repeated.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
-    /// How often each case is run without its bug.
+    /// Runs of each case without its bug.
     #[arg(long, value_name = "N", default_value_t = 1)]
     clean: u32,
-    /// Plant this many losses that are drawn from a seed instead, and say what share was noticed.
+    /// Plant this many random losses instead, and print the share that was detected.
     #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write"])]
     random: Option<u32>,
-    /// The seed of the losses; drawn without it.
+    /// Seed of the losses [default: random].
     #[arg(long, value_name = "S", requires = "random")]
     seed: Option<u64>,
-    /// How many losses are looked for at a time; what a busy host makes fail counts as noticed.
+    /// Losses to test in parallel; a case that fails because the host is busy counts as detected.
     #[arg(long, value_name = "N", requires = "random", default_value_t = 1)]
     jobs: usize,
-    /// Plant the loss of this number only.
+    /// Plant only the loss with this number.
     #[arg(long, value_name = "N", conflicts_with_all = ["filter", "clean", "write", "random"])]
     loss: Option<u64>,
-    /// Leave the audits out: to see what they are good for.
+    /// Skip the audits, to see what they contribute.
     #[arg(long)]
     no_audits: bool,
-    /// Write the catalogue to this file, and run nothing.
+    /// Write the catalogue to this file and run nothing.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
 }
 
-/// Runs it.
+/// Runs `catalogue`.
 pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
     let classes = all().map_err(Stop::usage)?;
     if let Some(path) = &catalogue.write {
@@ -101,7 +101,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
     Ok(ExitCode::from(seen.code()))
 }
 
-/// Plants the losses of these numbers.
+/// Plants the losses with these numbers.
 fn lose(
     numbers: &[u64],
     jobs: usize,
@@ -112,7 +112,8 @@ fn lose(
     let options = Options { evidence: options.evidence.join("random"), ..options.clone() };
     let cases = random::cases(cases).map_err(Stop::usage)?;
     if let Some(report) = random::alarm(&cases, &options) {
-        let why = format!("{} does not pass without a loss: {:?}", report.case, report.verdict);
+        let why =
+            format!("{} does not pass even without a loss: {:?}", report.case, report.verdict);
         return Err(Stop::environment(why));
     }
     let mut share = Share::default();
@@ -133,7 +134,7 @@ struct Seen {
     alarms: u32,
     /// Classes that this host cannot show.
     ignored: u32,
-    /// Classes that nothing has been seen to notice yet.
+    /// Classes that no scenario has been seen to catch yet.
     unproved: u32,
 }
 
@@ -171,7 +172,7 @@ impl Seen {
         self.classes += 1;
         let Tried { outcome: planted, to_type } = trial::planted(class, case, vmm, options);
         let (caught, how) = match &planted {
-            Outcome::Passed => (false, "NOT NOTICED".to_owned()),
+            Outcome::Passed => (false, "NOT CAUGHT".to_owned()),
             Outcome::NotRun(why) => (false, format!("not run: {why}")),
             Outcome::Failed { checks, .. } if planted.is_caught_by(&class.checks) => {
                 (true, format!("caught by {}", checks.join(", ")))
@@ -205,7 +206,7 @@ impl Seen {
         )
     }
 
-    /// Where no bug was planted, nothing was shown.
+    /// Exit status; a run that planted no bug has no result.
     fn code(&self) -> u8 {
         match self.caught == self.classes && self.alarms == 0 {
             false => FAILED,
@@ -225,7 +226,7 @@ mod tests {
     #[case::one_not_noticed(3, 2, 0, FAILED)]
     #[case::a_false_alarm(3, 3, 1, FAILED)]
     #[case::all_ignored(0, 0, 0, ENVIRONMENT)]
-    fn what_was_not_planted_is_no_success(
+    fn planting_nothing_is_not_a_success(
         #[case] classes: u32,
         #[case] caught: u32,
         #[case] alarms: u32,

@@ -1,4 +1,4 @@
-//! `conform`.
+//! The `conform` command.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,28 +25,28 @@ pub(super) struct Conform {
     /// The two VMMs, ours first: `cpr-vmm`, `qemu`, `mock`, or the path of a build.
     #[arg(long, value_name = "VMM", required = true)]
     vmm: Vec<String>,
-    /// How many cases at a time [default: as many as there are CPUs].
+    /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Write the table to this file; takes a run of all cases.
+    /// Write the table to this file; requires a run of all cases.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Run nothing: compare anew what an earlier run has left in --evidence.
+    /// Run nothing: compare the results that an earlier run left in --evidence.
     #[arg(long)]
     again: bool,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
 }
 
-/// Runs it.
+/// Runs `conform`.
 pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     let [first, second] = conform.vmm.as_slice() else {
         return Err(Stop::usage("conform compares two VMMs: give --vmm twice"));
     };
     let whole = conform.selection.is_whole();
     if conform.write.is_some() && !whole {
-        let why = "--write takes a run of all cases: leave --filter, --shard and SCENARIO out";
+        let why = "--write requires a run of all cases: omit --filter, --shard and SCENARIO";
         return Err(Stop::usage(why));
     }
     let set = select(&conform.selection)?;
@@ -96,7 +96,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         for difference in differences.unseen(vmm) {
             good = false;
             say(format_args!(
-                "{} was not seen: take it out of differences.toml if {vmm} is mended",
+                "{} was not seen: remove it from differences.toml if {vmm} is fixed",
                 difference.name
             ));
         }
@@ -109,7 +109,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     }
     let compared = rows.iter().any(|row| !matches!(row.outcome, Outcome::Ignored(_)));
     if !compared {
-        say("no case was compared: nothing is shown");
+        say("no case was compared: there is no result");
     }
     Ok(ExitCode::from(match good {
         false => FAILED,

@@ -1,4 +1,4 @@
-//! `doctor`.
+//! The `doctor` command.
 
 use std::process::ExitCode;
 
@@ -11,9 +11,9 @@ use crate::report::stdout::say;
 use crate::run;
 use crate::scenario::set::Set;
 
-/// Looks at the host, and prints what was found.
+/// Examines the host and prints the findings.
 pub(super) fn main() -> Result<ExitCode, Stop> {
-    // A QEMU is started, to ask it.
+    // Probing QEMU starts one.
     run::guard();
     let vmm = CprVmm::carried()
         .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
@@ -25,13 +25,13 @@ pub(super) fn main() -> Result<ExitCode, Stop> {
     let set = Set::find().map_err(Stop::usage)?;
     let cases: Vec<_> = set.cases.into_iter().filter(|case| !case.on_request).collect();
     let reach = reach(&cases, &vmm);
-    // What is missing is missing to every case, whatever it asks for itself.
+    // A missing prerequisite affects every case, whatever else it requires.
     let missing = findings.iter().any(|finding| finding.health == Health::Missing);
     let can = if missing { 0 } else { reach.can };
     say(format_args!("\n{can} of {} cases of {} can run here", cases.len(), set.origin));
-    say("(what KVM here cannot give a guest, the guest finds out when it boots)");
+    say("(what KVM does not support here only shows when a guest boots)");
     for (why, count) in &reach.cannot {
-        say(format_args!("{count} cannot: {why}"));
+        say(format_args!("{count} cannot run: {why}"));
     }
     Ok(ExitCode::from(if can == 0 { ENVIRONMENT } else { 0 }))
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_good_comes_with_what_to_do() {
+    fn findings_are_printed_with_advice() {
         let findings = [
             Finding::good("RAM", "2 GiB"),
             Finding::limited("QEMU", "not found", "install it"),

@@ -1,4 +1,4 @@
-//! `explore`.
+//! The `explore` command.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,39 +26,39 @@ use crate::scenario::{SerialKind, Vm as Machine};
 
 #[derive(Args)]
 pub(super) struct Explore {
-    /// One seed is one exploration, the same every time [default: drawn, and printed].
+    /// Seed of the exploration; the same seed gives the same sequences [default: random].
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
-    /// How many steps, over all sequences.
+    /// Total steps to run, over all sequences.
     #[arg(long, value_name = "N", required_unless_present = "duration")]
     steps: Option<usize>,
-    /// For how long, such as 10m or 1h30m; sequences that have begun are finished.
+    /// How long to run, such as 10m or 1h30m; a sequence that has started is finished.
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, id = "duration")]
     duration: Option<Duration>,
-    /// How many sequences at a time.
+    /// Sequences to run in parallel.
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
-    /// Where the scenario of what is found goes [default: scenarios/found in a working tree, else
+    /// Folder for the scenario of a failure [default: scenarios/found in a working tree, else
     /// found].
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
-    /// How many runs may be spent on making smaller what fails.
+    /// Most runs to spend on shrinking a failure.
     #[arg(long, value_name = "N", default_value_t = 200)]
     shrink_runs: usize,
-    /// And how much time.
+    /// Most time to spend on shrinking a failure.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
     shrink_for: Duration,
-    /// Write seed, coverage and what was found to this file.
+    /// Write the seed, the coverage and the failure to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
     vmm: Vmm,
 }
 
-/// What is told in the end, whatever ends it.
+/// What is printed at the end, also after a signal.
 struct Told {
     grammar: Arc<Grammar>,
     coverage: Coverage,
@@ -74,7 +74,7 @@ impl Told {
         let Coverage { sequences, ignored, steps, .. } = self.coverage;
         let ignored = match ignored {
             0 => String::new(),
-            n => format!(", {n} not run here"),
+            n => format!(", ignored: {n}"),
         };
         self.line(format_args!(
             "\nsequences: {sequences}, steps: {steps}{ignored}\n\n{}\nupdates: {}",
@@ -88,18 +88,18 @@ fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
     told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs it.
+/// Runs `explore`.
 pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
     let command = command_line(explore, seed);
-    say(format_args!("seed {seed}; again: {command}"));
+    say(format_args!("seed {seed}; run again: {command}"));
     let began = Instant::now();
     let told: Arc<OnceLock<Mutex<Told>>> = Arc::default();
     let at_end = told.clone();
-    // Before the backend is made, which may start another build, to ask it.
+    // Before the backend is created: probing another build starts it.
     signals::guard_after(move || {
         let Some(told) = at_end.get() else { return };
-        // Kept: what fails from here on does so because this process ends.
+        // The lock is never released, so failures caused by this exit are not printed.
         let told = std::mem::ManuallyDrop::new(lock(told));
         told.bar.finish_and_clear();
         told.line("\ninterrupted");
@@ -163,7 +163,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     }
 }
 
-/// Confirms, shrinks and writes what has failed.
+/// Confirms and shrinks a failing sequence, and writes it as a scenario.
 fn follow_up(
     explore: &Explore,
     ran: &Ran,
@@ -172,33 +172,32 @@ fn follow_up(
     options: &Options,
     told: &Mutex<Told>,
 ) -> Result<Written, Stop> {
-    // A VM that is kept is one of those that failed by themselves.
+    // --keep applies to the original failure only.
     let options = &Options { keep: false, ..options.clone() };
     let nothing = || Stop::environment("the failure has no finding");
     let confirmed = found::confirm(ran, options).ok_or_else(nothing)?;
     let Confirmed { failed, runs, .. } = confirmed;
     let mut smallest = confirmed.sequence.clone();
     if confirmed.is_certain() {
-        lock(told).line(format_args!("  failed {failed} of {runs} times; making it smaller"));
+        lock(told).line(format_args!("  failed {failed} of {runs} times; shrinking"));
         let budget = Budget { runs: explore.shrink_runs, time: explore.shrink_for };
         let shrunk = found::shrink(&confirmed, grammar, options, budget, |candidate, fails| {
             if fails {
                 lock(told).line(format_args!("  still fails: {}", in_short(candidate)));
             }
         });
-        let why = if shrunk.is_minimal { "" } else { "; the budget for it is spent" };
+        let why = if shrunk.is_minimal { "" } else { "; shrink budget exhausted" };
         lock(told).line(format_args!("  {} runs{why}", shrunk.runs));
         smallest = shrunk.sequence;
     } else {
-        lock(told)
-            .line(format_args!("  flaky: failed {failed} of {runs} times; it is kept as it is"));
+        lock(told).line(format_args!("  flaky: failed {failed} of {runs} times; not shrunk"));
     }
     let folder = folder(explore);
     found::write(&smallest, &confirmed.signature, grammar, command, &folder, options)
         .inspect(|written| {
             if !confirmed.signature.is_in(&written.report) {
                 lock(told).line(format_args!(
-                    "  run from {} it does not fail in the same way, this once",
+                    "  run once from {}, it did not fail in the same way",
                     written.path.display()
                 ));
             }
@@ -214,16 +213,16 @@ fn folder(explore: &Explore) -> PathBuf {
     })
 }
 
-/// What a person needs to go on.
+/// Prints the failure, its scenario and how to repeat it.
 fn announce(written: &Written) {
     let Written { path, text, report } = written;
     let findings = match report.verdict.findings() {
-        findings if findings.is_empty() => "it passed when it was run from its file".to_owned(),
+        findings if findings.is_empty() => "it passed when run from its file".to_owned(),
         findings => findings.join("\n"),
     };
     let step = report.failed_step.as_deref().unwrap_or("no step");
     say(format_args!(
-        "\nfound, at {step}:\n{findings}\n\n{text}\nwritten to {}\n{}",
+        "\nfound a failure at {step}:\n{findings}\n\n{text}\nwritten to {}\n{}",
         path.display(),
         report.to_type().join("\n"),
     ));
@@ -242,7 +241,7 @@ fn progress_bar(explore: &Explore) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// One sequence.
+/// One sequence as a line.
 fn line(ran: &Ran) -> String {
     let Ran { number, sequence, case, report, known } = ran;
     let steps = case.steps.len() - 1;
@@ -301,14 +300,14 @@ fn in_short(sequence: &Sequence) -> String {
     format!("{}: {}", machine(&sequence.vm), steps.join(", "))
 }
 
-/// The line that does all this again.
+/// The command that repeats this exploration.
 fn command_line(explore: &Explore, seed: u64) -> String {
     let mut line = format!("cpr-harness explore --seed {seed}");
     if let Some(steps) = explore.steps {
         line.push_str(&format!(" --steps {steps}"));
     }
     if let Some(duration) = explore.duration {
-        // It has blanks in it.
+        // It contains spaces.
         let duration = humantime::format_duration(duration).to_string();
         line.push_str(&format!(" --for {}", quoted(&duration)));
     }

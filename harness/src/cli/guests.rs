@@ -1,4 +1,4 @@
-//! `guests`.
+//! The `guests` command.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::Stop;
 use crate::report::stdout::say;
 
-/// Runs it.
+/// Lists the guests, and writes them to `extract` if given.
 pub(super) fn main(extract: Option<&Path>) -> Result<ExitCode, Stop> {
     for guest in guest_images::GUESTS {
         say(format_args!("{}: {}", guest.name, guest.summary));

@@ -1,4 +1,4 @@
-//! `matrix`.
+//! The `matrix` command.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,43 +24,45 @@ use crate::run::{self, Options, Patience, Report, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::shard::Shard;
 
-/// The cases that are run unless others are asked for: good updates, and bad ones that no VM may be
-/// lost in.
+/// Default filter: updates that succeed, and failing ones that must not lose the VM.
 const CASES: [&str; 2] = ["update/", "kept/"];
 
 #[derive(Args)]
 pub(super) struct Matrix {
-    /// The builds: paths of `cpr-vmm` or of a harness that carries one, `cpr-vmm` for the one in this
-    /// binary, or QEMUs.
+    /// Builds to test: the path of a `cpr-vmm`, of a harness that contains one, or of a QEMU;
+    /// `cpr-vmm` for the one in this binary.
     #[arg(value_name = "BUILD", num_args = 2.., required = true)]
     builds: Vec<String>,
-    /// Only cases whose name contains this; several: any of them [default: update/ and kept/].
+    /// Only cases whose name contains this text; can be repeated [default: update/ and kept/].
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
-    /// Only part i of n of these cases, such as 1/2.
+    /// Only part I of N of these cases, such as 1/2.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// How many cases at a time [default: as many as there are CPUs].
+    /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// A build of another format, which refuses the other one's guests, is a failure, too.
+    /// Fail also if a build refuses an update because its state format differs.
     #[arg(long)]
     must_update: bool,
-    /// A case that cannot run here is an error (exit status 3).
+    /// Exit with status 3 if a case cannot run here.
     #[arg(long)]
     require_all: bool,
-    /// Write builds, verdicts and reports to this file.
+    /// Write the builds, verdicts and reports to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
 }
 
-/// Runs it.
+/// Runs `matrix`.
 pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     if matrix.builds.len() > MOST {
-        return Err(Stop::usage(format!("{} builds are more than {MOST}", matrix.builds.len())));
+        return Err(Stop::usage(format!(
+            "{} builds given: at most {MOST} are supported",
+            matrix.builds.len()
+        )));
     }
     let filter = match matrix.filter.as_slice() {
         [] => CASES.map(str::to_owned).to_vec(),
@@ -75,7 +77,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
         Build::of(name, Arc::clone(&backend)).map_err(|e| Stop::usage(cannot(e)))
     };
     let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, Stop>>()?;
-    // All of them before the first case: an error must not cost what has been run.
+    // Before the first case, so that an error does not discard finished work.
     let with_options = |route: Route| Ok((route, options(matrix, &builds, &route)?));
     let routes = Route::all(builds.len()).into_iter().map(with_options);
     let routes = routes.collect::<Result<Vec<_>, Stop>>()?;
@@ -106,7 +108,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     Ok(ExitCode::from(exit_code(&rows, matrix.must_update, matrix.require_all)))
 }
 
-/// With what the harness ends.
+/// Exit status of the harness.
 fn exit_code(rows: &[Row], must_update: bool, require_all: bool) -> u8 {
     let any = |is: &dyn Fn(&Row) -> bool| rows.iter().any(is);
     let failed = any(&|row| row.counts().failed > 0);
@@ -133,7 +135,7 @@ fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, 
     })
 }
 
-/// The row of a way there and back of which one part is not possible.
+/// The row of a there-and-back route of which one direction was refused.
 fn refused_before(route: &Route, rows: &[Row]) -> Option<Row> {
     let parts = route.parts().map(|part| part.title());
     let refused = rows.iter().filter(|row| parts.contains(&row.route));
@@ -143,7 +145,7 @@ fn refused_before(route: &Route, rows: &[Row]) -> Option<Row> {
     Some(Row { route: route.title(), refused, reports: Vec::new() })
 }
 
-/// Runs the cases on one route, if an update is possible there at all.
+/// Runs the cases on one route, if a first update succeeds there.
 fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Result<Row, Stop> {
     let title = route.title();
     let met = meet(route, options).map_err(Stop::usage)?;
@@ -206,7 +208,7 @@ mod tests {
     #[case::nothing(row(false, &[ignored("no KVM here")]), [ENVIRONMENT; 3])]
     #[case::some(row(false, &[Verdict::Pass, ignored("no KVM here")]), [0, 0, ENVIRONMENT])]
     #[case::never(row(false, &[Verdict::Pass, ignored(HOST_LACKS)]), [0, 0, 0])]
-    fn what_was_not_run_is_no_success(#[case] row: Row, #[case] expected: [u8; 3]) {
+    fn exit_status_counts_what_was_not_run(#[case] row: Row, #[case] expected: [u8; 3]) {
         let wishes = [(false, false), (true, false), (false, true)];
         let rows = [self::row(false, &[Verdict::Pass]), row];
         assert_eq!(wishes.map(|(update, all)| exit_code(&rows, update, all)), expected);

@@ -1,4 +1,4 @@
-//! `new` and `schema`: what one needs to write a scenario.
+//! The `new` and `schema` commands, for writing scenarios.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,21 +12,21 @@ use crate::report::stdout::say;
 use crate::scenario::schema;
 use crate::scenario::set::FOLDER;
 
-/// A scenario that can be run as it is, with a comment on each part.
+/// A scenario that runs unchanged, with a comment on each part.
 const EXAMPLE: &str = include_str!("../scenario/example.toml");
 
 #[derive(Args)]
 pub(super) struct New {
-    /// What it is to be called; it is written to scenarios/THEME/NAME.toml.
+    /// Name of the scenario; it is written to scenarios/THEME/NAME.toml.
     #[arg(value_name = "THEME/NAME", value_parser = name)]
     name: String,
 }
 
-/// Runs it.
+/// Runs `new`.
 pub(super) fn main(new: &New) -> Result<ExitCode, Stop> {
     let path = PathBuf::from(format!("{FOLDER}/{}.toml", new.name));
     let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
-    // What is there already stays.
+    // Never overwrites a file.
     let written = folder
         .and_then(|()| File::create_new(&path))
         .and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));
@@ -49,6 +49,6 @@ fn name(text: &str) -> Result<String, String> {
     };
     match text.split_once('/') {
         Some((theme, name)) if is_word(theme) && is_word(name) => Ok(text.to_owned()),
-        _ => Err("write theme/name, in small letters, digits and hyphens".into()),
+        _ => Err("expected theme/name in lower-case letters, digits and hyphens".into()),
     }
 }

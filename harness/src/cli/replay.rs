@@ -1,4 +1,4 @@
-//! `replay`.
+//! The `replay` command.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,12 +19,12 @@ pub(super) struct Replay {
     folder: PathBuf,
     #[command(flatten)]
     vmm: Vmm,
-    /// Where evidence goes [default: replay/ in the folder's parent].
+    /// Folder for the new evidence [default: replay/ in the parent of FOLDER].
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
 }
 
-/// The VMM options that were recorded.
+/// The VMM options recorded in the evidence.
 #[derive(Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
 struct Recorded {
@@ -32,7 +32,7 @@ struct Recorded {
     vmm: Vmm,
 }
 
-/// Runs it.
+/// Runs `replay`.
 pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
     let (case, start) = folder::to_replay(&replay.folder).map_err(Stop::usage)?;
     let recorded = folder::verdict(&replay.folder);
@@ -49,7 +49,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
     crate::run::guard();
     let options = options(again.as_ref().unwrap_or(&replay.vmm), evidence)?;
     match start {
-        None => say("what it was run on is not recorded"),
+        None => say("start.json is missing or damaged: cannot compare versions and host"),
         Some(start) => {
             start.differences(&Start::now(&case, &options)).iter().for_each(say);
         }
@@ -61,22 +61,22 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
     Ok(ran.code)
 }
 
-/// The options of the VMM as they were then.
+/// Parses the recorded VMM options.
 fn parsed(start: &Start) -> Result<Vmm, Stop> {
     let option = &start.vmm_option;
     let wrong = |why: &dyn std::fmt::Display| {
         let why = why.to_string();
         let why = why.lines().next().unwrap_or_default().to_owned();
         Stop::usage(format!(
-            "the recorded options of the VMM `{}` cannot be used ({why}): give others",
+            "cannot use the recorded VMM options `{}` ({why}): give others",
             option.trim()
         ))
     };
-    let words = shlex::split(option).ok_or_else(|| wrong(&"a quote is open"))?;
+    let words = shlex::split(option).ok_or_else(|| wrong(&"unclosed quote"))?;
     Recorded::try_parse_from(words).map(|recorded| recorded.vmm).map_err(|e| wrong(&e))
 }
 
-/// Whether it ended as it did then.
+/// Compares the verdict with the recorded one.
 fn compared(recorded: Option<&Report>, now: &Report) -> String {
     match recorded.map(Report::ended) {
         None => "no verdict was recorded".to_owned(),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_the_checks_and_the_step() {
+    fn verdicts_are_compared_by_checks_and_step() {
         let failed = |checks: &[&str], message: &str| {
             let findings = checks.iter().map(|check| Finding::new(check, message)).collect();
             report(Verdict::Fail(findings))

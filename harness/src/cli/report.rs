@@ -1,4 +1,4 @@
-//! `report`, and the files that `run` writes too.
+//! The `report` command, and the report files that `run` also writes.
 
 use std::fs::File;
 use std::io;
@@ -24,23 +24,23 @@ pub(super) struct Report {
 
 #[derive(Subcommand)]
 enum What {
-    /// Report on several runs as if they were one: shards of the cases.
+    /// Merge several runs, such as shards, into one report.
     Merge(Merge),
 }
 
 #[derive(Args)]
 struct Merge {
-    /// Files that `run --json` has written, and folders of evidence.
+    /// Files written by `run --json`, or evidence folders.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     #[command(flatten)]
     files: Files,
-    /// A case that was not run, but could be, is an error (exit status 3).
+    /// Exit with status 3 if a case was ignored that another host could run.
     #[arg(long)]
     require_all: bool,
 }
 
-/// Reports for programs and for people.
+/// Paths of the report files.
 #[derive(Args)]
 pub(super) struct Files {
     /// Write a record of the run, for `report merge` and other programs.
@@ -49,25 +49,25 @@ pub(super) struct Files {
     /// Write JUnit XML, for GitLab, Jenkins and GitHub.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Write a page to look at.
+    /// Write an HTML report.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 
 impl Files {
-    /// Only one for programs, if any.
+    /// Requests only the JSON report, if any.
     pub(super) fn only_json(json: Option<PathBuf>) -> Self {
         Self { json, junit: None, html: None }
     }
 
-    /// Makes sure that they can be written, before a long run. Leaves none: one of an earlier run
-    /// would be taken for this one's if this one is interrupted.
+    /// Checks that the files can be written, before a long run, and removes them: if this run is
+    /// interrupted, a report of an earlier run must not be mistaken for its own.
     pub(super) fn try_out(&self) -> Result<(), Stop> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
         paths.into_iter().try_for_each(|path| try_out(path))
     }
 
-    /// Writes those that are wanted.
+    /// Writes the requested reports.
     pub(super) fn write(&self, record: &Record) -> Result<(), Stop> {
         if let Some(path) = &self.json {
             record.write(path).map_err(Stop::environment)?;
@@ -83,7 +83,7 @@ impl Files {
     }
 }
 
-/// Makes sure that the file can be written, before a long run, and leaves none.
+/// Checks that the file can be written, before a long run, and removes it.
 pub(super) fn try_out(path: &Path) -> Result<(), Stop> {
     tried(path).map_err(|e| cannot(path, &e))
 }
@@ -100,7 +100,7 @@ fn tried(path: &Path) -> io::Result<()> {
         }
         Err(e) => return Err(e),
     };
-    // A device, such as /dev/stdout, stays.
+    // Do not remove a device, such as /dev/stdout.
     if is_file { std::fs::remove_file(path) } else { Ok(()) }
 }
 
@@ -108,14 +108,14 @@ fn cannot(path: &Path, why: &dyn std::fmt::Display) -> Stop {
     Stop::environment(format!("cannot write {}: {why}", path.display()))
 }
 
-/// Runs it.
+/// Runs `report`.
 pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
     let What::Merge(Merge { runs, files, require_all }) = &report.what;
     let Merged { record, remarks } = merge(runs).map_err(Stop::usage)?;
     files.write(&record)?;
     let mut terminal = Terminal::new(0, 0);
     for entry in &record.cases {
-        // The summary names only what has failed.
+        // The summary names failed cases only.
         if let Verdict::Broken(why) = &entry.report.verdict {
             say(format_args!("could not be run: {}: {why}", entry.report.case));
         }
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_that_can_be_written_is_not_there_until_it_is() {
+    fn try_out_checks_the_path_and_removes_an_old_report() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
         tried(&path).unwrap();

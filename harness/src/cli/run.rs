@@ -1,4 +1,4 @@
-//! `run`, and what `replay` has in common with it.
+//! The `run` command, and what it shares with `replay`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,31 +28,30 @@ pub(super) struct Run {
     selection: Selection,
     #[command(flatten)]
     vmm: Vmm,
-    /// How many cases at a time [default: as many as there are CPUs]; blackouts are best measured
-    /// with 1.
+    /// Cases to run in parallel [default: number of CPUs]; use 1 to measure blackouts.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
-    /// A case that cannot run here is an error (exit status 3).
+    /// Exit with status 3 if a case cannot run here.
     #[arg(long)]
     require_all: bool,
-    /// Do not compare what KVM tells at both ends of an update, which takes some milliseconds of
-    /// each blackout.
+    /// Skip the audits, which compare the KVM state before and after an update and add a few
+    /// milliseconds to each blackout.
     #[arg(long)]
     no_audits: bool,
     #[command(flatten)]
     files: Files,
-    /// Write the table of all errors that operators read; takes a run of all cases.
+    /// Write the table of all errors that operators see; requires a run of all cases.
     #[arg(long, value_name = "FILE", conflicts_with = "check_errors")]
     errors: Option<PathBuf>,
-    /// Fail if the table in this file is not what the run shows; takes a run of all cases.
+    /// Fail if the table in this file differs from this run; requires a run of all cases.
     #[arg(long, value_name = "FILE")]
     check_errors: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Runs `run`.
 pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let set = select(&run.selection)?;
     let errors = errors_table(run)?;
@@ -64,11 +63,11 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     let jobs = run.jobs.unwrap_or_else(cores);
     let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
     run.files.write(&ran.record)?;
-    // A VMM that is none of KVM's need not show all.
+    // Without KVM, not every expected difference can occur.
     if options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
         let name = options.backend.name();
         let mut missing = Expectations::embedded().unseen(name);
-        // The interface is that of our VMM.
+        // Coverage is measured against the interface of our own VMM.
         if name == cpr_vmm::NAME {
             missing.extend(coverage::complaints());
         }
@@ -80,14 +79,14 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
     Ok(ran.code)
 }
 
-/// All of our scenarios are among `cases`: only they need show each difference that is expected.
+/// True if `cases` include all embedded ones: only then must every expected difference occur.
 fn shows_all(cases: &[Case]) -> Result<bool, Stop> {
     let ours = Set::embedded().map_err(Stop::usage)?.cases;
     let runs = |name: &str| cases.iter().any(|case| case.name == name);
     Ok(ours.iter().filter(|case| !case.on_request).all(|case| runs(&case.name)))
 }
 
-/// The table of errors that is to be written or compared.
+/// The table of errors to write or compare, if requested.
 fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     let (path, wish, option) = match (&run.errors, &run.check_errors) {
         (Some(path), _) => (path, Wish::Write, "--errors"),
@@ -96,14 +95,14 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     };
     if !run.selection.is_whole() {
         let why =
-            format!("{option} takes a run of all cases: leave --filter, --shard and SCENARIO out");
+            format!("{option} requires a run of all cases: omit --filter, --shard and SCENARIO");
         return Err(Stop::usage(why));
     }
     let errors = Errors::new(path, wish);
     errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
 }
 
-/// What cases run with.
+/// Options to run cases with.
 pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, Stop> {
     Ok(Options {
         backend: backend(vmm)?,
@@ -115,15 +114,15 @@ pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, Stop> {
     })
 }
 
-/// What came of a run.
+/// Result of a run.
 pub(super) struct Ran {
-    /// All of it.
+    /// The record of the run.
     pub(super) record: Record,
-    /// With what the harness ends.
+    /// Exit status of the harness.
     pub(super) code: ExitCode,
 }
 
-/// Runs these cases and tells of them.
+/// Runs these cases and prints their reports.
 pub(super) fn run_cases(
     cases: &[Case],
     jobs: usize,
@@ -160,7 +159,7 @@ pub(super) fn run_cases(
     Ok(Ran { record, code: exit_code(&terminal, same, require_all) })
 }
 
-/// With what the harness ends; `same`: so is the table of errors.
+/// Exit status of the harness; `same`: the table of errors matches.
 pub(super) fn exit_code(terminal: &Terminal, same: bool, require_all: bool) -> ExitCode {
     let broken =
         terminal.any_broken() || terminal.all_ignored() || require_all && terminal.any_missed();

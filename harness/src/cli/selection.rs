@@ -1,4 +1,4 @@
-//! Which cases: `list` shows them, `run` and `conform` run them.
+//! Selection of cases, for `list`, `run`, `conform` and `matrix`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,10 +13,10 @@ use crate::scenario::shard::Shard;
 
 #[derive(Args)]
 pub(super) struct Selection {
-    /// Only cases whose name contains this; several: any of them.
+    /// Only cases whose name contains this text; can be repeated.
     #[arg(long, value_name = "TEXT")]
     pub(super) filter: Vec<String>,
-    /// Only part i of n of these cases, such as 1/2; a case's name says to which it belongs.
+    /// Only part I of N of these cases, such as 1/2; the name of a case decides its part.
     #[arg(long, value_name = "I/N")]
     pub(super) shard: Option<Shard>,
     /// Scenario files or folders [default: scenarios/ here, else the embedded ones].
@@ -25,17 +25,17 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// Nothing is left out but what runs on request.
+    /// True if all cases are selected, except those that run on request only.
     pub(super) fn is_whole(&self) -> bool {
         self.filter.is_empty() && self.scenarios.is_empty() && self.shard.is_none()
     }
 }
 
-/// Cases, and where they are from.
+/// Selected cases and their origin.
 pub(super) struct Selected {
     pub(super) cases: Vec<Case>,
     origin: String,
-    /// The shard, and how many cases there are in all.
+    /// The shard, and the number of cases in all shards.
     part: Option<(Shard, usize)>,
 }
 
@@ -59,15 +59,15 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, Stop> {
     };
     let mut set = found.map_err(Stop::usage)?;
     let wanted = &selection.filter;
-    // A file that is named is a request too.
+    // Naming a file is a request too.
     let requested = !(wanted.is_empty() && selection.scenarios.is_empty());
     set.cases.retain(|c| requested || !c.on_request);
     set.cases.retain(|c| wanted.is_empty() || wanted.iter().any(|text| c.name.contains(text)));
     if set.cases.is_empty() {
-        return Err(Stop::usage(format!("no case of {} matches {wanted:?}", set.origin)));
+        return Err(Stop::usage(format!("no case in {} matches {wanted:?}", set.origin)));
     }
     let part = selection.shard.map(|shard| (shard, set.cases.len()));
-    // One that is left with nothing has done its part.
+    // An empty shard is not an error.
     set.cases.retain(|case| selection.shard.is_none_or(|shard| shard.takes(&case.name)));
     Ok(Selected { cases: set.cases, origin: set.origin, part })
 }

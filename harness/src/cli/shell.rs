@@ -1,4 +1,4 @@
-//! What the shell and `man` know of the command line: `completions` and `man`.
+//! The `completions` and `man` commands.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,19 +11,19 @@ use crate::report::stdout::{self, say};
 
 #[derive(Args)]
 pub(super) struct Completions {
-    /// The shell.
+    /// Shell to complete for.
     #[arg(value_enum)]
     shell: Shell,
 }
 
 #[derive(Args)]
 pub(super) struct Man {
-    /// Write a page of each command to this folder, instead of the main page to standard output.
+    /// Write a page for each command to this folder, instead of the main page to standard output.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-/// Prints what a shell needs to complete commands and options.
+/// Prints a shell completion script.
 pub(super) fn completions(completions: &Completions) -> Result<ExitCode, Stop> {
     let mut script = Vec::new();
     clap_complete::generate(completions.shell, &mut super::command(), PROGRAM, &mut script);
@@ -37,7 +37,7 @@ pub(super) fn man(man: &Man) -> Result<ExitCode, Stop> {
         None => {
             let mut page = Vec::new();
             let made = clap_mangen::Man::new(super::command()).render(&mut page);
-            made.map_err(|e| Stop::environment(format!("cannot make the manual page: {e}")))?;
+            made.map_err(|e| Stop::environment(format!("cannot generate the manual page: {e}")))?;
             stdout::write(&page);
         }
         Some(folder) => pages(folder)

@@ -1,4 +1,4 @@
-//! `show`.
+//! The `show` command.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -16,15 +16,15 @@ use crate::report::{html, record};
 pub(super) struct Show {
     /// The evidence folder of the case.
     folder: PathBuf,
-    /// Only what these say, such as harness,qmp-sent,qmp-received,vmm.
+    /// Only lines from these sources, such as harness,qmp-sent,qmp-received,vmm.
     #[arg(long, value_name = "SOURCE", value_delimiter = ',')]
     source: Vec<String>,
-    /// Write a page instead, and print its path [default: case.html in the folder].
+    /// Write an HTML page instead and print its path [default: case.html in FOLDER].
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     html: Option<Option<PathBuf>>,
 }
 
-/// Runs it.
+/// Runs `show`.
 pub(super) fn main(show: &Show) -> Result<ExitCode, Stop> {
     let folder = Folder::read(&show.folder).map_err(Stop::usage)?;
     let sources = Sources::new(&show.source, &folder.timeline).map_err(Stop::usage)?;

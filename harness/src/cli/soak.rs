@@ -1,4 +1,4 @@
-//! `soak`.
+//! The `soak` command.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -18,47 +18,47 @@ use crate::soak::cases::{Wish, cases};
 use crate::soak::screen::Screen;
 use crate::soak::{Limits, Soaking, describe, disk_usage, lines};
 
-/// How often a terminal is drawn anew.
+/// Refresh interval of a terminal.
 const DRAWN: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub(super) struct Soak {
-    /// How long, such as 30m [default: until SIGINT or SIGTERM].
+    /// How long to run, such as 30m [default: until SIGINT or SIGTERM].
     #[arg(long = "for", value_name = "TIME")]
     time: Option<humantime::Duration>,
-    /// How many good updates, of all VMs together.
+    /// Stop after this many successful updates, over all VMs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     updates: Option<u64>,
-    /// How many VMs side by side.
+    /// VMs to run in parallel.
     #[arg(long, value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     vms: u16,
-    /// Their guests, in turn [default: pattern, timer, registers, smp, clock, interrupts, heartbeat,
-    /// mmio].
+    /// Guests of the VMs, assigned in turn [default: pattern, timer, registers, smp, clock,
+    /// interrupts, heartbeat, mmio].
     #[arg(long, value_name = "GUEST", value_delimiter = ',')]
     guest: Vec<String>,
-    /// Their RAM, in turn [default: 64M, 128M, 96M].
+    /// RAM sizes of the VMs, assigned in turn [default: 64M, 128M, 96M].
     #[arg(long, value_name = "SIZE", value_delimiter = ',')]
     memory: Vec<Size>,
-    /// Their vCPUs, in turn, up to 8 [default: 1, 2].
+    /// Numbers of vCPUs of the VMs, up to 8, assigned in turn [default: 1, 2].
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Vec<u32>,
-    /// What the moments, the setbacks and the guests' choices come from [default: the time].
+    /// Seed of update times, setbacks and guest choices [default: the current time].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Whether there are updates that must be refused or undone among them.
+    /// Whether to mix in updates that must be refused or rolled back.
     #[arg(long, value_enum, default_value = "some")]
     setbacks: Setbacks,
-    /// How often to say how it goes.
+    /// How often to print progress.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     interval: humantime::Duration,
     #[command(flatten)]
     vmm: Vmm,
-    /// Where evidence goes.
+    /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
 }
 
-/// Runs it.
+/// Runs `soak`.
 pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
     if soak.interval.is_zero() {
         return Err(Stop::usage("--interval must be more than 0s"));
@@ -104,7 +104,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
     Ok(tell(&soaking, &reports))
 }
 
-/// Says what went wrong.
+/// Prints the failures and returns the exit status.
 fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
     let (mut failed, mut broken, mut ran) = (false, false, false);
     for (index, report) in reports.iter().enumerate() {
@@ -119,20 +119,20 @@ fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
                     .for_each(|finding| say(format_args!("{vm}, update {begun}: {finding}")));
                 report.to_type().iter().for_each(|line| say(format_args!("  {line}")));
                 if let Some((pid, socket)) = &report.kept {
-                    say(format_args!("  its VMM is up: process {pid}, QMP at {socket}"));
+                    say(format_args!("  its VMM is still running: PID {pid}, QMP socket {socket}"));
                 }
             }
-            Verdict::Ignored(why) => say(format_args!("{vm} was left out: {why}")),
+            Verdict::Ignored(why) => say(format_args!("{vm} was skipped: {why}")),
             Verdict::Broken(why) => {
                 broken = true;
                 say(format_args!("{vm} could not be run: {why}"));
             }
         }
     }
-    // One that was ended before its first update shows nothing.
+    // A run that ends before its first update has no result.
     let updates: u32 = soaking.board().lanes().iter().map(|lane| lane.updates).sum();
     if ran && !failed && !broken {
-        say(if updates > 0 { "no damage" } else { "no update was done: nothing was shown" });
+        say(if updates > 0 { "no damage" } else { "no update was done: there is no result" });
     }
     ExitCode::from(match (failed, broken || updates == 0) {
         (true, _) => FAILED,

@@ -1,4 +1,4 @@
-//! Which VMM the cases run on.
+//! Options that choose the VMM to run cases on.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,39 +13,39 @@ use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
 use crate::backend::skew::{Course, Skew};
 use crate::run::case::quoted;
 
-/// The VMM in this binary.
+/// Name of the VMM in this binary.
 const CARRIED: &str = "cpr-vmm";
-/// The QEMU that is found.
+/// Name of the QEMU in `ci/.qemu/bin` or `$PATH`.
 const QEMU: &str = "qemu";
 
 #[derive(Args)]
 pub(super) struct Vmm {
-    /// Another build of the VMM, or a QEMU, instead of the VMM in this binary; `qemu` is the one in
-    /// ci/.qemu/bin or $PATH.
+    /// Test this build of the VMM, or this QEMU, instead of the VMM in this binary; `qemu` is the
+    /// one in ci/.qemu/bin or $PATH.
     #[arg(long, value_name = "PATH")]
     pub(super) vmm: Option<PathBuf>,
-    /// Updates go to this build: a path, `cpr-vmm` for the VMM in this binary, or `qemu`.
+    /// Update to this build: a path, `cpr-vmm` for the VMM in this binary, or `qemu`.
     #[arg(long, value_name = "PATH")]
     update_to: Option<String>,
-    /// Which of the updates: all, or every other one and the rest back to the first build.
+    /// Which updates go to that build: all, or every other one, with the rest going back.
     #[arg(long, value_enum, default_value_t, requires = "update_to")]
     course: Course,
-    /// What QEMU runs guests with.
+    /// Accelerator that QEMU uses.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
-    /// One more argument for our VMM; can be repeated.
+    /// Extra argument for our VMM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
-    /// One more argument for our VMM where it takes a VM over; can be repeated.
+    /// Extra argument for our VMM in the process that takes over a VM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     new_vmm_arg: Vec<String>,
-    /// What to run scenarios on [default: cpr-vmm].
+    /// Kind of VMM to test [default: cpr-vmm].
     #[arg(long, value_enum)]
     backend: Option<BackendKind>,
-    /// What the mock does wrong.
+    /// Fault of the mock.
     #[arg(long, value_enum, hide = true)]
     fault: Option<Fault>,
-    /// Leave the VM of a failed case up and print its PID and socket.
+    /// Keep the VM of a failed case running, and print its PID and socket.
     #[arg(long)]
     pub(super) keep: bool,
 }
@@ -54,17 +54,18 @@ pub(super) struct Vmm {
 enum BackendKind {
     /// Our VMM.
     CprVmm,
-    /// A process that only plays a VMM.
+    /// A process that only simulates a VMM.
     Mock,
 }
 
 impl Vmm {
-    /// Some other VMM than the default is asked for, or the default by name.
+    /// True if a VMM was chosen explicitly, even if it is the default.
     pub(super) fn is_chosen(&self) -> bool {
         self.backend.is_some() || !vmm_option(self).is_empty()
     }
 }
 
+/// Creates the backend that the options describe.
 pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
     let kind = vmm.backend.unwrap_or(BackendKind::CprVmm);
     let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg };
@@ -85,7 +86,7 @@ pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
     skewed(from, to, vmm.course)
 }
 
-/// A VMM and another build of it.
+/// Combines a VMM with the build that it is updated to.
 pub(super) fn skewed(
     from: Arc<dyn Backend>,
     to: Arc<dyn Backend>,
@@ -98,7 +99,7 @@ fn own(e: std::io::Error) -> Stop {
     Stop::environment(format!("cannot find my own binary: {e}"))
 }
 
-/// More arguments of our VMM.
+/// Extra arguments of our VMM: for every process, and for those that take over.
 #[derive(Clone, Copy, Default)]
 pub(super) struct More<'a> {
     all: &'a [String],
@@ -109,7 +110,7 @@ fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, Stop> {
     Ok(Arc::new(CprVmm::carried().map_err(own)?.with(more.all).with_new(more.new)))
 }
 
-/// A QEMU, if it answers as one, else our VMM.
+/// Creates a backend for QEMU if `path` is one, else for our VMM.
 pub(super) fn backend_at(
     path: &Path,
     more: More<'_>,
@@ -133,7 +134,7 @@ pub(super) fn backend_at(
     }
 }
 
-/// The VMM that is called so on the command line.
+/// Creates the backend for a VMM named on the command line.
 pub(super) fn contender(name: &str, accelerator: Accelerator) -> Result<Arc<dyn Backend>, Stop> {
     Ok(match name {
         CARRIED => carried(More::default())?,
@@ -142,7 +143,7 @@ pub(super) fn contender(name: &str, accelerator: Accelerator) -> Result<Arc<dyn 
     })
 }
 
-/// How `replay` is told of it.
+/// The options with which `replay` uses the same VMM.
 pub(super) fn contender_option(name: &str, accelerator: Accelerator) -> String {
     match name {
         CARRIED => String::new(),
@@ -152,7 +153,7 @@ pub(super) fn contender_option(name: &str, accelerator: Accelerator) -> String {
     }
 }
 
-/// How `replay` is told of another build.
+/// The options with which `replay` updates to the same build.
 pub(super) fn skew_option(name: &str, course: Course) -> String {
     match course {
         Course::There => format!(" --update-to {}", quoted(name)),
@@ -160,6 +161,7 @@ pub(super) fn skew_option(name: &str, course: Course) -> String {
     }
 }
 
+/// The options with which `replay` uses what `vmm` chooses.
 pub(super) fn vmm_option(vmm: &Vmm) -> String {
     let mut option = String::new();
     if let Some(path) = &vmm.vmm {

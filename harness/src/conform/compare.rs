@@ -1,4 +1,4 @@
-//! In what the reports on one case differ.
+//! Compares the reports of two VMMs on one case.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::run::verdict::FailedUpdate;
 use crate::run::{Report, Verdict};
 
-/// What differs.
+/// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Whether the case passes.
+    /// The verdict on the case.
     Verdict,
     /// How an update that must not succeed ends: refused, or failed later.
     Ending,
@@ -32,11 +32,11 @@ impl fmt::Display for Kind {
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Differs {
-    /// What differs.
+    /// The kind of the difference.
     pub kind: Kind,
-    /// With the first VMM.
+    /// The result on the first VMM.
     pub first: String,
-    /// With the second.
+    /// The result on the second VMM.
     pub second: String,
 }
 
@@ -46,14 +46,14 @@ impl fmt::Display for Differs {
     }
 }
 
-/// What came of one case on both.
+/// Result of comparing a case on both VMMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// It ran on both.
+    /// It ran on both; these are the differences.
     Compared(Vec<Differs>),
-    /// It did not run on one of them: why.
+    /// One of them ignored it, for this reason.
     Ignored(String),
-    /// The machine did not let it run: why.
+    /// The host prevented it from running, for this reason.
     Broken(String),
 }
 
@@ -70,17 +70,18 @@ pub fn compare(first: &Report, second: &Report) -> Comparison {
     let alike = first.verdict == Verdict::Pass && second.verdict == Verdict::Pass;
     differs.extend(verdicts(first, second));
     differs.extend(endings(&first.failed_updates, &second.failed_updates));
-    // After a failure the steps are not the same any more.
+    // After a failure, the steps are no longer comparable.
     if alike {
         differs.extend(events(first, second));
     }
     Comparison::Compared(differs)
 }
 
-/// The verdict on a case that passes.
+/// The verdict of a case that passes.
 pub const PASS: &str = "pass";
 
-/// Where ours passes, one difference for each finding about the other: all must be known.
+/// Compares the verdicts; if the first passes, there is one difference per finding of the second,
+/// so that each of them must be known.
 pub fn verdicts(first: &Report, second: &Report) -> Vec<Differs> {
     let differs = |first: &str, second: String| Differs {
         kind: Kind::Verdict,
@@ -107,7 +108,7 @@ fn endings<'a>(
     })
 }
 
-/// Updates are compared one by one, and each way in which they differ is told once.
+/// Compares events update by update; each distinct difference is returned once.
 fn events(first: &Report, second: &Report) -> Vec<Differs> {
     let of = |report: &Report, step: &str| -> Vec<String> {
         let heard = report.heard.iter().find(|heard| heard.step == step);
@@ -131,7 +132,7 @@ fn events(first: &Report, second: &Report) -> Vec<Differs> {
     differs
 }
 
-/// The events of each update, and of what comes before the first.
+/// Splits events into those before the first update and those of each update.
 fn updates(events: &[String]) -> Vec<String> {
     let mut updates: Vec<String> = Vec::new();
     for event in events {
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_no_difference() {
+    fn equal_reports_have_no_differences() {
         let report = report(Verdict::Pass, "refused", &["STOP"]);
         assert_eq!(told(&report, &report), [""; 0]);
     }
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_in_which_updates_differ_is_told_once() {
+    fn repeated_differences_are_reported_once() {
         let update = |end: &'static [&str]| [&["MIGRATION(setup)", "STOP"], end].concat();
         let (ours, theirs) = (update(&["RESUME"]), update(&["DEVICE", "RESUME"]));
         let [one, two] = [&ours, &theirs].map(|one| {
@@ -219,14 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn two_failures_are_not_the_same() {
+    fn different_failures_differ() {
         let fail = |why: &str| Verdict::Fail(vec![Finding::new("pid", why)]);
         let [one, two] = ["it died", "it is gone"].map(|why| report(fail(why), "failed", &[]));
         assert_eq!(told(&one, &two), ["verdict: pid: it died | pid: it is gone"]);
     }
 
     #[test]
-    fn what_did_not_run_is_not_compared() {
+    fn ignored_cases_are_not_compared() {
         let passed = report(Verdict::Pass, "refused", &[]);
         let ignored = report(Verdict::Ignored("no fail points".into()), "failed", &[]);
         let wanted = Comparison::Ignored("no fail points".into());

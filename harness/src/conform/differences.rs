@@ -1,4 +1,4 @@
-//! The differences between our VMM and another that are meant: `scenarios/differences.toml`.
+//! Known differences between our VMM and others: `scenarios/differences.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,45 +10,45 @@ use crate::check;
 use crate::run::{Report, Verdict};
 use crate::scenario::ScenarioError;
 
-/// The file, as it was when this binary was built.
+/// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/differences.toml");
 const NAME: &str = "differences.toml";
-/// The VMMs that ours is compared with.
+/// The VMMs that ours can be compared with.
 const VMMS: [&str; 2] = ["qemu", "mock"];
-/// What tells findings and is no check of a VMM that lives.
+/// Sources of findings that are not among the checks of a running VMM.
 const OTHERS: [&str; 5] = ["pid", "gone", "killed", "step", "watchdog"];
 
-/// One difference that is meant.
+/// A known difference.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
     /// Its name.
     pub name: String,
-    /// The VMM that is different.
+    /// The VMM that differs from ours.
     pub vmm: String,
-    /// What differs.
+    /// The kind of the difference.
     pub kind: Kind,
-    /// The names of its cases begin with one of these; empty: any case.
+    /// Prefixes of the names of its cases; empty: any case.
     #[serde(default)]
     pub cases: Vec<String>,
-    /// Its text is so plain that a sequence drawn by `explore` that shows it shows this.
+    /// Its patterns are specific enough to recognize it in any sequence drawn by `explore`.
     #[serde(default)]
     pub anywhere: bool,
-    /// What our VMM says, where that matters.
+    /// Pattern for the result on our VMM, if that matters.
     #[serde(default)]
     pub ours: Option<Pattern>,
-    /// What the other one says; of a verdict the findings tell.
+    /// Pattern for the result on the other VMM; a verdict has `findings` instead.
     #[serde(default)]
     pub theirs: Option<Pattern>,
-    /// What each check has to say that fails there.
+    /// Patterns for the messages of the checks that fail on the other VMM, by check.
     #[serde(default)]
     pub findings: BTreeMap<String, Pattern>,
-    /// Why it is so, and why that is right or wrong.
+    /// Why the VMMs differ, and which behaviour is right.
     pub reason: String,
-    /// Where upstream has, or should have, it.
+    /// Where upstream tracks it, or should.
     #[serde(default)]
     pub upstream: Option<String>,
-    /// It takes chance to see it.
+    /// It occurs by chance, so a run without it is not an error.
     #[serde(default)]
     pub rare: bool,
 }
@@ -67,7 +67,7 @@ impl TryFrom<String> for Pattern {
 }
 
 impl Difference {
-    /// It names this case.
+    /// True if `case` has one of the prefixes.
     fn is_about(&self, case: &str) -> bool {
         self.cases.iter().any(|prefix| case.starts_with(prefix))
     }
@@ -78,7 +78,7 @@ impl Difference {
             && (self.cases.is_empty() || self.is_about(case))
             && match &self.ours {
                 Some(ours) => ours.0.is_match(&differs.first),
-                // That theirs fails is no excuse for ours.
+                // A failure of theirs does not excuse one of ours.
                 None => self.kind != Kind::Verdict || differs.first == PASS,
             }
             && self.is_said(&differs.second)
@@ -93,33 +93,33 @@ impl Difference {
         theirs.0.is_match(second)
     }
 
-    /// What makes it so wide, or so wrong, that it proves nothing.
+    /// Returns why this entry is invalid or too broad to be useful, if it is.
     fn nonsense(&self) -> Option<String> {
         let known: Vec<&str> = check::ALL.iter().map(|check| check.name).chain(OTHERS).collect();
         if !VMMS.contains(&self.vmm.as_str()) {
-            return Some(format!("`vmm` is {:?}; there are {}", self.vmm, VMMS.join(", ")));
+            return Some(format!("unknown `vmm` {:?}: expected {}", self.vmm, VMMS.join(", ")));
         }
         if (self.kind == Kind::Verdict) == self.findings.is_empty() {
-            return Some("a verdict has `findings`, all else has not".to_owned());
+            return Some("`findings` is required for a verdict and invalid elsewhere".to_owned());
         }
         if self.theirs.is_some() == (self.kind == Kind::Verdict) {
-            return Some("a verdict has no `theirs`, all else has".to_owned());
+            return Some("`theirs` is invalid for a verdict and required elsewhere".to_owned());
         }
         if let Some(check) = self.findings.keys().find(|check| !known.contains(&check.as_str())) {
-            return Some(format!("there is no check {check}; there are {}", known.join(", ")));
+            return Some(format!("unknown check {check}: expected {}", known.join(", ")));
         }
         let mut patterns = self.findings.values().chain(&self.theirs);
         let wide = patterns.find(|pattern| pattern.0.is_match(""));
-        wide.map(|pattern| format!("{:?} fits any text", pattern.0.as_str()))
+        wide.map(|pattern| format!("{:?} matches any text", pattern.0.as_str()))
     }
 }
 
-/// All of them, and which were seen.
+/// All known differences, and those seen so far.
 #[derive(Clone, Debug)]
 pub struct Differences {
     all: Vec<Difference>,
     seen: BTreeSet<String>,
-    /// Cases that were compared: only what they should have shown can be missed.
+    /// Cases that were compared: only differences expected in one of them can be missing.
     compared: BTreeSet<String>,
 }
 
@@ -131,7 +131,7 @@ struct File {
 }
 
 impl Differences {
-    /// Those of the file.
+    /// Returns those in the file.
     pub fn embedded() -> Result<Self, ScenarioError> {
         Self::parse(NAME, EMBEDDED)
     }
@@ -141,7 +141,7 @@ impl Differences {
         let mut names = BTreeSet::new();
         for difference in &file.difference {
             if !names.insert(&difference.name) {
-                let message = format!("there are two differences named {}", difference.name);
+                let message = format!("duplicate difference `{}`", difference.name);
                 return Err(ScenarioError::sense(name, message));
             }
             if let Some(why) = difference.nonsense() {
@@ -152,14 +152,16 @@ impl Differences {
         Ok(Self { all: file.difference, seen: BTreeSet::new(), compared: BTreeSet::new() })
     }
 
-    /// The one that `differs`, between our VMM and `vmm` in `case`, is; the first that fits.
+    /// Returns the first known difference that explains `differs`, seen in `case` between our VMM
+    /// and `vmm`.
     pub fn find(&mut self, vmm: &str, case: &str, differs: &Differs) -> Option<&Difference> {
         let found = self.all.iter().find(|difference| difference.is(vmm, case, differs))?;
         self.seen.insert(found.name.clone());
         Some(found)
     }
 
-    /// Those as which `vmm` has failed a case that ours passes, if all it has to say is known.
+    /// Returns the names of the differences that explain a failure of `vmm` in a case that ours
+    /// passes, if they cover all its findings.
     pub fn of_failure(&mut self, vmm: &str, report: &Report) -> Option<BTreeSet<String>> {
         if matches!(report.verdict, Verdict::Pass | Verdict::Fail(_)) {
             self.compared(&report.case);
@@ -173,19 +175,19 @@ impl Differences {
         names.collect()
     }
 
-    /// Those that cases without a name of their own may show.
+    /// Returns those that apply to any case, such as a drawn one.
     pub fn anywhere(mut self) -> Self {
         self.all.retain(|difference| difference.anywhere || difference.cases.is_empty());
         self.all.iter_mut().for_each(|difference| difference.cases.clear());
         self
     }
 
-    /// Takes note that a case was compared: what another one would have shown is not known.
+    /// Records that a case was compared.
     pub fn compared(&mut self, case: &str) {
         self.compared.insert(case.to_owned());
     }
 
-    /// Those of `vmm` that the cases which were compared should have shown, and have not.
+    /// Returns the differences of `vmm` expected in the compared cases but not seen.
     pub fn unseen(&self, vmm: &str) -> impl Iterator<Item = &Difference> {
         let due = |d: &Difference| {
             let mut compared = self.compared.iter();
@@ -195,12 +197,12 @@ impl Differences {
         self.of(vmm).filter(unseen)
     }
 
-    /// The same where only verdicts are looked at.
+    /// Like [`unseen`](Self::unseen), for verdicts only.
     pub fn unseen_verdicts(&self, vmm: &str) -> impl Iterator<Item = &Difference> {
         self.unseen(vmm).filter(|d| d.kind == Kind::Verdict)
     }
 
-    /// Those of `vmm`.
+    /// Returns the differences of `vmm`.
     pub fn of(&self, vmm: &str) -> impl Iterator<Item = &Difference> {
         self.all.iter().filter(move |d| d.vmm == vmm)
     }
@@ -240,7 +242,7 @@ reason = "it is a new process"
     #[case("qemu", "refused/no-vmm[a=1]", Kind::Ending, "pid: process 7 has ended", None)]
     #[case("qemu", "refused/no-vmm[a=1]", Kind::Verdict, "ram: changed", None)]
     #[case("qemu", "update/running", Kind::Events, "step 1: ", Some("fewer-events"))]
-    fn a_difference_has_its_place(
+    fn differences_match_by_vmm_case_kind_and_text(
         #[case] vmm: &str,
         #[case] case: &str,
         #[case] kind: Kind,
@@ -254,7 +256,7 @@ reason = "it is a new process"
     }
 
     #[test]
-    fn a_failure_of_ours_is_never_meant() {
+    fn our_own_failure_is_never_a_known_difference() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         let died = "pid: process 7 has ended";
         let both = differs(Kind::Verdict, "ram: changed", died);
@@ -262,21 +264,21 @@ reason = "it is a new process"
     }
 
     #[test]
-    fn ours_counts_where_it_is_named() {
+    fn ours_must_match_if_given() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         assert!(differences.find("qemu", "a/b", &differs(Kind::Events, "RESET", ": ")).is_none());
     }
 
     #[test]
-    fn what_was_not_seen_is_known() {
+    fn unseen_differences_of_compared_cases_are_returned() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         differences.find("qemu", "a/b", &differs(Kind::Events, "STOP", "x: ")).unwrap();
         let unseen = |differences: &Differences| -> Vec<String> {
             differences.unseen("qemu").map(|d| d.name.clone()).collect()
         };
-        // Its cases were all ignored.
+        // All of its cases were ignored.
         assert_eq!(unseen(&differences), [""; 0]);
-        // One was not; that another was says nothing about it.
+        // One of its cases was compared.
         differences.compared("refused/no-vmm[a=1]");
         assert_eq!(unseen(&differences), ["lost"]);
         assert_eq!(differences.unseen_verdicts("qemu").count(), 1);
@@ -286,14 +288,14 @@ reason = "it is a new process"
     }
 
     #[rstest]
-    #[case("vmm = \"qemu\"", "vmm = \"cpr-vmm\"", "`vmm` is \"cpr-vmm\"")]
-    #[case("vmm = \"qemu\"", "vmm = \"qmeu\"", "`vmm` is \"qmeu\"")]
-    #[case("pid = ", "pidd = ", "there is no check pidd")]
-    #[case("\" has ended\"", "\"\"", "\"\" fits any text")]
-    #[case("\" has ended\"", "\".*\"", "\".*\" fits any text")]
-    #[case("findings = { pid = \" has ended\" }", "theirs = \"x\"", "a verdict has `findings`")]
-    #[case("theirs = \": $\"", "", "a verdict has no `theirs`, all else has")]
-    fn what_proves_nothing_is_an_error(
+    #[case("vmm = \"qemu\"", "vmm = \"cpr-vmm\"", "unknown `vmm` \"cpr-vmm\"")]
+    #[case("vmm = \"qemu\"", "vmm = \"qmeu\"", "unknown `vmm` \"qmeu\"")]
+    #[case("pid = ", "pidd = ", "unknown check pidd")]
+    #[case("\" has ended\"", "\"\"", "\"\" matches any text")]
+    #[case("\" has ended\"", "\".*\"", "\".*\" matches any text")]
+    #[case("findings = { pid = \" has ended\" }", "theirs = \"x\"", "`findings` is required")]
+    #[case("theirs = \": $\"", "", "`theirs` is invalid for a verdict and required elsewhere")]
+    fn rejects_invalid_and_too_broad_entries(
         #[case] right: &str,
         #[case] wrong: &str,
         #[case] why: &str,
@@ -304,14 +306,14 @@ reason = "it is a new process"
     }
 
     #[test]
-    fn another_check_is_another_difference() {
+    fn a_finding_of_another_check_does_not_match() {
         let mut differences = Differences::parse("f", FILE).unwrap();
         let said = differs(Kind::Verdict, PASS, "ram: process 7 has ended");
         assert!(differences.find("qemu", "refused/no-vmm[a=1]", &said).is_none());
     }
 
     #[test]
-    fn mistakes_are_told_with_their_line() {
+    fn errors_name_the_line() {
         let twice = FILE.replace("fewer-events", "lost");
         let told = [
             Differences::parse("f", &twice).unwrap_err().to_string(),
@@ -324,7 +326,7 @@ reason = "it is a new process"
     }
 
     #[test]
-    fn the_file_is_right() {
+    fn the_embedded_file_is_valid() {
         Differences::embedded().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! One VMM compared with another: the same scenarios on both, and in what they differ.
+//! Compares two VMMs by running the same scenarios on both.
 
 pub mod compare;
 pub mod differences;

@@ -1,4 +1,4 @@
-//! The names of all parts of the VMM's interface, and of those that are in a message or a command line.
+//! Names the parts of the VMM's interface, and finds those used by a message or a command line.
 
 use std::collections::BTreeSet;
 
@@ -28,13 +28,13 @@ pub(super) fn fail_point(name: &str) -> String {
     format!("fail-point {name}")
 }
 
-/// All.
+/// Returns the names of all parts.
 pub(super) fn all() -> BTreeSet<String> {
     let mut items: Vec<String> = Vec::new();
     for spec in COMMANDS {
         items.push(command(spec.name));
         parts_of_object(&argument(spec.name), spec.arguments, &mut items);
-        // That of the schema is the schema.
+        // The schema does not need to cover itself.
         if spec.name != "query-qmp-schema" {
             parts_of(&answer(spec.name), &spec.returns, &mut items);
         }
@@ -111,8 +111,8 @@ fn name(option: &Arg) -> Option<String> {
     }
 }
 
-/// The kinds of values of an option that has some: `on|off`, or `file:PATH|defer`, where the text up to
-/// the colon tells.
+/// Returns the kinds of values of an option, if it has several: `on|off`, or `file:PATH|defer`,
+/// where the prefix up to the colon is the kind.
 fn kinds(option: &Arg) -> Vec<String> {
     let values = option.get_possible_values();
     if option.get_action().takes_values() && !values.is_empty() {
@@ -127,7 +127,7 @@ fn kinds(option: &Arg) -> Vec<String> {
     alternatives.into_iter().flat_map(|shape| shape.split('|')).map(kind).collect()
 }
 
-/// The options that a command line has, with the kinds of their values.
+/// Returns the options on a command line, with the kinds of their values.
 pub(super) fn options_in(words: &[String]) -> Vec<String> {
     let mut items = Vec::new();
     for option in Config::command().get_arguments() {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_line_has_is_in_the_list() {
+    fn parts_of_a_command_line_are_in_the_list() {
         let words = ["vmm", "--serial", "file:/a", "--keeper=on", "--incoming", "defer", "--cpus"];
         let mut found = options_in(&words.map(str::to_owned));
         found.sort();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_message_has_is_in_the_list() {
+    fn parts_of_a_message_are_in_the_list() {
         let spec = COMMANDS.iter().find(|spec| spec.name == "query-status").unwrap();
         let value = serde_json::json!({ "running": true, "status": "running", "other": 1 });
         let mut found = Vec::new();

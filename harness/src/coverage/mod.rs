@@ -1,8 +1,10 @@
-//! What of the VMM's interface the scenarios of a whole run have driven: each option and kind of value,
-//! command, argument, member of an event and of an answer, name among its values, and fail point.
+//! Tracks which parts of the VMM's interface the scenarios of a full run drive: options and kinds
+//! of their values, commands, arguments, members of events and replies, enum values, and fail
+//! points.
 //!
-//! What there is comes from the VMM itself (its schema, its options), so a new one that no scenario
-//! drives fails the next whole run. `scenarios/not-driven.toml` lists what something else tests.
+//! The list of parts comes from the VMM itself (its schema and its options), so a new part that no
+//! scenario drives fails the next full run. `scenarios/not-driven.toml` lists what other tests
+//! cover.
 
 mod interface;
 mod not_driven;
@@ -16,19 +18,19 @@ use serde_json::Value;
 
 pub use not_driven::NotDriven;
 
-/// What was driven in this process, by the names of [`interface`].
+/// What was driven by this process, under the names of [`interface`].
 static DRIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 fn note(items: impl IntoIterator<Item = String>) {
     DRIVEN.lock().unwrap_or_else(PoisonError::into_inner).extend(items);
 }
 
-/// Notes the command line of a VMM.
+/// Records the command line of a VMM.
 pub fn executed(words: &[String]) {
     note(interface::options_in(words));
 }
 
-/// Notes a command that was sent.
+/// Records a command that was sent.
 pub fn sent(name: &str, arguments: &Value) {
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return };
     let mut items = vec![interface::command(name)];
@@ -37,7 +39,7 @@ pub fn sent(name: &str, arguments: &Value) {
     note(items);
 }
 
-/// Notes what command `name` was answered.
+/// Records the reply to command `name`.
 pub fn answered(name: &str, answer: &Value) {
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return };
     let mut items = Vec::new();
@@ -45,7 +47,7 @@ pub fn answered(name: &str, answer: &Value) {
     note(items);
 }
 
-/// Notes an event.
+/// Records an event.
 pub fn heard(event: &Event) {
     let Some(known) = EVENTS.iter().find(|known| known.name == event.event) else { return };
     let mut items = vec![interface::event(known.name)];
@@ -55,12 +57,12 @@ pub fn heard(event: &Event) {
     note(items);
 }
 
-/// Notes a fail point that was armed.
+/// Records a fail point that was armed.
 pub fn armed(point: &str) {
     note([interface::fail_point(point)]);
 }
 
-/// What is wrong with what was driven so far, if that was to be all; a line each.
+/// Returns what is missing or stale if this process has run all scenarios, one line each.
 pub fn complaints() -> Vec<String> {
     let driven = DRIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     NotDriven::embedded().complaints(&interface::all(), &driven)

@@ -1,4 +1,5 @@
-//! What no scenario drives, and what tests it instead: `scenarios/not-driven.toml`.
+//! Parts of the interface that no scenario drives, and what tests them instead:
+//! `scenarios/not-driven.toml`.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -8,17 +9,17 @@ use serde::Deserialize;
 
 use crate::scenario::ScenarioError;
 
-/// The file, as it was when this binary was built.
+/// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/not-driven.toml");
 const NAME: &str = "not-driven.toml";
 
-/// Parts of the interface that no scenario drives.
+/// An entry: parts of the interface that no scenario drives.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listed {
-    /// A regular expression that fits all of their names.
+    /// A regular expression that matches their full names.
     item: String,
-    /// Not every host, or not every run, leaves them out.
+    /// Some hosts, or some runs, do drive them.
     #[serde(default)]
     rare: bool,
     /// Why, and what tests them.
@@ -32,15 +33,15 @@ struct File {
     not_driven: Vec<Listed>,
 }
 
-/// The list.
+/// The list of entries.
 #[derive(Debug)]
 pub struct NotDriven(Vec<(Listed, Regex)>);
 
 impl NotDriven {
-    /// That of the file.
+    /// Returns the list in the file.
     pub fn embedded() -> &'static Self {
         static LIST: OnceLock<NotDriven> = OnceLock::new();
-        // A test parses it, so that this is told when it is built.
+        // A test parses it, so an error is found before release.
         LIST.get_or_init(|| Self::parse(EMBEDDED).expect("not-driven.toml is valid"))
     }
 
@@ -58,19 +59,19 @@ impl NotDriven {
         Ok(Self(file.not_driven.into_iter().map(with_pattern).collect::<Result<_, _>>()?))
     }
 
-    /// What is neither `driven` nor listed, and entries that fit nothing that is left out.
+    /// Returns a line for each part that is neither `driven` nor listed, and for each stale entry.
     pub fn complaints(&self, all: &BTreeSet<String>, driven: &BTreeSet<String>) -> Vec<String> {
         let left: Vec<&String> = all.difference(driven).collect();
         let listed = |item: &&&String| self.0.iter().any(|(_, pattern)| pattern.is_match(item));
         let unlisted = left.iter().filter(|item| !listed(item));
         let unlisted = unlisted.map(|item| {
-            format!("no scenario drives {item}: write one, or say in {NAME} what tests it")
+            format!("no scenario drives {item}: write one, or state in {NAME} what tests it")
         });
         let stale = self.0.iter().filter(|(listed, pattern)| {
             !listed.rare && !left.iter().any(|item| pattern.is_match(item))
         });
         let stale = stale.map(|(listed, _)| {
-            format!("{NAME}: {:?} fits nothing that no scenario drives", listed.item)
+            format!("{NAME}: {:?} is stale: it matches nothing undriven", listed.item)
         });
         unlisted.chain(stale).collect()
     }
@@ -88,11 +89,11 @@ mod tests {
 
     #[rstest]
     #[case("", &["a", "b"], &[])]
-    #[case("", &["a"], &["no scenario drives b: write one, or say in not-driven.toml what tests it"])]
+    #[case("", &["a"], &["no scenario drives b: write one, or state in not-driven.toml what tests it"])]
     #[case("b", &["a"], &[])]
     #[case("[b]", &["a"], &[])]
-    #[case("b", &["a", "b"], &["not-driven.toml: \"b\" fits nothing that no scenario drives"])]
-    fn what_is_left_out_needs_a_reason(
+    #[case("b", &["a", "b"], &["not-driven.toml: \"b\" is stale: it matches nothing undriven"])]
+    fn undriven_parts_must_be_listed_and_entries_must_match(
         #[case] item: &str,
         #[case] driven: &[&str],
         #[case] told: &[&str],
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_reason_is_none() {
+    fn rejects_an_entry_without_a_reason() {
         let error = NotDriven::parse("[[not_driven]]\nitem = 'a'\nreason = ' '\n").unwrap_err();
         assert!(error.to_string().contains("has no reason"), "{error}");
     }

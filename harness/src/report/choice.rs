@@ -1,25 +1,25 @@
-//! Cases of one scenario in a table: told apart by the values of its matrix that matter.
+//! Names for the cases of one scenario in a table, by the matrix values that make a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A choice of values of a matrix.
+/// One value for each key of a matrix.
 pub type Choice = BTreeMap<String, String>;
 
-/// A case's name as its scenario and its choice.
+/// Splits the name of a case into its scenario and its choice.
 pub fn split(name: &str) -> (String, Choice) {
     let (base, pairs) = pairs(name);
     let choice = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
     (base.to_owned(), choice.collect())
 }
 
-/// `theme/scenario[key=value,…]`, taken apart.
+/// Splits `theme/scenario[key=value,…]`.
 fn pairs(name: &str) -> (&str, Vec<(&str, &str)>) {
     let Some((base, rest)) = name.split_once('[') else { return (name, Vec::new()) };
     let pairs = rest.trim_end_matches(']').split(',').filter_map(|pair| pair.split_once('='));
     (base, pairs.collect())
 }
 
-/// True if `told`, a scenario with the values that matter, is about this choice.
+/// True if `told`, a scenario with the values that matter, covers this choice.
 pub fn holds_for(told: &str, scenario: &str, choice: &Choice) -> bool {
     let (base, values) = pairs(told);
     let holds = |key: &str| {
@@ -29,7 +29,7 @@ pub fn holds_for(told: &str, scenario: &str, choice: &Choice) -> bool {
     base == scenario && values.iter().all(|(key, _)| holds(key))
 }
 
-/// `scenario` with the values by which `here` differs from `everywhere`.
+/// Returns `scenario` with the values in which `here` differs from `everywhere`.
 pub fn told<'a>(
     scenario: &str,
     here: impl IntoIterator<Item = &'a Choice>,
@@ -47,7 +47,7 @@ pub fn told<'a>(
     }
 }
 
-/// By key, in order: the values that occur.
+/// Returns the values that occur, by key.
 fn values<'a>(
     choices: impl IntoIterator<Item = &'a Choice>,
 ) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_about_the_cases_whose_values_it_names() {
+    fn a_row_covers_the_cases_whose_values_it_names() {
         let about = |case: &str| {
             let (scenario, choice) = split(case);
             holds_for("a/b[cpus=2,cpus=4]", &scenario, &choice)
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_values_that_matter_are_told() {
+    fn only_values_that_matter_are_named() {
         let [one, two, four] =
             ["a/b[cpus=1,p=x]", "a/b[cpus=2,p=x]", "a/b[cpus=4,p=x]"].map(|name| split(name).1);
         assert_eq!(told("a/b", [&one, &two], [&one, &two, &four]), "a/b[cpus=1,cpus=2]");

@@ -1,4 +1,4 @@
-//! An evidence folder, read: as far as it goes, for a VMM or a harness may have been killed.
+//! Reads an evidence folder, which may be incomplete if a VMM or harness was killed.
 
 use std::fs;
 use std::io;
@@ -10,21 +10,21 @@ use crate::run::timeline::{self, Entry, OLDER, TIMELINE};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, ScenarioError, parse};
 
-/// What comes into the time line by and by.
+/// Logs that are copied to the timeline periodically, with their source.
 const LOGS: [(&str, &str); 3] =
     [("vmm", "vmm.log"), ("console", "console.log"), ("serial", "serial.log")];
 
-/// Why a folder is of no use.
+/// Why an evidence folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It is not one.
+    /// It is not an evidence folder.
     #[error(
-        "{folder} is no evidence folder, {file} is missing in it: `run` leaves one for each case in --evidence, such as evidence/update/stopped"
+        "{folder} is not an evidence folder: {file} is missing; `run` leaves one for each case in --evidence, such as evidence/update/stopped"
     )]
     NotEvidence {
-        /// What was given.
+        /// The given path.
         folder: PathBuf,
-        /// What is missing.
+        /// The missing file.
         file: &'static str,
     },
     /// A file in it cannot be read.
@@ -32,29 +32,29 @@ pub enum FolderError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The case in it is damaged.
+    /// The case in it is invalid.
     #[error(transparent)]
     Case(#[from] ScenarioError),
 }
 
-/// What an evidence folder has.
+/// The contents of an evidence folder.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// Where it is.
+    /// Path of the folder.
     pub path: PathBuf,
     /// The case.
     pub case: Option<Case>,
-    /// On what it was run.
+    /// What it was run on.
     pub start: Option<Start>,
-    /// What came of it.
+    /// The report.
     pub report: Option<Report>,
-    /// What happened, in order.
+    /// The timeline, in order.
     pub timeline: Vec<Entry>,
-    /// What is missing or damaged, each in one line.
+    /// What is missing or damaged, one line each.
     pub troubles: Vec<String>,
 }
 
@@ -70,13 +70,13 @@ impl Folder {
         let start: Option<Start> = start.and_then(|text| json(&text, START, &mut troubles));
         let case = match optional(path, CASE)? {
             None => {
-                troubles.push(format!("{CASE} is missing: it cannot be replayed"));
+                troubles.push(format!("{CASE} is missing: cannot replay it"));
                 None
             }
             Some(text) => match parse::parse_case(CASE, &text) {
                 Ok(case) => Some(case),
                 Err(e) => {
-                    troubles.push(format!("the case cannot be read: {e}"));
+                    troubles.push(format!("cannot read the case: {e}"));
                     None
                 }
             },
@@ -85,12 +85,12 @@ impl Folder {
             Some(text) => json(&text, VERDICT, &mut troubles),
             None => {
                 troubles.push(format!(
-                    "{VERDICT} is missing: the harness was ended in the middle of the case"
+                    "{VERDICT} is missing: the harness was terminated during the case"
                 ));
                 None
             }
         };
-        // There is one if a soak was killed.
+        // Exists if a soak was killed.
         let mut text = optional(path, OLDER)?.unwrap_or_default();
         text.push_str(&expected(path, TIMELINE, &mut troubles)?.unwrap_or_default());
         let (mut entries, damaged) = timeline::parse(&text);
@@ -103,7 +103,7 @@ impl Folder {
                 let late = late(&entries, source, &text);
                 if !late.is_empty() {
                     troubles.push(format!(
-                        "{} of {name} had not come into {TIMELINE} yet",
+                        "{} of {name} not yet in {TIMELINE}: added here",
                         lines(late.len())
                     ));
                 }
@@ -125,20 +125,20 @@ impl Folder {
         of_case.or_else(of_report).or_else(of_start).unwrap_or_else(|| "unknown case".to_owned())
     }
 
-    /// The report; on a case that never ended, that it did not.
+    /// The report, or a broken one if the case has no verdict.
     pub fn report_or_broken(&self) -> Report {
         self.report.clone().unwrap_or_else(|| {
             let folder = crate::run::case::quoted(&self.path.to_string_lossy());
             let option = self.start.as_ref().map_or("", |start| start.vmm_option.as_str());
             let replay = format!("cpr-harness replay {folder}{option}");
             let show = format!("cpr-harness show {folder}");
-            let why = format!("no verdict in {}: the run was ended meanwhile", self.path.display());
+            let why = format!("no verdict in {}: the run was interrupted", self.path.display());
             let verdict = Verdict::Broken(why);
             Report { verdict, ..Report::of(&self.name(), replay, show) }
         })
     }
 
-    /// Another file in it, as text; none if it is not there.
+    /// Reads another file in the folder as text; none if it cannot be read.
     pub fn text(&self, name: &'static str) -> Option<String> {
         optional(&self.path, name).ok().flatten()
     }
@@ -148,13 +148,14 @@ fn lines(count: usize) -> String {
     if count == 1 { "1 line".to_owned() } else { format!("{count} lines") }
 }
 
-/// What the log `text` has more than the time line: logs are collected now and then. Its place is
-/// told by its stamp, on the clock of the entries that have one; without, it comes last.
+/// Returns the lines of the log `text` that are not yet in the timeline, as logs are copied only
+/// periodically. Lines are placed by their time stamp, on the clock of the entries that have one;
+/// lines without a stamp come last.
 fn late(entries: &[Entry], source: &str, text: &str) -> Vec<Entry> {
     let of_source = || entries.iter().filter(|entry| entry.source == source);
     let offset = of_source().find_map(|entry| Some(entry.t - timeline::unix_stamp(&entry.text)?));
     let last = entries.last().map_or(0.0, |entry| entry.t);
-    // Not counted from the start: the time line may have lost its beginning.
+    // Not counted from the start: the timeline may have lost its beginning.
     let known = of_source().next_back().map(|entry| entry.text.as_str());
     let new: Vec<&str> = text.lines().rev().take_while(|line| Some(*line) != known).collect();
     let new = new.into_iter().rev();
@@ -165,7 +166,7 @@ fn late(entries: &[Entry], source: &str, text: &str) -> Vec<Entry> {
     .collect()
 }
 
-/// The case of the evidence folder at `path`, and on what it was run, where that is known.
+/// Reads the case of the evidence folder at `path`, and what it was run on, if known.
 pub fn to_replay(path: &Path) -> Result<(Case, Option<Start>), FolderError> {
     let not_evidence = |file| FolderError::NotEvidence { folder: path.to_owned(), file };
     let text = optional(path, CASE)?.ok_or_else(|| not_evidence(CASE))?;
@@ -174,12 +175,12 @@ pub fn to_replay(path: &Path) -> Result<(Case, Option<Start>), FolderError> {
     Ok((case, start))
 }
 
-/// The verdict in the evidence folder at `path`, where there is one.
+/// Reads the verdict in the evidence folder at `path`, if any.
 pub fn verdict(path: &Path) -> Option<Report> {
     serde_json::from_str(&optional(path, VERDICT).ok()??).ok()
 }
 
-/// A file that may be missing. Bytes that are no UTF-8 are replaced: guests say what they like.
+/// Reads a file that may be missing. Invalid UTF-8 is replaced: guest output is arbitrary.
 fn optional(folder: &Path, name: &'static str) -> Result<Option<String>, FolderError> {
     let path = folder.join(name);
     match fs::read(&path) {
@@ -189,7 +190,7 @@ fn optional(folder: &Path, name: &'static str) -> Result<Option<String>, FolderE
     }
 }
 
-/// A file whose lack is told.
+/// Reads a file, and adds to `troubles` if it is missing.
 fn expected(
     folder: &Path,
     name: &'static str,
@@ -215,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_killed_soak_has_its_older_lines_and_only_what_is_new_of_its_logs() {
+    fn a_killed_soak_keeps_older_lines_and_adds_new_log_lines() {
         let folder = tempfile::tempdir().unwrap();
         let line = |t: u32, text: &str| {
             format!("{{\"t\": {t}, \"source\": \"vmm\", \"text\": \"{text}\"}}\n")

@@ -1,4 +1,4 @@
-//! A run as JUnit XML, for GitLab, Jenkins and GitHub: one suite a theme.
+//! Renders a run as JUnit XML for GitLab, Jenkins and GitHub, with one suite per theme.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::record::{Entry, Record, Run};
 use super::terminal::details;
 use crate::run::Verdict;
 
-/// The XML.
+/// Returns the XML.
 pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
     let mut report = quick_junit::Report::new("cpr-harness");
     report.set_time(record.took());
@@ -44,7 +44,7 @@ fn case(entry: &Entry, record: &Record) -> TestCase {
     let report = &entry.report;
     let known: Vec<&str> = entry.known.iter().map(String::as_str).collect();
     let status = match &report.verdict {
-        _ if !known.is_empty() => skipped(&format!("differs as is known: {}", known.join(", "))),
+        _ if !known.is_empty() => skipped(&format!("known difference: {}", known.join(", "))),
         Verdict::Pass => TestCaseStatus::success(),
         Verdict::Ignored(why) => skipped(why),
         Verdict::Fail(findings) => {
@@ -99,9 +99,9 @@ mod tests {
     use crate::report::record::{FORMAT, Vmm};
     use crate::run::Report;
 
-    /// `run` ends with 0 then, so no failure is told to others.
+    /// Consistent with `run`, whose exit status is 0 then.
     #[test]
-    fn what_differs_as_is_known_is_skipped() {
+    fn known_differences_are_skipped() {
         let verdict = Verdict::Fail(vec![Finding::new("run_state", "is postmigrate")]);
         let entry = Entry {
             summary: String::new(),
@@ -122,6 +122,6 @@ mod tests {
         };
         let xml = xml(&Record { format: FORMAT, runs: vec![run], cases: vec![entry] }).unwrap();
         assert!(xml.contains(r#"tests="1" skipped="1" failures="0" errors="0""#), "{xml}");
-        assert!(xml.contains(r#"<skipped message="differs as is known: postmigrate"/>"#), "{xml}");
+        assert!(xml.contains(r#"<skipped message="known difference: postmigrate"/>"#), "{xml}");
     }
 }

@@ -1,4 +1,4 @@
-//! Several runs as one: shards of the cases, run apart.
+//! Merges several runs, such as shards, into one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,36 +15,36 @@ use crate::scenario::ScenarioError;
 /// Why runs cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// Nothing is there.
-    #[error("there is no {path}: give files that `run --json` has written, or folders of evidence")]
+    /// The path does not exist.
+    #[error("{path} does not exist: give files written by `run --json`, or evidence folders")]
     Missing {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
     },
-    /// A file is no record.
+    /// A file is not a record.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// An evidence folder cannot be read.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// A folder cannot be walked.
+    /// A folder cannot be listed.
     #[error("cannot read {path}: {source}")]
     Walk {
         /// The folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A folder has nothing to merge.
-    #[error("there is no evidence of a case in {path}{}", hint(.deeper))]
+    /// A folder contains nothing to merge.
+    #[error("no evidence of a case in {path}{}", hint(.deeper))]
     Empty {
         /// The folder.
         path: PathBuf,
-        /// Folders in it that have.
+        /// Folders within it that do contain evidence.
         deeper: Vec<PathBuf>,
     },
-    /// Which of the two counts?
+    /// A case is there twice.
     #[error("{case} is in both {first} and {second}: leave one of them out")]
     Twice {
         /// The case.
@@ -54,7 +54,7 @@ pub enum MergeError {
         /// The other.
         second: String,
     },
-    /// The embedded list is damaged.
+    /// The embedded list of differences is invalid.
     #[error(transparent)]
     Differences(#[from] ScenarioError),
 }
@@ -67,16 +67,16 @@ fn hint(deeper: &[PathBuf]) -> String {
     }
 }
 
-/// Runs that were merged, and what is to be said about it.
+/// Merged runs, with remarks.
 #[derive(Debug)]
 pub struct Merged {
-    /// The runs as one.
+    /// The merged record.
     pub record: Record,
-    /// What the reader should know, each in one line.
+    /// What the reader should know, one line each.
     pub remarks: Vec<String>,
 }
 
-/// Merges records and folders of evidence.
+/// Merges records and evidence folders.
 pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
     let mut record = Record { format: FORMAT, runs: Vec::new(), cases: Vec::new() };
     let mut remarks = Vec::new();
@@ -114,7 +114,7 @@ pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
     Ok(Merged { record, remarks })
 }
 
-/// What differs between the runs, with how many cases each value has.
+/// Returns the values that differ between the runs, with the number of cases for each.
 fn differ(what: &str, record: &Record, of: fn(&Run) -> String) -> Option<String> {
     let mut values: BTreeMap<String, usize> = BTreeMap::new();
     for entry in &record.cases {
@@ -132,8 +132,8 @@ fn differ(what: &str, record: &Record, of: fn(&Run) -> String) -> Option<String>
     })
 }
 
-/// The cases whose evidence is in `root`: where a run leaves it, and not what replays and planted
-/// bugs have left deeper in.
+/// Reads the cases whose evidence a run left in `root`, excluding what replays and planted bugs
+/// left in deeper folders.
 fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeError> {
     let mut folders = Vec::new();
     walk(root, &mut folders)?;
@@ -169,7 +169,7 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
     Ok(record)
 }
 
-/// What stands before the case's name in the path of its evidence.
+/// Returns the part of an evidence path before the name of the case.
 fn base(path: &Path, name: &str) -> Option<PathBuf> {
     path.ends_with(name)
         .then(|| path.ancestors().nth(Path::new(name).components().count()).map(Path::to_owned))?
@@ -200,7 +200,7 @@ fn add(record: &mut Record, folder: &Folder, differences: &mut Differences) {
     });
 }
 
-/// From when the first case began to when the last one ended.
+/// Extends `run` to span from the start of its first case to the end of its last one.
 fn extend(run: &mut Run, case: &Run) {
     let ends = [&*run, case].map(|run| run.started_unix + run.took.as_secs_f64());
     run.started_unix = run.started_unix.min(case.started_unix);
@@ -208,7 +208,7 @@ fn extend(run: &mut Run, case: &Run) {
     run.took = Duration::try_from_secs_f64(took).unwrap_or_default();
 }
 
-/// The run of a case without `start.json`.
+/// Stands in for the run of a case without `start.json`.
 fn unknown() -> Run {
     let unknown = || "unknown".to_owned();
     let vmm = super::record::Vmm { title: unknown(), version: None, backend: unknown() };
@@ -230,7 +230,7 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), MergeError> {
     let cannot = |source| MergeError::Walk { path: folder.to_owned(), source };
     for entry in fs::read_dir(folder).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
-        // No links: they may lead in a circle.
+        // Do not follow links: they may form a loop.
         if entry.file_type().map_err(cannot)?.is_dir() {
             walk(&entry.path(), found)?;
         }

@@ -1,4 +1,4 @@
-//! Telling people how it went.
+//! Reports on runs and evidence, for terminals, browsers and CI.
 
 pub mod choice;
 pub mod errors;

@@ -1,20 +1,20 @@
-//! Colours. They reach a terminal only: [`say`](super::stdout::say) takes them out of all else, and
-//! where `NO_COLOR` is set.
+//! Colours for terminal output. [`say`](super::stdout::say) strips them if the output is not a
+//! terminal, or if `NO_COLOR` is set.
 
 use anstyle::AnsiColor;
 
-/// What a word says.
+/// The meaning of a colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
     /// All is well.
     Good,
-    /// Look at it.
+    /// Needs attention.
     Care,
     /// Something is wrong.
     Bad,
 }
 
-/// `word` in its colour, and spaces up to `width` characters.
+/// Returns `word` in its colour, padded with spaces to `width` characters.
 pub fn painted(word: &str, width: usize, paint: Paint) -> String {
     let style = match paint {
         Paint::Good => AnsiColor::Green.on_default(),
@@ -25,7 +25,7 @@ pub fn painted(word: &str, width: usize, paint: Paint) -> String {
     format!("{style}{word}{style:#}{spaces}")
 }
 
-/// `line` with the verdict that it begins with in its colour.
+/// Returns `line` with its leading verdict coloured, if it has one.
 pub fn verdict_first(line: &str) -> String {
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     let paint = match word {
@@ -46,7 +46,7 @@ mod tests {
     #[case("pass    a  1 update")]
     #[case("FAIL    a")]
     #[case("        at step 3")]
-    fn a_line_without_its_colours_is_as_it_was(#[case] line: &str) {
+    fn painting_only_adds_colours(#[case] line: &str) {
         let painted = verdict_first(line);
         assert_eq!(painted != line, !line.starts_with(' '));
         assert_eq!(anstream::adapter::strip_str(&painted).to_string(), line);

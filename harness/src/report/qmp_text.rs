@@ -1,4 +1,4 @@
-//! QMP messages as people read them: the name first, and answers with what they answer.
+//! Shortens QMP messages for readers: the name first, and replies with the command they belong to.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,15 @@ use serde_json::Value;
 
 use crate::run::timeline::Entry;
 
-/// Knows what was asked.
+/// Shortens messages, and tracks the pending commands that replies belong to.
 #[derive(Default)]
 pub struct Shortener {
-    /// By client and ID, the command.
+    /// Pending commands, by client and ID.
     asked: BTreeMap<(String, String), String>,
 }
 
 impl Shortener {
-    /// What an entry says, in one line that a terminal can show.
+    /// Returns the text of an entry as one line that is safe to print on a terminal.
     pub fn short(&mut self, entry: &Entry) -> String {
         let text = match entry.source.rsplit_once('-') {
             Some((client, "sent")) => self.sent(client, &entry.text),
@@ -44,7 +44,7 @@ impl Shortener {
         }
         let id = message.get("id").map(Value::to_string).unwrap_or_default();
         let command = self.asked.remove(&(client.to_owned(), id));
-        let command = command.unwrap_or_else(|| "something".to_owned());
+        let command = command.unwrap_or_else(|| "unknown command".to_owned());
         if let Some(error) = message.get("error") {
             let field = |name| error.get(name).and_then(Value::as_str).unwrap_or_default();
             return Some(format!("{command} failed: {}: {}", field("class"), field("desc")));
@@ -59,7 +59,7 @@ impl Shortener {
     }
 }
 
-/// ` key=value …`, without quotes where there is no need.
+/// Formats fields as ` key=value …`, quoted only where necessary.
 fn fields(value: Option<&Value>) -> String {
     let Some(Value::Object(fields)) = value else { return String::new() };
     let field = |(key, value): (&String, &Value)| match value {
@@ -71,7 +71,7 @@ fn fields(value: Option<&Value>) -> String {
     fields.iter().map(field).collect()
 }
 
-/// A line of the VMM's log; its time has a column of its own.
+/// Strips the time stamp of a line of the VMM's log: the time has a column of its own.
 fn without_stamp(line: &str) -> &str {
     let stamped = |word: &str| word.len() >= 20 && word.ends_with('Z') && word.contains('T');
     match line.split_once(' ') {
@@ -80,7 +80,7 @@ fn without_stamp(line: &str) -> &str {
     }
 }
 
-/// Without what would move a terminal's cursor: a guest may print anything.
+/// Escapes control characters, which would affect the terminal: guest output is arbitrary.
 pub fn printable(text: &str) -> String {
     let shown = |c: char| match c {
         '\t' => " ".to_owned(),
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_comes_first() {
+    fn names_come_first() {
         let mut shortener = Shortener::default();
         let entries = [
             ("qmp-received", r#"{"QMP": {"version": {"package": "cpr-vmm"}, "capabilities": []}}"#),
@@ -125,7 +125,7 @@ mod tests {
         qmp-2-received query-status returned running=true status=running
         qmp-sent       cont
         qmp-received   cont failed: GenericError: no
-        qmp-received   something returned ["a"]
+        qmp-received   unknown command returned ["a"]
         qmp-received   {"retu
         vmm            DEBUG cpr_vmm: machine_step
         serial         clear\u{1b}[2J screen\u{7}

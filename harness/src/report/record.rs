@@ -1,4 +1,4 @@
-//! The record of a run: all that reports are made of, as one JSON file.
+//! The record of a run: the source of all reports, as one JSON file.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +12,7 @@ use crate::run::start::{Start, cpus, kernel, unix_now};
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::Case;
 
-/// The number of the format that is written; any older one can be read.
+/// Version of the format that is written; older ones can be read.
 pub const FORMAT: u32 = 1;
 
 /// One run, or several that were merged.
@@ -20,13 +20,13 @@ pub const FORMAT: u32 = 1;
 pub struct Record {
     /// [`FORMAT`] of the harness that wrote it.
     pub format: u32,
-    /// On what the cases were run.
+    /// What the cases were run on.
     pub runs: Vec<Run>,
     /// The cases, in the order in which they ended.
     pub cases: Vec<Entry>,
 }
 
-/// On what cases were run, and when.
+/// What cases were run on, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// The harness's version.
@@ -35,20 +35,20 @@ pub struct Run {
     pub vmm: Vmm,
     /// The host's kernel.
     pub kernel: String,
-    /// CPUs that the harness could use.
+    /// Number of CPUs available to the harness.
     pub cpus: usize,
-    /// When it began, in seconds since 1970.
+    /// Start time, in seconds since 1970.
     pub started_unix: f64,
-    /// How long it took.
+    /// Duration of the run.
     pub took: Duration,
 }
 
 /// A VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vmm {
-    /// Its name and version, for people.
+    /// Its name and version, for display.
     pub title: String,
-    /// Its version, where it has told one.
+    /// Its version, if it reports one.
     pub version: Option<String>,
     /// Its kind.
     pub backend: String,
@@ -61,33 +61,33 @@ pub struct Entry {
     pub summary: String,
     /// The part of its name before the slash.
     pub theme: String,
-    /// The evidence folder, from the folder of the record where that is possible.
+    /// The evidence folder, relative to the record's folder if possible.
     pub evidence: Option<PathBuf>,
-    /// Which of the runs.
+    /// Index into the runs.
     pub run: usize,
-    /// It failed as its VMM is known to, by the names of those differences from ours.
+    /// The known differences of its VMM from ours that explain the failure, by name; else empty.
     #[serde(default)]
     pub known: BTreeSet<String>,
     /// The report.
     pub report: Report,
 }
 
-/// Why there is no record.
+/// Why a record cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file cannot be read or written.
     #[error("cannot {what} {path}: {source}")]
     File {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It is JSON, or not even that.
-    #[error("{path} is no record of a run, as `run --json` writes it: {source}")]
+    /// It is not a record: invalid JSON, or JSON of another kind.
+    #[error("{path} was not written by `run --json`: {source}")]
     NotARecord {
         /// The file.
         path: PathBuf,
@@ -97,30 +97,30 @@ pub enum RecordError {
     },
     /// It is from a later harness.
     #[error(
-        "{path} has format {found}, and this harness knows up to {FORMAT}: take a newer harness"
+        "{path} has format {found}, but this harness reads formats up to {FORMAT}: use a newer harness"
     )]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its number.
+        /// The version of its format.
         found: u32,
     },
-    /// It contradicts itself.
-    #[error("{path} is damaged: case {case} is of run {run}, and there are {runs}")]
+    /// A case refers to a run that is not in the record.
+    #[error("{path} is damaged: case {case} refers to run {run}, but there are only {runs} runs")]
     NoSuchRun {
         /// The file.
         path: PathBuf,
         /// The case.
         case: String,
-        /// The run that it names.
+        /// The index of the run that it refers to.
         run: usize,
-        /// How many there are.
+        /// The number of runs.
         runs: usize,
     },
 }
 
 impl Run {
-    /// One that begins now.
+    /// Creates a run that starts now.
     pub fn now(options: &Options) -> Self {
         let vmm = Vmm {
             title: options.backend.title(),
@@ -137,7 +137,7 @@ impl Run {
         }
     }
 
-    /// That of a case on its own.
+    /// Creates the run of a single case.
     pub fn of(start: &Start, took: Duration) -> Self {
         let vmm = Vmm {
             title: start.title(),
@@ -154,7 +154,7 @@ impl Run {
         }
     }
 
-    /// The same VMM, tried by the same harness on the same machine.
+    /// True if both have the same harness, VMM, kernel and number of CPUs.
     pub fn is_alike(&self, other: &Self) -> bool {
         let what =
             |run: &Self| (run.harness.clone(), run.vmm.clone(), run.kernel.clone(), run.cpus);
@@ -163,24 +163,24 @@ impl Run {
 }
 
 impl Entry {
-    /// It failed, and not as is known of its VMM.
+    /// True if it failed, and not just because of known differences.
     pub fn failed(&self) -> bool {
         matches!(self.report.verdict, Verdict::Fail(_)) && self.known.is_empty()
     }
 }
 
-/// What a case is about.
+/// Returns the theme of a case: the part of its name before the slash.
 pub fn theme(case: &str) -> &str {
     case.split_once('/').map_or("", |(theme, _)| theme)
 }
 
 impl Record {
-    /// Of a run that has just begun.
+    /// Creates the empty record of a run.
     pub fn new(run: Run) -> Self {
         Self { format: FORMAT, runs: vec![run], cases: Vec::new() }
     }
 
-    /// One case of the first run is done; its evidence, if it left any, is in the folder `evidence`.
+    /// Adds a finished case of the first run; its evidence, if any, is in the folder `evidence`.
     pub fn add(
         &mut self,
         case: &Case,
@@ -192,7 +192,7 @@ impl Record {
         self.cases.push(Entry {
             summary: case.summary.clone(),
             theme: theme(&case.name).to_owned(),
-            // One that was ignored has left none; what may be there is of an earlier run.
+            // An ignored case leaves no evidence: what is there is from an earlier run.
             evidence: (!matches!(report.verdict, Verdict::Ignored(_)) && folder.is_dir())
                 .then_some(folder),
             run: 0,
@@ -201,7 +201,7 @@ impl Record {
         });
     }
 
-    /// Reads the file at `path`; its evidence folders are then as this process finds them.
+    /// Reads the file at `path`, and resolves its evidence paths against its folder.
     pub fn read(path: &Path) -> Result<Self, RecordError> {
         let file = |source| RecordError::File { what: "read", path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(file)?;
@@ -214,7 +214,7 @@ impl Record {
             format: u32,
         }
         let wrong = |source| RecordError::NotARecord { path: path.to_owned(), source };
-        // What a newer format has in it is not known.
+        // Checked first: a newer format may contain anything.
         let Format { format: found } = serde_json::from_str(text).map_err(wrong)?;
         if found > FORMAT {
             return Err(RecordError::Newer { path: path.to_owned(), found });
@@ -246,7 +246,7 @@ impl Record {
         write(path, &(text + "\n"))
     }
 
-    /// How long it took; of runs that were merged, all together.
+    /// Total duration of all runs.
     pub fn took(&self) -> Duration {
         self.runs.iter().map(|run| run.took).sum()
     }
@@ -258,13 +258,13 @@ pub fn write(path: &Path, text: &str) -> Result<(), RecordError> {
     std::fs::write(path, text).map_err(file)
 }
 
-/// `target` as it is found from the folder of the file `file`; absolute if there is no other way.
+/// Returns `target` relative to the folder of `file`, or absolute if they share only the root.
 pub fn from_file(file: &Path, target: &Path) -> PathBuf {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (file, target) = (absolute(file), absolute(target));
     let from = file.parent().unwrap_or(Path::new("/"));
     let shared = from.components().zip(target.components()).take_while(|(a, b)| a == b).count();
-    // The root alone in common: two trees that are moved apart.
+    // With only the root in common, the two trees may be moved independently.
     if shared <= 1 {
         return target;
     }
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_an_error_and_no_empty_file() {
+    fn a_failed_write_leaves_no_empty_file() {
         use std::os::unix::ffi::OsStrExt;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.json");
@@ -317,14 +317,14 @@ mod tests {
     }
 
     #[rstest]
-    #[case("{}", "x.json is no record of a run, as `run --json` writes it: missing field `format`")]
+    #[case("{}", "x.json was not written by `run --json`: missing field `format`")]
     #[case("{\"format\": 1}", "missing field `runs`")]
     #[case("[", "EOF while parsing")]
     #[case(
         "{\"format\": 2, \"whatever\": []}",
-        "x.json has format 2, and this harness knows up to 1: take a newer harness"
+        "x.json has format 2, but this harness reads formats up to 1: use a newer harness"
     )]
-    fn what_is_no_record_is_told(#[case] text: &str, #[case] why: &str) {
+    fn rejects_other_files(#[case] text: &str, #[case] why: &str) {
         let told = Record::parse(Path::new("x.json"), text).unwrap_err().to_string();
         assert!(told.contains(why), "{told}");
     }

@@ -1,4 +1,4 @@
-//! An evidence folder as text: what happened, when, and who says so.
+//! Prints an evidence folder as a timeline: what happened, when, and which source recorded it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -9,33 +9,33 @@ use super::terminal::details;
 use crate::run::timeline::{Entry, SOURCES};
 use crate::run::{Report, Verdict};
 
-/// One line of a time line.
+/// A line of the timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Seconds since the case began.
+    /// Seconds since the start of the case.
     pub at: f64,
-    /// Seconds since the row before.
+    /// Seconds since the previous row.
     pub delta: f64,
-    /// Who says it.
+    /// The source that recorded it.
     pub source: String,
-    /// What, in one line.
+    /// The text, in one line.
     pub text: String,
 }
 
-/// A source that no time line has.
+/// A source that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no source `{wanted}`: there are {known}")]
+#[error("unknown source `{wanted}`: expected {known}")]
 pub struct UnknownSource {
     wanted: String,
     known: String,
 }
 
-/// Sources that are wanted; none: all.
+/// The sources to show; empty: all.
 #[derive(Clone, Debug, Default)]
 pub struct Sources(Vec<String>);
 
 impl Sources {
-    /// Those called so, in a time line of `entries`.
+    /// Checks `wanted` against the known sources and those in `entries`.
     pub fn new(wanted: &[String], entries: &[Entry]) -> Result<Self, UnknownSource> {
         let mut known: Vec<&str> = SOURCES.to_vec();
         let seen: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
@@ -51,14 +51,14 @@ impl Sources {
     }
 }
 
-/// The time line, from the begin of the case.
+/// Returns the timeline from the start of the case.
 pub fn rows(entries: &[Entry], sources: &Sources) -> Vec<Row> {
     let began = entries.first().map_or(0.0, |entry| entry.t);
     let mut shortener = Shortener::default();
     let mut before = 0.0;
     let mut rows = Vec::new();
     for entry in entries {
-        // What is not shown may be what an answer belongs to.
+        // A hidden entry may be the command that a reply belongs to.
         let text = shortener.short(entry);
         if sources.has(&entry.source) {
             let at = entry.t - began;
@@ -69,7 +69,7 @@ pub fn rows(entries: &[Entry], sources: &Sources) -> Vec<Row> {
     rows
 }
 
-/// The folder as lines, cut to `width` where one is given.
+/// Returns the folder as lines, truncated to `width` if given.
 pub fn lines(folder: &Folder, sources: &Sources, width: Option<usize>) -> Vec<String> {
     let mut lines = header(folder);
     lines.push(String::new());
@@ -79,12 +79,12 @@ pub fn lines(folder: &Folder, sources: &Sources, width: Option<usize>) -> Vec<St
         lines.push(cut(&line, width));
     }
     if folder.timeline.is_empty() {
-        lines.push("nothing is recorded".to_owned());
+        lines.push("the timeline is empty".to_owned());
     }
     lines
 }
 
-/// What it is about.
+/// Returns the header: case, verdict, environment and notes.
 pub fn header(folder: &Folder) -> Vec<String> {
     let summary = folder.case.as_ref().map(|case| format!(": {}", case.summary));
     let mut lines = vec![format!("{}{}", folder.name(), summary.unwrap_or_default())];
@@ -103,14 +103,14 @@ pub fn header(folder: &Folder) -> Vec<String> {
             date(start.started_unix)
         ));
         if !start.vmm_option.is_empty() {
-            lines.push(format!("options of the VMM:{}", start.vmm_option));
+            lines.push(format!("VMM options:{}", start.vmm_option));
         }
     }
     lines.extend(folder.troubles.iter().map(|trouble| format!("note: {trouble}")));
     lines.iter().map(|line| printable(line)).collect()
 }
 
-/// How it ended.
+/// Returns the verdict and its details.
 fn verdict(report: &Report) -> Vec<String> {
     let took = format!("in {:.2} s", report.took.as_secs_f64());
     let first = match &report.verdict {
@@ -124,11 +124,11 @@ fn verdict(report: &Report) -> Vec<String> {
     [first].into_iter().chain(details).collect()
 }
 
-/// A time since 1970, for people.
+/// Formats a time given in seconds since 1970.
 pub fn date(unix: f64) -> String {
     let since = Duration::try_from_secs_f64(unix).unwrap_or_default();
     match SystemTime::UNIX_EPOCH.checked_add(since) {
-        // The formatter knows four digits of a year.
+        // The formatter supports years of up to four digits.
         Some(time) if unix < 253_402_300_800.0 => {
             humantime::format_rfc3339_seconds(time).to_string()
         }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_told_whatever_was_recorded() {
+    fn any_recorded_time_is_printable() {
         assert_eq!(date(1_770_091_506.5), "2026-02-03T04:05:06Z");
         assert_eq!(date(-1.0), "1970-01-01T00:00:00Z");
         assert_eq!(date(1e300), format!("{} s after 1970", 1e300));

@@ -1,4 +1,4 @@
-//! What the harness prints for the next program in a pipe.
+//! Standard output of the harness.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write, stdout};
@@ -7,12 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
 
-/// The first line that could not be printed.
+/// The first error in writing to standard output.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// Prints a line. One that nobody reads any more is lost, as in `list | head`: the exit status, and
-/// the guests, do not depend on a reader. What else goes wrong, such as a full disk, is to be
-/// [told](failure) in the end.
+/// Prints a line. A closed pipe, as in `list | head`, is ignored: it affects neither the exit
+/// status nor the guests. Other errors, such as a full disk, are returned by [`failure`].
 pub fn say(line: impl fmt::Display) {
     write(format!("{}\n", as_shown(&line.to_string())).as_bytes());
 }
@@ -28,12 +27,12 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// Why not all of the output was written, if it was not.
+/// Returns the first error in writing the output, if any.
 pub fn failure() -> Option<io::Error> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// `line` without its colours, unless standard output is a terminal that wants them (`NO_COLOR`).
+/// Returns `line` without colours, unless standard output is a terminal and `NO_COLOR` is unset.
 pub fn as_shown(line: &str) -> String {
     match AutoStream::choice(&stdout()) {
         ColorChoice::Never => strip_str(line).to_string(),

@@ -1,4 +1,4 @@
-//! Reports on a terminal, or plain lines where there is none.
+//! Prints reports to a terminal, or as plain lines elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
@@ -11,25 +11,25 @@ use super::stdout::{as_shown, say};
 use crate::run::verdict::{Kill, Refusal};
 use crate::run::{Report, Verdict};
 
-/// Prints reports as they come and a summary in the end.
+/// Prints each report as it arrives, and a summary at the end.
 pub struct Terminal {
     bar: ProgressBar,
     width: usize,
     passed: usize,
     failed: Vec<Report>,
-    /// Failed as another VMM is known to.
+    /// Known differences and the number of cases that failed because of each.
     known: BTreeMap<String, usize>,
     known_cases: usize,
     broken: usize,
     ignored: BTreeMap<String, usize>,
     missed: bool,
     lost: usize,
-    /// For each update refused: the gap between heartbeats, in gaps of calm times.
+    /// For each refused update: the largest heartbeat gap, relative to that of an idle period.
     ratios: Vec<f64>,
 }
 
 impl Terminal {
-    /// For `total` cases whose names are at most `width` long.
+    /// Prepares for `total` cases whose names have at most `width` characters.
     pub fn new(total: usize, width: usize) -> Self {
         let bar = if std::io::stdout().is_terminal() {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}");
@@ -53,7 +53,7 @@ impl Terminal {
         }
     }
 
-    /// One case has failed as is known of its VMM, by the names of those differences from ours.
+    /// Prints a case that failed because of known differences of its VMM.
     pub fn known(&mut self, report: &Report, differences: BTreeSet<String>) {
         let names: Vec<&str> = differences.iter().map(String::as_str).collect();
         let names = names.join(", ");
@@ -64,7 +64,7 @@ impl Terminal {
         self.count_known(report, differences);
     }
 
-    /// Counts one that has, and prints nothing.
+    /// Counts such a case without printing it.
     pub fn count_known(&mut self, report: &Report, differences: BTreeSet<String>) {
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
@@ -74,7 +74,7 @@ impl Terminal {
         self.known_cases += 1;
     }
 
-    /// One case is done.
+    /// Prints a finished case.
     pub fn case(&mut self, report: Report) {
         self.line(&case_line(&report, self.width));
         for line in details(&report) {
@@ -83,7 +83,7 @@ impl Terminal {
         self.count(report);
     }
 
-    /// Counts one that is done, and prints nothing.
+    /// Counts a finished case without printing it.
     pub fn count(&mut self, report: Report) {
         self.bar.inc(1);
         self.lost += usize::from(report.lost_its_vm());
@@ -100,13 +100,13 @@ impl Terminal {
         }
     }
 
-    /// All are done.
+    /// Prints the summary.
     pub fn finish(&self, took: Duration) {
         self.bar.finish_and_clear();
         say(self.summary(took));
     }
 
-    /// The verdict on the run.
+    /// Returns the summary of the run.
     pub fn summary(&self, took: Duration) -> String {
         let known = self.known_cases;
         let ran = self.passed + self.failed.len() + known;
@@ -114,7 +114,7 @@ impl Terminal {
         if known > 0 {
             let names: Vec<String> =
                 self.known.iter().map(|(name, count)| format!("{count}: {name}")).collect();
-            text.push_str(&format!(", {known} differ as is known ({})", names.join("; ")));
+            text.push_str(&format!(", {known} with known differences ({})", names.join("; ")));
         }
         let ignored: usize = self.ignored.values().sum();
         let reasons: Vec<String> =
@@ -139,34 +139,34 @@ impl Terminal {
         text
     }
 
-    /// Whether guests notice that an update is refused.
+    /// Summarizes how much refused updates disturb guests.
     fn refusals(&self) -> Option<String> {
         let mut sorted = self.ratios.clone();
         sorted.sort_by(f64::total_cmp);
         let (median, max) = (sorted.get(sorted.len() / 2)?, sorted.last()?);
         Some(format!(
-            "\nrefusals measured: {}; largest gap between heartbeats, to that of as long a calm time: median {median:.2}, max {max:.2}",
+            "\nrefused updates measured: {}; largest heartbeat gap relative to an idle period: median {median:.2}, max {max:.2}",
             sorted.len()
         ))
     }
 
-    /// Some case failed.
+    /// True if a case failed.
     pub fn any_failed(&self) -> bool {
         !self.failed.is_empty()
     }
 
-    /// Some case was not run that could be, if this machine had what is missing.
+    /// True if a case was ignored that could run on a better equipped host.
     pub fn any_missed(&self) -> bool {
         self.missed
     }
 
-    /// There were cases, and not one of them ran: that shows nothing.
+    /// True if there were cases and all of them were ignored, so there is no result.
     pub fn all_ignored(&self) -> bool {
         let ran = self.passed + self.failed.len() + self.known_cases + self.broken;
         ran == 0 && !self.ignored.is_empty()
     }
 
-    /// Some case could not be run because of the machine.
+    /// True if the host prevented a case from running.
     pub fn any_broken(&self) -> bool {
         self.broken > 0
     }
@@ -181,7 +181,7 @@ impl Terminal {
     }
 }
 
-/// Verdict, name, updates, blackout, time.
+/// Formats a case: verdict, name, updates, blackout, time.
 fn case_line(report: &Report, width: usize) -> String {
     let verdict = match &report.verdict {
         Verdict::Pass => "pass",
@@ -208,15 +208,15 @@ fn case_line(report: &Report, width: usize) -> String {
     format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<38}  {took:5.2} s")
 }
 
-/// After so many updates it is worth telling whether memory grows.
+/// Number of updates from which the memory of the VMM is printed.
 const MANY: u32 = 100;
 
-/// What a long case, or a failure, has to say besides.
+/// Returns the details of a failure or of a long case.
 pub fn details(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     if let (MANY.., [boot, first, last]) = (report.updates, report.memory_kib.as_slice()) {
         lines.push(format!(
-            "        memory of its own: {boot} KiB after boot, {first} after the first update, {last} after the last"
+            "        VMM memory without guest RAM: {boot} KiB after boot, {first} after the first update, {last} after the last"
         ));
     }
     if !report.kills.is_empty() {
@@ -239,7 +239,7 @@ pub fn details(report: &Report) -> Vec<String> {
     lines
 }
 
-/// In which part of the update the kills have come.
+/// Counts the kills by the part of the update in which they happened.
 fn kills_line(kills: &[Kill]) -> String {
     let (mut before, mut during, mut after) = (0, 0, 0);
     for kill in kills {
@@ -250,19 +250,19 @@ fn kills_line(kills: &[Kill]) -> String {
         }
     }
     let mut line = format!(
-        "        killed before the guest stopped {before} times, while it stood still {during}, when it went on {after}"
+        "        kills: {before} before the guest stopped, {during} during the blackout, {after} after it resumed"
     );
     let revived = kills.iter().filter(|kill| kill.revived).count();
     if revived > 0 {
-        line.push_str(&format!("; survived {revived}"));
+        line.push_str(&format!("; VM survived {revived}"));
     }
     if let Some(gone) = kills.iter().filter(|kill| !kill.revived).map(|kill| kill.gone).max() {
-        line.push_str(&format!("; nothing left within {:.0} ms", gone.as_secs_f64() * 1e3));
+        line.push_str(&format!("; all processes gone within {:.0} ms", gone.as_secs_f64() * 1e3));
     }
     line
 }
 
-/// How often the VM has continued in another process, and what its guest saw of that.
+/// Formats how often the VM was revived in another process, and the blackouts of its guest.
 fn revivals_line(report: &Report) -> String {
     let times = report.revivals.len();
     let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };

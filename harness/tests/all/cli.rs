@@ -135,10 +135,10 @@ fn mistakes_of_usage_exit_with_2() {
     let folder = folder();
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--no-such-option"], "--no-such-option"),
-        (&["run", "--filter", "no such case"], "no case of scenarios matches"),
+        (&["run", "--filter", "no such case"], "no case in scenarios matches"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
         (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
-        (&["replay", "."], ". is no evidence folder, case.toml is missing in it"),
+        (&["replay", "."], ". is not an evidence folder: case.toml is missing"),
     ];
     for (args, why) in cases {
         let done = harness(folder.path(), args).assert().code(2);
@@ -247,7 +247,7 @@ fn what_compares_or_plants_nothing_is_no_success() {
     let args = ["conform", "--vmm", "mock", "--vmm", "mock"];
     let done = harness(folder.path(), &args).assert().code(3);
     let told = text(&done.get_output().stdout);
-    assert!(told.ends_with("no case was compared: nothing is shown\n"), "{told}");
+    assert!(told.ends_with("no case was compared: there is no result\n"), "{told}");
     let done = harness(folder.path(), &["catalogue", "--filter", "no-such-bug"]).assert().code(2);
     let told = text(&done.get_output().stderr);
     assert!(told.contains("no class of bugs matches --filter"), "{told}");
@@ -300,7 +300,7 @@ fn a_vmm_conforms_to_itself() {
     let done = harness(folder.path(), &args).assert().code(0);
     let told = text(&done.get_output().stdout);
     assert!(told.contains("theme/twice[times=1]: the same\n"), "{told}");
-    assert!(told.contains("\n2 the same\n0 pass on both, with differences"), "{told}");
+    assert!(told.contains("\n2 the same\n0 pass on both, with known differences"), "{told}");
     let table = std::fs::read_to_string(folder.path().join("TABLE.md")).unwrap();
     assert!(table.contains("| theme/twice | 2 | the same |"), "{table}");
     let alone = harness(folder.path(), &["conform", "--vmm", "mock"]).assert().code(2);

@@ -38,7 +38,7 @@ fn a_name_that_leads_elsewhere_is_refused(
     let folder = tempfile::tempdir().unwrap();
     let done = harness(folder.path(), &["new", name]).assert().code(2);
     let told = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
-    assert!(told.contains("write theme/name, in small letters"), "{told}");
+    assert!(told.contains("expected theme/name in lower-case letters"), "{told}");
 }
 
 #[test]

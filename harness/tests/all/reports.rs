@@ -190,7 +190,7 @@ fn evidence_is_shown_as_far_as_it_goes() {
     let told = harness(folder.path(), &["show", path, "--source", "qmp"], 2);
     assert_eq!(
         told,
-        "cpr-harness: there is no source `qmp`: there are harness, qmp-sent, qmp-received, qmp-2-sent, qmp-2-received, vmm, console, serial\n"
+        "cpr-harness: unknown source `qmp`: expected harness, qmp-sent, qmp-received, qmp-2-sent, qmp-2-received, vmm, console, serial\n"
     );
     // Whatever is missing.
     std::fs::remove_file(folder.path().join(path).join("vmm.log")).unwrap();
@@ -198,13 +198,14 @@ fn evidence_is_shown_as_far_as_it_goes() {
         std::fs::remove_file(folder.path().join(path).join(file)).unwrap();
         let code = if file == "timeline.jsonl" { 2 } else { 0 };
         let told = harness(folder.path(), &["show", path], code);
-        assert!(told.contains(file) || told.contains("is no evidence folder"), "{told}");
+        assert!(told.contains(file) || told.contains("is not an evidence folder"), "{told}");
     }
     // And it counts as a case that could not be run.
     evidence(folder.path());
     let told = harness(folder.path(), &["report", "merge", "evidence"], 3);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 1 could not be run"), "{told}");
-    let why = "could not be run: theme/case: no verdict in evidence/theme/case: the run was ended meanwhile";
+    let why =
+        "could not be run: theme/case: no verdict in evidence/theme/case: the run was interrupted";
     assert!(told.contains(why), "{told}");
 }
 
@@ -236,14 +237,13 @@ fn a_replay_is_of_the_same_vmm_and_tells_if_it_ends_alike() {
     let told = harness(path, &["replay", evidence, "--evidence", "again"], 1);
     let build = told.strip_prefix("VMM build: was xxh3 0123, is xxh3 ");
     assert!(build.is_some_and(|now| now.find('\n') == Some(16)), "{told}");
-    for (what, why) in [
-        (" --vmm-arg='", "a quote is open"),
-        (" (with a bug)", "unexpected argument '(with' found"),
-    ] {
+    for (what, why) in
+        [(" --vmm-arg='", "unclosed quote"), (" (with a bug)", "unexpected argument '(with' found")]
+    {
         record("vmm_option", what);
         let told = harness(path, &["replay", evidence], 2);
         assert!(told.contains(why) && told.lines().count() == 1, "{told}");
     }
     let told = harness(path, &["replay", "scenarios"], 2);
-    assert!(told.contains("scenarios is no evidence folder, case.toml is missing in it"), "{told}");
+    assert!(told.contains("scenarios is not an evidence folder: case.toml is missing"), "{told}");
 }

@@ -72,7 +72,7 @@ fn one_that_ends_before_its_first_update_shows_nothing() {
     let done = soak(folder.path(), &["--for", "1ms", "--vms", "1"]).output().unwrap();
     let told = told(&done);
     assert_eq!(done.status.code(), Some(3), "{told}");
-    assert!(told.ends_with("\nno update was done: nothing was shown\n"), "{told}");
+    assert!(told.ends_with("\nno update was done: there is no result\n"), "{told}");
 }
 
 #[rstest]

@@ -128,7 +128,7 @@ fn the_page_of_a_case(chromium: &Path) {
     for width in [1280, 390] {
         browser.open(&page, width, "light");
         let text = browser.eval("document.body.innerText").to_string();
-        for part in ["✗ failed bad/twice[times=1]", "Phases", "+ new", "Time line", "replay "] {
+        for part in ["✗ failed bad/twice[times=1]", "Phases", "+ new", "Timeline", "replay "] {
             assert!(text.contains(part), "{part}: {text}");
         }
         look(&mut browser, &format!("case-{width}"), &page);

@@ -1,14 +1,14 @@
-//! The floor: the least that an update by `exec` can cost here.
+//! The floor: the minimum cost of an update by `exec` on this host.
 //!
-//! A program that does nothing else: the binary executes itself, opens `/dev/kvm`, makes a VM of the
-//! same size on the memfd that it has kept, sets all state, and enters the guest once with
-//! `immediate_exit`. There is no old VM. Its end costs as much as the making, but need not be waited
-//! for (our VMM leaves it to a helper process), so it is no part of what an update must cost; neither
-//! is the pause, nor the guest's way back into its pages.
+//! Measured by a probe that does nothing else: the binary executes itself, opens `/dev/kvm`,
+//! creates a VM of the same size on the memfd that it kept, sets all state, and enters the guest
+//! once with `immediate_exit`. There is no old VM: tearing one down costs as much as creating it,
+//! but an update need not wait for that (our VMM leaves it to a helper process). The pause and the
+//! page faults of the resumed guest are not included either.
 //!
-//! Three processes, so that none of them has more to clean up than it must: [`Stage::State`] saves
-//! the state of a VM as after power-on, and ends; [`Stage::Old`] keeps that and RAM's memfd over
-//! `exec`; [`Stage::New`] is what it becomes.
+//! It uses three processes, to minimize what each has to clean up: stage `state` saves the state of
+//! a VM as after power-on, and exits; stage `old` keeps that state and the memfd of RAM across
+//! `exec`; stage `new` is what it executes.
 
 mod new;
 mod old;
@@ -23,31 +23,31 @@ use crate::carry;
 use crate::observe::phases::Phase;
 use crate::report::stdout::say;
 
-/// First argument that makes the binary the probe.
+/// First argument that makes the binary run as the probe.
 pub const PROBE: &str = "floor-probe";
 
-/// What went wrong in the probe.
+/// Errors of the probe.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
-    /// The harness said something else than it does.
-    #[error("the arguments of {PROBE} are not understood: {0:?}")]
+    /// The arguments are not those that the harness passes.
+    #[error("invalid arguments of {PROBE}: {0:?}")]
     Arguments(Vec<String>),
-    /// A system call.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
-        /// Which.
+        /// The call.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// KVM did something else than it was asked to.
-    #[error("KVM_RUN with immediate_exit came back with {0}")]
+    /// `KVM_RUN` did not return with `EINTR`.
+    #[error("KVM_RUN with immediate_exit returned {0} instead of EINTR")]
     Ran(String),
-    /// KVM does not take back what it has given.
-    #[error("KVM_SET_MSRS refused MSR {0:#x}, which KVM had accepted in the VM before")]
+    /// KVM rejected an MSR that it accepted when the state was saved.
+    #[error("KVM_SET_MSRS rejected MSR {0:#x}, which it accepted in the saving VM")]
     Msr(u32),
-    /// The state does not have the length that it says.
-    #[error("the saved state ends too early")]
+    /// The saved state is shorter than its contents require.
+    #[error("the saved state is truncated")]
     Short,
 }
 
@@ -62,7 +62,7 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> ProbeError {
     }
 }
 
-/// One run of it, in nanoseconds since before `execve`.
+/// Time stamps of one run of the probe, in nanoseconds since just before `execve`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamps {
     main: u64,
@@ -73,12 +73,12 @@ pub struct Stamps {
 }
 
 impl Stamps {
-    /// All of it, in milliseconds.
+    /// Returns the total time in milliseconds.
     pub fn total_ms(&self) -> f64 {
         self.ran as f64 / 1e6
     }
 
-    /// What our VMM's phases correspond to, in milliseconds.
+    /// Returns the times of the corresponding phases of our VMM, in milliseconds.
     pub fn phases_ms(&self) -> [(Phase, f64); 5] {
         let between = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
         [
@@ -91,7 +91,7 @@ impl Stamps {
     }
 }
 
-/// Runs the probe once for a machine like that.
+/// Runs the probe once for a machine of this size.
 pub fn probe(cell: Cell) -> Result<Stamps, String> {
     let binary = carry::own_binary().map_err(|e| format!("cannot find my own binary: {e}"))?;
     let mut command = Command::new(binary);
@@ -103,12 +103,12 @@ pub fn probe(cell: Cell) -> Result<Stamps, String> {
         return Err(format!("the floor probe failed ({}): {}", output.status, said.trim_end()));
     }
     serde_json::from_slice(&output.stdout)
-        .map_err(|e| format!("the floor probe said nothing that can be read: {e}"))
+        .map_err(|e| format!("cannot parse the output of the floor probe: {e}"))
 }
 
-/// The probe as a program; `arguments` begin with the stage.
+/// Runs the probe as a program; `arguments` begin with the stage.
 pub fn main(arguments: &[String]) -> ExitCode {
-    // First of all: what is measured begins before `main`.
+    // Taken first: the measured time starts before `main`.
     let began_ns = new::monotonic_ns();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_phases_add_up_to_the_whole() {
+    fn phases_add_up_to_the_total() {
         let stamps =
             Stamps { main: 1, adopted: 3, created: 1_000_000, loaded: 1_500_000, ran: 2_000_000 };
         let sum: f64 = stamps.phases_ms().iter().map(|(_, ms)| ms).sum();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn other_arguments_are_an_error() {
+    fn rejects_invalid_arguments() {
         assert_eq!(main(&["old".into()]), ExitCode::FAILURE);
         assert_eq!(main(&["old".into(), "1M".into(), "1".into(), "4k".into()]), ExitCode::FAILURE);
     }

@@ -1,4 +1,4 @@
-//! What comes after `exec`: a VM, its state, its first run.
+//! The stage after `exec`: creates a VM, loads its state, and enters it once.
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -14,17 +14,17 @@ use super::{ProbeError, Stamps, kvm, number, system};
 /// RAM above this begins at [`FOUR_GIB`], as on a PC.
 const HOLE: u64 = 3 << 30;
 const FOUR_GIB: u64 = 4 << 30;
-/// Where KVM may keep its own pages (only Intel needs them).
+/// Guest addresses for pages that KVM uses itself (on Intel only).
 const KVM_TSS: usize = 0xfffb_d000;
 const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
-/// `CLOCK_MONOTONIC`, which goes on over exec.
+/// Returns `CLOCK_MONOTONIC`, which is continuous across `exec`, in nanoseconds.
 pub(super) fn monotonic_ns() -> u64 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
-/// What has crossed.
+/// What the new process inherited across `exec`.
 pub(super) struct Kept {
     ram: OwnedFd,
     state: File,
@@ -33,11 +33,11 @@ pub(super) struct Kept {
     t0: u64,
 }
 
-/// Reads the command line.
+/// Parses the command line.
 pub(super) fn arguments([ram, state, bytes, cpus, t0]: [&str; 5]) -> Result<Kept, ProbeError> {
     let fd = |text| -> Result<OwnedFd, ProbeError> {
         let fd: RawFd = number(text)?;
-        // SAFETY: `old` has opened it for us, nothing else has it, and each is taken once.
+        // SAFETY: `old` opened it for this process, nothing else owns it, and each is taken once.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     let (ram, state) = (fd(ram)?, File::from(fd(state)?));
@@ -45,7 +45,7 @@ pub(super) fn arguments([ram, state, bytes, cpus, t0]: [&str; 5]) -> Result<Kept
 }
 
 impl Kept {
-    /// Becomes the VM; `main_ns`: when `main` began.
+    /// Creates and enters the VM; `main_ns`: when `main` started.
     pub(super) fn run(self, main_ns: u64) -> Result<Stamps, ProbeError> {
         let since = |now: u64| now.saturating_sub(self.t0);
         let length = self.state.metadata().map_err(system("fstat"))?.len();
@@ -58,7 +58,7 @@ impl Kept {
         // Only Intel needs these two; elsewhere they change nothing.
         vm.set_tss_address(KVM_TSS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        // Before the irqchip: afterwards KVM waits for a grace period.
+        // Before the irqchip: once it exists, KVM waits for a grace period.
         self.memslots(&vm)?;
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };

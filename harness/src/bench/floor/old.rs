@@ -1,4 +1,4 @@
-//! What is there before `exec`: RAM and a saved state, in memfds that cross it.
+//! The stage before `exec`: prepares RAM and a saved state, in memfds that are kept across it.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -14,10 +14,10 @@ use super::{PROBE, ProbeError, new, system};
 use crate::carry;
 use crate::scenario::Pages;
 
-/// Prepares everything and becomes the new process.
+/// Prepares everything and executes the new stage.
 pub(super) fn run(bytes: u64, cpus: u8, pages: &str) -> Result<(), ProbeError> {
     let binary = carry::own_binary().map_err(system("readlink /proc/self/exe"))?;
-    // Its VM goes with it, not in our `execve`.
+    // A separate process, so that its VM is not torn down within the measured `execve`.
     let saved = Command::new(&binary)
         .args([PROBE, "state", &cpus.to_string()])
         .stdin(Stdio::null())

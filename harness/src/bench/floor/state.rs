@@ -1,4 +1,4 @@
-//! The state of a VM as after power-on, as plain bytes: nothing that has to be decoded is as quick.
+//! The state of a VM as after power-on, as plain bytes, which need no decoding and load fastest.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{ProbeError, kvm, system};
 
-/// Makes a VM, and writes its state to stdout.
+/// Creates a VM and writes its state to stdout.
 pub(super) fn print(cpus: u8) -> Result<(), ProbeError> {
     let kvm_fd = Kvm::new().map_err(kvm("open /dev/kvm"))?;
     let vm = kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
@@ -39,12 +39,12 @@ pub(super) fn print(cpus: u8) -> Result<(), ProbeError> {
     std::io::stdout().lock().write_all(&bytes).map_err(system("write to stdout"))
 }
 
-/// KVM takes fewer than 256.
+/// Number of MSRs in a call; KVM accepts fewer than 256.
 const MSRS_AT_ONCE: usize = 128;
 
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
-/// What is still to be read.
+/// The part of the saved state that is still to be read.
 pub(super) struct Saved<'a>(&'a [u8]);
 
 impl<'a> Saved<'a> {
@@ -62,7 +62,7 @@ impl<'a> Saved<'a> {
         (0..self.take::<u32>()?).map(|_| self.take()).collect()
     }
 
-    /// The chips of the board.
+    /// Loads the interrupt chips, the PIT and the clock.
     pub(super) fn set_platform(mut self, vm: &VmFd) -> Result<(), ProbeError> {
         for _ in CHIPS {
             let chip: kvm_irqchip = self.take()?;
@@ -81,7 +81,7 @@ fn put<T: IntoBytes + Immutable>(bytes: &mut Vec<u8>, list: &[T]) {
     list.iter().for_each(|item| bytes.extend(item.as_bytes()));
 }
 
-/// Everything of a vCPU that an update carries.
+/// All state of a vCPU that an update transfers.
 pub(super) struct VcpuState {
     cpuid: Vec<kvm_cpuid_entry2>,
     sregs: kvm_sregs,
@@ -97,7 +97,7 @@ pub(super) struct VcpuState {
 
 impl VcpuState {
     fn get(vcpu: &VcpuFd, msrs: &[u32], cpuid: CpuId) -> Result<Self, ProbeError> {
-        // One by one: the first that KVM does not like ends a list.
+        // One by one: KVM stops at the first MSR of a list that it rejects.
         let msr = |&index: &u32| {
             let entry = kvm_msr_entry { index, ..Default::default() };
             let mut one = Msrs::from_entries(&[entry]).ok()?;
@@ -107,7 +107,7 @@ impl VcpuState {
         Ok(Self {
             cpuid: cpuid.as_slice().to_vec(),
             sregs: vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?,
-            // There are hosts without.
+            // Some hosts do not support it.
             xcrs: vcpu.get_xcrs().into_iter().collect(),
             xsave: Box::new(vcpu.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?),
             lapic: vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?,
@@ -147,7 +147,7 @@ impl VcpuState {
         })
     }
 
-    /// In an order that works: the mode needs CPUID, and the LAPIC comes before its deadline.
+    /// Loads the state in a valid order: CPUID before the mode, the LAPIC before its TSC deadline.
     pub(super) fn set(&self, vcpu: &VcpuFd) -> Result<(), ProbeError> {
         let too_many = |_| ProbeError::Short;
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(too_many)?;
@@ -163,7 +163,7 @@ impl VcpuState {
         for batch in self.msrs.chunks(MSRS_AT_ONCE) {
             let msrs = Msrs::from_entries(batch).map_err(too_many)?;
             let set = vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
-            // It stops at the first that KVM refuses, without an error.
+            // KVM stops at the first MSR that it rejects, without an error.
             if let Some(refused) = batch.get(set) {
                 return Err(ProbeError::Msr(refused.index));
             }

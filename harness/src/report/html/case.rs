@@ -1,4 +1,4 @@
-//! One case on the page.
+//! Renders one case.
 
 use std::fs;
 use std::path::Path;
@@ -15,32 +15,33 @@ use crate::run::case::label;
 use crate::run::{Report, Verdict};
 use crate::scenario::write::of_step;
 
-/// Characters of a line of the time line.
+/// Most characters of a timeline entry.
 const LONGEST: usize = 300;
-/// Updates of which the phases are shown: of a case that passed, and of another.
+/// Most updates whose phases are shown: for a case that passed, and for any other.
 const UPDATES: (usize, usize) = (1, 5);
-/// Lines of the time line on a page of its own.
+/// Most timeline entries on the page of a single case.
 const ALONE: usize = 5_000;
 
-/// A case with what its evidence has to say.
+/// A case with its evidence.
 pub struct View<'a> {
     /// The case.
     pub entry: &'a Entry,
     run: Option<&'a Run>,
     folder: Option<Folder>,
-    /// The evidence folder's address, and its files.
+    /// The URL of the evidence folder, and its files.
     evidence: Option<(String, Vec<String>)>,
     rows: Vec<Row>,
-    /// Lines of the time line that are left out, at the begin.
+    /// Number of timeline entries omitted at the beginning.
     left_out: usize,
     updates: usize,
 }
 
 impl<'a> View<'a> {
-    /// A case of a run, for the page at `file`; if it failed, with `lines` of its time line.
+    /// Creates the view of a case for the page at `file`; if it failed, with at most `lines`
+    /// timeline entries.
     pub fn of_entry(entry: &'a Entry, run: Option<&'a Run>, file: &Path, lines: usize) -> Self {
         let folder = entry.evidence.as_deref().and_then(|path| Folder::read(path).ok());
-        // Another run may have taken its place since.
+        // A later run may have overwritten the evidence.
         let folder = folder.filter(|folder| {
             folder.name() == entry.report.case
                 && folder
@@ -55,7 +56,7 @@ impl<'a> View<'a> {
         Self::new(entry, run, folder, &Sources::default(), file, (lines, updates))
     }
 
-    /// The case of `folder`, for a page of its own at `file`.
+    /// Creates the view of the case in `folder`, for a page of its own at `file`.
     pub fn of_folder(
         entry: &'a Entry,
         run: Option<&'a Run>,
@@ -75,7 +76,7 @@ impl<'a> View<'a> {
         (lines, updates): (usize, usize),
     ) -> Self {
         let evidence = folder.as_ref().map(|folder| {
-            // The folder has the rest; a page of many cases must not grow too large.
+            // Listed only where the timeline is shown, to limit the size of a page of many cases.
             let listed = (lines > 0).then(|| fs::read_dir(&folder.path));
             let files = listed.into_iter().flatten().flatten().flatten();
             let mut files: Vec<String> =
@@ -87,13 +88,13 @@ impl<'a> View<'a> {
             (None, _) | (_, 0) => Vec::new(),
             (Some(folder), _) => rows(&folder.timeline, sources),
         };
-        // What went wrong is at the end.
+        // Keeps the last entries: failures are at the end.
         let left_out = all.len().saturating_sub(lines);
         all.drain(..left_out);
         Self { entry, run, folder, evidence, rows: all, left_out, updates }
     }
 
-    /// As a part of the page that can be opened.
+    /// Renders the case as a collapsible section.
     pub fn details(&self) -> Markup {
         let report = &self.entry.report;
         let kind = Kind::of(self.entry);
@@ -109,7 +110,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Updates, blackout and time in a line.
+    /// Returns updates, blackout and duration in a line.
     fn facts(&self) -> String {
         let report = &self.entry.report;
         if matches!(report.verdict, Verdict::Ignored(_) | Verdict::Broken(_)) {
@@ -132,7 +133,7 @@ impl<'a> View<'a> {
             .join(" · ")
     }
 
-    /// All that is known.
+    /// Renders everything that is known about the case.
     pub fn body(&self) -> Markup {
         let report = &self.entry.report;
         let timeline = self.folder.as_ref().map_or(&[][..], |folder| &folder.timeline);
@@ -156,7 +157,7 @@ impl<'a> View<'a> {
                 Verdict::Pass => {}
                 Verdict::Ignored(why) | Verdict::Broken(why) => p { (why) },
                 Verdict::Fail(findings) => {
-                    @if !known.is_empty() { p { "Known: " (known.join(", ")) } }
+                    @if !known.is_empty() { p { "Known differences: " (known.join(", ")) } }
                     @if let Some(step) = &report.failed_step { p { "Failed at " strong { (step) } ":" } }
                     ul.findings { @for f in findings { li { strong { (f.check) } ": " (f.message) } } }
                 }
@@ -193,13 +194,13 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The events of a step.
+    /// Renders the events of a step.
     fn heard(&self, label: &str) -> Markup {
         let heard = self.entry.report.heard.iter().find(|heard| heard.step == label);
         html! { @if let Some(heard) = heard { div.events { (events(&heard.events)) } } }
     }
 
-    /// Where only the report is there.
+    /// Renders the events of all steps, if only the report is available.
     fn heard_alone(&self) -> Markup {
         let heard = &self.entry.report.heard;
         html! {
@@ -214,7 +215,7 @@ impl<'a> View<'a> {
         let failed = &self.entry.report.failed_updates;
         html! {
             @if !failed.is_empty() {
-                h4 { "Updates that did not succeed" }
+                h4 { "Refused and failed updates" }
                 ul { @for update in failed {
                     li { (update.what) ", " (update.ended) ": " code { (update.error) } }
                 } }
@@ -226,7 +227,7 @@ impl<'a> View<'a> {
         let report = &self.entry.report;
         html! {
             @if !matches!(report.verdict, Verdict::Ignored(_)) {
-                h4 { "To type" }
+                h4 { "Commands" }
                 @for line in [&report.replay, &report.show].into_iter().filter(|line| !line.is_empty()) {
                     pre.line { (line) }
                 }
@@ -244,7 +245,7 @@ impl<'a> View<'a> {
                 }
             } @else if let Some(run) = self.run {
                 @if self.entry.evidence.is_some() {
-                    p.quiet { "Its evidence (" (run.vmm.title) ") is not here." }
+                    p.quiet { "Its evidence (" (run.vmm.title) ") is not available." }
                 }
             }
         }
@@ -259,12 +260,12 @@ impl<'a> View<'a> {
             None => text.to_owned(),
         };
         html! {
-            h4 { "Time line" }
+            h4 { "Timeline" }
             @if self.left_out > 0 {
-                p.quiet { "The last " (self.rows.len()) " lines; " (self.left_out)
-                    " before are in timeline.jsonl." }
+                p.quiet { "The last " (self.rows.len()) " entries; " (self.left_out)
+                    " earlier ones are in timeline.jsonl." }
             }
-            (scrolling("time line", html! {
+            (scrolling("timeline", html! {
                 table.timeline {
                     thead { tr {
                         th.number scope="col" { "ms" } th.number scope="col" { "+ms" }
@@ -286,12 +287,12 @@ impl<'a> View<'a> {
     }
 }
 
-/// The evidence is closed a moment before the case is.
+/// True if both are equal except for the duration: the evidence is closed just before the case.
 fn is_of_the_same_run(evidence: &Report, report: &Report) -> bool {
     Report { took: report.took, ..evidence.clone() } == *report
 }
 
-/// What `run` tells of a case besides its findings.
+/// Returns what `run` prints about a case besides its findings.
 fn extra(report: &Report) -> Vec<String> {
     let passed = Report { verdict: Verdict::Pass, ..report.clone() };
     details(&passed).iter().map(|line| line.trim_start().to_owned()).collect()

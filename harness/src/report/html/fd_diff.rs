@@ -1,4 +1,4 @@
-//! The descriptor table before and after, as what has changed.
+//! Renders the changes between the descriptor tables before and after a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use super::super::folder::Folder;
 use super::parts::scrolling;
 
-/// What a line says of a descriptor, without size and offset, which change as it is used.
+/// A line of the descriptor table, without size and offset, which change with use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
     target: String,
@@ -18,13 +18,13 @@ struct Line {
 /// A descriptor table.
 #[derive(Debug, Default)]
 struct Table {
-    /// Those that have an identity to keep.
+    /// Descriptors with an identity that an update must preserve.
     lines: BTreeMap<i32, Line>,
-    /// How many there are of each kind that a new process makes anew.
+    /// Number of descriptors of each kind that a new process recreates.
     anew: BTreeMap<String, usize>,
 }
 
-/// A descriptor that is not as it was.
+/// A descriptor that changed.
 #[derive(Debug, PartialEq, Eq)]
 struct Change {
     number: i32,
@@ -32,7 +32,8 @@ struct Change {
     is: Option<Line>,
 }
 
-/// The difference between what was seen last and what was seen before the failure, or after boot.
+/// Renders the difference between the last observation and the one before the failing step, or else
+/// the one after boot.
 pub fn diff(folder: &Folder) -> Markup {
     let before = ["proc-before.txt", "proc-boot.txt"];
     let before = before.into_iter().find_map(|name| Some((name, folder.text(name)?)));
@@ -45,17 +46,17 @@ pub fn diff(folder: &Folder) -> Markup {
     let gone = changes.iter().filter(|change| change.was.is_some()).count();
     let kept = before.lines.len() - gone;
     let anew: usize = after.anew.values().sum();
-    let since = if name == "proc-before.txt" { "before the step" } else { "after boot" };
+    let since = if name == "proc-before.txt" { "before the step" } else { "boot" };
     html! {
         h4 { "Descriptors" }
         p {
-            (kept) " of " (before.lines.len()) " that have an identity are as they were " (since)
-            "; " (anew) " have none"
-            @if counts.is_empty() { ", as many of each kind as there were." }
+            (kept) " of " (before.lines.len()) " descriptors with an identity are unchanged since "
+            (since) "; " (anew) " have no identity"
+            @if counts.is_empty() { ", with the same number of each kind as before." }
             @else { ":" }
         }
         @if !counts.is_empty() {
-            ul { @for (kind, was, is) in &counts { li { (kind) ": were " (was) ", are " (is) } } }
+            ul { @for (kind, was, is) in &counts { li { (kind) ": " (was) " before, " (is) " now" } } }
         }
         @if !changes.is_empty() {
             (scrolling("descriptors that changed", html! {
@@ -103,7 +104,7 @@ fn changes(before: &BTreeMap<i32, Line>, after: &BTreeMap<i32, Line>) -> Vec<Cha
     numbers.into_iter().filter_map(change).collect()
 }
 
-/// The kinds of which there are not as many as there were.
+/// Returns the kinds whose number changed, with the old and the new number.
 fn counts(
     before: &BTreeMap<String, usize>,
     after: &BTreeMap<String, usize>,
@@ -114,7 +115,7 @@ fn counts(
     counts.filter(|(_, was, is)| was != is).collect()
 }
 
-/// The table in an observation; what cannot be read in it is left out.
+/// Parses the table in an observation; invalid lines are skipped.
 fn table(text: &str) -> Table {
     let lines = text.lines().skip_while(|line| *line != "descriptors").skip(1);
     let mut table = Table::default();
@@ -130,9 +131,9 @@ fn table(text: &str) -> Table {
     table
 }
 
-/// The kind of a descriptor that has no identity.
+/// Returns the kind of a descriptor without an identity; none if it has one.
 fn made_anew(target: &str) -> Option<&str> {
-    // One end of a pair is bound to no path.
+    // Neither end of a pair is bound to a path.
     if target.starts_with("socket:") && !target.contains(' ') {
         return Some("socket pair");
     }
@@ -142,7 +143,7 @@ fn made_anew(target: &str) -> Option<&str> {
 
 fn line(text: &str) -> Option<(i32, Line)> {
     let (number, rest) = text.trim_start().split_once(' ')?;
-    // A target may be called anything.
+    // The name of a target may contain anything.
     let (target, rest) = rest.rsplit_once(" inode ")?;
     let (inode, rest) = rest.split_once(" size ")?;
     let (_, flags) = rest.split_once(" flags ")?;
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_told() {
+    fn only_changes_are_listed() {
         let file = Descriptor {
             number: 3,
             target: "/tmp/a b inode 7".into(),

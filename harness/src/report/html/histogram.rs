@@ -1,4 +1,4 @@
-//! How long guests stood still in updates, over all cases.
+//! Renders the histogram of guest blackouts over all cases.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use super::super::record::Entry;
 use super::parts::{bar, ms};
 
-/// Where the classes end, in microseconds: three to a decade.
+/// Upper limits of the classes in microseconds, three per decade.
 const ENDS: [u64; 16] = [
     100,
     200,
@@ -27,7 +27,7 @@ const ENDS: [u64; 16] = [
     u64::MAX,
 ];
 
-/// The histogram, where any blackout was seen.
+/// Renders the histogram, if any blackout was measured.
 pub fn histogram(cases: &[Entry]) -> Markup {
     let mut all: Vec<Duration> =
         cases.iter().flat_map(|entry| entry.report.blackouts.iter().copied()).collect();
@@ -39,10 +39,10 @@ pub fn histogram(cases: &[Entry]) -> Markup {
     html! {
         section aria-labelledby="blackouts" {
             h2 id="blackouts" { "Blackouts" }
-            p { (all.len()) " updates whose guest ran: median " (ms(*at(50))) ", 99th percentile "
+            p { (all.len()) " updates of running guests: median " (ms(*at(50))) ", 99th percentile "
                 (ms(*at(99))) ", longest " (ms(*max)) "." }
             table.bars {
-                caption.quiet { "The largest gap between two heartbeats around an update, by the guest's clock" }
+                caption.quiet { "Largest gap between two heartbeats around an update, on the guest's clock" }
                 thead { tr { th scope="col" { "up to" } th scope="col" { span.unseen { "share" } } th.number scope="col" { "updates" } } }
                 tbody {
                     @for (end, count) in classes {
@@ -58,7 +58,8 @@ pub fn histogram(cases: &[Entry]) -> Markup {
     }
 }
 
-/// How many are in each class, from the first to the last that has some; `sorted` is not empty.
+/// Returns the count of each class, from the first to the last non-empty one. `sorted` must not be
+/// empty.
 fn classes(sorted: &[Duration]) -> Vec<(String, usize)> {
     let class = |time: &Duration| ENDS.iter().position(|end| time.as_micros() <= u128::from(*end));
     let mut counts = [0; ENDS.len()];

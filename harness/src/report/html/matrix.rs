@@ -1,4 +1,4 @@
-//! All cases at a glance: a row a scenario, a cell a case.
+//! Renders the overview of all cases: one row per scenario, one cell per case.
 
 use maud::{Markup, html};
 
@@ -6,7 +6,7 @@ use super::super::choice;
 use super::super::record::Entry;
 use super::parts::{Kind, anchor};
 
-/// The cells, by theme.
+/// Renders the cells, grouped by theme.
 pub fn matrix(themes: &[&str], cases: &[Entry]) -> Markup {
     html! {
         section aria-labelledby="matrix" {
@@ -34,7 +34,7 @@ pub fn matrix(themes: &[&str], cases: &[Entry]) -> Markup {
     }
 }
 
-/// The cases of a theme, by scenario, in their order.
+/// Returns the cases of a theme, grouped by scenario and sorted by name.
 fn scenarios<'a>(theme: &str, cases: &'a [Entry]) -> Vec<(String, Vec<&'a Entry>)> {
     let mut scenarios: Vec<(String, Vec<&Entry>)> = Vec::new();
     for entry in cases.iter().filter(|entry| entry.theme == theme) {

@@ -1,4 +1,4 @@
-//! A run, or one case, as a page: one file, which needs nothing else.
+//! Renders a run, or one case, as a self-contained HTML page.
 
 mod case;
 mod fd_diff;
@@ -24,14 +24,14 @@ use case::View;
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// Lines of time lines on one page; failed cases share them.
+/// Timeline entries on one page, shared by the failed cases.
 const TIMELINE_LINES: usize = 10_000;
-/// Lines that each of them gets at least.
+/// Fewest timeline entries for each failed case.
 const LEAST_LINES: usize = 20;
-/// Of so few cases all are listed at once.
+/// Number of cases up to which all themes are expanded initially.
 const FEW: usize = 60;
 
-/// The page of a run, which will be at `file`; evidence folders are looked into for details.
+/// Renders the page of a run, to be written to `file`; details are read from the evidence folders.
 pub fn page(record: &Record, file: &Path) -> String {
     let failed = record.cases.iter().filter(|entry| entry.failed()).count();
     let share = (TIMELINE_LINES / failed.max(1)).max(LEAST_LINES);
@@ -46,7 +46,7 @@ pub fn page(record: &Record, file: &Path) -> String {
             themes.push(&entry.theme);
         }
     }
-    // What a reader looks for comes first.
+    // Failures come first.
     let of_theme = |theme: &str| -> Vec<&View> {
         let mut of: Vec<&View> = views.iter().filter(|view| view.entry.theme == theme).collect();
         of.sort_by_key(|view| (!is_bad(view.entry), &view.entry.report.case));
@@ -80,7 +80,7 @@ pub fn page(record: &Record, file: &Path) -> String {
     document(&title, body)
 }
 
-/// The page of one case, which will be at `file`.
+/// Renders the page of one case, to be written to `file`.
 pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
     let report = folder.report_or_broken();
     let run = folder.start.as_ref().map(|start| Run::of(start, report.took));
@@ -110,12 +110,12 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
     document(name, body)
 }
 
-/// Search and choice; without a script there is nothing to choose with.
+/// Renders the search and filter controls, which the script makes visible.
 fn controls() -> Markup {
     html! {
         form.controls id="controls" hidden {
             label { "Search " input type="search" id="text" placeholder="name, check, message"; }
-            label { input type="checkbox" id="only-failed"; " only what did not pass" }
+            label { input type="checkbox" id="only-failed"; " only cases that did not pass" }
             output id="shown" aria-live="polite" {}
         }
     }
@@ -153,7 +153,7 @@ fn plural(count: usize, noun: &str) -> String {
     if count == 1 { noun.to_owned() } else { format!("{noun}s") }
 }
 
-/// `path` as an address from the page at `file`.
+/// Returns `path` as a URL relative to the page at `file`.
 fn address(file: &Path, path: &Path) -> String {
     let path = from_file(file, path);
     let mut address = String::new();
@@ -167,7 +167,7 @@ fn address(file: &Path, path: &Path) -> String {
     address
 }
 
-/// True if the report says that something went wrong, known or not.
+/// True if the case failed or could not be run, known differences included.
 fn is_bad(entry: &Entry) -> bool {
     matches!(entry.report.verdict, Verdict::Fail(_) | Verdict::Broken(_))
 }

@@ -1,4 +1,4 @@
-//! What several parts of the page have in common.
+//! Elements shared by several parts of the page.
 
 use std::time::Duration;
 
@@ -8,27 +8,27 @@ use super::super::record::Entry;
 use crate::run::Verdict;
 use crate::run::evidence::folder_name;
 
-/// How a case ended, as a reader sees it.
+/// How a case ended, as displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// It passed.
     Passed,
     /// It failed.
     Failed,
-    /// It failed as is known of its VMM.
+    /// It failed because of known differences of its VMM.
     Known,
-    /// It was not run.
+    /// It was ignored.
     Ignored,
     /// It could not be run.
     Broken,
 }
 
 impl Kind {
-    /// All, the worst first.
+    /// All kinds, worst first.
     pub const ALL: [Self; 5] =
         [Self::Failed, Self::Broken, Self::Known, Self::Passed, Self::Ignored];
 
-    /// That of a case.
+    /// Returns the kind of a case.
     pub fn of(entry: &Entry) -> Self {
         match &entry.report.verdict {
             _ if !entry.known.is_empty() => Self::Known,
@@ -39,18 +39,18 @@ impl Kind {
         }
     }
 
-    /// In words.
+    /// Returns the label.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
             Self::Failed => "failed",
-            Self::Known => "differs as is known",
+            Self::Known => "known difference",
             Self::Ignored => "ignored",
             Self::Broken => "could not be run",
         }
     }
 
-    /// As one character: nobody has to tell colours apart.
+    /// Returns a one-character symbol, so that the meaning does not depend on colour.
     pub fn sign(self) -> &'static str {
         match self {
             Self::Passed => "✓",
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    /// Its class in the style sheet.
+    /// Returns the CSS class.
     pub fn class(self) -> &'static str {
         match self {
             Self::Passed => "pass",
@@ -73,23 +73,23 @@ impl Kind {
     }
 }
 
-/// Sign and word.
+/// Renders symbol and label.
 pub fn badge(kind: Kind) -> Markup {
     html! { span class=(format!("badge {}", kind.class())) { (kind.sign()) " " (kind.name()) } }
 }
 
-/// Where a case is on the page.
+/// Returns the anchor of a case on the page.
 pub fn anchor(case: &str) -> String {
     format!("case-{}", folder_name(case))
 }
 
-/// A time in milliseconds.
+/// Formats a time in milliseconds.
 pub fn ms(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
     if ms < 1.0 { format!("{ms:.3} ms") } else { format!("{ms:.2} ms") }
 }
 
-/// A bar from `begin` to `end`, both parts of the whole width.
+/// Renders a bar from `begin` to `end`, as fractions of the full width.
 pub fn bar(class: &str, begin: f64, end: f64) -> Markup {
     let percent = |part: f64| format!("{:.1}%", part.clamp(0.0, 1.0) * 100.0);
     html! {
@@ -99,7 +99,7 @@ pub fn bar(class: &str, begin: f64, end: f64) -> Markup {
     }
 }
 
-/// A wide thing that scrolls in a box of its own.
+/// Wraps wide content in a scrollable box.
 pub fn scrolling(label: &str, inner: Markup) -> Markup {
     html! { div.scroll role="region" aria-label=(label) tabindex="0" { (inner) } }
 }

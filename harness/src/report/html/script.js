@@ -1,9 +1,9 @@
 "use strict";
 (() => {
-  // A link to a case opens it, and what it lies in.
+  // A link to a case opens the case and its enclosing sections.
   const open = () => {
     let id = location.hash.slice(1);
-    try { id = decodeURIComponent(id); } catch { /* taken as it is */ }
+    try { id = decodeURIComponent(id); } catch { /* used undecoded */ }
     const target = document.getElementById(id);
     if (!target || !target.matches("details")) return;
     target.hidden = false;

@@ -1,4 +1,4 @@
-//! What came of the run, in short.
+//! Renders the summary of a run.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::parts::{Kind, anchor, ms};
 use super::plural;
 use crate::run::Verdict;
 
-/// Of so many bad cases all are in sight.
+/// Most bad cases that are listed without expanding.
 const MOST: usize = 20;
 
-/// The verdict on the run in a line.
+/// Returns the result of the run in a line.
 pub fn title(record: &Record) -> String {
     let count = record.cases.len();
     let bad = |kind| record.cases.iter().filter(|entry| Kind::of(entry) == kind).count();
@@ -26,7 +26,7 @@ pub fn title(record: &Record) -> String {
     }
 }
 
-/// On what it was run, a line each.
+/// Renders what the runs were run on, one line each.
 pub fn runs(record: &Record) -> Markup {
     html! {
         @for run in &record.runs {
@@ -40,7 +40,7 @@ pub fn runs(record: &Record) -> Markup {
     }
 }
 
-/// Counts, and the cases that a reader wants to see first.
+/// Renders the counts and the cases that did not pass.
 pub fn summary(record: &Record) -> Markup {
     let count = |kind| record.cases.iter().filter(|entry| Kind::of(entry) == kind).count();
     let lost = record.cases.iter().filter(|entry| entry.report.lost_its_vm()).count();
@@ -73,7 +73,7 @@ pub fn summary(record: &Record) -> Markup {
                 }
             }
             @if !bad.is_empty() {
-                h3 { "What did not pass" }
+                h3 { "Cases that did not pass" }
                 (bad_list(bad.iter().take(MOST)))
                 @if bad.len() > MOST {
                     details {
@@ -83,7 +83,7 @@ pub fn summary(record: &Record) -> Markup {
                 }
             }
             @if !reasons.is_empty() {
-                h3 { "Why cases were ignored" }
+                h3 { "Ignored cases by reason" }
                 ul { @for (why, count) in reasons { li { (count) ": " (why) } } }
             }
         }

@@ -1,4 +1,4 @@
-//! The phases of updates, as a waterfall.
+//! Renders the phases of updates as waterfall charts.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::observe::phases::UpdatePhases;
 use crate::run::Report;
 use crate::run::timeline::Entry;
 
-/// One update: what came when, in seconds from its begin.
+/// One update; times are in seconds since its start.
 #[derive(Debug, PartialEq)]
 struct Update {
     title: String,
@@ -30,9 +30,9 @@ impl Update {
     }
 }
 
-/// The updates of a case, at most `most` of them: the longest.
+/// Renders the updates of a case; if there are more than `most`, the longest.
 pub fn waterfalls(report: &Report, timeline: &[Entry], most: usize) -> Markup {
-    // Where the VMM does not tell its phases, its events tell at least something.
+    // Falls back to events for a VMM that does not report phases.
     let (mut updates, of_events) = match report.phases.as_slice() {
         [] => (by_events(timeline), true),
         phases => (phases.iter().enumerate().map(by_phases).collect(), false),
@@ -47,7 +47,7 @@ pub fn waterfalls(report: &Report, timeline: &[Entry], most: usize) -> Markup {
     }
     html! {
         h4 { "Phases" }
-        @if of_events { p.quiet { "By the events of the VMM, which tells no phases." } }
+        @if of_events { p.quiet { "Derived from QMP events: the VMM reports no phases." } }
         @if all > updates.len() { p.quiet { "The longest of " (all) " updates." } }
         @for update in &updates { (waterfall(update)) }
     }
@@ -83,7 +83,7 @@ fn by_phases((index, update): (usize, &UpdatePhases)) -> Update {
     Update { title: format!("update {}", index + 1), spans: spans.collect() }
 }
 
-/// From each `migrate` on: what lies between one event of the update and the next.
+/// Returns the spans between consecutive events of each update, from `migrate` on.
 fn by_events(timeline: &[Entry]) -> Vec<Update> {
     let mut updates: Vec<Update> = Vec::new();
     let mut open: Option<(f64, f64)> = None;
@@ -110,7 +110,7 @@ fn by_events(timeline: &[Entry]) -> Vec<Update> {
     updates
 }
 
-/// The name of an event that is part of an update.
+/// Returns the name of an event if it is part of an update.
 fn event(message: &Value) -> Option<String> {
     match message.get("event")?.as_str()? {
         name @ ("STOP" | "RESUME") => Some(name.to_owned()),
