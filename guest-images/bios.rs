@@ -1,19 +1,19 @@
-//! The second face of a guest: a firmware image, for VMMs that start what they are given at the
-//! reset vector (`qemu -bios`).
+//! Converts a guest to a firmware image, for VMMs that start a guest at the reset vector
+//! (`qemu -bios`).
 //!
-//! It is what the ELF file loads, at its place from 1 MiB on, filled up to a multiple of 64 KiB; its
-//! end is the block at [`RESET`], which starts in real mode and copies all of it down.
+//! The image contains what the ELF file loads from 1 MiB on, padded to a multiple of 64 KiB. It
+//! ends with the block at [`RESET`], which starts in real mode and copies the image to 1 MiB.
 
 use std::ops::Range;
 
-/// Where the loaded part begins.
+/// The address at which the loaded part begins.
 const BASE: usize = 0x10_0000;
-/// Where the block is that comes last; the linker script pins it.
+/// The block that the image ends with; the linker script pins its address.
 const RESET: Range<usize> = 0x10_9f00..0x10_a000;
-/// What an image's size must be a multiple of.
+/// The size of an image is a multiple of this.
 const UNIT: usize = 0x1_0000;
 
-/// The firmware image of a guest's ELF file; none if that is none.
+/// Makes the firmware image of a guest's ELF file; none if `elf` is not one.
 pub fn image(elf: &[u8]) -> Option<Vec<u8>> {
     const PT_LOAD: usize = 1;
     let number = |at: usize, len: usize| -> Option<usize> {

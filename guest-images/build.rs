@@ -1,4 +1,5 @@
-//! Compiles every file in `guests/`, makes a firmware image of each, and writes the table of them that `src/lib.rs` includes.
+//! Compiles every file in `guests/`, makes a firmware image of each, and writes the table of guests
+//! that `src/lib.rs` includes.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -16,10 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let sources = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // A linker that was chosen for another target is none for the guests.
+    // A linker that was chosen for another target cannot link the guests.
     let linker = (env::var("TARGET")? == TARGET).then(|| env::var_os("RUSTC_LINKER")).flatten();
     let rustc = env::var_os("RUSTC").ok_or("RUSTC is not set")?;
-    // For the tests, which compile again.
+    // For the tests, which compile the guests again.
     println!("cargo::rustc-env=GUEST_RUSTC={}", rustc.display());
     if let Some(linker) = &linker {
         println!("cargo::rustc-env=GUEST_LINKER={}", linker.display());
@@ -35,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
         let elf = fs::read(out.join(&name))?;
-        let image = bios::image(&elf).ok_or("the compiler has made what is no guest")?;
+        let image = bios::image(&elf).ok_or("the compiler's output is not a guest")?;
         fs::write(out.join(format!("{name}.bios")), image)?;
         let summary = summary(&sources.join("guests").join(&name).with_extension("rs"))?;
         writeln!(
@@ -50,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The guests there are, in order of name.
+/// The names of the guests in `folder`, sorted.
 fn guest_names(folder: &Path) -> Result<Vec<String>, Box<dyn Error>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {

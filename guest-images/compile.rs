@@ -1,33 +1,33 @@
-//! How a guest is compiled: by `rustc` alone, from sources that belong to no cargo target.
+//! Compiles a guest with `rustc` alone, from sources that belong to no cargo target.
 //!
-//! Used by `build.rs`, and by the tests, which compile again elsewhere and compare.
+//! Used by `build.rs`, and by the tests, which compile the guests again elsewhere and compare.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The target guests are compiled for: the host's own, so that nothing has to be installed.
+/// The target that guests are compiled for: the host's own, so that no other need be installed.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// A compiler of guests.
+/// The compiler of the guests.
 pub struct Compiler {
-    /// `rustc`.
+    /// The path of `rustc`.
     pub rustc: OsString,
     /// The linker to use instead of the compiler's default.
     pub linker: Option<OsString>,
-    /// Whether a warning is an error. Not for those who only use the guests: a newer compiler may
-    /// warn about more.
+    /// Whether a warning is an error. A build must not set it, because a newer compiler may warn
+    /// about more.
     pub deny_warnings: bool,
 }
 
 impl Compiler {
-    /// Compiles `sources/guests/NAME.rs` into the ELF file `elf`; the error is for people.
+    /// Compiles `sources/guests/NAME.rs` into the ELF file `elf`; the error is a message to print.
     ///
-    /// The result depends on the sources and the toolchain alone, not on where they are.
+    /// The result depends only on the sources and the toolchain, not on their paths.
     pub fn compile(&self, sources: &Path, name: &str, elf: &Path) -> Result<(), String> {
         let script = sources.join("runtime/guest.ld");
         let mut rustc = Command::new(&self.rustc);
-        // Nothing of what cargo was told reaches `rustc` but by its command line.
+        // Cargo's settings reach `rustc` only through this command line.
         rustc
             .arg(sources.join("guests").join(name).with_extension("rs"))
             .args(["--edition=2024", "--crate-type=bin"])
@@ -42,7 +42,7 @@ impl Compiler {
             .arg("-o")
             .arg(elf)
             .env("GUEST_NAME", name);
-        // The last prefix that fits counts.
+        // The last matching prefix applies.
         for (from, to) in [
             (self.sysroot()?, "=rust"),
             (sources.to_path_buf(), "=guest-images"),
@@ -59,7 +59,7 @@ impl Compiler {
         run(&mut rustc).map(drop)
     }
 
-    /// Where the sources of `core` are, if they are installed.
+    /// The folder that contains the sources of `core`, if they are installed.
     fn sysroot(&self) -> Result<PathBuf, String> {
         let out = run(Command::new(&self.rustc).args(["--print", "sysroot"]))?;
         Ok(PathBuf::from(out.trim_end()))

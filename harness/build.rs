@@ -1,4 +1,4 @@
-//! Embeds the scenario files, so that the one binary carries them.
+//! Embeds the scenario files into the binary.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
-//! Reads every register of every device that can be read without a side effect, round by round.
+//! Reads every device register that can be read without a side effect, round by round.
 //!
-//! First it writes seeded values, none of them a default, to all that can be written, so a register that
-//! comes back as after power-on is noticed. vCPU 0 reads the board, each vCPU its LAPIC
-//! and its MSRs. Nothing is delivered meanwhile: all interrupts are masked. Marker n comes after ten n
-//! rounds of vCPU 0.
+//! First it writes seeded values, none of them a default, to all registers that can be written, so
+//! that a register that is reset to its power-on value is detected. vCPU 0 reads the board, each
+//! vCPU its LAPIC and MSRs. All interrupts are masked, so none is delivered. Marker n comes after
+//! 10 n rounds of vCPU 0.
 
 #![no_std]
 #![no_main]
@@ -17,23 +17,23 @@ use runtime::words::Words;
 use runtime::{Cpu, cpl0, ioapic, lapic};
 
 const ROUNDS_PER_MARKER: u32 = 10;
-/// More than there are.
+/// The maximum number of readings, larger than any vCPU needs.
 const MOST: usize = 320;
 
 const UART: u16 = 0x3f8;
 const DIVISOR_LATCH: u8 = 0x80;
 const PIC_COMMANDS: [u16; 2] = [0x20, 0xa0];
 const LEVELS: [u16; 2] = [0x4d0, 0x4d1];
-/// The inputs whose trigger can be chosen.
+/// The inputs whose trigger mode can be set.
 const LEVELS_FREE: [u8; 2] = [0xf8, 0xde];
 const PIT: u16 = 0x40;
 const PIT_COMMAND: u16 = 0x43;
 /// Read-back of the status, not of the count, of all three channels (8254 data sheet).
 const PIT_STATUS: u8 = 0xee;
-/// Output and null count, which change with time.
+/// The output and null-count bits, which change with time.
 const PIT_MOVES: u8 = 0xc0;
 const SYSTEM_CONTROL: u16 = 0x61;
-/// Gate and speaker; the others move, or are the device's.
+/// The gate and speaker bits; the others change with time or are read-only.
 const SYSTEM_CONTROL_FREE: u8 = 3;
 const PCI_ADDRESS: u16 = 0xcf8;
 const PCI_DATA: u16 = 0xcfc;
@@ -43,13 +43,13 @@ const PCI_DEVICES: u32 = 32;
 const IOAPIC_PINS: u32 = 24;
 const IOAPIC_ENTRIES: u32 = 0x10;
 const MASKED: u32 = 1 << 16;
-/// Vector, destination mode, polarity and trigger of a redirection entry or of a local vector.
+/// Vector, destination mode, polarity and trigger mode of a redirection entry or local vector.
 const ENTRY_FREE: u32 = 0xa8ff;
-/// Vectors below are exceptions'.
+/// The first vector after those reserved for exceptions.
 const LOWEST_VECTOR: u32 = 0x20;
 
-/// The LAPIC's registers that can be written without an effect, with the bits that are free and those
-/// that must be set: all local vectors stay masked, and the spurious one enables the LAPIC.
+/// The LAPIC registers that can be written without a side effect, with their free and their set
+/// bits: all local vectors stay masked, and the spurious-vector register enables the LAPIC.
 const LAPIC_WRITABLE: [(u64, u32, u32); 11] = [
     (0x80, 0xf0, 0),
     (0xd0, 0xff00_0000, 0),
@@ -63,32 +63,32 @@ const LAPIC_WRITABLE: [(u64, u32, u32); 11] = [
     (0x370, 0x8f, MASKED | 0x70),
     (0x3e0, 0xb, 0),
 ];
-/// Those that can be read: not the current count, and not what is requested.
+/// The LAPIC registers to read: all but the current count and the requested interrupts.
 const LAPIC_READABLE: [u64; 35] = [
     0x20, 0x30, 0x80, 0xd0, 0xe0, 0xf0, 0x100, 0x110, 0x120, 0x130, 0x140, 0x150, 0x160, 0x170, 0x180,
     0x190, 0x1a0, 0x1b0, 0x1c0, 0x1d0, 0x1e0, 0x1f0, 0x280, 0x300, 0x310, 0x320, 0x330, 0x340, 0x350,
     0x360, 0x370, 0x380, 0x3e0, 0x90, 0xa0,
 ];
 
-/// The memory types that there are (SDM volume 3, chapter "Memory Cache Control").
+/// The valid memory types (SDM volume 3, chapter "Memory Cache Control").
 const MEMORY_TYPES: [u64; 5] = [0, 1, 4, 5, 6];
 const PAT: u32 = 0x277;
 const MTRR_VARIABLE: u32 = 0x200;
 const MTRR_VARIABLES: u32 = 16;
 const MTRR_VALID: u64 = 1 << 11;
-/// A range may not be beyond what the processor addresses.
+/// The bits of a range's address; it must be within the physical address width.
 const MTRR_ADDRESS: u64 = 0xf_ffff_f000;
-/// MSRs besides: fixed and default MTRRs; SYSENTER, SYSCALL and bases; TSC_AUX; what only firmware sets.
+/// Other MSRs: fixed and default MTRRs; SYSENTER, SYSCALL, bases; TSC_AUX; those set by firmware.
 const MSRS: [u32; 33] = [
     0x1b, 0x3a, 0x48, 0x8b, 0xce, 0xfe, 0x140, 0x174, 0x175, 0x176, 0x179, 0x17a, 0x17b, 0x1a0, 0x1d9,
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x2ff, 0xc000_0080,
     0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0102, 0xc000_0103,
 ];
-/// What an MSR that is not there reads as.
+/// The value that stands for a missing MSR.
 const NO_MSR: u64 = 0xdead_0000_0000_dead;
 const DEBUG_REGISTERS: usize = 6;
 
-/// Values of the seed, one after the other.
+/// A sequence of values generated from the seed.
 struct Seeded {
     words: Words,
     cpu: u64,
@@ -135,7 +135,7 @@ fn set_uart(seeded: &mut Seeded) {
     // No break, which a terminal would see.
     outb(UART + 3, seeded.byte() & 0x3f);
     outb(UART + 1, seeded.byte() & 0xf);
-    // Not the loop, which changes what is read of the modem.
+    // Without loopback, which would change the modem status.
     outb(UART + 4, seeded.byte() & 0xf);
     outb(UART + 7, seeded.byte());
 }
@@ -148,18 +148,18 @@ fn set_pics(seeded: &mut Seeded) {
         outb(command + 1, 1);
         outb(command + 1, 0xff);
         outb(LEVELS[n], seeded.byte() & LEVELS_FREE[n]);
-        // From now on the command port reads what is in service.
+        // From now on, reading the command port returns the in-service register.
         outb(command, 0xb);
     }
 }
 
 fn set_pit(seeded: &mut Seeded) {
-    // Modes 2 and 3 for the first, which is wired to an input; both bytes, binary or BCD.
+    // Modes 2 and 3 for channel 0, which is wired to an input; both bytes, binary or BCD.
     for (channel, modes) in [(0, [2, 3]), (1, [2, 3]), (2, [0, 3])] {
         let mode = modes[seeded.next() as usize % 2];
         let bcd = seeded.byte() & 1;
         outb(PIT_COMMAND, channel << 6 | 0x30 | mode << 1 | bcd);
-        // A digit of BCD is at most 9.
+        // A BCD digit is at most 9.
         outb(PIT + u16::from(channel), seeded.byte() & 0x77);
         outb(PIT + u16::from(channel), seeded.byte() & 0x77 | 0x10);
     }
@@ -173,23 +173,23 @@ fn set_ioapic(seeded: &mut Seeded) {
         ioapic::write(entry + 1, (seeded.next() as u32) << 24);
         ioapic::write(entry, seeded.next() as u32 & ENTRY_FREE | LOWEST_VECTOR | MASKED);
     }
-    // What is selected is a register, too.
+    // The selection is a register, too.
     ioapic::select(IOAPIC_ENTRIES + seeded.next() as u32 % IOAPIC_PINS);
 }
 
 fn set_msrs(seeded: &mut Seeded) {
     for pair in 0..MTRR_VARIABLES / 2 {
         let base = MTRR_VARIABLE + 2 * pair;
-        // One that is not there, or that takes no such value, is only read.
+        // An MSR that is missing or rejects the value is only read.
         let _ = cpl0::wrmsr(base, seeded.next() & MTRR_ADDRESS | seeded.memory_type());
         let _ = cpl0::wrmsr(base + 1, seeded.next() & MTRR_ADDRESS | MTRR_VALID);
     }
-    // The first entry is that of all memory that is used.
+    // The first entry applies to all memory in use, so it stays write-back.
     let pat = (1..8).fold(6, |pat, entry| pat | seeded.memory_type() << (8 * entry));
     let _ = cpl0::wrmsr(PAT, pat);
 }
 
-/// Everything that was read in a round, in order.
+/// All values read in a round, in order.
 struct Readings {
     values: [u64; MOST],
     count: usize,
@@ -225,7 +225,7 @@ fn compare(cpu: &mut Cpu, first: &Readings) {
     cpu.tick();
 }
 
-/// Reads all that this vCPU is to read: what it is called, its number, its value.
+/// Reads all registers of this vCPU and calls `see` with each one's name, number and value.
 fn read(cpu: &mut Cpu, mut see: impl FnMut(&str, u64, u64)) {
     if cpu.index() == 0 {
         read_board(&mut see);
@@ -247,7 +247,7 @@ fn read(cpu: &mut Cpu, mut see: impl FnMut(&str, u64, u64)) {
 
 fn read_board(see: &mut impl FnMut(&str, u64, u64)) {
     let mut port = |name: &str, port: u16, mask: u8| see(name, port.into(), (inb(port) & mask).into());
-    // Neither data nor what identifies an interrupt: to read them changes them.
+    // Neither the data nor the interrupt identification register: reading changes them.
     for register in [1, 3, 4, 5, 6, 7] {
         port("the UART's port", UART + register, 0xff);
     }

@@ -1,11 +1,11 @@
-//! Reads every clock all the time: none goes back, none jumps, and they agree with each other.
+//! Reads every clock continuously: none may go back or jump, and all must agree with each other.
 //!
 //! The TSC is compared within each vCPU and across all. `test=pvclock` compares the paravirtual
-//! clock (`struct pvclock_vcpu_time_info`) with the TSC: a blackout is time for both; and at each
-//! marker the host has to pause it, and to say so there. `test=wallclock`
-//! has KVM compare it with the host's real time. `test=own-tsc` moves the TSC of each vCPU ahead
-//! first, by the same. Marker n comes after n hundred rounds of vCPU 0,
-//! which go on while it waits.
+//! clock (`struct pvclock_vcpu_time_info`) with the TSC: both must advance by a blackout. At each
+//! marker the host must pause the guest and set `PVCLOCK_GUEST_STOPPED`. `test=wallclock`
+//! compares the paravirtual clock with the host's real time, which KVM writes. `test=own-tsc` first
+//! moves the TSC of each vCPU ahead by the same amount. Marker n comes after n hundred rounds of
+//! vCPU 0, which continue while it waits.
 
 #![no_std]
 #![no_main]
@@ -27,15 +27,15 @@ use runtime::{Cpu, cpl0};
 const ROUNDS_PER_MARKER: u32 = 100;
 /// Reads in a round.
 const READS: u32 = 1000;
-/// TSC ticks that vCPUs may be apart: less than two of them need to see each other.
+/// TSC ticks that vCPUs may be apart: fewer than a write takes to reach another vCPU.
 const SKEW: u64 = 2000;
-/// Nanoseconds that two clocks may come to differ, apart from their not running equally fast.
+/// Nanoseconds that two clocks may differ, in addition to their drift.
 const JUMP: u64 = 1_000_000;
-/// One in so many they may differ in speed: the host's real time is being steered.
+/// The inverse of the allowed drift: the host's real time is being steered.
 const DRIFT: u64 = 1500;
 
 const IA32_TSC_ADJUST: u32 = 0x3b;
-/// Minutes: no pause is as long.
+/// TSC ticks of several minutes, longer than any pause.
 const AHEAD: u64 = 1 << 40;
 const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
@@ -56,7 +56,7 @@ struct PvClock {
     flags: AtomicU8,
 }
 
-/// `struct pvclock_wall_clock`, which KVM writes when it is asked to.
+/// `struct pvclock_wall_clock`, which KVM writes on request.
 #[repr(C, align(64))]
 struct WallClock {
     version: AtomicU32,
@@ -81,7 +81,7 @@ static WALL_CLOCK: WallClock = WallClock {
     nanoseconds: AtomicU32::new(0),
 };
 
-/// The latest that any vCPU has read.
+/// The latest TSC value that any vCPU has read.
 static LATEST_TSC: AtomicU64 = AtomicU64::new(0);
 
 fn prepare(cpu: &mut Cpu) {
@@ -94,13 +94,13 @@ fn prepare(cpu: &mut Cpu) {
     }
 }
 
-/// Moves the TSC of this vCPU ahead; false if `rdtsc` here does not follow.
+/// Moves the TSC of this vCPU ahead; returns false if `rdtsc` does not follow on this host.
 fn has_own_tsc() -> bool {
     let before = rdtsc();
     cpl0::wrmsr(IA32_TSC_ADJUST, AHEAD).is_ok() && rdtsc() - before > AHEAD / 2
 }
 
-/// Has KVM keep the clock's page for this vCPU; false if it does not.
+/// Makes KVM update this vCPU's page of the clock; returns false if it does not.
 fn start_pvclock(cpu: &mut Cpu) -> bool {
     let features = cpl0::cpuid(KVM_FEATURES, 0)[0];
     features & KVM_FEATURE_CLOCKSOURCE2 != 0
@@ -109,7 +109,7 @@ fn start_pvclock(cpu: &mut Cpu) -> bool {
         && PVCLOCKS[cpu.index()].version.load(Acquire) != 0
 }
 
-/// The address of the page, and a bit that enables it.
+/// The value of the MSR: the address of the page, with the enable bit.
 fn pvclock_msr(cpu: &Cpu) -> u64 {
     let page = &raw const PVCLOCKS[cpu.index()];
     page.expose_provenance() as u64 | 1
@@ -138,7 +138,7 @@ fn run(cpu: &mut Cpu) -> ! {
     }
 }
 
-/// One moment, as both clocks tell it.
+/// One instant, in the time of both clocks.
 #[derive(Clone, Copy)]
 struct Moment {
     tsc: u64,
@@ -149,7 +149,7 @@ struct Moment {
 struct Round {
     first: Option<Moment>,
     last: u64,
-    /// What the real time was when the paravirtual clock was zero.
+    /// The real time at zero of the paravirtual clock.
     epoch: Option<u64>,
 }
 
@@ -195,7 +195,7 @@ impl Round {
     }
 }
 
-/// No vCPU may read less than another has read before.
+/// Checks that this vCPU does not read less than another has read before.
 fn compare_with_others() {
     let latest = LATEST_TSC.load(SeqCst);
     let now = rdtsc();
@@ -235,7 +235,7 @@ fn read_pvclock(cpu: usize) -> Moment {
     }
 }
 
-/// Has KVM say what the real time was at the zero of its clock.
+/// Makes KVM write the real time at zero of its clock, in nanoseconds, and returns it.
 fn read_epoch() -> u64 {
     let address = (&raw const WALL_CLOCK).expose_provenance() as u64;
     let wrote = cpl0::wrmsr(MSR_KVM_WALL_CLOCK_NEW, address);

@@ -1,7 +1,7 @@
-//! Fails on purpose, in the way that `fault=` on the command line names.
+//! Fails on purpose, in the way that `fault=` on the command line selects.
 //!
-//! Proves that whoever watches a guest would notice. The last vCPU does it, after `markers=` markers
-//! a thousand heartbeats apart; the others have heartbeats.
+//! It proves that the harness detects failures. The last vCPU fails, after `markers=` markers
+//! a thousand heartbeats apart; the others only have heartbeats.
 
 #![no_std]
 #![no_main]
@@ -14,7 +14,7 @@ use core::arch::asm;
 use runtime::options::Fault;
 use runtime::{Cpu, shim};
 
-/// Far above all that is mapped.
+/// An address far above all mapped memory.
 const NOWHERE: usize = 0x7000_0000_0000;
 
 fn prepare(_: &mut Cpu) {}
@@ -41,11 +41,11 @@ fn fail(fault: Fault) -> ! {
             asm!("xor ecx, ecx", "div ecx", "ud2", options(noreturn));
         },
         Fault::Undefined => undefined(),
-        // SAFETY: as above: CPL3 may not do this.
+        // SAFETY: as above; `hlt` is privileged.
         Fault::Privileged => unsafe {
             asm!("hlt", "ud2", options(noreturn));
         },
-        // SAFETY: as above: nothing is mapped there.
+        // SAFETY: as above; nothing is mapped there.
         Fault::Page => unsafe {
             asm!("mov eax, [{}]", "ud2", in(reg) NOWHERE, options(noreturn));
         },

@@ -1,7 +1,7 @@
-//! Every vCPU counts and notes the largest gap in its time.
+//! Counts heartbeats on every vCPU and records the largest gap between two of them.
 //!
-//! Proves that vCPUs go on where they were, all of them, with a TSC that never goes back. Marker n
-//! comes after n thousand heartbeats of vCPU 0, then the end asked for.
+//! It proves that all vCPUs continue where they stopped, with a TSC that never goes back. Marker n
+//! comes after n thousand heartbeats of vCPU 0; after the last, the guest ends as `end=` says.
 
 #![no_std]
 #![no_main]

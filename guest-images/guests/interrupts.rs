@@ -1,10 +1,10 @@
-//! Has interrupts pending, in service and in shadows, each of which must come once.
+//! Has interrupts pending, in service and in shadows, each of which must arrive once.
 //!
-//! `test=` says which: edge and level (through the IOAPIC), pic-edge and pic-level (through the
-//! 8259), ipi, nmi, two (at once), service (one waits until another is over), sti and mov-ss (one
+//! `test=` selects the kind: edge and level (through the IOAPIC), pic-edge and pic-level (through
+//! the 8259), ipi, nmi, two (at once), service (one waits until another ends), sti and mov-ss (one
 //! waits for the shadow of that instruction to end), step (a trap after each instruction), host-nmi
-//! and host-irqfd (one that the host must send at each marker). vCPU 0 does it, the others those of
-//! the LAPIC. Marker n comes in the middle of round 10 n of vCPU 0.
+//! and host-irqfd (the host must send one at each marker). vCPU 0 runs every kind, the others only
+//! those of the LAPIC. Marker n comes in the middle of round 10 n of vCPU 0.
 
 #![no_std]
 #![no_main]
@@ -30,16 +30,16 @@ const HIGH: u8 = 0x75;
 const PROBE: u8 = 0x80;
 /// A line of the test device that nothing else uses.
 const LINE: u8 = 5;
-/// Another, which comes by both 8259s.
+/// Another line, which passes through both 8259s.
 const PIC_LINE: u8 = 11;
-/// The one that the host moves by a descriptor.
+/// The line that the host triggers through an eventfd.
 const IRQFD_LINE: u8 = 6;
 const PIC_COMMANDS: [u16; 2] = [0xa0, 0x20];
 const PIC_EOI: u8 = 0x20;
 
-/// TSC ticks after which an interrupt counts as lost: some five seconds.
+/// TSC ticks after which an interrupt counts as lost: about five seconds.
 const PATIENCE: u64 = 15 << 30;
-/// The most that one look may count as, so that a guest that is stopped loses no patience.
+/// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
 
 fn prepare(cpu: &mut Cpu) {
@@ -78,7 +78,7 @@ fn prepare(cpu: &mut Cpu) {
     }
 }
 
-/// An interrupt is in service until it is ended.
+/// Whether an interrupt stays in service until it is ended.
 fn service_lasts(cpu: &mut Cpu) -> bool {
     interrupts::expect(PROBE, Eoi::Body);
     lapic::send_to(cpu.index(), PROBE);
@@ -127,13 +127,13 @@ fn run(cpu: &mut Cpu) -> ! {
     }
 }
 
-/// What comes of ten instructions: one trap for each, and one for each of the two that end it.
+/// Traps of ten instructions: one for each, and one for each of the two that end stepping.
 const TRAPS_OF_TEN: u64 = 12;
 
-/// Traps that come while ten instructions are carried out one by one.
+/// Steps through ten instructions and returns the number of traps.
 fn step_ten() -> u64 {
     let before = interrupts::count(DEBUG);
-    // SAFETY: the trap flag is set and cleared again; the handler counts and goes on.
+    // SAFETY: the trap flag is set and cleared again; the handler counts and returns.
     unsafe {
         asm!(
             "pushfq",
@@ -155,24 +155,24 @@ fn step(cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
     verify(TRAPS_OF_TEN, step_ten(), format_args!("traps of ten instructions"));
 }
 
-/// Has the test device pulse (0), raise (1) or lower (2) the line.
+/// Makes the test device pulse (0), raise (1) or lower (2) the line.
 fn line(order: u32) {
     outl(LINES_PORT, u32::from(LINE) | order << 8);
 }
 
-/// The same for the line of the 8259s.
+/// Like [`line`], for the line of the 8259s.
 fn pic_line(order: u32) {
     outl(LINES_PORT, u32::from(PIC_LINE) | order << 8);
 }
 
-/// Ends the interrupt that is in service, in both.
+/// Ends the interrupt in service in both 8259s.
 fn end_pic() {
     for command in PIC_COMMANDS {
         outb(command, PIC_EOI);
     }
 }
 
-/// What must have come on this vCPU, by vector.
+/// The number of interrupts that must have arrived on this vCPU, by vector.
 struct Counts {
     low: u64,
     high: u64,
@@ -190,7 +190,7 @@ impl Counts {
         }
     }
 
-    /// Lets interrupts come until all have that must, and a little longer.
+    /// Enables interrupts until all expected ones have arrived, and a little longer.
     fn collect(&self, cpu: &mut Cpu) {
         cpl0::interrupts_on();
         self.wait(cpu);
@@ -229,7 +229,7 @@ impl Counts {
         self.collect(cpu);
     }
 
-    /// It comes, comes again while the line is up, and not once it is down.
+    /// It must arrive, arrive again while the line is up, and not after the line is down.
     fn level(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
         line(1);
         instant(cpu);
@@ -288,7 +288,7 @@ impl Counts {
         self.collect(cpu);
     }
 
-    /// Nothing holds an NMI back.
+    /// An NMI must arrive even with interrupts off.
     fn nmi(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
         lapic::send_nmi_to(cpu.index());
         self.nmi += 1;
@@ -297,7 +297,7 @@ impl Counts {
         self.verify("that nothing masks");
     }
 
-    /// At each marker the host sends one.
+    /// The host sends an NMI at each marker.
     fn host_nmi(&mut self, cpu: &mut Cpu, marker: u32, instant: &mut dyn FnMut(&mut Cpu)) {
         self.nmi += u64::from((1..=cpu.options().markers).contains(&marker));
         instant(cpu);
@@ -305,7 +305,7 @@ impl Counts {
         self.verify("that the host sent");
     }
 
-    /// At each marker the host moves the line.
+    /// The host triggers the line at each marker.
     fn irqfd(&mut self, cpu: &mut Cpu, marker: u32, instant: &mut dyn FnMut(&mut Cpu)) {
         self.verify("with interrupts off");
         self.low += u64::from((1..=cpu.options().markers).contains(&marker));
@@ -323,7 +323,7 @@ impl Counts {
         self.collect(cpu);
     }
 
-    /// The lower one has to wait for the end of the higher one.
+    /// The interrupt of lower priority must wait for the end of the higher one.
     fn service(&mut self, cpu: &mut Cpu, instant: &mut dyn FnMut(&mut Cpu)) {
         lapic::send_to(cpu.index(), HIGH);
         self.high += 1;

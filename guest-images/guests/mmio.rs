@@ -1,7 +1,7 @@
-//! Reads and writes a page of MMIO that counts, in every width and reading and writing at once.
+//! Reads, writes and modifies a counting page of MMIO, in every width and by string instructions.
 //!
-//! Proves that an access that an update falls upon is neither lost nor done twice, nor half of it.
-//! vCPUs take turns. Marker n comes after n hundred accesses of vCPU 0, which go on while it waits.
+//! It proves that an access during an update is neither lost nor repeated, not even in part. vCPUs
+//! take turns. Marker n comes after n hundred accesses of vCPU 0, which continue while it waits.
 
 #![no_std]
 #![no_main]
@@ -17,7 +17,7 @@ use runtime::mailbox::SEQUENCE_PAGE;
 use runtime::{Cpu, test_device};
 
 const ACCESSES_PER_MARKER: u32 = 100;
-/// Accesses between two looks at what the device has counted.
+/// Accesses between two checks of the device's counts.
 const LOOK_EVERY: u64 = 16;
 /// String instructions in a row.
 const ITEMS: usize = 12;
@@ -25,13 +25,13 @@ const ITEMS: usize = 12;
 const DATA: usize = SEQUENCE_PAGE as usize;
 const CELL: usize = DATA + 0x40;
 
-/// What the device must have counted.
+/// The counts that the device must have.
 struct Counts {
     reads: u64,
     writes: u64,
     cell: u64,
     cell_accesses: u64,
-    /// Looks, each of which reads the cell.
+    /// Checks so far, each of which reads the cell.
     looks: u64,
     accesses: u64,
 }
@@ -69,7 +69,7 @@ fn access(cpu: &mut Cpu) {
     cpu.tick();
 }
 
-/// The item of that many bytes that has that number.
+/// Item `number` of the sequence, truncated to `bytes` bytes.
 fn item(number: u64, bytes: usize) -> u64 {
     number & (u64::MAX >> (64 - 8 * bytes))
 }
@@ -117,7 +117,7 @@ impl Counts {
         self.reads += 1;
     }
 
-    /// One instruction that reads and writes.
+    /// Accesses the cell with one instruction that reads and writes.
     fn modify(&mut self) {
         let step = self.accesses | 1;
         // SAFETY: the page is mapped; the device does not write to memory.
@@ -131,7 +131,7 @@ impl Counts {
         self.cell_accesses += 1;
     }
 
-    /// The same place again and again.
+    /// Reads the same address repeatedly.
     fn read_string(&mut self) {
         for _ in 0..ITEMS {
             let mut found = 0_u32;
@@ -143,7 +143,7 @@ impl Counts {
         }
     }
 
-    /// The same place again and again.
+    /// Writes to the same address repeatedly.
     fn write_string(&mut self) {
         for _ in 0..ITEMS {
             let value = self.writes as u32;
@@ -153,7 +153,7 @@ impl Counts {
         }
     }
 
-    /// Compares with what the device has counted.
+    /// Checks the device's counts.
     fn look(&mut self) {
         for (offset, expected, name) in [
             (0x10, self.reads, "reads of the page"),

@@ -1,10 +1,10 @@
-//! Holds its last vCPU in a mode that an update must not change, and then lets it come back.
+//! Holds its last vCPU in a mode that an update must preserve, then lets it return to CPL3.
 //!
-//! `test=` says which: real (mode), protected (mode, without paging), no-idt (64-bit mode before
-//! there is an IDT), cpl0 (with one), hlt (asleep until an interrupt), sipi (waiting to be started),
-//! host-start (running, and the host starts it anew at marker 1, at 0x9000).
-//! vCPU 0 starts the other anew into that mode and comes to marker 1; then it lets it go on to CPL3
-//! by itself, and comes to marker 2 when it is there. Needs two vCPUs.
+//! `test=` selects the mode: real (mode), protected (mode, without paging), no-idt (64-bit mode
+//! before the IDT is loaded), cpl0 (after that), hlt (asleep until an interrupt), sipi (waiting for
+//! SIPI), host-start (running, and the host restarts it at marker 1, at 0x9000). vCPU 0 restarts
+//! the other vCPU in that mode and reaches marker 1; then it lets the other continue to CPL3, and
+//! reaches marker 2 when the other has arrived. Needs two vCPUs.
 
 #![no_std]
 #![no_main]
@@ -25,34 +25,34 @@ use runtime::interrupts::{self, Eoi};
 use runtime::mailbox::{CpuMailbox, MAILBOX_GPA, Mailbox};
 use runtime::{Cpu, cpl0, lapic, mailbox};
 
-/// Where the vCPU starts in real mode.
+/// The page at which the vCPU starts in real mode.
 const PAGE: usize = 0x9000;
-/// What both sides say to each other, in the same page.
+/// Offset in that page of the data shared by both vCPUs.
 const TALK: usize = 0xf00;
 const VECTOR: u8 = 0x58;
-/// What INIT makes of a local vector of the LAPIC.
+/// The value of a local vector of the LAPIC after INIT.
 const MASKED: u64 = 1 << 16;
 
-/// TSC ticks after which a vCPU that should come counts as lost: some five seconds.
+/// TSC ticks after which a vCPU that does not arrive counts as lost: about five seconds.
 const PATIENCE: u64 = 15 << 30;
-/// The most that one look may count as, so that a guest that is stopped loses no patience.
+/// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
 
-/// What both sides say to each other.
+/// The data shared by both vCPUs.
 #[repr(C)]
 struct Talk {
     /// 1 real, 2 protected, 3 no-idt, 4 cpl0.
     mode: AtomicU32,
-    /// Not zero: go on to CPL3.
+    /// Not zero: continue to CPL3.
     leave: AtomicU32,
-    /// Turns of the loop in that mode.
+    /// Iterations of the loop in that mode.
     turns: AtomicU32,
-    /// Not zero: a register was not what it must be.
+    /// Not zero: a register had a wrong value.
     wrong: AtomicU32,
 }
 
-// Each loop holds two registers, has heartbeats, and leaves the guest once a turn: a vCPU that spins
-// at CPL0 stalls hosts that emulate it.
+// Each loop checks two registers, has heartbeats, and exits to the VMM once per iteration: a vCPU
+// that spins at CPL0 stalls hosts that emulate it.
 global_asm!(
     ".macro turn talk, heartbeat",
     "    incl \\talk + 8",
@@ -149,11 +149,11 @@ unsafe extern "C" {
     static modes_end: u8;
 }
 
-/// How often the last vCPU has come to CPL3.
+/// How often the last vCPU has reached CPL3.
 static ARRIVALS: AtomicU32 = AtomicU32::new(0);
 
 fn talk() -> &'static Talk {
-    // SAFETY: that page is low RAM that the guest uses for nothing else; all is atomics.
+    // SAFETY: that page is low RAM that the guest uses for nothing else; all fields are atomics.
     unsafe { &*core::ptr::with_exposed_provenance(PAGE + TALK) }
 }
 
@@ -233,7 +233,7 @@ fn hold(cpu: &mut Cpu, mode: u32) {
     talk().leave.store(1, Release);
 }
 
-/// The vCPU goes round its loop.
+/// Waits until the last vCPU has gone through its loop several times.
 fn await_turns(cpu: &mut Cpu) {
     let turns = talk().turns.load(Acquire);
     await_that(cpu, "turns of the last vCPU", || {
@@ -250,12 +250,12 @@ fn wait_for_start(cpu: &mut Cpu) {
     talk().leave.store(1, Release);
 }
 
-/// The host sends INIT and SIPI, perhaps while this guest stands still.
+/// The host sends INIT and SIPI, perhaps while this guest is stopped.
 fn wait_for_host(cpu: &mut Cpu) {
     prepare_start(1);
     let halts = core::ptr::with_exposed_provenance_mut::<u8>(PAGE + 0xfff0);
-    // SAFETY: where the vCPU comes if it is started with the IP of a reset: low RAM that the guest
-    // uses for nothing else. `hlt` keeps it there.
+    // SAFETY: the vCPU arrives here if it is started with the IP of a reset: low RAM that the
+    // guest uses for nothing else. `hlt` keeps it there.
     unsafe { halts.write_bytes(0xf4, 16) };
     cpu.marker_with(1, |cpu| {
         answer_for_last();
@@ -272,13 +272,13 @@ fn sleep(cpu: &mut Cpu) {
     lapic::send_to(1, VECTOR);
 }
 
-/// It has no gaps to forget: whoever asks for that need not wait.
+/// Acknowledges a gap request for the last vCPU, which has no gaps to forget.
 fn answer_for_last() {
     let page = mailbox();
     page.cpus[1].gap_ack.store(page.gap_request.load(Relaxed), Release);
 }
 
-/// The last vCPU stands still, as it must.
+/// Adds heartbeats for the last vCPU, too, which must not run now.
 fn tick_for_both(cpu: &mut Cpu) {
     answer_for_last();
     mailbox().cpus[1].heartbeat.fetch_add(1, Relaxed);

@@ -1,10 +1,10 @@
-//! Fills all RAM with a pattern, then for ever verifies and rewrites it page by page.
+//! Fills all RAM with a pattern, then repeatedly verifies and rewrites it page by page.
 //!
-//! Proves that RAM stays as it was: no page lost, moved, stale or zeroed, by whatever way. vCPU i of
-//! n has every n-th page from the i-th on. A word tells page and generation, so damage is described
-//! by what is there instead. `words=1` leaves of that one touch of each page, `every=64` one page of
+//! It proves that RAM is preserved: no page is lost, moved, stale or zeroed. vCPU i of n has every
+//! n-th page from the i-th on. A word encodes its page and generation, so the report of damage says
+//! what is there instead. With `words=1` it uses one word of each page, with `every=64` one page in
 //! 64. Marker n comes in sweep n, with the first page of vCPU 0 half rewritten; after the last one,
-//! the end asked for.
+//! the guest ends as `end=` says.
 
 #![no_std]
 #![no_main]
@@ -24,7 +24,7 @@ use runtime::mailbox::{MAX_CPUS, damage_kind};
 use runtime::words::{STEP, WORDS, Words};
 use runtime::{Cpu, mailbox};
 
-/// What RAM holds after `prepare`.
+/// The generation that RAM holds after `prepare`.
 const FIRST_GENERATION: u64 = 1;
 
 type Page = [u64; WORDS];
@@ -56,7 +56,7 @@ fn run(cpu: &mut Cpu) -> ! {
     let mut pages = 0;
     let mut generation = FIRST_GENERATION;
     loop {
-        // Generation n is verified, and replaced, in sweep n.
+        // Sweep n verifies and replaces generation n.
         if is_first && generation == markers + 1 {
             cpu.end();
         }
@@ -106,7 +106,7 @@ fn for_each_page(cpu: &mut Cpu, mut visit: impl FnMut(&mut Cpu, u64)) {
 /// # Safety
 /// `address` is a page of RAM that only the caller touches.
 unsafe fn page_at(address: u64) -> &'static mut Page {
-    // The host may have changed it: nothing may be concluded from what was written before.
+    // The host may have changed it: the compiler must not rely on what was written before.
     let page = black_box(core::ptr::with_exposed_provenance_mut::<Page>(address as usize));
     // SAFETY: the caller vouches for it; RAM is mapped, and any bits are a valid page.
     unsafe { &mut *page }
@@ -120,8 +120,8 @@ fn write(page: &mut [u64], mut word: u64) {
     }
 }
 
-/// Whether the page holds the words from that first one on. Looks at all of them: that is faster
-/// than to stop early.
+/// Whether the page holds the sequence that starts with `word`. It compares every word: that is
+/// faster than stopping early.
 #[inline(never)]
 fn holds(page: &[u64], mut word: u64) -> bool {
     let mut difference = 0;
@@ -139,7 +139,7 @@ fn describe(cpu: &Cpu, words: Words, address: u64, generation: u64, page: &[u64]
     let expected = |i: usize| first.wrapping_add(STEP.wrapping_mul(i as u64));
     let used = page.len();
     let mut all_wrong = (0..used).filter(|&i| page[i] != expected(i));
-    // If none is wrong any more, the page changed while it was looked at.
+    // If none is wrong any more, the page changed in between.
     let i = all_wrong.next();
     let wrong = all_wrong.count() + usize::from(i.is_some());
     let i = i.unwrap_or(0);

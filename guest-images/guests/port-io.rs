@@ -1,7 +1,7 @@
-//! Reads and writes a port that counts, in every width, one by one and by string instructions.
+//! Reads and writes a counting port, in every width, with single and string instructions.
 //!
-//! Proves that an access that an update falls upon is neither lost nor done twice. vCPUs take turns.
-//! Marker n comes after n hundred accesses of vCPU 0, which go on while it waits.
+//! It proves that an access during an update is neither lost nor repeated. vCPUs take turns.
+//! Marker n comes after n hundred accesses of vCPU 0, which continue while it waits.
 
 #![no_std]
 #![no_main]
@@ -17,12 +17,12 @@ use runtime::mailbox::{SEQUENCE_COUNTS, SEQUENCE_PORT};
 use runtime::{Cpu, test_device};
 
 const ACCESSES_PER_MARKER: u32 = 100;
-/// Accesses between two looks at what the device has counted.
+/// Accesses between two checks of the device's counts.
 const LOOK_EVERY: u64 = 16;
 /// Items of a string instruction.
 const ITEMS: usize = 24;
 
-/// What the device must have counted.
+/// The counts that the device must have.
 struct Counts {
     reads: u64,
     writes: u64,
@@ -61,7 +61,7 @@ fn access(cpu: &mut Cpu) {
     cpu.tick();
 }
 
-/// The item of that many bytes that has that number.
+/// Item `number` of the sequence, truncated to `bytes` bytes.
 fn item(number: u64, bytes: usize) -> u64 {
     number & (u64::MAX >> (64 - 8 * bytes))
 }
@@ -171,7 +171,7 @@ impl Counts {
         self.reads += ITEMS as u64;
     }
 
-    /// Compares with what the device has counted.
+    /// Checks the device's counts.
     fn look(&self) {
         let expected = [self.reads, self.writes, 0];
         let names = ["reads of the port", "writes to the port", "writes out of order"];

@@ -1,10 +1,10 @@
 //! Holds known values in every register of every vCPU, and checks them round by round.
 //!
-//! Proves that what KVM keeps of a vCPU stays as it was. A round loads the registers that CPL3 has,
-//! spins with them, stores them and compares; what only CPL0 reaches (debug registers, MSRs, segment
-//! bases, CPUID) is compared every so many rounds. `test=` names one part: gpr, selectors, segments, x87, sse,
-//! avx, avx512, xcr0, debug, msrs, cpuid; without it all are tested that are there. Marker n comes
-//! after n hundred rounds of vCPU 0, which go on while it waits.
+//! It proves that KVM's vCPU state is preserved. A round loads the registers that CPL3 can access,
+//! spins, stores and compares them; what only CPL0 can access (debug registers, MSRs, bases, CPUID)
+//! is compared at intervals. `test=` selects one part: gpr, selectors, segments, x87, sse, avx,
+//! avx512, xcr0, debug, msrs, cpuid; without it, all available parts are tested. Marker n comes
+//! after n hundred rounds of vCPU 0, which continue while it waits.
 
 #![no_std]
 #![no_main]
@@ -20,11 +20,11 @@ use runtime::damage::{unavailable, verify};
 use runtime::words::Words;
 use runtime::{Cpu, shim};
 
-/// Iterations of one spin: long against all else in a round.
+/// Iterations of one spin, which takes longer than the rest of a round.
 const SPINS: u64 = 20_000;
-/// Rounds between two looks at what only CPL0 reaches.
+/// Rounds between two checks of what only CPL0 can access.
 const SLOW: u64 = 32;
-/// Such looks between two at CPUID.
+/// Such checks between two of CPUID.
 const CPUID_EVERY: u64 = 32;
 const ROUNDS_PER_MARKER: u64 = 100;
 
@@ -36,21 +36,21 @@ const XCR0_AVX512: u64 = 0b1110_0111;
 const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
 
-/// What a round loads and stores; the assembly below knows it too.
+/// The registers that a round loads and stores; the assembly below depends on the layout.
 #[repr(C, align(64))]
 struct State {
     zmm: [[u64; 8]; 32],
     k: [u64; 8],
-    /// As `fnsave` has it.
+    /// In the format of `fnsave`.
     x87: [u8; 108],
     mxcsr: u32,
     /// RFLAGS, then RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R15; from the top of `stack` down.
     general: [u64; 16],
     /// DS, ES, FS, GS.
     selectors: [u16; 4],
-    /// Of the Rust side, while the round runs.
+    /// The stack pointer of the Rust code while the round runs.
     rsp: u64,
-    /// Where RSP points in a round: the registers are pushed below `top`.
+    /// The stack during a round: the registers are pushed below `top`.
     stack: [u64; 32],
     top: [u64; 0],
 }
@@ -60,7 +60,7 @@ const GENERAL: [&str; 16] = [
     "R13", "R14", "R15",
 ];
 
-/// How much of a vector register there is.
+/// The available size of the vector registers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 #[repr(u32)]
 enum Vectors {
@@ -123,7 +123,7 @@ global_asm!(
     "    movq {general} + 112(%rdi), %r14",
     "    movq {general} + 120(%rdi), %r15",
     "    movq {general} + 56(%rdi), %rdi",
-    // Touches no flag; RCX is the one register that moves.
+    // Changes no flag, and no register but RCX.
     "5:  loop 5b",
     "    pushfq",
     ".irp register, rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15",
@@ -131,7 +131,7 @@ global_asm!(
     ".endr",
     "    cld",
     "    leaq 128 - {top}(%rsp), %rsi",
-    // CR0.AM is off, but a flag that was set for the test need not stay.
+    // CR0.AM is off, but flags that were set for the test need not stay set.
     "    pushq $2",
     "    popfq",
     "    cmpl $1, {level}(%rsi)",
@@ -188,7 +188,7 @@ unsafe extern "sysv64" {
     fn registers_round(values: *const State, found: *mut State, vectors: u32);
 }
 
-/// MSRs that hold any value of the bits given, and do nothing while nobody uses them.
+/// MSRs whose given bits can hold any value, without an effect on a guest that does not use them.
 const MSRS: [(u32, &str, u64); 13] = [
     (0x174, "IA32_SYSENTER_CS", 0xfff8),
     (0x175, "IA32_SYSENTER_ESP", LOW_HALF),
@@ -207,15 +207,15 @@ const MSRS: [(u32, &str, u64); 13] = [
 /// Canonical addresses.
 const LOW_HALF: u64 = 0x0000_7fff_ffff_ffff;
 
-/// Bits of the debug registers that hold any value and set no breakpoint: DR0 to 3; DR6 and DR7
-/// apart.
+/// Bits of DR0 to DR3 that can hold any value. DR6 and DR7 below: their fixed bits, with no
+/// breakpoint enabled.
 const DEBUG_ADDRESS: u64 = LOW_HALF;
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR7_FIXED: u64 = 0x400;
-/// Kinds and lengths of breakpoints that are all off: write or read/write, 1, 2 or 4 bytes.
+/// Types and lengths of the disabled breakpoints: write or read/write, 1, 2 or 4 bytes.
 const DR7_FREE: u64 = 0xdd5d_0000;
 
-/// What each vCPU's segment bases point to.
+/// The targets of each vCPU's segment bases.
 static ANCHORS: [[u64; 2]; 8] = {
     let mut anchors = [[0; 2]; 8];
     let mut cpu = 0;
@@ -240,7 +240,7 @@ fn prepare(cpu: &mut Cpu) {
     }
 }
 
-/// DS is still what it was after an exit to the VMM.
+/// Whether DS keeps its value across an exit to the VMM.
 fn selectors_are_kept() -> bool {
     let ds: u32;
     // SAFETY: in 64-bit mode nothing depends on DS; the port does nothing.
@@ -250,16 +250,16 @@ fn selectors_are_kept() -> bool {
     ds & 0xffff == 0x23
 }
 
-/// CPL3 has extended state though nothing has enabled it for this VM.
+/// Whether CPL3 has extended state although it is not enabled for this VM.
 fn xcr0_is_the_hosts() -> bool {
     cpl0::cr4() & CR4_OSXSAVE == 0 && xcr0_at_cpl3().is_some()
 }
 
-/// `None` where that is an exception.
+/// Reads XCR0 at CPL3; `None` if that raises an exception.
 fn xcr0_at_cpl3() -> Option<u64> {
     let (low, high): (u32, u32);
     shim::arm_fixup(0);
-    // SAFETY: an exception at `xgetbv` goes on behind it.
+    // SAFETY: an exception at `xgetbv` continues after it.
     unsafe {
         asm!("lea {at}, [rip + 2f]", "mov qword ptr [{slot}], {at}", "xgetbv", "2:",
              at = out(reg) _, slot = in(reg) shim::fixup_slot(), in("ecx") 0,
@@ -271,7 +271,7 @@ fn xcr0_at_cpl3() -> Option<u64> {
     }
 }
 
-/// Enables what vector registers there are, and tells.
+/// Enables the available vector registers and returns their size.
 fn enable_vectors() -> Vectors {
     let [_, _, ecx, _] = cpl0::cpuid(1, 0);
     let is_announced = |bit: u32| ecx >> bit & 1 == 1;
@@ -282,7 +282,7 @@ fn enable_vectors() -> Vectors {
     // Foundation, and BW for 64-bit masks.
     let has_avx512 = ebx >> 16 & 1 == 1 && ebx >> 30 & 1 == 1;
     let xcr0 = if xcr0_is_the_hosts() {
-        // To set it at CPL0 here ends the VM.
+        // Setting it at CPL0 ends the VM on this host.
         xcr0_at_cpl3().unwrap_or(1)
     } else {
         let [eax, _, _, edx] = cpl0::cpuid(0xd, 0);
@@ -329,10 +329,10 @@ struct Rounds {
     found: State,
     xcr0: Option<u64>,
     selectors: bool,
-    /// Values that are there now; `None` where the host takes none.
+    /// The current values; `None` if the host accepts no value.
     msrs: [Option<u64>; MSRS.len()],
     debug: [Option<u64>; DEBUG_REGISTERS.len()],
-    /// A digest of each leaf.
+    /// A digest of each CPUID leaf.
     cpuid: [u64; CPUID_LEAVES],
 }
 
@@ -346,7 +346,7 @@ impl Rounds {
             }
             _ => enable_vectors(),
         };
-        // Where the CPU cannot do it the MSR does.
+        // If the CPU does not have it, the MSR sets the bases.
         let _ = cpl0::set_cr4(cpl0::cr4() | CR4_FSGSBASE);
         let mut rounds = Self {
             words: Words::new(cpu.options().seed),
@@ -364,14 +364,14 @@ impl Rounds {
         rounds
     }
 
-    /// A number that depends on vCPU, round and place.
+    /// A value that depends on vCPU, round and place.
     fn word(&self, cpu: &Cpu, place: u64) -> u64 {
         self.words.first((cpu.index() as u64) << 12 | place << 16, self.number)
     }
 
     fn one(&mut self, cpu: &mut Cpu) {
         self.fill(cpu);
-        // SAFETY: both are whole states, and the stack in `found` has room for all that is pushed.
+        // SAFETY: both are complete states, and the stack in `found` has room for all registers.
         unsafe {
             registers_round(&raw const self.values, &raw mut self.found, self.vectors as u32)
         };
@@ -400,7 +400,7 @@ impl Rounds {
         for (n, value) in self.values.general.iter_mut().enumerate() {
             *value = word(272 + n as u64);
         }
-        // CF, PF, AF, ZF, SF, DF, OF, AC and ID, whichever the word has; bit 1 is always set.
+        // Any of CF, PF, AF, ZF, SF, DF, OF, AC and ID; bit 1 is always set.
         self.values.general[0] = self.values.general[0] & 0x24_0cd5 | 2;
         self.values.general[2] = SPINS;
         // Exceptions masked; some of their flags, rounding, flush to zero.
@@ -412,18 +412,18 @@ impl Rounds {
     fn fill_x87(&mut self, word: u64, bits: u64) {
         let area = &mut self.values.x87;
         area.fill(0);
-        // Control: exceptions masked, extended precision, any rounding. Status: TOP, conditions, and
-        // flags of masked exceptions. Tag: all in use.
+        // Control: exceptions masked, extended precision, any rounding. Status: TOP, condition
+        // codes, and flags of masked exceptions. Tag: all in use.
         area[..2].copy_from_slice(&(0x037f | bits as u16 & 0x0c00).to_le_bytes());
         area[4..6].copy_from_slice(&((bits >> 16) as u16 & 0x7f3f).to_le_bytes());
         for n in 0..8 {
             let at = 28 + 10 * n;
-            // A normal number: its topmost bit set, an exponent in the middle.
+            // A normal number: the top bit of the mantissa set, an exponent around 0.
             let mantissa = word.rotate_left(7 * n as u32) | 1 << 63;
             area[at..at + 8].copy_from_slice(&mantissa.to_le_bytes());
             area[at + 8..at + 10].copy_from_slice(&(0x3fff + n as u16).to_le_bytes());
         }
-        // The tags that the processor makes of these: valid, none zero or special.
+        // The tags that the processor computes for these: valid, none zero or special.
         area[8..10].copy_from_slice(&0_u16.to_le_bytes());
     }
 
@@ -462,7 +462,7 @@ impl Rounds {
             }
         }
         if cpu.wants("x87") {
-            // Not the pointers: nothing keeps the selectors in them.
+            // Not the pointers: their selectors are not preserved.
             for (at, name) in [(0, "FCW"), (4, "FSW"), (8, "FTW")] {
                 let word = |area: &[u8; 108]| u16::from_le_bytes([area[at], area[at + 1]]).into();
                 verify(word(&values.x87), word(&found.x87), format_args!("{name}"));
@@ -497,7 +497,7 @@ impl Rounds {
         }
     }
 
-    /// New values for what only CPL0 reaches.
+    /// Writes new values to what only CPL0 can access.
     fn write_slow(&mut self, cpu: &Cpu) {
         let anchors = &ANCHORS[cpu.index()];
         for (msr, anchor) in [FS_BASE, GS_BASE].into_iter().zip(anchors) {
@@ -545,7 +545,7 @@ impl Rounds {
                 verify(value, found, format_args!("DR{}", DEBUG_REGISTERS[n]));
             }
         }
-        // A hundred leaves: where CPL0 is emulated that takes longer than all else.
+        // A hundred leaves: on hosts that emulate CPL0 this takes longer than everything else.
         let is_turn = self.number.is_multiple_of(SLOW * CPUID_EVERY) || cpu.wants_only("cpuid");
         if is_turn && cpu.wants("cpuid") {
             for (place, (then, now)) in self.cpuid.into_iter().zip(Self::cpuid_now()).enumerate() {
@@ -555,7 +555,7 @@ impl Rounds {
         }
     }
 
-    /// A digest of each leaf as CPL0 sees it: at CPL3 some hosts show the processor they are on.
+    /// Reads a digest of each leaf at CPL0: at CPL3 some hosts show the physical processor.
     fn cpuid_now() -> [u64; CPUID_LEAVES] {
         core::array::from_fn(|place| {
             let leaf = cpuid_leaf(place);
@@ -571,7 +571,7 @@ impl Rounds {
     }
 }
 
-/// Leaves that are looked at in each of the three ranges.
+/// Number of leaves to check in each of the three ranges.
 const CPUID_RANGE: usize = 0x20;
 const CPUID_LEAVES: usize = 3 * CPUID_RANGE;
 

@@ -1,8 +1,8 @@
-//! Sends and takes numbered lines on the serial port, moved by its interrupts alone.
+//! Sends and receives numbered lines on the serial port, driven only by its interrupts.
 //!
-//! A line is eight hexadecimal digits. One that comes must be the next one, byte for byte: the host
-//! sees to those that go. Between interrupts vCPU 0 stands in `hlt`, so a lost one stops it. A sweep
-//! is 16 lines taken. Marker n comes in the middle of line 40 n that goes.
+//! A line is eight hexadecimal digits. A received line must be the next one, byte for byte; the
+//! host checks those sent. Between interrupts vCPU 0 is in `hlt`, so a lost interrupt stops it. A
+//! sweep is 16 received lines. Marker n comes in the middle of sent line 40 n.
 
 #![no_std]
 #![no_main]
@@ -27,11 +27,11 @@ const DATA: u16 = 0x3f8;
 const INTERRUPT_ENABLE: u16 = 0x3f9;
 const INTERRUPT_ID: u16 = 0x3fa;
 const LINE_STATUS: u16 = 0x3fd;
-/// Input is there; output may go.
+/// Interrupts for received data and for an empty transmitter.
 const ENABLED: u8 = 0b11;
 const DATA_READY: u8 = 1 << 0;
 const MAY_SEND: u8 = 1 << 5;
-/// Sets the FIFOs up, empty.
+/// Enables and clears the FIFOs.
 const FIFO: u8 = 0b111;
 
 fn prepare(cpu: &mut Cpu) {
@@ -41,7 +41,7 @@ fn prepare(cpu: &mut Cpu) {
     }
 }
 
-/// Byte `at` of a line; the last one ends it.
+/// Byte `at` of a line; the last one is the newline.
 fn byte(line: u32, at: u32) -> u8 {
     match at {
         8 => b'\n',
@@ -49,7 +49,7 @@ fn byte(line: u32, at: u32) -> u8 {
     }
 }
 
-/// Where a stream of lines is.
+/// A position in a stream of lines.
 struct Place {
     line: u32,
     at: u32,
@@ -83,7 +83,7 @@ fn run(cpu: &mut Cpu) -> ! {
             cpl0::halt();
         }
         seen = interrupts::count(VECTOR);
-        // To look says that it has been seen.
+        // Reading it acknowledges the interrupt.
         let _ = inb(INTERRUPT_ID);
         while inb(LINE_STATUS) & DATA_READY != 0 {
             let found = inb(DATA);
@@ -97,7 +97,7 @@ fn run(cpu: &mut Cpu) -> ! {
     }
 }
 
-/// What goes at once: up to the end of the line.
+/// Sends as much as possible at once, up to the end of the line.
 fn send(out: &mut Place, cpu: &mut Cpu) {
     loop {
         if inb(LINE_STATUS) & MAY_SEND == 0 {

@@ -1,9 +1,9 @@
-//! vCPUs count together, lock each other out, and send each other interrupts, each of which counts.
+//! Lets vCPUs share a counter and a lock and send each other interrupts, none of which may be lost.
 //!
-//! In every round a vCPU takes its turn at a shared counter, holds a lock over plain memory, and
+//! In every round a vCPU increments a shared counter, updates plain memory under a lock, and
 //! pings its neighbour, which must get the interrupt once. Every eighth time it interrupts all
-//! others and waits for each, as for a TLB shootdown. Odd vCPUs go to sleep in `hlt` between, until
-//! a ping wakes them. Marker n comes after 20 n rounds of vCPU 0, which go on while it waits.
+//! others and waits for each, as for a TLB shootdown. Odd vCPUs sleep in `hlt` in between, until
+//! a ping wakes them. Marker n comes after 20 n rounds of vCPU 0, which continue while it waits.
 
 #![no_std]
 #![no_main]
@@ -26,13 +26,13 @@ const PING: u8 = 0x50;
 const SHOOTDOWN: u8 = 0x51;
 const ROUNDS_PER_MARKER: u64 = 20;
 const ROUNDS_PER_SHOOTDOWN: u64 = 8;
-/// TSC ticks after which an interrupt counts as lost: some five seconds.
+/// TSC ticks after which an interrupt counts as lost: about five seconds.
 const PATIENCE: u64 = 15 << 30;
-/// The most that one look may count as, so that a guest that is stopped loses no patience.
+/// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
-/// 0, or the vCPU that holds it, plus 1.
+/// 0 if free, else the index of the vCPU that holds it, plus 1.
 static LOCK: AtomicU32 = AtomicU32::new(0);
 /// Under the lock: turns taken in all, and by each vCPU.
 static TURNS: AtomicU64 = AtomicU64::new(0);
@@ -65,7 +65,7 @@ fn run(cpu: &mut Cpu) -> ! {
 
 struct Rounds {
     done: u64,
-    /// What the shared counter said last.
+    /// The last value of the shared counter.
     counter: Option<u64>,
     /// Pings sent to the neighbour.
     pings: u64,
@@ -105,10 +105,10 @@ impl Rounds {
     }
 }
 
-/// One turn at plain memory that the lock protects.
+/// Updates plain memory that the lock protects.
 fn take_turn(cpu: &mut Cpu) {
     lock(cpu);
-    // Two steps each, that others would come between.
+    // Separate reads and writes, which another vCPU could interrupt without the lock.
     let turns = TURNS.load(Relaxed);
     let own = TURNS_BY[cpu.index()].load(Relaxed);
     pause();
@@ -119,7 +119,7 @@ fn take_turn(cpu: &mut Cpu) {
     unlock(cpu);
 }
 
-/// Interrupts every other vCPU and waits until each has had it.
+/// Interrupts every other vCPU and waits until each has received the interrupt.
 fn shoot_down(cpu: &mut Cpu) {
     lock(cpu);
     lapic::send_to_others(SHOOTDOWN);
@@ -134,7 +134,7 @@ fn shoot_down(cpu: &mut Cpu) {
     unlock(cpu);
 }
 
-/// Waits until that vCPU has had so many of these, which must come to be exactly that.
+/// Waits until vCPU `other` has received exactly `expected` interrupts of this vector.
 fn await_count(cpu: &mut Cpu, other: usize, vector: u8, expected: u64) {
     let mut waited = 0;
     let mut last = rdtsc();
@@ -158,7 +158,7 @@ fn await_count(cpu: &mut Cpu, other: usize, vector: u8, expected: u64) {
     }
 }
 
-/// Until the next interrupt.
+/// Sleeps until the next interrupt.
 fn sleep() {
     cpl0::interrupts_off();
     cpl0::halt();

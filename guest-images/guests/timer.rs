@@ -1,10 +1,10 @@
-//! Arms timers and counts what comes of them: each shot once, none early, none lost.
+//! Arms timers and counts their interrupts: each must arrive once, none early, none lost.
 //!
-//! `test=` says which: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
-//! pit-periodic (on vCPU 0); pit-modes arms none, but sets one up anew all the time. Every other shot is waited for in `hlt`. Marker n of vCPU 0 comes with
-//! a timer armed that fires while the guest waits (n = 1, 4, …), one that fires long after (2, 5,
-//! …), and one that has fired while interrupts were off (3, 6, …). The largest lateness is shown in
-//! the mailbox.
+//! `test=` selects the timer: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
+//! pit-periodic (on vCPU 0); pit-modes arms none, but keeps setting one up again. Every other shot
+//! is awaited in `hlt`. At marker n of vCPU 0 the timer fires while the guest waits (n = 1, 4, …),
+//! fires long after that (2, 5, …), or has already fired with interrupts off (3, 6, …). The mailbox
+//! shows the largest lateness.
 
 #![no_std]
 #![no_main]
@@ -23,18 +23,18 @@ use runtime::{Cpu, cpl0};
 
 const VECTOR: u8 = 0x40;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
-/// Ticks of the LAPIC's timer in a microsecond: KVM's counts nanoseconds.
+/// Ticks of the LAPIC's timer per microsecond: KVM's counts nanoseconds.
 const TICKS_PER_US: u64 = 1000;
-/// Its ticks in 1024 of the PIT's.
+/// Ticks of the LAPIC's timer per 1024 ticks of the PIT.
 const TICKS_PER_1024_PIT: u64 = 858_208;
-/// Shots from one marker to the next.
+/// Number of shots between two markers.
 const SHOTS_PER_MARKER: u64 = 8;
-/// TSC ticks after which a timer that is due counts as lost: some five seconds.
+/// TSC ticks after which an overdue timer counts as lost: about five seconds.
 const PATIENCE: u64 = 15 << 30;
-/// The most that one look may count as, so that a guest that is stopped loses no patience.
+/// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
 
-/// TSC ticks in 1024 of the LAPIC timer's.
+/// TSC ticks per 1024 ticks of the LAPIC timer.
 static TSC_PER_1024: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ fn kind(cpu: &Cpu) -> Kind {
         "deadline" => Kind::Deadline,
         "pit" => Kind::Pit,
         "pit-periodic" => Kind::PitPeriodic,
-        // It needs none of this.
+        // Unused by this test.
         "pit-modes" => Kind::Pit,
         other => panic!("test={other} is none of this guest's"),
     }
@@ -81,7 +81,7 @@ fn run(cpu: &mut Cpu) -> ! {
         Kind::Pit | Kind::PitPeriodic if cpu.index() > 0 => loop {
             cpu.tick();
         },
-        // On most PCs it comes by pin 2, of which nobody tells here.
+        // On most PCs the PIT is wired to pin 2, but no table says so here.
         Kind::Pit | Kind::PitPeriodic => {
             for pin in [0, 2] {
                 ioapic::route(pin, VECTOR, Trigger::Edge, 0);
@@ -94,18 +94,18 @@ fn run(cpu: &mut Cpu) -> ! {
     }
 }
 
-/// TSC ticks in so many of the LAPIC timer's.
+/// Converts ticks of the LAPIC timer to TSC ticks.
 fn tsc_ticks(ticks: u64) -> u64 {
     ticks * TSC_PER_1024.load(Relaxed) / 1024
 }
 
-/// KVM does not tell how far the PIT's counter is, so a restored one starts anew: a shot that was
-/// there comes again.
+/// Whether a shot may repeat: KVM does not report the PIT's current count, so a restored PIT starts
+/// again, and a shot that has already fired repeats.
 fn may_come_again(kind: Kind) -> bool {
     kind == Kind::Pit
 }
 
-/// Arms the timer, and says when it is due.
+/// Arms the timer and returns the TSC value at which it is due.
 fn arm(kind: Kind, us: u64) -> u64 {
     let now = rdtsc();
     let ticks = us * TICKS_PER_US;
@@ -127,7 +127,7 @@ fn arm(kind: Kind, us: u64) -> u64 {
     now + tsc_ticks(ticks)
 }
 
-/// Sets channel 2 of the PIT up in one mode after the other, and reads back which it is in.
+/// Sets up channel 2 of the PIT in one mode after the other, and reads the mode back.
 fn pit_modes(cpu: &mut Cpu) -> ! {
     const ROUNDS_PER_MARKER: u32 = 100;
     let markers = if cpu.index() == 0 { cpu.options().markers } else { 0 };
@@ -176,7 +176,7 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         let before = if may_come_again(kind) { interrupts::count(VECTOR) } else { before };
         if (1..=markers).contains(&marker) {
             if marker % 3 == 0 {
-                // It fires with interrupts off.
+                // The timer fires with interrupts off.
                 while rdtsc() < due + tsc_ticks(1000 * TICKS_PER_US) {
                     cpu.tick();
                 }
@@ -196,7 +196,7 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
             }
         }
         let fired = wait(cpu, kind, before + 1, due, is_idle);
-        // The clocks are not the same: a fiftieth is nobody's damage.
+        // The clocks differ: a deviation of a fiftieth is not damage.
         let least = (due - began) / 50 * 49;
         if marker == 0 && !may_come_again(kind) && fired - began < least {
             damage::wrong(least, fired - began, format_args!("TSC ticks to shot {shot}: early"));
@@ -208,7 +208,7 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
     }
 }
 
-/// Waits for interrupt number `shot`, and a while for one too many; says when it was there.
+/// Waits for interrupt number `shot`, then a while for an excess one; returns the time it arrived.
 fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, due: u64, is_idle: bool) -> u64 {
     if !is_idle {
         cpl0::interrupts_on();
@@ -243,7 +243,7 @@ fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, due: u64, is_idle: bool) -> u64 {
     fired
 }
 
-/// Interrupts of a periodic timer: they may be merged and be late, never stop, never be too many.
+/// Checks a periodic timer: interrupts may be merged or late, but never stop or be too many.
 fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
     const PERIOD_US: u64 = 2_000;
     let markers = if cpu.index() == 0 { u64::from(cpu.options().markers) } else { 0 };
@@ -278,7 +278,7 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
             cpu.note_lateness((now - last).saturating_sub(period));
             (seen, last, waited) = (count, now, 0);
         }
-        // One more for the clocks' not being the same, and a fiftieth.
+        // Allows a fiftieth and two more, because the clocks differ.
         let most = (now - began) / period;
         if count > most + most / 50 + 2 {
             damage::wrong(most, count, format_args!("interrupts of a periodic timer: too many"));

@@ -1,7 +1,7 @@
-//! Reads from CPUID how many vCPUs there are and what they share, which each leaf must tell alike.
+//! Reads the number of vCPUs and what they share from CPUID, in which all leaves must agree.
 //!
-//! Every vCPU looks at CPL0, again and again: it is the thread of a core of its own, in a package with
-//! all others. Marker n comes after n hundred looks of vCPU 0.
+//! Every vCPU reads CPUID at CPL0, repeatedly: it must be the only thread of its core, in one
+//! package with all others. Marker n comes after n hundred checks of vCPU 0.
 
 #![no_std]
 #![no_main]
@@ -20,7 +20,7 @@ const THREAD: u32 = 1;
 const CORE: u32 = 2;
 /// More levels than any processor has.
 const LEVELS: u32 = 8;
-/// First level of cache that cores share.
+/// The first level of cache that cores share.
 const SHARED_CACHE: u32 = 3;
 
 fn prepare(_: &mut Cpu) {}
@@ -65,8 +65,8 @@ fn look(cpu: &mut Cpu) {
     cpu.tick();
 }
 
-/// Leaf 1. Where there are more vCPUs than one it may round their number up; some hosts have HTT set
-/// where there is one, too.
+/// Checks leaf 1. With several vCPUs it may round their number up; some hosts set HTT even with a
+/// single vCPU.
 fn features(id: u32, cpus: u32) {
     let [_, b, _, d] = cpl0::cpuid(1, 0);
     verify(id.into(), (b >> 24).into(), format_args!("APIC ID in CPUID leaf 1"));
@@ -76,7 +76,7 @@ fn features(id: u32, cpus: u32) {
     }
 }
 
-/// Leaf 0xb or 0x1f.
+/// Checks leaf 0xb or 0x1f.
 fn levels(leaf: u32, id: u32, cpus: u32) {
     let (mut threads, mut cores, mut last) = (None, None, (0, 0));
     for level in 0..LEVELS {
@@ -103,7 +103,7 @@ fn levels(leaf: u32, id: u32, cpus: u32) {
     holds(cpus, 1 << bits, format_args!("APIC IDs in CPUID leaf {leaf:#x}"));
 }
 
-/// Leaf 4 or 0x8000001d.
+/// Checks leaf 4 or 0x8000001d.
 fn caches(leaf: u32, id: u32, cpus: u32) {
     for index in 0.. {
         let [a, ..] = cpl0::cpuid(leaf, index);
@@ -140,7 +140,7 @@ fn amd(id: u32, cpus: u32) {
     verify(id.into(), core.into(), format_args!("core and its threads in leaf 0x8000001e"));
 }
 
-/// `found` must be `cpus`, or that rounded up to a power of two.
+/// Checks that `found` is at least `cpus` and at most that rounded up to a power of two.
 fn holds(cpus: u32, found: u32, name: core::fmt::Arguments<'_>) {
     if !(cpus..=cpus.next_power_of_two()).contains(&found) {
         wrong(cpus.into(), found.into(), name);

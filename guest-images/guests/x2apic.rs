@@ -1,7 +1,7 @@
-//! Has its LAPIC in x2APIC mode, and checks the registers that differ from those of xAPIC mode.
+//! Puts its LAPIC into x2APIC mode, and checks the registers that differ from xAPIC mode.
 //!
-//! Marker n comes after n hundred rounds of vCPU 0. The shim's handler knows xAPIC mode only, so no
-//! interrupt comes.
+//! Marker n comes after n hundred rounds of vCPU 0. The shim's handler supports xAPIC mode only, so
+//! the guest uses no interrupts.
 
 #![no_std]
 #![no_main]
@@ -19,7 +19,7 @@ const CPUID_X2APIC: u32 = 1 << 21;
 const ID: u32 = 0x802;
 const LOGICAL: u32 = 0x80d;
 const COMMAND: u32 = 0x830;
-/// A vector, for an APIC ID that nobody has.
+/// A vector for an unused APIC ID.
 const NOWHERE: u64 = 0x55 << 32 | 0x60;
 
 fn prepare(_: &mut Cpu) {

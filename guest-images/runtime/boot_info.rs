@@ -1,5 +1,5 @@
-//! What the VMM tells the guest: `hvm_start_info` of the PVH boot protocol, or, where the guest is
-//! the firmware, QEMU's `fw_cfg`.
+//! Reads the boot information from the VMM: `hvm_start_info` of the PVH boot protocol, or, if the
+//! guest is the firmware, QEMU's `fw_cfg`.
 
 use super::fw_cfg::{self, File};
 use super::options::Options;
@@ -7,9 +7,9 @@ use super::shim::FROM_FIRMWARE;
 
 const START_MAGIC: u32 = 0x336e_c578;
 const RAM: u32 = 1;
-/// Ranges of RAM that a guest keeps; a VMM has two or three.
+/// The largest number of RAM ranges; a VMM reports two or three.
 const MAX_RANGES: usize = 8;
-/// Bytes of command line that a guest reads.
+/// The size limit of the command line, in bytes.
 const MAX_LINE: usize = 4096;
 
 #[repr(C)]
@@ -45,13 +45,13 @@ pub struct Range {
 }
 
 impl Range {
-    /// Whether the address is in it.
+    /// Whether the range contains the address.
     pub fn contains(&self, address: u64) -> bool {
         (self.start..self.end).contains(&address)
     }
 }
 
-/// All that a guest keeps of what it was told.
+/// The boot information that a guest keeps.
 pub struct BootInfo {
     /// The command line.
     pub options: Options,
@@ -60,17 +60,17 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
-    /// Copies everything out of the structures of the VMM, which may lie in RAM that the guest is
-    /// about to fill, or where the mailbox goes.
+    /// Copies everything from the VMM's structures, which may be in RAM that the guest is about to
+    /// fill, or where the mailbox goes.
     ///
     /// # Safety
-    /// `at` is what EBX held at the PVH entry point.
+    /// `at` is the value of EBX at the PVH entry point.
     pub unsafe fn read(at: u64) -> Result<Self, &'static str> {
         if at == u64::from(FROM_FIRMWARE) {
             return Self::from_fw_cfg();
         }
         // SAFETY: by the boot protocol there is such a structure, in RAM below 4 GiB, which is
-        // mapped; nobody else runs.
+        // mapped; no other vCPU runs.
         let info = unsafe { &*core::ptr::with_exposed_provenance::<StartInfo>(at as usize) };
         if info.magic != START_MAGIC {
             return Err("boot: no hvm_start_info in EBX");
@@ -78,7 +78,7 @@ impl BootInfo {
         if info.version < 1 || info.memmap_at == 0 || info.memmap_entries == 0 {
             return Err("boot: hvm_start_info has no memory map (version 1 or later is needed)");
         }
-        // SAFETY: as above; the version says that the map is there.
+        // SAFETY: as above; version 1 has the map.
         let memmap = unsafe {
             core::slice::from_raw_parts(
                 core::ptr::with_exposed_provenance::<MemmapEntry>(info.memmap_at as usize),
@@ -117,7 +117,7 @@ impl BootInfo {
         let mut left = options.ram;
         for (start, bytes) in ram {
             let end = start.saturating_add(bytes) & !4095;
-            // Below 2 MiB there are the image, the mailbox, and whatever firmware keeps there.
+            // Below 2 MiB there are the image, the mailbox, and data of the firmware.
             let start = start.next_multiple_of(4096).max(2 << 20);
             if start >= end || left < 4096 {
                 continue;
@@ -142,7 +142,7 @@ impl BootInfo {
     }
 }
 
-/// Start and length of the ranges of RAM in the file `etc/e820`, in which no entry is padded.
+/// Start and length of the RAM ranges in the file `etc/e820`, whose entries are not padded.
 struct RamOfE820(File);
 
 impl Iterator for RamOfE820 {

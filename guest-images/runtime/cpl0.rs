@@ -1,7 +1,7 @@
-//! What only CPL0 can do, called from CPL3 through the shim's gate.
+//! Privileged operations, called from CPL3 through the shim's gate.
 //!
-//! Each function is a few plain instructions at the depth of its `ret`, so that an exception in it
-//! can go on at one common place.
+//! Each function is a few plain instructions that push nothing, so that after an exception in any
+//! of them execution can continue at one common `ret`.
 
 use core::arch::{asm, global_asm};
 
@@ -10,10 +10,10 @@ use super::shim::{self, GATE_CALL};
 global_asm!(
     "    .section .text.cpl0, \"ax\", @progbits",
     "    .code64",
-    // What a function that met an exception goes on with.
+    // Where a function continues after an exception.
     "cpl0_faulted:",
     "    ret",
-    // At entry the return address is followed by RIP, CS and RFLAGS of the caller.
+    // At entry the return address is followed by the caller's RIP, CS and RFLAGS.
     "cpl0_interrupts_on:",
     "    orl $0x200, 24(%rsp)",
     "    ret",
@@ -25,7 +25,7 @@ global_asm!(
     "    hlt",
     "    cli",
     "    ret",
-    // The instruction in the shadow is one that leaves the guest.
+    // The instruction in the shadow exits to the VMM.
     "cpl0_sti_shadow:",
     "    movl $0x80, %edx",
     "    sti",
@@ -113,14 +113,14 @@ functions! {
     cpl0_write_dr0 cpl0_write_dr1 cpl0_write_dr2 cpl0_write_dr3 cpl0_write_dr6 cpl0_write_dr7
 }
 
-/// An exception that an instruction met: its vector.
+/// The vector of an exception that an instruction raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault(pub u32);
 
 /// Calls a function above with RSI, RDX and R8 set.
 fn call(function: usize, rsi: u64, rdx: u64, r8: u64) -> u64 {
     let result;
-    // SAFETY: the functions keep to these registers, and write only to what R8 points to.
+    // SAFETY: the functions use only these registers, and write only to what R8 points to.
     unsafe {
         asm!("ud2", inlateout("rax") u64::from(GATE_CALL) => result, in("rdi") function,
              inlateout("rsi") rsi => _, inlateout("rdx") rdx => _, inlateout("r8") r8 => _,
@@ -129,40 +129,40 @@ fn call(function: usize, rsi: u64, rdx: u64, r8: u64) -> u64 {
     result
 }
 
-/// The same, where the function may meet an exception.
+/// Like [`call`], for a function that may raise an exception.
 fn try_call(function: usize, rsi: u64, rdx: u64) -> Result<u64, Fault> {
     shim::arm_fixup(cpl0_faulted::address());
     let result = call(function, rsi, rdx, 0);
     shim::disarm_fixup().map_or(Ok(result), |vector| Err(Fault(vector)))
 }
 
-/// Lets interrupts come, from now on.
+/// Enables interrupts.
 pub fn interrupts_on() {
     call(cpl0_interrupts_on::address(), 0, 0, 0);
 }
 
-/// Keeps interrupts off, from now on.
+/// Disables interrupts.
 pub fn interrupts_off() {
     call(cpl0_interrupts_off::address(), 0, 0, 0);
 }
 
-/// Stands still until there was an interrupt. With interrupts off before, none is missed: what is
-/// pending then comes at once.
+/// Halts until an interrupt arrives. If interrupts were off before, none is missed: a pending one
+/// arrives at once.
 pub fn halt() {
     call(cpl0_halt::address(), 0, 0, 0);
 }
 
-/// Lets interrupts come after an access to a port that does nothing, in the shadow of `sti`.
+/// Enables interrupts briefly, with an access to an unused port in the shadow of `sti`.
 pub fn open_in_sti_shadow() {
     call(cpl0_sti_shadow::address(), 0, 0, 0);
 }
 
-/// The same in the shadow of `mov ss`.
+/// Like [`open_in_sti_shadow`], in the shadow of `mov ss`.
 pub fn open_in_mov_ss_shadow() {
     call(cpl0_mov_ss_shadow::address(), 0, 0, 0);
 }
 
-/// EAX, EBX, ECX and EDX of a leaf, as the VM has it (at CPL3 some hosts show their own).
+/// Reads EAX, EBX, ECX and EDX of a leaf as the VM has it (at CPL3 some hosts show their own).
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let mut registers = [0; 4];
     let at = (&raw mut registers).expose_provenance();
@@ -203,7 +203,7 @@ pub fn set_cr4(value: u64) -> Result<(), Fault> {
 /// The debug registers that a guest uses.
 pub const DEBUG_REGISTERS: [u8; 6] = [0, 1, 2, 3, 6, 7];
 
-/// Reads the debug register of that place in [`DEBUG_REGISTERS`].
+/// Reads the debug register at this place in [`DEBUG_REGISTERS`].
 pub fn debug_register(place: usize) -> Result<u64, Fault> {
     let functions = [
         cpl0_read_dr0::address(),
@@ -216,7 +216,7 @@ pub fn debug_register(place: usize) -> Result<u64, Fault> {
     try_call(functions[place], 0, 0)
 }
 
-/// Writes the debug register of that place in [`DEBUG_REGISTERS`].
+/// Writes the debug register at this place in [`DEBUG_REGISTERS`].
 pub fn set_debug_register(place: usize, value: u64) -> Result<(), Fault> {
     let functions = [
         cpl0_write_dr0::address(),

@@ -1,4 +1,4 @@
-//! A vCPU as the body of a guest sees it.
+//! The interface of a vCPU for the body of a guest.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -12,7 +12,7 @@ use super::{mailbox, shim};
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
 
-/// The running vCPU. The body gets one and passes it along.
+/// The running vCPU. The body receives it and passes it along.
 pub struct Cpu {
     index: usize,
     info: &'static BootInfo,
@@ -29,28 +29,28 @@ impl Cpu {
         Self { index, info, shown, heartbeat: 0, tsc: rdtsc(), gap: 0, gap_ack: 0 }
     }
 
-    /// Index of this vCPU: its APIC ID.
+    /// The index of this vCPU, which is its APIC ID.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// What the command line asks for.
+    /// The options of the command line.
     pub fn options(&self) -> &'static Options {
         &self.info.options
     }
 
-    /// What the VMM told the guest.
+    /// The boot information from the VMM.
     pub fn boot_info(&self) -> &'static BootInfo {
         self.info
     }
 
-    /// What this vCPU shows in the mailbox.
+    /// This vCPU's part of the mailbox.
     pub fn shown(&self) -> &'static CpuMailbox {
         self.shown
     }
 
-    /// One heartbeat. A body calls this all the time: what lies between two calls is a gap. Does
-    /// not return once any vCPU has found damage.
+    /// Counts a heartbeat. A body calls this continuously: the time between two calls is a gap.
+    /// Does not return once any vCPU has found damage.
     #[inline]
     pub fn tick(&mut self) {
         let now = rdtsc();
@@ -71,7 +71,7 @@ impl Cpu {
             self.shown.gap.store(gap, Release);
         }
 
-        // One writer, so no locked addition.
+        // There is one writer, so the addition need not be atomic.
         self.heartbeat += 1;
         self.shown.tsc.store(now, Relaxed);
         self.shown.heartbeat.store(self.heartbeat, Release);
@@ -81,7 +81,7 @@ impl Cpu {
         }
     }
 
-    /// Heartbeats until the condition holds.
+    /// Waits, with heartbeats, until the condition holds.
     pub fn tick_until(&mut self, condition: impl Fn() -> bool) {
         while !condition() {
             pause();
@@ -89,21 +89,21 @@ impl Cpu {
         }
     }
 
-    /// Shows that this vCPU has come up.
+    /// Reports that this vCPU is online.
     pub(super) fn go_online(&mut self) {
         self.shown.online.store(1, Release);
         mailbox().cpus_online.fetch_add(1, Release);
     }
 
-    /// Starts the search for the largest gap afresh.
+    /// Resets the largest gap.
     pub(super) fn forget_gap(&mut self) {
         self.gap = 0;
         self.shown.gap.store(0, Relaxed);
         self.shown.gap_tsc.store(0, Relaxed);
     }
 
-    /// A point at which the host may want to do something. If the command line has `markers=` of
-    /// at least `n`, tells the host and waits, with heartbeats, until it says go on.
+    /// Stops at a point at which the host may act. If the command line has `markers=` of at least
+    /// `n`, it reports the marker and waits, with heartbeats, until the host lets it continue.
     pub fn marker(&mut self, n: u32) {
         self.marker_with(n, |cpu| {
             pause();
@@ -111,7 +111,7 @@ impl Cpu {
         });
     }
 
-    /// The same, but does that while it waits; it must have heartbeats.
+    /// Like [`Self::marker`], but runs `meanwhile` while it waits, which must have heartbeats.
     pub fn marker_with(&mut self, n: u32, mut meanwhile: impl FnMut(&mut Self)) {
         if n > self.info.options.markers {
             return;
@@ -123,23 +123,23 @@ impl Cpu {
         }
     }
 
-    /// Notes how late an expected instant was.
+    /// Records how late an expected instant was, in TSC ticks.
     pub fn note_lateness(&self, ticks: u64) {
         mailbox().lateness.fetch_max(ticks, Relaxed);
     }
 
-    /// Whether the command line wants this part of the guest: all are wanted if it names none.
+    /// Whether the command line selects this part of the guest; without `test=` it selects all.
     pub fn wants(&self, test: &str) -> bool {
         let wanted = self.info.options.test.as_str();
         wanted.is_empty() || wanted == test
     }
 
-    /// Whether the command line wants this part of the guest and no other.
+    /// Whether the command line selects this part of the guest and no other.
     pub fn wants_only(&self, test: &str) -> bool {
         self.info.options.test.as_str() == test
     }
 
-    /// Ends the guest as the command line asks, or returns.
+    /// Ends the guest as `end=` says, or returns.
     pub fn end(&mut self) {
         match self.info.options.end {
             End::Never => return,
@@ -153,7 +153,7 @@ impl Cpu {
                 outb(DEBUG_EXIT_PORT, 0);
             }
         }
-        // The machine may take its time to act on it.
+        // The machine may take a while to act on it.
         self.tick_until(|| false);
     }
 }

@@ -1,4 +1,4 @@
-//! Reporting the first damage of the machine, and the panic handler.
+//! Reports the first damage of the machine; contains the panic handler.
 
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
@@ -10,7 +10,7 @@ use core::sync::atomic::{
 use super::mailbox::{Damage, damage_kind, damage_state, phase};
 use super::{mailbox, shim};
 
-/// What a guest knows about a damage.
+/// The details of damage.
 #[derive(Clone, Copy, Default)]
 pub struct Report {
     /// A [`damage_kind`] value.
@@ -25,7 +25,7 @@ pub struct Report {
     pub detail: u64,
 }
 
-/// Records the damage, unless there is an earlier one, and stops this vCPU; the others stop at
+/// Records the damage, unless there is an earlier record, and stops this vCPU; the others stop at
 /// their next heartbeat.
 pub fn report(what: Report, text: fmt::Arguments<'_>) -> ! {
     let page = mailbox();
@@ -37,7 +37,7 @@ pub fn report(what: Report, text: fmt::Arguments<'_>) -> ! {
         record.expected.store(what.expected, Relaxed);
         record.found.store(what.found, Relaxed);
         record.detail.store(what.detail, Relaxed);
-        // A text that does not fit is cut; nothing else can fail.
+        // A text that does not fit is truncated; nothing else can fail.
         let _ = Text { bytes: &record.text, len: 0 }.write_fmt(text);
         record.state.store(damage_state::VALID, Release);
         page.phase.store(phase::DAMAGED, Release);
@@ -58,7 +58,7 @@ fn claim(record: &Damage) -> bool {
         .is_ok()
 }
 
-/// Records that `name` is `found`, and stops, unless it is as `expected`.
+/// Checks that the value called `name` is as `expected`; otherwise records damage and stops.
 #[inline]
 pub fn verify(expected: u64, found: u64, name: fmt::Arguments<'_>) {
     if expected != found {
@@ -66,18 +66,18 @@ pub fn verify(expected: u64, found: u64, name: fmt::Arguments<'_>) {
     }
 }
 
-/// Records a value that is not what it must be.
+/// Records a wrong value as damage and stops.
 #[cold]
 pub fn wrong(expected: u64, found: u64, name: fmt::Arguments<'_>) -> ! {
     report(Report { kind: damage_kind::VALUE, expected, found, ..Report::default() }, name)
 }
 
-/// Says what the host lacks for what the command line asks for; the first to say so is heard.
-/// For `prepare`.
+/// Records a feature that the command line requires and the host lacks; the first record stays.
+/// Call it in `prepare`.
 pub fn unavailable(what: fmt::Arguments<'_>) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, AcqRel) {
-        // A text that does not fit is cut; nothing else can fail.
+        // A text that does not fit is truncated; nothing else can fail.
         let _ = Text { bytes: &mailbox().unavailable, len: 0 }.write_fmt(what);
     }
 }

@@ -1,4 +1,4 @@
-//! QEMU's way to hand files to its firmware.
+//! Reads the files that QEMU passes to its firmware (`fw_cfg`).
 
 use core::arch::asm;
 
@@ -8,16 +8,16 @@ const SELECTOR: u16 = 0x510;
 const DATA: u16 = 0x511;
 const SIGNATURE: u16 = 0x00;
 const DIRECTORY: u16 = 0x19;
-/// Bytes of a name in the directory.
+/// The size of a name in the directory, in bytes.
 const NAME: usize = 56;
 
-/// A file that is read from its start to its end, while no other is.
+/// A file that is read sequentially; no other file can be read in between.
 pub struct File {
     left: usize,
 }
 
 impl File {
-    /// Fills `buffer` with what comes next; false if the file has less.
+    /// Fills `buffer` with the next bytes; returns false if fewer are left.
     pub fn read(&mut self, buffer: &mut [u8]) -> bool {
         let enough = buffer.len() <= self.left;
         if enough {
@@ -27,7 +27,7 @@ impl File {
         enough
     }
 
-    /// All of it.
+    /// Reads the whole file.
     pub fn read_whole<'a>(&mut self, buffer: &'a mut [u8]) -> Result<&'a [u8], &'static str> {
         let too_long = "boot: the command line is longer than 4096 bytes";
         let buffer = buffer.get_mut(..self.left).ok_or(too_long)?;
@@ -36,7 +36,7 @@ impl File {
     }
 }
 
-/// The file of that name, if there is one.
+/// Finds the file with this name, if there is one.
 pub fn find(name: &[u8]) -> Result<Option<File>, &'static str> {
     let mut signature = [0; 4];
     outw(SELECTOR, SIGNATURE);
@@ -62,7 +62,7 @@ pub fn find(name: &[u8]) -> Result<Option<File>, &'static str> {
 }
 
 fn read(buffer: &mut [u8]) {
-    // SAFETY: the device fills exactly the buffer, and nothing else; the direction flag is clear.
+    // SAFETY: the device fills exactly the buffer; the direction flag is clear.
     unsafe {
         asm!("rep insb", in("dx") DATA, inout("rdi") buffer.as_mut_ptr() => _,
              inout("rcx") buffer.len() => _, options(nostack, preserves_flags));

@@ -1,4 +1,4 @@
-//! Interrupts as a body sees them: counted by the shim, per vCPU and vector.
+//! Interrupts for the body of a guest: the shim counts them per vCPU and vector.
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -10,16 +10,16 @@ unsafe extern "C" {
     static interrupt_modes: [AtomicU8; 256];
 }
 
-/// Who tells the interrupt controller that an interrupt is over.
+/// Which code signals the end of an interrupt to the interrupt controller.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Eoi {
-    /// The handler, to the LAPIC, at once.
+    /// The handler, immediately, to the LAPIC.
     Lapic,
-    /// The body, whenever it likes; or nobody, for an NMI.
+    /// The body, at any later time; or no code, for an NMI.
     Body,
 }
 
-/// From now on interrupts of this vector are counted. Before, they are damage.
+/// Makes the shim count interrupts of this vector; until then they are damage.
 pub fn expect(vector: u8, eoi: Eoi) {
     let mode = match eoi {
         Eoi::Lapic => MODE_EOI,
@@ -30,12 +30,12 @@ pub fn expect(vector: u8, eoi: Eoi) {
     modes[usize::from(vector)].store(mode, Relaxed);
 }
 
-/// How often the vector has come on this vCPU.
+/// How many interrupts of this vector this vCPU has received.
 pub fn count(vector: u8) -> u64 {
     count_on(shim::cpu_index(), vector)
 }
 
-/// How often the vector has come on that vCPU.
+/// How many interrupts of this vector vCPU `cpu` has received.
 pub fn count_on(cpu: usize, vector: u8) -> u64 {
     // SAFETY: a table of the shim, accessed through atomics and by its handler.
     let counts = unsafe { &interrupt_counts };

@@ -1,4 +1,4 @@
-//! What the compiler expects of every program and `core` does not bring.
+//! Functions that the compiler expects in every program and `core` does not provide.
 
 use core::arch::asm;
 
@@ -67,6 +67,6 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     unsafe { memcmp(a, b, len) }
 }
 
-/// Named by the unwind tables of `core`, never called: a panic stops the guest.
+/// Referenced by the unwind tables of `core` but never called: a panic stops the guest.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

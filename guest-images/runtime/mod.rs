@@ -1,11 +1,11 @@
-//! What every guest is made of: from the entry point to the body on every vCPU.
+//! The runtime of every guest: from the entry point to the body on every vCPU.
 //!
-//! A guest is one file that says `mod runtime` and has two functions:
+//! A guest is one file that declares `mod runtime` and has two functions:
 //! `fn prepare(cpu: &mut Cpu)`, which every vCPU runs before the guest counts as running, and
-//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run at CPL3 with interrupts off, on memory that is
-//! identity-mapped and open to them: RAM, the image, the LAPIC.
+//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run at CPL3 with interrupts off. The RAM, the image
+//! and the LAPIC are identity-mapped and accessible to them.
 
-// No guest needs all of it.
+// No guest uses all of it.
 #![allow(dead_code)]
 
 use core::sync::atomic::{
@@ -36,9 +36,9 @@ pub use cpu::Cpu;
 use damage::Report;
 use mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind, phase};
 
-/// vCPUs that have prepared.
+/// The number of vCPUs that have finished `prepare`.
 static PREPARED: AtomicU32 = AtomicU32::new(0);
-/// What the boot vCPU found out, for the others; null before.
+/// The boot information, set by the boot vCPU for the others; null before.
 static BOOT_INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
 
 /// The mailbox.
@@ -48,15 +48,15 @@ pub fn mailbox() -> &'static Mailbox {
     unsafe { &*core::ptr::with_exposed_provenance(MAILBOX_GPA as usize) }
 }
 
-/// Where the shim goes on at CPL3: the boot vCPU with `start_info`, the others with 0.
+/// The entry point at CPL3, called by the shim: on the boot vCPU with `start_info`, else with 0.
 #[unsafe(no_mangle)]
 extern "C" fn guest_entry(start_info: u64, index: usize) -> ! {
     if start_info == 0 { other_cpu(index) } else { boot_cpu(start_info, index) }
 }
 
 fn boot_cpu(start_info: u64, index: usize) -> ! {
-    // Before the mailbox, which may lie on top of what the VMM left in low RAM.
-    // SAFETY: the shim passes what was in EBX.
+    // Before the mailbox is reset, which may overlap the VMM's structures in low RAM.
+    // SAFETY: the shim passes the value of EBX.
     let info = unsafe { BootInfo::read(start_info) };
     reset_mailbox(info.as_ref().map_or(0, |info| info.options.seed));
     let info = match &info {
@@ -109,15 +109,15 @@ fn body(cpu: &mut Cpu) -> ! {
     crate::run(cpu)
 }
 
-/// What every vCPU does before the guest counts as running; gaps in that are of no interest.
+/// Runs the guest's `prepare` on this vCPU; gaps during it do not count.
 fn prepare(cpu: &mut Cpu) {
     crate::prepare(cpu);
     cpu.forget_gap();
     PREPARED.fetch_add(1, Release);
 }
 
-/// Clears the mailbox and fills in what is known at boot, the magic last. Low RAM may hold
-/// anything, or the mailbox from before a reset.
+/// Clears the mailbox and fills in what is known at boot, the magic last. Low RAM may contain
+/// anything, including the mailbox from before a reset.
 fn reset_mailbox(seed: u64) {
     let page = mailbox();
     let is_mailbox =
@@ -125,7 +125,7 @@ fn reset_mailbox(seed: u64) {
     let boots = if is_mailbox { page.boots.load(Relaxed) } else { 0 };
 
     page.magic.store(0, SeqCst);
-    // SAFETY: the same page as plain words; all of it is atomics, so this is no data race.
+    // SAFETY: the same page as plain words; all fields are atomics, so this is not a data race.
     let words: &[AtomicU64; 512] = unsafe { &*(&raw const *page).cast() };
     words.iter().for_each(|word| word.store(0, Relaxed));
 
@@ -138,11 +138,11 @@ fn reset_mailbox(seed: u64) {
     page.magic.store(MAILBOX_MAGIC, Release);
 }
 
-/// Waits until all vCPUs asked for are there. A missing one is damage.
+/// Waits until all requested vCPUs are online. A missing one is damage.
 fn await_cpus(cpu: &mut Cpu) {
-    /// TSC cycles to wait for: some ten seconds.
+    /// TSC ticks to wait: about ten seconds.
     const PATIENCE: u64 = 30 << 30;
-    /// The most that one look may count as, so that a guest that is stopped loses no patience.
+    /// TSC ticks that one check counts at most, so that a stopped guest does not time out.
     const ONE_LOOK: u64 = 1 << 24;
 
     let mut waited = 0;

@@ -1,30 +1,30 @@
-//! The command line of a guest.
+//! Parses the command line of a guest.
 //!
-//! Also compiled on the host, for its tests.
+//! Also compiled on the host, for tests.
 
 use super::mailbox::MAX_CPUS;
 use super::words::WORDS;
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `cpus=N`: vCPUs to use, 1 to 8.
     pub cpus: usize,
-    /// `seed=N`: what the guest's choices are made from.
+    /// `seed=N`: the seed of the guest's choices.
     pub seed: u64,
     /// `ram=SIZE`: use no more RAM than that (bytes, or with K, M, G).
     pub ram: u64,
     /// `markers=N`: stop at the first N markers (see [`super::Cpu::marker`]).
     pub markers: u32,
-    /// `end=reset`, `end=triple` or `end=exit`: what happens after the last marker.
+    /// `end=never`, `end=reset`, `end=triple` or `end=exit`: what happens after the last marker.
     pub end: End,
     /// `words=N`: the words of a page that `pattern` fills and verifies, 1 to 512.
     pub words: usize,
-    /// `every=N`: of so many pages `pattern` uses one, 1 to 4096.
+    /// `every=N`: `pattern` uses one page in N, 1 to 4096.
     pub every: u64,
-    /// `test=NAME`: the one part of the guest that is wanted.
+    /// `test=NAME`: the one part of the guest to run; empty for all or the first.
     pub test: Word,
-    /// `fault=KIND`: what the guest `faulty` does to itself.
+    /// `fault=KIND`: how the guest `faulty` fails.
     pub fault: Fault,
 }
 
@@ -33,7 +33,7 @@ pub struct Options {
 pub struct Word(pub [u8; 16]);
 
 impl Word {
-    /// No word.
+    /// The empty word.
     pub const EMPTY: Self = Self([0; 16]);
 
     fn new(text: &[u8]) -> Option<Self> {
@@ -42,7 +42,7 @@ impl Word {
         Some(word)
     }
 
-    /// The word.
+    /// The word without its padding.
     pub fn as_str(&self) -> &str {
         let len = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
         core::str::from_utf8(&self.0[..len]).unwrap_or("")
@@ -52,17 +52,17 @@ impl Word {
 /// How a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It does not.
+    /// It does not end.
     Never,
     /// It resets the machine through the i8042.
     Reset,
-    /// It resets the machine by an exception that cannot be delivered.
+    /// It resets the machine by a triple fault.
     Triple,
     /// It ends the VMM through the debug exit, with value 0.
     Exit,
 }
 
-/// A fault that a guest can make.
+/// A way in which the guest `faulty` can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// `divide`: vector 0.
@@ -71,19 +71,19 @@ pub enum Fault {
     Undefined,
     /// `gp`: a privileged instruction, vector 13.
     Privileged,
-    /// `page`: a read where no memory is, vector 14.
+    /// `page`: a read of unmapped memory, vector 14.
     Page,
     /// `panic`: a panic of the guest's code.
     Panic,
-    /// `triple`: an exception that cannot be delivered.
+    /// `triple`: a triple fault.
     Triple,
-    /// `hang`: the vCPU stands still and reports nothing.
+    /// `hang`: the vCPU stops and reports nothing.
     Hang,
 }
 
 impl Options {
-    /// Reads a command line. Words that mean nothing to a guest are left to others, as on Linux;
-    /// a known word with a bad value is an error.
+    /// Parses a command line. Unknown words are ignored, as on Linux; a known word with an invalid
+    /// value is an error.
     pub fn parse(line: &[u8]) -> Result<Self, &'static str> {
         let mut options = Self {
             cpus: 1,

@@ -1,12 +1,12 @@
-//! Mapping of RAM above the 4 GiB that the shim maps.
+//! Maps RAM above the 4 GiB that the shim maps.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::shim::HIGH_GIB;
 
-/// Present, writable, for CPL3, accessed.
+/// Flags of a table: present, writable, user, accessed.
 const TABLE: u64 = 0x27;
-/// The same, dirty, a large page.
+/// Flags of a page: the same, plus dirty and large page.
 const LARGE_PAGE: u64 = 0xe7;
 
 #[repr(C, align(4096))]
@@ -17,7 +17,7 @@ unsafe extern "C" {
     static high_page_directories: [Table; HIGH_GIB];
 }
 
-/// Identity-maps everything up to `end`, with 2 MiB pages. Entries that were absent need no flush.
+/// Identity-maps everything up to `end` with 2 MiB pages. Formerly absent entries need no flush.
 pub fn map_up_to(end: u64) {
     // SAFETY: both are statics of the shim that only this function touches, through atomics.
     let (pointers, directories) = unsafe { (&page_directory_pointers, &high_page_directories) };

@@ -1,4 +1,4 @@
-//! The CPL0 part of a guest, and the constants it shares with the Rust part.
+//! The CPL0 part of a guest, and the constants that it shares with the Rust part.
 
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
@@ -6,25 +6,25 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::mailbox::{Damage, MAILBOX_GPA, MAX_CPUS, Mailbox, damage_kind, damage_state, phase};
 
-/// Where the LAPIC of the running vCPU answers.
+/// The address of the running vCPU's LAPIC.
 pub const LAPIC: u64 = 0xfee0_0000;
-/// GiB above the first four that can be mapped.
+/// The number of GiB above the first four that can be mapped.
 pub const HIGH_GIB: usize = 60;
-/// Bytes of stack of each vCPU at CPL3; a power of two.
+/// The size of each vCPU's stack at CPL3, in bytes; a power of two.
 const USER_STACK: usize = 1 << USER_STACK_SHIFT;
 const USER_STACK_SHIFT: u32 = 15;
-/// Bytes of stack of each vCPU for exceptions; a power of two.
+/// The binary logarithm of the size of each vCPU's stack for exceptions, in bytes.
 const KERNEL_STACK_SHIFT: u32 = 11;
 
-/// EAX at a `ud2` that asks the shim to stop the vCPU for good.
+/// EAX at a `ud2` that makes the shim stop the vCPU permanently.
 const GATE_STOP: u32 = 0x5354_4f50;
-/// EAX at a `ud2` that asks the shim to call a function of cpl0.rs.
+/// EAX at a `ud2` that makes the shim call a function of cpl0.rs.
 pub(super) const GATE_CALL: u32 = 0x4341_4c4c;
 /// See [`super::interrupts::Eoi`].
 pub(super) const MODE_EOI: u8 = 1;
 
-/// EBX at the PVH entry point of a guest that has booted as a firmware image: nobody has made an
-/// hvm_start_info, and none has an odd address.
+/// EBX at the PVH entry point of a guest that has booted as a firmware image, without an
+/// hvm_start_info; the address of one is never odd.
 pub(super) const FROM_FIRMWARE: u32 = 1;
 
 global_asm!(
@@ -70,13 +70,13 @@ unsafe extern "C" {
     static faults: [AtomicU64; MAX_CPUS];
 }
 
-/// Stops this vCPU for good, in `hlt` with interrupts off: it costs the host nothing.
+/// Stops this vCPU permanently, in `hlt` with interrupts off, which costs the host nothing.
 pub fn stop() -> ! {
     // SAFETY: the gate does not return, so nothing after it can be affected.
     unsafe { asm!("ud2", in("eax") GATE_STOP, options(noreturn)) }
 }
 
-/// Prepares this vCPU for one exception: it goes on at `address`, on the stack it was on.
+/// Prepares this vCPU for one exception, after which it continues at `address` on the same stack.
 pub fn arm_fixup(address: usize) {
     let cpu = cpu_index();
     // SAFETY: tables of the shim, accessed through atomics and by its handlers.
@@ -86,13 +86,13 @@ pub fn arm_fixup(address: usize) {
     }
 }
 
-/// Where the address goes that [`arm_fixup`] sets, for code that sets it itself.
+/// The location of the address that [`arm_fixup`] sets, for code that sets it itself.
 pub fn fixup_slot() -> *mut u64 {
     // SAFETY: a table of the shim; the pointer stays in it.
     unsafe { fixups[cpu_index()].as_ptr() }
 }
 
-/// Ends that; the vector of the exception, if there was one.
+/// Disarms the fixup and returns the vector of the exception, if there was one.
 pub fn disarm_fixup() -> Option<u32> {
     let cpu = cpu_index();
     // SAFETY: as above.
@@ -102,7 +102,7 @@ pub fn disarm_fixup() -> Option<u32> {
     }
 }
 
-/// Takes the exception handlers away from all vCPUs: the next exception is a triple fault.
+/// Removes the exception handlers of all vCPUs: the next exception is a triple fault.
 pub fn drop_exception_handlers() {
     let start = &raw mut idt;
     let bytes = (&raw const idt_end).addr() - start.addr();
@@ -110,7 +110,7 @@ pub fn drop_exception_handlers() {
     unsafe { start.write_bytes(0, bytes) };
 }
 
-/// The code with which a vCPU starts in real mode.
+/// The code that a vCPU executes first, in real mode.
 pub fn trampoline_code() -> &'static [u8] {
     let start = &raw const trampoline;
     let end = &raw const trampoline_end;
@@ -118,7 +118,7 @@ pub fn trampoline_code() -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 
-/// Index of the running vCPU, told from the stack it is on: `cpuid` shows the host's at CPL3.
+/// The index of the running vCPU, derived from its stack: at CPL3 `cpuid` shows the host's.
 pub fn cpu_index() -> usize {
     let here = 0u8;
     ((&raw const here).addr() - (&raw const user_stacks).addr()) >> USER_STACK_SHIFT

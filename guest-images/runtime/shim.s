@@ -1,15 +1,15 @@
-// Everything of a guest that runs at CPL0, and the tables it needs.
+// All code of a guest that runs at CPL0, and the tables that it needs.
 //
-// Hosts without hardware virtualization emulate CPL0 slowly and incompletely, so this is kept to a
-// few dozen plain integer instructions per vCPU: tables are laid out by the assembler instead of
-// being built at run time, and whatever CPL3 can do (8259s, LAPIC, AP start, page tables above
-// 4 GiB) is left to the Rust code there.
+// Hosts without hardware virtualization emulate CPL0 slowly and incompletely, so this is limited to
+// a few dozen plain integer instructions per vCPU: the assembler lays out the tables instead of
+// code that builds them at run time, and what CPL3 can do (8259s, LAPIC, AP start, page tables
+// above 4 GiB) is left to the Rust code there.
 //
 // AT&T syntax; words in braces are constants from shim.rs. The linker script pins `.tables` and
 // `.shim` to the addresses that the split descriptors below are computed from.
 
 // ---------------------------------------------------------------------------------------------
-// PVH: where to enter in 32-bit protected mode, paging off, EBX = hvm_start_info.
+// PVH note: the entry point in 32-bit protected mode, paging off, EBX = hvm_start_info.
 
     .section .note.pvh, "a", @note
     .balign 4
@@ -22,8 +22,8 @@
 
     .section .tables, "aw", @progbits
 
-// The first 4 GiB, identity-mapped with 2 MiB pages that CPL3 may use. Accessed and dirty are set
-// beforehand, so that no page walk has to write.
+// The first 4 GiB, identity-mapped with 2 MiB pages that CPL3 may access. Accessed and dirty are
+// already set, so that no page walk has to write.
     .globl page_directory_pointers, tss
 pml4:
     .quad page_directory_pointers + 0x27
@@ -112,7 +112,7 @@ kernel_stacks:
 user_stacks:
     .skip {max_cpus} * {user_stack}
 
-// What the handlers below share with interrupts.rs: all zero at boot, never in need of clearing.
+// The data that the handlers below share with interrupts.rs: all zero at boot, never cleared.
 
     .section .data
     .balign 64
@@ -121,7 +121,7 @@ interrupt_counts:                       // a word per vCPU and vector
     .fill {max_cpus} * 256, 8, 0
 interrupt_modes:                        // a byte per vector
     .fill 256, 1, 0
-fixups:                                 // a word per vCPU: where to go on after an exception
+fixups:                                 // a word per vCPU: where to continue after an exception
     .fill {max_cpus}, 8, 0
 faults:                                 // a word per vCPU: the vector that went there, plus 1
     .fill {max_cpus}, 8, 0
@@ -150,7 +150,7 @@ stubs:
     .endr
     .balign 16, 0xcc
 
-// An interrupt that the body expects is counted, per vCPU and vector; any other is damage.
+// An interrupt that the body expects is counted per vCPU and vector; any other is damage.
 interrupt:
     pushq %rax
     pushq %rcx
@@ -178,9 +178,9 @@ interrupt:
     popq %rax
 
 // `ud2` with the right EAX is the gate from CPL3: it stops the vCPU, or calls the function at RDI
-// here. (A fault, and no `int3`: KVM does not save a breakpoint that is on its way to its handler.)
-// An exception that the body is prepared for goes on at its fixup. Any other is damage, and never
-// returned from. The first one of the machine is recorded; then the vCPU stands still.
+// at CPL0. (A fault, not `int3`: KVM does not save a breakpoint that is being delivered.) An
+// exception that the body is prepared for continues at its fixup. Any other is damage and does not
+// return: the first one of the machine is recorded, then the vCPU stops.
 exception:
     cmpl $6, (%rsp)
     jne 1f
@@ -242,7 +242,7 @@ stop:
     jmp stop
 
 // ---------------------------------------------------------------------------------------------
-// Entry. EDI is the address of hvm_start_info on the boot vCPU, 0 on the others.
+// Entry points. EDI is the address of hvm_start_info on the boot vCPU, 0 on the others.
 
     .code32
     .globl pvh_entry, long_mode, ap_entry, gdt_pointer, idt_pointer, pml4
@@ -299,11 +299,11 @@ long_mode:
     pushq $user_entry
     iretq
 
-// As a firmware image, the end of which is a copy of this, it starts here in real mode at the top of
-// the first 4 GiB: whatever RAM holds, it copies itself to where it belongs.
+// A firmware image, which ends with a copy of this, starts here in real mode at the top of the
+// first 4 GiB: whatever RAM contains, it copies itself to its proper address.
     .section .reset, "a", @progbits
     .globl reset
-    .set high, 0xffffff00               // where the copy is; in real mode its offset is 0xff00
+    .set high, 0xffffff00               // address of the copy; in real mode its offset is 0xff00
 reset:
     .code16
     cli
@@ -332,7 +332,7 @@ reset_gdt_pointer:
     jmp reset
     .org 0x100
 
-// A vCPU comes from SIPI in real mode at the copy of this below 1 MiB.
+// After SIPI a vCPU starts in real mode at the copy of this code below 1 MiB.
     .section .shim, "ax", @progbits
     .code16
     .globl trampoline, trampoline_end
@@ -359,7 +359,7 @@ ap_entry:
     jmp enter_long_mode
 
 // ---------------------------------------------------------------------------------------------
-// CPL3 from here on.
+// From here on at CPL3.
 
     .code64
 user_entry:
@@ -367,7 +367,7 @@ user_entry:
     ldmxcsr mxcsr
     testl %edi, %edi
     jz 1f
-    movl %edi, %edx                     // loaders need not clear it, and a reset leaves it dirty
+    movl %edi, %edx                     // clear .bss: loaders need not, and a reset leaves it dirty
     movl $__bss_start, %edi
     movl $__bss_end, %ecx
     subl %edi, %ecx

@@ -1,12 +1,12 @@
-//! The device that guests and our VMM's tests share (see mailbox.rs); other VMMs have none.
+//! The test device (see mailbox.rs), which only our VMM has.
 
 use super::arch::inl;
 use super::damage::unavailable;
 use super::mailbox::SEQUENCE_COUNTS;
 
-/// Says that it is not there, if it is not. For `prepare`.
+/// Reports the test device as unavailable if it is missing. Call it in `prepare`.
 pub fn need() {
-    // A port that nobody answers reads as all ones.
+    // An unused port reads as all ones.
     if inl(SEQUENCE_COUNTS[0]) == u32::MAX {
         unavailable(format_args!("the test device of cpr-vmm"));
     }

@@ -1,4 +1,4 @@
-//! What the embedded guests and the mailbox have to look like.
+//! Tests of the format of the embedded guests and of the mailbox.
 
 use std::fs;
 use std::mem::{align_of, offset_of, size_of};
@@ -14,7 +14,7 @@ const PT_LOAD: u64 = 1;
 const PT_NOTE: u64 = 4;
 
 #[test]
-fn the_mailbox_has_its_layout() {
+fn mailbox_layout_is_fixed() {
     assert_eq!((size_of::<Mailbox>(), align_of::<Mailbox>()), (4096, 4096));
     assert_eq!(MAILBOX_GPA % 4096, 0);
     let offsets = [
@@ -90,7 +90,7 @@ fn guests_are_found_by_name() {
         ]
     );
     for name in names {
-        // A name has to fit into the mailbox.
+        // A name must fit into the mailbox.
         assert!(name.len() < 16, "{name}");
         let guest = guest(name).expect("it is in the table");
         assert!(guest.name == name && guest.summary.ends_with('.'), "{name}: {}", guest.summary);
@@ -98,7 +98,7 @@ fn guests_are_found_by_name() {
     assert!(guest("nobody").is_none());
 }
 
-/// A little-endian number.
+/// Reads a little-endian number.
 fn number(bytes: &[u8], offset: u64, len: usize) -> u64 {
     let offset = offset as usize;
     bytes[offset..offset + len].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
@@ -137,7 +137,7 @@ fn guests_are_static_elf_files_with_a_pvh_entry() {
                     assert_eq!((head, number(elf, offset + 12, 4)), ([4, 8, 18], 0x006e_6558));
                     pvh_entry = Some(number(elf, offset + 16, 8));
                 }
-                // Nothing to interpret, relocate or link at run time.
+                // No dynamic section and no interpreter.
                 _ => assert!(![2, 3].contains(&kind), "{}: segment of type {kind}", guest.name),
             }
         }
@@ -147,7 +147,7 @@ fn guests_are_static_elf_files_with_a_pvh_entry() {
 }
 
 #[test]
-fn firmware_images_hold_what_the_elf_files_load() {
+fn firmware_images_contain_what_the_elf_files_load() {
     for guest in GUESTS {
         let (elf, bios) = (guest.elf, guest.bios);
         assert!(!bios.is_empty() && bios.len() % (64 << 10) == 0, "{}: {}", guest.name, bios.len());
@@ -161,7 +161,7 @@ fn firmware_images_hold_what_the_elf_files_load() {
                 end = end.max(at + bytes);
             }
         }
-        // The block at the end, with a jump to its start where the processor begins.
+        // The block at the end has a jump to its start at the reset vector.
         let block = bios.len() - 256;
         assert!(end <= block && bios[end..block].iter().all(|byte| *byte == 0), "{}", guest.name);
         assert!(bios[block..] == bios[0x9f00..0xa000], "{}", guest.name);
@@ -172,7 +172,7 @@ fn firmware_images_hold_what_the_elf_files_load() {
             other => panic!("{}: {other:#x} at the reset vector", guest.name),
         };
         assert_eq!(target, 0, "{}", guest.name);
-        // Its source and its length, in the two instructions around that with the destination.
+        // The instructions before and after that of the destination have the source and the length.
         let moves = bios[block..].windows(15).find(|code| code[5..10] == [0xbf, 0, 0, 0x10, 0]);
         let moves = moves.expect("a destination of 1 MiB");
         let (source, words) = (number(moves, 1, 4), number(moves, 11, 4) as usize);
@@ -182,7 +182,7 @@ fn firmware_images_hold_what_the_elf_files_load() {
 }
 
 #[test]
-fn guests_come_out_the_same_elsewhere_and_without_a_warning() {
+fn guest_builds_are_reproducible_and_free_of_warnings() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let elsewhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests-elsewhere");
     for folder in ["runtime", "guests"] {
@@ -205,7 +205,7 @@ fn guests_come_out_the_same_elsewhere_and_without_a_warning() {
 }
 
 #[test]
-fn guests_name_no_path_of_the_machine_they_were_built_on() {
+fn guests_contain_no_paths_of_the_build_machine() {
     for guest in GUESTS {
         for path in [env!("CARGO_MANIFEST_DIR"), env!("CARGO_TARGET_TMPDIR"), "/rustlib/", "/home/"]
         {

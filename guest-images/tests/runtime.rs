@@ -1,4 +1,4 @@
-//! The parts of the guests' runtime that run on the host as well.
+//! Tests of the parts of the guests' runtime that also run on the host.
 
 use guest_images::mailbox;
 use options::{End, Fault, Options, Word};
@@ -10,7 +10,7 @@ mod options;
 mod words;
 
 #[test]
-fn a_word_tells_where_it_comes_from() {
+fn word_encodes_its_origin() {
     for seed in [0, 1, 42, u64::MAX] {
         let words = Words::new(seed);
         for page in [2 << 20, 4 << 30, (64 << 30) - 4096] {
@@ -34,7 +34,7 @@ fn words_differ_between_pages_generations_and_seeds() {
 }
 
 #[test]
-fn an_empty_command_line_gives_the_defaults() {
+fn empty_command_line_gives_the_defaults() {
     let defaults = Options {
         cpus: 1,
         seed: 1,
@@ -51,7 +51,7 @@ fn an_empty_command_line_gives_the_defaults() {
 }
 
 #[test]
-fn a_command_line_is_read() {
+fn parses_command_line() {
     let line =
         b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 every=64 ";
     assert_eq!(
@@ -85,7 +85,7 @@ fn a_command_line_is_read() {
 }
 
 #[test]
-fn a_bad_value_is_an_error_that_names_the_word() {
+fn error_of_a_bad_value_names_the_word() {
     for word in [
         "cpus=0",
         "cpus=9",

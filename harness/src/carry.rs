@@ -1,6 +1,6 @@
-//! The VMM inside the harness: a binary that runs scenarios starts its VMs from itself.
+//! The VMM inside the harness: a binary that runs scenarios starts its VMMs from itself.
 //!
-//! So no stale VMM is ever tested, and neither `cargo run` nor `cargo test` needs a second build.
+//! Thus a stale VMM is never tested, and neither `cargo run` nor `cargo test` needs a second build.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,15 +15,15 @@ pub const MOCK_VMM: &str = "mock-vmm";
 /// First argument that makes the binary a wrapper of a VMM.
 pub const LOWERED: &str = "lowered";
 
-/// To be called first thing in `main`: runs the VMM, its mock, a wrapper or a probe if the arguments
-/// say so.
+/// Runs the VMM, the mock VMM, a wrapper or a probe if the arguments select one. Call it first in
+/// `main`.
 ///
-/// None means that this process is the harness.
+/// Returns None if this process is the harness.
 pub fn dispatch() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let first = args.next()?;
     let rest: Vec<OsString> = args.collect();
-    // Alone it may be a filter of tests, as in `cargo test vmm`.
+    // A single argument may be a test filter, as in `cargo test vmm`.
     if rest.is_empty() {
         return None;
     }
@@ -39,7 +39,8 @@ pub fn dispatch() -> Option<ExitCode> {
     }
 }
 
-/// The running binary, its links resolved (an update must name it by a path that lasts).
+/// The path of the running binary, with symbolic links resolved, because an update needs a path
+/// that stays valid.
 pub fn own_binary() -> std::io::Result<PathBuf> {
     std::fs::read_link("/proc/self/exe")
 }

@@ -27,21 +27,21 @@ mod show;
 mod soak;
 mod vmm;
 
-/// Exit status: a case failed.
+/// Exit status when a case failed.
 const FAILED: u8 = 1;
-/// Exit status: the command line or a scenario is invalid.
+/// Exit status when the command line or a scenario is invalid.
 const USAGE: u8 = 2;
-/// Exit status: this host cannot run what was asked for.
+/// Exit status when the harness cannot work on this host.
 const ENVIRONMENT: u8 = 3;
 
-/// Name of the program.
+/// The program's name in help and error messages.
 const PROGRAM: &str = "cpr-harness";
 
 /// Tests that a live update of a VMM preserves everything a guest and its operator rely on.
 ///
-/// This single binary contains a VMM, its guests and the scenarios. In a working tree, the
-/// scenarios are read from `scenarios/` instead. Exit status: 0 all passed, 1 some failed, 2 usage
-/// error, 3 this host cannot run the tests.
+/// This one file carries a VMM, its guests and the scenarios. In a working tree it uses the
+/// scenarios in `scenarios/`. Exit status: 0 all passed, 1 some failed, 2 invalid usage, 3 cannot
+/// work on this host.
 #[derive(Parser)]
 #[command(name = PROGRAM, version, after_help = examples::PROGRAM, max_term_width = 100)]
 struct Cli {
@@ -60,35 +60,35 @@ enum Command {
     /// Run the case of an evidence folder again.
     #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
-    /// Show an evidence folder as a timeline: what happened, when, and which source recorded it.
+    /// Show an evidence folder as a timeline: what happened, when, and where it was recorded.
     #[command(after_help = examples::SHOW)]
     Show(show::Show),
-    /// Write reports on finished runs.
+    /// Write reports of finished runs.
     #[command(after_help = examples::REPORT)]
     Report(report::Report),
-    /// Run the VMM contained in this binary (`vmm --help` lists its options).
+    /// Run the VMM carried in this binary (`vmm --help` lists its options).
     #[command(disable_help_flag = true)]
     Vmm {
         /// Arguments of the VMM.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Plant each known class of bug and check that its scenario catches it.
+    /// Plant each known class of bug, and show that its scenario detects it.
     #[command(after_help = examples::CATALOGUE)]
     Catalogue(catalogue::Catalogue),
     /// Run scenarios on two VMMs and report the differences.
     #[command(after_help = examples::CONFORM)]
     Conform(conform::Conform),
-    /// Run random sequences of steps, and shrink one that fails to a small scenario.
+    /// Run random sequences of steps from a seed, and reduce a failing one to a small scenario.
     #[command(after_help = examples::EXPLORE)]
     Explore(explore::Explore),
-    /// Run scenarios with updates between each pair of builds, in both directions and back.
+    /// Run scenarios that update each of several builds to every other one and back.
     #[command(after_help = examples::MATRIX)]
     Matrix(matrix::Matrix),
-    /// Measure the guest blackout of an update, for several VMMs side by side.
+    /// Measure how long an update stops the guest, and compare several VMMs.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Bench),
-    /// Update many guests in parallel, over and over, until a limit or the first failure.
+    /// Update many guests in parallel, repeatedly, up to a limit, a signal or the first damage.
     #[command(after_help = examples::SOAK)]
     Soak(soak::Soak),
     /// List the guests, or write their ELF files to a folder.
@@ -97,15 +97,15 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         extract: Option<PathBuf>,
     },
-    /// Check this host: what can run here, and how to fix what cannot.
+    /// Check this host: what can run here, and how to enable the rest.
     Doctor,
-    /// Write a commented example scenario to start from.
+    /// Write an example scenario with a comment on each part.
     #[command(after_help = examples::NEW)]
     New(new::New),
     /// Print the JSON Schema of scenario files.
     #[command(after_help = examples::SCHEMA)]
     Schema,
-    /// Print a shell completion script.
+    /// Print a shell completion script for commands and options.
     #[command(after_help = examples::COMPLETIONS)]
     Completions(shell::Completions),
     /// Print the manual page.
@@ -113,7 +113,7 @@ enum Command {
     Man(shell::Man),
 }
 
-/// Why a command stops early: the message and the exit status.
+/// An error that ends the program: the message and the exit status.
 struct Stop(String, u8);
 
 impl Stop {
@@ -126,12 +126,12 @@ impl Stop {
     }
 }
 
-/// Returns the command line definition, to document it or to check command lines against it.
+/// The command-line definition, for documentation and for checks of example command lines.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the harness as a program.
+/// Runs the harness from the command line.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -171,14 +171,14 @@ pub fn main() -> ExitCode {
     match stdout::failure() {
         Some(error) => {
             complain(&format!("cannot write to standard output: {error}"));
-            // The result of the run takes precedence over the failed output.
+            // The result of the run takes precedence over the failure to print it.
             if code == ExitCode::SUCCESS { ExitCode::from(ENVIRONMENT) } else { code }
         }
         None => code,
     }
 }
 
-/// Prints to standard error, ignoring errors: it may be as full as standard output.
+/// Prints to standard error; ignores failures, because it may be as full as standard output.
 fn complain(why: &str) {
     let _ = writeln!(std::io::stderr(), "{PROGRAM}: {why}");
 }

@@ -1,11 +1,12 @@
 //! Proves that a live update of a VMM keeps everything a guest and its operator rely on.
 //!
 //! The harness sees a VMM only as a process with a command line, a QMP socket, file descriptors
-//! and RAM. [`scenario`] says what to do, [`backend`] how to start a VMM, [`observe`] what can be
-//! seen from outside, [`check`] what must hold after every step, [`run`] does it all, [`report`]
-//! tells. [`conform`] compares two VMMs, [`matrix`] updates builds of one to each other,
-//! [`catalogue`] plants known bugs in ours, [`explore`] tries what nobody has thought of, [`bench`]
-//! measures, [`soak`] goes on without end, [`doctor`] looks at the host.
+//! and RAM. [`scenario`] defines the steps, [`backend`] starts the VMM, [`observe`] records what
+//! is visible from outside, [`check`] defines what must hold after every step, [`run`] executes
+//! the cases and [`report`] presents the results. [`conform`] compares two VMMs, [`matrix`] updates
+//! several builds to each other, [`catalogue`] plants known bugs in our VMM, [`explore`] runs
+//! random sequences of steps, [`bench`] measures blackouts, [`soak`] runs updates continuously,
+//! [`doctor`] checks what the host supports.
 
 pub mod audit;
 pub mod backend;

@@ -1,4 +1,5 @@
-//! A wrapper for a VMM: it takes something away from the process and executes the VMM in it.
+//! A wrapper that takes a system call or the descriptors away from its process and then executes
+//! the VMM in it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,26 +10,27 @@ use clap::ValueEnum;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-/// Variables that name a descriptor which stays open.
+/// Environment variables that hold the number of a descriptor to keep open.
 const NAMED: [&str; 2] = ["CPR_REHEARSAL", "CPR_EXEC_STATE"];
 
-/// What is taken away.
+/// What the wrapper takes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Lowering {
     /// `ioctl` fails with EPERM.
     NoIoctl,
-    /// `clone3` does.
+    /// `clone3` fails with EPERM.
     NoClone3,
-    /// `eventfd2` does.
+    /// `eventfd2` fails with EPERM.
     NoEventfd2,
-    /// `timer_create` does.
+    /// `timer_create` fails with EPERM.
     NoTimerCreate,
-    /// Every descriptor is closed on exec but the first three and what the environment names.
+    /// Every descriptor is closed on exec, except the first three and those that the environment
+    /// names.
     NoDescriptors,
 }
 
 impl Lowering {
-    /// As it stands on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::NoIoctl => "no-ioctl",
@@ -50,7 +52,7 @@ impl Lowering {
     }
 }
 
-/// `LOWERING VMM ARGUMENT…`; returns only if it failed.
+/// Runs `LOWERING VMM ARGUMENT…`; returns only on failure.
 pub fn main(words: &[OsString]) -> ExitCode {
     let [lowering, vmm, arguments @ ..] = words else {
         eprintln!("usage: LOWERING VMM [ARGUMENT]...");
@@ -88,7 +90,7 @@ fn close_unnamed() -> Result<(), Box<dyn std::error::Error>> {
     let open: Vec<i32> =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for fd in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
-        // SAFETY: only the flag of a number is changed; that of the directory is closed already.
+        // SAFETY: only a descriptor flag is changed; the directory's descriptor is already closed.
         let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
         let _ = fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     }

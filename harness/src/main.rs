@@ -1,4 +1,4 @@
-//! The harness as one file to copy to a host: it carries the VMM and the guests.
+//! The harness as a single executable to copy to a host, with the VMM and the guests inside.
 
 use std::process::ExitCode;
 

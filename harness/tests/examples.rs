@@ -1,5 +1,5 @@
-//! The examples for CI in `ci/examples`: valid for whom they are written, with command lines that this
-//! harness understands, and shards that leave no case out.
+//! Tests of the CI examples in `ci/examples`: they are valid for their platforms, this harness
+//! accepts their command lines, and their shards cover every case.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use std::process::{Command, ExitCode};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
-/// A file, and who says whether it is valid.
+/// An example file and the program that validates it.
 struct Example {
     file: &'static str,
     validator: &'static [&'static str],
-    /// What stands for the number of a shard, and what the platform puts there for each of 4.
+    /// The placeholder for a shard's number, and the platform's values for 4 shards.
     shard: &'static str,
     values: [&'static str; 4],
 }
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
         let trial = |what: &str, test: fn(&Example) -> Result<(), Failed>| {
             Trial::test(format!("{} {what}", example.file), move || test(example))
         };
-        tests.push(trial("has_command_lines_of_this_harness", command_lines));
-        tests.push(trial("leaves_no_shard_out", shards));
+        tests.push(trial("command_lines_are_valid", command_lines));
+        tests.push(trial("shards_are_complete", shards));
         tests.push(match validator(example) {
             Some(_) => trial("is_valid", is_valid),
             None => missing(trial("is_valid", |_| {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
-/// Where everything must run, as in CI, it fails.
+/// Makes the test fail if everything must run, as in CI, or else reports it as ignored.
 fn missing(trial: Trial) -> Trial {
     let must = cpr_harness::run::requirements::all_required();
     if must { trial } else { trial.with_kind("run ci/install-schemas").with_ignored_flag(true) }
@@ -87,7 +87,7 @@ fn documents(example: &Example) -> Result<Vec<Value>, Failed> {
     Ok(serde_saphyr::from_multiple(&text)?)
 }
 
-/// All texts in it.
+/// Collects all strings in `value`.
 fn texts(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -97,7 +97,7 @@ fn texts(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// The lines that start the harness, each as a shell splits it, without what is before the harness.
+/// The command lines that start the harness, split as by a shell, from the harness's name on.
 fn lines(example: &Example) -> Result<Vec<Vec<String>>, Failed> {
     let mut found = Vec::new();
     documents(example)?.iter().for_each(|document| texts(document, &mut found));
@@ -109,14 +109,15 @@ fn lines(example: &Example) -> Result<Vec<Vec<String>>, Failed> {
         let words = words(line);
         let is_harness = |word: &String| word.rsplit('/').next() == Some("cpr-harness");
         let at = words.iter().take(2).position(is_harness);
-        // A path that is copied, or made executable, is no command.
+        // A path that is copied or made executable is not a command.
         let started = at.filter(|at| *at == 0 || words[0] == "exec");
         commands.extend(started.map(|at| words[at..].to_vec()).filter(|words| words.len() > 1));
     }
     Ok(commands)
 }
 
-/// Split at spaces, but not inside quotes, nor inside what a shell or a platform works out.
+/// Splits at spaces, except inside quotes and inside expressions that a shell or a platform
+/// expands.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut depth) = (Vec::new(), String::new(), false, 0);
     for c in line.chars() {
@@ -134,7 +135,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Every line, with what the platform puts in for each shard, is parsed by the harness's own parser.
+/// Parses every line with the harness's own parser, with the platform's value for each shard.
 fn command_lines(example: &Example) -> Result<(), Failed> {
     let lines = lines(example)?;
     for line in &lines {
@@ -151,7 +152,7 @@ fn command_lines(example: &Example) -> Result<(), Failed> {
     }
 }
 
-/// The platform starts as many shards as the line divides the cases into.
+/// Checks that the platform starts exactly the shards that the command line expects.
 fn shards(example: &Example) -> Result<(), Failed> {
     let documents = documents(example)?;
     let first = documents.first().ok_or("it is empty")?;
@@ -163,7 +164,7 @@ fn shards(example: &Example) -> Result<(), Failed> {
         example.values.iter().map(|value| written.replace(example.shard, value)).collect();
     let all: BTreeSet<String> = (1..=4).map(|index| format!("{index}/4")).collect();
     assert_eq!(expected.into_iter().collect::<BTreeSet<_>>(), all, "{written}");
-    // That the platform does put these values there:
+    // Check that the platform is configured to produce these values.
     match example.file {
         "github-actions.yml" => {
             let matrix = &first["jobs"]["scenarios"]["strategy"]["matrix"]["shard"];

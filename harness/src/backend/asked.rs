@@ -1,4 +1,4 @@
-//! A VMM that is started only to be asked what it has, and ends with that.
+//! Starts a VMM only to query its features, and ends it afterwards.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
@@ -12,24 +12,24 @@ use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Qmp, QmpFault};
 use crate::run::{program, signals, vm};
 
-/// How long a greeting may take.
+/// The deadline for the QMP greeting.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long it may take to print something and end.
+/// The deadline for a command to print its output and exit.
 const ANSWER: Duration = Duration::from_secs(10);
-/// More than that is no answer.
+/// The largest number of bytes of output that is read.
 const LONGEST: u64 = 64 << 10;
 
-/// A process that ends with this.
+/// A process that is killed when this is dropped.
 pub(super) struct Asked(Mutex<Child>);
 
 impl Asked {
-    /// Starts it, silent.
+    /// Starts it, with its output discarded.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         Self::spawn(command.stdout(Stdio::null()))
     }
 
-    /// Starts it. It goes with us: by its group as one that is registered, by the kernel if we are
-    /// killed.
+    /// Starts it. It does not outlive the harness: its group is registered to be killed, and the
+    /// kernel ends it if the harness is killed.
     fn spawn(command: &mut Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let parent = nix::unistd::getpid();
@@ -48,7 +48,7 @@ impl Asked {
         Qmp::connect(socket, GREETING, Arc::new(|_, _| {}), ended)
     }
 
-    /// Its process.
+    /// Its PID.
     pub fn pid(&self) -> i32 {
         self.child().id() as i32
     }
@@ -72,7 +72,7 @@ impl Drop for Asked {
     }
 }
 
-/// What a command that succeeds prints.
+/// Runs a command and returns its output; none if it fails.
 pub(super) fn said(command: &mut Command) -> io::Result<Option<String>> {
     said_within(command, ANSWER)
 }
@@ -88,7 +88,7 @@ fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<Stri
     thread::Builder::new().name("said".into()).spawn(move || {
         let mut text = Vec::new();
         let read = stdout.take(LONGEST).read_to_end(&mut text);
-        // Nobody listens any more: it was late.
+        // The receiver is gone if the deadline has passed.
         let _ = sender.send(read.map(|_| text));
     })?;
     let text = read.recv_timeout(deadline.remaining());
@@ -116,12 +116,12 @@ mod tests {
     #[case::an_answer("echo told", Some("told\n"))]
     #[case::no_answer("echo told; exit 1", None)]
     #[case::endless("while echo told; do :; done", None)]
-    fn only_success_tells_something(#[case] script: &str, #[case] expected: Option<&str>) {
+    fn only_success_returns_output(#[case] script: &str, #[case] expected: Option<&str>) {
         assert_eq!(said(&mut shell(script)).unwrap().as_deref(), expected);
     }
 
     #[test]
-    fn it_inherits_nothing() {
+    fn process_inherits_no_descriptors() {
         let left_open = std::fs::File::open("/dev/null").unwrap();
         let fd = left_open.as_raw_fd();
         nix::fcntl::fcntl(&left_open, F_SETFD(FdFlag::empty())).unwrap();
@@ -129,20 +129,20 @@ mod tests {
         assert_eq!(said(&mut shell(&script)).unwrap().as_deref(), Some("closed\n"));
     }
 
-    /// Neither one that hangs nor one that has left something behind is waited for.
+    /// A command that hangs, or leaves a child behind, is not waited for.
     #[rstest]
     #[case::hangs("exec sleep 600")]
     #[case::leaves_a_child("sleep 600 &")]
     #[case::closes_its_output("exec >&-; exec sleep 600")]
-    fn who_is_late_is_ended(#[case] script: &str) {
+    fn late_command_is_ended(#[case] script: &str) {
         let error = said_within(&mut shell(script), Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().ends_with(" within 100ms"), "{error}");
     }
 
-    /// Nobody else may reap it, and its death is ours.
+    /// No other code may reap it, because its owner does.
     #[test]
-    fn it_is_registered_until_it_has_ended() {
+    fn process_is_registered_until_it_ends() {
         let pid = Asked::start(&mut Command::new("/bin/cat")).map(|asked| {
             assert!(signals::is_registered(asked.pid()));
             asked.pid()

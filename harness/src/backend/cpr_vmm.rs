@@ -1,4 +1,4 @@
-//! Our own VMM, carried by this binary or in a file of its own.
+//! Our own VMM, carried by this binary or in a separate file.
 
 mod build;
 
@@ -12,33 +12,33 @@ use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_
 use crate::carry;
 use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
 
-/// What reports call it.
+/// The name in reports.
 pub const NAME: &str = "cpr-vmm";
 
-/// `cpr-vmm`.
+/// The backend of `cpr-vmm`.
 #[derive(Clone, Debug)]
 pub struct CprVmm {
     binary: PathBuf,
     first: Vec<String>,
     last: Vec<String>,
-    /// Only where a VM is taken over.
+    /// Additional last arguments, only for a VMM that takes over a VM.
     last_of_new: Vec<String>,
-    /// Where it is known.
+    /// The version, if known.
     version: Option<String>,
-    /// Another build than the carried one, which has all there is.
+    /// The build, if it is not the carried one, which has all features.
     build: Option<Build>,
-    /// It has a keeper; asked once.
+    /// Whether it has a keeper; queried once.
     keeper: Arc<OnceLock<bool>>,
 }
 
 impl CprVmm {
-    /// The one this binary carries.
+    /// The VMM that this binary carries.
     pub fn carried() -> io::Result<Self> {
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         Ok(Self { version, ..Self::carried_by(&carry::own_binary()?)? })
     }
 
-    /// The one that another build of the harness carries.
+    /// The VMM that another build of the harness carries.
     pub fn carried_by(binary: &Path) -> io::Result<Self> {
         Ok(Self {
             binary: std::fs::canonicalize(binary)?,
@@ -51,7 +51,7 @@ impl CprVmm {
         })
     }
 
-    /// Another build of it: a `cpr-vmm`, or a harness that carries one.
+    /// Another build: a `cpr-vmm`, or a harness that carries one.
     pub fn at(binary: &Path) -> io::Result<Self> {
         let build = Build::at(binary)?;
         let Build { binary, first, version, .. } = build.clone();
@@ -60,18 +60,18 @@ impl CprVmm {
         Ok(Self { binary, first, last, last_of_new, version, build: Some(build), keeper })
     }
 
-    /// A build without a keeper does not know the option.
+    /// Whether the build has a keeper; a build without one rejects the option.
     fn has_keeper(&self) -> bool {
         *self.keeper.get_or_init(|| build::takes(&self.binary, &self.first, &["--keeper", "off"]))
     }
 
-    /// With `arguments` after all others.
+    /// Adds `arguments` after all others.
     pub fn with(mut self, arguments: &[String]) -> Self {
         self.last.extend_from_slice(arguments);
         self
     }
 
-    /// With `arguments` besides, where a VM is taken over.
+    /// Adds `arguments` when the VMM takes over a VM.
     pub fn with_new(mut self, arguments: &[String]) -> Self {
         self.last_of_new.extend_from_slice(arguments);
         self
@@ -128,7 +128,7 @@ impl Backend for CprVmm {
                 return Some(format!("{path} has no fail points: {build_it}"));
             }
             Feature::OwnBinary if build.binary != build.executable => {
-                return Some(format!("{path} is a script, which is not what is executed"));
+                return Some(format!("{path} is a script, so another file is executed"));
             }
             Feature::Rehearsal => lacks("x-cpr-exec-rehearsal"),
             Feature::Deadline => lacks("x-cpr-exec-deadline"),
@@ -153,10 +153,10 @@ impl Backend for CprVmm {
     }
 }
 
-/// Guests end the VMM, and show the harness where they are, by devices that a VM has on demand.
+/// Enables the devices by which guests end the VMM and report their progress to the harness.
 const TEST_DEVICE: [&str; 2] = ["--test-device", "on"];
 
-/// The habits of our VMM.
+/// How our VMM behaves where VMMs differ.
 pub(crate) const DIALECT: Dialect = Dialect {
     errno_number: true,
     own_words: true,
@@ -202,7 +202,7 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     arguments
 }
 
-/// What the command line has besides where a scenario says which keeper there is.
+/// The additional arguments if a scenario selects a keeper.
 pub(super) fn keeper_arguments(keeper: Keeper) -> [String; 2] {
     ["--keeper".to_owned(), keeper.as_str().to_owned()]
 }
@@ -214,12 +214,12 @@ fn serial(kind: SerialKind, files: &Files) -> String {
     }
 }
 
-/// What the command line of an updated VMM has besides.
+/// The additional arguments of an updated VMM.
 pub(super) fn incoming(state: &str) -> Vec<String> {
     vec!["--incoming".into(), format!("file:{state}")]
 }
 
-/// Makes the command line of a good update describe something else.
+/// Changes the command line of a good update to that of a bad `kind`.
 pub(super) fn change_arguments(kind: CommandKind, arguments: &mut Vec<String>) {
     let change = match kind {
         CommandKind::OtherMemory => {

@@ -1,71 +1,73 @@
-//! In what VMMs that do the same may differ.
+//! Behavioural differences between VMMs.
 
-/// What a VMM promises, where promises differ.
+/// How a VMM behaves where VMMs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
-    /// Errors give the number of the errno besides its text.
+    /// Whether errors contain the number of the errno besides its text.
     pub errno_number: bool,
-    /// Errors are worded as scenarios have it; otherwise they name what failed and the errno.
+    /// Whether errors have the wording that scenarios expect; otherwise they only name what failed
+    /// and the errno.
     pub own_words: bool,
-    /// RAM that an update would lose is told in `blocked-reasons`.
+    /// Whether `blocked-reasons` lists RAM that an update would lose.
     pub private_ram_blocks: bool,
-    /// What the names of vCPU threads begin with, where it has no others but the main thread.
+    /// The prefix of the names of vCPU threads, if all threads but the main thread are vCPUs.
     pub vcpu_threads: Option<&'static str>,
-    /// Guest RAM is left out of core dumps.
+    /// Whether guest RAM is excluded from core dumps.
     pub ram_undumped: bool,
-    /// What a new VMM has of the old one's.
+    /// What a new VMM keeps from the old one.
     pub over_exec: OverExec,
-    /// How an update hands over what it does.
+    /// How an update hands over the VM's state and RAM.
     pub handover: Handover,
 }
 
-/// What a new VMM has of the old one's, besides the VM.
+/// What a new VMM keeps from the old one besides the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverExec {
     /// Everything: connections, descriptors, events, the files made at boot.
     Kept,
-    /// Only the memory that it is handed; the rest is made anew as at boot, and clients connect again.
+    /// Only the memory that is handed over; the rest is created again as at boot, and clients
+    /// reconnect.
     Remade,
 }
 
-/// How an update hands over what it does.
+/// How an update hands over the VM's state and RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
-    /// The environment variable with the number of the state's memfd.
+    /// The environment variable with the descriptor of the state's memfd.
     pub variable: &'static str,
-    /// What all its variables begin with.
+    /// The prefix of all its variables.
     pub variables: &'static str,
-    /// They stay in `/proc/PID/environ`, where the new VMM does not overwrite them.
+    /// Whether the variables stay in `/proc/PID/environ` because the new VMM does not erase them.
     pub variable_stays: bool,
-    /// Target of the state's memfd.
+    /// The target of the state memfd's link in `/proc/PID/fd`.
     pub state: &'static str,
-    /// Target of RAM's.
+    /// The target of the RAM memfd's link in `/proc/PID/fd`.
     pub ram: &'static str,
 }
 
-/// What a case may need of a VMM, and not every VMM has.
+/// A feature that a case may need and not every VMM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Feature {
     /// Fail points.
     FailPoints,
-    /// Commands are rehearsed before the guest stops, if `x-cpr-exec-rehearsal` says so.
+    /// The VMM rehearses commands before the guest stops, if `x-cpr-exec-rehearsal` is set.
     Rehearsal,
-    /// It ends an update that hangs (`x-cpr-exec-deadline`).
+    /// The VMM ends an update that hangs (`x-cpr-exec-deadline`).
     Deadline,
-    /// A client of the serial port stays connected over an update.
+    /// A client of the serial port stays connected across an update.
     SerialClient,
-    /// It hands over files that it has open.
+    /// The VMM hands over open files.
     OpenFiles,
-    /// The file that is started is the one that is executed.
+    /// The file that the harness starts is the one that is executed, not a script.
     OwnBinary,
-    /// It gets huge pages where the kernel does not give them to every shared memory.
+    /// The VMM gets huge pages even if the kernel does not give them to all shared memory.
     HugePagesByMount,
     /// A keeper continues the VM when the VMM's process dies (`--keeper`).
     Keeper,
-    /// A client that stays connected tells it to load the state (`--incoming defer`).
+    /// A client that stays connected tells the new VMM to load the state (`--incoming defer`).
     Deferred,
-    /// It logs, to standard error or to a file.
+    /// The VMM logs to standard error or to a file.
     Log,
-    /// `execveat` serves it where `execve` is forbidden.
+    /// The VMM uses `execveat` where `execve` is forbidden.
     Execveat,
 }

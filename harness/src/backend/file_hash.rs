@@ -1,4 +1,4 @@
-//! What tells two builds of one version apart.
+//! A hash of a binary, to distinguish two builds of one version.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,12 +8,13 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A file as it was: device, inode, size, and when it was changed, to the nanosecond.
+/// The identity of a file's content: device, inode, size and ctime in nanoseconds.
 type Version = (u64, u64, u64, i64, i64);
 
 static KNOWN: LazyLock<Mutex<HashMap<Version, String>>> = LazyLock::new(Default::default);
 
-/// XXH3-64 of the file at `path`, in 16 hexadecimal digits. A file is read once, unless it changes.
+/// The XXH3-64 of the file at `path`, as 16 hexadecimal digits. A file is read again only if it
+/// has changed.
 pub fn of(path: &Path) -> io::Result<String> {
     let meta = path.metadata()?;
     let version = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
@@ -31,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_that_of_the_content() {
+    fn hash_depends_only_on_content() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, content: &str| {
             let path = folder.path().join(name);

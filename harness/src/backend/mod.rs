@@ -1,4 +1,4 @@
-//! How to start and reach a VMM. Nothing else in the harness knows which one it is.
+//! How to start and reach a VMM. The rest of the harness does not depend on which VMM it is.
 
 mod asked;
 pub mod cpr_vmm;
@@ -16,7 +16,7 @@ pub use dialect::{Dialect, Feature, Handover, OverExec};
 
 use crate::scenario::{CommandKind, Inject, SerialKind, Vm};
 
-/// What a VMM is started for.
+/// The parameters of a VMM's start.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
     /// The virtual machine.
@@ -25,12 +25,12 @@ pub struct Launch<'a> {
     pub seed: u64,
     /// The name of the case.
     pub name: &'a str,
-    /// Its files.
+    /// The files of the VM.
     pub files: &'a Files,
 }
 
 impl Launch<'_> {
-    /// What the guest is told.
+    /// The guest's command line.
     pub fn cmdline(&self) -> String {
         let line = format!("seed={} cpus={} {}", self.seed, self.vm.cpus, self.vm.cmdline);
         line.trim_end().to_owned()
@@ -44,9 +44,9 @@ pub struct Files {
     pub kernel: String,
     /// The QMP socket.
     pub qmp: String,
-    /// What the guest says on its serial port.
+    /// The file with the output of the guest's serial port.
     pub serial: String,
-    /// The socket of the serial port, where it has one.
+    /// The socket of the serial port, if it has one.
     pub serial_socket: String,
     /// The VMM's log.
     pub log: String,
@@ -62,26 +62,26 @@ impl Files {
     }
 }
 
-/// An image of a guest and how its files are called.
+/// An image of a guest and the extension of its file name.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
     /// The image.
     pub bytes: &'a [u8],
-    /// The ending of its name.
+    /// The extension of its file name.
     pub ending: &'static str,
 }
 
 /// One kind of VMM.
 pub trait Backend: Send + Sync {
-    /// Its name, for reports.
+    /// The VMM's name, for reports.
     fn name(&self) -> &'static str;
 
-    /// Its version, where it has told one.
+    /// The VMM's version, if it reports one.
     fn version(&self) -> Option<&str> {
         None
     }
 
-    /// Its name and version, for people.
+    /// The VMM's name and version, for display.
     fn title(&self) -> String {
         [Some(self.name()), self.version()].into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
@@ -89,19 +89,19 @@ pub trait Backend: Send + Sync {
     /// The file to execute.
     fn binary(&self) -> &Path;
 
-    /// What `/proc/PID/exe` is then: another file where the first is a script.
+    /// The target of `/proc/PID/exe`: another file if the binary is a script.
     fn executable(&self) -> &Path {
         self.binary()
     }
 
-    /// The build that the next update goes to, after `done` of a VM's updates have succeeded;
-    /// none: this one.
+    /// The build that the next update goes to, after `done` successful updates of a VM; none: this
+    /// one.
     fn next(&self, done: u32) -> Option<&dyn Backend> {
         let _ = done;
         None
     }
 
-    /// The image with which it boots a guest.
+    /// The image that boots a guest on this VMM.
     fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
         Image { bytes: guest.elf, ending: "elf" }
     }
@@ -109,10 +109,10 @@ pub trait Backend: Send + Sync {
     /// The arguments that boot the VM.
     fn arguments(&self, launch: Launch<'_>) -> Vec<String>;
 
-    /// The arguments with which the updated VMM takes the VM over from `state`.
+    /// The arguments for an updated VMM that takes over the VM from `state`.
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String>;
 
-    /// Makes the arguments of a good update those of `kind`, where that is a matter of arguments.
+    /// Changes the arguments of a good update to those of `kind`, if they differ.
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>);
 
     /// The QMP socket of a second client.
@@ -120,23 +120,23 @@ pub trait Backend: Send + Sync {
         files.qmp.clone()
     }
 
-    /// What it promises.
+    /// How the VMM behaves where VMMs differ.
     fn dialect(&self) -> Dialect;
 
-    /// Why it has not what a case needs, if it has not.
+    /// Why this feature is unsupported, if so.
     fn lacks(&self, feature: Feature) -> Option<String>;
 
-    /// Why it cannot be made to fail so, if it cannot and has fail points.
+    /// Why this fault is unsupported, if so and the VMM has fail points.
     fn lacks_fault(&self, fault: &Inject) -> Option<String> {
         let _ = fault;
         None
     }
 
-    /// Its VM is one of KVM's.
+    /// Whether its VMs use KVM.
     fn uses_kvm(&self) -> bool;
 }
 
-/// Where the value of `option` stands.
+/// The index of the value of `option`.
 fn value_of(arguments: &[String], option: &str) -> Option<usize> {
     arguments.iter().position(|word| word == option).map(|at| at + 1)
 }

@@ -1,4 +1,4 @@
-//! Two builds of one VMM: a VM is started by one, and its updates go to the other.
+//! Two builds of one VMM: one starts the VM, and updates go to the other.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use crate::scenario::{CommandKind, Inject};
 /// Which build each update of a VM goes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Course {
-    /// Always to the other one.
+    /// Always to the other build.
     #[default]
     There,
-    /// To the other one and back, in turns.
+    /// To the other build and back, alternately.
     ThereAndBack,
 }
 
-/// Two builds.
+/// A backend that consists of two builds.
 pub struct Skew {
     from: Arc<dyn Backend>,
     to: Arc<dyn Backend>,
     course: Course,
 }
 
-/// Two VMMs of which one cannot take over what the other has.
+/// An error for two VMMs that cannot be updated to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{from} cannot be updated to {to}: the two must be builds of one VMM")]
 pub struct SkewError {
@@ -35,7 +35,7 @@ pub struct SkewError {
 }
 
 impl Skew {
-    /// VMs are started by `from`.
+    /// A backend whose VMs are started by `from`.
     pub fn new(
         from: Arc<dyn Backend>,
         to: Arc<dyn Backend>,
@@ -94,7 +94,7 @@ impl Backend for Skew {
         self.from.dialect()
     }
 
-    /// A case may need it before and after an update.
+    /// Checks both builds, because a case may need the feature before and after an update.
     fn lacks(&self, feature: Feature) -> Option<String> {
         self.from.lacks(feature).or_else(|| self.to.lacks(feature))
     }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn another_vmm_is_no_other_build() {
+    fn rejects_different_vmms() {
         let own = Arc::new(CprVmm::carried().unwrap());
         let error = Skew::new(own, mock("/bin/true"), Course::There).err().unwrap().to_string();
         let why = "cpr-vmm cannot be updated to mock: the two must be builds of one VMM";

@@ -39,6 +39,6 @@ mod tests {
         let asked = Qemu::at(std::path::Path::new("/bin/true"), Accelerator::default());
         let finding = told(asked);
         assert_eq!(finding.health, Health::Limited);
-        assert!(finding.seen.contains("does not answer as QEMU"), "{finding:?}");
+        assert!(finding.seen.contains("does not respond like QEMU"), "{finding:?}");
     }
 }

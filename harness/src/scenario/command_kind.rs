@@ -1,10 +1,10 @@
-//! The commands of an update, good and bad, and the errno each bad one is named for.
+//! The commands of an update, good and bad, and the errno that each bad one must fail with.
 
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What `cpr-exec-command` is set to; each bad kind is prepared in the case's folder.
+/// What `cpr-exec-command` is set to. The files of each bad kind are prepared in the case's folder.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
 )]
@@ -15,9 +15,9 @@ pub enum CommandKind {
     Good,
     /// A `#!/bin/sh` script that execs the VMM.
     Wrapper,
-    /// The VMM by its bare name, to be found through `PATH`.
+    /// The VMM by its bare name, found through `PATH`.
     InPath,
-    /// The same VMM, which waits for `migrate-incoming`: the harness sends that.
+    /// The same VMM, waiting for `migrate-incoming`, which the harness sends.
     Deferred,
     /// The parameter is not set.
     Missing,
@@ -29,7 +29,7 @@ pub enum CommandKind {
     Nul,
     /// No such file.
     Enoent,
-    /// A bare name that no folder of `PATH` has.
+    /// A bare name that is in no folder of `PATH`.
     EnoentInPath,
     /// A file without an execute bit.
     EaccesNotExecutable,
@@ -39,23 +39,23 @@ pub enum CommandKind {
     EnoexecText,
     /// The first bytes of an ELF file.
     EnoexecElf,
-    /// A path through a file.
+    /// A path with a regular file as a directory component.
     Enotdir,
     /// A symbolic link to itself.
     Eloop,
-    /// A name longer than any file's.
+    /// A name longer than the file system allows.
     Enametoolong,
-    /// An argument longer than the kernel takes.
+    /// An argument longer than the kernel accepts.
     E2big,
     /// A file that is open for writing.
     Etxtbsy,
-    /// `true`: ends well, and is no VMM.
+    /// `true`: exits with status 0, but is not a VMM.
     True,
-    /// `false`: ends badly.
+    /// `false`: exits with status 1.
     False,
-    /// `sleep`: does nothing for longer than anybody waits.
+    /// `sleep`: sleeps past every deadline.
     Sleep,
-    /// `yes`: writes for ever.
+    /// `yes`: writes forever.
     Yes,
     /// `cat`: reads its input.
     Cat,
@@ -63,9 +63,9 @@ pub enum CommandKind {
     ScriptExits,
     /// A script that kills itself.
     ScriptKillsItself,
-    /// A script that leaves a child behind in a session of its own.
+    /// A script that leaves a child behind in its own session.
     ScriptDaemonizes,
-    /// An ELF file of another machine.
+    /// An ELF file for another architecture.
     ForeignElf,
     /// The VMM with 32 MiB of RAM.
     OtherMemory,
@@ -79,54 +79,54 @@ pub enum CommandKind {
     UnknownOption,
     /// The VMM without `--incoming`.
     NoIncoming,
-    /// A VMM that reads an older version of the saved state.
+    /// A VMM that expects an older version of the saved state.
     OlderState,
-    /// A VMM that reads a newer version of it.
+    /// A VMM that expects a newer version of the saved state.
     NewerState,
     /// The VMM with another state file.
     OtherIncoming,
-    /// The VMM on a mount from which nothing may be executed.
+    /// The VMM on a `noexec` mount.
     NoexecMount,
-    /// A whole i386 program, which exits with status 0 where the kernel executes it.
+    /// A complete i386 program, which exits with status 0 if the kernel can execute it.
     #[serde(rename = "elf-32")]
     Elf32,
-    /// The first half of what is loaded of the VMM's file.
+    /// The VMM's file, cut off halfway through its loadable segments.
     TruncatedVmm,
-    /// A wrapper that passes the rehearsal; then it cuts the state file in half. Those that
-    /// follow are of this kind, too.
+    /// A wrapper that passes the rehearsal, then cuts the state file in half. The commands up to
+    /// `without-kvm` are wrappers of this kind, too.
     TruncatesState,
-    /// It flips one bit in the middle of the state file.
+    /// The wrapper flips one bit in the middle of the state file.
     FlipsState,
-    /// It empties the state file.
+    /// The wrapper empties the state file.
     EmptiesState,
-    /// It puts the state of an earlier update in its place.
+    /// The wrapper replaces the state file with that of an earlier update.
     ReplacesState,
-    /// It puts a FIFO in its place.
+    /// The wrapper replaces the state file with a FIFO.
     StateBecomesFifo,
-    /// It puts a directory in its place.
+    /// The wrapper replaces the state file with a directory.
     StateBecomesDirectory,
-    /// It removes the state file.
+    /// The wrapper removes the state file.
     RemovesState,
-    /// It sets `CPR_EXEC_STATE` to a word.
+    /// The wrapper sets `CPR_EXEC_STATE` to a word.
     EnvNotANumber,
-    /// To -1.
+    /// The wrapper sets `CPR_EXEC_STATE` to -1.
     EnvNegative,
-    /// To more than any descriptor.
+    /// The wrapper sets `CPR_EXEC_STATE` to a number larger than any descriptor.
     EnvHuge,
-    /// To a number that is not open.
+    /// The wrapper sets `CPR_EXEC_STATE` to a descriptor that is not open.
     EnvClosed,
-    /// To the number of an ordinary file.
+    /// The wrapper sets `CPR_EXEC_STATE` to the descriptor of a regular file.
     EnvNotMemfd,
-    /// To the empty word.
+    /// The wrapper sets `CPR_EXEC_STATE` to the empty string.
     EnvEmpty,
-    /// It unsets it.
+    /// The wrapper unsets `CPR_EXEC_STATE`.
     EnvRemoved,
-    /// It sets it to the number of RAM's memfd.
+    /// The wrapper sets `CPR_EXEC_STATE` to the descriptor of RAM's memfd.
     EnvOtherFd,
-    /// It has no usable `/dev/kvm`.
+    /// The wrapper leaves the VMM without a usable `/dev/kvm`.
     WithoutKvm,
-    /// A wrapper that forks, and waits for the VMM: a script without `exec`. Those that follow are of
-    /// this kind, too.
+    /// A wrapper that forks and waits for the VMM: a script without `exec`. The other `forks-*`
+    /// commands are wrappers of this kind, too.
     ForksScript,
     /// `sh -c '"$@"; exit $?'`.
     ForksShC,
@@ -136,42 +136,42 @@ pub enum CommandKind {
     ForksFlock,
     /// `xargs`.
     ForksXargs,
-    /// `unshare -p -f`: in a PID namespace of its own.
+    /// `unshare -p -f`: a new PID namespace.
     ForksUnshare,
     /// `strace -f`.
     ForksStrace,
     /// `setsid -f`, which does not wait.
     ForksSetsid,
-    /// `script -c`: on a terminal of its own.
+    /// `script -c`: a new terminal.
     ForksTypescript,
     /// `nohup … &` and `wait`.
     ForksBackground,
-    /// A Python program that waits.
+    /// A Python program that starts the VMM and waits for it.
     ForksPython,
-    /// A wrapper that execs the VMM with less than the one before had: 16 descriptors. Those that
-    /// follow are of this kind, too.
+    /// A wrapper that execs the VMM with fewer resources or rights than its predecessor had: 16
+    /// descriptors. All commands that follow are wrappers of this kind, too.
     LowersNofile,
     /// 512 MiB of address space.
     LowersAs,
     /// 64 KiB of stack.
     LowersStack,
-    /// No queued signal, and so no timer.
+    /// No queued signals, and thus no timers.
     LowersSigpending,
-    /// No `ioctl`: EPERM.
+    /// `ioctl` fails with EPERM.
     FiltersIoctl,
-    /// No `clone3`, by which threads are started.
+    /// `clone3`, which starts threads, fails with EPERM.
     FiltersClone3,
-    /// No `eventfd2`.
+    /// `eventfd2` fails with EPERM.
     FiltersEventfd2,
-    /// No `timer_create`.
+    /// `timer_create` fails with EPERM.
     FiltersTimerCreate,
     /// Only the descriptors that the environment names stay open.
     ClosesDescriptors,
-    /// The VMM is that of another user, who may not signal the processes of the one before.
+    /// The VMM runs as another user, who may not signal the predecessor's processes.
     ChangesUser,
 }
 
-/// The errno a bad command is named for.
+/// The errno that a bad command or channel fails with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names are the kernel's")]
@@ -192,7 +192,7 @@ pub enum Errno {
 }
 
 impl Errno {
-    /// Its number.
+    /// The errno's number.
     pub fn number(self) -> i32 {
         match self {
             Self::Eperm => libc::EPERM,
@@ -211,25 +211,25 @@ impl Errno {
         }
     }
 
-    /// What has it is a file that is written, and not a command.
+    /// Whether this errno comes from writing a file rather than from executing a command.
     pub fn is_of_writing(self) -> bool {
         matches!(self, Self::Efbig | Self::Enospc)
     }
 
-    /// What libc says of it.
+    /// The error message of libc.
     pub fn words(self) -> String {
         let text = self.text();
         text.split(" (os error").next().unwrap_or_default().to_owned()
     }
 
-    /// What libc says of it, followed by ` (os error N)`.
+    /// The error message of libc, followed by ` (os error N)`.
     pub fn text(self) -> String {
         std::io::Error::from_raw_os_error(self.number()).to_string()
     }
 }
 
 impl CommandKind {
-    /// The VMM is another process than the one that is executed.
+    /// Whether the VMM runs in a child of the process that is executed.
     pub fn forks(self) -> bool {
         use CommandKind::*;
         matches!(
@@ -248,7 +248,7 @@ impl CommandKind {
         )
     }
 
-    /// The VMM has less than the one before.
+    /// Whether the new VMM has fewer resources or rights than its predecessor.
     pub fn lowers(self) -> bool {
         use CommandKind::*;
         matches!(
@@ -266,7 +266,7 @@ impl CommandKind {
         )
     }
 
-    /// The errno with which executing it fails.
+    /// The errno that executing this command fails with.
     pub fn errno(self) -> Option<Errno> {
         match self {
             Self::Enoent | Self::EnoentInPath => Some(Errno::Enoent),

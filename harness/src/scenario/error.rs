@@ -1,11 +1,11 @@
-//! Errors of scenario files, told so that they can be mended.
+//! Errors in scenario files, with their place and a hint how to fix them.
 
 use std::path::PathBuf;
 
-/// What is wrong with a scenario.
+/// An error in a scenario.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// The text is no valid scenario.
+    /// The text is not a valid scenario.
     #[error("{file}:{line}:{column}: {message}{hint}")]
     Syntax {
         /// The file.
@@ -16,13 +16,13 @@ pub enum ScenarioError {
         column: usize,
         /// What is wrong.
         message: String,
-        /// The nearest valid key, where one is near.
+        /// The nearest valid key, or empty if none is near.
         hint: String,
     },
-    /// It is well-formed and makes no sense.
+    /// The scenario is well-formed but makes no sense.
     #[error("{file}: {message}")]
     Sense {
-        /// The file, and the case where it matters.
+        /// The file, and the case if the error is in one.
         file: String,
         /// What is wrong.
         message: String,
@@ -32,14 +32,14 @@ pub enum ScenarioError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl ScenarioError {
-    /// From an error of the TOML reader about `text`.
+    /// Converts an error of the TOML parser in `text`.
     pub fn syntax(file: &str, text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map_or(0, |span| span.start);
         let message = error.message().replace('\n', "; ");
@@ -47,7 +47,7 @@ impl ScenarioError {
         Self::at(file, text, at, message, hint.unwrap_or_default())
     }
 
-    /// About the byte `at` of `text`.
+    /// An error at byte `at` of `text`.
     pub fn at(file: &str, text: &str, at: usize, message: String, hint: String) -> Self {
         let before = text.get(..at).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
@@ -55,13 +55,13 @@ impl ScenarioError {
         Self::Syntax { file: file.to_owned(), line, column, message, hint }
     }
 
-    /// About what the scenario means.
+    /// An error in the meaning of the scenario.
     pub fn sense(file: &str, message: impl Into<String>) -> Self {
         Self::Sense { file: file.to_owned(), message: message.into() }
     }
 }
 
-/// The valid key nearest to the unknown one, both taken from serde's message:
+/// Finds the valid key nearest to the unknown one; both come from serde's message:
 /// unknown field `x`, expected one of `a`, `b`.
 fn nearest(message: &str) -> Option<String> {
     if !message.starts_with("unknown") {

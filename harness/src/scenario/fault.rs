@@ -1,21 +1,21 @@
-//! Faults inside an update, by the VMM's fail points.
+//! Faults inside an update, injected through the VMM's fail points.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::{Expect, Migrate, Step};
 
-/// A fault that the next update meets, once.
+/// A fault to inject once, into the next update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Inject {
-    /// Where: one of the VMM's `query-failpoints`.
+    /// The fail point, one of the VMM's `query-failpoints`.
     pub point: String,
-    /// What.
+    /// The action at the fail point, such as `errno=EIO` or `panic`.
     pub action: String,
 }
 
-/// All points at which a VMM of ours can be made to fail: `fault/every-edge` tries each.
+/// All fail points of our VMM; `fault/every-edge` tries each.
 pub const POINTS: [&str; 31] = [
     "check",
     "rehearsal",
@@ -50,10 +50,10 @@ pub const POINTS: [&str; 31] = [
     "commit",
 ];
 
-/// How long an update that hangs is waited for, in milliseconds.
+/// The deadline of an update that hangs, in milliseconds.
 pub const HANGING_MS: u64 = 300;
 
-/// Actions at a point that an update of ours must survive.
+/// Actions at a fail point that an update of our VMM must survive.
 pub const ACTIONS: [&str; 9] = [
     "errno=EIO",
     "panic",
@@ -66,7 +66,8 @@ pub const ACTIONS: [&str; 9] = [
     "no-memory",
 ];
 
-/// How an update must end that meets `action` at `point`; none: that is not for this point.
+/// How an update must end that runs into `action` at `point`; none if the action does not apply to
+/// that point.
 pub fn expected(point: &str, action: &str) -> Option<Expect> {
     let undone = |text: &str| Some(Expect::Undone(text.to_owned()));
     let here = format!("fail point {point}");
@@ -84,7 +85,7 @@ pub fn expected(point: &str, action: &str) -> Option<Expect> {
     }
 }
 
-/// SIGKILL at `point`, which the VM must survive, and an update that must succeed.
+/// SIGKILL at `point`, which the VM must survive, followed by an update that must succeed.
 pub fn kill_at(point: &str) -> [Step; 3] {
     fault(point, "sigkill", Expect::Revived)
 }
@@ -99,7 +100,7 @@ pub fn every_action(point: &str) -> Vec<Step> {
 fn fault(point: &str, action: &str, expect: Expect) -> [Step; 3] {
     let inject = Inject { point: point.to_owned(), action: action.to_owned() };
     let update = Migrate {
-        // Only there it is of any use, and it takes its time.
+        // A rehearsal takes time and only matters for a fault inside it.
         rehearsal: Some(point == "rehearsal"),
         deadline_ms: (action == "hang").then_some(HANGING_MS),
         expect,

@@ -5,20 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use super::model::Step;
 
-/// Not a fail point: the command is in its rehearsal, and everything else goes on.
+/// Not a fail point: the command is being rehearsed while everything else continues.
 pub const REHEARSING: &str = "rehearsing";
 
-/// What comes while an update is held.
+/// What happens while an update is held at a point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Interrupt {
-    /// Where it is held: one of the VMM's `query-failpoints`, or [`REHEARSING`].
+    /// Where the update is held: one of the VMM's `query-failpoints`, or [`REHEARSING`].
     pub point: String,
-    /// What comes.
+    /// What happens meanwhile.
     pub with: Interruption,
 }
 
-/// A command, or a client.
+/// A command, or a misbehaving client, during an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Interruption {
@@ -28,7 +28,7 @@ pub enum Interruption {
     Cont,
     /// `system_reset`.
     Reset,
-    /// The guest, waiting at a marker with `end=reset`, goes on and resets.
+    /// The guest, waiting at a marker with `end=reset`, continues and resets.
     GuestReset,
     /// `quit`.
     Quit,
@@ -36,25 +36,25 @@ pub enum Interruption {
     Migrate,
     /// `migrate_cancel`.
     MigrateCancel,
-    /// A new client sends what is no JSON.
+    /// A new client sends text that is not JSON.
     Garbage,
-    /// A client has sent half a command before; the rest comes after the update.
+    /// A client sends half a command before the update and the rest after it.
     Half,
-    /// A client asks and asks, and reads nothing before the update is over.
+    /// A client keeps sending queries and reads no reply until the update is over.
     Silent,
 }
 
 impl Interruption {
-    /// It calls the update off, while that can be done.
+    /// Whether it cancels the update, if that is still possible.
     pub fn cancels(self) -> bool {
         self == Self::MigrateCancel
     }
 }
 
-/// Everything that can come at `point`, to one VM; the last ends it.
+/// Every interruption at `point`, in turn, on one VM; the last one ends the VMM.
 pub fn every_interruption(point: &str) -> Vec<Step> {
     use Interruption::{Cont, Garbage, Half, Migrate, MigrateCancel, Quit, Reset, Silent, Stop};
-    // Twice what leads to a state in which the guest is already.
+    // `stop` and `cont` come twice: the second time the guest is already in that state.
     let all = [Stop, Stop, Half, Cont, Cont, Reset, Migrate, MigrateCancel, Garbage, Silent, Quit];
     let step = |with| Step::Interrupt(Interrupt { point: point.to_owned(), with });
     all.map(step).into()

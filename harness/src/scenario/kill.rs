@@ -1,4 +1,4 @@
-//! SIGKILL to the main process of a VMM, and other ends from outside.
+//! SIGKILL to the main process of a VMM, and other ways to end a VMM from outside.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use serde::{Deserialize, Serialize};
 use super::signal::EndSignal;
 use super::storm::draw;
 
-/// What must become of a VM whose VMM was killed.
+/// What must happen to a VM whose VMM is killed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
-    /// It ends, and nothing is left of it.
+    /// The VM ends and leaves nothing behind.
     #[default]
     Gone,
-    /// It continues in the process that was its keeper.
+    /// The VM continues in the process that was its keeper.
     Revived,
 }
 
-/// Which keeper a VMM has (`--keeper`).
+/// When a VMM has a keeper (`--keeper`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keeper {
-    /// From boot on.
+    /// From boot onwards.
     On,
-    /// In updates.
+    /// Only during updates.
     Update,
-    /// None.
+    /// Never.
     Off,
 }
 
 impl Keeper {
-    /// As it stands in a scenario and on the VMM's command line.
+    /// The name in a scenario and on the VMM's command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::On => "on",
@@ -46,9 +46,9 @@ impl Keeper {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillVmm {
-    /// What must come of it.
+    /// What must happen to the VM.
     pub expect: Fate,
-    /// The longest time before a kill, in milliseconds; drawn from the case's seed.
+    /// The longest delay before a kill, in milliseconds; each delay is drawn from the case's seed.
     #[serde(default = "twenty")]
     pub within_ms: u32,
     /// How often the same VM is killed.
@@ -65,7 +65,7 @@ fn once() -> u32 {
 }
 
 impl KillVmm {
-    /// The time before kill `number`; the same for the same seed.
+    /// The delay before kill `number`; the same seed gives the same delay.
     pub fn pause(&self, seed: u64, number: u32) -> Duration {
         let span = (u64::from(self.within_ms) * 1000).max(1);
         Duration::from_micros(draw(seed, number, 2) % span)
@@ -88,7 +88,7 @@ pub enum EndBy {
 }
 
 impl EndBy {
-    /// The signal, if the VMM can end in its own way.
+    /// The signal, if the VMM can shut down in an orderly way.
     pub fn signal(self) -> Option<EndSignal> {
         match self {
             Self::Sigterm => Some(EndSignal::Sigterm),
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_are_drawn_again_by_the_same_seed() {
+    fn same_seed_gives_same_pauses() {
         let kill = KillVmm { expect: Fate::Revived, within_ms: 5, repeat: 50 };
         let pauses = |seed| -> Vec<Duration> { (0..50).map(|n| kill.pause(seed, n)).collect() };
         assert_eq!(pauses(7), pauses(7));

@@ -8,7 +8,7 @@ use super::command_kind::CommandKind;
 use super::kill::Fate;
 use super::signal::EndSignal;
 
-/// How often an update is cut off by a signal, and when.
+/// How often and when a signal interrupts an update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillInUpdate {
@@ -18,37 +18,37 @@ pub struct KillInUpdate {
     /// The signal.
     #[serde(default)]
     pub signal: EndSignal,
-    /// What must become of the VM; one that is revived is killed again.
+    /// What must happen to the VM; a revived VM is killed again.
     #[serde(default)]
     pub expect: Fate,
-    /// The command is rehearsed first.
+    /// Whether the command is rehearsed first.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub rehearsal: bool,
-    /// From when the moment counts.
+    /// The event from which the time of the signal counts.
     #[serde(default, skip_serializing_if = "Origin::is_default")]
     pub from: Origin,
-    /// The update is held at this point, and the signal comes while it is.
+    /// The point at which the update is held while the signal is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// The earliest moment: milliseconds before `migrate` is sent.
+    /// The earliest time of the signal: milliseconds before `migrate` is sent.
     #[serde(default = "before")]
     pub before_ms: u32,
-    /// The latest: milliseconds after that.
+    /// The latest time of the signal: milliseconds after `migrate` is sent.
     #[serde(default = "after")]
     pub after_ms: u32,
-    /// How often; a VM that is gone is started anew.
+    /// How often to kill; a VM that is gone is started again.
     #[serde(default = "once")]
     pub repeat: u32,
 }
 
-/// From when the moment of a kill counts.
+/// The event from which the time of a kill counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// From the sending of `migrate`.
+    /// The harness sends `migrate`.
     #[default]
     Migrate,
-    /// From the arrival of `MIGRATION` `setup`: a keeper must be there then.
+    /// The event `MIGRATION` with status `setup` arrives; a keeper must exist by then.
     Setup,
 }
 
@@ -62,7 +62,7 @@ fn yes() -> bool {
     true
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_yes(value: &bool) -> bool {
     *value
 }
@@ -71,7 +71,7 @@ fn before() -> u32 {
     1
 }
 
-/// As long as an update takes on a busy machine.
+/// About as long as an update takes on a busy machine.
 fn after() -> u32 {
     30
 }
@@ -97,23 +97,23 @@ impl Default for KillInUpdate {
 }
 
 impl KillInUpdate {
-    /// The moment of kill `number`, in microseconds after `migrate` is sent; the same for the same
-    /// seed.
+    /// The time of kill `number`, in microseconds after `migrate` is sent; the same seed gives the
+    /// same time.
     pub fn moment(&self, seed: u64, number: u32) -> i64 {
         let before = i64::from(self.before_ms) * 1000;
         let span = before + i64::from(self.after_ms) * 1000;
         let drawn = xxh3_64_with_seed(&number.to_le_bytes(), seed) >> 1;
-        // Masked, so it is not negative; and less than the span, which is an `i64`.
+        // The shift keeps it non-negative; the remainder is below the span, which is an `i64`.
         drawn as i64 % span.max(1) - before
     }
 
-    /// Whether some of its kills must come between the first event of an update and the last.
+    /// Whether at least one kill must fall between the first and the last event of an update.
     pub fn must_land(&self) -> bool {
         let ends = !self.signal.asks() && self.command == CommandKind::Good;
         ends && (self.repeat > 1 || self.at.is_some())
     }
 
-    /// What comes after kills none of which has landed: for the `nth` time, closer to the first event.
+    /// The next attempt if no kill fell inside an update: the `nth` one, closer to the first event.
     pub fn closer(&self, nth: u32) -> Self {
         let after_ms = self.after_ms.checked_shr(nth + 1).unwrap_or(0);
         Self { from: Origin::Setup, before_ms: 0, after_ms, rehearsal: false, ..self.clone() }
@@ -137,11 +137,11 @@ mod tests {
     }
 
     #[test]
-    fn moments_cover_the_span_and_can_be_drawn_again() {
+    fn moments_cover_the_span_and_repeat_for_the_same_seed() {
         let kills = kills(1, 20);
         let moments: Vec<i64> = (0..200).map(|n| kills.moment(7, n)).collect();
         assert!(moments.iter().all(|m| (-1000..20_000).contains(m)), "{moments:?}");
-        // A twentieth of the span is missed by all of them once in 30,000 seeds.
+        // One seed in 30,000 leaves a given twentieth of the span without any moment.
         for start in (-1000..20_000).step_by(1050) {
             assert!(moments.iter().any(|m| (start..start + 1050).contains(m)), "{start}");
         }

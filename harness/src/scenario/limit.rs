@@ -1,4 +1,4 @@
-//! Limits that the host puts on a running VMM.
+//! Limits that the host sets on a running VMM.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,43 +12,43 @@ use super::size::Size;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
-    /// Put back all that was there before.
+    /// Restore all previous limits.
     Restore,
-    /// Open files; `+N` lets N more be opened.
+    /// Open files; `+N` allows N more than are open.
     Nofile(Amount),
     /// Address space in bytes; `+N` is N more than is mapped.
     As(Amount),
-    /// Processes of its user.
+    /// Processes of the VMM's user.
     Nproc(Amount),
-    /// Bytes of a file it writes.
+    /// Size in bytes of a file that the VMM writes.
     Fsize(Amount),
 }
 
 impl Limit {
-    /// There is nothing in use that `+N` could be above.
+    /// Whether the limit is `+N` although its resource has no current use to add N to.
     pub fn is_relative_to_nothing(self) -> bool {
         matches!(self, Self::Nproc(Amount::Above(_)) | Self::Fsize(Amount::Above(_)))
     }
 }
 
-/// `N`, or `+N` above what is in use; with K, M or G.
+/// `N`, or `+N` for N more than is in use; optionally with K, M or G.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(extend("pattern" = r"^\+?[0-9]+[KMG]?$"))]
 pub enum Amount {
-    /// This much.
+    /// This amount.
     Exactly(u64),
-    /// This much more than is in use.
+    /// This amount more than is in use.
     Above(u64),
 }
 
-/// Not an amount.
+/// An error for text that is not an amount.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no amount; write a number, with K, M or G if need be, or + and a number")]
+#[error("invalid amount `{0}`: expected a number, optionally with + before and K, M or G after it")]
 pub struct BadAmount(String);
 
 impl Amount {
-    /// In figures, if `used` is in use.
+    /// The absolute amount, given that `used` is in use.
     pub fn of(self, used: u64) -> u64 {
         match self {
             Self::Exactly(amount) => amount,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[rstest]
-    fn refuses(#[values("", "+", "-1", "++1", "3x")] text: &str) {
+    fn rejects_invalid_amount(#[values("", "+", "-1", "++1", "3x")] text: &str) {
         assert_eq!(text.parse::<Amount>(), Err(BadAmount(text.to_owned())));
     }
 }

@@ -1,7 +1,7 @@
-//! `[matrix]`: one file, many cases.
+//! Expands the `[matrix]` of a scenario file to one case for each combination of values.
 //!
-//! A value is put into the text wherever `"${key}"` stands, so any key of a scenario can vary and
-//! the typed reader sees every expanded case, in lines as the author wrote them.
+//! A value replaces `"${key}"` in the text, so any key of a scenario can vary, and the typed parser
+//! sees every expanded case with the author's line numbers.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use toml::{Spanned, Table, Value};
 
 use super::ScenarioError;
 
-/// One choice of values: key and value, in order of key.
+/// One combination of values: pairs of key and value, sorted by key.
 pub type Choice = Vec<(String, Value)>;
 
-/// The values, and where they stand.
+/// The values, and their positions in the file.
 #[derive(Deserialize)]
 struct Matrix {
     matrix: BTreeMap<String, Spanned<Value>>,
 }
 
-/// All combinations of the matrix in `text`; one empty choice where there is no matrix.
+/// All combinations of the matrix in `text`; one empty choice if there is no matrix.
 pub fn choices(file: &str, text: &str) -> Result<Vec<Choice>, ScenarioError> {
     let table: Table = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
     if !table.contains_key("matrix") {
@@ -37,10 +37,10 @@ pub fn choices(file: &str, text: &str) -> Result<Vec<Choice>, ScenarioError> {
             return wrong(format!("`matrix.{key}` must be a list of values"));
         };
         if let Some(bad) = values.iter().find(|v| !(v.is_str() || v.is_integer() || v.is_bool())) {
-            return wrong(format!("`matrix.{key}`: {bad} is no string, number or boolean"));
+            return wrong(format!("`matrix.{key}`: {bad} is not a string, integer or boolean"));
         }
         if !text.contains(&format!("${{{key}}}")) {
-            return wrong(format!("`matrix.{key}` is used nowhere; write \"${{{key}}}\""));
+            return wrong(format!("`matrix.{key}` is unused; write \"${{{key}}}\" to use it"));
         }
         all = all
             .iter()
@@ -56,7 +56,7 @@ pub fn choices(file: &str, text: &str) -> Result<Vec<Choice>, ScenarioError> {
     Ok(all)
 }
 
-/// `text` with the values of `choice` in place.
+/// Replaces the placeholders in `text` with the values of `choice`.
 pub fn substitute(file: &str, text: &str, choice: &Choice) -> Result<String, ScenarioError> {
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
@@ -90,7 +90,7 @@ pub fn substitute(file: &str, text: &str, choice: &Choice) -> Result<String, Sce
     Ok(out)
 }
 
-/// `[key=value,…]`, or nothing.
+/// The suffix of the case's name: `[key=value,…]`, or empty without a matrix.
 pub fn suffix(choice: &Choice) -> String {
     if choice.is_empty() {
         return String::new();

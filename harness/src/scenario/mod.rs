@@ -1,4 +1,4 @@
-//! What to do with a VM: scenario files, and the cases they expand to.
+//! Scenario files, and the cases they expand to.
 
 pub mod command_kind;
 pub mod error;

@@ -1,4 +1,4 @@
-//! The model of a case: what TOML compiles to, and what Rust tests build directly.
+//! The model of a case: what a TOML scenario compiles to and Rust tests build directly.
 
 use clap::ValueEnum;
 use schemars::JsonSchema;
@@ -16,25 +16,25 @@ use super::soak::Soak;
 use super::stalled::Stalled;
 use super::storm::Storm;
 
-/// One run of one scenario, everything decided.
+/// One run of one scenario, with every parameter fixed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
     /// `theme/scenario[key=value,…]`.
     pub name: String,
-    /// What it shows, in one line.
+    /// What the case shows, in one line.
     pub summary: String,
     /// The guest's seed.
     pub seed: u64,
-    /// After this time the watchdog ends it.
+    /// The time in milliseconds after which the watchdog ends the case.
     pub deadline_ms: u64,
-    /// An update that succeeds may stop the guest for so long; none: as the check has it.
+    /// The longest blackout of a successful update, in milliseconds; none: the check's own limit.
     #[serde(default, rename = "max-blackout-ms", skip_serializing_if = "Option::is_none")]
     pub max_blackout_ms: Option<u64>,
-    /// It is run only when it is asked for by name.
+    /// Whether the case runs only when it is requested by name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_request: bool,
-    /// What is done, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
     /// The virtual machine.
     pub vm: Vm,
@@ -44,48 +44,48 @@ pub struct Case {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
-    /// Which guest boots.
+    /// The guest that boots.
     #[serde(default = "heartbeat")]
     #[schemars(transform = super::schema::guests)]
     pub guest: String,
-    /// vCPUs.
+    /// Number of vCPUs.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 8))]
     pub cpus: u32,
-    /// RAM.
+    /// Size of RAM.
     #[serde(default)]
     pub memory: Size,
-    /// RAM is shared memory, which an update needs.
+    /// Whether RAM is shared memory, which an update needs.
     #[serde(default = "yes")]
     pub share: bool,
     /// Page size of RAM.
     #[serde(default)]
     pub pages: Pages,
-    /// What its serial port is connected to.
+    /// What the serial port is connected to.
     #[serde(default, skip_serializing_if = "SerialKind::is_default")]
     pub serial: SerialKind,
-    /// The guest does not start before `cont`.
+    /// Whether the guest waits for `cont` before it starts.
     #[serde(default)]
     pub paused: bool,
-    /// More of the guest's command line; the seed is in it anyway.
+    /// Additional text for the guest's command line; the seed is always included.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
-    /// A system call filter that it is started under.
+    /// A system call filter that the VMM is started under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Seccomp>,
-    /// The signal settings that it is started with.
+    /// The signal settings that the VMM is started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signals: Option<Signals>,
-    /// It has a memory cgroup of its own, with this limit once the guest has booted.
+    /// Gives the VMM its own memory cgroup, with this limit once the guest has booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<Amount>,
-    /// It is started from a copy of its binary in the case's folder.
+    /// Whether the VMM is started from a copy of its binary in the case's folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_binary: bool,
-    /// Its keeper; none: as the VMM has it by itself.
+    /// When the VMM has a keeper; none: the VMM's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<Keeper>,
-    /// What it logs goes to a pipe that nobody reads.
+    /// Sends the VMM's log to a pipe that is never read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<Stalled>,
 }
@@ -127,7 +127,7 @@ pub enum Signals {
     SigchldIgnored,
     /// SIGRTMIN is blocked.
     SigrtminBlocked,
-    /// All that can be are blocked.
+    /// All signals that can be blocked are blocked.
     AllBlocked,
 }
 
@@ -150,7 +150,7 @@ pub enum SerialKind {
     /// A file.
     #[default]
     File,
-    /// A socket.
+    /// A UNIX socket.
     Unix,
 }
 
@@ -174,14 +174,14 @@ pub enum Pages {
     #[serde(rename = "thp")]
     #[value(name = "thp")]
     Transparent,
-    /// 2 MiB pages from the host's reserve.
+    /// 2 MiB pages from the host's hugetlbfs pool.
     #[serde(rename = "2m")]
     #[value(name = "2m")]
     Reserved,
 }
 
 impl Pages {
-    /// As it stands in a scenario and on the VMM's command line.
+    /// The name in a scenario and on the VMM's command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Small => "4k",
@@ -191,7 +191,7 @@ impl Pages {
     }
 }
 
-/// One step.
+/// One step of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
@@ -201,57 +201,57 @@ pub enum Step {
     Stop,
     /// `cont`.
     Cont,
-    /// `system_reset`, and wait for the next boot of the guest.
+    /// `system_reset`, then wait for the next boot of the guest.
     Reset,
-    /// `quit`: the VMM ends by itself.
+    /// `quit`: the VMM exits.
     Quit,
-    /// SIGKILL.
+    /// SIGKILL to the VMM.
     Kill,
-    /// `stop` or `cont`, whichever leads there; nothing if the guest is there already.
+    /// `stop` or `cont`, whichever leads to this state; nothing if the guest is already in it.
     Bring(RunWish),
-    /// Wait for progress of the guest.
+    /// Wait until the guest makes progress.
     Wait(Wait),
-    /// Let the guest go on from this marker.
+    /// Let the guest continue from this marker.
     Go(u32),
-    /// At each of the guest's markers up to this one: wait for it, update, let the guest go on.
+    /// At each of the guest's markers up to this one: wait for it, update, let the guest continue.
     EachMarker(u32),
-    /// A client comes to the serial port's socket, or leaves it.
+    /// Connect a client to the serial port's socket, or disconnect it.
     Serial(SerialWish),
     /// Update the VMM.
     Migrate(Migrate),
-    /// Update the VMM, and watch the guest meanwhile.
+    /// Update the VMM and watch the guest meanwhile.
     Measure,
-    /// Let the next update meet a fault.
+    /// Inject a fault into the next update.
     Inject(Inject),
     /// Send an NMI to every vCPU.
     Nmi,
-    /// Move the interrupt line that the VMM has behind a descriptor.
+    /// Trigger the interrupt line that the VMM connects to an eventfd (`KVM_IRQFD`).
     Irqfd,
     /// Send INIT and SIPI to a vCPU.
     Start(StartAt),
-    /// Let updates meet every fault at this point, each followed by a good one.
+    /// Inject every fault at this point, each into its own update and followed by a good update.
     Faults(String),
-    /// Let the VMM's process be killed at this point of an update, which it must survive.
+    /// Kill the VMM's process at this point of an update; the VM must survive.
     KillAt(String),
-    /// These steps, so often.
+    /// Repeat these steps.
     Repeat(Repeat),
-    /// Updates at random moments, from the case's seed.
+    /// Updates at random times, drawn from the case's seed.
     Storm(Storm),
-    /// Updates without end, from the case's seed.
+    /// A long series of updates at random times, drawn from the case's seed.
     Soak(Soak),
-    /// Let an update meet a signal at this point: the VMM ends.
+    /// Send the VMM a signal at this point of an update; the VMM must end.
     Signal(SignalAt),
-    /// Let something come while an update is held at a point.
+    /// Interrupt an update while it is held at a point.
     Interrupt(Interrupt),
-    /// Let everything come while updates are held at this point, at last `quit`.
+    /// Interrupt updates held at this point in every way; `quit` comes last.
     Interrupts(String),
-    /// Cut off updates by a signal; a VM that is gone is started anew in the same place.
+    /// Interrupt updates with a signal; a VM that is gone is started again in the same folder.
     KillInUpdate(KillInUpdate),
-    /// SIGKILL to the main process of the VMM, outside of updates.
+    /// SIGKILL to the main process of the VMM, outside updates.
     KillVmm(KillVmm),
-    /// End the VMM from outside, outside of updates.
+    /// End the VMM with a signal or through its cgroup, outside updates.
     EndBy(EndBy),
-    /// Send these commands in one write, so that each arrives while the ones before are at work.
+    /// Send these commands in one write, so that each arrives while earlier ones are in progress.
     Race(Vec<RaceCommand>),
     /// Set a soft limit of the VMM.
     Limit(Limit),
@@ -259,28 +259,28 @@ pub enum Step {
     Binary(BinaryChange),
 }
 
-/// Where a vCPU is to start.
+/// The place where a vCPU must start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartAt {
     /// The vCPU.
     pub cpu: u8,
-    /// The page below 1 MiB, by its number.
+    /// The number of the start page, below 1 MiB.
     pub page: u8,
 }
 
-/// Steps that are done several times, one round after the other.
+/// A sequence of steps to run several times in a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Repeat {
-    /// How often.
+    /// Number of rounds.
     pub times: u32,
-    /// What.
+    /// The steps of one round.
     pub steps: Vec<Step>,
 }
 
 impl Step {
-    /// Nothing can follow it.
+    /// Whether the step ends the VMM, so that no step can follow it.
     pub fn ends(&self) -> bool {
         match self {
             Self::Quit | Self::Kill | Self::EndBy(_) => true,
@@ -292,15 +292,15 @@ impl Step {
     }
 }
 
-/// What becomes of the file that the VMM was started from.
+/// A change to the file that the VMM was started from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BinaryChange {
-    /// It is removed.
+    /// The file is removed.
     Deleted,
-    /// Another file takes its name.
+    /// Another file is renamed over it.
     Replaced,
-    /// It is opened for writing, and written if nobody executes it.
+    /// The file is opened for writing, and overwritten unless a process is executing it.
     Overwritten,
 }
 
@@ -310,7 +310,7 @@ pub enum BinaryChange {
 pub enum RunWish {
     /// The vCPUs run.
     Running,
-    /// They stand still.
+    /// The vCPUs are stopped.
     Stopped,
 }
 
@@ -318,9 +318,9 @@ pub enum RunWish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SerialWish {
-    /// It connects; from then on it sends numbered lines and checks those it gets.
+    /// It connects, then sends numbered lines and checks those it receives.
     Connect,
-    /// It closes its connection.
+    /// It closes the connection.
     Leave,
 }
 
@@ -334,7 +334,7 @@ pub enum Wait {
     Sweeps(u64),
     /// The guest reaches this marker.
     Marker(u32),
-    /// The serial port's client gets this many more lines.
+    /// The serial port's client receives this many more lines.
     SerialLines(u64),
 }
 
@@ -348,16 +348,16 @@ pub struct Migrate {
     /// The migration channel.
     #[serde(default)]
     pub channel: Channel,
-    /// Whether the VMM rehearses the command before the guest stops; none: as it does by itself.
+    /// Whether the VMM rehearses the command before the guest stops; none: the VMM's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<bool>,
-    /// After how many milliseconds the VMM must have come to an end; none: as it does by itself.
+    /// The deadline of the update, in milliseconds; none: the VMM's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// How it must end.
+    /// How the update must end.
     #[serde(default)]
     pub expect: Expect,
-    /// How often, one after the other.
+    /// How many updates, one after the other.
     #[serde(default = "one")]
     pub repeat: u32,
 }
@@ -375,7 +375,7 @@ impl Default for Migrate {
     }
 }
 
-/// Where the state goes.
+/// The channel that the state is saved to.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
 )]
@@ -394,13 +394,13 @@ pub enum Channel {
     Fd,
     /// `file:` in a directory that does not exist.
     MissingDirectory,
-    /// `file:` that is a directory.
+    /// `file:` with the path of a directory.
     Directory,
-    /// `file:` on a file system that has no room.
+    /// `file:` on a full file system.
     Full,
-    /// `file:` on a file system mounted read-only.
+    /// `file:` on a read-only file system.
     ReadOnly,
-    /// A list of channels without a main one.
+    /// A list of channels without a `main` channel.
     OnlyCpr,
 }
 
@@ -411,31 +411,31 @@ pub enum Expect {
     /// It succeeds.
     #[default]
     Completed,
-    /// It is refused in the answer to `migrate` or to setting its parameters, before the guest
-    /// stops, with this in the error.
+    /// It is refused in the reply to `migrate` or to setting its parameters, before the guest
+    /// stops; the error contains this text.
     Refused(String),
-    /// It fails, and the guest goes on as before.
+    /// It fails, and the guest continues as before.
     Failed(Failure),
-    /// It is refused or fails, with this in the error, and the guest goes on as before.
+    /// It is refused or fails, and the guest continues as before; the error contains this text.
     Undone(String),
-    /// It succeeds, is refused or fails; in any case the guest goes on.
+    /// It succeeds, is refused or fails; in any case the guest continues.
     Kept,
-    /// The VMM's process dies in it, and the VM continues in its keeper's.
+    /// The VMM's process dies during the update, and the VM continues in the keeper's process.
     Revived,
-    /// Whatever comes of it, the VM continues undamaged, in this process or its keeper's.
+    /// Whatever the outcome, the VM continues undamaged, in this process or in the keeper's.
     Survives,
-    /// Whatever comes of it, the VMM ends well, as a signal has asked it to.
+    /// Whatever the outcome, the VMM shuts down in an orderly way, as a signal requested.
     Ended,
 }
 
-/// What the error of a failed update must say.
+/// What the error of a failed update must contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
-    /// The errno; by default that of the bad command.
+    /// The errno; the default is that of the bad command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<Errno>,
-    /// More text that must be in it.
+    /// Additional text that the error must contain.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub text: String,
 }
@@ -454,19 +454,19 @@ pub enum RaceCommand {
     Stop,
     /// `cont`.
     Cont,
-    /// The guest, waiting at a marker with `end=reset` on its command line, goes on and resets.
+    /// The guest, waiting at a marker with `end=reset` on its command line, continues and resets.
     GuestReset,
-    /// The guest, waiting at a marker with `end=exit` on its command line, goes on and powers off.
+    /// The guest, waiting at a marker with `end=exit` on its command line, continues and exits.
     GuestExit,
 }
 
 impl RaceCommand {
-    /// The guest boots anew.
+    /// Whether the guest boots again.
     pub fn resets(self) -> bool {
         matches!(self, Self::Reset | Self::GuestReset)
     }
 
-    /// The VMM ends.
+    /// Whether the VMM ends.
     pub fn ends(self) -> bool {
         matches!(self, Self::Quit | Self::GuestExit)
     }

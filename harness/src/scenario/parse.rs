@@ -1,4 +1,4 @@
-//! From the text of a scenario file to its cases.
+//! Parses a scenario file into its cases.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,40 +10,40 @@ use super::model::{Case, Repeat, Step, Vm};
 use super::signal::ending_by;
 use super::{ScenarioError, matrix, sense};
 
-/// Time for one case unless the scenario says otherwise.
+/// The deadline of a case, in milliseconds, unless the scenario sets another.
 const DEADLINE_MS: u64 = 60_000;
 
-/// A scenario file, its matrix already put in place.
+/// A scenario file with the placeholders of its matrix already replaced.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "A scenario of cpr-harness")]
 pub(super) struct File {
-    /// What it shows, in one line.
+    /// What the scenario shows, in one line.
     summary: String,
     /// The virtual machine.
     #[serde(default)]
     vm: Vm,
-    /// What is done, in order; the first is "boot".
+    /// The steps, in order; the first is "boot".
     steps: Vec<Step>,
-    /// The guest's seed [default: from the case's name].
+    /// The guest's seed [default: derived from the case's name].
     seed: Option<u64>,
-    /// After so many milliseconds the watchdog ends the case [default: 60000].
+    /// The number of milliseconds after which the watchdog ends the case [default: 60000].
     deadline_ms: Option<u64>,
-    /// An update that succeeds may stop the guest for so many milliseconds [default: 2000, or 20 times
-    /// the largest gap between two heartbeats in a calm time of the same run, if that is more].
+    /// The longest blackout of a successful update, in milliseconds [default: 2000, or 20 times the
+    /// largest gap between two heartbeats in a calm period of the same run, if that is more].
     #[serde(rename = "max-blackout-ms")]
     max_blackout_ms: Option<u64>,
-    /// It is run only when a filter or a file names it.
+    /// Whether the scenario runs only when a filter or a file names it.
     #[serde(default)]
     on_request: bool,
-    /// A case of each combination: a value is put wherever "${key}" stands.
+    /// Values for "${key}" in the file; each combination of values is one case.
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Vec<super::schema::Scalar>>")]
-    #[allow(dead_code, reason = "read before, by `matrix`; here it must only be a known key")]
+    #[allow(dead_code, reason = "`matrix` has already read it; here it must only be a known key")]
     matrix: toml::Table,
 }
 
-/// The cases of scenario `name` (`theme/scenario`), whose `text` stands in `file`.
+/// Parses the cases of scenario `name` (`theme/scenario`) from the `text` of `file`.
 pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioError> {
     matrix::choices(file, text)?
         .iter()
@@ -70,13 +70,13 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
         .collect()
 }
 
-/// Every step with its number in the file.
+/// Expands all steps and returns each with its number in the file.
 fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
     let numbered = steps.into_iter().zip(1..);
     numbered.flat_map(|(step, n)| expand(vec![step]).into_iter().map(move |s| (n, s))).unzip()
 }
 
-/// `faults`, `kill-at`, `signal`, `interrupts` and `repeat` are many steps.
+/// Replaces `faults`, `kill-at`, `signal`, `interrupts` and `repeat` by the steps they stand for.
 pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
     let expand = |step| match step {
         Step::Faults(point) => every_action(&point),
@@ -92,7 +92,7 @@ pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
     steps.into_iter().flat_map(expand).collect()
 }
 
-/// Reads one expanded case, as an evidence folder holds it.
+/// Parses one expanded case, as stored in an evidence folder.
 pub fn parse_case(file: &str, text: &str) -> Result<Case, ScenarioError> {
     let case: Case = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
     let numbers: Vec<usize> = (1..=case.steps.len()).collect();
@@ -134,7 +134,7 @@ pages = ["4k", "thp"]
 "#;
 
     #[test]
-    fn a_matrix_expands_to_named_cases() {
+    fn matrix_expands_to_named_cases() {
         let cases = parse("update/running.toml", "update/running", GOOD).unwrap();
         let names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(
@@ -151,7 +151,7 @@ pages = ["4k", "thp"]
     }
 
     #[test]
-    fn an_expanded_case_reads_back() {
+    fn expanded_case_round_trips() {
         for case in parse("update/running.toml", "update/running", GOOD).unwrap() {
             let text = toml::to_string(&case).unwrap();
             assert_eq!(parse_case("case.toml", &text).unwrap(), case, "{text}");
@@ -216,7 +216,7 @@ pages = ["4k", "thp"]
         "summary = \"\"\nsteps = [\"boot\", { kill-vmm = { expect = \"gone\" } }, \"cont\"]\n"
     )]
     #[case::no_cgroup_to_kill("summary = \"\"\nsteps = [\"boot\", { end-by = \"cgroup-kill\" }]\n")]
-    fn mistakes_are_told(#[case] text: &str) {
+    fn mistakes_are_reported(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();
         let name =
             std::thread::current().name().unwrap_or("").rsplit("::").next().unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! The JSON Schema of scenario files, for editors and for programs that write them.
+//! The JSON Schema of scenario files, for editors and for programs that generate scenarios.
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{Transform, transform_subschemas};
@@ -10,7 +10,7 @@ use super::parse::File;
 /// A value of `[matrix]`.
 #[derive(JsonSchema)]
 #[serde(untagged)]
-#[allow(dead_code, reason = "only its schema is of use")]
+#[allow(dead_code, reason = "only its schema is used")]
 pub(super) enum Scalar {
     /// Text.
     Text(String),
@@ -20,21 +20,21 @@ pub(super) enum Scalar {
     Truth(bool),
 }
 
-/// The schema, of draft 2020-12. What only makes sense with other keys or steps is for
-/// [`parse`](super::parse::parse) to tell.
+/// The schema, in draft 2020-12. [`parse`](super::parse::parse) checks what depends on other keys
+/// or steps.
 pub fn schema() -> Schema {
     let settings = SchemaSettings::draft2020_12().with_transform(AsWritten);
     settings.into_generator().into_root_schema_for::<File>()
 }
 
-/// For a field of [`Vm`](super::Vm): the guests that there are.
+/// Restricts the schema of a field of [`Vm`](super::Vm) to the names of the guests.
 pub(super) fn guests(schema: &mut Schema) {
     let names: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
     schema.insert("enum".into(), json!(names));
 }
 
-/// A file is TOML, which has no null; and wherever it has a value, the `"${key}"` of a matrix can
-/// stand.
+/// Adapts the schema to scenario files: TOML has no null, and the `"${key}"` of a matrix can
+/// replace any value.
 #[derive(Clone)]
 struct AsWritten;
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn every_embedded_scenario_is_as_the_schema_says() {
+    fn every_embedded_scenario_matches_the_schema() {
         let schema = serde_json::to_value(schema()).unwrap();
         let validator = jsonschema::validator_for(&schema).unwrap();
         for (name, text) in EMBEDDED {
@@ -122,12 +122,12 @@ mod tests {
     #[case::nested("summary = ''\nsteps = [{ repeat = { times = 2, steps = ['stopp'] } }]")]
     #[case::amount("summary = ''\nsteps = ['boot', { limit = { as = '++1' } }]")]
     #[case::matrix("summary = ''\nsteps = ['boot']\nmatrix = { a = 1 }")]
-    fn what_the_reader_refuses_is_not(#[case] text: &str) {
+    fn rejects_what_the_parser_rejects(#[case] text: &str) {
         assert!(valid(text).is_err(), "{text}");
     }
 
     #[test]
-    fn a_value_of_the_matrix_can_stand_anywhere() {
+    fn matrix_placeholder_can_replace_any_value() {
         let text = r#"
             summary = "${s}"
             seed = "${seed}"

@@ -1,4 +1,4 @@
-//! Whether a well-formed scenario makes sense, and where it does not.
+//! Checks that a well-formed scenario makes sense, and finds the place where it does not.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,10 +14,10 @@ use super::kill_in_update::{KillInUpdate, Origin};
 use super::limit::Limit;
 use super::model::{Case, Channel, Expect, Migrate, Step};
 
-/// More vCPUs than this no guest can use.
+/// The largest number of vCPUs that a guest supports.
 const MAX_CPUS: u32 = guest_images::mailbox::MAX_CPUS as u32;
 
-/// What makes no sense, and where.
+/// An error in the meaning of a scenario, and its place.
 #[derive(Debug)]
 pub struct Nonsense {
     place: Place,
@@ -33,13 +33,13 @@ enum Place {
     Vm(&'static str),
 }
 
-/// Looks at `case`, which stands in no file.
+/// Checks `case`, which does not come from a file.
 pub fn check_made(case: &Case) -> Result<(), String> {
     let numbers: Vec<usize> = (1..=case.steps.len()).collect();
     check(case, &numbers).map_err(|nonsense| nonsense.message)
 }
 
-/// Looks at `case`, whose steps have these numbers in its file.
+/// Checks `case`, whose steps have these numbers in the file.
 pub fn check(case: &Case, numbers: &[usize]) -> Result<(), Nonsense> {
     let nonsense = |place, message: String| {
         Err(Nonsense { place, message: format!("{}: {message}", case.name) })
@@ -49,7 +49,7 @@ pub fn check(case: &Case, numbers: &[usize]) -> Result<(), Nonsense> {
     }
     if guest_images::guest(&case.vm.guest).is_none() {
         let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-        let message = format!("no guest `{}`; there are {}", case.vm.guest, all.join(", "));
+        let message = format!("unknown guest `{}`; known: {}", case.vm.guest, all.join(", "));
         return nonsense(Place::Vm("guest"), message);
     }
     if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
@@ -70,7 +70,7 @@ pub fn check(case: &Case, numbers: &[usize]) -> Result<(), Nonsense> {
     Ok(())
 }
 
-/// What the steps so far have done.
+/// The state after the steps so far.
 #[derive(Default)]
 struct Before {
     booted: bool,
@@ -79,42 +79,40 @@ struct Before {
 }
 
 impl Before {
-    /// Whether `step` can come now.
+    /// Checks that `step` is possible now, and records what it does.
     fn step(&mut self, case: &Case, step: &Step, followers: &[Step]) -> Result<(), String> {
         let no = |message: &str| Err(message.to_owned());
         match step {
-            Step::Boot if self.booted => return no(": the VM is booted already"),
+            Step::Boot if self.booted => return no(": the VM has already booted"),
             Step::Boot => self.booted = true,
             step if step.ends() && !followers.is_empty() => {
                 return no(" ends the VMM; nothing can follow it");
             }
-            Step::Race(commands) if commands.is_empty() => return no(": a race without commands"),
+            Step::Race(commands) if commands.is_empty() => return no(": race has no commands"),
             Step::KillInUpdate(kill) => return kill_in_update(case, kill),
             Step::KillVmm(kill) if kill.repeat == 0 => return no(": repeat is 0"),
             Step::KillVmm(kill) if kill.expect == Fate::Gone && kill.repeat > 1 => {
-                return no(": what is gone cannot be killed again");
+                return no(": a VM that is gone cannot be killed again");
             }
             Step::KillVmm(kill)
                 if (kill.expect == Fate::Revived) != keeper_is(case, Keeper::On) =>
             {
-                return no(
-                    ": outside of updates a VM is revived with vm.keeper = \"on\", only then",
-                );
+                return no(": outside updates a VM is revived if, and only if, vm.keeper = \"on\"");
             }
             Step::EndBy(EndBy::CgroupKill) if case.vm.memory_limit.is_none() => {
-                return no(": only with vm.memory_limit, which gives the VMM a cgroup of its own");
+                return no(": requires vm.memory_limit, which gives the VMM its own cgroup");
             }
             Step::Storm(storm) if storm.updates == 0 => return no(": updates is 0"),
             Step::Soak(soak) if soak.updates == 0 => return no(": updates is 0"),
             Step::Limit(Limit::Restore) if !self.limited => {
-                return no(": no limit was set that could be restored");
+                return no(": there is no limit to restore; set one first");
             }
             Step::Limit(limit) if limit.is_relative_to_nothing() => {
-                return no(": nproc and fsize are what they are set to; write no +");
+                return no(": nproc and fsize cannot be relative to current use; remove the +");
             }
             Step::Limit(limit) => self.limited = *limit != Limit::Restore,
             Step::Binary(_) if !case.vm.own_binary => {
-                return no(": only with vm.own_binary = true");
+                return no(": requires vm.own_binary = true");
             }
             Step::Inject(_) if !matches!(followers.first(), Some(Step::Migrate(_))) => {
                 return no(": inject must be followed by migrate");
@@ -128,7 +126,7 @@ impl Before {
     fn migrate(&mut self, migrate: &Migrate) -> Result<(), String> {
         let no = |message: &str| Err(message.to_owned());
         if migrate.command == CommandKind::ReplacesState && !self.saved {
-            return no(": there is no state of an earlier update to put there");
+            return no(": there is no earlier state; put a successful update to a file before it");
         }
         self.saved |= migrate.expect == Expect::Completed && migrate.channel == Channel::File;
         if migrate.repeat == 0 {
@@ -138,7 +136,7 @@ impl Before {
             && failure.errno.or(migrate.command.errno()).is_none()
             && failure.text.is_empty()
         {
-            return no(": say by which errno or text the update fails");
+            return no(": specify the errno or the text that the update fails with");
         }
         Ok(())
     }
@@ -156,18 +154,19 @@ fn kill_in_update(case: &Case, kill: &KillInUpdate) -> Result<(), String> {
         Fate::Gone if kills && !keeper_is(case, Keeper::Off) => {
             no(": a keeper survives SIGKILL; write vm.keeper = \"off\" or expect = \"revived\"")
         }
-        Fate::Revived if !kills => no(": a signal that asks for the end is not survived"),
-        Fate::Revived if keeper_is(case, Keeper::Off) => no(": nothing revives without a keeper"),
-        // Or `migrate` may not have been read yet, and the update is then done after the revival.
+        Fate::Revived if !kills => no(": a VM is revived only after SIGKILL"),
+        Fate::Revived if keeper_is(case, Keeper::Off) => no(": no revival without a keeper"),
+        // Otherwise the kill may come before the VMM reads `migrate`; the update then follows the
+        // revival.
         Fate::Revived if keeper_is(case, Keeper::On) && kill.from != Origin::Setup => {
-            no(": with vm.keeper = \"on\" write from = \"setup\"")
+            no(": vm.keeper = \"on\" requires from = \"setup\"")
         }
         _ => Ok(()),
     }
 }
 
 impl Nonsense {
-    /// As an error about `file`, whose text this is.
+    /// Converts it to an error in `file`, which contains `text`.
     pub fn told(self, file: &str, text: &str) -> ScenarioError {
         match self.place.find(text) {
             Some(span) => ScenarioError::at(file, text, span.start, self.message, String::new()),
@@ -177,7 +176,7 @@ impl Nonsense {
 }
 
 impl Place {
-    /// Where it stands; for a key that is left out, what it would stand in.
+    /// Finds the place in `text`; for a missing key, the table it would be in.
     fn find(self, text: &str) -> Option<Range<usize>> {
         let spans: Spans = toml::from_str(text).ok()?;
         match self {
@@ -194,7 +193,7 @@ impl Place {
     }
 }
 
-/// Where the parts of a scenario stand.
+/// The positions of the parts of a scenario file.
 #[derive(Deserialize)]
 struct Spans {
     steps: Spanned<Vec<Spanned<IgnoredAny>>>,

@@ -1,4 +1,4 @@
-//! Where scenario files come from: the working tree, the command line, or this binary.
+//! Reads scenarios from the working tree, from the command line or from this binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,25 @@ include!(concat!(env!("OUT_DIR"), "/embedded_scenarios.rs"));
 /// The folder of scenarios in the working tree.
 pub const FOLDER: &str = "scenarios";
 
-/// Scenarios and where they were found.
+/// A set of scenarios and where they were found.
 #[derive(Clone, Debug)]
 pub struct Set {
-    /// In words.
+    /// Where they were found, as shown to the user.
     pub origin: String,
     /// Their cases, in order.
     pub cases: Vec<Case>,
 }
 
 impl Set {
-    /// Those of the working tree if the current directory is one, else the embedded ones.
+    /// Reads the scenarios of the working tree if the current directory is one, else the embedded
+    /// ones.
     pub fn find() -> Result<Self, ScenarioError> {
         let folder = Path::new(FOLDER);
         let files = scenario_files(folder);
         if files.is_empty() { Self::embedded() } else { Self::read(FOLDER.into(), &files) }
     }
 
-    /// Those that were embedded when this binary was built.
+    /// Reads the scenarios that were embedded when this binary was built.
     pub fn embedded() -> Result<Self, ScenarioError> {
         let mut cases = Vec::new();
         for (name, text) in EMBEDDED {
@@ -36,7 +37,7 @@ impl Set {
         Ok(Self { origin: "embedded scenarios".into(), cases })
     }
 
-    /// Those of `paths`: files, or folders of theme folders.
+    /// Reads the scenarios in `paths`: files, folders of files, or folders of theme folders.
     pub fn at(paths: &[PathBuf]) -> Result<Self, ScenarioError> {
         let mut files = Vec::new();
         for path in paths {
@@ -62,14 +63,14 @@ impl Set {
     }
 }
 
-/// `theme/scenario`, from the file's folder and stem.
+/// The name `theme/scenario`, from the file's folder and stem.
 pub fn name(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let part = |p: Option<&std::ffi::OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
     format!("{}/{}", part(path.parent().and_then(Path::file_name)), part(path.file_stem()))
 }
 
-/// The scenario files in the theme folders of `folder`, in order of path.
+/// The scenario files in the theme folders of `folder`, sorted by path.
 fn scenario_files(folder: &Path) -> Vec<PathBuf> {
     let mut themes: Vec<PathBuf> = entries(folder).filter(|path| path.is_dir()).collect();
     themes.sort();

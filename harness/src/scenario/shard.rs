@@ -1,39 +1,39 @@
-//! One of several parts of a set of cases, for as many machines.
+//! Splits a set of cases into shards, to run them on several machines.
 
 use std::str::FromStr;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Part `index` of `of`, counted from 1.
+/// Shard `index` of `of`, counted from 1.
 ///
-/// A case's name alone says where it belongs, so a new case moves no other one.
+/// A case's shard depends only on its name, so adding a case moves no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     index: u32,
     of: u32,
 }
 
-/// Why something is no shard.
+/// An error in the text of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
-    /// It is no two numbers.
-    #[error("a shard is i/n, such as 1/2")]
+    /// The text is not two numbers with a slash between them.
+    #[error("expected a shard as i/n, such as 1/2")]
     Form,
-    /// There is no such part.
-    #[error("there is no shard {index} of {of}: they are counted from 1 to {of}")]
+    /// The index is out of range.
+    #[error("there is no shard {index} of {of}: shards are numbered from 1 to {of}")]
     Index {
-        /// The part.
+        /// The index of the shard.
         index: u32,
-        /// Of so many.
+        /// The number of shards.
         of: u32,
     },
-    /// There are no parts at all.
+    /// The number of shards is 0.
     #[error("a set cannot be divided into 0 shards")]
     None,
 }
 
 impl Shard {
-    /// True if the case of this name is in it.
+    /// Whether the case of this name belongs to this shard.
     pub fn takes(self, case: &str) -> bool {
         xxh3_64(case.as_bytes()) % u64::from(self.of) == u64::from(self.index - 1)
     }
@@ -67,7 +67,7 @@ mod tests {
     use crate::scenario::set::Set;
 
     #[rstest]
-    fn every_case_is_in_exactly_one(#[values(1, 2, 3, 4, 5, 6, 7)] of: u32) {
+    fn every_case_is_in_exactly_one_shard(#[values(1, 2, 3, 4, 5, 6, 7)] of: u32) {
         let shards: Vec<Shard> =
             (1..=of).map(|index| format!("{index}/{of}").parse().unwrap()).collect();
         let cases = Set::embedded().unwrap().cases;
@@ -75,7 +75,7 @@ mod tests {
             let takers = shards.iter().filter(|shard| shard.takes(&case.name));
             assert_eq!(takers.count(), 1, "{}", case.name);
         }
-        // None has far more to do than its part.
+        // No shard has far more than its share of the cases.
         let fair = cases.len() / of as usize;
         for shard in shards {
             let count = cases.iter().filter(|case| shard.takes(&case.name)).count();
@@ -83,9 +83,9 @@ mod tests {
         }
     }
 
-    /// Where a case belongs is a promise: shards of two builds of the harness fit together.
+    /// A case's shard must be the same in every build of the harness, so that shards fit together.
     #[test]
-    fn a_case_stays_where_it_is() {
+    fn shard_of_a_case_is_stable() {
         let where_it_is =
             |name: &str| (1..=7).find(|index| Shard { index: *index, of: 7 }.takes(name)).unwrap();
         let names = ["update/running[cpus=1,pages=4k]", "kept/whatever-it-finds", ""];
@@ -93,13 +93,13 @@ mod tests {
     }
 
     #[rstest]
-    #[case("0/2", "there is no shard 0 of 2: they are counted from 1 to 2")]
-    #[case("3/2", "there is no shard 3 of 2: they are counted from 1 to 2")]
+    #[case("0/2", "there is no shard 0 of 2: shards are numbered from 1 to 2")]
+    #[case("3/2", "there is no shard 3 of 2: shards are numbered from 1 to 2")]
     #[case("1/0", "a set cannot be divided into 0 shards")]
-    #[case("x/y", "a shard is i/n, such as 1/2")]
-    #[case("1", "a shard is i/n, such as 1/2")]
-    #[case("-1/2", "a shard is i/n, such as 1/2")]
-    fn what_is_no_shard_is_told(#[case] text: &str, #[case] why: &str) {
+    #[case("x/y", "expected a shard as i/n, such as 1/2")]
+    #[case("1", "expected a shard as i/n, such as 1/2")]
+    #[case("-1/2", "expected a shard as i/n, such as 1/2")]
+    fn rejects_invalid_shard(#[case] text: &str, #[case] why: &str) {
         assert_eq!(text.parse::<Shard>().unwrap_err().to_string(), why);
     }
 }

@@ -1,4 +1,4 @@
-//! Signals that ask a VMM to end.
+//! Signals that end a VMM, also in the middle of an update.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::model::{Expect, Migrate, RunWish, Step};
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the names are the kernel's")]
 pub enum EndSignal {
-    /// Nobody is asked.
+    /// Ends the VMM at once.
     #[default]
     Sigkill,
     Sigterm,
@@ -20,12 +20,12 @@ pub enum EndSignal {
 }
 
 impl EndSignal {
-    /// The VMM can end in its own way.
+    /// Whether the VMM can handle the signal and shut down in an orderly way.
     pub fn asks(self) -> bool {
         self != Self::Sigkill
     }
 
-    /// As it stands in a scenario.
+    /// The name in a scenario.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sigkill => "SIGKILL",
@@ -36,18 +36,18 @@ impl EndSignal {
     }
 }
 
-/// A signal that comes when an update is at a point.
+/// A signal that is sent when an update reaches a fail point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignalAt {
-    /// Where: one of the VMM's `query-failpoints`.
+    /// The fail point, one of the VMM's `query-failpoints`.
     pub point: String,
-    /// Which.
+    /// The signal.
     pub signal: EndSignal,
 }
 
-/// An update of a running guest, or with SIGINT of a stopped one, in which the VMM must end. With
-/// SIGTERM each is rehearsed.
+/// The steps for an update of a running guest, or with SIGINT of a stopped one, during which the
+/// VMM must end. With SIGTERM, the update is always rehearsed.
 pub fn ending_by(SignalAt { point, signal }: SignalAt) -> [Step; 3] {
     let guest = if signal == EndSignal::Sigint { RunWish::Stopped } else { RunWish::Running };
     let rehearsed = point == "rehearsal" || signal == EndSignal::Sigterm;

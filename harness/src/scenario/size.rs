@@ -1,4 +1,4 @@
-//! Sizes as `64M`.
+//! Sizes such as `64M`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 #[schemars(extend("pattern" = "^[0-9]+[KMG]?$"))]
 pub struct Size(pub u64);
 
-/// Not a size.
+/// An error for text that is not a size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no size; write a number and K, M or G, such as 64M")]
+#[error("invalid size `{0}`: expected a number, optionally with K, M or G, such as 64M")]
 pub struct BadSize(String);
 
 impl Default for Size {
-    /// Enough for every guest, little enough to be quick.
+    /// 64 MiB: enough for every guest, and small enough to be quick.
     fn default() -> Self {
         Self(64 << 20)
     }
@@ -35,7 +35,7 @@ impl FromStr for Size {
             (at, 'G') => (&text[..at], 30),
             _ => (text, 0),
         };
-        // `parse` would take a sign.
+        // `parse` would accept a sign.
         let number = Some(number).filter(|n| !n.starts_with('+')).ok_or_else(bad)?;
         let number: u64 = number.parse().map_err(|_| bad())?;
         number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).map(Self).ok_or_else(bad)
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[rstest]
-    fn refuses(
+    fn rejects_invalid_size(
         #[values("", "M", "64m", "0", "-1", "+1", "99999999999999999999", "20000000000G")]
         text: &str,
     ) {

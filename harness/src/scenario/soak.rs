@@ -1,4 +1,4 @@
-//! Updates without end, with setbacks and pauses among them.
+//! Long series of updates, with setbacks and pauses among them.
 
 use std::time::Duration;
 
@@ -8,30 +8,31 @@ use serde::{Deserialize, Serialize};
 
 use super::storm::draw;
 
-/// So many updates, each after a random time, some of them with something before or around them.
+/// A series of updates, each after a random delay, some with a pause or a failing update around
+/// them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Soak {
-    /// How many good updates.
+    /// Number of good updates.
     pub updates: u32,
-    /// The longest time between two.
+    /// The longest delay between two updates, in milliseconds.
     #[serde(default = "twenty")]
     pub within_ms: u64,
-    /// Whether there are some among them that do not succeed.
+    /// Whether the series includes updates that must not succeed.
     #[serde(default)]
     pub setbacks: Setbacks,
 }
 
-/// Updates that must be refused or undone, each before a good one.
+/// Whether to include updates that must be refused or rolled back, each before a good one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Setbacks {
-    /// Before two of sixteen.
+    /// Before two of sixteen good updates, on average.
     #[default]
     Some,
-    /// None: for a VMM that is known not to take them well.
+    /// None: for a VMM that is known not to handle them well.
     None,
 }
 
@@ -42,7 +43,7 @@ fn twenty() -> u64 {
 /// One good update, and what comes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Burst {
-    /// After this time.
+    /// The delay before it.
     pub after: Duration,
     /// What comes with it.
     pub with: With,
@@ -57,14 +58,14 @@ pub enum With {
     PauseBefore,
     /// `stop` before it, `cont` after it.
     PauseAround,
-    /// One before it that is refused, or undone, because its state cannot be written.
+    /// An update before it that is refused or rolled back because its state cannot be written.
     NoChannel,
-    /// One before it that is undone, because its command cannot be executed.
+    /// An update before it that is rolled back because its command cannot be executed.
     NoCommand,
 }
 
 impl Soak {
-    /// Number `number` of those that `seed` gives.
+    /// Burst `number` of the series that `seed` generates.
     pub fn burst(&self, seed: u64, number: u32) -> Burst {
         let after = Duration::from_micros(draw(seed, number, 0) % (self.within_ms * 1000).max(1));
         let with = match draw(seed, number, 1) % 16 {
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_gives_the_same_again_and_something_of_everything() {
+    fn same_seed_gives_same_bursts_and_every_kind_occurs() {
         let soak = Soak { updates: 100, within_ms: 5, setbacks: Setbacks::Some };
         let bursts = |seed| -> Vec<Burst> { (0..100).map(|n| soak.burst(seed, n)).collect() };
         assert_eq!(bursts(7), bursts(7));

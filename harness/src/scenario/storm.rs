@@ -1,4 +1,4 @@
-//! Updates and pauses at random moments.
+//! Updates and pauses at random times.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// So many updates, each after a random time, with pauses of the guest between some of them.
+/// A series of updates, each after a random delay, some before or during a pause of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Storm {
-    /// How many updates.
+    /// Number of updates.
     pub updates: u32,
-    /// The longest time between two.
+    /// The longest delay between two updates, in milliseconds.
     #[serde(default = "five")]
     pub within_ms: u64,
 }
@@ -21,16 +21,16 @@ fn five() -> u64 {
     5
 }
 
-/// One thing that happens in a storm.
+/// One event of a storm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gust {
-    /// After this time.
+    /// The delay before it.
     pub after: Duration,
-    /// The guest is stopped for the update, or right before it and goes on.
+    /// Whether the guest is paused before or during the update.
     pub kind: GustKind,
 }
 
-/// What a gust is.
+/// What happens in a gust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GustKind {
     /// An update.
@@ -42,7 +42,7 @@ pub enum GustKind {
 }
 
 impl Storm {
-    /// Number `number` of the storm that `seed` raises.
+    /// Gust `number` of the storm that `seed` generates.
     pub fn gust(&self, seed: u64, number: u32) -> Gust {
         let after = Duration::from_micros(draw(seed, number, 0) % (self.within_ms * 1000).max(1));
         let kind = match draw(seed, number, 1) % 8 {
@@ -54,7 +54,7 @@ impl Storm {
     }
 }
 
-/// What `seed` gives for one choice of number `number`.
+/// Draws a random value from `seed` for one choice of item `number`.
 pub(super) fn draw(seed: u64, number: u32, choice: u8) -> u64 {
     xxh3_64_with_seed(&[&number.to_le_bytes()[..], &[choice]].concat(), seed)
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_raises_the_same_storm_again_and_another_seed_another() {
+    fn same_seed_gives_same_storm_and_other_seed_another() {
         let storm = Storm { updates: 100, within_ms: 5 };
         let gusts = |seed| -> Vec<Gust> { (0..100).map(|n| storm.gust(seed, n)).collect() };
         assert_eq!(gusts(7), gusts(7));

@@ -1,4 +1,4 @@
-//! What is wrong with an update that must not succeed, in the words of its scenario.
+//! Describes why an update must not succeed, in the terms of its scenario.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use super::fault::Inject;
 use super::model::{Case, Channel, Expect, Migrate, Step, Vm};
 
 impl Migrate {
-    /// What is wrong with it on `vm`: what `scenarios/ERRORS.md` tells failures apart by.
+    /// Describes what is wrong with the update on `vm`; `scenarios/ERRORS.md` uses it as the key.
     pub fn what_is_wrong(&self, vm: &Vm, injected: Option<&Inject>) -> String {
         let mut wrong = Vec::new();
         if let Some(Inject { point, action }) = injected {
@@ -30,7 +30,7 @@ impl Migrate {
 }
 
 impl Migrate {
-    /// Its command, or its channel where only that is bad.
+    /// The update's command, or its channel if only the channel is bad.
     pub fn kind(&self) -> String {
         match (self.command, self.channel) {
             (CommandKind::Good, Channel::File) => word(&self.command),
@@ -41,7 +41,7 @@ impl Migrate {
 }
 
 impl Case {
-    /// What is wrong with each of its updates that must not succeed.
+    /// Describes what is wrong with each update of the case that must not succeed.
     pub fn failures(&self) -> Vec<String> {
         let mut injected = None;
         let mut failures = Vec::new();
@@ -50,7 +50,8 @@ impl Case {
                 Step::Inject(inject) => injected = Some(inject),
                 Step::Migrate(migrate) => {
                     let injected = injected.take();
-                    // What may succeed need not have an error; one that nobody is left to ask has none.
+                    // An update that may succeed need not report an error, and a VMM that ends
+                    // cannot report one.
                     let none = matches!(
                         migrate.expect,
                         Expect::Completed
@@ -70,7 +71,7 @@ impl Case {
     }
 }
 
-/// As it stands in a scenario.
+/// The value as written in a scenario.
 fn word(value: &impl Serialize) -> String {
     let value = toml::Value::try_from(value).ok();
     value.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_is_wrong_is_told_in_the_words_of_the_scenario() {
+    fn every_cause_is_listed_in_scenario_terms() {
         let migrate = Migrate {
             command: CommandKind::EaccesDirectory,
             channel: Channel::ReadOnly,

@@ -1,11 +1,11 @@
-//! A case as the text of a scenario, as a person would write it.
+//! Writes a case as a scenario file, formatted as if written by hand.
 
 use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::scenario::{Migrate, Step, Vm};
 
-/// Keys in the order that scenarios have them in; all others follow.
+/// The order of keys in a scenario; all others follow.
 const ORDER: [&str; 19] = [
     "guest",
     "cpus",
@@ -28,11 +28,11 @@ const ORDER: [&str; 19] = [
     "text",
 ];
 
-/// A scenario to be written.
+/// A scenario to write.
 pub struct Scenario<'a> {
-    /// Lines about where it comes from.
+    /// Comment lines that say where it comes from.
     pub comment: &'a str,
-    /// What it shows.
+    /// What the scenario shows.
     pub summary: &'a str,
     /// The VM.
     pub vm: &'a Vm,
@@ -40,12 +40,12 @@ pub struct Scenario<'a> {
     pub steps: &'a [Step],
     /// The guest's seed.
     pub seed: u64,
-    /// How long it may take, if not as long as any.
+    /// The deadline in milliseconds; none for the default.
     pub deadline_ms: Option<u64>,
 }
 
 impl Scenario<'_> {
-    /// Its file.
+    /// The text of the scenario file.
     pub fn text(&self) -> String {
         let mut text: String = self.comment.lines().map(|line| format!("# {line}\n")).collect();
         text.push_str(&format!("summary = {}\n", Value::from(self.summary)));
@@ -54,7 +54,7 @@ impl Scenario<'_> {
             text.push_str(&format!("vm = {}\n", inline(&Value::Table(vm))));
         }
         text.push_str(&steps(self.steps));
-        // The reader masks the seeds it draws; those of TOML are signed.
+        // The parser masks the seeds it draws, because TOML's integers are signed.
         text.push_str(&format!("seed = {}\n", self.seed));
         if let Some(ms) = self.deadline_ms {
             text.push_str(&format!("deadline_ms = {ms}\n"));
@@ -63,13 +63,13 @@ impl Scenario<'_> {
     }
 }
 
-/// `steps = […]`.
+/// Formats the steps as `steps = […]`.
 pub fn steps(steps: &[Step]) -> String {
     let lines: String = steps.iter().map(|step| format!("  {},\n", of_step(step))).collect();
     format!("steps = [\n{lines}]\n")
 }
 
-/// One step.
+/// Formats one step.
 pub fn of_step(step: &Step) -> String {
     let value = match step {
         Step::Migrate(migrate) => {
@@ -85,7 +85,7 @@ fn value(of: &impl Serialize) -> Value {
     Value::try_from(of).unwrap_or(Value::Table(Table::new()))
 }
 
-/// The keys whose values are others than in `default`.
+/// The keys of `of` whose values differ from those of `default`.
 fn without_defaults<T: Serialize>(of: &T, default: &T) -> Table {
     let (Value::Table(mut table), default) = (value(of), value(default)) else {
         return Table::new();

@@ -1,4 +1,4 @@
-//! `bench` and `bench compare`, as they are called.
+//! Tests of `bench` and `bench compare` through the command line.
 
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ fn measure(folder: &Path, json: &str) -> String {
 }
 
 #[test]
-fn vmms_are_measured_side_by_side_and_compared() {
+fn measures_and_compares_two_vmms() {
     let folder = tempfile::tempdir().unwrap();
     let told = measure(folder.path(), "times.json");
     let head = "| RAM | vCPUs | pages | mock: guest, ms | mock: host, ms | \
@@ -52,7 +52,7 @@ fn vmms_are_measured_side_by_side_and_compared() {
 }
 
 #[test]
-fn slower_times_fail_the_comparison() {
+fn comparison_fails_on_slower_times() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, factor: f64| {
         let times: Vec<_> = (0..6).map(|i| vec![factor * (1.0 + f64::from(i) / 50.0)]).collect();
@@ -81,7 +81,7 @@ fn slower_times_fail_the_comparison() {
 }
 
 #[test]
-fn a_machine_that_the_host_has_no_memory_for_is_left_out() {
+fn skips_machine_that_exceeds_host_memory() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["bench", "--vmm", "mock", "--memory", "64M,1048576G"];
     let args = [&args[..], &["--runs", "1", "--updates", "1"]].concat();

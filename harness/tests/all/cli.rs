@@ -1,4 +1,4 @@
-//! The command line: what it prints, and its exit codes.
+//! Tests of the command line: its output and its exit codes.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
 }
 
-/// A folder with a scenario `theme/twice` in it.
+/// Creates a folder with the scenario `theme/twice`.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(folder.path().join("scenarios/theme")).unwrap();
@@ -44,7 +44,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_run_that_passes_leaves_evidence_and_exits_with_0() {
+fn passing_run_leaves_evidence_and_exits_with_0() {
     let folder = folder();
     let done = harness(folder.path(), &mock(&["--jobs", "2"])).assert().code(0);
     let told = text(&done.get_output().stdout);
@@ -62,7 +62,7 @@ fn a_run_that_passes_leaves_evidence_and_exits_with_0() {
 }
 
 #[test]
-fn a_run_that_fails_says_how_to_replay_and_the_replay_fails_alike() {
+fn failing_run_can_be_replayed() {
     let folder = folder();
     let args = mock(&["--fault", "leak-fd", "--filter", "times=1"]);
     let done = harness(folder.path(), &args).assert().code(1);
@@ -77,7 +77,7 @@ fn a_run_that_fails_says_how_to_replay_and_the_replay_fails_alike() {
 }
 
 #[test]
-fn a_list_that_nobody_reads_is_no_crash() {
+fn closed_stdout_is_not_an_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut list = std::process::Command::new(binary());
@@ -86,7 +86,7 @@ fn a_list_that_nobody_reads_is_no_crash() {
 }
 
 #[test]
-fn a_kept_vm_stays_up() {
+fn kept_vm_stays_up() {
     let folder = folder();
     let args = mock(&["--fault", "leak-fd", "--filter", "times=1", "--keep"]);
     let done = harness(folder.path(), &args).assert().code(1);
@@ -101,7 +101,7 @@ fn a_kept_vm_stays_up() {
 }
 
 #[rstest]
-fn nothing_is_left_behind_by_a_harness_that_is_ended(
+fn terminated_harness_leaves_nothing_behind(
     #[values(Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP)] signal: Signal,
 ) {
     let folder = folder();
@@ -131,7 +131,7 @@ fn nothing_is_left_behind_by_a_harness_that_is_ended(
 }
 
 #[test]
-fn mistakes_of_usage_exit_with_2() {
+fn usage_errors_exit_with_2() {
     let folder = folder();
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--no-such-option"], "--no-such-option"),
@@ -153,7 +153,7 @@ fn mistakes_of_usage_exit_with_2() {
 }
 
 #[test]
-fn a_machine_that_does_not_let_it_work_exits_with_3() {
+fn environment_error_exits_with_3() {
     let folder = folder();
     let done = harness(folder.path(), &mock(&["--evidence", USELESS_FOLDER])).assert().code(3);
     let told = text(&done.get_output().stdout);
@@ -161,9 +161,9 @@ fn a_machine_that_does_not_let_it_work_exits_with_3() {
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
 }
 
-/// As under `nohup`, in a background job, or below a program that blocks signals.
+/// The harness may run under `nohup`, in a background job, or below a program that blocks signals.
 #[test]
-fn a_vmm_inherits_no_signal_settings_of_the_harness() {
+fn vmm_does_not_inherit_signal_settings() {
     let settings = |command: &mut std::process::Command| {
         let folder = folder();
         let done = command
@@ -195,9 +195,9 @@ fn a_vmm_inherits_no_signal_settings_of_the_harness() {
     assert_eq!(settings(&mut ignoring), plain);
 }
 
-/// A hangup is none of a harness's business that was started with `nohup`.
+/// A harness that was started with `nohup` must ignore SIGHUP.
 #[test]
-fn an_ignored_signal_does_not_end_the_harness() {
+fn ignored_signal_does_not_end_the_harness() {
     let folder = folder();
     let evidence = folder.path().join("evidence/theme/twice,times=1/start.json");
     let mut command = std::process::Command::new(binary());
@@ -219,12 +219,12 @@ fn an_ignored_signal_does_not_end_the_harness() {
     for signal in [Signal::SIGHUP, Signal::SIGTERM] {
         kill(Pid::from_raw(run.id() as i32), signal).unwrap();
     }
-    // The lower number comes first, so that SIGHUP would have ended it.
+    // The kernel delivers the lower number first, so SIGHUP would have ended it.
     assert_eq!(run.wait().unwrap().code(), Some(128 + Signal::SIGTERM as i32));
 }
 
 #[test]
-fn a_run_in_which_every_case_was_ignored_exits_with_3() {
+fn run_with_every_case_ignored_exits_with_3() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
     std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
@@ -232,15 +232,15 @@ fn a_run_in_which_every_case_was_ignored_exits_with_3() {
     let told = text(&done.get_output().stdout);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 2 ignored"), "{told}");
     assert!(told.contains("\nno case ran: all 2 were ignored\n"), "{told}");
-    // So it is where such a run is told of again.
+    // A merged report of such a run gives the same result.
     let again = harness(folder.path(), &["report", "merge", "record.json"]).assert().code(3);
     let told = text(&again.get_output().stdout);
     assert!(told.contains("\nno case ran: all 2 were ignored\n"), "{told}");
 }
 
-/// What a comparison or a catalogue shows in which nothing was tried.
+/// A comparison or a catalogue in which nothing ran must not look like a success.
 #[test]
-fn what_compares_or_plants_nothing_is_no_success() {
+fn comparing_or_planting_nothing_is_not_success() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
     std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
@@ -260,7 +260,7 @@ fn lists_cases_and_guests() {
         .assert()
         .success()
         .stdout("theme/twice[times=1]: updated twice\ntheme/twice[times=2]: updated twice\n");
-    // Elsewhere it has its own.
+    // Outside a working tree it uses the embedded scenarios.
     let elsewhere = tempfile::tempdir().unwrap();
     let listed = harness(elsewhere.path(), &["list"]).assert().success();
     assert!(text(&listed.get_output().stdout).contains("update/running[cpus=1,pages=4k]: "));
@@ -271,11 +271,11 @@ fn lists_cases_and_guests() {
     }
 }
 
-/// The scenarios of this repository hold on the mock, so what fails elsewhere is the VMM.
+/// The scenarios of this repository pass on the mock, so a failure elsewhere is the VMM's.
 #[test]
 fn every_scenario_passes_on_the_mock() {
     let elsewhere = tempfile::tempdir().unwrap();
-    // But for those that take a real VMM's time.
+    // Without those that take as long as with a real VMM.
     let only = [
         "update/running",
         "update/stopped",
@@ -294,7 +294,7 @@ fn every_scenario_passes_on_the_mock() {
 }
 
 #[test]
-fn a_vmm_conforms_to_itself() {
+fn vmm_conforms_to_itself() {
     let folder = folder();
     let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "TABLE.md"];
     let done = harness(folder.path(), &args).assert().code(0);
@@ -308,7 +308,7 @@ fn a_vmm_conforms_to_itself() {
 }
 
 #[test]
-fn a_qemu_that_is_not_there_is_told_with_what_installs_it() {
+fn missing_qemu_error_says_how_to_install_it() {
     let folder = folder();
     let done = harness(folder.path(), &["run", "--vmm", "qemu"]).env("PATH", "").assert().code(3);
     let told = text(&done.get_output().stderr);

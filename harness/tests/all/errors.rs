@@ -1,4 +1,4 @@
-//! `scenarios/ERRORS.md`: how it is made, and that no failure of the scenarios lacks its row.
+//! Tests of `scenarios/ERRORS.md`: how it is generated, and that every failure has a row.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use cpr_harness::report::errors::{Row, is_about, rows_of};
 use cpr_harness::scenario::Case;
 use cpr_harness::scenario::set::Set;
 
-/// Two updates that are refused: one with another line in each cell, one with the same.
+/// Two refused updates: the error of one differs between cases, that of the other does not.
 const SCENARIO: &str = r#"
 summary = "refused"
 steps = [
@@ -44,7 +44,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_table_is_written_and_compared() {
+fn error_table_is_written_and_compared() {
     let folder = folder();
     let file = folder.path().join("ERRORS.md");
     let known = "| theme/ignored | command true | refused | `` known from elsewhere `` |";
@@ -61,7 +61,7 @@ fn the_table_is_written_and_compared() {
 }
 
 #[test]
-fn the_table_takes_a_whole_run_that_passes() {
+fn error_table_requires_a_complete_passing_run() {
     let folder = folder();
     for args in [["--filter", "tcp"], ["scenarios", "--require-all"]] {
         let told = run(folder.path(), &[&["--errors", "ERRORS.md"], &args[..]].concat(), 2);
@@ -75,7 +75,7 @@ fn the_table_takes_a_whole_run_that_passes() {
 }
 
 #[test]
-fn every_failure_of_the_scenarios_has_a_row_and_every_row_a_failure() {
+fn failures_and_table_rows_match() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/ERRORS.md");
     let rows: Vec<Row> = rows_of(&std::fs::read_to_string(file).unwrap()).collect();
     let cases = Set::embedded().unwrap().cases;

@@ -1,4 +1,5 @@
-//! `explore`: what it finds, shrinks and writes, and that one seed is one exploration.
+//! Tests of `explore`: what it finds, shrinks and writes, and that a seed determines the
+//! exploration.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -22,7 +23,7 @@ fn explore(folder: &Path, args: &[&str], code: i32) -> String {
     harness(folder, &[&["explore"], args].concat(), code)
 }
 
-/// Without what differs from run to run.
+/// Replaces what differs from run to run.
 fn redacted(told: &str, folder: &Path) -> String {
     let path = |path: &Path| regex::escape(&path.display().to_string());
     let mut text = told.to_owned();
@@ -38,7 +39,7 @@ fn redacted(told: &str, folder: &Path) -> String {
 }
 
 #[test]
-fn what_is_found_does_not_depend_on_how_many_run_at_a_time() {
+fn findings_do_not_depend_on_jobs() {
     let told = ["1", "3"].map(|jobs| {
         let folder = tempfile::tempdir().unwrap();
         let args = ["--backend", "mock", "--fault", "flip-byte", "--seed", "3", "--steps", "80"];
@@ -53,7 +54,7 @@ fn what_is_found_does_not_depend_on_how_many_run_at_a_time() {
 }
 
 #[test]
-fn a_vmm_without_bugs_passes_and_leaves_no_evidence() {
+fn correct_vmm_passes_and_leaves_no_evidence() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--backend", "mock", "--seed", "7", "--steps", "60", "--jobs", "2"];
     let told = explore(folder.path(), &args, 0);
@@ -64,7 +65,7 @@ fn a_vmm_without_bugs_passes_and_leaves_no_evidence() {
 }
 
 #[test]
-fn a_seed_is_drawn_and_told_and_draws_the_same_again() {
+fn printed_seed_repeats_the_exploration() {
     let folder = tempfile::tempdir().unwrap();
     let told = explore(folder.path(), &["--backend", "mock", "--steps", "12"], 0);
     let again = told.lines().next().and_then(|line| line.split("again: cpr-harness ").nth(1));
@@ -74,9 +75,9 @@ fn a_seed_is_drawn_and_told_and_draws_the_same_again() {
 }
 
 #[test]
-fn a_machine_that_does_not_let_it_work_ends_it() {
+fn environment_error_ends_exploration() {
     let folder = tempfile::tempdir().unwrap();
-    // The time has blanks in it where it is told.
+    // The printed time contains blanks.
     let args = ["--backend", "mock", "--for", "90m", "--evidence", "/proc/nowhere"];
     let told = explore(folder.path(), &args, 3);
     let lines = told.lines().filter(|line| line.starts_with("BROKEN")).count();
@@ -88,7 +89,7 @@ fn a_machine_that_does_not_let_it_work_ends_it() {
 }
 
 #[test]
-fn ctrl_c_ends_it_with_what_was_tried_so_far() {
+fn ctrl_c_prints_results_so_far() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new(binary());
     command.current_dir(folder.path()).args(["explore", "--backend", "mock", "--for", "1h"]);
@@ -104,7 +105,7 @@ fn ctrl_c_ends_it_with_what_was_tried_so_far() {
 }
 
 #[test]
-fn it_must_be_told_how_much_to_try() {
+fn explore_requires_a_limit() {
     for (args, why) in [
         (&["explore"][..], "--steps <N>"),
         (&["explore", "--for", "soon"], "--for <DURATION>"),

@@ -1,4 +1,4 @@
-//! What meets somebody new: `doctor`, `new`, `schema`, completions, manual pages.
+//! Tests of what a new user meets first: `doctor`, `new`, `schema`, completions, manual pages.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn told(folder: &Path, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_new_scenario_runs_as_it_is_and_is_never_overwritten() {
+fn new_scenario_runs_and_is_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let text = told(folder.path(), &["new", "theme/mine"]);
     assert_eq!(text, "scenarios/theme/mine.toml\nrun it: cpr-harness run --filter theme/mine\n");
@@ -32,7 +32,7 @@ fn a_new_scenario_runs_as_it_is_and_is_never_overwritten() {
 }
 
 #[rstest]
-fn a_name_that_leads_elsewhere_is_refused(
+fn rejects_scenario_name_outside_the_folder(
     #[values("mine", "../etc/x", "/x", "a/b/c", "a/B")] name: &str,
 ) {
     let folder = tempfile::tempdir().unwrap();
@@ -42,7 +42,7 @@ fn a_name_that_leads_elsewhere_is_refused(
 }
 
 #[test]
-fn the_schema_takes_the_scenario_that_new_writes() {
+fn schema_accepts_the_new_scenario() {
     let folder = tempfile::tempdir().unwrap();
     let schema: serde_json::Value =
         serde_json::from_str(&told(folder.path(), &["schema"])).unwrap();
@@ -53,7 +53,7 @@ fn the_schema_takes_the_scenario_that_new_writes() {
 }
 
 #[test]
-fn every_command_has_its_manual_page() {
+fn every_command_has_a_manual_page() {
     let folder = tempfile::tempdir().unwrap();
     assert!(told(folder.path(), &["man"]).starts_with(".ie"), "no page");
     told(folder.path(), &["man", "--dir", "pages"]);
@@ -65,16 +65,16 @@ fn every_command_has_its_manual_page() {
 }
 
 #[rstest]
-fn a_shell_gets_its_completions(#[values("bash", "zsh", "fish", "elvish")] shell: &str) {
+fn prints_shell_completions(#[values("bash", "zsh", "fish", "elvish")] shell: &str) {
     let folder = tempfile::tempdir().unwrap();
     let script = told(folder.path(), &["completions", shell]);
     assert!(script.contains("require-all") && script.contains("doctor"), "{script}");
 }
 
 #[test]
-fn the_doctor_tells_what_is_missing_and_what_to_do() {
+fn doctor_reports_what_is_missing_and_how_to_fix_it() {
     let folder = tempfile::tempdir().unwrap();
-    // A sick place to work in, whatever the host is like.
+    // An unusable TMPDIR, so that something is missing on every host.
     let done = harness(folder.path(), &["doctor"]).env("TMPDIR", "/proc/nowhere").assert().code(3);
     let told = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
     let line = told.lines().position(|line| line.starts_with("MISSING  temporary files"));

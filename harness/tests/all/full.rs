@@ -1,4 +1,4 @@
-//! Output that nobody can take.
+//! Tests with output that cannot be written.
 
 use std::fs::File;
 use std::process::Command;
@@ -22,19 +22,19 @@ fn harness(args: &[&str]) -> Command {
 #[case::schema(&["schema"])]
 #[case::completions(&["completions", "bash"])]
 #[case::man(&["man"])]
-fn a_full_disk_is_told_by_the_exit_status(#[case] args: &[&str]) {
+fn full_stdout_sets_exit_status(#[case] args: &[&str]) {
     let done = harness(args).stdout(full()).output().unwrap();
     let told = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(3), "{told}");
     let why = "cpr-harness: cannot write to standard output: No space left on device (os error 28)";
     assert!(told.contains(why), "{told}");
-    // Nobody can say why, and it ends in the same way.
+    // Without standard error, too, the exit status is the same.
     let done = harness(args).stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(done.code(), Some(3));
 }
 
 #[test]
-fn a_run_on_a_full_disk_keeps_its_exit_status() {
+fn failing_run_keeps_exit_status_on_full_stdout() {
     let folder = tempfile::tempdir().unwrap();
     let scenario = "summary = \"an update\"\nsteps = [\"boot\", { migrate = {} }, \"quit\"]\n";
     std::fs::create_dir_all(folder.path().join("scenarios/theme")).unwrap();
@@ -49,9 +49,9 @@ fn a_run_on_a_full_disk_keeps_its_exit_status() {
     }
 }
 
-/// Whoever has read enough is no error.
+/// A reader that stops early, such as `head`, is not an error.
 #[test]
-fn a_reader_that_has_left_changes_nothing() {
+fn closed_pipe_is_not_an_error() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     drop(reader);
     let done = harness(&["list"]).stdout(writer).output().unwrap();

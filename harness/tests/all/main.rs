@@ -1,4 +1,4 @@
-//! The harness, tested from outside.
+//! Tests of the harness from outside.
 
 mod bench;
 mod cli;

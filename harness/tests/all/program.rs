@@ -1,10 +1,10 @@
-//! The harness as a program that is run to its end.
+//! Runs the harness as a program, until it exits.
 
 use std::path::Path;
 
 use assert_cmd::Command;
 
-/// Runs it in `folder`: the exit code, and all that it prints.
+/// Runs the harness in `folder`; returns the exit code and all output.
 pub fn harness(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
     let done = command.current_dir(folder).args(args).output().unwrap();

@@ -1,10 +1,10 @@
-//! Reports of runs: records, JUnit, merging, showing, replaying.
+//! Tests of reports of runs: records, JUnit, `merge`, `show` and `replay`.
 
 use std::path::Path;
 
 use assert_cmd::Command;
 
-/// Two themes: a run takes one of them.
+/// A scenario for two themes, of which a run selects one.
 const SCENARIO: &str = r#"
 summary = "updated <twice> & \"quoted\""
 steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
@@ -56,9 +56,9 @@ fn stable() -> insta::internals::SettingsBindDropGuard {
 }
 
 #[test]
-fn junit_has_failures_skips_and_lines_to_type() {
+fn junit_has_failures_skips_and_replay_commands() {
     let folder = folder();
-    // No case can leave evidence there.
+    // A file, so that no case can write evidence there.
     std::fs::write(folder.path().join("blocked"), "").unwrap();
     run(folder.path(), &["--filter", "one/", "--fault", "leak-fd", "--json", "1.json"], 1);
     run(folder.path(), &["--filter", "two/no", "--json", "2.json"], 3);
@@ -74,7 +74,7 @@ fn junit_has_failures_skips_and_lines_to_type() {
 }
 
 #[test]
-fn shards_are_merged_to_what_one_run_says() {
+fn merged_shards_equal_one_run() {
     let folder = folder();
     let whole = run(folder.path(), &["--json", "whole.json"], 0);
     run(folder.path(), &["--filter", "one/", "--json", "1.json", "--evidence", "e1"], 0);
@@ -87,20 +87,20 @@ fn shards_are_merged_to_what_one_run_says() {
     assert_eq!(summary(&merged), summary(&whole));
     let all = "4 ran, 4 passed, 0 failed, 1 ignored (1: the mock does not rehearse commands)";
     assert_eq!(summary(&merged)[0], all);
-    // What a replay has left is no case of the run.
+    // The evidence of a replay is not a case of the run.
     harness(folder.path(), &["replay", "e1/one/twice,times=1"], 0);
-    // Evidence is as good as a record, but has nothing of what was ignored.
+    // Evidence can replace a record, but does not contain ignored cases.
     let merged = harness(folder.path(), &["report", "merge", "e1", "e2", "--json", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
     assert!(merged.starts_with("not counted: 1 case in e1/one/replay\n"), "{merged}");
-    // What was merged can be merged on.
+    // A merged record can be merged again.
     let merged = harness(folder.path(), &["report", "merge", "m.json"], 0);
     assert_eq!(summary(&merged)[0], "4 ran, 4 passed, 0 failed, 0 ignored");
     harness(folder.path(), &["report", "merge", "2.json", "--require-all"], 3);
 }
 
 #[test]
-fn what_cannot_be_merged_is_told() {
+fn merge_rejects_invalid_input() {
     let folder = folder();
     let path = folder.path();
     run(path, &["--filter", "one/", "--json", "1.json", "--evidence", "e/1"], 0);
@@ -130,7 +130,7 @@ fn what_cannot_be_merged_is_told() {
 }
 
 #[test]
-fn another_vmm_in_a_shard_is_told() {
+fn merge_reports_different_vmms() {
     let folder = folder();
     let path = folder.path();
     run(path, &["--filter", "one/", "--json", "1.json"], 0);
@@ -146,7 +146,7 @@ fn another_vmm_in_a_shard_is_told() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_told_before_the_run() {
+fn unwritable_report_is_an_error_before_the_run() {
     let folder = folder();
     for option in ["--json", "--junit", "--html"] {
         let told = run(folder.path(), &[option, "nowhere/file"], 3);
@@ -157,7 +157,8 @@ fn a_report_that_cannot_be_written_is_told_before_the_run() {
     }
 }
 
-/// An evidence folder as a killed harness leaves it, and a guest that prints what it likes.
+/// Creates an evidence folder as a killed harness leaves it, with a guest that prints control
+/// characters.
 fn evidence(folder: &Path) -> &'static str {
     let path = folder.join("evidence/theme/case");
     std::fs::create_dir_all(&path).unwrap();
@@ -181,7 +182,7 @@ fn evidence(folder: &Path) -> &'static str {
 }
 
 #[test]
-fn evidence_is_shown_as_far_as_it_goes() {
+fn show_works_with_incomplete_evidence() {
     let folder = folder();
     let path = evidence(folder.path());
     let shown = harness(folder.path(), &["show", path], 0);
@@ -192,7 +193,7 @@ fn evidence_is_shown_as_far_as_it_goes() {
         told,
         "cpr-harness: unknown source `qmp`: expected harness, qmp-sent, qmp-received, qmp-2-sent, qmp-2-received, vmm, console, serial\n"
     );
-    // Whatever is missing.
+    // Any file may be missing.
     std::fs::remove_file(folder.path().join(path).join("vmm.log")).unwrap();
     for file in ["case.toml", "start.json", "timeline.jsonl"] {
         std::fs::remove_file(folder.path().join(path).join(file)).unwrap();
@@ -200,7 +201,7 @@ fn evidence_is_shown_as_far_as_it_goes() {
         let told = harness(folder.path(), &["show", path], code);
         assert!(told.contains(file) || told.contains("is not an evidence folder"), "{told}");
     }
-    // And it counts as a case that could not be run.
+    // It counts as a case that could not be run.
     evidence(folder.path());
     let told = harness(folder.path(), &["report", "merge", "evidence"], 3);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 1 could not be run"), "{told}");
@@ -210,16 +211,16 @@ fn evidence_is_shown_as_far_as_it_goes() {
 }
 
 #[test]
-fn a_replay_is_of_the_same_vmm_and_tells_if_it_ends_alike() {
+fn replay_uses_the_same_vmm_and_compares_verdicts() {
     let folder = folder();
     let path = folder.path();
     run(path, &["--filter", "one/twice[times=1]", "--fault", "leak-fd"], 1);
     let evidence = "evidence/one/twice,times=1";
-    // With the options of the VMM that were recorded.
+    // By default with the recorded VMM options.
     let told = harness(path, &["replay", evidence, "--evidence", "again"], 1);
     let alike = "same verdict as recorded: fds failed at step 2 (migrate)\n";
     assert!(told.ends_with(alike) && !told.contains(": was "), "{told}");
-    // Unless others are given.
+    // With other VMM options, if given.
     let told = harness(path, &["replay", evidence, "--backend", "mock", "--evidence", "again"], 0);
     let options = "VMM options: was --backend mock --fault leak-fd, is --backend mock\n";
     assert!(told.starts_with(options), "{told}");
@@ -232,7 +233,7 @@ fn a_replay_is_of_the_same_vmm_and_tells_if_it_ends_alike() {
         start[key] = value.into();
         std::fs::write(file, start.to_string()).unwrap();
     };
-    // Another build, though the version is the same.
+    // Another build of the same version.
     record("vmm_xxh3", "0123");
     let told = harness(path, &["replay", evidence, "--evidence", "again"], 1);
     let build = told.strip_prefix("VMM build: was xxh3 0123, is xxh3 ");

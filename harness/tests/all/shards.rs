@@ -1,4 +1,4 @@
-//! Shards: parts of a set of cases, for as many machines.
+//! Tests of shards, which split a set of cases to run them on several machines.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn all_shards_together_list_every_case_once() {
 }
 
 #[test]
-fn a_shard_runs_its_part_and_says_so_even_if_there_is_none() {
+fn shard_runs_its_part_even_if_empty() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("scenarios/theme")).unwrap();
     fs::write(folder.path().join("scenarios/theme/started.toml"), SCENARIO).unwrap();

@@ -1,4 +1,4 @@
-//! Updates to another build, on the mock.
+//! Tests of updates to another build, on the mock.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ steps = [
 times = [1, 2]
 "#;
 
-/// A folder with a scenario and another build in it.
+/// Creates a folder with a scenario and another build.
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("scenarios/theme")).unwrap();
@@ -48,14 +48,14 @@ fn updates_go_to_another_build(#[case] course: &str, #[case] last: [&str; 2]) {
 }
 
 #[test]
-fn a_vmm_that_executes_another_build_than_asked_for_is_found() {
+fn wrong_build_executed_is_detected() {
     let (folder, other) = folder();
     let args = ["run", "--backend", "mock", "--fault", "other-executable", "--filter", "times=1"];
     let args = [&args[..], &["--update-to", other.to_str().unwrap()]].concat();
     let (code, told) = harness(folder.path(), &args);
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains(&format!(", not {}", other.display())), "{told}");
-    // It is replayed on the same two builds.
+    // The replay uses the same two builds.
     let replay = told.lines().find_map(|line| line.trim().strip_prefix("replay: ")).unwrap();
     assert!(replay.contains(&format!("--update-to {}", other.display())), "{replay}");
     let words: Vec<&str> = replay.split_ascii_whitespace().skip(1).collect();
@@ -65,7 +65,7 @@ fn a_vmm_that_executes_another_build_than_asked_for_is_found() {
 }
 
 #[test]
-fn a_matrix_of_one_build_says_so() {
+fn matrix_reports_identical_builds() {
     let (folder, _) = folder();
     let args = ["matrix", "mock", "mock", "--filter", "times=2", "--json", "matrix.json"];
     let (code, told) = harness(folder.path(), &args);
@@ -80,16 +80,16 @@ fn a_matrix_of_one_build_says_so() {
     let json = fs::read_to_string(folder.path().join("matrix.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["builds"][0]["xxh3"], json["builds"][1]["xxh3"]);
-    // There and back again, each time.
+    // Two updates each time: there and back.
     assert_eq!(json["routes"][2]["route"]["reports"][0]["updates"], 6, "{json}");
     assert_eq!(json["routes"][0]["counts"]["passed"], 1, "{json}");
 }
 
-/// No route is run that would be lost by what is wrong with another one.
+/// No route runs if an error in another would waste its result.
 #[rstest]
 #[case(&["mock", "mock", "cpr-vmm"], 2, "the two must be builds of one VMM")]
 #[case(&["mock", "mock", "--json", "no/such/folder"], 3, "cannot write no/such/folder")]
-fn a_matrix_that_cannot_end_well_does_not_begin(
+fn matrix_with_invalid_options_does_not_start(
     #[case] args: &[&str],
     #[case] expected: i32,
     #[case] why: &str,
@@ -108,7 +108,7 @@ fn a_matrix_that_cannot_end_well_does_not_begin(
 #[case(&["matrix", "cpr-vmm"], "2 values required")]
 #[case(&["matrix", "cpr-vmm", "mock", "--filter", "theme"], "the two must be builds of one VMM")]
 #[case(&["matrix", "mock", "mock", "--shard", "0/2"], "there is no shard 0 of 2")]
-fn mistakes_are_told(#[case] args: &[&str], #[case] why: &str) {
+fn usage_errors_are_reported(#[case] args: &[&str], #[case] why: &str) {
     let (folder, _) = folder();
     let (code, told) = harness(folder.path(), args);
     assert_eq!(code, Some(2), "{told}");

@@ -1,4 +1,4 @@
-//! `soak`, as it is called: on the mock.
+//! Tests of `soak` on the mock, through the command line.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -11,7 +11,7 @@ fn soak(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
     let common = ["soak", "--backend", "mock", "--seed", "7", "--memory", "16M"];
     command.args(common).args(args).current_dir(folder);
-    // A file: `output` reads a pipe until all who inherited it have ended, and nobody must.
+    // `output` reads pipes until every process that inherited them ends: none may be left behind.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -20,7 +20,7 @@ fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// With what differs from run to run taken out.
+/// Compares the output with a snapshot, after replacing what differs from run to run.
 fn check(told: &str, snapshot: &str) {
     insta::with_settings!({filters => vec![
         (r"\d\d:\d\d:\d\d", "[time]"),
@@ -42,21 +42,21 @@ fn check(told: &str, snapshot: &str) {
 #[rstest]
 #[case("1")]
 #[case("2")]
-fn it_ends_after_so_many_updates_of_all_vms(#[case] vms: &str) {
+fn soak_ends_after_the_given_number_of_updates(#[case] vms: &str) {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--updates", "12", "--vms", vms, "--interval", "1h"];
     let done = soak(folder.path(), &args).output().unwrap();
     let told = told(&done);
     assert_eq!(done.status.code(), Some(0), "{told}");
     assert!(told.contains("\n12 updates ("), "{told}");
-    // Of two, one may have done them all.
+    // With two VMs, one may have run all updates.
     if vms == "1" {
         check(&told, "enough");
     }
 }
 
 #[test]
-fn it_ends_after_some_time() {
+fn soak_ends_after_the_given_time() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--for", "700ms", "--vms", "1", "--interval", "100ms"];
     let done = soak(folder.path(), &args).output().unwrap();
@@ -67,7 +67,7 @@ fn it_ends_after_some_time() {
 }
 
 #[test]
-fn one_that_ends_before_its_first_update_shows_nothing() {
+fn soak_without_an_update_exits_with_3() {
     let folder = tempfile::tempdir().unwrap();
     let done = soak(folder.path(), &["--for", "1ms", "--vms", "1"]).output().unwrap();
     let told = told(&done);
@@ -78,11 +78,11 @@ fn one_that_ends_before_its_first_update_shows_nothing() {
 #[rstest]
 #[case(Signal::SIGINT)]
 #[case(Signal::SIGTERM)]
-fn a_signal_ends_it_with_a_summary(#[case] signal: Signal) {
+fn signal_ends_soak_with_a_summary(#[case] signal: Signal) {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--vms", "2", "--interval", "50ms"];
     let mut child = soak(folder.path(), &args).spawn().unwrap();
-    // The first lines say that the VMs are updated.
+    // The first lines report that the VMs are being updated.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     let runs = lines.by_ref().map(Result::unwrap).any(|line| line.contains("VMs: 2 running"));
     assert!(runs, "no VM was updated");
@@ -101,7 +101,7 @@ fn a_signal_ends_it_with_a_summary(#[case] signal: Signal) {
 }
 
 #[test]
-fn the_first_damage_ends_it_and_can_be_replayed() {
+fn first_damage_ends_soak_and_can_be_replayed() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--vms", "2", "--cpus", "1", "--fault", "leak-fd"];
     let done = soak(folder.path(), &args).output().unwrap();
@@ -119,7 +119,7 @@ fn the_first_damage_ends_it_and_can_be_replayed() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told() {
+fn rejects_invalid_options() {
     let folder = tempfile::tempdir().unwrap();
     let mut all = String::new();
     for args in [["--guest", "linux"], ["--interval", "0s"]] {

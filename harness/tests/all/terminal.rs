@@ -1,4 +1,4 @@
-//! Colours and progress: on a terminal, and nowhere else.
+//! Tests that colours and progress are shown on a terminal only.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use nix::pty::openpty;
 
-/// What a run of one case that passes, on the mock, shows on a terminal.
+/// Returns what a passing run of one case on the mock prints to a terminal.
 fn shown(folder: &Path, variables: &[(&str, &str)]) -> String {
     let terminal = openpty(None, None).unwrap();
     let end = || Stdio::from(terminal.slave.try_clone().unwrap());
@@ -21,10 +21,10 @@ fn shown(folder: &Path, variables: &[(&str, &str)]) -> String {
         .stdout(end())
         .stderr(end());
     let mut child = run.spawn().unwrap();
-    // The end of a terminal comes when nobody holds it any more.
+    // The terminal reports its end when no process holds it open any more.
     drop((run, terminal.slave));
     let mut text = Vec::new();
-    // It is told as an error.
+    // The end of the terminal is reported as an error.
     let _ = File::from(terminal.master).read_to_end(&mut text);
     assert_eq!(child.wait().unwrap().code(), Some(0));
     String::from_utf8_lossy(&text).into_owned()
@@ -41,19 +41,19 @@ fn folder() -> tempfile::TempDir {
 const GREEN: &str = "\u{1b}[32mpass";
 
 #[test]
-fn a_terminal_gets_colours_and_progress() {
+fn terminal_gets_colours_and_progress() {
     let text = shown(folder().path(), &[]);
     assert!(text.contains(GREEN) && text.contains(" 0/1 "), "{text:?}");
 }
 
 #[test]
-fn without_colours_where_nobody_wants_them() {
+fn no_colours_with_no_color() {
     let text = shown(folder().path(), &[("NO_COLOR", "1")]);
     assert!(text.contains("pass    theme/nothing") && !text.contains(GREEN), "{text:?}");
 }
 
 #[test]
-fn a_pipe_gets_plain_lines() {
+fn pipe_gets_plain_lines() {
     let folder = folder();
     let mut run = assert_cmd::Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
     let done = run.current_dir(folder.path()).args(["run", "--backend", "mock"]).assert().code(0);

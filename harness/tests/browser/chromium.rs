@@ -1,4 +1,4 @@
-//! Chromium without a window, told what to do by the DevTools protocol on a pipe.
+//! A headless Chromium, driven by the DevTools protocol over a pipe.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -11,38 +11,38 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// How long the browser may take for anything.
+/// The deadline for each reply and event of the browser.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The pipe: descriptors 3 and 4 of the browser.
+/// Starts the browser with the pipe on its descriptors 3 and 4.
 const START: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >&2"#;
 
-/// A browser; it ends with this.
+/// A browser, which is killed when this is dropped.
 pub struct Chromium {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
     last_id: u64,
     session: Option<String>,
-    /// Every event that has come.
+    /// Every event received since the page was opened.
     pub events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
 
-/// Where Chromium is, as `ci/install-chromium` leaves it.
+/// Finds the Chromium that `ci/install-chromium` installs.
 pub fn find() -> Option<PathBuf> {
     let folders = std::env::var_os("PATH")?;
     std::env::split_paths(&folders).map(|dir| dir.join("chromium")).find(|path| path.is_file())
 }
 
 impl Chromium {
-    /// Starts the one at `path`, with one empty page.
+    /// Starts the Chromium at `path` with an empty page.
     pub fn start(path: &Path) -> Self {
         let profile = tempfile::tempdir().unwrap();
         let mut child = Command::new("sh")
             .args(["-c", START])
             .arg(path)
             .args(["--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run"])
-            // Root, as CI is, has no sandbox; the page is ours.
+            // The sandbox does not work as root, as in CI, and the page is our own.
             .args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .env("HOME", profile.path())
@@ -82,7 +82,7 @@ impl Chromium {
         chromium
     }
 
-    /// Calls a method, and returns what it returns.
+    /// Calls a method and returns its result.
     pub fn call(&mut self, method: &str, params: Value) -> Value {
         self.last_id += 1;
         let id = self.last_id;
@@ -96,7 +96,7 @@ impl Chromium {
         answer["result"].clone()
     }
 
-    /// Opens a page of this size and scheme.
+    /// Opens a page with this window width and colour scheme.
     pub fn open(&mut self, page: &Path, width: u32, scheme: &str) {
         self.events.clear();
         let size =
@@ -112,7 +112,7 @@ impl Chromium {
         }
     }
 
-    /// The value of an expression in the page.
+    /// Evaluates an expression in the page.
     pub fn eval(&mut self, expression: &str) -> Value {
         let what = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
         let done = self.call("Runtime.evaluate", what);
@@ -120,12 +120,12 @@ impl Chromium {
         done["result"]["value"].clone()
     }
 
-    /// Types into what has the focus.
+    /// Types into the focused element.
     pub fn type_text(&mut self, text: &str) {
         self.call("Input.insertText", json!({"text": text}));
     }
 
-    /// A picture of the whole page, as PNG in base64.
+    /// Takes a screenshot of the whole page, as PNG in base64.
     pub fn picture(&mut self) -> String {
         let what = json!({"captureBeyondViewport": true});
         self.call("Page.captureScreenshot", what)["data"].as_str().unwrap().to_owned()

@@ -1,4 +1,4 @@
-//! The report as people see it: in a browser, wide and narrow, light and dark.
+//! Tests of the HTML reports in a browser, wide and narrow, light and dark.
 
 mod chromium;
 
@@ -12,7 +12,7 @@ use chromium::Chromium;
 use libtest_mimic::{Arguments, Trial};
 use serde_json::json;
 
-/// What is in a summary is text, whatever it says.
+/// A scenario with markup in its summary, which must be shown as text.
 const SCENARIO: &str = r#"
 summary = "updated <script>window.hacked = 1</script><img src='http://127.0.0.1:9/x'>"
 steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
@@ -21,13 +21,13 @@ steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
 times = [1, 2]
 "#;
 
-/// Links from the page that lead nowhere, and are not meant for the net.
+/// Evaluates to the links inside the page whose target is missing.
 const BROKEN_LINKS: &str = r"
 [...document.querySelectorAll('a[href^=\'#\']')]
     .map((a) => decodeURIComponent(a.hash.slice(1)))
     .filter((id) => !document.getElementById(id))";
 
-/// Every text whose colour is too close to what is behind it (WCAG AA).
+/// Evaluates to the first texts whose contrast to the background is too low (WCAG AA).
 const POOR_CONTRAST: &str = r"(() => {
     const parse = (text) => text.match(/[\d.]+/g).map(Number);
     const light = ([r, g, b]) => {
@@ -56,14 +56,12 @@ const POOR_CONTRAST: &str = r"(() => {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let path = chromium::find();
-    let trials = [
-        trial("the_report_of_a_run", &path, the_report_of_a_run),
-        trial("the_page_of_a_case", &path, the_page_of_a_case),
-    ];
+    let trials =
+        [trial("run_report_page", &path, run_report_page), trial("case_page", &path, case_page)];
     libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
-/// A test that is reported as ignored, with the reason, where there is no browser.
+/// A test that is reported as ignored, with the reason, if there is no browser.
 fn trial(name: &str, path: &Option<PathBuf>, test: fn(&Path)) -> Trial {
     match path.clone() {
         Some(path) => Trial::test(name, move || {
@@ -86,7 +84,8 @@ fn harness(folder: &Path, args: &[&str], code: i32) -> String {
     String::from_utf8_lossy(&done.get_output().stdout).into_owned()
 }
 
-/// A folder with a run of two themes: one passes, in the other one every case fails.
+/// Creates a folder with runs of two themes: in one every case passes, in the other every case
+/// fails.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for theme in ["good", "bad"] {
@@ -102,7 +101,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn the_report_of_a_run(chromium: &Path) {
+fn run_report_page(chromium: &Path) {
     let folder = folder();
     let merge = ["report", "merge", "good.json", "bad.json", "--html", "report.html"];
     harness(folder.path(), &merge, 1);
@@ -116,10 +115,10 @@ fn the_report_of_a_run(chromium: &Path) {
             look(&mut browser, &format!("report-{width}-{scheme}"), &page);
         }
     }
-    a_link_opens_its_case(&mut browser, &page);
+    link_opens_its_case(&mut browser, &page);
 }
 
-fn the_page_of_a_case(chromium: &Path) {
+fn case_page(chromium: &Path) {
     let folder = folder();
     let told = harness(folder.path(), &["show", "evidence/bad/twice,times=1", "--html"], 0);
     assert_eq!(told, "evidence/bad/twice,times=1/case.html\n");
@@ -146,7 +145,7 @@ fn content(browser: &mut Chromium) {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // Markup in a summary has stayed text.
+    // Markup in a summary is shown as text.
     assert!(text.contains("<script>window.hacked"), "{text}");
     assert_eq!(browser.eval("window.hacked === undefined && !document.querySelector('img')"), true);
     assert_eq!(browser.eval(BROKEN_LINKS), json!([]));
@@ -154,7 +153,7 @@ fn content(browser: &mut Chromium) {
     assert_eq!(browser.eval(&evidence), "evidence/bad/twice,times=1/");
 }
 
-/// Types into the search, and ticks the box.
+/// Types into the search field and ticks the box.
 fn filter(browser: &mut Chromium) {
     let shown =
         "[...document.querySelectorAll('details.case')].filter((c) => c.checkVisibility()).length";
@@ -174,7 +173,8 @@ fn filter(browser: &mut Chromium) {
     assert_eq!(browser.eval(shown), 4);
 }
 
-/// With all of it open: nothing sticks out, all can be read, and nothing was asked of the net.
+/// Checks the page with everything expanded: nothing overflows, all text is readable, and it makes
+/// no network requests.
 fn look(browser: &mut Chromium, name: &str, page: &Path) {
     browser.eval("document.querySelectorAll('details').forEach((d) => { d.open = true; })");
     let sizes = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]";
@@ -198,9 +198,9 @@ fn look(browser: &mut Chromium, name: &str, page: &Path) {
     }
 }
 
-fn a_link_opens_its_case(browser: &mut Chromium, page: &Path) {
+fn link_opens_its_case(browser: &mut Chromium, page: &Path) {
     browser.open(page, 390, "light");
-    // Cases end in any order; the page has them in that of their names.
+    // Cases finish in any order; the page sorts them by name.
     let first = "document.querySelector('.bad a').textContent";
     assert_eq!(browser.eval(first), "bad/twice[times=1]");
     let is_open = "document.getElementById('case-bad/twice,times=1').open";

@@ -1,4 +1,4 @@
-//! Updates from one build of the real VMM to another.
+//! Tests of updates from one build of the real VMM to another.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 
 use crate::common;
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
     let tests: [(&str, fn()); 2] =
         [("another_build_takes_over", takes_over), ("another_format_is_refused", is_refused)];
@@ -17,7 +17,7 @@ pub fn trials() -> Vec<Trial> {
     tests.map(trial).into()
 }
 
-/// What `matrix` says of the carried VMM and the file at `build`.
+/// Runs `matrix` on the carried VMM and the file at `build`.
 fn matrix(folder: &Path, build: &Path, more: &[&str]) -> (Option<i32>, String) {
     let filters = ["--filter", "update/running[cpus=1,pages=4k]"];
     let mut command = Command::new(common::binary());
@@ -27,7 +27,7 @@ fn matrix(folder: &Path, build: &Path, more: &[&str]) -> (Option<i32>, String) {
     (done.status.code(), told + &String::from_utf8_lossy(&done.stderr))
 }
 
-/// A harness carries its VMM, so a copy of it is a build, at another path.
+/// A harness carries its VMM, so a copy of it is a build at another path.
 fn takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("other-harness");
@@ -43,7 +43,7 @@ fn takes_over() {
     assert!(!after.contains("other-harness"), "it is back: {after}");
 }
 
-/// A wrapper that makes the VMM one of another version of the saved state.
+/// A wrapper makes the VMM use another version of the saved state.
 fn is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("newer");

@@ -1,4 +1,4 @@
-//! Running single cases on a backend, and what came of it as text that is the same every time.
+//! Runs single cases on a backend and formats the results as reproducible text.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use cpr_harness::run::{Options, Patience, Report, Verdict, case, requirements};
 use cpr_harness::scenario::{Case, parse};
 use libtest_mimic::Trial;
 
-/// The harness's binary, which carries the VMM and its mock.
+/// The harness's binary, which carries the VMM and the mock.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
 }
 
-/// What any VM needs and is not here.
+/// Why KVM is unavailable, if so.
 pub fn kvm_missing() -> Option<String> {
     let device = std::fs::File::options().read(true).write(true).open("/dev/kvm");
     device.err().map(|e| format!("needs /dev/kvm: {e}"))
 }
 
-/// A test that is reported as ignored, with the reason, where something is `missing`.
+/// A test that is reported as ignored, with the reason, if something is `missing`.
 pub fn trial(name: &str, missing: Option<String>, test: impl FnOnce() + Send + 'static) -> Trial {
     let trial = Trial::test(name, || {
         test();
@@ -27,7 +27,7 @@ pub fn trial(name: &str, missing: Option<String>, test: impl FnOnce() + Send + '
     });
     match missing {
         None => trial,
-        // Where everything must run, as in CI, a miss is an error.
+        // If everything must run, as in CI, this is an error.
         Some(why) if requirements::all_required() => Trial::test(name, || Err(why.into())),
         Some(why) => trial.with_kind(why).with_ignored_flag(true),
     }
@@ -44,13 +44,13 @@ pub fn run(
     run_case(backend, &cases[0], patience)
 }
 
-/// Runs a case.
+/// Runs a case on `backend`.
 pub fn run_case(backend: impl Backend + 'static, case: &Case, patience: Patience) -> Report {
     let evidence = tempfile::tempdir().unwrap();
     case::run(case, &options(backend, evidence.path(), patience))
 }
 
-/// What cases run with.
+/// The options that cases run with.
 pub fn options(backend: impl Backend + 'static, evidence: &Path, patience: Patience) -> Options {
     Options {
         backend: Arc::new(backend),
@@ -71,7 +71,7 @@ pub fn failed_checks(report: &Report) -> Vec<&str> {
     }
 }
 
-/// What failed, where and why, without what differs from run to run.
+/// Formats what failed, where and why.
 pub fn told(report: &Report) -> String {
     let Verdict::Fail(findings) = &report.verdict else { return "nothing failed".into() };
     let step = report.failed_step.as_deref().unwrap_or("nowhere");

@@ -1,4 +1,4 @@
-//! A bug of the real VMM, from `explore` to the time line of its smallest scenario.
+//! Tests the path of a bug in the real VMM from `explore` to the timeline of its smallest scenario.
 
 use std::path::Path;
 
@@ -7,25 +7,25 @@ use libtest_mimic::Trial;
 
 use crate::common;
 
-/// A bug that takes two updates to show.
+/// A bug that needs two updates to show.
 const PLANT: &str = "--vmm-arg=--plant=never-over";
-/// What `explore` makes of it.
+/// The scenario that `explore` writes for it.
 const SCENARIO: &str = "found/migrate-migrate.toml";
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
-    let name = "a_bug_is_found_shrunk_written_replayed_and_shown";
+    let name = "bug_is_found_shrunk_written_replayed_and_shown";
     vec![common::trial(name, common::kvm_missing(), is_found)]
 }
 
-/// A terminal on which commands are typed, one after the other.
+/// A terminal session of consecutive commands.
 struct Session {
     folder: tempfile::TempDir,
     transcript: String,
 }
 
 impl Session {
-    /// Types `words` after the program's name; what was printed, if it ended with `code`.
+    /// Runs the program with `words`, which must exit with `code`; returns its standard output.
     fn types(&mut self, words: &[&str], code: i32) -> String {
         let mut command = Command::new(common::binary());
         let done = command.current_dir(&self.folder).args(words).assert().code(code);
@@ -44,7 +44,7 @@ impl Session {
     }
 }
 
-/// The words of the last line that begins with `what`, without the program.
+/// The arguments in the last line that starts with `what`, without the program.
 fn words<'a>(told: &'a str, what: &str) -> Vec<&'a str> {
     let line = told.lines().rev().find_map(|line| line.strip_prefix(what)).unwrap();
     let mut words = line.split_ascii_whitespace();
@@ -52,7 +52,7 @@ fn words<'a>(told: &'a str, what: &str) -> Vec<&'a str> {
     words.collect()
 }
 
-/// Without what differs from run to run, or from host to host.
+/// Replaces what differs from run to run or from host to host.
 fn redacted(text: &str, folder: &Path) -> String {
     let path = |path: &Path| regex::escape(&path.display().to_string());
     let mut text = text.to_owned();
@@ -62,7 +62,7 @@ fn redacted(text: &str, folder: &Path) -> String {
         (path(&std::env::temp_dir()) + r"/cpr-\w+", "<work>"),
         (r"in \d+\.\d+ s".to_owned(), "in <time>"),
         (r"(blackout median .*|no blackout seen) +\d+\.\d+ s".to_owned(), "<blackout> <time>"),
-        // On a busy host it may not be seen.
+        // It may be missing on a busy host.
         (r"(?m)^.* seen by the guest: .*\n".to_owned(), ""),
         (r"(?m)^ +\d+\.\d{3} +\d+\.\d{3}  ".to_owned(), "      <time>       <time>  "),
         (
@@ -82,7 +82,7 @@ fn is_found() {
     let first = session.findings("evidence");
     assert!(first.contains("There's a migration process in progress"), "{first}");
 
-    // It fails in the same way when it is run like any other, and not without the bug.
+    // The scenario fails in the same way with `run`, and passes without the bug.
     session.types(&["run", SCENARIO, PLANT, "--evidence", "again"], 1);
     assert_eq!(first, session.findings("again"));
     session.types(&["run", SCENARIO, "--evidence", "clean"], 0);

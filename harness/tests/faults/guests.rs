@@ -1,4 +1,4 @@
-//! What goes wrong in a real guest is reported as what it was.
+//! Tests that faults of a real guest are reported correctly.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use cpr_harness::backend::cpr_vmm::CprVmm;
 use cpr_harness::run::{Patience, Verdict};
 use libtest_mimic::Trial;
 
-/// The guest fails after it has reached its marker, on the last of its vCPUs.
+/// The guest fails after its marker, on the last of its vCPUs.
 const SCENARIO: &str = r#"
 summary = "a guest that fails on purpose"
 vm = { guest = "faulty", cpus = 2, cmdline = "markers=1 fault=[FAULT]" }
@@ -20,7 +20,7 @@ steps = [
 ]
 "#;
 
-/// What the guest does, and the check that must tell it.
+/// The guest's fault, and the check that must report it.
 const FAULTS: &[(&str, &str)] = &[
     ("divide", "damage"),
     ("ud", "damage"),
@@ -31,16 +31,16 @@ const FAULTS: &[(&str, &str)] = &[
     ("hang", "progress"),
 ];
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
     let trial = |(fault, check): &'static (&str, &str)| {
         let name = format!("guest_{fault}");
-        common::trial(&name, common::kvm_missing(), || a_failing_guest_is_reported(fault, check))
+        common::trial(&name, common::kvm_missing(), || failing_guest_is_reported(fault, check))
     };
     FAULTS.iter().map(trial).collect()
 }
 
-fn a_failing_guest_is_reported(fault: &str, check: &str) {
+fn failing_guest_is_reported(fault: &str, check: &str) {
     let little = Duration::from_secs(2);
     let patience = match fault {
         "hang" => Patience { beat: little, guest: little, ..Patience::default() },
@@ -54,8 +54,8 @@ fn a_failing_guest_is_reported(fault: &str, check: &str) {
     stable.add_filter(r"\d{4}-\d\d-\d\dT\S+Z", "[TIME]");
     let _stable = stable.bind_to_scope();
     let Verdict::Fail(findings) = &report.verdict else { panic!("{:?}", report.verdict) };
-    // Others may have noticed too: a triple fault is followed by a reset.
+    // Other checks may fail, too: a triple fault is followed by a reset.
     let finding = findings.iter().find(|finding| finding.check == check);
     let message = finding.map(|finding| finding.message.as_str());
-    insta::assert_snapshot!(fault, message.unwrap_or("was not noticed"));
+    insta::assert_snapshot!(fault, message.unwrap_or("was not detected"));
 }

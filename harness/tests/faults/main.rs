@@ -1,4 +1,4 @@
-//! Every check fails when it should, and says so well.
+//! Tests that every check fails when it should, with a good message.
 
 mod builds;
 mod common;
@@ -14,7 +14,7 @@ use cpr_harness::run::orphans;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    // A VM that continues in another process is to be a child of this one.
+    // A VM that continues in another process must become a child of this one.
     orphans::let_in();
     let trials = mock::trials()
         .into_iter()

@@ -1,4 +1,5 @@
-//! What is measured of the real VMM is there, and fits together; what a soak is for, it notices.
+//! Tests that measurements of the real VMM are complete and consistent, and that a soak finds
+//! leaks.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,20 +22,20 @@ vm = { guest = "heartbeat" }
 steps = ["boot", { soak = { updates = 200, within_ms = 1 } }, "quit"]
 "#;
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
     let trial = |name, test: fn()| common::trial(name, common::kvm_missing(), test);
     vec![
         trial("phases_and_blackouts_fit_together", phases_and_blackouts_fit_together),
-        trial("the_floor_is_stamped_in_order", the_floor_is_stamped_in_order),
-        trial("a_soak_notices_a_leak_of_failed_updates", a_soak_notices_a_leak_of_failed_updates),
+        trial("floor_stamps_are_in_order", floor_stamps_are_in_order),
+        trial("soak_detects_leak_of_failed_updates", soak_detects_leak_of_failed_updates),
     ]
 }
 
 fn run(name: &str, scenario: &str, arguments: &[&str]) -> Report {
     let vmm = CprVmm::carried_by(common::binary()).unwrap();
     let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-    // Every update is to be measured, on a busy host too.
+    // Every update must be measured, also on a busy host.
     let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
     common::run(vmm.with(&arguments), name, scenario, patience)
 }
@@ -51,13 +52,13 @@ fn phases_and_blackouts_fit_together() {
             assert_eq!(pair[0].end, pair[1].begin, "{pair:?}");
         }
         let all: Duration = update.spans.iter().map(Span::took).sum();
-        // The line that carries it counts in microseconds; a pause that took long is before it.
+        // The log line has microseconds; a slow pause of the vCPUs comes before it.
         assert!(all + Duration::from_micros(1) >= *blackout, "{update:?}, {blackout:?}");
     }
     assert!(report.host_seen.iter().all(|seen| seen.touch.is_some()), "{:?}", report.host_seen);
 }
 
-fn the_floor_is_stamped_in_order() {
+fn floor_stamps_are_in_order() {
     let bytes = (64 << 20).to_string();
     let arguments = ["floor-probe", "old", &bytes, "2", "4k"];
     let done = Command::new(common::binary()).args(arguments).output().unwrap();
@@ -68,7 +69,7 @@ fn the_floor_is_stamped_in_order() {
     assert!(stamps[0] > 0 && stamps.is_sorted(), "{stamps:?}");
 }
 
-fn a_soak_notices_a_leak_of_failed_updates() {
+fn soak_detects_leak_of_failed_updates() {
     let report = run("soak", SOAK, &["--plant=leak-fd"]);
     assert_eq!(common::failed_checks(&report), ["fds"]);
     assert_eq!(report.failed_step.as_deref(), Some("step 2 (soak)"));

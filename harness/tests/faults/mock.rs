@@ -1,4 +1,4 @@
-//! Every check fails when it should: the mock misbehaves in one way, exactly one check notices.
+//! Tests that every check fails when it should: for each fault of the mock exactly one check fails.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use cpr_harness::scenario::parse;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::Trial;
 
-/// An update of a running guest, and one that fails.
+/// An update of a running guest, followed by one that fails.
 const RUNNING: &str = r#"
 summary = "running"
 steps = [
@@ -30,7 +30,7 @@ summary = "refused"
 steps = ["boot", { migrate = { command = "empty-list", expect = { refused = "empty list" } } }, "quit"]
 "#;
 
-/// The same as the first of a stopped guest.
+/// Like `RUNNING`, with a stopped guest.
 const STOPPED: &str = r#"
 summary = "stopped"
 steps = [
@@ -43,13 +43,13 @@ steps = [
 ]
 "#;
 
-/// An update of which only counts that the guest goes on.
+/// Updates that may end in any way, as long as the guest continues.
 const KEPT: &str = r#"
 summary = "kept"
 steps = ["boot", { migrate = { command = "enoent", expect = "kept" } }, { migrate = { expect = "kept" } }]
 "#;
 
-/// Less time than the mock takes when it hangs.
+/// A deadline that passes when the mock hangs.
 const WATCHED: &str = r#"
 summary = "watched"
 deadline_ms = 300
@@ -63,7 +63,7 @@ vm = { keeper = "off" }
 steps = ["boot", { kill-in-update = {} }, "quit"]
 "#;
 
-/// Kills it before the update is asked for, each time.
+/// Kills the VMM before the update is requested, each time.
 const KILLED_TOO_EARLY: &str = r#"
 summary = "killed too early"
 vm = { keeper = "off" }
@@ -77,20 +77,20 @@ vm = { cpus = 2, keeper = "on" }
 steps = ["boot", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, { migrate = {} }, "quit"]
 "#;
 
-/// The same while its guest stands still.
+/// Like `REVIVED`, with a stopped guest.
 const REVIVED_STOPPED: &str = r#"
 summary = "revived"
 vm = { keeper = "on" }
 steps = ["boot", "stop", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, "cont", "quit"]
 "#;
 
-/// Kills it in an update, in either process.
+/// Kills the VMM in an update, before and after the exec.
 const CUT_OFF: &str = r#"
 summary = "cut off"
 steps = ["boot", { kill-at = "save" }, { kill-at = "vcpus" }, { wait = { heartbeats = 1 } }, "quit"]
 "#;
 
-/// Kills it in updates at any moment.
+/// Kills the VMM at any time of an update.
 const CUT_ANYWHERE: &str = r#"
 summary = "cut off"
 vm = { cpus = 2 }
@@ -105,20 +105,20 @@ steps = [
 ]
 "#;
 
-/// Kills it where there is no keeper, or not any more.
+/// Kills a VMM that has no keeper, or no longer has one.
 const GONE: &str = r#"
 summary = "gone"
 steps = ["boot", { migrate = {} }, { kill-vmm = { expect = "gone" } }]
 "#;
 
-/// Asks a VMM with a keeper to end.
+/// Ends a VMM with a keeper by SIGTERM.
 const ENDED: &str = r#"
 summary = "ended"
 vm = { keeper = "on" }
 steps = ["boot", { end-by = "SIGTERM" }]
 "#;
 
-/// Lets an update meet a fault that it need not end by.
+/// Injects a fault that the update survives.
 const INJECTED: &str = r#"
 summary = "injected"
 steps = ["boot", { inject = { point = "save", action = "kill-helper" } }, { migrate = {} }, "quit"]
@@ -130,33 +130,33 @@ summary = "racing"
 steps = ["boot", { race = ["migrate", "stop"] }, "cont", "quit"]
 "#;
 
-/// The same, and the VMM ends.
+/// Like `RACING`, but the VMM ends.
 const RACING_TO_THE_END: &str = r#"
 summary = "racing to the end"
 steps = ["boot", { race = ["migrate", "quit"] }]
 "#;
 
-/// Kills all of the VMM.
+/// Kills every process of the VMM.
 const KILL: &str = r#"
 summary = "kill"
 steps = ["boot", "kill"]
 "#;
 
-/// Has a socket for the serial port.
+/// Uses a socket for the serial port.
 const SERIAL: &str = r#"
 summary = "serial"
 vm = { serial = "unix" }
 steps = ["boot", { migrate = {} }, { serial = "connect" }, { wait = { serial-lines = 1 } }, { serial = "leave" }, "quit"]
 "#;
 
-/// Updates as long as it takes to see memory grow.
+/// Runs enough updates to detect memory growth.
 const SOAKED: &str = r#"
 summary = "soaked"
 deadline_ms = 120000
 steps = ["boot", { soak = { updates = 150 } }]
 "#;
 
-/// A fault, the scenario in which it shows, and the check that must notice it.
+/// A fault, the scenario in which it occurs, and the check that must fail.
 struct Row {
     name: &'static str,
     fault: Fault,
@@ -178,9 +178,9 @@ macro_rules! faults {
 faults! {
     leaked_descriptor: LeakFd, RUNNING => "fds";
     close_on_exec_left_cleared: KeepInheritable, RUNNING => "fds";
-    another_pid: ChangePid, RUNNING => "pid";
-    dead: Die, RUNNING => "pid";
-    another_executable: OtherExecutable, RUNNING => "executable";
+    pid_changed: ChangePid, RUNNING => "pid";
+    exits_in_update: Die, RUNNING => "pid";
+    wrong_executable: OtherExecutable, RUNNING => "executable";
     nothing_executed: PretendToExec, RUNNING => "exec";
     second_vm: SecondVm, RUNNING => "kvm";
     register_lost: LoseRegister, STOPPED => "kvm-state";
@@ -201,14 +201,14 @@ faults! {
     guest_rebooted: Reboot, RUNNING => "damage";
     event_missing: DropEvent, RUNNING => "events";
     event_order: ReorderEvents, RUNNING => "events";
-    second_client_hears_less: MuteSecondClient, RUNNING => "clients";
+    second_client_misses_events: MuteSecondClient, RUNNING => "clients";
     second_greeting: SecondGreeting, RUNNING => "qmp";
-    answer_twice: AnswerTwice, RUNNING => "qmp";
+    duplicate_reply: AnswerTwice, RUNNING => "qmp";
     line_without_cr: BareNewline, RUNNING => "qmp";
     clock_set_back: BackwardsClock, RUNNING => "qmp";
-    another_answer: OtherAnswer, RUNNING => "queries";
+    query_reply_differs: OtherAnswer, RUNNING => "queries";
     parameters_forgotten: ForgetParameters, RUNNING => "queries";
-    fail_point_passed_by: PassFailpoints, INJECTED => "outcome";
+    fail_point_ignored: PassFailpoints, INJECTED => "outcome";
     stopped_twice_in_a_race: StopTwice, RACING => "events";
     event_missing_in_a_race_that_ends: DropEvent, RACING_TO_THE_END => "events";
     update_refused_in_a_race_that_ends: RefuseInRace, RACING_TO_THE_END => "outcome";
@@ -227,54 +227,54 @@ faults! {
     signal_left_ignored: IgnoreSignal, STOPPED => "process";
     nice_value_raised: Renice, RUNNING => "process";
     limit_lowered: LowerLimit, STOPPED => "process";
-    directory_left: ChangeDirectory, RUNNING => "process";
-    process_name_taken: Rename, RUNNING => "process";
+    directory_changed: ChangeDirectory, RUNNING => "process";
+    process_name_changed: Rename, RUNNING => "process";
     timer_slack_changed: ChangeTimerSlack, RUNNING => "process";
     oom_score_changed: ChangeOomScore, STOPPED => "process";
     mapping_left: StrayMapping, RUNNING => "process";
     nice_value_of_a_vcpu_raised: ReniceVcpu, RUNNING => "process";
-    epoll_waits_for_another: WaitForAnother, STOPPED => "process";
+    epoll_watches_wrong_descriptor: WaitForAnother, STOPPED => "process";
     lock_left: LeakLock, RUNNING => "process";
     socket_option_changed: ChangeSocketOption, RUNNING => "process";
     variable_added: AddVariable, RUNNING => "process";
     listener_inheritable_from_boot: InheritableListener, RUNNING => "process";
     ram_in_core_dumps: DumpRam, RUNNING => "process";
-    threads_of_vcpus_misnamed: LieAboutThreads, RUNNING => "threads";
-    pid_file_for_everybody_to_write: OpenPidFile, RUNNING => "files";
-    state_for_everybody_to_read: OpenState, RUNNING => "files";
+    vcpu_thread_ids_wrong: LieAboutThreads, RUNNING => "threads";
+    pid_file_world_writable: OpenPidFile, RUNNING => "files";
+    state_file_world_readable: OpenState, RUNNING => "files";
     mode_of_the_log_changed: ChangeLogMode, RUNNING => "files";
     file_left: StrayFile, STOPPED => "files";
-    pid_file_written_again: RewritePidFile, RUNNING => "startup";
+    pid_file_rewritten: RewritePidFile, RUNNING => "startup";
     error_without_command: NamelessError, RUNNING => "error";
-    error_without_a_word: EmptyError, KEPT => "error";
+    error_empty: EmptyError, KEPT => "error";
     error_without_errno: ErrorWithoutErrno, RUNNING => "error";
     success_for_failure: SuccessForFailure, RUNNING => "outcome";
     process_outlives_the_vmm: Outlived, KILLED => "killed";
     file_outside_the_folder: FileOutside, KILLED => "killed";
-    no_start_in_the_place_of_another: NoSecondStart, KILLED => "killed";
-    keeper_ends_too: NoRevival, REVIVED => "pid";
-    another_heir: OtherHeir, REVIVED => "pid";
+    no_second_start: NoSecondStart, KILLED => "killed";
+    keeper_dies_with_vmm: NoRevival, REVIVED => "pid";
+    revived_in_another_process: OtherHeir, REVIVED => "pid";
     revived_late: SlowRevival, REVIVED => "progress";
     revived_twice: ReviveTwice, REVIVED => "processes";
     revived_with_damage: ReviveDamaged, REVIVED => "damage";
     revived_with_a_byte_flipped: ReviveFlipped, REVIVED_STOPPED => "ram";
-    keeper_kept: KeepKeeper, CUT_OFF => "keeper";
+    extra_keeper: KeepKeeper, CUT_OFF => "keeper";
     former_pid_in_the_pid_file: KeepOldPid, REVIVED => "startup";
     connections_lost_in_a_revival: LoseClients, REVIVED => "clients";
     run_state_of_a_stopped_guest_in_a_revival: LieAfterRevival, REVIVED_STOPPED => "run_state";
     run_state_of_a_running_guest_in_a_revival: LieAfterRevival, REVIVED => "run_state";
-    revival_untold: SilentRevival, REVIVED => "told";
-    revival_told_late: LateRevival, CUT_OFF => "events";
-    revival_without_processes: NamelessRevival, CUT_OFF => "error";
+    revival_not_reported: SilentRevival, REVIVED => "told";
+    revival_reported_late: LateRevival, CUT_OFF => "events";
+    revival_error_without_pids: NamelessRevival, CUT_OFF => "error";
     socket_kept: KeepSocket, RUNNING => "gone";
     pid_file_kept: KeepPidFile, RUNNING => "gone";
-    another_reason: OtherReason, RUNNING => "gone";
-    lacking_what_no_host_does: LackAtBoot, RUNNING => "available";
+    wrong_shutdown_reason: OtherReason, RUNNING => "gone";
+    guest_lacks_common_feature: LackAtBoot, RUNNING => "available";
     hanging: Hang, RUNNING => "step";
     hanging_until_the_watchdog: Hang, WATCHED => "watchdog";
 }
 
-/// Little where it is waited in vain.
+/// Short timeouts for faults whose wait cannot succeed.
 fn patience(fault: Fault) -> Patience {
     let little = Duration::from_secs(1);
     match fault {
@@ -285,63 +285,48 @@ fn patience(fault: Fault) -> Patience {
     }
 }
 
-/// What a fault needs to show and is not here.
+/// Why a fault cannot occur on this host, if so.
 fn missing(fault: Fault) -> Option<String> {
     let root = nix::unistd::geteuid().is_root();
     match fault {
         Fault::MoveFrames | Fault::MoveSomeFrames if !root => {
-            Some("needs root: page frames are shown to nobody else".into())
+            Some("needs root: only root can see page frame numbers".into())
         }
         Fault::SecondVm => common::kvm_missing(),
         _ => None,
     }
 }
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
     let rows = ROWS
         .iter()
-        .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_notices(row)));
+        .map(|row| common::trial(row.name, missing(row.fault), || exactly_one_check_fails(row)));
     let others: [(&str, fn()); 11] = [
-        ("a_scenario_says_how_long_a_blackout_may_be", a_scenario_says_how_long_a_blackout_may_be),
-        ("a_panic_of_the_harness_is_a_failure", a_panic_of_the_harness_is_a_failure),
-        (
-            "a_renamed_thread_is_noticed_from_both_sides",
-            a_renamed_thread_is_noticed_from_both_sides,
-        ),
-        ("kills_go_on_until_one_comes_in_an_update", kills_go_on_until_one_comes_in_an_update),
-        ("the_model_is_asked_after_every_step", the_model_is_asked_after_every_step),
-        (
-            "a_descriptor_that_goes_in_time_is_not_missed",
-            a_descriptor_that_goes_in_time_is_not_missed,
-        ),
-        ("every_check_has_been_seen_failing", every_check_has_been_seen_failing),
-        (
-            "a_paused_guest_that_is_resumed_is_noticed_from_all_sides",
-            a_paused_guest_that_is_resumed_is_noticed_from_all_sides,
-        ),
+        ("scenario_sets_blackout_limit", scenario_sets_blackout_limit),
+        ("harness_panic_is_a_failure", harness_panic_is_a_failure),
+        ("renamed_thread_fails_two_checks", renamed_thread_fails_two_checks),
+        ("kills_repeat_until_one_lands", kills_repeat_until_one_lands),
+        ("model_is_checked_after_every_step", model_is_checked_after_every_step),
+        ("briefly_open_descriptor_passes", briefly_open_descriptor_passes),
+        ("every_check_has_a_failing_case", every_check_has_a_failing_case),
+        ("resumed_paused_guest_fails_three_checks", resumed_paused_guest_fails_three_checks),
         ("without_a_fault_nothing_fails", without_a_fault_nothing_fails),
-        (
-            "a_vm_survives_kills_at_any_moment_of_an_update",
-            a_vm_survives_kills_at_any_moment_of_an_update,
-        ),
-        (
-            "the_keepers_scenarios_are_as_a_keeper_has_it",
-            the_keepers_scenarios_are_as_a_keeper_has_it,
-        ),
+        ("vm_survives_kills_at_any_time_of_an_update", vm_survives_kills_at_any_time_of_an_update),
+        ("keeper_scenarios_pass_on_the_mock", keeper_scenarios_pass_on_the_mock),
     ];
     rows.chain(others.map(|(name, test)| common::trial(name, None, test))).collect()
 }
 
-fn exactly_one_check_notices(row: &Row) {
+fn exactly_one_check_fails(row: &Row) {
     let mock = Mock::at(common::binary(), Some(row.fault)).unwrap();
     let report = common::run(mock, row.name, row.scenario, patience(row.fault));
     let mut told = common::told(&report);
     if row.fault == Fault::SkipSerialLine {
-        // The client may see it while the next step waits for a line.
+        // The client may detect it while the next step waits for a line.
         told = told.replace("step 4 (wait)", "step 3 (serial)");
     }
-    // The check tells of such a file, and leaves it where it is.
+    // The check reports such a file but does not remove it.
     for file in told.split('"').filter(|_| row.fault == Fault::FileOutside) {
         let _ = std::fs::remove_file(file);
     }
@@ -350,7 +335,7 @@ fn exactly_one_check_notices(row: &Row) {
     assert_eq!(common::failed_checks(&report), [row.check]);
 }
 
-fn a_scenario_says_how_long_a_blackout_may_be() {
+fn scenario_sets_blackout_limit() {
     let failed = |max: u32| {
         let scenario = format!("max-blackout-ms = {max}\n{RUNNING}");
         let mock = Mock::at(common::binary(), None).unwrap();
@@ -360,8 +345,8 @@ fn a_scenario_says_how_long_a_blackout_may_be() {
     assert_eq!([failed(0), failed(10_000)], ["blackout", ""]);
 }
 
-/// It is no lack of the machine, which could be overlooked.
-fn a_panic_of_the_harness_is_a_failure() {
+/// It must not count as a limitation of the host, which could be overlooked.
+fn harness_panic_is_a_failure() {
     struct Panics;
     impl Pace for Panics {
         fn wants(&self, _: u32) -> bool {
@@ -381,7 +366,7 @@ steps = ["boot", { soak = { updates = 1, within_ms = 1 } }]"#;
     assert_eq!(case::earlier(&cases[0], &options).unwrap().verdict, report.verdict);
 }
 
-fn every_check_has_been_seen_failing() {
+fn every_check_has_a_failing_case() {
     let others =
         [check::pid::NAME, check::gone::NAME, check::killed::NAME, "step", SERIAL_CHECK, MEMORY];
     let all = check::ALL.iter().map(|check| check.name).chain(others).chain([MODEL, WATCHDOG]);
@@ -391,30 +376,30 @@ fn every_check_has_been_seen_failing() {
     assert_eq!(unseen, [""; 0]);
 }
 
-/// What the harness itself expects is what the model says, so no VMM alone can be told by the model:
-/// here a step does nothing that the model takes for an update.
-fn the_model_is_asked_after_every_step() {
+/// The harness's own expectations follow the model, so a VMM alone cannot make the model's check
+/// fail: here a step does nothing, but the model counts it as an update.
+fn model_is_checked_after_every_step() {
     let scenario = "summary = 'none'\nsteps = ['boot', { each-marker = 0 }]";
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "model", scenario, Patience::default());
     assert_eq!(common::failed_checks(&report), [MODEL]);
 }
 
-/// What is still to go when a step is looked at is not missed at the next one.
-fn a_descriptor_that_goes_in_time_is_not_missed() {
+/// A descriptor that is about to close when a step is checked is not reported missing at the next.
+fn briefly_open_descriptor_passes() {
     let mock = Mock::at(common::binary(), Some(Fault::LingerFd)).unwrap();
     let report = common::run(mock, "lingers", RUNNING, Patience::default());
     assert_eq!(common::told(&report), "nothing failed");
 }
 
-/// Not one check but all that look at it.
-fn a_paused_guest_that_is_resumed_is_noticed_from_all_sides() {
+/// Every check that covers the run state fails, not just one.
+fn resumed_paused_guest_fails_three_checks() {
     let mock = Mock::at(common::binary(), Some(Fault::ResumePaused)).unwrap();
     let report = common::run(mock, "resumed", STOPPED, Patience::default());
     assert_eq!(common::failed_checks(&report), ["events", "run_state", "progress"]);
 }
 
-fn a_renamed_thread_is_noticed_from_both_sides() {
+fn renamed_thread_fails_two_checks() {
     let mock = Mock::at(common::binary(), Some(Fault::RenameVcpu)).unwrap();
     let report = common::run(mock, "renamed", RUNNING, Patience::default());
     assert_eq!(common::failed_checks(&report), ["process", "threads"]);
@@ -447,8 +432,8 @@ fn without_a_fault_nothing_fails() {
     }
 }
 
-/// Those that ask nothing of the guest.
-fn the_keepers_scenarios_are_as_a_keeper_has_it() {
+/// Runs the keeper scenarios whose guests the mock can simulate.
+fn keeper_scenarios_pass_on_the_mock() {
     let (mut passed, mut cases) = (0, Set::embedded().unwrap().cases);
     let themes = ["keeper/", "lifecycle/kill", "endurance/killed-at-every-point"];
     cases.retain(|case| themes.iter().any(|theme| case.name.starts_with(theme)));
@@ -466,15 +451,15 @@ fn the_keepers_scenarios_are_as_a_keeper_has_it() {
     assert!(passed > 20, "{passed} of {}", cases.len());
 }
 
-/// A case that is to kill updates kills one.
-fn kills_go_on_until_one_comes_in_an_update() {
+/// A case that must kill an update goes on until a kill falls inside one.
+fn kills_repeat_until_one_lands() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "early", KILLED_TOO_EARLY, Patience::default());
     assert_eq!(common::told(&report), "nothing failed");
     assert!(report.kills.len() > 2 && report.kills.iter().any(Kill::landed), "{report:?}");
 }
 
-fn a_vm_survives_kills_at_any_moment_of_an_update() {
+fn vm_survives_kills_at_any_time_of_an_update() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "anywhere", CUT_ANYWHERE, Patience::default());
     assert_eq!(common::told(&report), "nothing failed");

@@ -1,5 +1,5 @@
-//! Nothing of an update is left out: the VMM's fail points, the harness's list of them, and the
-//! matrices of the scenarios that go through them are the same.
+//! Tests that every fail point is covered: the VMM's fail points, the harness's list of them and
+//! the matrices of the scenarios that iterate over them are the same.
 
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use cpr_harness::scenario::set::Set;
 use cpr_harness::scenario::{Case, Inject, Interrupt, Step};
 use libtest_mimic::Trial;
 
-/// The tests.
+/// The tests of this module.
 pub fn trials() -> Vec<Trial> {
     let own = common::trial("points_are_those_of_the_vmm", common::kvm_missing(), of_the_vmm);
     let scenarios = || {

@@ -1,4 +1,4 @@
-//! Asking another build of the VMM what it has: it may be older or newer than this harness.
+//! Queries the features of another build of the VMM, which may be older or newer than this harness.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use crate::observe::process::{Executable, ProcError};
 use crate::observe::qmp::{Qmp, QmpFault};
 use crate::scenario::Inject;
 
-/// Why it could not be asked over QMP.
+/// An error of a query over QMP.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
     #[error(transparent)]
@@ -31,29 +31,29 @@ impl From<AskError> for io::Error {
     }
 }
 
-/// A build in a file of its own: `cpr-vmm`, or a harness that carries one.
+/// A build in a separate file: `cpr-vmm`, or a harness that carries one.
 #[derive(Clone, Debug)]
 pub(super) struct Build {
     /// The file.
     pub binary: PathBuf,
-    /// What is executed then: another file where the first is a script.
+    /// The file that is actually executed: another one if `binary` is a script.
     pub executable: PathBuf,
     /// Its first arguments.
     pub first: Vec<String>,
-    /// What it has told, where it is a VMM of ours.
+    /// The version it reports, if it is a `cpr-vmm`.
     pub version: Option<String>,
-    /// It has fail points.
+    /// Whether it has fail points.
     pub fail_points: bool,
-    /// It has the test device only if asked; older ones always have it, and do not know the option.
+    /// Whether the test device needs an option; older builds always have it and reject the option.
     pub test_device_option: bool,
-    /// Its migration parameters; none: it did not tell, and what cannot be told is not judged.
+    /// Its migration parameters; none if the query failed, which counts as having all.
     parameters: OnceLock<Option<Vec<String>>>,
-    /// Whether it knows these faults, as it has told.
+    /// Cache of whether it supports a fault, by `POINT=ACTION`.
     faults: Arc<Mutex<BTreeMap<String, bool>>>,
 }
 
 impl Build {
-    /// The one in `binary`.
+    /// Queries the build in `binary`.
     pub fn at(binary: &Path) -> io::Result<Self> {
         let binary = std::fs::canonicalize(binary)?;
         let carries = said(&binary, &[], &["--version"])?;
@@ -62,7 +62,7 @@ impl Build {
         let told = said(&binary, &first, &["--version"])?;
         let version = told.as_deref().and_then(|told| told.trim().strip_prefix("cpr-vmm "));
         let version = version.map(str::to_owned);
-        // A build without them does not know the option.
+        // A build without fail points rejects the option.
         let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
         let fail_points = fail_points.is_some();
         let asked = said(&binary, &first, &["--test-device", "on", "--version"])?;
@@ -86,13 +86,13 @@ impl Build {
         Ok(build)
     }
 
-    /// True unless it has told that it has no such migration parameter.
+    /// Whether it has this migration parameter; true if the query failed.
     pub fn has_parameter(&self, name: &str) -> bool {
         let parameters = self.parameters.get_or_init(|| self.ask_parameters().ok());
         parameters.as_ref().is_none_or(|all| all.iter().any(|parameter| parameter == name))
     }
 
-    /// It knows this fail point, and this action there; it is asked once.
+    /// Whether it has this fail point with this action; queried once.
     pub fn knows(&self, fault: &Inject) -> io::Result<bool> {
         let fault = format!("{}={}", fault.point, fault.action);
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +109,7 @@ impl Build {
         Ok(parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect())
     }
 
-    /// Starts a VM that never runs, and asks it, or looks at its process.
+    /// Starts a paused VM, and passes its QMP connection and PID to `question`.
     fn ask<T>(
         &self,
         question: impl FnOnce(&mut Qmp, i32) -> Result<T, AskError>,
@@ -131,13 +131,13 @@ fn is_script(binary: &Path) -> io::Result<bool> {
     Ok(start == b"#!")
 }
 
-/// It takes these arguments. One that cannot be asked does not.
+/// Whether it accepts these arguments; false if it cannot be started.
 pub(super) fn takes(binary: &Path, first: &[String], arguments: &[&str]) -> bool {
     let told = said(binary, first, &[arguments, &["--version"]].concat());
     told.is_ok_and(|told| told.is_some())
 }
 
-/// What it prints, if it succeeds.
+/// Its output; none if it fails.
 fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
     asked::said(Command::new(binary).args(first).args(arguments))
 }
@@ -148,7 +148,7 @@ mod tests {
     use crate::run::program;
 
     #[test]
-    fn each_fault_is_asked_for_once_and_an_error_is_no_answer() {
+    fn each_fault_is_queried_once_and_errors_are_not_cached() {
         let folder = tempfile::tempdir().unwrap();
         let (binary, asked) = (folder.path().join("vmm"), folder.path().join("asked"));
         let script = r#"echo "$2" >> "${0%/*}/asked"; test "$2" = save=off"#;

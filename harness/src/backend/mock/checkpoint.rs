@@ -1,5 +1,5 @@
-//! Memory that the mock shares with its keeper, over an update too: the newest state, whole at every
-//! moment.
+//! Memory that the mock shares with its keeper, also across updates: it holds the newest state,
+//! complete at any time.
 
 use std::fs::File;
 use std::io;
@@ -11,26 +11,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
-/// Bytes of a slot; more than any state has.
+/// Bytes of a slot; more than any state needs.
 const SLOT: usize = 4 << 20;
-/// Where the first slot begins; before it stands which of both is valid, and how long it is.
+/// Offset of the first slot. The header before it holds the valid slot's number and length.
 const HEADER: usize = 4096;
 
-/// Two slots, written in turn.
+/// Two slots, written alternately.
 pub struct Checkpoint {
     file: File,
     base: NonNull<u8>,
 }
 
 impl Checkpoint {
-    /// Without any state in it.
+    /// A new checkpoint with an empty state.
     pub fn new() -> io::Result<Self> {
         let file = memfd_create(c"mock-checkpoint", MFdFlags::MFD_CLOEXEC)?;
         nix::unistd::ftruncate(&file, (HEADER + 2 * SLOT) as i64)?;
         Self::adopt(file)
     }
 
-    /// That of the process before.
+    /// Maps the checkpoint of the previous process.
     pub fn adopt(file: OwnedFd) -> io::Result<Self> {
         let length = NonZeroUsize::MIN.saturating_add(HEADER + 2 * SLOT - 1);
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -39,7 +39,7 @@ impl Checkpoint {
         Ok(Self { file: file.into(), base: base.cast() })
     }
 
-    /// Its descriptor.
+    /// The number of its descriptor.
     pub fn number(&self) -> i32 {
         self.file.as_raw_fd()
     }
@@ -50,13 +50,13 @@ impl Checkpoint {
         unsafe { self.base.cast().as_ref() }
     }
 
-    /// Makes `state` the newest, at once.
+    /// Makes `state` the newest state atomically.
     pub fn write(&self, state: &[u8]) -> io::Result<()> {
         if state.len() > SLOT {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         let slot = 1 - self.valid().load(Ordering::Acquire) % 2;
-        // SAFETY: in the mapping, and in the slot that nobody reads: it is not the valid one.
+        // SAFETY: in the mapping, and in the slot that is not valid and thus not read.
         unsafe {
             let to = self.base.add(HEADER + slot * SLOT);
             to.copy_from_nonoverlapping(NonNull::from(state).cast(), state.len());
@@ -65,7 +65,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The newest state, when nobody writes any more.
+    /// Reads the newest state; the writer must have ended.
     pub fn read(&self) -> Vec<u8> {
         let valid = self.valid().load(Ordering::Acquire);
         let (length, slot) = (valid / 2, valid % 2);
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_state_is_read() {
+    fn reads_newest_state() {
         let checkpoint = Checkpoint::new().unwrap();
         assert_eq!(checkpoint.read(), b"");
         for state in [&b"first"[..], b"", b"the third"] {

@@ -1,4 +1,4 @@
-//! A mock in the process of its keeper, and what the keeper needs to know before.
+//! Continues the mock in the process of its keeper, and saves the state that this needs.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,7 +17,7 @@ use super::machine::{Machine, write_pid_file};
 use crate::scenario::Keeper as Policy;
 
 impl Machine {
-    /// All that another process needs to continue the VM.
+    /// Everything that another process needs to continue the VM.
     pub fn handover(&self) -> Handover {
         let peer = |client: &super::machine::Client| Peer {
             number: client.stream.as_raw_fd(),
@@ -42,12 +42,12 @@ impl Machine {
         }
     }
 
-    /// Lets the keeper know how things are.
+    /// Saves the current state for the keeper.
     pub fn checkpoint(&self) -> io::Result<()> {
         self.checkpoint.write(&serde_json::to_vec(&self.handover())?)
     }
 
-    /// Starts the keeper that is there from now on, if one is to be.
+    /// Starts the permanent keeper, with `--keeper on`.
     pub fn keep_always(&mut self) -> io::Result<()> {
         if self.args.keeper == Policy::On {
             self.start_keeper()?;
@@ -55,16 +55,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Starts the keeper of an update, if there is to be one and is none.
+    /// Starts the keeper of an update, with `--keeper update` and unless there is one.
     pub fn keep_in_update(&mut self) {
         if self.args.keeper == Policy::Update && self.keeper.is_none() {
-            // Without it the update goes on, as it does where there is to be none.
+            // On failure the update continues without a keeper.
             let _ = self.start_keeper();
         }
     }
 
     fn start_keeper(&mut self) -> io::Result<()> {
-        // What these do would be survived.
+        // With a keeper the VM would survive these faults.
         if matches!(self.args.fault, Some(Fault::ChangePid | Fault::Die)) {
             return Ok(());
         }
@@ -73,8 +73,8 @@ impl Machine {
         Ok(())
     }
 
-    /// An update was told to be over: its keeper ends, and the one that is always there is this
-    /// process's own.
+    /// Ends the update's keeper once clients know that the update is over, and starts this
+    /// process's permanent keeper.
     pub fn update_is_over(&mut self) -> io::Result<()> {
         self.under_way = None;
         self.checkpoint()?;
@@ -82,7 +82,7 @@ impl Machine {
         self.keep_always()
     }
 
-    /// Continues the VM of a process that has died.
+    /// Continues the VM of a process that died.
     pub fn continue_here(&mut self, Revived { former, reason }: Revived) -> io::Result<()> {
         self.revived = true;
         let pid = std::process::id();
@@ -128,7 +128,7 @@ impl Machine {
         self.keep_always()
     }
 
-    /// A request that died with the process is answered.
+    /// Replies with an error to the request that the process died in.
     fn refuse_what_was_asked(&mut self) -> io::Result<()> {
         let Some((number, id)) = self.asked.take() else { return Ok(()) };
         let asker = self.clients.iter_mut().find(|client| client.stream.as_raw_fd() == number);

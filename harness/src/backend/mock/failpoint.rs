@@ -1,4 +1,4 @@
-//! The mock's fail points: one in each of the two processes of an update.
+//! The mock's fail points: one in each of an update's two processes.
 
 use std::io;
 
@@ -10,18 +10,18 @@ pub struct Point {
     in_new: bool,
 }
 
-/// All.
+/// All fail points.
 pub const POINTS: [Point; 2] =
     [Point { name: "save", in_new: false }, Point { name: "vcpus", in_new: true }];
 
-/// What can be done at one: the process is killed, or the helper, which a mock does without.
+/// The actions: kill the process, or kill the helper, which the mock does not have.
 pub const ACTIONS: [&str; 2] = ["sigkill", "kill-helper"];
 
-/// Those at which something happens, and what.
+/// The armed fail points with their actions.
 pub struct Armed(Vec<(String, String)>);
 
 impl Armed {
-    /// By `POINT=ACTION` of the command line.
+    /// Parses `POINT=ACTION` arguments of the command line.
     pub fn new(arguments: &[String]) -> Self {
         let armed = |word: &String| {
             let (point, action) = word.split_once('=')?;
@@ -34,11 +34,11 @@ impl Armed {
         self.0.push((point.to_owned(), action.to_owned()));
     }
 
-    /// Does once what is armed at `point`, and logs that.
+    /// Runs the action armed at `point` once, and logs it.
     pub fn at(&mut self, point: &str, mut log: impl io::Write) {
         let Some(at) = self.0.iter().position(|(armed, _)| armed == point) else { return };
         let (_, action) = self.0.remove(at);
-        // What is not logged is for the harness to miss.
+        // If logging fails, the harness notices that the line is missing.
         let _ = log.write_all(format!("WARN failpoint point={point} action={action}\n").as_bytes());
         if action == ACTIONS[0] {
             // SAFETY: a signal to this process.
@@ -46,7 +46,7 @@ impl Armed {
         }
     }
 
-    /// `query-failpoints`.
+    /// The reply to `query-failpoints`.
     pub fn list(&self) -> Value {
         let point = |point: &Point| json!({ "name": point.name, "in-new": point.in_new });
         POINTS.iter().map(point).collect()

@@ -1,23 +1,23 @@
-//! What the mock can do wrong.
+//! The faults that the mock can simulate.
 
 use std::fmt;
 
 use clap::ValueEnum;
 
-/// One misbehaviour; all but the last few show in an update.
+/// A fault; all but the last few occur in an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fault {
     /// Leave a descriptor open.
     LeakFd,
-    /// Leave a descriptor open for a moment: no fault.
+    /// Leave a descriptor open briefly, which is not a fault.
     LingerFd,
-    /// Go on in another process.
+    /// Continue in another process.
     ChangePid,
     /// Execute another file than asked for.
     OtherExecutable,
-    /// Tell clients that an update has succeeded, and execute nothing.
+    /// Report a successful update to clients, but execute nothing.
     PretendToExec,
-    /// Bring a second VM along.
+    /// Create a second VM.
     SecondVm,
     /// Move RAM to a new file.
     CopyRam,
@@ -27,31 +27,31 @@ pub enum Fault {
     MoveSomeFrames,
     /// Flip one byte of RAM.
     FlipByte,
-    /// Flip one below the RAM that guests fill.
+    /// Flip one byte below the RAM that guests fill.
     FlipLowByte,
     /// Let a paused guest run.
     ResumePaused,
-    /// Say after an update that the guest runs when it is paused, and the other way round.
+    /// Report a paused guest as running after an update, and a running one as paused.
     LieAfterUpdate,
     /// Lose a register.
     LoseRegister,
-    /// Let the guest stand still for longer than it may.
+    /// Stop the guest for longer than allowed.
     Dawdle,
-    /// Stop the guest for a while, unseen by clients, before an update is refused.
+    /// Stop the guest for a while, without an event, before refusing an update.
     StopToRefuse,
-    /// Say that the guest runs, and let it stand still.
+    /// Report that the guest runs, but keep it stopped.
     Freeze,
-    /// Let one vCPU run on while the guest is paused, after an update.
+    /// Keep one vCPU running while the guest is paused, after an update.
     BeatWhilePaused,
     /// Let the guest take an exception.
     GuestException,
     /// Let the guest panic.
     GuestPanic,
-    /// Let the guest boot anew.
+    /// Let the guest boot again.
     Reboot,
     /// Log a triple fault of the guest.
     TripleFault,
-    /// Leave out `MIGRATION(device)`.
+    /// Omit `MIGRATION(device)`.
     DropEvent,
     /// Send `RESUME` too late.
     ReorderEvents,
@@ -61,15 +61,15 @@ pub enum Fault {
     SecondGreeting,
     /// Answer `migrate` twice.
     AnswerTwice,
-    /// Leave the CR out where events end, after an update.
+    /// Omit the CR at the end of events, after an update.
     BareNewline,
     /// Stamp events with an earlier time, after an update.
     BackwardsClock,
-    /// Answer a query in another way after an update.
+    /// Reply differently to a query after an update.
     OtherAnswer,
     /// Forget the parameters of an update that failed.
     ForgetParameters,
-    /// Answer `query-migrate` with another status than the events had.
+    /// Report another status in `query-migrate` than in the events.
     WrongMigrateStatus,
     /// Leave `mode` set after a good update.
     KeepMode,
@@ -93,17 +93,17 @@ pub enum Fault {
     ChangeDirectory,
     /// Take another process name.
     Rename,
-    /// Change how much later than asked for timers of the main thread may fire.
+    /// Change the timer slack of the main thread.
     ChangeTimerSlack,
-    /// Offer itself to the OOM killer.
+    /// Raise its own OOM score.
     ChangeOomScore,
-    /// Leave memory mapped that could be executed.
+    /// Leave executable memory mapped.
     StrayMapping,
     /// Raise the nice value of the first vCPU's thread only.
     ReniceVcpu,
     /// Give the first vCPU's thread another name.
     RenameVcpu,
-    /// Name another thread in `query-cpus-fast`.
+    /// Report another thread in `query-cpus-fast`.
     LieAboutThreads,
     /// Have epoll wait for a client instead of the listener.
     WaitForAnother,
@@ -115,11 +115,11 @@ pub enum Fault {
     AddVariable,
     /// Boot with a listener that every child inherits.
     InheritableListener,
-    /// Have guest RAM in core dumps.
+    /// Include guest RAM in core dumps.
     DumpRam,
-    /// Make a PID file that everybody may write to.
+    /// Create a world-writable PID file.
     OpenPidFile,
-    /// Make a state file that everybody may read.
+    /// Create a world-readable state file.
     OpenState,
     /// Change the mode of the log.
     ChangeLogMode,
@@ -127,73 +127,73 @@ pub enum Fault {
     StrayFile,
     /// Write the PID file again.
     RewritePidFile,
-    /// After a failed exec, leave close-on-exec cleared.
+    /// Leave close-on-exec cleared after a failed exec.
     KeepInheritable,
-    /// Do not name the command in the error.
+    /// Omit the command from the error.
     NamelessError,
     /// Fail without any error.
     EmptyError,
-    /// Do not give the errno in the error.
+    /// Omit the errno from the error.
     ErrorWithoutErrno,
-    /// Report success where exec failed.
+    /// Report success although exec failed.
     SuccessForFailure,
-    /// Tell twice that the guest was stopped.
+    /// Report twice that the guest was stopped.
     StopTwice,
-    /// Refuse an update behind which another command waits.
+    /// Refuse an update if another command is queued after it.
     RefuseInRace,
-    /// Pass the fail points by.
+    /// Ignore the fail points.
     PassFailpoints,
     /// Never finish an update.
     Hang,
-    /// End in an update.
+    /// Exit in an update.
     Die,
-    /// Leave a process that hides from its parent.
+    /// Leave a process behind that is no longer its child.
     Outlived,
     /// Leave a file outside the VM's folder.
     FileOutside,
-    /// Do not start where another VMM has been.
+    /// Do not start where another VMM ran before.
     NoSecondStart,
-    /// Let the keeper end with the VMM.
+    /// Let the keeper exit when the VMM dies.
     NoRevival,
     /// Wait before the VM continues in the keeper's process.
     SlowRevival,
-    /// Let the VM continue in a child of the keeper. What follows is done in a revival, too.
+    /// Continue the VM in a child of the keeper. The next faults also occur in a revival.
     OtherHeir,
-    /// Leave another process that has all that the VMM has.
+    /// Leave another process that has all of the VMM's descriptors.
     ReviveTwice,
     /// Let the guest take an exception.
     ReviveDamaged,
     /// Flip one byte of RAM.
     ReviveFlipped,
-    /// Have a keeper though there is to be none.
+    /// Leave an extra process that looks like a keeper.
     KeepKeeper,
     /// Leave the former PID in the PID file.
     KeepOldPid,
     /// Close all QMP connections.
     LoseClients,
-    /// Say that a paused guest runs, and the other way round.
+    /// Report a paused guest as running, and a running one as paused.
     LieAfterRevival,
     /// Write nothing to standard error.
     SilentRevival,
-    /// Do not say that the VM continues elsewhere before the guest goes on.
+    /// Report only after the guest has resumed that the VM continues in another process.
     LateRevival,
-    /// Do not name the processes in the error of the update.
+    /// Omit the processes from the error of the update.
     NamelessRevival,
-    /// Let the guest say that it lacks what no host does.
+    /// Let the guest report that it lacks a feature that every host has.
     LackAtBoot,
     /// Leave the socket behind at `quit`.
     KeepSocket,
     /// Leave the serial port's socket behind at `quit`.
     KeepSerialSocket,
-    /// Make the serial port's socket anew in an update.
+    /// Create the serial port's socket again in an update.
     RemakeSerialSocket,
-    /// Leave a line out on the serial port.
+    /// Skip a line on the serial port.
     SkipSerialLine,
-    /// Need more memory after each update.
+    /// Use more memory after each update.
     Grow,
     /// Leave the PID file behind at `quit`.
     KeepPidFile,
-    /// Say at `quit` that a signal has ended it.
+    /// Report at `quit` that a signal ended it.
     OtherReason,
 }
 

@@ -1,4 +1,4 @@
-//! A guest that is none: threads that keep a mailbox alive.
+//! A fake guest: threads that update a mailbox.
 
 use std::fs::File;
 use std::io;
@@ -20,18 +20,18 @@ use crate::observe::clock;
 /// Time between two heartbeats.
 const BEAT: Duration = Duration::from_micros(200);
 
-/// RAM and the threads that play the vCPUs.
+/// RAM and the threads that simulate vCPUs.
 pub struct Guest {
     ram: File,
     bytes: u64,
     base: NonNull<libc::c_void>,
     running: Arc<Mutex<bool>>,
-    /// The numbers of the vCPUs' threads.
+    /// The thread IDs of the vCPUs.
     pub threads: Vec<i32>,
 }
 
 impl Guest {
-    /// A guest in `ram`, standing still.
+    /// A stopped guest in `ram`.
     pub fn new(ram: OwnedFd, shared: bool, dumped: bool) -> io::Result<Self> {
         let ram = File::from(ram);
         let bytes = ram.metadata()?.len();
@@ -56,7 +56,7 @@ impl Guest {
         unsafe { self.base.byte_add(MAILBOX_GPA as usize).cast::<Mailbox>().as_ref() }
     }
 
-    /// Touches a page in each MiB, so that there are frames to look at.
+    /// Touches a page in each MiB, so that RAM has page frames to check.
     fn touch(&self) {
         for offset in (0..self.bytes).step_by(1 << 20) {
             // SAFETY: inside the mapping; no one else uses the first word of a MiB.
@@ -86,7 +86,8 @@ impl Guest {
         mailbox.magic.store(MAILBOX_MAGIC, Release);
     }
 
-    /// Starts the threads of `cpus` vCPUs; they beat while the guest runs.
+    /// Starts the threads of `cpus` vCPUs, which beat while the guest runs. With `always`, the
+    /// first one beats even while it is stopped.
     pub fn start(&mut self, cpus: usize, always: bool) -> io::Result<()> {
         let (tell, told) = std::sync::mpsc::channel();
         for index in 0..cpus {
@@ -95,7 +96,7 @@ impl Guest {
             let tell = tell.clone();
             let name = format!("vcpu{index}");
             let vcpu = std::thread::Builder::new().name(name).spawn(move || {
-                // It is waited for.
+                // `start` waits for it.
                 let _ = tell.send(nix::unistd::gettid().as_raw());
                 loop {
                     {
@@ -113,7 +114,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Runs or stops the vCPUs; when it returns, that is so.
+    /// Runs or stops the vCPUs; they have done so when it returns.
     pub fn set_running(&self, run: bool) {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = run;
     }
@@ -128,7 +129,7 @@ impl Guest {
         self.flip_byte_at(self.bytes / 2)
     }
 
-    /// Flips one below what guests fill.
+    /// Flips a byte below the RAM that guests fill.
     pub fn flip_low_byte(&self) -> io::Result<()> {
         self.flip_byte_at(0x600)
     }
@@ -139,14 +140,14 @@ impl Guest {
         self.ram.write_all_at(&[!byte[0]], address)
     }
 
-    /// Says what it lacks.
+    /// Reports that the guest lacks `what`.
     pub fn lack(&self, what: &str) {
         for (byte, value) in self.mailbox().unavailable.iter().zip(what.bytes()) {
             byte.store(value, Relaxed);
         }
     }
 
-    /// Records damage, as a guest that took a page fault or panicked.
+    /// Records damage, like a guest that took a page fault or panicked.
     pub fn damage(&self, kind: u32) {
         let damage = &self.mailbox().damage;
         damage.kind.store(kind, Relaxed);
@@ -163,7 +164,7 @@ impl Guest {
     }
 }
 
-/// Moves RAM to a new file under the old number.
+/// Moves RAM to a new file under the same descriptor number.
 pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
     let old = File::from(ram.try_clone()?);
     let copy = super::machine::ram_file(old.metadata()?.len())?;
@@ -171,14 +172,14 @@ pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
     Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
-/// Moves one part in `parts` of RAM, the last one, to other page frames of the same file.
+/// Moves the last of `parts` equal parts of RAM to other page frames of the same file.
 pub fn move_frames(ram: &OwnedFd, parts: u64) -> io::Result<()> {
     let file = File::from(ram.try_clone()?);
     let all = file.metadata()?.len();
     let (bytes, start) = (all / parts, all - all / parts);
     let mut content = vec![0; bytes as usize];
     file.read_exact_at(&mut content, start)?;
-    // The old frames are used up, or the new ones might be the same.
+    // `copy` takes up the freed frames; otherwise the new ones might be the same.
     let copy = File::from(super::machine::ram_file(bytes)?);
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(ram, hole, start as i64, bytes as i64)?;

@@ -1,4 +1,4 @@
-//! What the mock hands over an `exec`: a memfd, its number in the environment.
+//! The state that the mock hands over across `exec`: a memfd whose number is in the environment.
 
 use std::ffi::{CString, c_char};
 use std::fs::File;
@@ -12,33 +12,33 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The variable.
+/// The environment variable with the memfd's number.
 const VARIABLE: &str = "CPR_EXEC_STATE";
 
-/// A QMP connection and what was read from it but not yet obeyed.
+/// A QMP connection, and input that was read from it but not yet executed.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Peer {
     pub number: RawFd,
     pub input: Vec<u8>,
 }
 
-/// Why a VM is in another process.
+/// The process that died, and the reason, when its keeper continues the VM.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Revived {
     pub former: i32,
     pub reason: String,
 }
 
-/// An update that is under way.
+/// An update in progress.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct UnderWay {
     /// The run state before it.
     pub before: RunState,
-    /// Clients know that the guest was stopped for it.
+    /// Whether clients were told that the guest stopped for it.
     pub stopped: bool,
 }
 
-/// The state that goes along.
+/// The state that is handed over.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
     pub ram: RawFd,
@@ -55,11 +55,11 @@ pub struct Handover {
     pub status: MigrationStatus,
     pub error: Option<String>,
     pub under_way: Option<UnderWay>,
-    /// A request that is not answered yet: connection and ID.
+    /// A pending request: connection and ID.
     pub asked: Option<(RawFd, Value)>,
-    /// The keeper of the process before, which is this one too.
+    /// The keeper of the previous program in this process.
     pub keeper: Option<i32>,
-    /// It is not: that one has died.
+    /// Set if the previous process died and this is its keeper.
     pub revived: Option<Revived>,
 }
 
@@ -73,7 +73,7 @@ impl Handover {
 
     /// Executes `command`; returns only if that fails.
     ///
-    /// `leave_one` forgets to set close-on-exec again on the listener.
+    /// With `leave_one`, close-on-exec is not restored on the listener.
     pub fn exec(&self, command: &[String], leave_one: bool) -> io::Error {
         match self.try_exec(command, leave_one) {
             Ok(never) => match never {},
@@ -122,14 +122,14 @@ fn candidates(word: &str) -> Vec<String> {
     path.split(':').map(|folder| format!("{folder}/{word}")).collect()
 }
 
-/// Takes over what the process before left, if it did.
+/// Takes over the state that the previous program left, if there is any.
 pub fn adopt(keep_variable: bool) -> io::Result<Option<(Handover, OwnedFd)>> {
     let Ok(number) = std::env::var(VARIABLE) else { return Ok(None) };
     let number: RawFd = number.parse().map_err(io::Error::other)?;
     if !keep_variable {
         erase_variable();
     }
-    // SAFETY: our own previous process left this descriptor for us, and nothing else knows it.
+    // SAFETY: the previous program left this descriptor open for us, and nothing else owns it.
     let mut state = unsafe { File::from_raw_fd(number) };
     let mut text = String::new();
     state.read_to_string(&mut text)?;
@@ -137,7 +137,7 @@ pub fn adopt(keep_variable: bool) -> io::Result<Option<(Handover, OwnedFd)>> {
     Ok(Some((serde_json::from_str(&text)?, state.into())))
 }
 
-/// Removes the variable, and its text from the memory that `/proc/PID/environ` shows.
+/// Removes the variable, and erases its text from the memory that `/proc/PID/environ` shows.
 fn erase_variable() {
     let Ok(name) = CString::new(VARIABLE) else { return };
     // SAFETY: called before any thread exists. The text lies in memory that the kernel gave this

@@ -1,5 +1,5 @@
-//! The mock's keeper: a process with the same descriptor table, which executes the old binary when
-//! the VMM has died.
+//! The mock's keeper: a process that shares the descriptor table and executes the old binary when
+//! the VMM dies.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -16,10 +16,10 @@ use super::handover::{Handover, Revived};
 use super::{Args, Fault};
 use crate::carry;
 
-/// Longer than a guest may stand still.
+/// Longer than a guest may be stopped.
 const SLOW: Duration = Duration::from_millis(1500);
 
-/// A keeper that waits.
+/// A waiting keeper.
 pub struct Keeper {
     pid: i32,
     /// The VMM's process; the keeper waits on this very descriptor.
@@ -27,7 +27,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts one for this process.
+    /// Starts a keeper for this process.
     pub fn start(args: &Args, checkpoint: &Checkpoint) -> io::Result<Self> {
         let own = std::process::id() as i32;
         // SAFETY: plain numbers; a new descriptor that is ours alone, or an error.
@@ -37,7 +37,7 @@ impl Keeper {
         };
         let flags = libc::CLONE_FILES | libc::SIGCHLD;
         // SAFETY: a copy of this process that shares its descriptors. No other thread allocates or
-        // takes a lock, so that the copy can go on.
+        // takes a lock, so the copy can continue.
         let pid = unsafe { Errno::result(libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0))? };
         if pid == 0 {
             let error = keep(&vmm, own, args, checkpoint);
@@ -47,7 +47,7 @@ impl Keeper {
         Ok(Self { pid: pid as i32, _vmm: Some(vmm) })
     }
 
-    /// That of the process before, whose PID is this one's.
+    /// The keeper that the previous program started in this process.
     pub fn inherited(pid: i32) -> Self {
         Self { pid, _vmm: None }
     }
@@ -59,7 +59,7 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
-    /// It must not see the VMM's end.
+    /// Kills the keeper, so that it does not see the VMM's end.
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.pid);
         let _ = kill(pid, Signal::SIGKILL);
@@ -67,7 +67,7 @@ impl Drop for Keeper {
     }
 }
 
-/// Waits for the end of process `former`, and becomes the VMM; returns why it does not.
+/// Waits for the end of process `former`, then becomes the VMM; returns only on failure.
 fn keep(vmm: &OwnedFd, former: i32, args: &Args, checkpoint: &Checkpoint) -> io::Error {
     match try_to_keep(vmm, former, args, checkpoint) {
         Ok(error) | Err(error) => error,
@@ -85,7 +85,7 @@ fn try_to_keep(
         == Err(Errno::EINTR)
     {}
     match args.fault {
-        Some(Fault::NoRevival) => return Ok(io::Error::other("not today")),
+        Some(Fault::NoRevival) => return Ok(io::Error::other("revival disabled")),
         Some(Fault::SlowRevival) => std::thread::sleep(SLOW),
         Some(Fault::OtherHeir) => in_a_child(false)?,
         Some(Fault::ReviveTwice) => in_a_child(true)?,
@@ -97,12 +97,12 @@ fn try_to_keep(
     handover.keeper = None;
     let mut command: Vec<String> = std::env::args().collect();
     command[0] = carry::own_binary()?.to_string_lossy().into_owned();
-    // The process before may have left open what it wanted to hand over.
+    // The previous process may have left descriptors inheritable to hand them over.
     crate::run::program::inherit_nothing()?;
     Ok(handover.exec(&command, false))
 }
 
-/// Leaves a child that looks like a keeper.
+/// Leaves a child behind that looks like a keeper.
 pub fn leave_a_false_one() -> io::Result<()> {
     // SAFETY: no other thread allocates or takes a lock.
     if unsafe { fork() }?.is_child() {
@@ -114,8 +114,8 @@ pub fn leave_a_false_one() -> io::Result<()> {
     Ok(())
 }
 
-/// Goes on in a child of this process, which ends; or, if it is to `stay`, goes on itself, and
-/// leaves a process behind that has all it has.
+/// Continues in a child of this process, which exits; or, with `stay`, continues in this process
+/// and leaves another one behind with the same descriptors.
 fn in_a_child(stay: bool) -> io::Result<()> {
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {

@@ -1,4 +1,4 @@
-//! The mock's VM: what there is, and how it starts.
+//! The mock's VM: its state, its start and its events.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -26,13 +26,13 @@ use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
 
-/// `KVM_CREATE_VM`.
+/// The ioctl number of `KVM_CREATE_VM`.
 const KVM_CREATE_VM: libc::c_ulong = 0xae01;
 
-/// Longer than a look takes, and shorter than what is waited for.
+/// Longer than one check takes, but shorter than the harness waits.
 const LINGERS: Duration = Duration::from_millis(300);
 
-/// More than is let pass in the updates of which the memory is compared.
+/// Bytes of growth for each update; more than the memory check allows.
 const GROWTH: usize = 64 << 10;
 
 /// One QMP connection.
@@ -42,7 +42,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends a line at once: a process that dies leaves no half of it.
+    /// Sends a line in one write, so that a process that dies never leaves half a line.
     pub fn send(&mut self, line: &str) -> io::Result<()> {
         self.send_with(line, "\r\n")
     }
@@ -52,7 +52,7 @@ impl Client {
     }
 }
 
-/// Everything the mock has.
+/// The state of the mock.
 pub struct Machine {
     pub args: Args,
     pub guest: Guest,
@@ -61,33 +61,33 @@ pub struct Machine {
     /// The listener of the serial port, if that is a socket.
     pub serial: Option<UnixListener>,
     pub serial_clients: Vec<UnixStream>,
-    /// The number of the last line that went there.
+    /// The number of the last line sent to the serial port's clients.
     pub serial_line: u32,
     /// Updates so far.
     pub updates: usize,
-    /// Memory that is held for nothing.
+    /// Unused memory, for [`Fault::Grow`].
     _ballast: Vec<u8>,
     pub log: File,
-    /// Held open, never used: the descriptors of a VM.
+    /// Descriptors of KVM and a VM, held open but never used.
     _kvm: Vec<OwnedFd>,
-    /// As of a VMM that waits by it.
+    /// An epoll instance like that of a real VMM; never used.
     _epoll: Epoll,
     pub run_state: RunState,
     pub mode: MigMode,
     pub command: Vec<String>,
-    /// That was set, if only to nothing.
+    /// Whether the command was set, even if to an empty list.
     pub command_was_set: bool,
     pub events: bool,
     pub status: MigrationStatus,
     pub error: Option<String>,
     pub under_way: Option<UnderWay>,
-    /// A request that is not answered yet.
+    /// A pending request: connection and ID.
     pub asked: Option<(i32, Value)>,
     pub keeper: Option<Keeper>,
     pub armed: Armed,
-    /// It continues the VM of a process that has died.
+    /// Whether it continues the VM of a process that died.
     pub revived: bool,
-    /// A signal has asked it to end.
+    /// Whether a signal has requested that it end.
     pub ends: bool,
     pub(super) checkpoint: Checkpoint,
     /// An event held back by [`Fault::ReorderEvents`].
@@ -95,7 +95,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots, or takes over from the process before.
+    /// Boots, or takes over from the previous program.
     pub fn start(args: Args) -> io::Result<Self> {
         match handover::adopt(args.has(Fault::KeepVariable))? {
             Some((handover, state)) => Self::resume(args, handover, state),
@@ -179,7 +179,7 @@ impl Machine {
         }
         let shared = args.shared_ram();
         let grown = if args.has(Fault::Grow) { handover.updates * GROWTH } else { 0 };
-        // Not zeros, which would not be there before they are written.
+        // Not zeros, which take up no memory before they are written.
         let ballast = vec![1; grown];
         let client = |peer: Peer| Client { stream: owned(peer.number).into(), input: peer.input };
         let listener = UnixListener::from(owned(handover.listener));
@@ -224,7 +224,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The last part of an update, in the new process.
+    /// Runs the last part of an update, in the new program.
     fn arrive(&mut self, state: OwnedFd) -> io::Result<()> {
         self.come_to("vcpus");
         let Some(fault) = self.args.fault else { return self.go_on() };
@@ -299,7 +299,7 @@ impl Machine {
         self.update_is_over()
     }
 
-    /// What KVM would tell of one.
+    /// A register's value, as KVM would return it.
     pub fn register(&self) -> &'static str {
         let lost = self.args.has(Fault::LoseRegister) && self.args.incoming.is_some();
         if lost { "0x0" } else { "0x1234" }
@@ -310,7 +310,7 @@ impl Machine {
             || self.args.has(Fault::LieAfterRevival) && self.revived
     }
 
-    /// `query-status`.
+    /// The reply to `query-status`.
     pub fn status_info(&self) -> StatusInfo {
         let status = match (self.lies(), self.run_state) {
             (true, RunState::Running) => RunState::Paused,
@@ -320,7 +320,7 @@ impl Machine {
         StatusInfo { running: status.is_running(), status }
     }
 
-    /// `query-cpus-fast`.
+    /// The reply to `query-cpus-fast`.
     pub fn query_cpus(&self) -> Value {
         let cpu = |(index, thread): (usize, &i32)| {
             json!({
@@ -334,7 +334,7 @@ impl Machine {
         self.guest.threads.iter().enumerate().map(cpu).collect()
     }
 
-    /// Moves the migration on and tells.
+    /// Sets the migration status and sends its event.
     pub fn set_status(&mut self, status: MigrationStatus) {
         self.status = status;
         if status == MigrationStatus::Completed {
@@ -344,7 +344,7 @@ impl Machine {
         if self.events && !dropped {
             self.emit("MIGRATION", Some(json!({ "status": status })));
         }
-        // A keeper that does not know cannot continue the VM, and then a check tells.
+        // If this fails, the keeper cannot continue the VM, which a check detects.
         let _ = self.checkpoint();
     }
 
@@ -359,7 +359,7 @@ impl Machine {
             self.held = Some(event);
             return;
         }
-        // As if it had happened only now.
+        // The held event gets the current time, as if it had just happened.
         let held = self.held.take().map(|held| Event { timestamp: event.timestamp, ..held });
         for event in [Some(event), held].into_iter().flatten() {
             let line = serde_json::to_string(&event).unwrap_or_default();
@@ -367,7 +367,7 @@ impl Machine {
             let end = if self.args.has(Fault::BareNewline) && updated { "\n" } else { "\r\n" };
             let heard = if mute { 1 } else { self.clients.len() };
             for client in self.clients.iter_mut().take(heard) {
-                // A client that is gone is noticed when it is read.
+                // A disconnected client is detected when it is read.
                 let _ = client.send_with(&line, end);
             }
         }
@@ -385,12 +385,12 @@ impl Machine {
             if let Some(update) = &mut self.under_way {
                 update.stopped = true;
             }
-            // As in `set_status`.
+            // Ignored as in `set_status`.
             let _ = self.checkpoint();
         }
     }
 
-    /// Lets it run.
+    /// Resumes the guest.
     pub fn unpause(&mut self) {
         if self.run_state == RunState::Running {
             return;
@@ -403,7 +403,7 @@ impl Machine {
         self.emit("RESUME", None);
     }
 
-    /// Boots the guest again; one that stands still boots when it goes on.
+    /// Boots the guest again; a stopped guest boots when it is resumed.
     pub fn reset(&mut self) {
         if self.run_state.is_running() {
             self.guest.boot(self.args.cpus);
@@ -414,7 +414,7 @@ impl Machine {
     }
 }
 
-/// A command's result.
+/// The result of a command.
 pub type Answer = Result<Value, QmpError>;
 
 /// The first message of every connection.
@@ -422,19 +422,19 @@ pub fn greeting() -> Value {
     json!({ "QMP": { "version": version("mock"), "capabilities": [] } })
 }
 
-/// What `query-version` answers.
+/// The reply to `query-version`.
 pub fn version(package: &str) -> Value {
     json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": package })
 }
 
-/// A memfd for RAM.
+/// Creates a memfd for RAM.
 pub fn ram_file(bytes: u64) -> io::Result<OwnedFd> {
     let file = File::from(memfd_create(c"pc.ram", MFdFlags::MFD_CLOEXEC)?);
     file.set_len(bytes)?;
     Ok(file.into())
 }
 
-/// Takes over a descriptor that the process before left open for us.
+/// Takes over a descriptor that the previous program left open for us.
 fn owned(number: i32) -> OwnedFd {
     // SAFETY: the handover names each descriptor once, and nothing else owns it in this process.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
@@ -442,22 +442,22 @@ fn owned(number: i32) -> OwnedFd {
     fd
 }
 
-/// Something that waits for `awaited`.
+/// An epoll instance that waits for `awaited`.
 fn waiting_for(awaited: impl AsFd) -> io::Result<Epoll> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(awaited, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
     Ok(epoll)
 }
 
-/// Makes room for the socket, and does what must not be done at a start.
+/// Removes a stale socket, and applies the faults that occur at a start.
 fn before_listening(args: &Args) -> io::Result<()> {
     if !args.has(Fault::NoSecondStart) && UnixStream::connect(args.socket()).is_err() {
-        // There may be none.
+        // It may not exist.
         let _ = fs::remove_file(args.socket());
     }
     match args.fault {
         Some(Fault::Outlived) => {
-            // Its parent is gone at once, so that it is no child of ours.
+            // Its parent exits at once, so that it is not a child of this process.
             let script = ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"];
             std::process::Command::new("sh").args(script).status().map(drop)
         }
@@ -473,7 +473,7 @@ pub(super) fn write_pid_file(args: &Args) -> io::Result<()> {
     fs::write(&args.pid_file, format!("{}\n", std::process::id()))
 }
 
-/// `/dev/kvm` and a VM, where there is KVM.
+/// Opens `/dev/kvm` and creates a VM; empty if KVM is missing.
 fn create_vm() -> Vec<OwnedFd> {
     let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The mock's update.
+//! The mock's implementation of an update.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,16 +16,16 @@ use super::handover::{Handover, UnderWay};
 use super::keeper::Keeper;
 use super::machine::Machine;
 
-/// No guest may stand still for so long.
+/// Longer than any guest may be stopped.
 pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
-/// What a real VMM's state begins with.
+/// The magic that a real VMM's state begins with.
 const STATE: &[u8] = b"CPRSTAT\n";
 
-/// What a real VMM's state may weigh; enough to fill a small file system.
+/// A realistic size of a VMM's state; enough to fill a small file system.
 const STATE_BYTES: usize = 64 << 10;
 
 impl Machine {
-    /// `query-migrate`.
+    /// The reply to `query-migrate`.
     pub fn query_migrate(&self) -> Value {
         let mut answer = json!({});
         if self.status != MigrationStatus::None {
@@ -42,7 +42,7 @@ impl Machine {
         answer
     }
 
-    /// Refuses an update that cannot work, before the guest has stopped.
+    /// Refuses an update that cannot work, before the guest stops.
     pub fn check_update(&mut self, uri: &str) -> Result<(), QmpError> {
         if self.args.has(Fault::StopToRefuse) && self.run_state == RunState::Running {
             self.guest.set_running(false);
@@ -77,7 +77,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Updates; returns only if that failed.
+    /// Runs an update; returns only if it fails.
     pub fn update(&mut self) {
         let channel = self.error.take().unwrap_or_default();
         let before = self.run_state;
@@ -96,7 +96,7 @@ impl Machine {
             }
         });
         let pretended = self.args.has(Fault::PretendToExec) && error.is_empty();
-        // Where that was its fault there may be none.
+        // The file may not exist if the state could not be written.
         let _ = std::fs::remove_file(&channel);
         self.error = Some(error);
         if pretended || self.args.has(Fault::SuccessForFailure) {
@@ -113,11 +113,11 @@ impl Machine {
             self.set_status(MigrationStatus::Failed);
             self.restore(before);
         }
-        // Only where it cannot be written is there an error, and then nothing continues the VM.
+        // It fails only if the checkpoint cannot be written; then no keeper can continue the VM.
         let _ = self.update_is_over();
     }
 
-    /// What is armed at `point` happens.
+    /// Runs the action armed at `point`.
     pub(super) fn come_to(&mut self, point: &str) {
         if !self.args.has(Fault::PassFailpoints) {
             self.armed.at(point, &self.log);
@@ -171,7 +171,7 @@ impl Machine {
         let error = handover.exec(&command, self.args.has(Fault::KeepInheritable));
         let name = if self.args.has(Fault::NamelessError) { "it" } else { &command[0] };
         let why = match self.args.has(Fault::ErrorWithoutErrno) {
-            true => "no luck".to_owned(),
+            true => "operation failed".to_owned(),
             false => error.to_string(),
         };
         if self.args.has(Fault::EmptyError) {

@@ -1,5 +1,5 @@
-//! A VMM that is none: it speaks QMP, has RAM with a fake guest in it, updates itself by a real
-//! `exec`, and misbehaves on order. It proves that every check can fail.
+//! A mock VMM: it speaks QMP, has RAM with a fake guest, updates itself with a real `exec`, and
+//! misbehaves on request. It proves that every check can fail.
 
 mod checkpoint;
 mod continued;
@@ -25,7 +25,7 @@ use crate::carry;
 use crate::scenario::{CommandKind, Inject, Keeper as Policy};
 pub use fault::Fault;
 
-/// The mock, as a backend.
+/// The mock as a backend.
 #[derive(Clone, Debug)]
 pub struct Mock {
     binary: PathBuf,
@@ -33,12 +33,12 @@ pub struct Mock {
 }
 
 impl Mock {
-    /// The one this binary carries.
+    /// The mock that this binary carries.
     pub fn carried(fault: Option<Fault>) -> io::Result<Self> {
         Ok(Self { binary: carry::own_binary()?, fault })
     }
 
-    /// The one another binary carries.
+    /// The mock that another binary carries.
     pub fn at(binary: &Path, fault: Option<Fault>) -> io::Result<Self> {
         Ok(Self { binary: std::fs::canonicalize(binary)?, fault })
     }
@@ -91,8 +91,8 @@ impl Backend for Mock {
         (!has).then(|| format!("the mock has no fail point {point}={action}"))
     }
 
-    /// Only to have too many: ending a VM takes a host without hardware virtualization seconds
-    /// when it is busy.
+    /// It uses KVM only to have a second VM: on a busy host without hardware virtualization,
+    /// ending a VM takes seconds.
     fn uses_kvm(&self) -> bool {
         self.fault == Some(Fault::SecondVm)
     }
@@ -136,7 +136,9 @@ struct Args {
 
 fn policy(word: &str) -> Result<Policy, String> {
     let all = [Policy::On, Policy::Update, Policy::Off];
-    all.into_iter().find(|policy| policy.as_str() == word).ok_or_else(|| "not a policy".to_owned())
+    all.into_iter()
+        .find(|policy| policy.as_str() == word)
+        .ok_or_else(|| "expected on, update or off".to_owned())
 }
 
 impl Args {
@@ -157,7 +159,7 @@ impl Args {
     }
 }
 
-/// The mock as a program.
+/// Runs the mock from the command line.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = std::iter::once(OsString::from("mock-vmm")).chain(args);
     let args = match Args::try_parse_from(args) {

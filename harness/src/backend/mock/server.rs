@@ -1,4 +1,4 @@
-//! The mock's QMP server: one thread, one loop.
+//! The mock's QMP server: a single loop in one thread.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Fault;
 use super::machine::{Answer, Client, Machine, greeting, version};
 
-/// Commands that ask, as `query-commands` names them.
+/// The query commands that `query-commands` lists.
 const QUERIES: [&str; 7] = [
     "query-commands",
     "query-version",
@@ -32,7 +32,7 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
     let ends = SignalFd::with_flags(&endings(), SfdFlags::SFD_CLOEXEC)?;
     loop {
         if obey_all(&mut machine)? {
-            // Before it can see the end.
+            // The keeper must not see this process end.
             drop(machine.keeper.take());
             if !machine.args.has(Fault::KeepSocket) {
                 std::fs::remove_file(machine.args.socket())?;
@@ -59,7 +59,7 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
         let ready: Vec<bool> = waits.iter().map(|w| w.any().unwrap_or(false)).collect();
         let serial = ready[2 + machine.clients.len()..].to_vec();
         talk(&mut machine, &serial)?;
-        // Clients from the back, so that removing one moves none that is still to come.
+        // From the back, so that removing a client does not move those still to be read.
         for index in (0..machine.clients.len()).rev().filter(|i| ready[i + 2]) {
             let mut part = vec![0; 1 << 16];
             match machine.clients[index].stream.read(&mut part) {
@@ -80,8 +80,8 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
     }
 }
 
-/// Lets clients of the serial port come and go, and sends lines to those that send some: those that
-/// are `ready`, the listener last.
+/// Accepts and drops clients of the serial port, and sends lines to those that sent some. `ready`
+/// has one entry for each client, and the listener's last.
 fn talk(machine: &mut Machine, ready: &[bool]) -> io::Result<()> {
     for index in (0..machine.serial_clients.len()).rev().filter(|index| ready[*index]) {
         let mut client = machine.serial_clients.remove(index);
@@ -106,12 +106,12 @@ fn send_lines(machine: &mut Machine, mut client: &UnixStream) -> io::Result<()> 
     Ok(())
 }
 
-/// Signals that ask the mock to end. Every thread must have them blocked.
+/// The signals that end the mock. Every thread must block them.
 pub fn endings() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
 }
 
-/// Obeys every whole line that is there; true after `quit`.
+/// Executes every complete line of input; returns true after `quit`.
 fn obey_all(machine: &mut Machine) -> io::Result<bool> {
     if machine.ends {
         return Ok(true);

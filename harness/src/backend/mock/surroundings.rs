@@ -1,4 +1,4 @@
-//! What the mock may change of its surroundings.
+//! Faults that change the mock's process attributes.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 
 use super::Fault;
 
-/// Changes what `fault` says, if that is any of it.
+/// Applies `fault`, if it is one of these.
 pub fn change(fault: Fault) -> io::Result<()> {
     match fault {
         Fault::ChangeUmask => drop(umask(Mode::S_IRWXO)),

@@ -1,13 +1,13 @@
-//! Where QEMU is.
+//! Finds the QEMU binary.
 
 use std::path::{Path, PathBuf};
 
-/// What it is called.
+/// The name of the binary.
 const NAME: &str = "qemu-system-x86_64";
-/// Where `ci/install-qemu` puts it, in a working tree.
+/// The folder in a working tree that `ci/install-qemu` installs it to.
 const INSTALLED: &str = "ci/.qemu/bin";
 
-/// QEMU in a working tree, else in `$PATH`.
+/// Finds QEMU in the working tree, else in `$PATH`.
 pub fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(PathBuf::from(INSTALLED)).chain(std::env::split_paths(&path));

@@ -1,4 +1,4 @@
-//! QEMU, from 10.2 on.
+//! The QEMU backend, for QEMU 10.2 or newer.
 
 mod find;
 mod probe;
@@ -14,18 +14,18 @@ pub use probe::ProbeError;
 use super::{Backend, Dialect, Feature, Files, Handover, Image, Launch, OverExec, value_of};
 use crate::scenario::{CommandKind, Pages, SerialKind};
 
-/// What runs the guest's instructions.
+/// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Accelerator {
-    /// The kernel.
+    /// The kernel, with KVM.
     #[default]
     Kvm,
-    /// QEMU itself, for hosts without KVM.
+    /// QEMU's own emulation, for hosts without KVM.
     Tcg,
 }
 
 impl Accelerator {
-    /// As on QEMU's command line.
+    /// The name on QEMU's command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -44,7 +44,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The one at `binary`, which is started once and asked.
+    /// Starts the QEMU at `binary` once to query its version and features.
     pub fn at(binary: &Path, accelerator: Accelerator) -> Result<Self, ProbeError> {
         let probe::Probed { binary, executable, version } = probe::probe(binary)?;
         Ok(Self { binary, executable, version, accelerator })
@@ -68,14 +68,14 @@ impl Backend for Qemu {
         &self.executable
     }
 
-    /// `-kernel` would go through a BIOS, which takes long where CPL0 is emulated.
+    /// A BIOS image, because `-kernel` runs a real BIOS, which is slow on hosts that emulate CPL0.
     fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
         Image { bytes: guest.bios, ending: "bios" }
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
         let mut arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
-        // Not for an update: what the guest did then counts.
+        // Not for an update, in which the run state comes from the saved state.
         if launch.vm.paused {
             arguments.push("-S".into());
         }
@@ -113,7 +113,7 @@ impl Backend for Qemu {
         }
     }
 
-    /// A monitor serves one client.
+    /// Another monitor, because each serves a single client.
     fn second_qmp(&self, files: &Files) -> String {
         format!("{}-2", files.qmp)
     }
@@ -141,19 +141,19 @@ impl Backend for Qemu {
             Feature::FailPoints => "qemu has no fail points",
             Feature::Rehearsal => "qemu does not rehearse commands",
             Feature::Deadline => "qemu has no deadline for an update",
-            Feature::SerialClient => "qemu drops the serial port's client in an update",
-            Feature::OpenFiles => "qemu hands over no file that it has open",
+            Feature::SerialClient => "qemu drops the serial port's client during an update",
+            Feature::OpenFiles => "qemu does not hand over open files",
             Feature::OwnBinary if self.binary == self.executable => return None,
-            Feature::OwnBinary => "this qemu is started by a script, which is not what is executed",
+            Feature::OwnBinary => "this qemu is started by a script, so another file is executed",
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
             Feature::Keeper => "qemu has no keeper",
             Feature::Deferred => {
-                "qemu drops its clients in an update, who are to tell it what to load"
+                "qemu drops its clients during an update, so none can tell it what to load"
             }
-            Feature::Log => "qemu logs nothing of an update",
-            Feature::Execveat => "qemu executes by execvp, which is forbidden here",
+            Feature::Log => "qemu does not log updates",
+            Feature::Execveat => "qemu uses execvp, which this case forbids",
         };
         Some(why.to_owned())
     }
@@ -175,7 +175,7 @@ fn arguments(launch: Launch<'_>, accelerator: Accelerator, second_qmp: &str) -> 
         Accelerator::Tcg => "max",
     };
     let serial = match vm.serial {
-        // As one that is updated must not do away with what is there.
+        // Appends, because an updated QEMU must not truncate the file.
         SerialKind::File => format!("file,id=serial,path={},append=on", escaped(&files.serial)),
         SerialKind::Unix => {
             format!("socket,id=serial,path={},server=on,wait=off", escaped(&files.serial_socket))
@@ -205,7 +205,7 @@ fn arguments(launch: Launch<'_>, accelerator: Accelerator, second_qmp: &str) -> 
     plain.into_iter().chain(valued).collect()
 }
 
-/// As a value in a list of them.
+/// Escapes a value for QEMU's comma-separated options.
 fn escaped(value: &str) -> String {
     value.replace(',', ",,")
 }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_arguments_of_an_update_are_those_of_the_start_and_where_the_state_is() {
+    fn update_arguments_are_start_arguments_plus_incoming() {
         let vm = Vm { cpus: 2, paused: true, cmdline: "markers=1,2".into(), ..Vm::default() };
         let (first, new) = with_launch(&vm, |launch| {
             (qemu().arguments(launch), qemu().update_arguments(launch, "/w/state"))
@@ -266,7 +266,7 @@ mod tests {
     #[case(CommandKind::OtherSerial, "-chardev null,id=serial")]
     #[case(CommandKind::OtherIncoming, "-incoming file:/no/such/state")]
     #[case(CommandKind::UnknownOption, "-no-such-option")]
-    fn another_command_is_one_with_other_arguments(#[case] kind: CommandKind, #[case] has: &str) {
+    fn bad_command_changes_arguments(#[case] kind: CommandKind, #[case] has: &str) {
         let vm = Vm::default();
         let good = with_launch(&vm, |launch| qemu().update_arguments(launch, "/w/state"));
         let mut other = good.clone();
@@ -277,7 +277,7 @@ mod tests {
     #[rstest]
     #[case(CommandKind::NoQmp, "-qmp")]
     #[case(CommandKind::NoIncoming, "-incoming")]
-    fn another_command_is_one_with_fewer(#[case] kind: CommandKind, #[case] lacks: &str) {
+    fn bad_command_removes_arguments(#[case] kind: CommandKind, #[case] lacks: &str) {
         let vm = Vm::default();
         let mut other = with_launch(&vm, |launch| qemu().update_arguments(launch, "/w/state"));
         qemu().change_arguments(kind, &mut other);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_no_script_is_its_own_binary() {
+    fn script_lacks_own_binary() {
         let direct = Qemu { executable: "/q/qemu".into(), ..qemu() };
         assert!(qemu().lacks(Feature::OwnBinary).is_some());
         assert_eq!(direct.lacks(Feature::OwnBinary), None);

@@ -1,4 +1,5 @@
-//! Asking a QEMU what it is: over QMP, since a version on the command line is only a word.
+//! Queries a QEMU's version and features over QMP, because its `--version` does not prove what it
+//! can do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,60 +15,60 @@ use crate::observe::qmp::{Command, QmpFault};
 /// The first version with `cpr-exec`.
 const FIRST: (u32, u32) = (10, 2);
 
-/// Why a file is no QEMU to work with.
+/// Why a file is not a usable QEMU.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// It cannot be started, or there is no folder for its socket.
+    /// It cannot be started, or the folder for its socket cannot be created.
     #[error("cannot start {path}: {source}")]
     Start {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It does not answer as QEMU.
-    #[error("{path} does not answer as QEMU: {source}")]
+    /// It does not respond like QEMU.
+    #[error("{path} does not respond like QEMU: {source}")]
     NotQemu {
         /// The file.
         path: PathBuf,
-        /// What was wrong.
+        /// The QMP error.
         #[source]
         source: Box<QmpFault>,
     },
-    /// It is too old.
+    /// It is older than QEMU 10.2.
     #[error(
         "{path} is QEMU {version}, which cannot update itself: 10.2 or newer is needed (ci/install-qemu)"
     )]
     TooOld {
         /// The file.
         path: PathBuf,
-        /// What it says it is.
+        /// The version it reports.
         version: String,
     },
-    /// It is new enough, and lacks it all the same.
-    #[error("{path} is QEMU {version}, whose schema has no {lacks}")]
+    /// Its version is new enough, but its schema lacks a feature.
+    #[error("{path} is QEMU {version}, but its schema lacks {lacks}")]
     Lacks {
         /// The file.
         path: PathBuf,
-        /// What it says it is.
+        /// The version it reports.
         version: String,
-        /// What it has not.
+        /// The missing feature.
         lacks: &'static str,
     },
 }
 
-/// What QEMU has told.
+/// The result of a probe.
 pub(super) struct Probed {
-    /// Its file, by a path that lasts.
+    /// Its file, by a path that stays valid.
     pub binary: PathBuf,
-    /// What is executed then.
+    /// The file that is actually executed.
     pub executable: PathBuf,
     /// Its version.
     pub version: String,
 }
 
-/// Starts the QEMU at `binary` without a machine, and asks it.
+/// Starts the QEMU at `binary` without a machine, and queries it.
 pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     let start = |source| ProbeError::Start { path: binary.to_owned(), source };
     let binary = std::fs::canonicalize(binary).map_err(start)?;
@@ -105,7 +106,7 @@ fn name(version: &VersionInfo) -> String {
     if package.is_empty() { number } else { format!("{number} ({package})") }
 }
 
-/// What an update takes and this schema has not.
+/// The first feature that an update needs and this schema lacks.
 fn lacks(schema: &Value) -> Option<&'static str> {
     let types = || schema.as_array().into_iter().flatten();
     let has_value = |value: &str| {
@@ -133,7 +134,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_schema_tells_what_is_missing() {
+    fn missing_feature_is_found_in_schema() {
         let mode = json!({ "meta-type": "enum", "name": "1", "values": ["normal", "cpr-exec"] });
         let members = json!([{ "name": "cpr-exec-command", "type": "2" }]);
         let parameters = json!({ "meta-type": "object", "name": "3", "members": members });
@@ -147,7 +148,7 @@ mod tests {
     #[case(10, 1, true)]
     #[case(10, 2, false)]
     #[case(11, 0, false)]
-    fn one_before_10_2_is_too_old(#[case] major: u32, #[case] minor: u32, #[case] old: bool) {
+    fn versions_before_10_2_are_too_old(#[case] major: u32, #[case] minor: u32, #[case] old: bool) {
         let version = VersionTriple { major, minor, micro: 9 };
         assert_eq!(is_too_old(version), old);
         let told = VersionInfo { qemu: version, package: " Debian ".into() };
@@ -155,10 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_qemu_is_told_with_its_path() {
+    fn error_names_the_path_of_a_non_qemu() {
         let error = probe(Path::new("/bin/true")).err().map(|e| e.to_string());
         let error = error.unwrap_or_default();
-        assert!(error.contains("true does not answer as QEMU"), "{error}");
+        assert!(error.contains("true does not respond like QEMU"), "{error}");
         assert!(error.contains("it has ended (exit status: 0)"), "{error}");
         let missing = probe(Path::new("/no/such/qemu")).err();
         assert!(matches!(missing, Some(ProbeError::Start { .. })), "{missing:?}");
