@@ -14,6 +14,7 @@ mod catalogue;
 mod conform;
 mod doctor;
 mod examples;
+mod exit_status;
 mod explore;
 mod guests;
 mod matrix;

@@ -8,7 +8,6 @@
 //! random sequences of steps, [`bench`] measures blackouts, [`soak`] runs updates continuously,
 //! [`doctor`] checks what the host supports.
 
-pub mod audit;
 pub mod backend;
 pub mod bench;
 pub mod carry;
@@ -21,7 +20,10 @@ pub mod doctor;
 pub mod explore;
 pub mod lowered;
 pub mod matrix;
+pub mod model;
+pub mod multicall;
 pub mod observe;
+pub mod process;
 pub mod report;
 pub mod run;
 pub mod scenario;

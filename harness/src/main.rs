@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cpr_harness::carry::dispatch().unwrap_or_else(cpr_harness::cli::main)
+    cpr_harness::multicall::dispatch().unwrap_or_else(cpr_harness::cli::main)
 }

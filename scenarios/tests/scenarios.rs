@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cpr_harness::audit::Expectations;
 use cpr_harness::backend::cpr_vmm::{self, CprVmm};
+use cpr_harness::check::expected::Expectations;
 use cpr_harness::coverage;
 use cpr_harness::report::errors::{Errors, Wish};
 use cpr_harness::run::{Options, case, requirements};

@@ -5,17 +5,15 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 
+use crate::address::AddressError;
+use crate::devices::serial::SerialConfig;
+use crate::logging::LogLevel;
 use crate::machine::MachineConfig;
+use crate::memory::MemoryConfig;
+use crate::switch::Switch;
 
 /// Maximum value of `--cpus`.
 pub const MAX_CPUS: u8 = 64;
-const MIB: u64 = 1 << 20;
-/// Smallest RAM size: the boot structures and a guest linked at 1 MiB fit.
-const MIN_MEMORY: u64 = 4 * MIB;
-/// Largest RAM size, to catch mistakes. KVM rejects the memslot if the host cannot address it; the
-/// test guests map the first 64 GiB.
-const MAX_MEMORY: u64 = 1 << 40;
-
 /// A compact KVM VMM, controlled over QMP, that can replace itself by exec under a running guest.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "cpr-vmm", version, no_binary_name = true)]
@@ -130,156 +128,9 @@ pub enum KeeperPolicy {
     Off,
 }
 
-/// `on` or `off`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// Yes.
-    On,
-    /// No.
-    Off,
-}
-
-/// The value of `--log`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-/// The kind of pages that back guest RAM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PageKind {
-    /// 4 KiB pages.
-    #[default]
-    Small,
-    /// Transparent huge pages.
-    Thp,
-    /// 2 MiB pages from the host's reserved pool.
-    Huge2M,
-}
-
-impl PageKind {
-    /// Returns the number of bytes that a RAM size must be a multiple of.
-    pub fn alignment(self) -> u64 {
-        match self {
-            Self::Small => 4096,
-            Self::Thp | Self::Huge2M => 2 * MIB,
-        }
-    }
-
-    /// Returns the spelling used on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Small => "4k",
-            Self::Thp => "thp",
-            Self::Huge2M => "2m",
-        }
-    }
-}
-
-/// The value of `--memory`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryConfig {
-    /// Bytes of RAM.
-    pub size: u64,
-    /// RAM is a shared mapping of a memfd, which an update can hand over.
-    pub share: bool,
-    /// The kind of pages that back it.
-    pub pages: PageKind,
-}
-
-/// Reasons to reject a `--memory` value.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MemoryConfigError {
-    /// The size is not a number with a known suffix.
-    #[error("invalid size \"{0}\": expected a whole number with suffix K, M or G, such as 256M")]
-    Size(String),
-    /// The size is too small or too large.
-    #[error("invalid RAM size of {0} bytes: must be 4M to 1024G")]
-    Range(u64),
-    /// The size is not a multiple of the page size.
-    #[error(
-        "invalid RAM size of {size} bytes: must be a multiple of {alignment} bytes (pages={pages})"
-    )]
-    Alignment {
-        /// The requested size in bytes.
-        size: u64,
-        /// The required alignment in bytes.
-        alignment: u64,
-        /// The requested kind of pages.
-        pages: &'static str,
-    },
-    /// An option that does not exist.
-    #[error("unknown option \"{0}\": known are share=on|off and pages=4k|thp|2m")]
-    Option(String),
-    /// Huge pages were requested for a private mapping.
-    #[error("pages={0} needs share=on")]
-    PrivateHuge(&'static str),
-}
-
-impl FromStr for MemoryConfig {
-    type Err = MemoryConfigError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split(',');
-        let size = parse_size(parts.next().unwrap_or_default())?;
-        let mut config = Self { size, share: true, pages: PageKind::Small };
-        for option in parts {
-            match option {
-                "share=on" => config.share = true,
-                "share=off" => config.share = false,
-                "pages=4k" => config.pages = PageKind::Small,
-                "pages=thp" => config.pages = PageKind::Thp,
-                "pages=2m" => config.pages = PageKind::Huge2M,
-                other => return Err(MemoryConfigError::Option(other.to_owned())),
-            }
-        }
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) {
-            return Err(MemoryConfigError::Range(size));
-        }
-        let alignment = config.pages.alignment();
-        if !size.is_multiple_of(alignment) {
-            let pages = config.pages.name();
-            return Err(MemoryConfigError::Alignment { size, alignment, pages });
-        }
-        if !config.share && config.pages != PageKind::Small {
-            return Err(MemoryConfigError::PrivateHuge(config.pages.name()));
-        }
-        Ok(config)
-    }
-}
-
-fn parse_size(text: &str) -> Result<u64, MemoryConfigError> {
-    let error = || MemoryConfigError::Size(text.to_owned());
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&text[..at], 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(error());
-    }
-    let number: u64 = digits.parse().map_err(|_| error())?;
-    number.checked_mul(1 << shift).ok_or_else(error)
-}
-
 /// An address of the form `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixPath(pub PathBuf);
-
-/// An address could not be parsed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid address \"{given}\": expected {expected}")]
-pub struct AddressError {
-    given: String,
-    expected: &'static str,
-}
 
 impl FromStr for UnixPath {
     type Err = AddressError;
@@ -288,36 +139,6 @@ impl FromStr for UnixPath {
         match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(Self(path.into())),
             _ => Err(AddressError { given: text.to_owned(), expected: "unix:PATH" }),
-        }
-    }
-}
-
-/// The value of `--serial`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SerialConfig {
-    /// Output is discarded; there is no input.
-    Null,
-    /// The VMM's own stdin and stdout.
-    Stdio,
-    /// Output is appended to a file.
-    File(PathBuf),
-    /// A listening socket; one client at a time.
-    Unix(PathBuf),
-}
-
-impl FromStr for SerialConfig {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match (text, text.split_once(':')) {
-            ("null", _) => Ok(Self::Null),
-            ("stdio", _) => Ok(Self::Stdio),
-            (_, Some(("file", path))) if !path.is_empty() => Ok(Self::File(path.into())),
-            (_, Some(("unix", path))) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(AddressError {
-                given: text.to_owned(),
-                expected: "null, stdio, file:PATH or unix:PATH",
-            }),
         }
     }
 }
@@ -340,67 +161,5 @@ impl FromStr for Incoming {
             (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
             _ => Err(AddressError { given: text.to_owned(), expected: "file:PATH or defer" }),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case("64M", 64 << 20, true, PageKind::Small)]
-    #[case("1g", 1 << 30, true, PageKind::Small)]
-    #[case("8192K,share=off", 8 << 20, false, PageKind::Small)]
-    #[case("4194304,pages=thp,share=on", 4 << 20, true, PageKind::Thp)]
-    #[case("2G,pages=2m", 2 << 30, true, PageKind::Huge2M)]
-    fn parses_memory(
-        #[case] text: &str,
-        #[case] size: u64,
-        #[case] share: bool,
-        #[case] pages: PageKind,
-    ) {
-        assert_eq!(text.parse(), Ok(MemoryConfig { size, share, pages }));
-    }
-
-    #[rstest]
-    #[case("")]
-    #[case("M")]
-    #[case("-1M")]
-    #[case("+64M")]
-    #[case("64T")]
-    #[case("1M")]
-    #[case("2000000G")]
-    #[case("99999999999999999999G")]
-    #[case("18446744073709551615G")]
-    #[case("5000000")]
-    #[case("65M,pages=2m")]
-    #[case("64M,share=maybe")]
-    #[case("64M,share=off,pages=thp")]
-    fn rejects_invalid_memory(#[case] text: &str) {
-        let error = text.parse::<MemoryConfig>().unwrap_err();
-        insta::assert_snapshot!(
-            format!("memory_refused_{}", text.replace(['=', ',', '+'], "_")),
-            error
-        );
-    }
-
-    #[rstest]
-    #[case("null", SerialConfig::Null)]
-    #[case("stdio", SerialConfig::Stdio)]
-    #[case("file:/a:b", SerialConfig::File("/a:b".into()))]
-    #[case("unix:s", SerialConfig::Unix("s".into()))]
-    fn parses_serial(#[case] text: &str, #[case] expected: SerialConfig) {
-        assert_eq!(text.parse(), Ok(expected));
-    }
-
-    #[rstest]
-    #[case("tcp::1")]
-    #[case("file:")]
-    #[case("unix:")]
-    #[case("")]
-    fn rejects_invalid_serial(#[case] text: &str) {
-        assert!(text.parse::<SerialConfig>().is_err());
     }
 }

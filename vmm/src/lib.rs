@@ -27,6 +27,7 @@ macro_rules! audit_point {
     };
 }
 
+mod address;
 #[cfg(feature = "failpoints")]
 pub mod audit;
 pub mod boot;
@@ -49,8 +50,10 @@ mod pid_file;
 pub mod private_file;
 pub mod qmp;
 mod reserve;
+mod same_file;
 mod service_manager;
 pub mod state;
+pub mod switch;
 pub mod sys;
 pub mod unix_listener;
 pub mod vcpu;

@@ -20,7 +20,9 @@ use cpr_qmp::run_state::RunState;
 use cpr_vmm::memory::{PC_RAM, RamBlockInfo};
 use cpr_vmm::migration::cpr::fall_back::Record;
 use cpr_vmm::migration::cpr::named_fds::NamedFd;
-use cpr_vmm::migration::cpr::state::{CPR_VERSION, CprState, ENV_NAME, MigrationRecord};
+use cpr_vmm::migration::cpr::state::{CprState, MigrationRecord};
+use cpr_vmm::migration::cpr::variables::STATE;
+use cpr_vmm::migration::cpr::version::CPR_VERSION;
 use cpr_vmm::qmp::{ConnectionState, ServerState};
 use cpr_vmm::state::Envelope;
 use nix::errno::Errno;
@@ -231,9 +233,9 @@ fn forge_with_way_back(
     unsafe { command.pre_exec(fill) };
 }
 
-/// Has `command` start with copies of `fds` at the given numbers, and [`ENV_NAME`] set to `value`.
+/// Has `command` start with copies of `fds` at the given numbers, and [`STATE`] set to `value`.
 fn forge(command: &mut Command, value: &OsStr, fds: Vec<(OwnedFd, RawFd)>) {
-    command.env(ENV_NAME, value);
+    command.env(STATE, value);
     let inherit = move || {
         for (fd, number) in &fds {
             // SAFETY: numbers only; the copy belongs to the program that will be executed.
@@ -295,7 +297,7 @@ fn forged_variables() {
     let values = ["", "state", "+70", "-1", " 70", "0x46", "70 ", "99999999999", "69", "1", "70"];
     let mut rows = Vec::new();
     for value in values.map(OsString::from).into_iter().chain([OsStr::from_bytes(b"\xff").into()]) {
-        let title = format!("{ENV_NAME}={value:?}");
+        let title = format!("{STATE}={value:?}");
         let file = File::open(scene.path("heartbeat")).expect("it was just written");
         let fds = vec![(file.into(), STATE_FD)];
         rows.push(refusal(&scene, &title, TAKE_OVER, |vmm| forge(vmm, &value, fds)));
@@ -419,12 +421,12 @@ fn lost_variables() {
     let scene = Scene::new();
     let mut rows = Vec::new();
     for value in [None, Some("x"), Some("71")] {
-        let title = format!("{ENV_NAME}={value:?}");
+        let title = format!("{STATE}={value:?}");
         rows.push(refusal(&scene, &title, TAKE_OVER, |vmm| {
             forge_with_way_back(vmm, Vec::new(), enveloped(&state()), ram_memfd());
             match value {
-                Some(value) => vmm.env(ENV_NAME, value),
-                None => vmm.env_remove(ENV_NAME),
+                Some(value) => vmm.env(STATE, value),
+                None => vmm.env_remove(STATE),
             };
         }));
     }

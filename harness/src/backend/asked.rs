@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Qmp, QmpFault};
-use crate::run::{program, signals, vm};
+use crate::process::{child, program, signals};
 
 /// The deadline for the QMP greeting.
 const GREETING: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ impl Asked {
         // SAFETY: it is async-signal-safe and the closure does nothing else.
         unsafe { command.pre_exec(program::inherit_nothing) };
         // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
-        unsafe { command.pre_exec(move || vm::die_with(parent)) };
+        unsafe { command.pre_exec(move || child::die_with(parent)) };
         program::spawn(command).map(Mutex::new).map(Self)
     }
 
@@ -66,7 +66,7 @@ impl Drop for Asked {
     fn drop(&mut self) {
         let mut child = self.child();
         let pid = child.id() as i32;
-        vm::kill_group(pid);
+        child::kill_group(pid);
         let _ = child.wait();
         signals::forget(pid);
     }

@@ -8,8 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use build::Build;
 
-use super::{Backend, Dialect, Feature, Files, Handover, Launch, OverExec, value_of};
+use crate::backend::{Backend, Dialect, Feature, Handover, Launch, OverExec, value_of};
 use crate::carry;
+use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
 
 /// The name in reports.

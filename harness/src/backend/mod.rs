@@ -8,13 +8,14 @@ pub mod mock;
 pub mod qemu;
 pub mod skew;
 
+use crate::observe::files::Files;
 use std::path::Path;
 
 use guest_images::GuestImage;
 
 pub use dialect::{Dialect, Feature, Handover, OverExec};
 
-use crate::scenario::{CommandKind, Inject, SerialKind, Vm};
+use crate::scenario::{CommandKind, Inject, Vm};
 
 /// The parameters of a VMM's start.
 #[derive(Clone, Copy, Debug)]
@@ -34,31 +35,6 @@ impl Launch<'_> {
     pub fn cmdline(&self) -> String {
         let line = format!("seed={} cpus={} {}", self.seed, self.vm.cpus, self.vm.cmdline);
         line.trim_end().to_owned()
-    }
-}
-
-/// The files of one VM; all paths are UTF-8, because QMP is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// The guest's image.
-    pub kernel: String,
-    /// The QMP socket.
-    pub qmp: String,
-    /// The file with the output of the guest's serial port.
-    pub serial: String,
-    /// The socket of the serial port, if it has one.
-    pub serial_socket: String,
-    /// The VMM's log.
-    pub log: String,
-    /// The VMM's PID file.
-    pub pid_file: String,
-}
-
-impl Files {
-    /// The sockets that the VMM of `vm` listens on.
-    pub fn sockets(&self, vm: &Vm) -> Vec<&str> {
-        let serial = (vm.serial == SerialKind::Unix).then_some(&*self.serial_socket);
-        std::iter::once(&*self.qmp).chain(serial).collect()
     }
 }
 

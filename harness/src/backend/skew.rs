@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use guest_images::GuestImage;
 
-use super::{Backend, Dialect, Feature, Files, Image, Launch};
+use crate::backend::{Backend, Dialect, Feature, Image, Launch};
+use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject};
 
 /// Which build each update of a VM goes to.

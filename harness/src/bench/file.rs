@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Measured, Metric};
-use crate::run::start::{cpus, kernel};
+use crate::run::evidence::start::{cpus, kernel};
 
 /// Version of the file format; incremented on incompatible changes.
 pub const FORMAT: u32 = 1;

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::observe::patience::Patience;
 use crate::observe::phases::Phase;
-use crate::run::{Options, Patience, Report, Verdict, case};
+use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::size::Size;
 use crate::scenario::{Case, Pages, Step, Vm};
 

@@ -101,7 +101,7 @@ mod tests {
             assert!(class.checks.iter().all(|c| known.contains(&c.as_str())), "{class:?}");
             bugs.push((class.planted, class.case));
         }
-        for number in cpr_vmm::failpoints::constraints() {
+        for number in cpr_vmm::failpoints::CONSTRAINTS {
             let swap = format!("swap-{number}");
             assert!(bugs.iter().any(|(bug, _)| *bug == swap), "constraint {number} has no row");
         }

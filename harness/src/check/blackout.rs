@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::gaps::{Gaps, Refusal};
 use super::{Check, Scene};
-use crate::run::verdict::Refusal;
 
 /// The `blackout` check.
 pub const CHECK: Check = Check {
@@ -18,18 +18,6 @@ const FLOOR: Duration = Duration::from_secs(2);
 const CALM_TIMES: u32 = 20;
 /// Heartbeat gap that is always allowed around a refusal, for the same reason.
 const REFUSED_FLOOR: Duration = Duration::from_secs(1);
-
-/// The gaps between the guest's heartbeats around a step.
-pub struct Gaps<'a> {
-    /// The blackout of the update, once every vCPU has sent a heartbeat again.
-    pub blackout: &'a dyn Fn() -> Option<Duration>,
-    /// The refused update of the step, if any.
-    pub refusal: Option<&'a Refusal>,
-    /// The largest gap in this case's calm times.
-    pub calm: Duration,
-    /// The blackout that the scenario allows an update.
-    pub asked: Option<Duration>,
-}
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Gaps { refusal, calm, asked, .. } = scene.gaps;

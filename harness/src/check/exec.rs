@@ -5,7 +5,7 @@
 //! its auxiliary vector and its old command line.
 
 use super::{Check, Ending, Scene, outcome};
-use crate::audit::Moment;
+use crate::check::expected::Moment;
 use crate::observe::image::Image;
 
 /// The `exec` check.

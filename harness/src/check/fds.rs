@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Check, Scene};
 use crate::backend::{Dialect, OverExec};
-use crate::observe::fds::{Descriptor, FdTable};
+use crate::observe::fds::{Descriptor, FdTable, VM};
 use crate::observe::poll::{self, Deadline};
 use crate::scenario::Keeper;
 
@@ -94,7 +94,7 @@ fn compare(
     let rebuilt = |fd: &Descriptor| remade.has(fd);
     // The check `kvm` counts VMs, `leftovers` looks for leftover state.
     let judged_elsewhere = |fd: &Descriptor| {
-        fd.target.starts_with(super::kvm::VM) || fd.target.starts_with(dialect.handover.state)
+        fd.target.starts_with(VM) || fd.target.starts_with(dialect.handover.state)
     };
     let kept = |table: &FdTable| -> BTreeMap<i32, Descriptor> {
         let kept = table.iter().filter(|fd| !rebuilt(fd) && !judged_elsewhere(fd));

@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::{Check, Scene};
-use crate::audit::{Facts, files};
+use crate::observe::facts::Facts;
+use crate::observe::file_facts;
 use crate::observe::poll::{self, Deadline};
 
 /// The `files` check.
@@ -24,7 +25,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if seen.is_err() {
         // The PID file may be written after the event that announces the new process.
         poll::until(Deadline::after(scene.patience.settle), || {
-            let facts = files::of_vm(scene.work, scene.files);
+            let facts = file_facts::of_vm(scene.work, scene.files);
             seen = look(scene, &facts);
             scene.settled.borrow_mut().files = Some(facts).filter(|_| seen.is_ok());
             seen.is_ok().then_some(())

@@ -8,10 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::observe::outside::Outside;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
-use crate::run::orphans;
-use crate::run::outside::Outside;
+use crate::process::orphans;
 
 /// Name of this check, which replaces those of a running VMM.
 pub const NAME: &str = "killed";

@@ -1,12 +1,10 @@
 //! Checks that the VMM holds exactly one KVM VM.
 
 use super::{Check, Scene, fds};
+use crate::observe::fds::VM;
 
 /// The `kvm` check.
 pub const CHECK: Check = Check { name: "kvm", claim: "the VMM holds exactly one KVM VM", run };
-
-/// Target of a KVM VM's descriptor.
-pub(super) const VM: &str = "anon_inode:kvm-vm";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     if !scene.kvm {

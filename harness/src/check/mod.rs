@@ -1,5 +1,6 @@
 //! The checks that run after every step, one invariant per file.
 
+pub mod action;
 pub mod blackout;
 pub mod clients;
 pub mod conversation;
@@ -8,8 +9,10 @@ pub mod error;
 pub mod events;
 pub mod exec;
 pub mod executable;
+pub mod expected;
 pub mod fds;
 pub mod files;
+pub mod gaps;
 pub mod gone;
 pub mod handover;
 pub mod interrupted;
@@ -38,8 +41,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use action::{Action, Ending};
 pub use handover::{Handover, Revival};
-pub use scene::{Action, Ending, Scene, Settled};
+pub use scene::{Scene, Settled};
 
 /// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

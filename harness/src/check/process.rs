@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use super::{Action, Check, Scene};
-use crate::audit::{Change, Facts, process};
 use crate::backend::Handover;
+use crate::observe::facts::{Change, Facts};
 use crate::observe::fds::FdTable;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::name_of;
+use crate::observe::process_facts;
 
 /// The `process` check.
 pub const CHECK: Check = Check {
@@ -34,7 +35,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 
 fn again(scene: &Scene<'_>) -> Result<(), String> {
     let fds = FdTable::read(scene.pid()).map_err(|e| e.to_string())?;
-    let facts = process::read(scene.pid(), &fds);
+    let facts = process_facts::read(scene.pid(), &fds);
     look(scene, &facts, &fds)?;
     scene.settled.borrow_mut().process = Some(facts);
     Ok(())
@@ -45,13 +46,14 @@ fn look(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let names = names(scene);
     let named = |change: &Change| {
-        change.item == process::NAME && change.is.as_ref().is_some_and(|is| names.contains(is))
+        change.item == process_facts::NAME
+            && change.is.as_ref().is_some_and(|is| names.contains(is))
     };
     let mut changes = before.facts.changes(now);
-    changes.retain(|change| !process::is_of_build(&change.item) && !named(change));
+    changes.retain(|change| !process_facts::is_of_build(&change.item) && !named(change));
     if let Some(then) = scene.facts_then {
         let of_build = then.changes(now).into_iter();
-        changes.extend(of_build.filter(|change| process::is_of_build(&change.item)));
+        changes.extend(of_build.filter(|change| process_facts::is_of_build(&change.item)));
     }
     changes.retain(|change| !is_judged_elsewhere(scene, change));
     scene.audit(CHECK.name, changes)

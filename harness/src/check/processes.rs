@@ -2,7 +2,8 @@
 
 use super::{Check, Scene};
 use crate::observe::poll::{self, Deadline};
-use crate::observe::process::{self, ProcError, Stat};
+use crate::observe::proc_error::ProcError;
+use crate::observe::process::{self, Stat};
 
 /// The `processes` check.
 pub const CHECK: Check = Check {

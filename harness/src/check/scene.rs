@@ -6,126 +6,19 @@ use std::path::Path;
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 
-use super::blackout::Gaps;
+use super::action::Action;
+use super::expected::{self, Moment};
+use super::gaps::Gaps;
 use super::handover::Handover;
-use super::startup::Startup;
-use crate::audit::{self, Change, Facts, Moment};
-use crate::backend::{Dialect, Files};
+use crate::backend::Dialect;
+use crate::observe::facts::{Change, Facts};
 use crate::observe::fds::FdTable;
+use crate::observe::files::Files;
 use crate::observe::observation::Observation;
+use crate::observe::patience::Patience;
 use crate::observe::process::Executable;
-use crate::run::Patience;
-use crate::scenario::{Expect, Interruption, RaceCommand, Vm};
-
-/// How an update ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// It completed.
-    Completed,
-    /// It was refused, with this error.
-    Refused(String),
-    /// It failed, with this error.
-    Failed(String),
-}
-
-impl Ending {
-    /// Its name, in one word.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Refused(_) => "refused",
-            Self::Failed(_) => "failed",
-        }
-    }
-}
-
-/// What a step did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Nothing that involved the VMM.
-    Nothing,
-    /// Started the VMM.
-    Boot,
-    /// `stop`.
-    Stop,
-    /// `cont`.
-    Cont,
-    /// `system_reset`.
-    Reset,
-    /// An update.
-    Update {
-        /// How it was expected to end.
-        expect: Expect,
-        /// How it ended.
-        ending: Ending,
-        /// What an error must name: the command, or the channel if that is at fault.
-        culprit: String,
-        /// The errno an error must give.
-        errno: Option<i32>,
-    },
-    /// Several commands in one write.
-    Race {
-        /// The commands.
-        commands: Vec<RaceCommand>,
-        /// Number of updates that were accepted.
-        accepted: usize,
-    },
-    /// SIGKILL to the VMM, which the VM survived in another process.
-    Killed {
-        /// Whether an update had been requested.
-        in_update: bool,
-    },
-    /// An update that was held at a point.
-    Interrupted {
-        /// What interrupted it.
-        with: Interruption,
-        /// Whether the interruption was handled before the guest stopped; otherwise after the
-        /// update.
-        early: bool,
-        /// How the update ended.
-        ending: Ending,
-    },
-}
-
-impl Action {
-    /// Whether an update was done and succeeded.
-    pub fn updated(&self) -> bool {
-        match self {
-            Self::Update { ending, .. } | Self::Interrupted { ending, .. } => {
-                *ending == Ending::Completed
-            }
-            Self::Race { accepted, .. } => *accepted > 0,
-            _ => false,
-        }
-    }
-
-    /// Whether an update may have been under way.
-    pub fn may_update(&self) -> bool {
-        match self {
-            Self::Killed { in_update } => *in_update,
-            Self::Update { .. } | Self::Race { .. } | Self::Interrupted { .. } => true,
-            _ => false,
-        }
-    }
-
-    /// How its update ended, if it is one.
-    pub fn ending(&self) -> Option<&Ending> {
-        match self {
-            Self::Update { ending, .. } | Self::Interrupted { ending, .. } => Some(ending),
-            _ => None,
-        }
-    }
-
-    /// Whether the guest was rebooted.
-    pub fn resets(&self) -> bool {
-        match self {
-            Self::Reset => true,
-            Self::Race { commands, .. } => commands.iter().any(|c| c.resets()),
-            Self::Interrupted { with, .. } => *with == Interruption::Reset,
-            _ => false,
-        }
-    }
-}
+use crate::observe::startup::Startup;
+use crate::scenario::Vm;
 
 /// What was read again because the first reading had not settled yet.
 #[derive(Debug, Default)]
@@ -199,7 +92,7 @@ pub struct Scene<'a> {
 impl Scene<'_> {
     /// Fails with those of `changes` that `audit` does not expect.
     pub fn audit(&self, audit: &str, changes: Vec<Change>) -> Result<(), String> {
-        audit::judge(audit, self.vmm, Moment::of(self.action, self.handover), changes)
+        expected::judge(audit, self.vmm, Moment::of(self.action, self.handover), changes)
     }
 
     /// The PID of the VMM.

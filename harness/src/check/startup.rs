@@ -2,12 +2,12 @@
 //! untouched.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Check, Scene};
 use crate::backend::OverExec;
 use crate::observe::poll::{self, Deadline};
+use crate::observe::startup::Identity;
 
 /// The `startup` check.
 pub const CHECK: Check = Check {
@@ -15,41 +15,6 @@ pub const CHECK: Check = Check {
     claim: "the QMP socket, the serial socket and the PID file are those created at boot; after a revival the PID file names the new process",
     run,
 };
-
-/// What start-up leaves in the file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Startup {
-    files: Vec<(PathBuf, Option<Identity>)>,
-    pid_file: PathBuf,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Identity {
-    inode: u64,
-    mode: u32,
-    /// Time of the last change to the content, in seconds and nanoseconds.
-    written: (i64, i64),
-}
-
-impl Startup {
-    /// Records the sockets and the PID file.
-    pub fn of(sockets: &[&str], pid_file: &str) -> Self {
-        let look = |path: &&str| {
-            let path = Path::new(path);
-            (path.to_owned(), Identity::of(path))
-        };
-        let files = sockets.iter().chain([&pid_file]).map(look).collect();
-        Self { files, pid_file: pid_file.into() }
-    }
-}
-
-impl Identity {
-    fn of(path: &Path) -> Option<Self> {
-        let meta = fs::symlink_metadata(path).ok()?;
-        let written = (meta.mtime(), meta.mtime_nsec());
-        Some(Self { inode: meta.ino(), mode: meta.mode(), written })
-    }
-}
 
 /// Checks that a rewritten PID file names `pid` and has the same mode as before.
 fn names(path: &Path, pid: i32, mode: u32) -> Result<(), String> {

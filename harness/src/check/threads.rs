@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use super::{Check, Scene};
-use crate::audit::process::OF_KVM;
 use crate::observe::poll::{self, Deadline};
+use crate::observe::process_facts::OF_KVM;
 
 /// The `threads` check.
 pub const CHECK: Check = Check {

@@ -14,8 +14,9 @@ use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
 use crate::bench::{Contender, Measured, Plan, cells, measure, table};
+use crate::observe::patience::Patience;
 use crate::report::stdout::say;
-use crate::run::{self, Options, Patience};
+use crate::run::{self, Options};
 use crate::scenario::Pages;
 use crate::scenario::size::Size;
 

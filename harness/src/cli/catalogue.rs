@@ -12,8 +12,9 @@ use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
+use crate::observe::patience::Patience;
 use crate::report::stdout::say;
-use crate::run::{self, Options, Patience, schedule};
+use crate::run::{self, Options, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 

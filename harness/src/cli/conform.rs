@@ -14,8 +14,9 @@ use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
+use crate::observe::patience::Patience;
 use crate::report::stdout::say;
-use crate::run::{self, Options, Patience, Report, Verdict, case, schedule};
+use crate::run::{self, Options, Report, Verdict, case, schedule};
 use crate::scenario::Case;
 
 #[derive(Args)]

@@ -17,10 +17,12 @@ use crate::explore::grammar::{Grammar, Sequence};
 use crate::explore::hunt::{self, Extent, Ran};
 use crate::explore::shrink::Budget;
 use crate::explore::vocabulary::Vocabulary;
+use crate::observe::patience::Patience;
+use crate::process::{orphans, signals};
 use crate::report::stdout::say;
 use crate::report::terminal::details;
 use crate::run::case::quoted;
-use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::run::{Options, Report, Verdict};
 use crate::scenario::write::of_step;
 use crate::scenario::{SerialKind, Vm as Machine};
 

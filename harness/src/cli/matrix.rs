@@ -18,9 +18,10 @@ use crate::matrix::Route;
 use crate::matrix::build::{Build, MOST};
 use crate::matrix::meeting::{Meeting, meet};
 use crate::matrix::table::{self, Row};
+use crate::observe::patience::Patience;
 use crate::report::stdout::say;
 use crate::report::terminal::details;
-use crate::run::{self, Options, Patience, Report, Verdict, schedule};
+use crate::run::{self, Options, Report, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::shard::Shard;
 

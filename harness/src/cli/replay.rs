@@ -11,7 +11,7 @@ use super::vmm::Vmm;
 use crate::report::folder;
 use crate::report::stdout::say;
 use crate::run::Report;
-use crate::run::start::Start;
+use crate::run::evidence::start::Start;
 
 #[derive(Args)]
 pub(super) struct Replay {

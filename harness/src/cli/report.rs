@@ -7,8 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::Stop;
-use super::run::exit_code;
+use super::{Stop, exit_status};
 use crate::report::merge::{Merged, merge};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
@@ -126,7 +125,7 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
     }
     remarks.iter().for_each(say);
     terminal.finish(record.took());
-    Ok(exit_code(&terminal, true, *require_all))
+    Ok(exit_status::of(&terminal, true, *require_all))
 }
 
 #[cfg(test)]

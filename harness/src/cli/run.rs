@@ -9,16 +9,17 @@ use clap::Args;
 use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{ENVIRONMENT, FAILED, Stop, cores};
-use crate::audit::Expectations;
+use super::{FAILED, Stop, cores, exit_status};
 use crate::backend::cpr_vmm;
+use crate::check::expected::Expectations;
 use crate::conform::differences::Differences;
 use crate::coverage;
+use crate::observe::patience::Patience;
 use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::run::{self, Options, Patience, schedule};
+use crate::run::{self, Options, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -156,16 +157,5 @@ pub(super) fn run_cases(
             .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
     };
     told.iter().for_each(say);
-    Ok(Ran { record, code: exit_code(&terminal, same, require_all) })
-}
-
-/// Exit status of the harness; `same`: the table of errors matches.
-pub(super) fn exit_code(terminal: &Terminal, same: bool, require_all: bool) -> ExitCode {
-    let broken =
-        terminal.any_broken() || terminal.all_ignored() || require_all && terminal.any_missed();
-    ExitCode::from(match (terminal.any_failed() || !same, broken) {
-        (true, _) => FAILED,
-        (false, true) => ENVIRONMENT,
-        (false, false) => 0,
-    })
+    Ok(Ran { record, code: exit_status::of(&terminal, same, require_all) })
 }

@@ -10,8 +10,10 @@ use clap::Args;
 
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{ENVIRONMENT, FAILED, Stop};
+use crate::observe::patience::Patience;
+use crate::process::{orphans, signals};
 use crate::report::stdout::say;
-use crate::run::{Options, Patience, Report, Verdict, orphans, signals};
+use crate::run::{Options, Report, Verdict};
 use crate::scenario::size::Size;
 use crate::scenario::{Setbacks, check_made};
 use crate::soak::cases::{Wish, cases};

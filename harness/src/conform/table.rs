@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::differences::Difference;
-use crate::report::choice::{self, Choice};
+use crate::scenario::choice::{self, Choice};
 
 /// The result for one case.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Finding;
-use crate::run::{cgroup, mounts};
+use crate::process::cgroup;
+use crate::run::update::mounts;
 
 /// Descriptors that are ample for a run with a few cases at a time.
 const DESCRIPTORS: u64 = 1024;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::grammar::Grammar;
-use super::guests::Marker;
 use super::kind::StepKind;
-use super::model::{Run, State};
+use crate::model::guests::Marker;
+use crate::model::reference::{Run, State};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, Limit, SerialKind, Step, Vm};
 

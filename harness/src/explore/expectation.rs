@@ -1,8 +1,8 @@
 //! Predicts how an update must end: the model's value for `expect`.
 
-use super::model::{Model, State};
+use crate::model::reference::{Model, State};
 use crate::scenario::{
-    Channel, CommandKind, Errno, Expect, Failure, Limit, Migrate, Seccomp, fault,
+    Channel, CommandKind, Errno, Expect, Failure, Limit, Migrate, Seccomp, expansion,
 };
 
 /// Significant parts of our VMM's error texts.
@@ -15,7 +15,7 @@ pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect>
     let Migrate { command, channel, rehearsal, .. } = *migrate;
     let plain = command == CommandKind::Good && channel == Channel::File;
     if let Some(inject) = &state.armed {
-        return plain.then(|| fault::expected(&inject.point, &inject.action)).flatten();
+        return plain.then(|| expansion::expected(&inject.point, &inject.action)).flatten();
     }
     // If it is unknown whether commands are rehearsed, only one that is good either way is allowed.
     let rehearsed = match rehearsal.or(state.rehearses) {

@@ -3,10 +3,10 @@
 use fastrand::Rng;
 
 use super::kind::StepKind;
-use super::model::{Model, Run};
 use super::possible::filled_in;
 use super::vocabulary::{Vocabulary, Word, vms};
 use crate::backend::Backend;
+use crate::model::reference::{Model, Run};
 use crate::scenario::{Pages, Seccomp, SerialKind, SerialWish, Step, Vm};
 
 /// Lengths of a sequence, without `boot`.
@@ -102,7 +102,7 @@ impl Grammar {
     }
 
     /// Draws the last step: `quit`, or now and then something rarer.
-    fn ending(&self, rng: &mut Rng, model: &Model, state: &super::model::State) -> Step {
+    fn ending(&self, rng: &mut Rng, model: &Model, state: &crate::model::reference::State) -> Step {
         let endings = &self.vocabulary.endings;
         let fitting: Vec<&Word> =
             endings.iter().filter(|word| self.vocabulary.fits(model, state, word)).collect();
@@ -197,7 +197,7 @@ mod tests {
     use super::super::possible::repaired;
     use super::*;
     use crate::backend::mock::Mock;
-    use crate::scenario::parse;
+    use crate::scenario::expansion;
 
     #[test]
     fn drawn_sequences_are_valid_scenarios_that_follow_the_model() {
@@ -206,7 +206,7 @@ mod tests {
                 let sequence = grammar.draw(seed, 20);
                 let case = case_of("a/b", &sequence).unwrap();
                 assert_eq!((&case.vm, case.seed), (&sequence.vm, seed));
-                assert_eq!(case.steps, parse::expand(sequence.steps.clone()), "seed {seed}");
+                assert_eq!(case.steps, expansion::expand(sequence.steps.clone()), "seed {seed}");
                 let model = grammar.model(&sequence.vm);
                 let rest = &sequence.steps[1..];
                 assert_eq!(repaired(&model, rest), rest, "seed {seed}");

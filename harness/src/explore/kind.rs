@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::model::State;
 use super::possible::is_good;
+use crate::model::reference::State;
 use crate::scenario::{CommandKind, Expect, Fate, Step, Wait};
 
 /// A kind of step.

@@ -10,11 +10,8 @@ pub mod coverage;
 pub mod expectation;
 pub mod found;
 pub mod grammar;
-pub mod guests;
 pub mod hunt;
-pub mod judge;
 pub mod kind;
-pub mod model;
 #[cfg(test)]
 mod model_tests;
 pub mod possible;

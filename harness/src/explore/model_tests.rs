@@ -4,9 +4,9 @@ use rstest::rstest;
 
 use super::able::Able;
 use super::grammar::Grammar;
-use super::model::{Migration, Model, Run, State};
 use super::possible::{is_possible, repaired};
 use super::vocabulary::Word;
+use crate::model::reference::{Migration, Model, Run, State};
 use crate::scenario::{Expect, Step, Vm};
 
 #[derive(serde::Deserialize)]

@@ -2,12 +2,12 @@
 //! predict.
 
 use super::expectation::{can_be_updated, expect};
-use super::guests::{End, Host};
-use super::model::{Model, Run, State};
+use crate::model::guests::{End, Host};
+use crate::model::reference::{Model, Run, State};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
     Channel, CommandKind, Fate, Interrupt, Interruption, Limit, Migrate, RaceCommand, SerialKind,
-    SerialWish, Step, Wait, fault, parse,
+    SerialWish, Step, Wait, expansion, fault,
 };
 
 /// Whether `step` is possible in `state`; an update must also expect what the model predicts.
@@ -49,7 +49,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         }
         Step::EachMarker(n) => {
             let last = guest.end != End::None && *n == guest.markers;
-            let fresh = *marker == super::guests::Marker::default();
+            let fresh = *marker == crate::model::guests::Marker::default();
             updates
                 && runs
                 && fresh
@@ -66,7 +66,9 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
             let client = *wish == SerialWish::Leave;
             free && model.vm().serial == SerialKind::Unix && state.client == client
         }
-        Step::Inject(inject) => updates && fault::expected(&inject.point, &inject.action).is_some(),
+        Step::Inject(inject) => {
+            updates && expansion::expected(&inject.point, &inject.action).is_some()
+        }
         // A VMM killed too late is started again, and its guest is at another marker.
         Step::KillInUpdate(kill) if kill.expect == Fate::Revived && guest.markers > 0 => false,
         Step::KillInUpdate(_) => {
@@ -85,7 +87,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         Step::Signal(signal) => updates && signal.signal.asks(),
         Step::Faults(_) | Step::KillAt(_) | Step::Repeat(_) | Step::Interrupts(_) => {
             let mut state = state.clone();
-            parse::expand(vec![step.clone()]).iter().all(|part| {
+            expansion::expand(vec![step.clone()]).iter().all(|part| {
                 let possible = is_possible(model, &state, part);
                 state = model.after(&state, part);
                 possible

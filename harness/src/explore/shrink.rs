@@ -1,14 +1,14 @@
 //! Shrinks a sequence that fails to a smaller one that fails in the same way.
 
+use crate::scenario::expansion;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::grammar::Sequence;
-use super::model::Model;
 use super::possible::repaired;
 use super::simpler::{cost, simpler_steps, simpler_vms};
-use crate::scenario::write;
-use crate::scenario::{Step, Vm, parse};
+use crate::model::reference::Model;
+use crate::scenario::{Step, Vm, write};
 
 /// How much may be spent on one failure.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,7 @@ pub fn up_to(steps: &[Step], number: usize) -> Vec<Step> {
     let mut seen = 0;
     let before = steps.iter().take_while(|step| {
         let goes_on = seen < number;
-        seen += parse::expand(vec![(*step).clone()]).len();
+        seen += expansion::expand(vec![(*step).clone()]).len();
         goes_on
     });
     before.cloned().collect()
@@ -143,15 +143,15 @@ pub fn up_to(steps: &[Step], number: usize) -> Vec<Step> {
 mod tests {
     use super::super::able::Able;
     use super::super::grammar::Grammar;
-    use super::super::model::Run;
     use super::super::possible::is_good;
     use super::*;
+    use crate::model::reference::Run;
 
     /// Models a VMM with a bug: an update resumes a stopped guest.
     fn resumes(grammar: &Grammar, sequence: &Sequence) -> bool {
         let model = grammar.model(&sequence.vm);
         let mut state = model.boot();
-        parse::expand(sequence.steps.clone()).iter().any(|step| {
+        expansion::expand(sequence.steps.clone()).iter().any(|step| {
             let stopped = state.run == Run::Paused;
             let meets = state.armed.is_none() && stopped;
             state = model.after(&state, step);
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn steps_are_cut_after_the_one_that_failed() {
         let faults = Step::Faults("save".to_owned());
-        let many = parse::expand(vec![faults.clone()]).len();
+        let many = expansion::expand(vec![faults.clone()]).len();
         let steps = [Step::Boot, Step::Stop, faults, Step::Cont, Step::Quit];
         assert_eq!(up_to(&steps, 2), steps[..2]);
         assert_eq!(up_to(&steps, 3), steps[..3]);

@@ -2,7 +2,7 @@
 //! support.
 
 use super::kind::StepKind;
-use super::model::{Model, Run, State};
+use crate::model::reference::{Model, Run, State};
 use clap::ValueEnum;
 
 use crate::backend::{Backend, Feature};
@@ -132,7 +132,7 @@ impl Vocabulary {
 /// A case with only these steps.
 fn probe(vm: Vm, steps: &[Step]) -> Case {
     let steps = [vec![Step::Boot], steps.to_vec()].concat();
-    let steps = crate::scenario::parse::expand(steps);
+    let steps = crate::scenario::expansion::expand(steps);
     Case {
         name: String::new(),
         summary: String::new(),

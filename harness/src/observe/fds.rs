@@ -5,7 +5,10 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::{fs, io};
 
-use super::process::ProcError;
+use super::proc_error::ProcError;
+
+/// Target of a KVM VM's descriptor.
+pub const VM: &str = "anon_inode:kvm-vm";
 
 /// `O_CLOEXEC` as `/proc/PID/fdinfo` shows it.
 const CLOSE_ON_EXEC: u32 = libc::O_CLOEXEC as u32;

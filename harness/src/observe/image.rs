@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::process::ProcError;
+use super::proc_error::ProcError;
 
 /// Tells whether the kernel randomises stack addresses (see the kernel's sysctl documentation).
 const RANDOMIZE: &str = "/proc/sys/kernel/randomize_va_space";

@@ -7,7 +7,7 @@ use cpr_qmp::info::AuditValue;
 use cpr_qmp::message::ErrorClass;
 
 use super::qmp::{Qmp, QmpFault};
-use crate::audit::Facts;
+use crate::observe::facts::Facts;
 
 /// Environment variable with the path from which a VMM derives the files it writes at both ends of
 /// an update (extensions `old` and `new`).

@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 
-use super::process::ProcError;
+use super::proc_error::ProcError;
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,14 +8,15 @@ use serde_json::Value;
 
 use super::fds::FdTable;
 use super::image::Image;
-use super::kvm_state;
 use super::mailbox::{MailboxPage, View};
-use super::process::{self, Executable, ProcError, Stat};
+use super::proc_error::ProcError;
+use super::process::{self, Executable, Stat};
 use super::qmp::{Command, Qmp, QmpFault};
 use super::queries::Queries;
 use super::ram::{Ram, RamError};
-use crate::audit::{self, Facts};
-use crate::backend::Files;
+use super::{file_facts, kvm_state, process_facts};
+use crate::observe::facts::Facts;
+use crate::observe::files::Files;
 
 /// Why a VMM could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -148,9 +149,9 @@ impl Observation {
             process,
             executable,
             image,
-            facts: audit::process::read(pid, &fds),
+            facts: process_facts::read(pid, &fds),
             children: process::children(pid)?,
-            files: audit::files::of_vm(subject.work, subject.files),
+            files: file_facts::of_vm(subject.work, subject.files),
             cpus,
             fds,
             memory_kib: process::anonymous_kib(pid)?,

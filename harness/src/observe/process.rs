@@ -1,24 +1,9 @@
 //! A process as `/proc` shows it: identity, executable, children, environment.
 
+use super::proc_error::ProcError;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
-
-/// A file that could not be read, and the cause.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {source}")]
-pub struct ProcError {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-impl ProcError {
-    /// Creates the error for `path`.
-    pub fn new(path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self { path: path.into(), source }
-    }
-}
 
 /// The fields of `/proc/PID/stat` that tell one process from another.
 #[derive(Clone, Debug, PartialEq, Eq)]

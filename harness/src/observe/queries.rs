@@ -7,7 +7,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::qmp::{Command, Qmp, QmpFault};
-use crate::audit::Facts;
+use crate::observe::facts::Facts;
 
 /// Longer answers are replaced by their digest.
 const LONG: usize = 2048;

@@ -10,7 +10,7 @@ use super::fds::{Descriptor, FdTable};
 use super::frames::{self, Frames};
 use super::mailbox::{self, MailboxPage};
 use super::maps::{self, Mapping};
-use super::process::ProcError;
+use super::proc_error::ProcError;
 
 /// Number of pages whose frames are sampled.
 const FRAME_SAMPLE: u64 = 64;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::choice::{self, Choice, holds_for, split};
 use crate::run::{Report, Verdict};
 use crate::scenario::Case;
+use crate::scenario::choice::{self, Choice, holds_for, split};
 
 const HEADER: &str = "\
 # Errors

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::run::evidence::start::{START, Start};
+use crate::run::evidence::timeline::{self, Entry, OLDER, TIMELINE};
 use crate::run::evidence::{CASE, VERDICT};
-use crate::run::start::{START, Start};
-use crate::run::timeline::{self, Entry, OLDER, TIMELINE};
 use crate::run::{Report, Verdict};
 use crate::scenario::{Case, ScenarioError, parse};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::folder::{Folder, FolderError};
 use super::record::{Entry, FORMAT, Record, RecordError, Run, theme};
 use crate::conform::differences::Differences;
+use crate::run::evidence::start::START;
 use crate::run::evidence::{VERDICT, folder_name};
-use crate::run::start::START;
 use crate::scenario::ScenarioError;
 
 /// Why runs cannot be merged.

@@ -1,6 +1,5 @@
 //! Reports on runs and evidence, for terminals, browsers and CI.
 
-pub mod choice;
 pub mod errors;
 pub mod folder;
 pub mod html;

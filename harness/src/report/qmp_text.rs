@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::run::timeline::Entry;
+use crate::run::evidence::timeline::Entry;
 
 /// Shortens messages, and tracks the pending commands that replies belong to.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::run::evidence::folder_name;
-use crate::run::start::{Start, cpus, kernel, unix_now};
+use crate::run::evidence::start::{Start, cpus, kernel, unix_now};
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::Case;
 

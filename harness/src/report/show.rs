@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::folder::Folder;
 use super::qmp_text::{Shortener, printable};
 use super::terminal::details;
-use crate::run::timeline::{Entry, SOURCES};
+use crate::run::evidence::timeline::{Entry, SOURCES};
 use crate::run::{Report, Verdict};
 
 /// A line of the timeline.

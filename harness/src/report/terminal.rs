@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::paint::verdict_first;
 use super::stdout::{as_shown, say};
-use crate::run::verdict::{Kill, Refusal};
+use crate::check::gaps::Refusal;
+use crate::run::verdict::Kill;
 use crate::run::{Report, Verdict};
 
 /// Prints each report as it arrives, and a summary at the end.

@@ -7,14 +7,17 @@ use super::evidence::{self, Evidence};
 use super::failure::StepError;
 use super::host_lacks::{self, HostLacks};
 use super::session::Session;
-use super::soak::Pace;
-use super::steps::After;
 use super::verdict::{self, Report, Verdict};
-use super::{EnvironmentError, Options, mounts, requirements, signals};
 use crate::backend::Feature;
 use crate::check::Finding;
-use crate::explore::judge::Judge;
+use crate::model::judge::Judge;
 use crate::observe::qmp::QmpFault;
+use crate::process::environment::EnvironmentError;
+use crate::process::signals;
+use crate::run::session::soak::Pace;
+use crate::run::session::steps::After;
+use crate::run::update::mounts;
+use crate::run::{Options, requirements};
 use crate::scenario::{Case, Step};
 
 /// Runs `case` on two VMMs, one after the other; on neither if either of them cannot run it here.
@@ -217,7 +220,10 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
     } else if only_step {
         findings.extend(session.look_at_guest(of_guest));
     }
-    super::watchdog::collect(session.vm.pid(), &session.evidence.folder.join("at-failure"));
+    crate::run::evidence::watchdog::collect(
+        session.vm.pid(),
+        &session.evidence.folder.join("at-failure"),
+    );
     session.evidence.keep_states(&session.work);
     Ok(findings)
 }

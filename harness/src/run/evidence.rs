@@ -1,5 +1,9 @@
 //! The evidence folder of a case: everything needed to understand the case and to run it again.
 
+pub mod start;
+pub mod timeline;
+pub mod watchdog;
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -7,13 +11,15 @@ use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
-use super::start::{START, Start};
-use super::timeline::{TIMELINE, Timeline};
 use super::verdict::Report;
-use super::{EnvironmentError, Options};
-use crate::backend::{Files, Image};
-use crate::check::startup::Startup;
+use crate::backend::Image;
+use crate::observe::files::Files;
 use crate::observe::observation::Observation;
+use crate::observe::startup::Startup;
+use crate::process::environment::EnvironmentError;
+use crate::run::Options;
+use crate::run::evidence::start::{START, Start};
+use crate::run::evidence::timeline::{TIMELINE, Timeline};
 use crate::scenario::{Case, Vm};
 
 /// The case, with every choice made.

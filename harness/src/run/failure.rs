@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::EnvironmentError;
 use crate::check::Finding;
 use crate::observe::observation::ObserveError;
 use crate::observe::qmp::QmpFault;
+use crate::process::environment::EnvironmentError;
 
 /// An error from carrying out a step.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,9 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 
-use super::{cgroup, command, mounts};
 use crate::backend::{Backend, Feature};
+use crate::process::cgroup;
+use crate::run::update::{command, mounts};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
     Case, Channel, CommandKind, Expect, Fate, Inject, Keeper, Migrate, Pages, Seccomp, Step,

@@ -1,7 +1,21 @@
 //! A VM under test: its process, its QMP connections, and the expected state.
 
+pub mod clients;
+pub mod failed_update;
+pub mod interrupt;
+pub mod kill_in_update;
+pub mod kill_vmm;
 mod launch;
+pub mod limit;
 mod look;
+pub mod measured;
+pub mod own_binary;
+pub mod refusal;
+pub mod revival;
+pub mod soak;
+pub mod steps;
+pub mod storm;
+pub mod update;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,28 +29,30 @@ use serde_json::Value;
 pub(super) use launch::executable;
 pub(super) use look::fits_protocol;
 
-use super::blackout::Measurement;
-use super::clients::Bystander;
 use super::evidence::Evidence;
 use super::failure::StepError;
-use super::notify::Notify;
-use super::outside::Outside;
-use super::serial::SerialClient;
-use super::soak::Pace;
-use super::verdict::{FailedUpdate, HostSeen, Kill, Refusal, Revived};
-use super::vm::Vm;
-use super::watchdog::Watchdog;
-use super::{Options, limit};
-use crate::audit::Facts;
-use crate::backend::{Backend, Files, Launch};
+use crate::backend::{Backend, Launch};
 use crate::check::Handover;
-use crate::check::startup::Startup;
+use crate::check::gaps::Refusal;
+use crate::observe::facts::Facts;
 use crate::observe::fds::FdTable;
+use crate::observe::files::Files;
 use crate::observe::observation::Observation;
+use crate::observe::outside::Outside;
 use crate::observe::phases::UpdatePhases;
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
 use crate::observe::queries::Queries;
+use crate::observe::startup::Startup;
+use crate::process::notify::Notify;
+use crate::process::vm::Vm;
+use crate::run::Options;
+use crate::run::evidence::watchdog::Watchdog;
+use crate::run::measure::blackout::Measurement;
+use crate::run::peer::serial::SerialClient;
+use crate::run::session::clients::Bystander;
+use crate::run::session::soak::Pace;
+use crate::run::verdict::{FailedUpdate, HostSeen, Kill, Revived};
 use crate::scenario::{Case, Inject};
 
 /// How many of the newest updates' state files a soak keeps.

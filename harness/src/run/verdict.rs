@@ -1,5 +1,7 @@
 //! The verdict and report on a case.
 
+use crate::check::gaps::Refusal;
+use crate::model::judge::Observed;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -140,38 +142,6 @@ pub struct Heard {
     pub step: String,
     /// The events in order; `MIGRATION` events include their status.
     pub events: Vec<String>,
-}
-
-/// What was observed after a step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Observed {
-    /// The step.
-    pub step: String,
-    /// `status` of `query-status`.
-    pub run_state: String,
-    /// `status` of `query-migrate`, if it has one.
-    pub migration: Option<String>,
-    /// How each update of the step ended: `completed`, `refused` or `failed`.
-    #[serde(default)]
-    pub endings: Vec<String>,
-}
-
-/// What a running guest noticed of a refused update.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// How long the guest was watched.
-    pub took: Duration,
-    /// The largest gap between its heartbeats in an equally long time without requests.
-    pub calm: Duration,
-    /// The largest gap while the update was refused.
-    pub during: Duration,
-}
-
-impl Refusal {
-    /// Returns the ratio of the gap during the refused update to the calm gap.
-    pub fn ratio(&self) -> f64 {
-        self.during.as_secs_f64() / self.calm.as_secs_f64().max(1e-9)
-    }
 }
 
 /// One kill of the VMM during an update.

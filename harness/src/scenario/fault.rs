@@ -3,8 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Expect, Migrate, Step};
-
 /// A fault to inject once, into the next update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -65,47 +63,3 @@ pub const ACTIONS: [&str; 9] = [
     "no-fds",
     "no-memory",
 ];
-
-/// How an update must end that runs into `action` at `point`; none if the action does not apply to
-/// that point.
-pub fn expected(point: &str, action: &str) -> Option<Expect> {
-    let undone = |text: &str| Some(Expect::Undone(text.to_owned()));
-    let here = format!("fail point {point}");
-    match action {
-        "errno=EIO" => undone(&format!("{here}: Input/output error (os error 5)")),
-        "panic" => undone(&here),
-        "abort" => undone("SIGABRT"),
-        "segv" => undone("SIGSEGV at address 0x8"),
-        "hang" => undone("its deadline passed"),
-        "short-write" if !matches!(point, "channel" | "state") => None,
-        "short-write" => undone(" bytes after "),
-        "kill-helper" => Some(Expect::Completed),
-        "no-fds" | "no-memory" => Some(Expect::Kept),
-        _ => None,
-    }
-}
-
-/// SIGKILL at `point`, which the VM must survive, followed by an update that must succeed.
-pub fn kill_at(point: &str) -> [Step; 3] {
-    fault(point, "sigkill", Expect::Revived)
-}
-
-/// Every action at `point`, each followed by an update that must succeed.
-pub fn every_action(point: &str) -> Vec<Step> {
-    let expected = |action| Some((action, expected(point, action)?));
-    let wanted = ACTIONS.into_iter().filter_map(expected);
-    wanted.flat_map(|(action, expect)| fault(point, action, expect)).collect()
-}
-
-fn fault(point: &str, action: &str, expect: Expect) -> [Step; 3] {
-    let inject = Inject { point: point.to_owned(), action: action.to_owned() };
-    let update = Migrate {
-        // A rehearsal takes time and only matters for a fault inside it.
-        rehearsal: Some(point == "rehearsal"),
-        deadline_ms: (action == "hang").then_some(HANGING_MS),
-        expect,
-        ..Migrate::default()
-    };
-    let good = Migrate { rehearsal: Some(false), ..Migrate::default() };
-    [Step::Inject(inject), Step::Migrate(update), Step::Migrate(good)]
-}

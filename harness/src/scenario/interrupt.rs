@@ -3,8 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::model::Step;
-
 /// Not a fail point: the command is being rehearsed while everything else continues.
 pub const REHEARSING: &str = "rehearsing";
 
@@ -49,13 +47,4 @@ impl Interruption {
     pub fn cancels(self) -> bool {
         self == Self::MigrateCancel
     }
-}
-
-/// Every interruption at `point`, in turn, on one VM; the last one ends the VMM.
-pub fn every_interruption(point: &str) -> Vec<Step> {
-    use Interruption::{Cont, Garbage, Half, Migrate, MigrateCancel, Quit, Reset, Silent, Stop};
-    // `stop` and `cont` come twice: the second time the guest is already in that state.
-    let all = [Stop, Stop, Half, Cont, Cont, Reset, Migrate, MigrateCancel, Garbage, Silent, Quit];
-    let step = |with| Step::Interrupt(Interrupt { point: point.to_owned(), with });
-    all.map(step).into()
 }

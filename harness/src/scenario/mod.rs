@@ -1,7 +1,9 @@
 //! Scenario files, and the cases they expand to.
 
+pub mod choice;
 pub mod command_kind;
 pub mod error;
+pub mod expansion;
 pub mod fault;
 pub mod interrupt;
 pub mod kill;
@@ -11,6 +13,7 @@ pub mod matrix;
 pub mod model;
 pub mod parse;
 pub mod schema;
+mod schema_parts;
 mod sense;
 pub mod set;
 pub mod shard;

@@ -46,7 +46,7 @@ pub struct Case {
 pub struct Vm {
     /// The guest that boots.
     #[serde(default = "heartbeat")]
-    #[schemars(transform = super::schema::guests)]
+    #[schemars(transform = super::schema_parts::guests)]
     pub guest: String,
     /// Number of vCPUs.
     #[serde(default = "one")]

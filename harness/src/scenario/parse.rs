@@ -4,10 +4,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fault::{every_action, kill_at};
-use super::interrupt::every_interruption;
-use super::model::{Case, Repeat, Step, Vm};
-use super::signal::ending_by;
+use super::expansion::expand;
+use super::model::{Case, Step, Vm};
 use super::{ScenarioError, matrix, sense};
 
 /// The deadline of a case, in milliseconds, unless the scenario sets another.
@@ -38,7 +36,7 @@ pub(super) struct File {
     on_request: bool,
     /// Values for "${key}" in the file; each combination of values is one case.
     #[serde(default)]
-    #[schemars(with = "std::collections::BTreeMap<String, Vec<super::schema::Scalar>>")]
+    #[schemars(with = "std::collections::BTreeMap<String, Vec<super::schema_parts::Scalar>>")]
     #[allow(dead_code, reason = "`matrix` has already read it; here it must only be a known key")]
     matrix: toml::Table,
 }
@@ -74,22 +72,6 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
 fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
     let numbered = steps.into_iter().zip(1..);
     numbered.flat_map(|(step, n)| expand(vec![step]).into_iter().map(move |s| (n, s))).unzip()
-}
-
-/// Replaces `faults`, `kill-at`, `signal`, `interrupts` and `repeat` by the steps they stand for.
-pub(crate) fn expand(steps: Vec<Step>) -> Vec<Step> {
-    let expand = |step| match step {
-        Step::Faults(point) => every_action(&point),
-        Step::KillAt(point) => kill_at(&point).into(),
-        Step::Repeat(Repeat { times, steps }) => {
-            let round = expand(steps);
-            std::iter::repeat_n(round, times as usize).flatten().collect()
-        }
-        Step::Signal(signal) => ending_by(signal).into(),
-        Step::Interrupts(point) => every_interruption(&point),
-        step => vec![step],
-    };
-    steps.into_iter().flat_map(expand).collect()
 }
 
 /// Parses one expanded case, as stored in an evidence folder.

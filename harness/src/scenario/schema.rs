@@ -1,36 +1,17 @@
 //! The JSON Schema of scenario files, for editors and for programs that generate scenarios.
 
+use schemars::Schema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{Transform, transform_subschemas};
-use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use super::parse::File;
-
-/// A value of `[matrix]`.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "only its schema is used")]
-pub(super) enum Scalar {
-    /// Text.
-    Text(String),
-    /// A number.
-    Number(i64),
-    /// True or false.
-    Truth(bool),
-}
 
 /// The schema, in draft 2020-12. [`parse`](super::parse::parse) checks what depends on other keys
 /// or steps.
 pub fn schema() -> Schema {
     let settings = SchemaSettings::draft2020_12().with_transform(AsWritten);
     settings.into_generator().into_root_schema_for::<File>()
-}
-
-/// Restricts the schema of a field of [`Vm`](super::Vm) to the names of the guests.
-pub(super) fn guests(schema: &mut Schema) {
-    let names: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-    schema.insert("enum".into(), json!(names));
 }
 
 /// Adapts the schema to scenario files: TOML has no null, and the `"${key}"` of a matrix can

@@ -3,9 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::fault::Inject;
-use super::model::{Expect, Migrate, RunWish, Step};
-
 /// A signal that ends a VMM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
@@ -44,15 +41,4 @@ pub struct SignalAt {
     pub point: String,
     /// The signal.
     pub signal: EndSignal,
-}
-
-/// The steps for an update of a running guest, or with SIGINT of a stopped one, during which the
-/// VMM must end. With SIGTERM, the update is always rehearsed.
-pub fn ending_by(SignalAt { point, signal }: SignalAt) -> [Step; 3] {
-    let guest = if signal == EndSignal::Sigint { RunWish::Stopped } else { RunWish::Running };
-    let rehearsed = point == "rehearsal" || signal == EndSignal::Sigterm;
-    let update =
-        Migrate { rehearsal: Some(rehearsed), expect: Expect::Ended, ..Migrate::default() };
-    let action = format!("signal={}", signal.name());
-    [Step::Bring(guest), Step::Inject(Inject { point, action }), Step::Migrate(update)]
 }

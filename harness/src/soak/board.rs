@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::run::soak::Progress;
+use crate::run::session::soak::Progress;
 use crate::scenario::Case;
 
 /// The state of a VM.

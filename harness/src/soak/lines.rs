@@ -83,7 +83,7 @@ fn clock(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::soak::Progress;
+    use crate::run::session::soak::Progress;
     use crate::soak::Limits;
     use crate::soak::cases::{Wish, cases};
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use board::{Board, Lane, State};
 
 use crate::run::evidence::{folder_name, write_case};
-use crate::run::soak::{Pace, Progress};
+use crate::run::session::soak::{Pace, Progress};
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::{Case, Step};
 

@@ -6,6 +6,7 @@ mod errors;
 mod explore;
 mod front_door;
 mod full;
+mod module_circles;
 mod program;
 mod reports;
 mod shards;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cpr_harness::backend::Backend;
-use cpr_harness::run::{Options, Patience, Report, Verdict, case, requirements};
+use cpr_harness::observe::patience::Patience;
+use cpr_harness::run::{Options, Report, Verdict, case, requirements};
 use cpr_harness::scenario::{Case, parse};
 use libtest_mimic::Trial;
 

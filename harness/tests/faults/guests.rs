@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common;
 use cpr_harness::backend::cpr_vmm::CprVmm;
-use cpr_harness::run::{Patience, Verdict};
+use cpr_harness::observe::patience::Patience;
+use cpr_harness::run::Verdict;
 use libtest_mimic::Trial;
 
 /// The guest fails after its marker, on the last of its vCPUs.

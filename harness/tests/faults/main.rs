@@ -10,7 +10,7 @@ mod points;
 
 use std::process::ExitCode;
 
-use cpr_harness::run::orphans;
+use cpr_harness::process::orphans;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {

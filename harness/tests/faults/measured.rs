@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::common;
 use cpr_harness::backend::cpr_vmm::CprVmm;
+use cpr_harness::observe::patience::Patience;
 use cpr_harness::observe::phases::{Phase, Span};
-use cpr_harness::run::{Patience, Report, Verdict};
+use cpr_harness::run::{Report, Verdict};
 use libtest_mimic::Trial;
 
 const MEASURE: &str = r#"

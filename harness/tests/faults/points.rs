@@ -5,8 +5,9 @@ use std::process::{Child, Command as Program, Stdio};
 use std::sync::Arc;
 
 use crate::common;
+use cpr_harness::observe::patience::Patience;
 use cpr_harness::observe::qmp::{Command, Qmp};
-use cpr_harness::run::{Patience, fault};
+use cpr_harness::run::update::fault;
 use cpr_harness::scenario::fault::POINTS;
 use cpr_harness::scenario::interrupt::REHEARSING;
 use cpr_harness::scenario::set::Set;

@@ -7,16 +7,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cpr_harness::backend::Backend;
-use cpr_harness::carry;
+use cpr_harness::multicall;
 use cpr_harness::observe::clock;
+use cpr_harness::observe::patience::Patience;
 use cpr_harness::report::terminal;
 use cpr_harness::run::verdict::HOST_LACKS;
-use cpr_harness::run::{self, Options, Patience, Report, Verdict, requirements};
+use cpr_harness::run::{self, Options, Report, Verdict, requirements};
 use libtest_mimic::{Arguments, Completion, Failed};
 
 /// The `main` of a target: this binary is also its VMM.
 pub fn main(test: fn(&Arguments) -> Result<ExitCode, Box<dyn Error>>) -> ExitCode {
-    if let Some(code) = carry::dispatch() {
+    if let Some(code) = multicall::dispatch() {
         return code;
     }
     let arguments = Arguments::from_args();

@@ -3,8 +3,9 @@
 use std::str::FromStr;
 
 use crate::address::{
-    FdSocketAddress, FileMigrationArgs, InetSocketAddress, MigrationAddress, MigrationExecCommand,
-    SocketAddress, UnixSocketAddress, VsockSocketAddress,
+    FdSocketAddress, FileMigrationArgs, InetSocketAddress, MigrationAddress, MigrationChannel,
+    MigrationChannelType, MigrationExecCommand, SocketAddress, UnixSocketAddress,
+    VsockSocketAddress,
 };
 use crate::message::QmpError;
 
@@ -35,6 +36,38 @@ pub enum UriError {
 impl From<UriError> for QmpError {
     fn from(error: UriError) -> Self {
         Self::generic(error.to_string())
+    }
+}
+
+impl MigrationAddress {
+    /// Returns the main channel's address from the arguments of `migrate` or `migrate-incoming`,
+    /// exactly one of which must be given.
+    pub fn from_arguments(
+        uri: Option<&str>,
+        channels: Option<&[MigrationChannel]>,
+    ) -> Result<Self, QmpError> {
+        match (uri, channels) {
+            (Some(uri), None) => uri.parse().map_err(|error: UriError| error.into()),
+            // QEMU treats an empty list as absent.
+            (None, Some(channels)) if !channels.is_empty() => Self::main_of(channels),
+            _ => Err(QmpError::generic("need either 'uri' or 'channels' argument")),
+        }
+    }
+
+    fn main_of(channels: &[MigrationChannel]) -> Result<Self, QmpError> {
+        for (i, channel) in channels.iter().enumerate() {
+            let kind = channel.channel_type;
+            if channels[..i].iter().any(|earlier| earlier.channel_type == kind) {
+                return Err(QmpError::generic(format!(
+                    "Channel list has more than one {kind} entry"
+                )));
+            }
+        }
+        let main = channels.iter().find(|c| c.channel_type == MigrationChannelType::Main);
+        match main {
+            Some(channel) => Ok(channel.addr.clone()),
+            None => Err(QmpError::generic("Channel list has no main entry")),
+        }
     }
 }
 

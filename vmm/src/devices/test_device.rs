@@ -28,9 +28,8 @@ mod tests {
     use nix::sys::eventfd::EventFd;
 
     use super::*;
-    use crate::config::SerialConfig;
     use crate::devices::TestPortState;
-    use crate::devices::serial::{SerialHost, SerialPort};
+    use crate::devices::serial::{SerialConfig, SerialHost, SerialPort};
 
     #[test]
     fn without_test_device_its_addresses_are_unclaimed() {

@@ -20,7 +20,7 @@ pub use action::{Action, ActionError, relieve};
 pub use loss::{
     lose_attribute, lose_of_answer, lose_of_cpr_state, lose_of_event, lose_of_saved_state,
 };
-pub use planted::{Plant, Planted, constraints, plant, planted, swapped};
+pub use planted::{CONSTRAINTS, Plant, Planted, plant, planted, swapped};
 pub use point::{Point, Side};
 
 static ARMED: Mutex<BTreeMap<Point, Action>> = Mutex::new(BTreeMap::new());

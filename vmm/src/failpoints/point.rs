@@ -1,7 +1,5 @@
 //! The fail points: every edge of the update's protocol.
 
-use crate::machine::order::Step;
-
 /// Which process a point is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -105,21 +103,5 @@ impl Point {
     /// Whether data is written there that can be cut short.
     pub fn writes(self) -> bool {
         matches!(self, Self::Channel | Self::State)
-    }
-
-    /// Returns the point before `step`.
-    pub fn before(step: Step) -> Option<Self> {
-        Some(match step {
-            Step::Memslots => Self::Memslots,
-            Step::CreateIrqchip => Self::CreateIrqchip,
-            Step::CreatePit => Self::CreatePit,
-            Step::CreateVcpus => Self::CreateVcpus,
-            Step::Devices => Self::Devices,
-            Step::Vcpus => Self::Vcpus,
-            Step::Irqchip => Self::SetIrqchip,
-            Step::Pit => Self::SetPit,
-            Step::Clock => Self::SetClock,
-            Step::Run => return None,
-        })
     }
 }

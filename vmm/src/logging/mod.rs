@@ -3,15 +3,16 @@
 //! The thread that logs a line writes it at once if the sink accepts it, so that it is out before
 //! an exec; otherwise the line waits in an [`Outlet`] for the main loop.
 
+mod level;
 mod outlet;
 mod sink;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,7 +20,8 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::LogLevel;
+use crate::same_file::names;
+pub use level::LogLevel;
 use outlet::Outlet;
 use sink::Sink;
 
@@ -180,28 +182,4 @@ pub fn start(
         tracing::warn!(%path, "--log-file names another file than the one that was handed over");
     }
     Ok(file)
-}
-
-/// Returns whether `path` leads to the open `file`.
-pub fn names(path: &Path, file: &File) -> bool {
-    let identity = |meta: std::io::Result<Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
-    let named = identity(std::fs::metadata(path));
-    named.is_some() && named == identity(file.metadata())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moved_file_loses_its_old_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
-        let file = File::create(&old).unwrap();
-        assert!(names(&old, &file) && !names(&new, &file));
-        std::fs::rename(&old, &new).unwrap();
-        assert!(!names(&old, &file) && names(&new, &file));
-        File::create(&old).unwrap();
-        assert!(!names(&old, &file));
-    }
 }

@@ -39,14 +39,19 @@ pub(super) fn rehearsed(
     assemble(machine, host, Content::Rehearsed, before)
 }
 
-/// Assembles a machine as it was saved.
-pub(super) fn restored(
-    machine: &Machine,
-    host: SerialHost,
-    state: RestoredState,
-    before: &mut dyn FnMut(Step),
-) -> Result<KvmPart, MachineError> {
-    assemble(machine, host, Content::Restored(Box::new(state)), before)
+impl Machine {
+    /// Assembles the machine as it was saved, calling `before` with each step; the vCPUs wait for
+    /// [`Machine::resume`].
+    pub fn restore(
+        &mut self,
+        host: SerialHost,
+        state: RestoredState,
+        before: &mut dyn FnMut(Step),
+    ) -> Result<(), MachineError> {
+        let content = Content::Restored(Box::new(state));
+        self.kvm_part = Some(assemble(self, host, content, before)?);
+        Ok(())
+    }
 }
 
 /// The initial content of a machine.
@@ -112,7 +117,7 @@ fn assemble(
         before(step);
         let began = Instant::now();
         #[cfg(feature = "failpoints")]
-        crate::failpoints::Point::before(step).map_or(Ok(()), crate::failpoints::at)?;
+        super::order::point_before(step).map_or(Ok(()), crate::failpoints::at)?;
         parts.carry_out(step)?;
         tracing::debug!(?step, us = began.elapsed().as_micros() as u64, "machine_step");
     }

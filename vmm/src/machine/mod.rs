@@ -28,10 +28,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub use state::{LOADABLE_SECTIONS, RestoredState};
 
 use crate::boot::{BootError, BootImage, ImageError};
-use crate::config::MemoryConfig;
 use crate::devices::serial::{HostError, SerialError, SerialHost};
 use crate::devices::{DeviceRequest, PortBus};
-use crate::memory::{RamBlock, RamError};
+use crate::memory::{MemoryConfig, RamBlock, RamError};
 use crate::state::SectionError;
 use crate::vcpu::{
     CpuidError, EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, StateError,

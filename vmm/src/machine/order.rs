@@ -2,6 +2,8 @@
 //! vCPU is in `vcpu::order`.)
 
 use crate::constraint::Constraint;
+#[cfg(feature = "failpoints")]
+use crate::failpoints::Point;
 
 /// One step of assembling a machine, with or without a saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +38,23 @@ pub const STEPS: [Step; 10] =
 
 /// The first step that uses saved state: before it, a machine is as after power-on.
 pub const FIRST_WITH_STATE: Step = Devices;
+
+/// Returns the fail point before `step`.
+#[cfg(feature = "failpoints")]
+pub fn point_before(step: Step) -> Option<Point> {
+    Some(match step {
+        Memslots => Point::Memslots,
+        CreateIrqchip => Point::CreateIrqchip,
+        CreatePit => Point::CreatePit,
+        CreateVcpus => Point::CreateVcpus,
+        Devices => Point::Devices,
+        Vcpus => Point::Vcpus,
+        Irqchip => Point::SetIrqchip,
+        Pit => Point::SetPit,
+        Clock => Point::SetClock,
+        Run => return None,
+    })
+}
 
 /// What [`STEPS`] must satisfy.
 pub const CONSTRAINTS: [Constraint<Step>; 12] = [
@@ -150,5 +169,18 @@ mod tests {
     #[test]
     fn the_order_is_pinned() {
         insta::assert_debug_snapshot!(STEPS);
+    }
+
+    #[cfg(feature = "failpoints")]
+    #[test]
+    fn every_constraint_can_be_planted_broken() {
+        use crate::vcpu::order::{RESTORE_CONSTRAINTS, SAVE_CONSTRAINTS as VCPU_SAVE_CONSTRAINTS};
+
+        let vcpu = VCPU_SAVE_CONSTRAINTS.iter().chain(&RESTORE_CONSTRAINTS).map(|c| c.number);
+        let steps = CONSTRAINTS.iter().map(|c| c.number);
+        let parts = SAVE_CONSTRAINTS.iter().map(|c| c.number);
+        let mut numbers: Vec<u8> = vcpu.chain(steps).chain(parts).collect();
+        numbers.sort();
+        assert_eq!(numbers, crate::failpoints::CONSTRAINTS);
     }
 }

@@ -197,10 +197,9 @@ mod tests {
 
     use super::*;
     use crate::boot;
-    use crate::config::{MemoryConfig, PageKind, SerialConfig};
-    use crate::devices::serial::SerialHost;
+    use crate::devices::serial::{SerialConfig, SerialHost};
     use crate::machine::MachineConfig;
-    use crate::memory::RamBlock;
+    use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
     /// Fields that tell the time, which advances between two saves.
     const CLOCKS: [&str; 3] = ["clock", "tsc", "realtime"];

@@ -8,10 +8,9 @@ use super::salvage::{Header, kind, kind_of};
 use super::state::{PlatformState, RestoredState};
 use crate::devices::DevicesState;
 use crate::devices::shadow::Access;
-use crate::vcpu::order;
 use crate::vcpu::raw::{LostWrite, RecordSize};
 use crate::vcpu::shared::VcpuShared;
-use crate::vcpu::{GuestEvent, GuestEventKind, VcpuState};
+use crate::vcpu::{GuestEvent, GuestEventKind, VcpuState, order};
 
 /// Errors from reading a salvaged state.
 #[derive(Debug, thiserror::Error)]

@@ -9,10 +9,9 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use super::order::{self, Part, Step};
-use super::{Machine, MachineError, VCPU_DEADLINE, assembly, kvm};
+use super::order::{self, Part};
+use super::{Machine, MachineError, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
-use crate::devices::serial::SerialHost;
 use crate::devices::{DevicesState, TestPortState};
 use crate::memory::RamBlockInfo;
 use crate::state::{SavedState, SectionError, exact};
@@ -207,18 +206,6 @@ impl Machine {
             return Err(MachineError::TestDevice);
         }
         Ok(state)
-    }
-
-    /// Assembles the machine as it was saved, calling `before` with each step; the vCPUs wait for
-    /// [`Machine::resume`].
-    pub fn restore(
-        &mut self,
-        host: SerialHost,
-        state: RestoredState,
-        before: &mut dyn FnMut(Step),
-    ) -> Result<(), MachineError> {
-        self.kvm_part = Some(assembly::restored(self, host, state, before)?);
-        Ok(())
     }
 }
 

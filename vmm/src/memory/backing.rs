@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::statfs::fstatfs;
 
-use crate::config::PageKind;
 use crate::memfd;
+use crate::memory::PageKind;
 
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 

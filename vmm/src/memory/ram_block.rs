@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use super::GuestMemory;
 use super::backing::{self, BackingError};
-use super::claim;
 use super::layout::{self, Region};
-use crate::config::{MemoryConfig, PageKind};
+use super::{GuestMemory, claim};
 use crate::memfd;
+use crate::memory::{MemoryConfig, PageKind};
 
 /// The one RAM block of this machine, named as QEMU names it on a PC.
 pub const PC_RAM: &str = "pc.ram";

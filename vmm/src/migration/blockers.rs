@@ -19,7 +19,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::config::{MemoryConfig, PageKind};
+    use crate::memory::{MemoryConfig, PageKind};
 
     #[rstest]
     #[case(true, 0)]

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use cpr_qmp::address::MigrationAddress;
 
-use crate::config::Switch;
 use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
 use crate::state::{Envelope, Fingerprint, SavedState, SectionError};
+use crate::switch::Switch;
 
 /// Errors from migration channels.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, Mode, fchmod, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::config::Switch;
+use crate::switch::Switch;
 use target::Target;
 use unnamed::Unnamed;
 

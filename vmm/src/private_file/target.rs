@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::geteuid;
 
 use super::{PrivateFileError, identity, identity_of, status};
-use crate::config::Switch;
+use crate::switch::Switch;
 use crate::{descriptors, own_binary};
 
 /// A path, split into directory and name.

@@ -7,42 +7,15 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VcpuFd;
 use nix::sys::signal::SigSet;
 
-use super::events::EventSink;
 use super::kick::kick;
+use super::request::{Request, VcpuStart};
 use super::shared::VcpuShared;
-use super::state::{StateCapabilities, StateError, VcpuState};
+use super::state::VcpuState;
+use super::state_error::StateError;
 use super::thread::Vcpu;
-use crate::devices::PortBus;
 use crate::end_signals::END_SIGNALS;
-
-/// A request to a vCPU's thread. Each one that is answered carries its own channel: a late answer
-/// must not be taken for that of a later request.
-pub(super) enum Request {
-    Pause(Sender<Result<(), StateError>>),
-    Run,
-    Save(Sender<Result<VcpuState, StateError>>),
-    Nmi(Sender<Result<(), StateError>>),
-    Quit,
-}
-
-/// What a vCPU's thread starts with.
-pub struct VcpuStart {
-    /// Index and APIC ID.
-    pub index: u8,
-    /// Its descriptor.
-    pub fd: VcpuFd,
-    /// What KVM offers.
-    pub capabilities: Arc<StateCapabilities>,
-    /// The devices.
-    pub bus: Arc<PortBus>,
-    /// Where events go.
-    pub events: EventSink,
-    /// State to load first; without it the vCPU is ready as it is.
-    pub restore: Option<Box<VcpuState>>,
-}
 
 /// The machine's end of a vCPU's thread. It starts paused. Dropping it ends the thread.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
 use super::msrs;
-use super::state::StateError;
+use super::state_error::StateError;
 
 /// A list of MSRs that can be extended once, while vCPUs use it.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::state::StateError;
+use super::state_error::StateError;
 
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;

@@ -10,7 +10,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::kick::{self, Kickable};
 use super::lapic_timer;
-use super::state::{Access, StateCapabilities, StateError, VcpuState};
+use super::state::{Access, StateCapabilities, VcpuState};
+use super::state_error::StateError;
 
 /// Maximum attempts: a timer that ticks faster than it can be saved is then saved as it is.
 pub(super) const TRIES: u32 = 3;
@@ -102,8 +103,7 @@ mod tests {
 
     use super::super::lapic_timer::tests::{PERIODIC, VECTOR, lapic};
     use super::*;
-    use crate::config::{MemoryConfig, PageKind};
-    use crate::memory::RamBlock;
+    use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
     const CURRENT_COUNT: usize = 0x390;
 

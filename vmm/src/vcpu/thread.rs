@@ -8,11 +8,12 @@ use kvm_ioctls::VcpuExit;
 
 use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::{PortAccess, port_access};
-use super::handle::{Request, VcpuStart};
 use super::kick::Kickable;
+use super::request::{Request, VcpuStart};
 use super::settle;
 use super::shared::VcpuShared;
-use super::state::{Access, StateError, VcpuState};
+use super::state::{Access, VcpuState};
+use super::state_error::StateError;
 
 /// A vCPU, on its thread.
 pub(super) struct Vcpu {
@@ -285,10 +286,9 @@ mod tests {
 
     use super::super::{StateCapabilities, VcpuHandle, install_kick_handler};
     use super::*;
-    use crate::config::{MemoryConfig, PageKind, SerialConfig};
     use crate::devices::PortBus;
-    use crate::devices::serial::{SerialHost, SerialPort};
-    use crate::memory::RamBlock;
+    use crate::devices::serial::{SerialConfig, SerialHost, SerialPort};
+    use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
     #[test]
     fn kvmclock_guest_is_told_of_the_pause_on_resume() {

@@ -1,22 +1,22 @@
 //! Carries out QMP commands.
 
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
-use cpr_qmp::info::{CpuInfoFast, Empty, MemoryInfo, NameInfo, SysEmuTarget};
+use cpr_qmp::info::{CpuInfoFast, MemoryInfo, NameInfo, SysEmuTarget};
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{
     MigrationCapability, MigrationCapabilityStatus, MigrationInfo, MigrationParameters,
 };
 use cpr_qmp::run_state::{RunState, ShutdownCause, StatusInfo};
-use serde::Serialize;
 use serde_json::Value;
 
+use super::answers::{answer, done, generic};
 use super::incoming::{LoadError, Source};
 use super::rehearsing::Rehearsing;
 use super::{FAILURE, Vmm, rehearsing};
 use crate::logging;
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel;
-use crate::migration::cpr::{fall_back, update};
+use crate::migration::cpr::{fall_back, plan};
 
 impl Vmm {
     pub(super) fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
@@ -56,7 +56,7 @@ impl Vmm {
                 })
             }
             Command::MigrateSetParameters(new) => {
-                update::check_deadline(&new).map_err(generic)?;
+                plan::check_deadline(&new).map_err(generic)?;
                 let old = std::mem::take(&mut self.parameters);
                 self.parameters = MigrationParameters {
                     mode: new.mode.or(old.mode),
@@ -78,7 +78,7 @@ impl Vmm {
                 x_cpr_exec_rehearsal_timeout: Some(
                     rehearsing::timeout(&self.parameters).as_millis() as u64,
                 ),
-                x_cpr_exec_deadline: Some(update::deadline(&self.parameters).as_millis() as u64),
+                x_cpr_exec_deadline: Some(plan::deadline(&self.parameters).as_millis() as u64),
             }),
             Command::MigrateSetCapabilities(args) => self.set_capabilities(&args.capabilities),
             Command::QueryMigrateCapabilities => answer(&[MigrationCapabilityStatus {
@@ -175,16 +175,4 @@ impl Vmm {
         }
         done()
     }
-}
-
-pub(super) fn generic(error: impl std::error::Error) -> QmpError {
-    QmpError::generic(error.to_string())
-}
-
-pub(super) fn done() -> Result<Value, QmpError> {
-    answer(&Empty {})
-}
-
-pub(super) fn answer(of: &(impl Serialize + ?Sized)) -> Result<Value, QmpError> {
-    serde_json::to_value(of).map_err(generic)
 }

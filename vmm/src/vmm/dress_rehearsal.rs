@@ -16,20 +16,20 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::signals::EndSignals;
-use crate::config::{Config, Incoming, MemoryConfig, SerialConfig};
-use crate::devices::serial::SerialHost;
+use crate::config::{Config, Incoming};
+use crate::devices::serial::{SerialConfig, SerialHost};
 use crate::keeper::commit::CommitPage;
 use crate::keeper::{Ending, Keeper};
 use crate::logging;
 use crate::machine::Machine;
 use crate::machine::order::Step;
-use crate::memory::RamBlock;
+use crate::memory::{MemoryConfig, RamBlock};
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::fall_back::Triggers;
+use crate::migration::cpr::fd_names::KVM_FD;
 use crate::migration::cpr::headroom;
 use crate::migration::cpr::named_fds::{AdoptedFds, CheckedFds, NamedFd};
 use crate::migration::cpr::rehearsal::{AnswerError, Answering, Needs, Word};
-use crate::migration::cpr::update::KVM_FD;
 
 /// Bytes of stack that the main thread of a takeover may need.
 const STACK: u64 = 1 << 20;

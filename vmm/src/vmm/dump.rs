@@ -11,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
-use super::{Vmm, commands};
+use super::{Vmm, answers};
 use crate::memory::GuestMemory;
 use crate::private_file::{PrivateFile, PrivateFileError};
 use crate::qmp::ConnectionId;
@@ -99,7 +99,7 @@ impl Vmm {
         let ended: Vec<_> = self.dumps.extract_if(.., over).collect();
         for Dump { client, filename, thread, .. } in ended {
             let result = match thread.join().unwrap_or(Err(DumpError::Panic)) {
-                Ok(()) => commands::done(),
+                Ok(()) => answers::done(),
                 Err(error) => Err(failed(&filename, &error)),
             };
             self.qmp.respond(client, result);

@@ -10,10 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Vmm;
 use super::rehearsing::Rehearsing;
-use crate::logging;
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::qmp::Token;
-use crate::reserve;
+use crate::{logging, reserve};
 
 /// What a polled descriptor belongs to.
 #[derive(Clone, Copy, Debug)]

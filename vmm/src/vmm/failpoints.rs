@@ -7,7 +7,7 @@ use cpr_qmp::info::{AuditValue, FailpointInfo};
 use cpr_qmp::message::QmpError;
 use serde_json::Value;
 
-use super::commands::{done, generic};
+use super::answers::{done, generic};
 use crate::audit;
 use crate::failpoints::{self, FailPoint, Point, Side};
 use crate::machine::Machine;
@@ -78,7 +78,7 @@ pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
         .map_err(|reason| QmpError::generic(reason.to_string()))?;
     let value = |(name, value)| AuditValue { name, value };
     let values: Vec<_> = values.into_iter().map(value).collect();
-    super::commands::answer(&values)
+    super::answers::answer(&values)
 }
 
 #[cfg(test)]

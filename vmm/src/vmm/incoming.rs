@@ -16,23 +16,22 @@ use crate::config::KeeperPolicy;
 use crate::devices::serial::SerialHost;
 use crate::keeper::commit::{Claim, CommitPage};
 use crate::keeper::{AdoptedKeeper, Watch};
-use crate::logging;
-use crate::machine::MachineError;
-use crate::machine::RestoredState;
 use crate::machine::order::FIRST_WITH_STATE;
 use crate::machine::salvaged::{Salvaged, SalvagedError};
+use crate::machine::{MachineError, RestoredState};
 use crate::migration::channel::{self, ChannelError};
+use crate::migration::cpr::deadlines;
 use crate::migration::cpr::fall_back::{self, ArmError, Record};
+use crate::migration::cpr::monotonic::monotonic_ns;
 use crate::migration::cpr::named_fds::NamedFd;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::Predecessor;
-use crate::migration::cpr::state::{CprState, StateFd, WriteError, monotonic_ns};
+use crate::migration::cpr::state::{CprState, StateFd, WriteError};
 use crate::migration::cpr::take_over::WayBack;
-use crate::migration::cpr::update;
 use crate::pid_file::PidFile;
-use crate::service_manager;
 use crate::vcpu::GuestEvent;
 use crate::vcpu::raw::LostWrite;
+use crate::{logging, service_manager};
 use cpr_qmp::event::Continued;
 use cpr_qmp::migration::MigrationParameters;
 use std::os::unix::fs::FileExt;
@@ -160,7 +159,7 @@ impl Vmm {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
         let deadline = Duration::from_millis(awaited.way_back.record.deadline_ms);
         if awaited.way_back.returned.is_none() {
-            awaited.carried.watch(Some(deadline + update::GRACE));
+            awaited.carried.watch(Some(deadline + deadlines::GRACE));
             awaited.way_back.armed.set_deadline(Some(deadline))?;
         }
         let loaded = self.read(source)?;

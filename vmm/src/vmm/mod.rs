@@ -1,5 +1,6 @@
 //! The VMM program: starts or takes over a guest, then runs one loop until it exits.
 
+mod answers;
 mod commands;
 mod dress_rehearsal;
 mod dump;
@@ -29,19 +30,17 @@ use cpr_qmp::run_state::{RunState, ShutdownCause};
 use crate::config::Config;
 use crate::devices::DeviceRequest;
 use crate::keeper::AdoptedKeeper;
-use crate::logging;
 use crate::machine::{Machine, MachineError};
-use crate::migration::cpr::fall_back;
+use crate::migration::cpr::monotonic::monotonic_ns;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal::{Answering, Leftover};
 use crate::migration::cpr::safeguard::Safeguard;
-use crate::migration::cpr::state::monotonic_ns;
-use crate::migration::cpr::take_over;
+use crate::migration::cpr::{fall_back, take_over};
 use crate::migration::status::{Migration, Times};
-use crate::own_binary;
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
+use crate::{logging, own_binary};
 use incoming::AwaitedState;
 use rehearsing::Rehearsing;
 use reset_throttle::ResetThrottle;

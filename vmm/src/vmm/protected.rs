@@ -6,12 +6,14 @@ use std::time::Duration;
 use cpr_qmp::message::QmpError;
 use serde_json::Value;
 
-use super::{Vmm, commands};
+use super::{Vmm, answers};
 use crate::config::KeeperPolicy;
 use crate::migration::cpr::fall_back::{self, ArmError};
 use crate::migration::cpr::headroom::{self, NoRoom};
-use crate::migration::cpr::safeguard::{Predecessor, Safeguard, SafeguardError, View};
-use crate::migration::cpr::update::{self, Plan, UpdateError, Walk};
+use crate::migration::cpr::outgoing::View;
+use crate::migration::cpr::plan::{self, Plan};
+use crate::migration::cpr::safeguard::{Predecessor, Safeguard, SafeguardError};
+use crate::migration::cpr::update::{self, UpdateError, Walk};
 use crate::pid_file::PidFile;
 use crate::qmp::ConnectionId;
 
@@ -172,14 +174,14 @@ impl Vmm {
         client: ConnectionId,
         begin: impl FnOnce(&mut Self) -> Result<Option<Plan>, QmpError>,
     ) {
-        let deadline = update::deadline(&self.parameters);
+        let deadline = plan::deadline(&self.parameters);
         match self.protected(deadline, begin) {
             Ok(Some(Ok(Some(plan)))) => self.answer_and_update(client, plan),
             // The rehearsal has begun.
             Ok(Some(Ok(None))) => self.keep_up_to_date(),
             Ok(Some(Err(error))) => self.end_unchanged(client, Err(error)),
             Ok(None) => {}
-            Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
+            Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
         }
     }
 
@@ -194,7 +196,7 @@ impl Vmm {
     /// Answers `migrate`, then carries out the update.
     pub(super) fn answer_and_update(&mut self, client: ConnectionId, plan: Plan) {
         let updated = self.protected(plan.deadline(), |vmm| {
-            vmm.qmp.respond(client, commands::done());
+            vmm.qmp.respond(client, answers::done());
             vmm.walk(plan)
         });
         match updated {
@@ -205,7 +207,7 @@ impl Vmm {
                 self.conclude();
             }
             Ok(_) => {}
-            Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
+            Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
         }
     }
 

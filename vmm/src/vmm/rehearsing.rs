@@ -7,10 +7,11 @@ use cpr_qmp::command::MigrateArgs;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
 
-use super::{Vmm, commands};
+use super::{Vmm, answers};
 use crate::migration::cpr::description::Description;
+use crate::migration::cpr::plan::{self, Plan, Refused, check_run_state};
 use crate::migration::cpr::rehearsal::{self, Rehearsal, RehearsalError};
-use crate::migration::cpr::update::{self, Plan, Refused, check_run_state};
+use crate::migration::cpr::update::handed_over;
 use crate::qmp::ConnectionId;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,7 +65,7 @@ impl Vmm {
         if !wanted(&self.parameters) {
             return Ok(Some(plan));
         }
-        let handed_over = update::handed_over(&plan, &self.view(), self.safeguard.as_ref());
+        let handed_over = handed_over(&plan, &self.view(), self.safeguard.as_ref());
         let rehearsal = Rehearsal::start(plan.command(), timeout(&self.parameters), handed_over);
         let rehearsal = rehearsal.map_err(|error| refused(&error))?;
         self.rehearsing = Some(Rehearsing { rehearsal, plan, client, cancelled: false });
@@ -78,16 +79,16 @@ impl Vmm {
             return Err(QmpError::generic("Cannot resume if there is no paused migration"));
         }
         if self.rehearsing.is_some() {
-            return Err(commands::generic(Refused::UnderWay));
+            return Err(answers::generic(Refused::UnderWay));
         }
         if !self.dumps.is_empty() {
-            return Err(commands::generic(Refused::Dump));
+            return Err(answers::generic(Refused::Dump));
         }
         let address = args.address()?;
         let follow = self.config.follow_symlinks;
         let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);
-        update::check(&self.parameters, &address, machine, qmp, migration, follow)
-            .map_err(commands::generic)
+        plan::check(&self.parameters, &address, machine, qmp, migration, follow)
+            .map_err(answers::generic)
     }
 
     /// Cancels the rehearsal, if any; the answer to `migrate` says so.
@@ -125,7 +126,7 @@ impl Vmm {
         match result {
             Ok(()) => match check_run_state(&self.machine) {
                 Ok(()) => self.answer_and_update(client, plan.rehearsed(commits)),
-                Err(error) => self.end_unchanged(client, Err(commands::generic(error))),
+                Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
             },
             Err(error) => self.end_unchanged(client, Err(refused(&error))),
         }
@@ -134,5 +135,5 @@ impl Vmm {
 
 fn refused(error: &RehearsalError) -> QmpError {
     tracing::warn!(%error, "cpr_rehearsal_refused");
-    commands::generic(error)
+    answers::generic(error)
 }

@@ -24,14 +24,15 @@ use crate::machine::{Machine, MachineError};
 use crate::memory::{RamBlock, RamError};
 use crate::migration::channel;
 use crate::migration::cpr::fall_back::traffic;
-use crate::migration::cpr::held_signals;
-use crate::migration::cpr::phases::Phases;
-use crate::migration::cpr::safeguard::SafeguardError;
-use crate::migration::cpr::state::{Live, monotonic_ns};
-use crate::migration::cpr::take_over::{Adopted, TakeOverError};
-use crate::migration::cpr::update::{
+use crate::migration::cpr::fd_names::{
     BINARY_FD, DUMP_FD, KVM_FD, SAVED_FD, SIGNALS_FDS, TRAFFIC_FD,
 };
+use crate::migration::cpr::held_signals;
+use crate::migration::cpr::monotonic::monotonic_ns;
+use crate::migration::cpr::phases::Phases;
+use crate::migration::cpr::safeguard::SafeguardError;
+use crate::migration::cpr::state::Live;
+use crate::migration::cpr::take_over::{Adopted, TakeOverError};
 use crate::migration::status::Migration;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};

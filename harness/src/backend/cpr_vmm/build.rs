@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::backend::asked::{self, Asked};
 use crate::carry;
-use crate::observe::process::{Executable, ProcError};
+use crate::observe::proc_error::ProcError;
+use crate::observe::process::Executable;
 use crate::observe::qmp::{Qmp, QmpFault};
 use crate::scenario::Inject;
 
@@ -145,7 +146,7 @@ fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::program;
+    use crate::process::program;
 
     #[test]
     fn each_fault_is_queried_once_and_errors_are_not_cached() {

@@ -1,8 +1,12 @@
 //! The faults that the mock can simulate.
 
 use std::fmt;
+use std::time::Duration;
 
 use clap::ValueEnum;
+
+/// Longer than any guest may be stopped.
+pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
 
 /// A fault; all but the last few occur in an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

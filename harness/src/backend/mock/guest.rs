@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
 use guest_images::mailbox::{damage_state, phase};
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 
 use crate::observe::clock;
@@ -162,29 +161,6 @@ impl Guest {
         }
         damage.state.store(damage_state::VALID, Release);
     }
-}
-
-/// Moves RAM to a new file under the same descriptor number.
-pub fn copy_ram(ram: &mut OwnedFd) -> io::Result<()> {
-    let old = File::from(ram.try_clone()?);
-    let copy = super::machine::ram_file(old.metadata()?.len())?;
-    io::copy(&mut &old, &mut &File::from(copy.try_clone()?))?;
-    Ok(nix::unistd::dup3(&copy, ram, nix::fcntl::OFlag::O_CLOEXEC)?)
-}
-
-/// Moves the last of `parts` equal parts of RAM to other page frames of the same file.
-pub fn move_frames(ram: &OwnedFd, parts: u64) -> io::Result<()> {
-    let file = File::from(ram.try_clone()?);
-    let all = file.metadata()?.len();
-    let (bytes, start) = (all / parts, all - all / parts);
-    let mut content = vec![0; bytes as usize];
-    file.read_exact_at(&mut content, start)?;
-    // `copy` takes up the freed frames; otherwise the new ones might be the same.
-    let copy = File::from(super::machine::ram_file(bytes)?);
-    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    fallocate(ram, hole, start as i64, bytes as i64)?;
-    copy.write_all_at(&content, 0)?;
-    file.write_all_at(&content, start)
 }
 
 fn beat(mailbox: &Mailbox, index: usize) {

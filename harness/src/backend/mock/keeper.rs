@@ -98,7 +98,7 @@ fn try_to_keep(
     let mut command: Vec<String> = std::env::args().collect();
     command[0] = carry::own_binary()?.to_string_lossy().into_owned();
     // The previous process may have left descriptors inheritable to hand them over.
-    crate::run::program::inherit_nothing()?;
+    crate::process::program::inherit_nothing()?;
     Ok(handover.exec(&command, false))
 }
 

@@ -12,16 +12,16 @@ use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::{RunState, StatusInfo};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
 use super::failpoint::Armed;
-use super::guest::{self, Guest};
+use super::fault::TOO_LONG;
+use super::guest::Guest;
 use super::handover::{self, Handover, Peer, UnderWay};
 use super::keeper::Keeper;
-use super::migrate::TOO_LONG;
+use super::ram::{self, ram_file};
 use super::{Args, Fault, surroundings};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
@@ -164,13 +164,13 @@ impl Machine {
     fn resume(args: Args, handover: Handover, state: OwnedFd) -> io::Result<Self> {
         let mut ram = owned(handover.ram);
         if args.has(Fault::CopyRam) {
-            guest::copy_ram(&mut ram)?;
+            ram::copy_ram(&mut ram)?;
         }
         if args.has(Fault::MoveFrames) {
-            guest::move_frames(&ram, 1)?;
+            ram::move_frames(&ram, 1)?;
         }
         if args.has(Fault::MoveSomeFrames) {
-            guest::move_frames(&ram, 4)?;
+            ram::move_frames(&ram, 4)?;
         }
         let mut kvm = Vec::new();
         if args.has(Fault::SecondVm) {
@@ -425,13 +425,6 @@ pub fn greeting() -> Value {
 /// The reply to `query-version`.
 pub fn version(package: &str) -> Value {
     json!({ "qemu": { "major": 0, "minor": 1, "micro": 0 }, "package": package })
-}
-
-/// Creates a memfd for RAM.
-pub fn ram_file(bytes: u64) -> io::Result<OwnedFd> {
-    let file = File::from(memfd_create(c"pc.ram", MFdFlags::MFD_CLOEXEC)?);
-    file.set_len(bytes)?;
-    Ok(file.into())
 }
 
 /// Takes over a descriptor that the previous program left open for us.

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
@@ -12,12 +11,11 @@ use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
 
 use super::Fault;
+use super::fault::TOO_LONG;
 use super::handover::{Handover, UnderWay};
 use super::keeper::Keeper;
 use super::machine::Machine;
 
-/// Longer than any guest may be stopped.
-pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
 /// The magic that a real VMM's state begins with.
 const STATE: &[u8] = b"CPRSTAT\n";
 

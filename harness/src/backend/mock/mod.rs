@@ -10,6 +10,7 @@ mod handover;
 mod keeper;
 mod machine;
 mod migrate;
+mod ram;
 mod server;
 mod surroundings;
 

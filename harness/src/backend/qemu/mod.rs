@@ -11,7 +11,8 @@ use guest_images::GuestImage;
 pub use find::find;
 pub use probe::ProbeError;
 
-use super::{Backend, Dialect, Feature, Files, Handover, Image, Launch, OverExec, value_of};
+use crate::backend::{Backend, Dialect, Feature, Handover, Image, Launch, OverExec, value_of};
+use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Pages, SerialKind};
 
 /// What executes the guest's instructions.

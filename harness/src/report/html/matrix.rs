@@ -2,9 +2,9 @@
 
 use maud::{Markup, html};
 
-use super::super::choice;
 use super::super::record::Entry;
 use super::parts::{Kind, anchor};
+use crate::scenario::choice;
 
 /// Renders the cells, grouped by theme.
 pub fn matrix(themes: &[&str], cases: &[Entry]) -> Markup {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::parts::{bar, ms};
 use crate::observe::phases::UpdatePhases;
 use crate::run::Report;
-use crate::run::timeline::Entry;
+use crate::run::evidence::timeline::Entry;
 
 /// One update; times are in seconds since its start.
 #[derive(Debug, PartialEq)]

@@ -8,20 +8,23 @@ use std::time::{Duration, Instant};
 use cpr_qmp::run_state::RunState;
 
 use super::{Session, look};
-use crate::backend::{Files, Launch};
+use crate::backend::Launch;
 use crate::check::Handover;
+use crate::observe::files::Files;
+use crate::observe::outside::Outside;
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
-use crate::run::cgroup::Cgroup;
-use crate::run::clients::{Bystander, connect};
-use crate::run::command::{PATH_FOLDER, Workshop};
+use crate::process::cgroup::Cgroup;
+use crate::process::environment::EnvironmentError;
+use crate::process::notify::Notify;
+use crate::process::stalled::StalledPipe;
+use crate::process::vm::{Start, Vm};
 use crate::run::evidence::Evidence;
-use crate::run::notify::Notify;
-use crate::run::outside::Outside;
-use crate::run::stalled::StalledPipe;
-use crate::run::vm::{Start, Vm};
-use crate::run::watchdog::Watchdog;
-use crate::run::{EnvironmentError, Options, StepError, own_binary};
+use crate::run::evidence::watchdog::Watchdog;
+use crate::run::session::clients::{Bystander, connect};
+use crate::run::session::own_binary;
+use crate::run::update::command::{PATH_FOLDER, Workshop};
+use crate::run::{Options, StepError};
 use crate::scenario::Case;
 
 impl<'a> Session<'a> {

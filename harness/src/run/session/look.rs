@@ -9,20 +9,20 @@ use cpr_qmp::message::Event;
 use serde_json::Value;
 
 use super::Session;
-use crate::audit;
 use crate::backend::OverExec;
-use crate::check::blackout::{self, Gaps};
-use crate::check::gone::{Cause, Gone};
-use crate::check::killed::Killed;
+use crate::check::gaps::Gaps;
+use crate::check::gone::{self, Cause, Gone};
+use crate::check::killed::{self, Killed};
 use crate::check::{
-    self, Action, Finding, Handover, Scene, Settled, damage, gone, killed, pid, progress,
+    self, Action, Finding, Handover, Scene, Settled, blackout, damage, pid, progress,
 };
+use crate::model::judge::Observed;
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::queries::Queries;
-use crate::observe::{phases, qmp};
+use crate::observe::{file_facts, phases, qmp};
 use crate::run::StepError;
-use crate::run::timeline;
-use crate::run::verdict::{Heard, Observed};
+use crate::run::evidence::timeline;
+use crate::run::verdict::Heard;
 
 /// The name of an audit's files in the folder of the case, without extension.
 pub(super) const AUDIT: &str = "audit";
@@ -55,7 +55,7 @@ impl Session<'_> {
     /// VMM's.
     pub(in crate::run) fn note_files(&mut self) {
         if let Some(seen) = &mut self.seen {
-            seen.files = audit::files::of_vm(&self.work, &self.files);
+            seen.files = file_facts::of_vm(&self.work, &self.files);
         }
     }
 

@@ -1,9 +1,8 @@
 use linux_loader::elf::PT_NOTE;
 
 use super::*;
-use crate::config::{MemoryConfig, PageKind};
-use crate::memory::RamBlock;
 use crate::memory::layout::HIGH_RAM_START;
+use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
 fn ram(size: u64) -> RamBlock {
     RamBlock::create(MemoryConfig { size, share: true, pages: PageKind::Small }).unwrap()

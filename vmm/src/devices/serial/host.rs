@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
-use crate::config::SerialConfig;
+use crate::devices::serial::SerialConfig;
 use crate::exact_io::ExactIo;
-use crate::logging::names;
+use crate::same_file::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
 /// Maximum output kept for a reader that does not read; beyond it the newest bytes are lost.

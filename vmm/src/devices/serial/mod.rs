@@ -1,5 +1,6 @@
 //! The first serial port: a 16550 towards the guest, a file, socket or terminal towards the host.
 
+mod config;
 mod host;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 
+pub use config::SerialConfig;
 pub use host::{HostError, SerialHost};
 
 /// First port of COM1.

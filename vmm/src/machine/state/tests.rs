@@ -7,9 +7,9 @@ use ciborium::Value;
 
 use super::*;
 use crate::boot;
-use crate::config::{MemoryConfig, PageKind, SerialConfig};
+use crate::devices::serial::{SerialConfig, SerialHost};
 use crate::machine::MachineConfig;
-use crate::memory::RamBlock;
+use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
 const SPIV: usize = 0xf0;
 const IRR: usize = 0x200;

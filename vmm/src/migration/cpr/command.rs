@@ -8,9 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
 
-use super::rehearsal;
 use super::spawn::{self, Call, Spawned};
-use super::state::ENV_NAME;
+use super::variables::{self, STATE};
 
 /// Errors from checking `cpr-exec-command`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +88,7 @@ impl ExecCommand {
     /// It calls `execve` on each candidate, never `execvp`: that would hand a file the kernel
     /// cannot execute to the shell, the exec would succeed, and the VM would be lost.
     pub fn exec(&self, state_fd: i32) -> ExecError {
-        let variable = variable(ENV_NAME, state_fd);
+        let variable = variable(STATE, state_fd);
         let others = self.environment.iter().map(|entry| entry.as_ptr());
         let environment: Vec<_> = std::iter::once(variable.as_ptr()).chain(others).collect();
         self.error(spawn::execute(&self.candidates, &self.argv, &environment))
@@ -144,7 +143,7 @@ fn candidates(binary: &str, path: Option<OsString>) -> Vec<CString> {
 
 fn environment() -> Vec<CString> {
     std::env::vars_os()
-        .filter(|(name, _)| name != ENV_NAME && !rehearsal::is_variable(name))
+        .filter(|(name, _)| name != STATE && !variables::is_of_rehearsal(name))
         .filter_map(|(name, value)| {
             let mut entry = name.into_vec();
             entry.push(b'=');

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::CPR_VERSION;
-use crate::config::{Config, Incoming, SerialConfig};
+use super::version::CPR_VERSION;
+use crate::config::{Config, Incoming};
+use crate::devices::serial::SerialConfig;
 use crate::machine::{LOADABLE_SECTIONS, MachineConfig};
 use crate::memory::{PC_RAM, RamBlockInfo};
 use crate::state::readable_version;

@@ -7,7 +7,8 @@ use cpr_qmp::codec::Skip;
 use cpr_qmp::migration::{MigMode, MigrationParameters};
 use cpr_qmp::run_state::RunState;
 
-use super::state::{CPR_VERSION, CprState, MigrationRecord};
+use super::state::{CprState, MigrationRecord};
+use super::version::CPR_VERSION;
 use crate::devices::DeviceRequest;
 use crate::memory::RamBlockInfo;
 use crate::qmp::{ConnectionState, InFlight, ServerState};

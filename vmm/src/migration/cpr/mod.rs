@@ -6,14 +6,19 @@
 //! fails falls back to the old binary ([`fall_back`]).
 
 pub mod command;
+pub mod deadlines;
 pub mod description;
 pub mod fall_back;
+pub mod fd_names;
 #[cfg(test)]
 mod golden;
 pub mod headroom;
 pub mod held_signals;
+pub mod monotonic;
 pub mod named_fds;
+pub mod outgoing;
 pub mod phases;
+pub mod plan;
 pub mod publish;
 pub mod rehearsal;
 pub mod safeguard;
@@ -21,3 +26,5 @@ mod spawn;
 pub mod state;
 pub mod take_over;
 pub mod update;
+pub mod variables;
+pub mod version;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::state::monotonic_ns;
+use super::monotonic::monotonic_ns;
 
 static LAST: AtomicPtr<&'static str> = AtomicPtr::new(ptr::null_mut());
 

@@ -2,33 +2,27 @@
 //! the up-to-date plan that it uses.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpr_qmp::migration::MigrationParameters;
-use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 
+use super::deadlines::DEFAULT_DEADLINE;
 use super::fall_back::traffic::Traffic;
 use super::fall_back::{self, Plan, Program, Record, Role};
+use super::fd_names::{BINARY_FD, DUMP_FD, TRAFFIC_FD};
 use super::named_fds::OutgoingFds;
+use super::outgoing::{SerialHandOver, View, outgoing_fds};
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
-use super::update::{self, BINARY_FD, DUMP_FD, SIGNALS_FDS, SerialHandOver, TRAFFIC_FD};
 use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
 use crate::keeper::{self, Keeper, KeeperError, TIMER_FD};
-use crate::machine::Machine;
 use crate::machine::salvage::Salvage;
-use crate::memfd;
-use crate::migration::status::Migration;
-use crate::own_binary;
-use crate::qmp::Server;
 use crate::state::SavedState;
+use crate::{memfd, own_binary};
 
 /// Errors from setting up the safeguard.
 #[derive(Debug, thiserror::Error)]
@@ -42,26 +36,6 @@ pub enum SafeguardError {
     /// This binary cannot be opened, so it cannot be executed again.
     #[error("cannot open the binary of this process to execute it again later: {0}")]
     Binary(io::Error),
-}
-
-/// The parts of the VMM that pass to the process that continues.
-pub struct View<'a> {
-    /// The machine.
-    pub machine: &'a Machine,
-    /// The current or intended run state.
-    pub run_state: RunState,
-    /// The QMP server.
-    pub qmp: &'a Server,
-    /// The migration's status.
-    pub migration: &'a Migration,
-    /// The migration parameters.
-    pub parameters: &'a MigrationParameters,
-    /// The PID file.
-    pub pid_file: Option<PathBuf>,
-    /// The log file.
-    pub log: Option<&'a File>,
-    /// Both ends of the socket pair that reports signals.
-    pub signals: [BorrowedFd<'a>; 2],
 }
 
 /// What a process that takes a guest over received from its predecessor.
@@ -103,7 +77,7 @@ impl Safeguard {
         let traffic = memfd::create(c"cpr-traffic", MFdFlags::empty());
         let traffic = traffic.map_err(SafeguardError::Dump)?;
         let binary = own_binary::open().map_err(SafeguardError::Binary)?;
-        let deadline = update::DEFAULT_DEADLINE;
+        let deadline = DEFAULT_DEADLINE;
         let mut record = match &predecessor {
             Some(predecessor) => predecessor.record.prepare_next(deadline),
             None => Record::prepare(deadline),
@@ -168,7 +142,7 @@ impl Safeguard {
         let mut state = state_of(view, &serial, self.record.helper);
         let (updating, migration) = (view.migration.under_way(), view.migration.standing());
         state.live = Some(Live { updating, migration });
-        let mut fds = update::outgoing_fds(view, &serial);
+        let mut fds = outgoing_fds(view, &serial);
         fds.add(BINARY_FD, 0, self.binary.as_fd());
         fds.add(DUMP_FD, 0, self.dump.as_fd());
         fds.add(TRAFFIC_FD, 0, self.traffic.as_fd());
@@ -296,11 +270,4 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
         msr_choice: view.machine.msr_choice(),
         live: None,
     }
-}
-
-/// Pairs the two ends of the socket pair that reports signals with their names.
-pub fn named_signals<'a>(
-    ends: [BorrowedFd<'a>; 2],
-) -> impl Iterator<Item = (&'static str, BorrowedFd<'a>)> {
-    SIGNALS_FDS.into_iter().zip(ends)
 }

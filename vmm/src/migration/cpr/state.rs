@@ -14,6 +14,7 @@ use nix::sys::memfd::MFdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::fall_back::{Record, RecordError};
+use super::version::CPR_VERSION;
 use crate::descriptors;
 use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
@@ -23,12 +24,8 @@ use crate::state::{Envelope, EnvelopeError, Fingerprint};
 use crate::unix_listener::ListenerState;
 use crate::vcpu::GuestEvent;
 
-/// The environment variable with the memfd's number.
-pub const ENV_NAME: &str = "CPR_EXEC_STATE";
 /// The memfd's name.
 const MEMFD_NAME: &std::ffi::CStr = c"cpr-state";
-/// Version 2: one CBOR map after a [`Record`].
-pub const CPR_VERSION: u32 = 2;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPREXEC\n", version: CPR_VERSION };
 /// Maximum nesting depth of CBOR.
 const MAX_DEPTH: usize = 32;
@@ -90,13 +87,6 @@ pub struct MigrationRecord {
     pub began_ns: u64,
     /// `CLOCK_MONOTONIC` when the vCPUs had stopped, in nanoseconds.
     pub paused_ns: u64,
-}
-
-/// Returns `CLOCK_MONOTONIC`, which exec does not reset, in nanoseconds.
-pub fn monotonic_ns() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .expect("Linux always has this clock");
-    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
 /// Errors from writing the CPR state.

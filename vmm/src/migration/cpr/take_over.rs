@@ -4,11 +4,12 @@
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use super::deadlines::{GRACE, WAY_BACK};
 use super::fall_back::{self, ArmError, Armed, FAILED_NAME, Role};
 use super::held_signals::HeldSignals;
 use super::named_fds::{AdoptError, AdoptedFds, CheckedFds};
-use super::state::{self, CprState, ENV_NAME, ReadError};
-use super::update::{GRACE, WAY_BACK};
+use super::state::{self, CprState, ReadError};
+use super::variables::STATE;
 use crate::keeper::{self, TIMER_FD};
 
 /// What came over exec.
@@ -53,19 +54,19 @@ pub enum TakeOverError {
     #[error("{0}; unset it to boot a new VM")]
     Stray(Box<TakeOverError>),
     /// The value of the variable is not UTF-8.
-    #[error("environment variable {ENV_NAME} is not valid: it is not UTF-8")]
+    #[error("environment variable {STATE} is not valid: it is not UTF-8")]
     Text,
     /// The variable is missing, but a descriptor holds a CPR state.
     #[error(
-        "environment variable {ENV_NAME} was removed on the way to the new VMM: a wrapper must \
+        "environment variable {STATE} was removed on the way to the new VMM: a wrapper must \
          pass on its environment"
     )]
     Removed,
     /// The CPR state cannot be read.
-    #[error("environment variable {ENV_NAME} is not valid: {0}")]
+    #[error("environment variable {STATE} is not valid: {0}")]
     Read(#[from] ReadError),
     /// A listed descriptor is invalid.
-    #[error("the CPR state named by environment variable {ENV_NAME} is not valid: {0}")]
+    #[error("the CPR state named by environment variable {STATE} is not valid: {0}")]
     Adopt(#[from] AdoptError),
     /// The fallback cannot be armed.
     #[error(transparent)]
@@ -78,11 +79,11 @@ pub enum TakeOverError {
 /// # Safety
 /// The process has one thread, and owns no descriptor except the first three.
 pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
-    let value = std::env::var_os(ENV_NAME);
+    let value = std::env::var_os(STATE);
     let failed = std::env::var_os(FAILED_NAME);
     // SAFETY: there is one thread: the caller's promise.
     unsafe {
-        forget_variable(ENV_NAME);
+        forget_variable(STATE);
         forget_variable(FAILED_NAME);
     }
     let role = match &failed {

@@ -5,106 +5,37 @@
 //! only an error.
 
 use std::convert::Infallible;
-use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use cpr_qmp::address::MigrationAddress;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::Event;
-use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
+use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::command::{CommandError, ExecCommand, ExecError};
-use super::fall_back::{self, Record};
-use super::headroom::{self, NoRoom};
+use super::command::ExecError;
+use super::deadlines::GRACE;
+use super::fall_back::{self};
+use super::fd_names::{BINARY_FD, SAVED_FD};
 use super::held_signals::HeldSignals;
-use super::named_fds::{NamedFd, OutgoingFds};
+use super::monotonic::monotonic_ns;
+use super::named_fds::NamedFd;
+use super::outgoing::{SerialHandOver, View, outgoing_fds};
 use super::phases::Phases;
+use super::plan::Plan;
 use super::publish::{PublishError, Published};
-use super::safeguard::{Safeguard, SafeguardError, View, named_signals};
-use super::state::{
-    CprState, ENV_NAME, MigrationRecord, SavedStateFd, SealedFd, StateFd, WriteError, monotonic_ns,
-};
-use crate::config::Switch;
-use crate::logging::LOG_FD;
+use super::safeguard::{Safeguard, SafeguardError};
+use super::state::{CprState, MigrationRecord, SavedStateFd, SealedFd, WriteError};
+use super::variables::STATE;
 use crate::machine::{Machine, MachineError};
-use crate::migration::blockers::blocked_reasons;
-use crate::migration::channel::{self, ChannelError, OutgoingFile};
+use crate::migration::channel::{ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
-use crate::own_binary;
-use crate::private_file::Retraction;
 use crate::qmp::Server;
 use crate::state::Fingerprint;
-use crate::unix_listener::ListenerState;
-
-/// The names of the two ends of the socket pair that reports signals.
-pub const SIGNALS_FDS: [&str; 2] = ["signals.reader", "signals.writer"];
-/// The name of KVM's descriptor, which is bound to no address space: a VMM that receives it need
-/// not open `/dev/kvm` again.
-pub const KVM_FD: &str = "kvm";
-/// The name of the old binary's descriptor.
-pub const BINARY_FD: &str = "fall-back.binary";
-/// The name of the copy of the saved state.
-pub const SAVED_FD: &str = "fall-back.state";
-/// The name of the memfd for a state that is saved without its process.
-pub const DUMP_FD: &str = "keeper.state";
-/// The name of the memfd for traffic on QMP's sockets that the published state does not include.
-pub const TRAFFIC_FD: &str = "keeper.traffic";
-/// The default deadline of the new binary.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a process that has passed its deadline has to end or to fall back by itself.
-pub const GRACE: Duration = Duration::from_secs(2);
-/// The deadline of an old binary after a fallback: longer than it ever takes.
-pub const WAY_BACK: Duration = Duration::from_secs(60);
-/// Maximum number of descriptors that are handed over besides those of QMP.
-const MACHINE_FDS: usize = 17;
-
-/// Errors that refuse an update. The guest is not affected.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// A fail point fired.
-    #[cfg(feature = "failpoints")]
-    #[error(transparent)]
-    Injected(#[from] crate::failpoints::Injected),
-    /// An update is already under way.
-    #[error("There's a migration process in progress")]
-    UnderWay,
-    /// A thread is saving memory, and would not survive the exec.
-    #[error("cannot update: guest memory is being saved (pmemsave); retry when it is done")]
-    Dump,
-    /// The migration mode is not supported.
-    #[error("migration mode {0} is not supported yet: set mode to cpr-exec")]
-    Mode(&'static str),
-    /// The guest has not been loaded yet.
-    #[error("Guest is waiting for an incoming migration")]
-    Incoming,
-    /// The guest cannot continue in this run state.
-    #[error("cannot update the machine in run state {0:?}")]
-    RunState(RunState),
-    /// The command is invalid.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// The channel cannot be used.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// A blocker is in effect.
-    #[error("the update is blocked: {0}")]
-    Blocked(String),
-    /// A resource is too small.
-    #[error(transparent)]
-    NoRoom(#[from] NoRoom),
-    /// A memfd cannot be created.
-    #[error(transparent)]
-    State(#[from] WriteError),
-    /// This binary cannot be opened, so there is no fallback.
-    #[error("cannot open the binary of this process for a fallback: {0}")]
-    Binary(io::Error),
-}
 
 /// Errors of an update after it had begun. The guest is again as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -131,145 +62,6 @@ pub enum UpdateError {
     /// The command cannot be executed.
     #[error(transparent)]
     Exec(#[from] ExecError),
-}
-
-/// A checked update, with everything created that can be created while the guest runs.
-#[derive(Debug)]
-pub struct Plan {
-    command: ExecCommand,
-    channel: OutgoingFile,
-    state_fd: StateFd,
-    saved_fd: SavedStateFd,
-    binary: OwnedFd,
-    record: Record,
-    began_ns: u64,
-    /// Whether the command is known to be a VMM that unblocks the signals blocked for it.
-    rehearsed: bool,
-    /// Whether the command passes the commit point; true as well if that is unknown.
-    commits: bool,
-}
-
-/// Returns how long the new binary may take.
-pub fn deadline(parameters: &MigrationParameters) -> Duration {
-    parameters.x_cpr_exec_deadline.map_or(DEFAULT_DEADLINE, Duration::from_millis)
-}
-
-/// Minimum deadline of each process, in milliseconds: a busy host uses up some of it.
-const LEAST_DEADLINE_MS: u64 = 100;
-
-/// The error of a deadline that no update can meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "cannot set x-cpr-exec-deadline to {0} ms: no update is that fast; use {LEAST_DEADLINE_MS} ms \
-     or more"
-)]
-pub struct DeadlineTooShort(u64);
-
-/// Checks that the deadline in `parameters`, if there is one, can be met.
-pub fn check_deadline(parameters: &MigrationParameters) -> Result<(), DeadlineTooShort> {
-    match parameters.x_cpr_exec_deadline {
-        Some(deadline) if deadline < LEAST_DEADLINE_MS => Err(DeadlineTooShort(deadline)),
-        _ => Ok(()),
-    }
-}
-
-/// Checks everything that can be checked before the guest stops.
-pub fn check(
-    parameters: &MigrationParameters,
-    address: &MigrationAddress,
-    machine: &Machine,
-    qmp: &Server,
-    migration: &Migration,
-    follow_symlinks: Switch,
-) -> Result<Plan, Refused> {
-    let began_ns = monotonic_ns();
-    if migration.under_way() {
-        return Err(Refused::UnderWay);
-    }
-    check_run_state(machine)?;
-    match parameters.mode.unwrap_or_default() {
-        MigMode::CprExec => {}
-        MigMode::Normal => return Err(Refused::Mode("normal")),
-        MigMode::CprReboot => return Err(Refused::Mode("cpr-reboot")),
-        MigMode::CprTransfer => return Err(Refused::Mode("cpr-transfer")),
-    }
-    let command = ExecCommand::prepare(parameters.cpr_exec_command.as_deref())?;
-    let path = channel::file_path(address)?;
-    if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
-        return Err(Refused::Blocked(reason));
-    }
-    headroom::address_space(machine.config().cpus.into())?;
-    headroom::descriptors(MACHINE_FDS + qmp.named_fds().len())?;
-    let (state_fd, saved_fd) = (StateFd::create()?, SavedStateFd::create()?);
-    let binary = own_binary::open().map_err(Refused::Binary)?;
-    let record = Record::prepare(deadline(parameters));
-    fail_point!(Check);
-    let channel = OutgoingFile::open(path, follow_symlinks)?;
-    tracing::info!(command = command.name(), "cpr_check");
-    Ok(Plan {
-        command,
-        channel,
-        state_fd,
-        saved_fd,
-        binary,
-        record,
-        began_ns,
-        rehearsed: false,
-        commits: true,
-    })
-}
-
-/// Checks that the guest is in a state in which it can be updated.
-pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
-    match machine.run_state() {
-        RunState::Inmigrate => Err(Refused::Incoming),
-        state @ (RunState::InternalError | RunState::Shutdown) => Err(Refused::RunState(state)),
-        _ => Ok(()),
-    }
-}
-
-impl Plan {
-    /// Returns the command to execute.
-    pub fn command(&self) -> &ExecCommand {
-        &self.command
-    }
-
-    /// Marks the command as rehearsed; `commits`: it passes the commit point.
-    pub fn rehearsed(self, commits: bool) -> Self {
-        Self { rehearsed: true, commits, ..self }
-    }
-
-    /// Returns the deadline, which applies to the old process too.
-    pub fn deadline(&self) -> Duration {
-        Duration::from_millis(self.record.deadline_ms)
-    }
-
-    /// Returns the descriptors that the plan has opened.
-    pub fn fds(&self) -> [RawFd; 5] {
-        let [channel, directory] = self.channel.fds();
-        [
-            channel,
-            directory,
-            self.state_fd.as_raw_fd(),
-            self.saved_fd.as_raw_fd(),
-            self.binary.as_raw_fd(),
-        ]
-    }
-
-    /// Returns the descriptors of this process that are not closed on exec.
-    pub fn inherited(&self) -> &[RawFd] {
-        &self.record.inherited
-    }
-
-    /// Returns the path that the state is written to.
-    pub fn channel(&self) -> &Path {
-        self.channel.path()
-    }
-
-    /// Returns the [`Retraction`], which leaves no state there.
-    pub fn retraction(&self) -> &Retraction {
-        self.channel.retraction()
-    }
 }
 
 /// The parts of the VMM that an update uses.
@@ -525,24 +317,6 @@ fn has_come(signals: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// What the serial port hands over. Its lock is not held: a thread that crashes while holding it
-/// would block the thread that falls back.
-pub struct SerialHandOver {
-    fds: Vec<(&'static str, RawFd)>,
-    /// The port's listening socket.
-    pub listener: Option<ListenerState>,
-}
-
-impl SerialHandOver {
-    /// Collects what there is now.
-    pub fn of(machine: &Machine) -> Self {
-        let Some(bus) = machine.bus() else { return Self { fds: Vec::new(), listener: None } };
-        let serial = bus.serial();
-        let fds = serial.preserved_fds().into_iter().map(|(name, fd)| (name, fd.as_raw_fd()));
-        Self { fds: fds.collect(), listener: serial.host().listener_state() }
-    }
-}
-
 /// Returns what an update would hand over now, by number: the descriptors of the VMM, of `plan`, of
 /// the `safeguard`, and the CPR state.
 pub fn handed_over(plan: &Plan, view: &View<'_>, safeguard: Option<&Safeguard>) -> Vec<NamedFd> {
@@ -555,48 +329,11 @@ pub fn handed_over(plan: &Plan, view: &View<'_>, safeguard: Option<&Safeguard>) 
     for (name, fd) in [
         (BINARY_FD, plan.binary.as_raw_fd()),
         (SAVED_FD, plan.saved_fd.as_raw_fd()),
-        (ENV_NAME, plan.state_fd.as_raw_fd()),
+        (STATE, plan.state_fd.as_raw_fd()),
     ] {
         list.push(NamedFd { name: name.to_owned(), id: 0, fd });
     }
     list
-}
-
-/// Returns every descriptor of the VM, by name.
-pub fn outgoing_fds<'a>(view: &View<'a>, serial: &SerialHandOver) -> OutgoingFds<'a> {
-    let &View { machine, qmp, log, signals, .. } = view;
-    let mut fds = OutgoingFds::default();
-    for (name, fd) in named_signals(signals) {
-        fds.add(name, 0, fd);
-    }
-    fds.add(KVM_FD, 0, machine.kvm_fd());
-    #[cfg(feature = "failpoints")]
-    if let Some(vm) = machine.vm_fd().filter(|_| planted!(StaleVm)) {
-        fds.add("kvm.vm", 0, vm);
-    }
-    #[cfg(feature = "failpoints")]
-    fds.add(crate::machine::irqfd::NAME, 0, machine.irqfd().fd());
-    let ram = machine.ram();
-    if let Some(fd) = ram.fd() {
-        fds.add(format!("ram.{}", ram.name()), 0, fd);
-    }
-    if let Some(image) = machine.image() {
-        fds.add("boot.kernel", 0, image.kernel_fd());
-        if let Some(fd) = image.initrd_fd() {
-            fds.add("boot.initrd", 0, fd);
-        }
-    }
-    for &(name, fd) in &serial.fds {
-        // SAFETY: the serial port closes its descriptors on this thread only, when it is serviced.
-        fds.add(name, 0, unsafe { BorrowedFd::borrow_raw(fd) });
-    }
-    for (name, fd) in qmp.named_fds() {
-        fds.add(name, 0, fd);
-    }
-    if let Some(log) = log {
-        fds.add(LOG_FD, 0, log.as_fd());
-    }
-    fds
 }
 
 #[cfg(test)]
@@ -606,10 +343,15 @@ mod tests {
 
     use super::*;
     use crate::boot::{self, BootImage};
-    use crate::config::{MemoryConfig, PageKind, SerialConfig};
-    use crate::devices::serial::SerialHost;
+    use crate::devices::serial::{SerialConfig, SerialHost};
     use crate::machine::MachineConfig;
-    use crate::memory::RamBlock;
+    use crate::memory::{MemoryConfig, PageKind, RamBlock};
+    use crate::migration::cpr::command::ExecCommand;
+    use crate::migration::cpr::deadlines::DEFAULT_DEADLINE;
+    use crate::migration::cpr::fall_back::Record;
+    use crate::migration::cpr::state::StateFd;
+    use crate::own_binary;
+    use crate::switch::Switch;
 
     fn machine(image: Option<BootImage>) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };

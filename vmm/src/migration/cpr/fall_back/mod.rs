@@ -28,8 +28,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-pub use plan::{CRASHED, Plan, Program, Role};
+pub use plan::{Plan, Program, Role};
 pub use record::{Record, RecordError, strings};
+pub use stranded::CRASHED;
 use triggers::TriggerError;
 pub use triggers::Triggers;
 

@@ -13,9 +13,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::SigSet;
 
 use super::super::rehearsal;
-use super::super::state::ENV_NAME;
+use super::super::variables::STATE;
 use super::record::{Record, strings};
-use super::stranded::{Kept, strand};
+use super::stranded::{CRASHED, Kept, strand};
 use super::text::Variable;
 use super::traffic::Traffic;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
@@ -24,16 +24,12 @@ use crate::keeper::commit::{CommitPage, PAGE_FD};
 use crate::keeper::{self, Ending};
 use crate::logging::LOG_FD;
 use crate::machine::salvage::Salvage;
-use crate::migration::cpr::update::{DUMP_FD, SAVED_FD, TRAFFIC_FD};
+use crate::migration::cpr::fd_names::{DUMP_FD, SAVED_FD, TRAFFIC_FD};
 use crate::sys;
 use crate::vcpu::raw::SalvageError;
 
 /// How many milliseconds the vCPUs have to leave the guest, in a process that continues in itself.
 const HALT: u32 = 1000;
-/// Prefix of the reason when a process crashed and continues in itself: the new binary did not
-/// fail.
-pub const CRASHED: &str = "[crash] ";
-
 /// The role of this process, which decides who continues the guest if it fails.
 #[derive(Clone)]
 pub enum Role {
@@ -109,7 +105,7 @@ impl Strings {
 impl Program {
     /// Creates the program that `record` describes.
     pub fn new(record: &Record) -> Self {
-        let ours = [ENV_NAME, FAILED_NAME].map(|name| format!("{name}="));
+        let ours = [STATE, FAILED_NAME].map(|name| format!("{name}="));
         let foreign =
             |entry: &CString| !ours.iter().any(|n| entry.to_bytes().starts_with(n.as_bytes()));
         let why = Box::new(Variable::new(FAILED_NAME));
@@ -136,7 +132,7 @@ impl Plan {
         role: Role,
         page: Option<Arc<CommitPage>>,
     ) -> Self {
-        let state = CString::new(format!("{ENV_NAME}={}", record.state)).expect("it has no NUL");
+        let state = CString::new(format!("{STATE}={}", record.state)).expect("it has no NUL");
         let environment = [state.as_ptr()].into_iter().chain(program.environment.pointers.clone());
         let environment = environment.collect();
         let crossing = |fd| Crossing { fd, reserve: AtomicI32::new(-1) };

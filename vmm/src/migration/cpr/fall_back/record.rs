@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::super::named_fds::NamedFd;
-use crate::descriptors;
 use crate::state::{Envelope, EnvelopeError};
-use crate::sys;
+use crate::{descriptors, sys};
 
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRBACK\n", version: 1 };
 

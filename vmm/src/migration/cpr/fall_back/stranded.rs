@@ -5,11 +5,14 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
 
-use super::CRASHED;
 use super::text::Line;
 use crate::end_signals::END_SIGNALS;
 use crate::memory::claim;
 use crate::sys;
+
+/// Prefix of the reason when a process crashed and continues in itself: the new binary did not
+/// fail.
+pub const CRASHED: &str = "[crash] ";
 
 /// What is kept for the operator.
 pub struct Kept {

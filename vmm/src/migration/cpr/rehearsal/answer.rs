@@ -16,11 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::description::Description;
 use super::super::named_fds::NamedFd;
-use super::family::MARK_NAME;
+use super::super::variables::{REHEARSAL, REHEARSAL_MARK};
 use crate::logging;
 
-/// The environment variable with the number of the socket to reply on.
-pub const ENV_NAME: &str = "CPR_REHEARSAL";
 /// Maximum size of a reply, in bytes.
 pub const MAX_ANSWER: usize = 64 << 10;
 /// Size of a message's length field, in bytes.
@@ -105,7 +103,7 @@ pub struct Answering {
 
 /// The error of a rehearsal that cannot be answered.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot answer the rehearsal requested by {ENV_NAME}={value}: {source}")]
+#[error("cannot answer the rehearsal requested by {REHEARSAL}={value}: {source}")]
 pub struct AnswerError {
     value: String,
     source: io::Error,
@@ -119,17 +117,17 @@ impl Answering {
     /// # Safety
     /// The process has one thread.
     pub unsafe fn asked() -> Option<Result<Self, AnswerError>> {
-        let value = std::env::var_os(ENV_NAME)?.to_string_lossy().into_owned();
+        let value = std::env::var_os(REHEARSAL)?.to_string_lossy().into_owned();
         let number: Option<RawFd> = value.parse().ok().filter(|number| *number > 2);
         let socket = number.filter(|number| is_unnamed_socket(*number));
         if socket.is_none() && !is_rehearsed() {
             logging::say(format_args!(
-                "cpr-vmm: {ENV_NAME}={value} is ignored: not a rehearsal socket; unset it"
+                "cpr-vmm: {REHEARSAL}={value} is ignored: not a rehearsal socket; unset it"
             ));
             // SAFETY: there is one thread: the caller's promise.
             unsafe {
-                std::env::remove_var(ENV_NAME);
-                std::env::remove_var(MARK_NAME);
+                std::env::remove_var(REHEARSAL);
+                std::env::remove_var(REHEARSAL_MARK);
             }
             return None;
         }
@@ -182,7 +180,7 @@ fn is_unnamed_socket(number: RawFd) -> bool {
 
 /// Returns true if the VMM whose mark is in the environment is an ancestor of this process.
 fn is_rehearsed() -> bool {
-    let mark = std::env::var(MARK_NAME).unwrap_or_default();
+    let mark = std::env::var(REHEARSAL_MARK).unwrap_or_default();
     let Some(vmm) = mark.split('.').next().and_then(|pid| pid.parse::<i32>().ok()) else {
         return false;
     };

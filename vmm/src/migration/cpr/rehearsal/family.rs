@@ -2,15 +2,13 @@
 //! children of its own (`sidecar & exec vmm`), and while a rehearsal is under way, their orphans
 //! become children of the VMM too.
 
+use super::super::variables::REHEARSAL_MARK;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
-
-/// The environment variable that marks what a rehearsal has started.
-pub const MARK_NAME: &str = "CPR_REHEARSAL_MARK";
 
 /// Rehearsals of this process so far.
 static REHEARSALS: AtomicU32 = AtomicU32::new(0);
@@ -48,7 +46,7 @@ impl Family {
     fn has_marked(&self, pid: Pid) -> bool {
         // Only its own user may read the environment of another user's program.
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let entry = format!("{MARK_NAME}={}", self.mark);
+        let entry = format!("{REHEARSAL_MARK}={}", self.mark);
         environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes())
     }
 }

@@ -27,11 +27,12 @@ pub use error::{RehearsalError, outcome};
 
 use super::command::{ExecCommand, ExecError};
 use super::description::Description;
+use super::fd_names::KVM_FD;
 use super::named_fds::NamedFd;
-use super::update::KVM_FD;
-use answer::{ENV_NAME, MAX_ANSWER, Malformed};
+use super::variables::{REHEARSAL, REHEARSAL_MARK};
+use answer::{MAX_ANSWER, Malformed};
 use child::Child;
-use family::{MARK_NAME, Subreaper, children, new_mark};
+use family::{Subreaper, children, new_mark};
 use said::Said;
 
 /// The socket's descriptor in the child, unless an update hands over a descriptor of that number.
@@ -96,7 +97,7 @@ impl Rehearsal {
         let request = answer::frame(&Request { fds: handed_over });
         (&socket).write_all(&request).map_err(setup("write to the socket"))?;
         let mark = new_mark();
-        let variables = [(ENV_NAME, number.to_string()), (MARK_NAME, mark.clone())];
+        let variables = [(REHEARSAL, number.to_string()), (REHEARSAL_MARK, mark.clone())];
         let spawned = command.spawn(&variables, descriptors)?;
         Ok(Self {
             command: command.name().to_owned(),
@@ -313,11 +314,6 @@ fn receive(socket: &UnixStream, to: &mut Vec<u8>) -> Result<(usize, Option<Pid>)
     });
     to.extend_from_slice(&buffer[..length]);
     Ok((length, writer))
-}
-
-/// Returns true for a variable that only a rehearsal uses.
-pub fn is_variable(name: &std::ffi::OsStr) -> bool {
-    name == ENV_NAME || name == MARK_NAME
 }
 
 /// Makes the OOM killer prefer this child to the VMM with all of the guest's RAM. This is no

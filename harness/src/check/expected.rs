@@ -1,0 +1,253 @@
+//! The expected differences, from `scenarios/audits.toml`.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use regex::Regex;
+use serde::Deserialize;
+
+use super::action::{Action, Ending};
+use super::handover::Handover;
+use crate::observe::facts::Change;
+use crate::scenario::ScenarioError;
+
+/// The file, as it was when this binary was built.
+const EMBEDDED: &str = include_str!("../../../scenarios/audits.toml");
+const NAME: &str = "audits.toml";
+/// Texts in the errors of updates that hung or crashed.
+const UNDONE: [&str; 2] = ["its deadline passed", "the update crashed"];
+
+/// What happened between the two observations that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moment {
+    /// A step without an update, after which the guest is the same.
+    Step,
+    /// `system_reset`, or anything else that reboots the guest.
+    Reset,
+    /// An update that completed.
+    Updated,
+    /// An update that was refused.
+    Refused,
+    /// An update that failed.
+    Failed,
+    /// The VM continued in another process.
+    Revived,
+    /// Several commands at once.
+    Race,
+}
+
+impl Moment {
+    /// The moment of `action`, after which the VM is in the process that `handover` names.
+    pub fn of(action: &Action, handover: &Handover) -> Self {
+        match action {
+            _ if action.resets() => Self::Reset,
+            _ if handover.revival().is_some() => Self::Revived,
+            Action::Race { .. } => Self::Race,
+            _ => match action.ending() {
+                Some(Ending::Completed) => Self::Updated,
+                // Rolled back like a failed update, wherever it was: the process executes the VMM
+                // again.
+                Some(Ending::Refused(error)) if UNDONE.iter().any(|why| error.contains(why)) => {
+                    Self::Failed
+                }
+                Some(Ending::Refused(_)) => Self::Refused,
+                Some(Ending::Failed(_)) => Self::Failed,
+                None => Self::Step,
+            },
+        }
+    }
+}
+
+/// An expected difference.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Expected {
+    /// The audit that sees it.
+    audit: String,
+    /// Pattern for the whole name of what differs.
+    item: String,
+    /// When it may differ; empty: at any time.
+    #[serde(default)]
+    when: Vec<Moment>,
+    /// Pattern for the value before; absent: any value.
+    #[serde(default)]
+    was: Option<String>,
+    /// Pattern for the value after; absent: any value.
+    #[serde(default)]
+    is: Option<String>,
+    /// The VMM that shows it; absent: every VMM.
+    #[serde(default)]
+    vmm: Option<String>,
+    /// Whether only some hosts or some runs show it.
+    #[serde(default)]
+    rare: bool,
+    /// Why it differs, and why that is right.
+    reason: String,
+}
+
+/// An expected difference with its compiled patterns.
+#[derive(Debug)]
+struct Entry {
+    expected: Expected,
+    item: Regex,
+    was: Option<Regex>,
+    is: Option<Regex>,
+    seen: AtomicBool,
+}
+
+/// All expected differences, and which of them were seen.
+#[derive(Debug)]
+pub struct Expectations(Vec<Entry>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    expected: Vec<Expected>,
+}
+
+impl Expectations {
+    /// The expectations in the embedded file.
+    pub fn embedded() -> &'static Self {
+        static EMBEDDED_ONES: OnceLock<Expectations> = OnceLock::new();
+        // Cannot fail: a test parses the same file.
+        EMBEDDED_ONES.get_or_init(|| Self::parse(EMBEDDED).expect("audits.toml is valid"))
+    }
+
+    fn parse(text: &str) -> Result<Self, ScenarioError> {
+        let file: File = toml::from_str(text).map_err(|e| ScenarioError::syntax(NAME, text, &e))?;
+        let whole = |pattern: &str| {
+            Regex::new(&format!("^(?s:{pattern})$"))
+                .map_err(|error| ScenarioError::sense(NAME, format!("{pattern:?}: {error}")))
+        };
+        let entry = |expected: Expected| {
+            if expected.reason.trim().is_empty() {
+                let message = format!("{:?} has no reason", expected.item);
+                return Err(ScenarioError::sense(NAME, message));
+            }
+            Ok(Entry {
+                item: whole(&expected.item)?,
+                was: expected.was.as_deref().map(whole).transpose()?,
+                is: expected.is.as_deref().map(whole).transpose()?,
+                seen: AtomicBool::new(false),
+                expected,
+            })
+        };
+        Ok(Self(file.expected.into_iter().map(entry).collect::<Result<_, _>>()?))
+    }
+
+    /// Returns the changes that no entry explains, and marks the entries that explain one as seen.
+    pub fn unexplained(
+        &self,
+        audit: &str,
+        vmm: &str,
+        moment: Moment,
+        mut changes: Vec<Change>,
+    ) -> Vec<Change> {
+        changes.retain(|change| {
+            let entry = self.0.iter().find(|entry| entry.explains(audit, vmm, moment, change));
+            entry.inspect(|entry| entry.seen.store(true, Ordering::Relaxed)).is_none()
+        });
+        changes
+    }
+
+    /// Returns the entries about `vmm` that explained nothing, one line each.
+    pub fn unseen(&self, vmm: &str) -> Vec<String> {
+        let unseen = |entry: &&Entry| {
+            !entry.seen.load(Ordering::Relaxed) && !entry.expected.rare && entry.is_about(vmm)
+        };
+        let tell = |Entry { expected, .. }: &Entry| {
+            let Expected { audit, item, when, .. } = expected;
+            format!("{NAME}: nothing of audit {audit} differed at {item:?} ({when:?}): remove it")
+        };
+        self.0.iter().filter(unseen).map(tell).collect()
+    }
+}
+
+impl Entry {
+    fn is_about(&self, vmm: &str) -> bool {
+        self.expected.vmm.as_deref().is_none_or(|wanted| wanted == vmm)
+    }
+
+    fn explains(&self, audit: &str, vmm: &str, moment: Moment, change: &Change) -> bool {
+        let fits = |pattern: &Option<Regex>, value: &Option<String>| {
+            pattern.as_ref().is_none_or(|p| p.is_match(value.as_deref().unwrap_or("not there")))
+        };
+        self.expected.audit == audit
+            && self.is_about(vmm)
+            && (self.expected.when.is_empty() || self.expected.when.contains(&moment))
+            && self.item.is_match(&change.item)
+            && fits(&self.was, &change.was)
+            && fits(&self.is, &change.is)
+    }
+}
+
+/// The most changes that a finding lists.
+const TOLD: usize = 8;
+
+/// Fails with those of `changes` that no expectation explains.
+pub fn judge(audit: &str, vmm: &str, moment: Moment, changes: Vec<Change>) -> Result<(), String> {
+    let unexplained = Expectations::embedded().unexplained(audit, vmm, moment, changes);
+    if unexplained.is_empty() {
+        return Ok(());
+    }
+    let mut told: Vec<_> = unexplained.iter().take(TOLD).map(Change::to_string).collect();
+    if let Some(more) = unexplained.len().checked_sub(TOLD).filter(|more| *more > 0) {
+        told.push(format!("and {more} more"));
+    }
+    Err(told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [[expected]]
+        audit = "kvm"
+        item = "cpu\\..*\\.tsc"
+        when = ["updated"]
+        is = "[0-9]+"
+        reason = "time passes"
+
+        [[expected]]
+        audit = "kvm"
+        item = "x"
+        vmm = "qemu"
+        reason = "known"
+    "#;
+
+    fn change(item: &str, is: Option<&str>) -> Change {
+        Change { item: item.into(), was: Some("0".into()), is: is.map(str::to_owned) }
+    }
+
+    #[test]
+    fn the_file_is_valid() {
+        Expectations::parse(EMBEDDED).unwrap();
+    }
+
+    #[test]
+    fn an_entry_explains_only_its_audit_moment_and_vmm() {
+        let all = Expectations::parse(TEXT).unwrap();
+        let tsc = || vec![change("cpu.0.tsc", Some("17"))];
+        let left = |audit, vmm, moment, changes| all.unexplained(audit, vmm, moment, changes).len();
+        assert_eq!(left("process", "a", Moment::Updated, tsc()), 1);
+        assert_eq!(left("kvm", "a", Moment::Step, tsc()), 1);
+        assert_eq!(left("kvm", "a", Moment::Updated, vec![change("cpu.0.tsc", None)]), 1);
+        assert_eq!(left("kvm", "a", Moment::Updated, vec![change("cpu.0.tsc2", Some("17"))]), 1);
+        assert_eq!(all.unseen("a").len(), 1);
+        assert_eq!(all.unseen("qemu").len(), 2);
+        assert_eq!(left("kvm", "a", Moment::Updated, tsc()), 0);
+        assert_eq!(left("kvm", "a", Moment::Step, vec![change("x", None)]), 1);
+        assert_eq!(left("kvm", "qemu", Moment::Step, vec![change("x", None)]), 0);
+        assert_eq!(all.unseen("qemu"), [""; 0]);
+    }
+
+    #[test]
+    fn rejects_an_entry_without_reason() {
+        let text = "[[expected]]\naudit = \"a\"\nitem = \"x\"\nreason = \" \"\n";
+        let error = Expectations::parse(text).unwrap_err().to_string();
+        assert!(error.contains("has no reason"), "{error}");
+    }
+}

@@ -1,0 +1,17 @@
+//! The exit status of a run.
+
+use std::process::ExitCode;
+
+use super::{ENVIRONMENT, FAILED};
+use crate::report::terminal::Terminal;
+
+/// Exit status of the harness; `same`: the table of errors matches.
+pub(super) fn of(terminal: &Terminal, same: bool, require_all: bool) -> ExitCode {
+    let broken =
+        terminal.any_broken() || terminal.all_ignored() || require_all && terminal.any_missed();
+    ExitCode::from(match (terminal.any_failed() || !same, broken) {
+        (true, _) => FAILED,
+        (false, true) => ENVIRONMENT,
+        (false, false) => 0,
+    })
+}

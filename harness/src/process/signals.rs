@@ -1,0 +1,190 @@
+//! Signal handling: a signal that ends the harness also ends its VMs and removes their folders.
+
+use std::collections::BTreeSet;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::observe::poll::{self, Deadline};
+use crate::scenario::Signals;
+
+/// How long a folder in use may take to be removed.
+const REMOVED: Duration = Duration::from_secs(1);
+
+/// The signals that end this process.
+const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// The process groups of the running VMs.
+static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Processes that have become VMMs, in the process groups of their predecessors.
+static HEIRS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// The folders of the running cases.
+static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Creates a temporary folder that is also removed if a signal ends this process.
+pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
+    // Under the lock, which the signal thread takes and keeps while it ends this process.
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::Builder::new().prefix("cpr-").tempdir()?;
+    folders.insert(folder.path().to_owned());
+    let guard = FolderGuard(folder.path().to_owned());
+    Ok((folder, guard))
+}
+
+/// Registers `folder` to be removed if a signal ends this process.
+pub fn guard_folder(folder: &Path) -> FolderGuard {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+    FolderGuard(folder.to_owned())
+}
+
+/// Unregisters its folder when dropped.
+pub struct FolderGuard(PathBuf);
+
+impl Drop for FolderGuard {
+    fn drop(&mut self) {
+        FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Registers the process group of a running VM.
+pub fn register(group: i32) {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
+}
+
+/// Unregisters a process group, because its VM has ended or is to stay.
+pub fn forget(group: i32) {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+}
+
+/// Registers a process that has become a VMM, which is reaped separately.
+pub fn register_heir(pid: i32) {
+    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+}
+
+/// Unregisters such a process, because it was reaped or is to stay.
+pub fn forget_heir(pid: i32) {
+    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+}
+
+/// Returns whether `pid` is the first process of a registered VM, or has become a VMM.
+pub fn is_registered(pid: i32) -> bool {
+    [&GROUPS, &HEIRS]
+        .iter()
+        .any(|all| all.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid))
+}
+
+/// In a child: resets all signals to their default action and unblocks them, whatever this process
+/// has inherited or [`guard`] has blocked. Async-signal-safe.
+pub fn reset() -> std::io::Result<()> {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler is installed. The call fails for signals whose action cannot be set.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// Makes this process independent of inherited signal settings: children can be waited for, and no
+/// signal is blocked. Call it before other threads exist.
+///
+/// Ignored signals stay ignored in this process, so that `nohup` and background jobs survive a
+/// hangup or an interrupt. Children call [`reset`].
+pub fn begin() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // Best effort: a failure only affects signals sent to this process.
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+/// Returns the signals that end this process: those of [`GUARDED`] that it does not ignore.
+fn guarded() -> SigSet {
+    let ignored = |signal: &Signal| {
+        let mut now = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: only reads the action, into our own memory, which is initialized on success.
+        unsafe {
+            libc::sigaction(*signal as libc::c_int, ptr::null(), now.as_mut_ptr()) == 0
+                && now.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    };
+    GUARDED.into_iter().filter(|signal| !ignored(signal)).collect()
+}
+
+/// In a child: applies the signal settings that the executed program inherits. Async-signal-safe.
+pub fn set(settings: Signals) -> std::io::Result<()> {
+    let blocked = match settings {
+        Signals::SigchldIgnored => {
+            // SAFETY: no handler is installed.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            return Ok(());
+        }
+        Signals::AllBlocked => SigSet::all(),
+        Signals::SigrtminBlocked => {
+            // SAFETY: all-zero is a valid `sigset_t`, and the two calls write only to it.
+            unsafe {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGRTMIN());
+                SigSet::from_sigset_t_unchecked(set)
+            }
+        }
+    };
+    Ok(blocked.thread_block()?)
+}
+
+/// Ends every VM and this process on SIGINT, SIGTERM or SIGHUP, unless that signal is ignored.
+///
+/// Call it before other threads exist, because they must inherit the blocked signals. VMMs inherit
+/// them too and therefore call [`reset`].
+pub fn guard() {
+    guard_after(|| {});
+}
+
+/// Does the same as [`guard`], but calls `first` before it ends anything.
+pub fn guard_after(first: impl FnOnce() + Send + 'static) {
+    guard_with(None, first);
+}
+
+/// Does the same as [`guard`], but the first signal only calls `ask`, which requests the end; the
+/// second one ends this process.
+pub fn guard_asking(ask: impl FnOnce() + Send + 'static) {
+    guard_with(Some(Box::new(ask)), || {});
+}
+
+fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send + 'static) {
+    begin();
+    let signals = guarded();
+    if signals.thread_block().is_err() {
+        return;
+    }
+    // Without the thread, PR_SET_PDEATHSIG still ends the VMMs with this process.
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(ask) = ask {
+            if signals.wait().is_err() {
+                return;
+            }
+            ask();
+        }
+        let Ok(signal) = signals.wait() else { return };
+        first();
+        for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+        }
+        let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in folders.iter() {
+            // The folder's case may still be writing to it.
+            poll::until(Deadline::after(REMOVED), || {
+                // A cgroup's files cannot be removed; removing its folder is enough.
+                let _ = std::fs::remove_dir(folder).or_else(|_| std::fs::remove_dir_all(folder));
+                (!folder.exists()).then_some(())
+            });
+        }
+        std::process::exit(128 + signal as i32);
+    });
+}

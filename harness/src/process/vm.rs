@@ -1,0 +1,247 @@
+//! The VMM process that the harness starts.
+
+use super::child::{die_with, kill_group};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::coverage;
+use crate::observe::kvm_state;
+use crate::observe::poll::{self, Deadline};
+use crate::observe::proc_error::ProcError;
+use crate::observe::process::Stat;
+use crate::process::cgroup::Cgroup;
+use crate::process::environment::EnvironmentError;
+use crate::process::filtered::NoExecve;
+use crate::process::stalled::StalledPipe;
+use crate::process::{program, signals};
+use crate::scenario::{Seccomp, Signals};
+
+/// How a VMM is started.
+pub struct Start<'a> {
+    /// The file to execute.
+    pub binary: &'a Path,
+    /// Its arguments.
+    pub arguments: &'a [String],
+    /// The working folder: a program executed by mistake may write there.
+    pub folder: &'a Path,
+    /// A folder put first in `PATH`.
+    pub path_folder: &'a Path,
+    /// The file for standard output and error.
+    pub console: &'a Path,
+    /// Whether the VMM may outlive the harness.
+    pub keep: bool,
+    /// The seccomp filter to start it under.
+    pub seccomp: Option<Seccomp>,
+    /// The signal settings to start it with.
+    pub signals: Option<Signals>,
+    /// The memory cgroup to start it in.
+    pub cgroup: Option<Cgroup>,
+    /// The socket on which it notifies its service manager.
+    pub notify: &'a Path,
+    /// The path for the data that audits compare, if audits run.
+    pub audit: Option<&'a Path>,
+    /// An unread pipe for its log or standard error.
+    pub stalled: Option<StalledPipe>,
+}
+
+/// The variable that makes a VMM take over instead of booting.
+const STATE_VARIABLE: &str = "CPR_EXEC_STATE";
+
+/// The variable with the service manager's socket.
+const NOTIFY_VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// The limit from zombie to reaped: all threads must have exited too.
+const REAPED: Duration = Duration::from_secs(5);
+
+/// The limit from SIGKILL to reaped, on a busy host that emulates.
+const KILLED: Duration = Duration::from_secs(60);
+
+/// A VMM process, killed when this is dropped unless it is to be kept.
+pub struct Vm {
+    /// The process as it was started, or as it was when it took over the VM.
+    pub started: Stat,
+    /// The process group of all processes that the VM has had: the PID of the first.
+    group: i32,
+    /// Processes that have become VMMs and may not have been reaped yet, the newest last.
+    heirs: Vec<i32>,
+    /// The VMM's own memory cgroup, if it has one; removed last.
+    pub cgroup: Option<Cgroup>,
+    /// The unread pipe that the VMM logs to, if it does.
+    stalled: Option<StalledPipe>,
+    ended: Option<ExitStatus>,
+    keep: bool,
+}
+
+impl Vm {
+    /// Starts the VMM.
+    pub fn start(mut start: Start<'_>) -> Result<Self, EnvironmentError> {
+        coverage::executed(start.arguments);
+        let open = || File::options().append(true).create(true).open(start.console);
+        let console = open().map_err(EnvironmentError::file("open", start.console))?;
+        let errors = match start.stalled.as_mut().and_then(|pipe| pipe.stderr.take()) {
+            Some(pipe) => File::from(pipe),
+            None => console.try_clone().map_err(EnvironmentError::file("open", start.console))?,
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(start.path_folder.to_owned());
+        let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)));
+        let path = path.unwrap_or_default();
+        let spawn_error =
+            |source| EnvironmentError::Spawn { path: start.binary.to_owned(), source };
+        let mut own: Vec<(OsString, OsString)> =
+            vec![("PATH".into(), path), (NOTIFY_VARIABLE.into(), start.notify.into())];
+        own.extend(start.audit.map(|path| (kvm_state::FILE_VARIABLE.into(), path.into())));
+        let mut command = Command::new(start.binary);
+        command
+            .args(start.arguments)
+            .current_dir(start.folder)
+            .env_remove(STATE_VARIABLE)
+            .envs(own.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(console)
+            .stderr(errors)
+            // Its own process group: Ctrl-C reaches only the harness, and killing the group
+            // reaches everything that the VMM leaves behind.
+            .process_group(0);
+        // SAFETY: `reset` is async-signal-safe.
+        unsafe { command.pre_exec(signals::reset) };
+        if let Some(settings) = start.signals {
+            // SAFETY: `set` is async-signal-safe and the closure does nothing else.
+            unsafe { command.pre_exec(move || signals::set(settings)) };
+        }
+        // SAFETY: `inherit_nothing` is async-signal-safe.
+        unsafe { command.pre_exec(program::inherit_nothing) };
+        if !start.keep {
+            let parent = nix::unistd::getpid();
+            // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
+            unsafe { command.pre_exec(move || die_with(parent)) };
+        }
+        if let Some(cgroup) = &start.cgroup {
+            let processes = cgroup.processes()?;
+            // SAFETY: write is async-signal-safe and the closure calls nothing else.
+            unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
+        }
+        if start.seccomp == Some(Seccomp::NoExecve) {
+            let others = std::env::vars_os().filter(|(name, _)| {
+                name != STATE_VARIABLE && own.iter().all(|(ours, _)| name != ours)
+            });
+            let environment: Vec<_> = others.chain(own.iter().cloned()).collect();
+            let program = NoExecve::new(start.binary, start.arguments, &environment);
+            let program = program.map_err(spawn_error)?;
+            // SAFETY: only makes system calls, on data prepared before. It comes last and replaces
+            // the `execve` that would follow.
+            unsafe { command.pre_exec(move || Err(program.exec())) };
+        }
+        let child = program::spawn(&mut command).map_err(spawn_error)?;
+        let pid = child.id() as i32;
+        let read = Stat::read(pid).map_err(|e| spawn_error(std::io::Error::other(e)));
+        let started = match read {
+            Ok(started) => started,
+            Err(e) => {
+                kill_group(pid);
+                return Err(e);
+            }
+        };
+        let (group, heirs) = (pid, Vec::new());
+        let Start { cgroup, stalled, .. } = start;
+        Ok(Self { started, group, heirs, cgroup, stalled, ended: None, keep: false })
+    }
+
+    /// Returns the PID of the current process.
+    pub fn pid(&self) -> i32 {
+        self.started.pid
+    }
+
+    /// Returns the process group, which is the same for every process of the VM.
+    pub fn group(&self) -> i32 {
+        self.group
+    }
+
+    /// Switches to process `pid`, in which the VM continues: an orphan that is now a child of this
+    /// process. The previous process must have been reaped.
+    pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
+        // Under the lock, so that `orphans` does not reap the process before it is registered.
+        let read = program::alone(|| {
+            signals::register_heir(pid);
+            Stat::read(pid)
+        });
+        let started = read.inspect_err(|_| signals::forget_heir(pid))?;
+        self.heirs.push(pid);
+        (self.started, self.ended) = (started, None);
+        Ok(&self.started)
+    }
+
+    /// Returns the exit status if the process has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = reap(self.pid());
+        }
+        self.ended
+    }
+
+    /// Returns the exit status if the process has ended or is about to: it may be a zombie for a
+    /// while before it can be reaped.
+    pub fn ended_or_ending(&mut self) -> Option<ExitStatus> {
+        match Stat::read(self.pid()) {
+            Ok(stat) if stat.is_alive() => self.ended(),
+            _ => self.await_end(REAPED),
+        }
+    }
+
+    /// Waits up to `limit` for the process to end.
+    pub fn await_end(&mut self, limit: Duration) -> Option<ExitStatus> {
+        poll::until(Deadline::after(limit), || self.ended())
+    }
+
+    /// Sends SIGKILL to the process group and waits for the process to end.
+    pub fn kill(&mut self) {
+        kill_group(self.group);
+        self.await_end(KILLED);
+    }
+
+    /// Leaves the VMM running when this is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+        if let Some(pipe) = self.stalled.take() {
+            pipe.keep();
+        }
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.keep();
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        signals::forget(self.group);
+        self.heirs.drain(..).for_each(signals::forget_heir);
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.kill();
+            self.forget();
+        }
+    }
+}
+
+/// Reaps the child `pid` and returns its exit status if it has ended. If it was reaped elsewhere,
+/// its status is unknown and reported as SIGKILL.
+fn reap(pid: i32) -> Option<ExitStatus> {
+    let mut status = 0;
+    // SAFETY: only writes `status`.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    match Errno::result(waited) {
+        Ok(0) | Err(Errno::EINTR) => None,
+        Ok(_) => Some(ExitStatus::from_raw(status)),
+        Err(_) => Some(ExitStatus::from_raw(libc::SIGKILL)),
+    }
+}

@@ -1,0 +1,4 @@
+//! What is measured of an update.
+
+pub mod blackout;
+pub mod growth;

@@ -1,0 +1,4 @@
+//! The other ends of a VM's sockets.
+
+pub mod serial;
+pub mod stranger;

@@ -1,0 +1,12 @@
+//! A setting that is on or off.
+
+use clap::ValueEnum;
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
