@@ -95,7 +95,7 @@ fn guests_are_found_by_name() {
         let guest = guest(name).expect("it is in the table");
         assert!(guest.name == name && guest.summary.ends_with('.'), "{name}: {}", guest.summary);
     }
-    assert!(guest("nobody").is_none());
+    assert!(guest("no-such-guest").is_none());
 }
 
 /// Reads a little-endian number.

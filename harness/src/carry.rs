@@ -9,7 +9,7 @@ pub const VMM: &str = "vmm";
 /// First argument that makes the binary the mock VMM.
 pub const MOCK_VMM: &str = "mock-vmm";
 /// First argument that makes the binary a wrapper of a VMM.
-pub const LOWERED: &str = "lowered";
+pub const RESTRICTED: &str = "lowered";
 
 /// The path of the running binary, with symbolic links resolved, because an update needs a path
 /// that stays valid.

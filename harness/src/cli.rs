@@ -115,9 +115,9 @@ enum Command {
 }
 
 /// An error that ends the program: the message and the exit status.
-struct Stop(String, u8);
+struct CliError(String, u8);
 
-impl Stop {
+impl CliError {
     fn usage(why: impl ToString) -> Self {
         Self(why.to_string(), USAGE)
     }
@@ -165,7 +165,7 @@ pub fn main() -> ExitCode {
         Command::Completions(completions) => shell::completions(&completions),
         Command::Man(man) => shell::man(&man),
     };
-    let code = done.unwrap_or_else(|Stop(why, code)| {
+    let code = done.unwrap_or_else(|CliError(why, code)| {
         complain(&why);
         ExitCode::from(code)
     });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::backend::mock;
 use crate::bench::floor;
-use crate::{carry, lowered};
+use crate::{carry, restricted};
 
 /// Runs the VMM, the mock VMM, a wrapper or a probe if the arguments select one. Call it first in
 /// `main`.
@@ -21,7 +21,7 @@ pub fn dispatch() -> Option<ExitCode> {
     }
     match first.to_str()? {
         carry::VMM => Some(cpr_vmm::main(rest)),
-        carry::LOWERED => Some(lowered::main(&rest)),
+        carry::RESTRICTED => Some(restricted::main(&rest)),
         carry::MOCK_VMM => Some(mock::main(rest)),
         floor::PROBE => {
             let words = rest.into_iter().map(|word| word.to_string_lossy().into_owned());

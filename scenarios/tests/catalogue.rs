@@ -52,13 +52,13 @@ fn caught(
     vmm: &CprVmm,
     options: &Options,
 ) -> Result<Completion, Failed> {
-    let Tried { outcome, to_type } = trial::planted(class, case, vmm, options);
+    let Tried { outcome, repro_commands } = trial::planted(class, case, vmm, options);
     match outcome {
         outcome if outcome.is_caught_by(&class.checks) => Ok(Completion::Completed),
         Outcome::NotRun(why) => support::ignored(&why),
         outcome => {
             let why = format!("{}: {outcome:?}, not caught by {:?}", case.name, class.checks);
-            Err([vec![why], to_type].concat().join("\n").into())
+            Err([vec![why], repro_commands].concat().join("\n").into())
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The scenarios on the real QEMU: each passes there, or fails in the way that `differences.toml`
-//! tells of.
+//! reports.
 //!
 //! But for two themes: what a race comes to is chance there, and the insides of QEMU's devices take
 //! minutes. `run --vmm qemu` runs them too.
@@ -35,7 +35,7 @@ fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         let differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
         for difference in differences.unseen_verdicts("qemu") {
             unseen = true;
-            println!("{} was not seen: take it out of differences.toml", difference.name);
+            println!("{} was not seen: remove it from differences.toml", difference.name);
         }
     }
     Ok(if unseen { ExitCode::FAILURE } else { conclusion.exit_code() })
@@ -73,7 +73,7 @@ fn run(
         return Ok(Completion::Completed);
     }
     match &report.verdict {
-        // What QEMU lacks is missed by nobody who could install it.
+        // What QEMU lacks is not a missing dependency.
         Verdict::Ignored(why) if why.contains("qemu") => Ok(Completion::ignored_with(why)),
         _ => support::completion(&report),
     }

@@ -33,10 +33,10 @@ pub mod audit;
 pub mod boot;
 pub mod config;
 pub mod constraint;
+mod counted_io;
 mod descriptors;
 pub mod devices;
 pub mod end_signals;
-mod exact_io;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
 pub mod keeper;

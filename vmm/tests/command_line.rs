@@ -327,7 +327,7 @@ fn forged_memfds() {
     nix::unistd::ftruncate(&huge, 65 << 20).expect("a memfd can be made longer");
     fcntl(&huge, FcntlArg::F_ADD_SEALS(all_seals())).expect("memfds can be sealed");
     let seal = |bytes: &[u8]| memfd(bytes, all_seals());
-    let way_back = Envelope { magic: *b"CPRBACK\n", version: 1 };
+    let fallback = Envelope { magic: *b"CPRBACK\n", version: 1 };
     let cases = [
         ("not sealed", memfd(&whole, SealFlag::empty())),
         ("half sealed", memfd(&whole, all_seals() & !SealFlag::F_SEAL_WRITE)),
@@ -336,7 +336,7 @@ fn forged_memfds() {
         ("flipped bit", seal(&flip(60))),
         ("truncated", seal(&whole[..60])),
         ("huge", huge),
-        ("no CBOR", seal(&way_back.seal(b"\xff").0)),
+        ("no CBOR", seal(&fallback.seal(b"\xff").0)),
         ("of another process", seal(&whole)),
     ];
     let scene = Scene::new();

@@ -20,9 +20,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 const LONGEST: u64 = 64 << 10;
 
 /// A process that is killed when this is dropped.
-pub(super) struct Asked(Mutex<Child>);
+pub(super) struct ProbeProcess(Mutex<Child>);
 
-impl Asked {
+impl ProbeProcess {
     /// Starts it, with its output discarded.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         Self::spawn(command.stdout(Stdio::null()))
@@ -62,7 +62,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for ProbeProcess {
     fn drop(&mut self) {
         let mut child = self.child();
         let pid = child.id() as i32;
@@ -79,7 +79,7 @@ pub(super) fn said(command: &mut Command) -> io::Result<Option<String>> {
 
 fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
     let deadline = Deadline::after(limit);
-    let asked = Asked::spawn(command.stdout(Stdio::piped()))?;
+    let asked = ProbeProcess::spawn(command.stdout(Stdio::piped()))?;
     let late = |what: &str| {
         io::Error::new(io::ErrorKind::TimedOut, format!("{command:?} {what} within {limit:?}"))
     };
@@ -143,7 +143,7 @@ mod tests {
     /// No other code may reap it, because its owner does.
     #[test]
     fn process_is_registered_until_it_ends() {
-        let pid = Asked::start(&mut Command::new("/bin/cat")).map(|asked| {
+        let pid = ProbeProcess::start(&mut Command::new("/bin/cat")).map(|asked| {
             assert!(signals::is_registered(asked.pid()));
             asked.pid()
         });

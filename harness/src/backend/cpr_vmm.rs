@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use build::Build;
 
-use crate::backend::{Backend, Dialect, Feature, Handover, Launch, OverExec, value_of};
+use crate::backend::{AcrossExec, Backend, Dialect, Feature, Handover, Launch, value_of};
 use crate::carry;
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
@@ -138,7 +138,7 @@ impl Backend for CprVmm {
         parameter.map(|name| format!("{path} has no migration parameter {name}"))
     }
 
-    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+    fn unsupported_fault(&self, fault: &Inject) -> Option<String> {
         let build = self.build.as_ref()?;
         let Inject { point, action } = fault;
         let path = build.binary.display();
@@ -164,7 +164,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
     private_ram_blocks: true,
     vcpu_threads: Some("vcpu"),
     ram_undumped: true,
-    over_exec: OverExec::Kept,
+    across_exec: AcrossExec::Kept,
     handover: Handover {
         variable: "CPR_EXEC_STATE",
         variables: "CPR_EXEC_",

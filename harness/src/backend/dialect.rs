@@ -15,19 +15,19 @@ pub struct Dialect {
     /// Whether guest RAM is excluded from core dumps.
     pub ram_undumped: bool,
     /// What a new VMM keeps from the old one.
-    pub over_exec: OverExec,
+    pub across_exec: AcrossExec,
     /// How an update hands over the VM's state and RAM.
     pub handover: Handover,
 }
 
 /// What a new VMM keeps from the old one besides the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OverExec {
+pub enum AcrossExec {
     /// Everything: connections, descriptors, events, the files made at boot.
     Kept,
     /// Only the memory that is handed over; the rest is created again as at boot, and clients
     /// reconnect.
-    Remade,
+    Recreated,
 }
 
 /// How an update hands over the VM's state and RAM.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use guest_images::GuestImage;
 
-pub use dialect::{Dialect, Feature, Handover, OverExec};
+pub use dialect::{AcrossExec, Dialect, Feature, Handover};
 
 use crate::scenario::{CommandKind, Inject, Vm};
 
@@ -103,7 +103,7 @@ pub trait Backend: Send + Sync {
     fn lacks(&self, feature: Feature) -> Option<String>;
 
     /// Why this fault is unsupported, if so and the VMM has fail points.
-    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+    fn unsupported_fault(&self, fault: &Inject) -> Option<String> {
         let _ = fault;
         None
     }

@@ -21,7 +21,7 @@ pub enum Course {
 }
 
 /// A backend that consists of two builds.
-pub struct Skew {
+pub struct CrossVersion {
     from: Arc<dyn Backend>,
     to: Arc<dyn Backend>,
     course: Course,
@@ -35,7 +35,7 @@ pub struct SkewError {
     to: &'static str,
 }
 
-impl Skew {
+impl CrossVersion {
     /// A backend whose VMs are started by `from`.
     pub fn new(
         from: Arc<dyn Backend>,
@@ -49,7 +49,7 @@ impl Skew {
     }
 }
 
-impl Backend for Skew {
+impl Backend for CrossVersion {
     fn name(&self) -> &'static str {
         self.from.name()
     }
@@ -100,8 +100,8 @@ impl Backend for Skew {
         self.from.lacks(feature).or_else(|| self.to.lacks(feature))
     }
 
-    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
-        self.from.lacks_fault(fault).or_else(|| self.to.lacks_fault(fault))
+    fn unsupported_fault(&self, fault: &Inject) -> Option<String> {
+        self.from.unsupported_fault(fault).or_else(|| self.to.unsupported_fault(fault))
     }
 
     fn uses_kvm(&self) -> bool {
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn updates_go_there_or_there_and_back() {
         let binaries = |course| {
-            let skew = Skew::new(mock("/bin/true"), mock("/bin/false"), course).unwrap();
+            let skew = CrossVersion::new(mock("/bin/true"), mock("/bin/false"), course).unwrap();
             let name = |done| skew.next(done)?.binary().file_name()?.to_str().map(str::to_owned);
             [0, 1, 2].map(|done| name(done).unwrap()).join(" ")
         };
@@ -133,7 +133,8 @@ mod tests {
     #[test]
     fn rejects_different_vmms() {
         let own = Arc::new(CprVmm::carried().unwrap());
-        let error = Skew::new(own, mock("/bin/true"), Course::There).err().unwrap().to_string();
+        let error =
+            CrossVersion::new(own, mock("/bin/true"), Course::There).err().unwrap().to_string();
         let why = "cpr-vmm cannot be updated to mock: the two must be builds of one VMM";
         assert_eq!(error, why);
     }

@@ -66,7 +66,7 @@ pub fn compare(old: &Results, new: &Results, threshold: f64) -> Comparison {
                 && new.is_empty()
                 && after.cannot.is_none()
             {
-                let why = after.troubles.join("; ");
+                let why = after.problems.join("; ");
                 lost.push(format!("no times in NEW: {}, {cell}: {why}", after.vmm));
             }
             let Some(ratio) = ratio(old, new) else { continue };
@@ -233,7 +233,7 @@ mod tests {
     fn lost_times_and_host_changes_are_listed() {
         let (old, mut new) = (results(1, "a", 6, 1.0), results(1, "a", 0, 1.0));
         new.kernel = "7.0".into();
-        new.measured[0].of[0].troubles = vec!["damage: a page".into()];
+        new.measured[0].of[0].problems = vec!["damage: a page".into()];
         let comparison = compare(&old, &new, 1.1);
         assert_eq!(comparison.lost, ["no times in NEW: a, 64M RAM, 1 vCPU, 4k: damage: a page"]);
         assert!(comparison.lines().contains(&"kernel: was , is 7.0".to_owned()));

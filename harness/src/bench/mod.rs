@@ -31,7 +31,7 @@ pub struct Cell {
 }
 
 /// A VMM to measure.
-pub struct Contender {
+pub struct Candidate {
     /// Its name.
     pub name: String,
     /// Options to run it with.
@@ -91,7 +91,8 @@ pub struct Samples {
     /// Times of each update by phase, if the VMM reports them.
     pub phases_ms: BTreeMap<Phase, Times>,
     /// Why measurements are missing.
-    pub troubles: Vec<String>,
+    #[serde(alias = "troubles")]
+    pub problems: Vec<String>,
     /// True if the host prevented it from running.
     #[serde(skip)]
     pub broken: bool,
@@ -129,7 +130,7 @@ pub const FLOOR: &str = "floor";
 pub fn measure(
     cell: Cell,
     plan: Plan,
-    contenders: &[Contender],
+    contenders: &[Candidate],
     mut tell: impl FnMut(&str, u32),
 ) -> Measured {
     let new = |name: &str| Samples { vmm: name.to_owned(), ..Samples::default() };
@@ -143,7 +144,7 @@ pub fn measure(
         for turn in 0..contenders.len() {
             // Rotate, so that no VMM is always first.
             let index = (turn + run as usize) % contenders.len();
-            let Contender { name, options } = &contenders[index];
+            let Candidate { name, options } = &contenders[index];
             tell(name, run);
             if of[index].cannot.is_some() {
                 continue;
@@ -212,7 +213,7 @@ impl Samples {
                 why.clone()
             }
             Verdict::Fail(_) => {
-                let lines = [report.verdict.findings(), report.to_type()].concat();
+                let lines = [report.verdict.findings(), report.repro_commands()].concat();
                 lines.join("\n  ")
             }
         };
@@ -244,8 +245,8 @@ impl Samples {
     }
 
     fn trouble(&mut self, why: String) {
-        if !self.troubles.contains(&why) {
-            self.troubles.push(why);
+        if !self.problems.contains(&why) {
+            self.problems.push(why);
         }
     }
 }

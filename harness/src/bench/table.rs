@@ -117,11 +117,11 @@ pub fn left_out(measured: &Measured) -> impl Iterator<Item = String> {
 }
 
 /// Returns a line for each failure to measure a VMM.
-pub fn troubles(measured: &Measured) -> impl Iterator<Item = String> {
+pub fn problems(measured: &Measured) -> impl Iterator<Item = String> {
     let Measured { cell, of, floor } = measured;
     let told = move |samples: &Samples| -> Vec<String> {
         let tell = |why: &String| format!("{}, {cell}: {why}", samples.vmm);
-        samples.troubles.iter().map(tell).collect()
+        samples.problems.iter().map(tell).collect()
     };
     of.iter().chain(floor).flat_map(told)
 }
@@ -151,7 +151,7 @@ mod tests {
     fn tables_as_they_are_printed() {
         let results: Results = serde_json::from_str(include_str!("tests/results.json")).unwrap();
         let mut lines = markdown(&results.measured);
-        lines.extend(results.measured.iter().flat_map(troubles));
+        lines.extend(results.measured.iter().flat_map(problems));
         lines.extend(results.measured.iter().flat_map(left_out));
         insta::assert_snapshot!(lines.join("\n"));
     }

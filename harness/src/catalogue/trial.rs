@@ -59,14 +59,14 @@ pub struct Tried {
     /// The outcome.
     pub outcome: Outcome,
     /// Commands to run it again and to show its evidence; empty if it did not run.
-    pub to_type: Vec<String>,
+    pub repro_commands: Vec<String>,
 }
 
 impl From<Report> for Tried {
     fn from(report: Report) -> Self {
         let outcome = Outcome::from(&report);
         let ran = !matches!(report.verdict, Verdict::Ignored(_));
-        Self { outcome, to_type: if ran { report.to_type() } else { Vec::new() } }
+        Self { outcome, repro_commands: if ran { report.repro_commands() } else { Vec::new() } }
     }
 }
 
@@ -83,7 +83,7 @@ pub fn unmet(class: &BugClass) -> Option<Outcome> {
 /// Runs `case` with the bug of `class` in `vmm`.
 pub fn planted(class: &BugClass, case: &Case, vmm: &CprVmm, options: &Options) -> Tried {
     if let Some(outcome) = unmet(class) {
-        return Tried { outcome, to_type: Vec::new() };
+        return Tried { outcome, repro_commands: Vec::new() };
     }
     let argument = format!("--plant={}", class.planted);
     let (vmm, option) = match class.in_process {

@@ -4,7 +4,7 @@ use cpr_qmp::message::Event;
 
 use super::handover::CONTINUED;
 use super::{Action, Check, Handover, Scene, revived};
-use crate::backend::OverExec;
+use crate::backend::AcrossExec;
 use crate::observe::qmp::label;
 
 /// The `clients` check.
@@ -20,7 +20,7 @@ pub const CHECK: Check = Check {
 pub fn common(
     action: &Action,
     handover: &Handover,
-    over_exec: OverExec,
+    across_exec: AcrossExec,
     events: &[Event],
 ) -> Vec<String> {
     if handover.revival().is_some() {
@@ -28,19 +28,21 @@ pub fn common(
         return labels.skip_while(|name| name != CONTINUED).collect();
     }
     let missed = |name: &str| {
-        over_exec == OverExec::Remade && action.updated() && matches!(name, "RESUME" | "RESET")
+        across_exec == AcrossExec::Recreated
+            && action.updated()
+            && matches!(name, "RESUME" | "RESET")
     };
     events.iter().map(label).filter(|name| !missed(name)).collect()
 }
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    let theirs = scene.bystander.map_err(|why| format!("the second client: {why}"))?;
+    let theirs = scene.second_client.map_err(|why| format!("the second client: {why}"))?;
     // At boot a client sees only the events after it has connected.
     if *scene.action == Action::Boot {
         return Ok(());
     }
-    let over_exec = scene.dialect.over_exec;
-    let common = |events| common(scene.action, scene.handover, over_exec, events);
+    let across_exec = scene.dialect.across_exec;
+    let common = |events| common(scene.action, scene.handover, across_exec, events);
     if scene.handover.revival().is_some() {
         let all: Vec<String> = theirs.iter().map(label).collect();
         // The check `events` judges what the first client saw.

@@ -39,13 +39,13 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             }
             one_line(error)
         }
-        (Expect::Undone(text), Ending::Refused(error) | Ending::Failed(error)) => {
+        (Expect::NotCompleted(text), Ending::Refused(error) | Ending::Failed(error)) => {
             if !error.contains(words(scene, text)) {
                 return Err(format!("the error lacks the text {text:?}: {error:?}"));
             }
             one_line(error)
         }
-        (Expect::Kept | Expect::Survives, Ending::Refused(error) | Ending::Failed(error)) => {
+        (Expect::Any | Expect::Survives, Ending::Refused(error) | Ending::Failed(error)) => {
             one_line(error)
         }
         // The check `outcome` reports an update that ended differently.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Check, Scene};
-use crate::backend::{Dialect, OverExec};
+use crate::backend::{AcrossExec, Dialect};
 use crate::observe::fds::{Descriptor, FdTable, VM};
 use crate::observe::poll::{self, Deadline};
 use crate::scenario::Keeper;
@@ -22,13 +22,13 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
     settled(scene, |now| {
-        let remade = Remade {
+        let recreated = Recreated {
             ram,
             dialect: scene.dialect,
             // Each process prepares what its next keeper needs.
             keeper: (scene.vm.keeper == Some(Keeper::On)).then_some(scene.after.executable.inode),
         };
-        let differences = compare(&before.fds, scene.fds_then, now, remade);
+        let differences = compare(&before.fds, scene.fds_of_build, now, recreated);
         if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
     })
     .map(|judged| {
@@ -62,7 +62,7 @@ pub(super) fn settled(
 
 /// Tells which descriptors a new process image creates again.
 #[derive(Clone, Copy)]
-struct Remade {
+struct Recreated {
     /// The descriptor of RAM, which is inherited.
     ram: Option<i32>,
     dialect: Dialect,
@@ -71,12 +71,12 @@ struct Remade {
     keeper: Option<(u64, u64)>,
 }
 
-impl Remade {
+impl Recreated {
     fn has(&self, fd: &Descriptor) -> bool {
         let of_keeper = self
             .keeper
             .is_some_and(|binary| fd.target.starts_with(OF_KEEPER) || fd.inode == binary);
-        let all = self.dialect.over_exec == OverExec::Remade && Some(fd.number) != self.ram;
+        let all = self.dialect.across_exec == AcrossExec::Recreated && Some(fd.number) != self.ram;
         fd.is_anonymous() || fd.is_socket_pair() || fd.target == "/dev/kvm" || of_keeper || all
     }
 }
@@ -87,11 +87,11 @@ fn compare(
     before: &FdTable,
     then: Option<&FdTable>,
     after: &FdTable,
-    remade: Remade,
+    recreated: Recreated,
 ) -> Vec<String> {
-    let Remade { ram, dialect, .. } = remade;
+    let Recreated { ram, dialect, .. } = recreated;
     let mut differences = Vec::new();
-    let rebuilt = |fd: &Descriptor| remade.has(fd);
+    let rebuilt = |fd: &Descriptor| recreated.has(fd);
     // The check `kvm` counts VMs, `leftovers` looks for leftover state.
     let judged_elsewhere = |fd: &Descriptor| {
         fd.target.starts_with(VM) || fd.target.starts_with(dialect.handover.state)
@@ -186,22 +186,22 @@ mod tests {
         }
     }
 
-    fn remade(ram: Option<i32>) -> Remade {
-        Remade { ram, dialect: DIALECT, keeper: None }
+    fn recreated(ram: Option<i32>) -> Recreated {
+        Recreated { ram, dialect: DIALECT, keeper: None }
     }
 
     #[test]
     fn descriptors_ready_for_a_keeper_are_counted() {
         let before = table(&[fd(5, "/memfd:cpr-commit", 1), fd(6, "/vmm", 2), fd(7, "/log", 3)]);
         let after = [fd(8, "/memfd:cpr-commit", 4), fd(9, "/vmm", 2), fd(7, "/log", 3)];
-        let on = Remade { keeper: Some((1, 2)), ..remade(None) };
-        let look = |after: &[Descriptor], remade| {
-            compare(&before, Some(&before), &table(after), remade).join("; ")
+        let on = Recreated { keeper: Some((1, 2)), ..recreated(None) };
+        let look = |after: &[Descriptor], recreated| {
+            compare(&before, Some(&before), &table(after), recreated).join("; ")
         };
         assert_eq!(look(&after, on), "");
         let leaked = [&after[..], &[fd(5, "/memfd:cpr-commit", 1)]].concat();
         assert_eq!(look(&leaked, on), "there were 1 descriptors /memfd:cpr-commit, now 2");
-        assert!(look(&after, remade(None)).contains("is gone"));
+        assert!(look(&after, recreated(None)).contains("is gone"));
     }
 
     fn table(fds: &[Descriptor]) -> FdTable {
@@ -210,7 +210,7 @@ mod tests {
 
     fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
         let before = table(before);
-        compare(&before, Some(&before), &table(after), remade(Some(3))).join("; ")
+        compare(&before, Some(&before), &table(after), recreated(Some(3))).join("; ")
     }
 
     #[rstest]
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn recreated_descriptors_are_compared_by_kind_and_number() {
-        let dialect = Dialect { over_exec: OverExec::Remade, ..DIALECT };
+        let dialect = Dialect { across_exec: AcrossExec::Recreated, ..DIALECT };
         let socket = |number, inode, path: &str| Descriptor {
             socket_path: Some(path.into()),
             ..fd(number, &format!("socket:[{inode}]"), inode)
@@ -239,8 +239,13 @@ mod tests {
         let after = [fd(3, "/memfd:ram", 1), fd(8, "/log", 2), socket(4, 9, "/qmp")];
         let look = |after: &[Descriptor]| {
             let before = table(&before);
-            compare(&before, Some(&before), &table(after), Remade { dialect, ..remade(Some(3)) })
-                .join("; ")
+            compare(
+                &before,
+                Some(&before),
+                &table(after),
+                Recreated { dialect, ..recreated(Some(3)) },
+            )
+            .join("; ")
         };
         assert_eq!(look(&after), "");
         let leaked = [&after[..], &[fd(9, "/log", 2)]].concat();
@@ -252,12 +257,12 @@ mod tests {
     fn recreated_descriptors_of_another_build_are_not_compared() {
         let event = |number| fd(number, "anon_inode:[eventfd]", number as u64);
         let (before, after) = (table(&[event(5), event(6)]), table(&[event(5)]));
-        let look = |then| compare(&before, then, &after, remade(None)).join("; ");
+        let look = |then| compare(&before, then, &after, recreated(None)).join("; ");
         assert_eq!(look(None), "");
         assert_eq!(look(Some(&after)), "");
         let leaked = "there were 2 descriptors anon_inode:[eventfd], now 1";
         assert_eq!(look(Some(&before)), leaked);
-        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, remade(None)).join("; ");
+        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, recreated(None)).join("; ");
         assert_eq!(lost, "descriptor 4 -> /log is gone");
     }
 

@@ -35,13 +35,13 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 }
 
 fn look(scene: &Scene<'_>, now: &Facts) -> Result<(), String> {
-    as_it_must_be(scene)?;
+    check_invariants(scene)?;
     let Some(before) = scene.before else { return Ok(()) };
     scene.audit(CHECK.name, before.files.changes(now))
 }
 
 /// Checks what must hold from the first boot on.
-fn as_it_must_be(scene: &Scene<'_>) -> Result<(), String> {
+fn check_invariants(scene: &Scene<'_>) -> Result<(), String> {
     let umask = scene.after.facts.get("status.Umask");
     let umask = umask.and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
     let states = fs::read_dir(scene.work).into_iter().flatten().flatten();

@@ -16,8 +16,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 (Expect::Completed, Ending::Completed)
                     | (Expect::Refused(_), Ending::Refused(_))
                     | (Expect::Failed(_), Ending::Failed(_))
-                    | (Expect::Undone(_), Ending::Refused(_) | Ending::Failed(_))
-                    | (Expect::Kept | Expect::Survives, _)
+                    | (Expect::NotCompleted(_), Ending::Refused(_) | Ending::Failed(_))
+                    | (Expect::Any | Expect::Survives, _)
             );
             let revived_as_it_must = *expect == Expect::Revived && revived;
             if fits || revived_as_it_must {
@@ -27,9 +27,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Completed => "succeed",
                 Expect::Refused(_) => "be refused",
                 Expect::Failed(_) => "fail",
-                Expect::Undone(_) => "be refused or fail",
+                Expect::NotCompleted(_) => "be refused or fail",
                 Expect::Revived => "cost the VMM its process",
-                Expect::Kept | Expect::Survives | Expect::Ended => "end",
+                Expect::Any | Expect::Survives | Expect::Ended => "end",
             };
             Err(format!("the update should {wanted}; it {}", tell(ending)))
         }

@@ -40,11 +40,12 @@ pub fn check(started: &Stat, ended: Option<ExitStatus>, console: &str) -> Result
     let pid = started.pid;
     if let Some(status) = ended {
         let last = console.lines().last().map(|line| format!("; its last output: {line}"));
-        let heir = process::group(pid).unwrap_or_default().into_iter().next();
-        let heir = heir.map(|heir| format!("; process {} continues in its place", heir.pid));
+        let successor = process::group(pid).unwrap_or_default().into_iter().next();
+        let successor = successor
+            .map(|successor| format!("; process {} continues in its place", successor.pid));
         return Err(format!(
             "process {pid} has ended ({status}){}{}",
-            heir.unwrap_or_default(),
+            successor.unwrap_or_default(),
             last.unwrap_or_default()
         ));
     }

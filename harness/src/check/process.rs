@@ -42,7 +42,7 @@ fn again(scene: &Scene<'_>) -> Result<(), String> {
 }
 
 fn look(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
-    as_it_must_be(scene, now, fds)?;
+    check_invariants(scene, now, fds)?;
     let Some(before) = scene.before else { return Ok(()) };
     let names = names(scene);
     let named = |change: &Change| {
@@ -51,7 +51,7 @@ fn look(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     };
     let mut changes = before.facts.changes(now);
     changes.retain(|change| !process_facts::is_of_build(&change.item) && !named(change));
-    if let Some(then) = scene.facts_then {
+    if let Some(then) = scene.facts_of_build {
         let of_build = then.changes(now).into_iter();
         changes.extend(of_build.filter(|change| process_facts::is_of_build(&change.item)));
     }
@@ -72,7 +72,7 @@ fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
 }
 
 /// Checks what must hold from the first boot on.
-fn as_it_must_be(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
+fn check_invariants(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     // After boot the check `fds` covers this.
     let inherited = fds.iter().find(|fd| fd.number > STANDARD && !fd.close_on_exec);
     if let (None, Some(fd)) = (scene.before, inherited) {

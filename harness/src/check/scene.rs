@@ -70,13 +70,13 @@ pub struct Scene<'a> {
     /// Returns what the VMM has logged since the step began.
     pub log: &'a dyn Fn() -> String,
     /// The events as another client saw them, or why that client failed.
-    pub bystander: Result<&'a [Event], &'a str>,
+    pub second_client: Result<&'a [Event], &'a str>,
     /// Protocol violations on any QMP connection so far.
     pub conversation: &'a [String],
     /// The descriptors when the build that runs now was last observed; `None` if it never was.
-    pub fds_then: Option<&'a FdTable>,
+    pub fds_of_build: Option<&'a FdTable>,
     /// The facts of its process at that time.
-    pub facts_then: Option<&'a Facts>,
+    pub facts_of_build: Option<&'a Facts>,
     /// The files of the VM.
     pub files: &'a Files,
     /// What the checks read once it had settled.

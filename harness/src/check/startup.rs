@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Check, Scene};
-use crate::backend::OverExec;
+use crate::backend::AcrossExec;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::startup::Identity;
 
@@ -28,7 +28,7 @@ fn names(path: &Path, pid: i32, mode: u32) -> Result<(), String> {
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     // A VMM that recreates its descriptors creates them again, at the same paths.
-    let kept = scene.dialect.over_exec == OverExec::Kept;
+    let kept = scene.dialect.across_exec == AcrossExec::Kept;
     for (path, then) in &scene.startup.files {
         let name = path.display();
         let Some(then) = then else { return Err(format!("{name} was not created at boot")) };

@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::try_out;
-use super::vmm::{contender, contender_option};
-use super::{ENVIRONMENT, FAILED, Stop};
+use super::vmm::{candidate, contender_option};
+use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
-use crate::bench::{Contender, Measured, Plan, cells, measure, table};
+use crate::bench::{Candidate, Measured, Plan, cells, measure, table};
 use crate::observe::patience::Patience;
 use crate::report::stdout::say;
 use crate::run::{self, Options};
@@ -78,15 +78,15 @@ fn at_least_one(text: &str) -> Result<f64, String> {
 }
 
 /// Runs `bench`.
-pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
+pub(super) fn main(bench: &Bench) -> Result<ExitCode, CliError> {
     match &bench.what {
         Some(What::Compare { old, new, threshold }) => {
-            let read = |path: &PathBuf| Results::read(path).map_err(Stop::usage);
+            let read = |path: &PathBuf| Results::read(path).map_err(CliError::usage);
             let comparison = compare(&read(old)?, &read(new)?, *threshold);
             comparison.lines().iter().for_each(say);
             if comparison.rows.is_empty() && comparison.lost.is_empty() {
                 let why = "the files have nothing in common: measure the same machines and --vmm";
-                return Err(Stop::usage(why));
+                return Err(CliError::usage(why));
             }
             let failed = comparison.any_slower() || !comparison.lost.is_empty();
             Ok(ExitCode::from(if failed { FAILED } else { 0 }))
@@ -95,25 +95,26 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, Stop> {
     }
 }
 
-fn run(bench: &Bench) -> Result<ExitCode, Stop> {
+fn run(bench: &Bench) -> Result<ExitCode, CliError> {
     run::guard();
     let options = |(index, name): (usize, &String)| {
-        let backend = contender(name, bench.accel)?;
+        let backend = candidate(name, bench.accel)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
         // A missing measurement is an error here, so wait longer than a test would.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
         let vmm_option = contender_option(name, bench.accel);
         let audits = false;
         let options = Options { backend, evidence, keep: false, audits, patience, vmm_option };
-        Ok(Contender { name: name.clone(), options })
+        Ok(Candidate { name: name.clone(), options })
     };
     if let Some(path) = &bench.json {
         try_out(path)?;
     }
-    let contenders = bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, Stop>>()?;
+    let contenders =
+        bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, CliError>>()?;
     // The floor needs KVM, and is only comparable with VMMs that use it.
     let floor = Path::new("/dev/kvm").exists()
-        && contenders.iter().any(|contender| contender.options.backend.uses_kvm());
+        && contenders.iter().any(|candidate| candidate.options.backend.uses_kvm());
     let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
     let cells = cells(&bench.memory, &bench.cpus, &bench.pages);
     let turns = contenders.len() + usize::from(floor);
@@ -127,7 +128,7 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
             turn += 1;
             bar.set_message(format!("{cell}: {name}, run {} of {}", run + 1, plan.runs));
         });
-        for why in table::troubles(&new).chain(table::left_out(&new)) {
+        for why in table::problems(&new).chain(table::left_out(&new)) {
             bar.suspend(|| super::complain(&why.to_string()));
         }
         measured.push(new);
@@ -141,9 +142,9 @@ fn run(bench: &Bench) -> Result<ExitCode, Stop> {
     let mut samples = measured.iter().flat_map(|measured| &measured.of);
     let nothing = samples.all(|samples| samples.cannot.is_some());
     let broken = measured.iter().flat_map(|measured| &measured.of).any(|samples| samples.broken);
-    let troubled = measured.iter().any(|measured| table::troubles(measured).next().is_some());
+    let troubled = measured.iter().any(|measured| table::problems(measured).next().is_some());
     if let Some(path) = &bench.json {
-        Results::here(measured).write(path).map_err(Stop::environment)?;
+        Results::here(measured).write(path).map_err(CliError::environment)?;
     }
     Ok(ExitCode::from(match (broken || nothing, troubled) {
         (true, _) => ENVIRONMENT,

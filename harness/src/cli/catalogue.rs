@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{ENVIRONMENT, FAILED, Stop};
+use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
@@ -50,16 +50,16 @@ pub(super) struct Catalogue {
 }
 
 /// Runs `catalogue`.
-pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
-    let classes = all().map_err(Stop::usage)?;
+pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, CliError> {
+    let classes = all().map_err(CliError::usage)?;
     if let Some(path) = &catalogue.write {
         let text = table::markdown(&classes);
-        let cannot = |e| Stop::environment(format!("cannot write {}: {e}", path.display()));
+        let cannot = |e| CliError::environment(format!("cannot write {}: {e}", path.display()));
         return fs::write(path, text).map(|()| ExitCode::SUCCESS).map_err(cannot);
     }
     run::guard();
     let vmm = CprVmm::carried()
-        .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
+        .map_err(|e| CliError::environment(format!("cannot find my own binary: {e}")))?;
     let options = Options {
         backend: Arc::new(vmm.clone()),
         evidence: catalogue.evidence.join("catalogue"),
@@ -68,7 +68,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         patience: Patience::default(),
         vmm_option: String::new(),
     };
-    let cases = Set::embedded().map_err(Stop::usage)?.cases;
+    let cases = Set::embedded().map_err(CliError::usage)?.cases;
     if let Some(number) = catalogue.loss {
         return lose(&[number], 1, &cases, &vmm, &options);
     }
@@ -83,7 +83,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
         catalogue.filter.is_empty() || catalogue.filter.iter().any(named)
     };
     if !classes.iter().any(|class| wanted(&class)) {
-        return Err(Stop::usage(
+        return Err(CliError::usage(
             "no class of bugs matches --filter: `catalogue --write FILE` lists them",
         ));
     }
@@ -95,7 +95,7 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, Stop> {
             seen.unproved += 1;
             continue;
         }
-        let case = class.find(&cases).map_err(Stop::usage)?;
+        let case = class.find(&cases).map_err(CliError::usage)?;
         seen.class(class, case, &vmm, &options, catalogue.clean);
     }
     say(format_args!("\n{}", seen.summary()));
@@ -109,13 +109,13 @@ fn lose(
     cases: &[Case],
     vmm: &CprVmm,
     options: &Options,
-) -> Result<ExitCode, Stop> {
+) -> Result<ExitCode, CliError> {
     let options = Options { evidence: options.evidence.join("random"), ..options.clone() };
-    let cases = random::cases(cases).map_err(Stop::usage)?;
+    let cases = random::cases(cases).map_err(CliError::usage)?;
     if let Some(report) = random::alarm(&cases, &options) {
         let why =
             format!("{} does not pass even without a loss: {:?}", report.case, report.verdict);
-        return Err(Stop::environment(why));
+        return Err(CliError::environment(why));
     }
     let mut share = Share::default();
     let plant = |number: &u64| random::plant(*number, &cases, vmm, &options);
@@ -153,7 +153,7 @@ impl Seen {
             say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
             return;
         }
-        let mut troubles = Vec::new();
+        let mut problems = Vec::new();
         for _ in 0..clean {
             let tried = trial::clean(case, options);
             match tried.outcome {
@@ -166,12 +166,12 @@ impl Seen {
                 _ => {
                     self.clean += 1;
                     self.alarms += 1;
-                    troubles.push(tried);
+                    problems.push(tried);
                 }
             }
         }
         self.classes += 1;
-        let Tried { outcome: planted, to_type } = trial::planted(class, case, vmm, options);
+        let Tried { outcome: planted, repro_commands } = trial::planted(class, case, vmm, options);
         let (caught, how) = match &planted {
             Outcome::Passed => (false, "NOT CAUGHT".to_owned()),
             Outcome::NotRun(why) => (false, format!("not run: {why}")),
@@ -184,19 +184,19 @@ impl Seen {
             }
         };
         self.caught += u32::from(caught);
-        let good = clean as usize - troubles.len();
+        let good = clean as usize - problems.len();
         say(format_args!(
             "{:<22} {:<58} {:<14} {how}",
             class.planted,
             case.name,
             format!("{good} of {clean} pass")
         ));
-        for Tried { outcome, to_type } in troubles {
+        for Tried { outcome, repro_commands } in problems {
             say(format_args!("    clean: {outcome:?}"));
-            to_type.iter().for_each(|line| say(format_args!("    {line}")));
+            repro_commands.iter().for_each(|line| say(format_args!("    {line}")));
         }
         if !caught {
-            to_type.iter().for_each(|line| say(format_args!("    {line}")));
+            repro_commands.iter().for_each(|line| say(format_args!("    {line}")));
         }
     }
 

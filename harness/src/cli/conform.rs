@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::selection::{Selection, select};
-use super::vmm::{contender, contender_option};
-use super::{ENVIRONMENT, FAILED, Stop, cores};
+use super::vmm::{candidate, contender_option};
+use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
@@ -41,20 +41,20 @@ pub(super) struct Conform {
 }
 
 /// Runs `conform`.
-pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
+pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
     let [first, second] = conform.vmm.as_slice() else {
-        return Err(Stop::usage("conform compares two VMMs: give --vmm twice"));
+        return Err(CliError::usage("conform compares two VMMs: give --vmm twice"));
     };
     let whole = conform.selection.is_whole();
     if conform.write.is_some() && !whole {
         let why = "--write requires a run of all cases: omit --filter, --shard and SCENARIO";
-        return Err(Stop::usage(why));
+        return Err(CliError::usage(why));
     }
     let set = select(&conform.selection)?;
-    let mut differences = Differences::embedded().map_err(Stop::usage)?;
+    let mut differences = Differences::embedded().map_err(CliError::usage)?;
     run::guard();
     let options = |name: &String, place: &str| {
-        let backend = contender(name, Accelerator::default())?;
+        let backend = candidate(name, Accelerator::default())?;
         Ok(Options {
             backend,
             evidence: conform.evidence.join("conform").join(place),
@@ -74,7 +74,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         say(format_args!("{case}: {outcome}"));
         if matches!(outcome, Outcome::Unlisted(_)) {
             for report in [&pair.0, &pair.1].iter().filter(|r| r.verdict != Verdict::Pass) {
-                report.to_type().iter().for_each(|line| say(format_args!("  {line}")));
+                report.repro_commands().iter().for_each(|line| say(format_args!("  {line}")));
             }
         }
         broken |=
@@ -106,7 +106,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
         let text =
             table::markdown(&one.backend.title(), &two.backend.title(), differences.of(vmm), &rows);
         fs::write(path, text)
-            .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))?;
+            .map_err(|e| CliError::environment(format!("cannot write {}: {e}", path.display())))?;
     }
     let compared = rows.iter().any(|row| !matches!(row.outcome, Outcome::Ignored(_)));
     if !compared {
@@ -119,11 +119,11 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, Stop> {
     }))
 }
 
-fn earlier(case: &Case, first: &Options, second: &Options) -> Result<(Report, Report), Stop> {
+fn earlier(case: &Case, first: &Options, second: &Options) -> Result<(Report, Report), CliError> {
     let report = |options: &Options| {
         let folder = options.evidence.display();
         let cannot = |e| format!("cannot read the verdict on {} in {folder}: {e}", case.name);
-        case::earlier(case, options).map_err(|e| Stop::usage(cannot(e)))
+        case::earlier(case, options).map_err(|e| CliError::usage(cannot(e)))
     };
     match case::ignored_by_either(case, first, second) {
         Some(ignored) => Ok(ignored),
@@ -157,7 +157,7 @@ fn outcome(
         (true, true) => Outcome::Same,
         (true, false) => {
             let pass = first.verdict == Verdict::Pass && second.verdict == Verdict::Pass;
-            Outcome::Meant { names, pass }
+            Outcome::Known { names, pass }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{ENVIRONMENT, Stop};
+use super::{CliError, ENVIRONMENT};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::doctor::reach::reach;
 use crate::doctor::{Finding, Health, examine};
@@ -12,17 +12,17 @@ use crate::run;
 use crate::scenario::set::Set;
 
 /// Examines the host and prints the findings.
-pub(super) fn main() -> Result<ExitCode, Stop> {
+pub(super) fn main() -> Result<ExitCode, CliError> {
     // Probing QEMU starts one.
     run::guard();
     let vmm = CprVmm::carried()
-        .map_err(|e| Stop::environment(format!("cannot find my own binary: {e}")))?;
+        .map_err(|e| CliError::environment(format!("cannot find my own binary: {e}")))?;
     let findings = examine(&vmm);
     let width = findings.iter().map(|finding| finding.topic.len()).max().unwrap_or(0);
     for finding in &findings {
         lines(finding, width).iter().for_each(say);
     }
-    let set = Set::find().map_err(Stop::usage)?;
+    let set = Set::find().map_err(CliError::usage)?;
     let cases: Vec<_> = set.cases.into_iter().filter(|case| !case.on_request).collect();
     let reach = reach(&cases, &vmm);
     // A missing prerequisite affects every case, whatever else it requires.

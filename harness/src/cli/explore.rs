@@ -9,12 +9,12 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{ENVIRONMENT, FAILED, Stop};
+use super::{CliError, ENVIRONMENT, FAILED};
 use crate::conform::differences::Differences;
 use crate::explore::coverage::Coverage;
 use crate::explore::found::{self, Confirmed, THEME, Written};
 use crate::explore::grammar::{Grammar, Sequence};
-use crate::explore::hunt::{self, Extent, Ran};
+use crate::explore::search::{self, Extent, Ran};
 use crate::explore::shrink::Budget;
 use crate::explore::vocabulary::Vocabulary;
 use crate::observe::patience::Patience;
@@ -91,7 +91,7 @@ fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 }
 
 /// Runs `explore`.
-pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
+pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
     let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
     let command = command_line(explore, seed);
     say(format_args!("seed {seed}; run again: {command}"));
@@ -110,7 +110,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
     orphans::adopt();
     let backend = backend(&explore.vmm)?;
     if let Some(why) = Vocabulary::unmet(&*backend, &Machine::default()) {
-        return Err(Stop::environment(why));
+        return Err(CliError::environment(why));
     }
     let grammar = Arc::new(Grammar::new(&*backend));
     let bar = progress_bar(explore);
@@ -130,18 +130,18 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, Stop> {
         until: explore.duration.map(|duration| began + duration),
         jobs: explore.jobs,
     };
-    let differences = Mutex::new(Differences::embedded().map_err(Stop::usage)?.anywhere());
+    let differences = Mutex::new(Differences::embedded().map_err(CliError::usage)?.anywhere());
     let known = |report: &Report| {
         let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
         differences.of_failure(backend.name(), report)
     };
-    let hunted = hunt::hunt(&grammar, extent, &options, &known, |ran| {
+    let hunted = search::search(&grammar, extent, &options, &known, |ran| {
         let mut told = lock(told);
         told.coverage.add(&grammar, &ran.case, &ran.report);
         told.bar.inc(ran.case.steps.len() as u64 - 1);
         told.line(line(ran));
     });
-    let failure = hunted.map_err(Stop::environment)?;
+    let failure = hunted.map_err(CliError::environment)?;
     let written = match &failure {
         None => None,
         Some(ran) => Some(follow_up(explore, ran, &command, &grammar, &options, told)?),
@@ -173,10 +173,10 @@ fn follow_up(
     grammar: &Grammar,
     options: &Options,
     told: &Mutex<Told>,
-) -> Result<Written, Stop> {
+) -> Result<Written, CliError> {
     // --keep applies to the original failure only.
     let options = &Options { keep: false, ..options.clone() };
-    let nothing = || Stop::environment("the failure has no finding");
+    let nothing = || CliError::environment("the failure has no finding");
     let confirmed = found::confirm(ran, options).ok_or_else(nothing)?;
     let Confirmed { failed, runs, .. } = confirmed;
     let mut smallest = confirmed.sequence.clone();
@@ -204,7 +204,7 @@ fn follow_up(
                 ));
             }
         })
-        .map_err(Stop::environment)
+        .map_err(CliError::environment)
 }
 
 fn folder(explore: &Explore) -> PathBuf {
@@ -226,7 +226,7 @@ fn announce(written: &Written) {
     say(format_args!(
         "\nfound a failure at {step}:\n{findings}\n\n{text}\nwritten to {}\n{}",
         path.display(),
-        report.to_type().join("\n"),
+        report.repro_commands().join("\n"),
     ));
 }
 
@@ -322,7 +322,7 @@ fn write_json(
     coverage: &Coverage,
     failure: Option<&Ran>,
     written: Option<&Written>,
-) -> Result<(), Stop> {
+) -> Result<(), CliError> {
     let mut all = coverage.json();
     all["seed"] = seed.into();
     all["found"] = match (failure, written) {
@@ -337,5 +337,5 @@ fn write_json(
         _ => serde_json::Value::Null,
     };
     std::fs::write(path, format!("{all:#}\n"))
-        .map_err(|e| Stop::environment(format!("cannot write {}: {e}", path.display())))
+        .map_err(|e| CliError::environment(format!("cannot write {}: {e}", path.display())))
 }

@@ -10,13 +10,13 @@ use serde_json::json;
 
 use super::report::Files;
 use super::selection::{Selection, select};
-use super::vmm::{contender, contender_option, skew_option, skewed};
-use super::{ENVIRONMENT, FAILED, Stop, cores};
+use super::vmm::{candidate, contender_option, cross_version, skew_option};
+use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
 use crate::backend::skew::Course;
 use crate::matrix::Route;
 use crate::matrix::build::{Build, MOST};
-use crate::matrix::meeting::{Meeting, meet};
+use crate::matrix::first_update::{FirstUpdate, try_first_update};
 use crate::matrix::table::{self, Row};
 use crate::observe::patience::Patience;
 use crate::report::stdout::say;
@@ -58,9 +58,9 @@ pub(super) struct Matrix {
 }
 
 /// Runs `matrix`.
-pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
+pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
     if matrix.builds.len() > MOST {
-        return Err(Stop::usage(format!(
+        return Err(CliError::usage(format!(
             "{} builds given: at most {MOST} are supported",
             matrix.builds.len()
         )));
@@ -73,15 +73,15 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     Files::only_json(matrix.json.clone()).try_out()?;
     run::guard();
     let build = |name: &String| {
-        let backend = contender(name, Accelerator::default())?;
+        let backend = candidate(name, Accelerator::default())?;
         let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());
-        Build::of(name, Arc::clone(&backend)).map_err(|e| Stop::usage(cannot(e)))
+        Build::of(name, Arc::clone(&backend)).map_err(|e| CliError::usage(cannot(e)))
     };
-    let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, Stop>>()?;
+    let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, CliError>>()?;
     // Before the first case, so that an error does not discard finished work.
     let with_options = |route: Route| Ok((route, options(matrix, &builds, &route)?));
     let routes = Route::all(builds.len()).into_iter().map(with_options);
-    let routes = routes.collect::<Result<Vec<_>, Stop>>()?;
+    let routes = routes.collect::<Result<Vec<_>, CliError>>()?;
     table::builds(&builds).iter().for_each(say);
     say(&set);
     let jobs = matrix.jobs.unwrap_or_else(cores);
@@ -98,7 +98,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, Stop> {
     table::failures(&rows).iter().for_each(say);
     if let Some(path) = &matrix.json {
         let cannot = |e: &dyn std::fmt::Display| {
-            Stop::environment(format!("cannot write {}: {e}", path.display()))
+            CliError::environment(format!("cannot write {}: {e}", path.display()))
         };
         let counted = |row: &Row| json!({ "counts": row.counts(), "route": row });
         let routes: Vec<_> = rows.iter().map(counted).collect();
@@ -122,9 +122,9 @@ fn exit_code(rows: &[Row], must_update: bool, require_all: bool) -> u8 {
     }
 }
 
-fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, Stop> {
+fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, CliError> {
     let (from, to) = (&builds[route.from], &builds[route.to]);
-    let backend = skewed(from.backend.clone(), to.backend.clone(), route.course)?;
+    let backend = cross_version(from.backend.clone(), to.backend.clone(), route.course)?;
     Ok(Options {
         backend,
         evidence: matrix.evidence.join("matrix").join(route.folder()),
@@ -147,13 +147,13 @@ fn refused_before(route: &Route, rows: &[Row]) -> Option<Row> {
 }
 
 /// Runs the cases on one route, if a first update succeeds there.
-fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Result<Row, Stop> {
+fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Result<Row, CliError> {
     let title = route.title();
-    let met = meet(route, options).map_err(Stop::usage)?;
+    let met = try_first_update(route, options).map_err(CliError::usage)?;
     let (refused, reports) = match met {
-        Meeting::Updated => (None, Vec::new()),
-        Meeting::Refused(why) => (Some(why), Vec::new()),
-        Meeting::Failed(report) | Meeting::NotTried(report) => (None, vec![report]),
+        FirstUpdate::Updated => (None, Vec::new()),
+        FirstUpdate::Refused(why) => (Some(why), Vec::new()),
+        FirstUpdate::Failed(report) | FirstUpdate::NotTried(report) => (None, vec![report]),
     };
     let mut row = Row { route: title, refused, reports };
     let tell = |row: &Row, report: &Report| {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Stop;
+use super::CliError;
 use crate::report::stdout::say;
 use crate::scenario::schema;
 use crate::scenario::set::FOLDER;
@@ -23,21 +23,21 @@ pub(super) struct New {
 }
 
 /// Runs `new`.
-pub(super) fn main(new: &New) -> Result<ExitCode, Stop> {
+pub(super) fn main(new: &New) -> Result<ExitCode, CliError> {
     let path = PathBuf::from(format!("{FOLDER}/{}.toml", new.name));
     let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
     // Never overwrites a file.
     let written = folder
         .and_then(|()| File::create_new(&path))
         .and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));
-    written.map_err(|e| Stop::usage(format!("cannot write {}: {e}", path.display())))?;
+    written.map_err(|e| CliError::usage(format!("cannot write {}: {e}", path.display())))?;
     say(path.display());
     say(format_args!("run it: cpr-harness run --filter {}", new.name));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the schema.
-pub(super) fn schema() -> Result<ExitCode, Stop> {
+pub(super) fn schema() -> Result<ExitCode, CliError> {
     say(format_args!("{:#}", schema::schema().as_value()));
     Ok(ExitCode::SUCCESS)
 }

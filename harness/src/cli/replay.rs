@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser};
 
-use super::Stop;
+use super::CliError;
 use super::run::{options, run_cases};
 use super::vmm::Vmm;
 use crate::report::folder;
@@ -33,8 +33,8 @@ struct Recorded {
 }
 
 /// Runs `replay`.
-pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
-    let (case, start) = folder::to_replay(&replay.folder).map_err(Stop::usage)?;
+pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
+    let (case, start) = folder::to_replay(&replay.folder).map_err(CliError::usage)?;
     let recorded = folder::verdict(&replay.folder);
     let beside = || replay.folder.parent().unwrap_or(Path::new(".")).join("replay");
     let evidence = replay.evidence.clone().unwrap_or_else(beside);
@@ -62,12 +62,12 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, Stop> {
 }
 
 /// Parses the recorded VMM options.
-fn parsed(start: &Start) -> Result<Vmm, Stop> {
+fn parsed(start: &Start) -> Result<Vmm, CliError> {
     let option = &start.vmm_option;
     let wrong = |why: &dyn std::fmt::Display| {
         let why = why.to_string();
         let why = why.lines().next().unwrap_or_default().to_owned();
-        Stop::usage(format!(
+        CliError::usage(format!(
             "cannot use the recorded VMM options `{}` ({why}): give others",
             option.trim()
         ))

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{Stop, exit_status};
+use super::{CliError, exit_status};
 use crate::report::merge::{Merged, merge};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
@@ -61,29 +61,29 @@ impl Files {
 
     /// Checks that the files can be written, before a long run, and removes them: if this run is
     /// interrupted, a report of an earlier run must not be mistaken for its own.
-    pub(super) fn try_out(&self) -> Result<(), Stop> {
+    pub(super) fn try_out(&self) -> Result<(), CliError> {
         let paths = [&self.json, &self.junit, &self.html].into_iter().flatten();
         paths.into_iter().try_for_each(|path| try_out(path))
     }
 
     /// Writes the requested reports.
-    pub(super) fn write(&self, record: &Record) -> Result<(), Stop> {
+    pub(super) fn write(&self, record: &Record) -> Result<(), CliError> {
         if let Some(path) = &self.json {
-            record.write(path).map_err(Stop::environment)?;
+            record.write(path).map_err(CliError::environment)?;
         }
         if let Some(path) = &self.junit {
             let xml = junit::xml(record).map_err(|e| cannot(path, &e))?;
-            record::write(path, &xml).map_err(Stop::environment)?;
+            record::write(path, &xml).map_err(CliError::environment)?;
         }
         if let Some(path) = &self.html {
-            record::write(path, &html::page(record, path)).map_err(Stop::environment)?;
+            record::write(path, &html::page(record, path)).map_err(CliError::environment)?;
         }
         Ok(())
     }
 }
 
 /// Checks that the file can be written, before a long run, and removes it.
-pub(super) fn try_out(path: &Path) -> Result<(), Stop> {
+pub(super) fn try_out(path: &Path) -> Result<(), CliError> {
     tried(path).map_err(|e| cannot(path, &e))
 }
 
@@ -103,14 +103,14 @@ fn tried(path: &Path) -> io::Result<()> {
     if is_file { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-fn cannot(path: &Path, why: &dyn std::fmt::Display) -> Stop {
-    Stop::environment(format!("cannot write {}: {why}", path.display()))
+fn cannot(path: &Path, why: &dyn std::fmt::Display) -> CliError {
+    CliError::environment(format!("cannot write {}: {why}", path.display()))
 }
 
 /// Runs `report`.
-pub(super) fn main(report: &Report) -> Result<ExitCode, Stop> {
+pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     let What::Merge(Merge { runs, files, require_all }) = &report.what;
-    let Merged { record, remarks } = merge(runs).map_err(Stop::usage)?;
+    let Merged { record, remarks } = merge(runs).map_err(CliError::usage)?;
     files.write(&record)?;
     let mut terminal = Terminal::new(0, 0);
     for entry in &record.cases {

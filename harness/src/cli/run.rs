@@ -9,7 +9,7 @@ use clap::Args;
 use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{FAILED, Stop, cores, exit_status};
+use super::{CliError, FAILED, cores, exit_status};
 use crate::backend::cpr_vmm;
 use crate::check::expected::Expectations;
 use crate::conform::differences::Differences;
@@ -53,7 +53,7 @@ pub(super) struct Run {
 }
 
 /// Runs `run`.
-pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
+pub(super) fn main(run: &Run) -> Result<ExitCode, CliError> {
     let set = select(&run.selection)?;
     let errors = errors_table(run)?;
     run.files.try_out()?;
@@ -81,14 +81,14 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, Stop> {
 }
 
 /// True if `cases` include all embedded ones: only then must every expected difference occur.
-fn shows_all(cases: &[Case]) -> Result<bool, Stop> {
-    let ours = Set::embedded().map_err(Stop::usage)?.cases;
+fn shows_all(cases: &[Case]) -> Result<bool, CliError> {
+    let ours = Set::embedded().map_err(CliError::usage)?.cases;
     let runs = |name: &str| cases.iter().any(|case| case.name == name);
     Ok(ours.iter().filter(|case| !case.on_request).all(|case| runs(&case.name)))
 }
 
 /// The table of errors to write or compare, if requested.
-fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
+fn errors_table(run: &Run) -> Result<Option<Errors>, CliError> {
     let (path, wish, option) = match (&run.errors, &run.check_errors) {
         (Some(path), _) => (path, Wish::Write, "--errors"),
         (_, Some(path)) => (path, Wish::Check, "--check-errors"),
@@ -97,14 +97,14 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, Stop> {
     if !run.selection.is_whole() {
         let why =
             format!("{option} requires a run of all cases: omit --filter, --shard and SCENARIO");
-        return Err(Stop::usage(why));
+        return Err(CliError::usage(why));
     }
     let errors = Errors::new(path, wish);
-    errors.map(Some).map_err(|e| Stop::usage(format!("cannot read {}: {e}", path.display())))
+    errors.map(Some).map_err(|e| CliError::usage(format!("cannot read {}: {e}", path.display())))
 }
 
 /// Options to run cases with.
-pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, Stop> {
+pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, CliError> {
     Ok(Options {
         backend: backend(vmm)?,
         evidence,
@@ -130,10 +130,10 @@ pub(super) fn run_cases(
     options: &Options,
     require_all: bool,
     mut errors: Option<Errors>,
-) -> Result<Ran, Stop> {
+) -> Result<Ran, CliError> {
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
-    let mut differences = Differences::embedded().map_err(Stop::usage)?;
+    let mut differences = Differences::embedded().map_err(CliError::usage)?;
     let mut record = Record::new(record::Run::now(options));
     let began = Instant::now();
     schedule::run(cases, jobs, options, |report| {
@@ -154,7 +154,7 @@ pub(super) fn run_cases(
     let (told, same) = match errors.map(|errors| errors.finish()) {
         None => (Vec::new(), true),
         Some(finished) => finished
-            .map_err(|e| Stop::environment(format!("cannot write the table of errors: {e}")))?,
+            .map_err(|e| CliError::environment(format!("cannot write the table of errors: {e}")))?,
     };
     told.iter().for_each(say);
     Ok(Ran { record, code: exit_status::of(&terminal, same, require_all) })

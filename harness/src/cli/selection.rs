@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Stop;
+use super::CliError;
 use crate::report::stdout::say;
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -52,19 +52,19 @@ impl std::fmt::Display for Selected {
     }
 }
 
-pub(super) fn select(selection: &Selection) -> Result<Selected, Stop> {
+pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     let found = match selection.scenarios.as_slice() {
         [] => Set::find(),
         paths => Set::at(paths),
     };
-    let mut set = found.map_err(Stop::usage)?;
+    let mut set = found.map_err(CliError::usage)?;
     let wanted = &selection.filter;
     // Naming a file is a request too.
     let requested = !(wanted.is_empty() && selection.scenarios.is_empty());
     set.cases.retain(|c| requested || !c.on_request);
     set.cases.retain(|c| wanted.is_empty() || wanted.iter().any(|text| c.name.contains(text)));
     if set.cases.is_empty() {
-        return Err(Stop::usage(format!("no case in {} matches {wanted:?}", set.origin)));
+        return Err(CliError::usage(format!("no case in {} matches {wanted:?}", set.origin)));
     }
     let part = selection.shard.map(|shard| (shard, set.cases.len()));
     // An empty shard is not an error.
@@ -72,7 +72,7 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, Stop> {
     Ok(Selected { cases: set.cases, origin: set.origin, part })
 }
 
-pub(super) fn list(selection: &Selection) -> Result<ExitCode, Stop> {
+pub(super) fn list(selection: &Selection) -> Result<ExitCode, CliError> {
     for case in select(selection)?.cases {
         say(format_args!("{}: {}", case.name, case.summary));
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use clap_complete::Shell;
 
-use super::{PROGRAM, Stop};
+use super::{CliError, PROGRAM};
 use crate::report::stdout::{self, say};
 
 #[derive(Args)]
@@ -24,7 +24,7 @@ pub(super) struct Man {
 }
 
 /// Prints a shell completion script.
-pub(super) fn completions(completions: &Completions) -> Result<ExitCode, Stop> {
+pub(super) fn completions(completions: &Completions) -> Result<ExitCode, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(completions.shell, &mut super::command(), PROGRAM, &mut script);
     stdout::write(&script);
@@ -32,16 +32,19 @@ pub(super) fn completions(completions: &Completions) -> Result<ExitCode, Stop> {
 }
 
 /// Prints the manual page, or writes all of them.
-pub(super) fn man(man: &Man) -> Result<ExitCode, Stop> {
+pub(super) fn man(man: &Man) -> Result<ExitCode, CliError> {
     match &man.dir {
         None => {
             let mut page = Vec::new();
             let made = clap_mangen::Man::new(super::command()).render(&mut page);
-            made.map_err(|e| Stop::environment(format!("cannot generate the manual page: {e}")))?;
+            made.map_err(|e| {
+                CliError::environment(format!("cannot generate the manual page: {e}"))
+            })?;
             stdout::write(&page);
         }
-        Some(folder) => pages(folder)
-            .map_err(|e| Stop::environment(format!("cannot write to {}: {e}", folder.display())))?,
+        Some(folder) => pages(folder).map_err(|e| {
+            CliError::environment(format!("cannot write to {}: {e}", folder.display()))
+        })?,
     }
     Ok(ExitCode::SUCCESS)
 }

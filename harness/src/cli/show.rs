@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Stop;
+use super::CliError;
 use crate::report::folder::Folder;
 use crate::report::show::{Sources, lines};
 use crate::report::stdout::say;
@@ -25,13 +25,13 @@ pub(super) struct Show {
 }
 
 /// Runs `show`.
-pub(super) fn main(show: &Show) -> Result<ExitCode, Stop> {
-    let folder = Folder::read(&show.folder).map_err(Stop::usage)?;
-    let sources = Sources::new(&show.source, &folder.timeline).map_err(Stop::usage)?;
+pub(super) fn main(show: &Show) -> Result<ExitCode, CliError> {
+    let folder = Folder::read(&show.folder).map_err(CliError::usage)?;
+    let sources = Sources::new(&show.source, &folder.timeline).map_err(CliError::usage)?;
     if let Some(file) = &show.html {
         let file = file.clone().unwrap_or_else(|| show.folder.join("case.html"));
         let page = html::case_page(&folder, &sources, &file);
-        record::write(&file, &page).map_err(Stop::environment)?;
+        record::write(&file, &page).map_err(CliError::environment)?;
         say(file.display());
         return Ok(ExitCode::SUCCESS);
     }

@@ -9,14 +9,14 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{ENVIRONMENT, FAILED, Stop};
+use super::{CliError, ENVIRONMENT, FAILED};
 use crate::observe::patience::Patience;
 use crate::process::{orphans, signals};
 use crate::report::stdout::say;
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::size::Size;
 use crate::scenario::{Setbacks, check_made};
-use crate::soak::cases::{Wish, cases};
+use crate::soak::cases::{SoakConfig, cases};
 use crate::soak::screen::Screen;
 use crate::soak::{Limits, Soaking, describe, disk_usage, lines};
 
@@ -61,12 +61,12 @@ pub(super) struct Soak {
 }
 
 /// Runs `soak`.
-pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
+pub(super) fn main(soak: &Soak) -> Result<ExitCode, CliError> {
     if soak.interval.is_zero() {
-        return Err(Stop::usage("--interval must be more than 0s"));
+        return Err(CliError::usage("--interval must be more than 0s"));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let wish = Wish {
+    let wish = SoakConfig {
         vms: soak.vms.into(),
         guests: soak.guest.clone(),
         memory: soak.memory.clone(),
@@ -75,7 +75,7 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, Stop> {
         setbacks: soak.setbacks,
     };
     let cases = cases(&wish);
-    cases.iter().try_for_each(check_made).map_err(Stop::usage)?;
+    cases.iter().try_for_each(check_made).map_err(CliError::usage)?;
     let limits = Limits { updates: soak.updates, time: soak.time.map(Into::into) };
     let soaking = Arc::new(Soaking::new(&cases, limits));
     let ending = soaking.clone();
@@ -119,7 +119,7 @@ fn tell(soaking: &Soaking, reports: &[Report]) -> ExitCode {
                 findings
                     .iter()
                     .for_each(|finding| say(format_args!("{vm}, update {begun}: {finding}")));
-                report.to_type().iter().for_each(|line| say(format_args!("  {line}")));
+                report.repro_commands().iter().for_each(|line| say(format_args!("  {line}")));
                 if let Some((pid, socket)) = &report.kept {
                     say(format_args!("  its VMM is still running: PID {pid}, QMP socket {socket}"));
                 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use super::Stop;
+use super::CliError;
 use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
-use crate::backend::skew::{Course, Skew};
+use crate::backend::skew::{Course, CrossVersion};
 use crate::run::case::quoted;
 
 /// Name of the VMM in this binary.
@@ -66,7 +66,7 @@ impl Vmm {
 }
 
 /// Creates the backend that the options describe.
-pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
+pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, CliError> {
     let kind = vmm.backend.unwrap_or(BackendKind::CprVmm);
     let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg };
     let from = match (kind, &vmm.vmm) {
@@ -80,23 +80,25 @@ pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, Stop> {
         BackendKind::CprVmm => backend_at(Path::new(name), more, vmm.accel)?,
         BackendKind::Mock => {
             let mock = Mock::at(Path::new(name), vmm.fault);
-            Arc::new(mock.map_err(|e| Stop::usage(format!("cannot find the mock {name}: {e}")))?)
+            Arc::new(
+                mock.map_err(|e| CliError::usage(format!("cannot find the mock {name}: {e}")))?,
+            )
         }
     };
-    skewed(from, to, vmm.course)
+    cross_version(from, to, vmm.course)
 }
 
 /// Combines a VMM with the build that it is updated to.
-pub(super) fn skewed(
+pub(super) fn cross_version(
     from: Arc<dyn Backend>,
     to: Arc<dyn Backend>,
     course: Course,
-) -> Result<Arc<dyn Backend>, Stop> {
-    Ok(Arc::new(Skew::new(from, to, course).map_err(Stop::usage)?))
+) -> Result<Arc<dyn Backend>, CliError> {
+    Ok(Arc::new(CrossVersion::new(from, to, course).map_err(CliError::usage)?))
 }
 
-fn own(e: std::io::Error) -> Stop {
-    Stop::environment(format!("cannot find my own binary: {e}"))
+fn own(e: std::io::Error) -> CliError {
+    CliError::environment(format!("cannot find my own binary: {e}"))
 }
 
 /// Extra arguments of our VMM: for every process, and for those that take over.
@@ -106,7 +108,7 @@ pub(super) struct More<'a> {
     new: &'a [String],
 }
 
-fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, Stop> {
+fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, CliError> {
     Ok(Arc::new(CprVmm::carried().map_err(own)?.with(more.all).with_new(more.new)))
 }
 
@@ -115,27 +117,30 @@ pub(super) fn backend_at(
     path: &Path,
     more: More<'_>,
     accelerator: Accelerator,
-) -> Result<Arc<dyn Backend>, Stop> {
+) -> Result<Arc<dyn Backend>, CliError> {
     if path.as_os_str() == QEMU {
         let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
-        let path = qemu::find().ok_or_else(|| Stop::environment(why))?;
-        return Ok(Arc::new(Qemu::at(&path, accelerator).map_err(Stop::environment)?));
+        let path = qemu::find().ok_or_else(|| CliError::environment(why))?;
+        return Ok(Arc::new(Qemu::at(&path, accelerator).map_err(CliError::environment)?));
     }
     match Qemu::at(path, accelerator) {
         Ok(qemu) => return Ok(Arc::new(qemu)),
         Err(e @ (ProbeError::TooOld { .. } | ProbeError::Lacks { .. })) => {
-            return Err(Stop::environment(e));
+            return Err(CliError::environment(e));
         }
         Err(ProbeError::Start { .. } | ProbeError::NotQemu { .. }) => {}
     }
     match CprVmm::at(path) {
         Ok(backend) => Ok(Arc::new(backend.with(more.all).with_new(more.new))),
-        Err(e) => Err(Stop::usage(format!("cannot find the VMM {}: {e}", path.display()))),
+        Err(e) => Err(CliError::usage(format!("cannot find the VMM {}: {e}", path.display()))),
     }
 }
 
 /// Creates the backend for a VMM named on the command line.
-pub(super) fn contender(name: &str, accelerator: Accelerator) -> Result<Arc<dyn Backend>, Stop> {
+pub(super) fn candidate(
+    name: &str,
+    accelerator: Accelerator,
+) -> Result<Arc<dyn Backend>, CliError> {
     Ok(match name {
         CARRIED => carried(More::default())?,
         "mock" => Arc::new(Mock::carried(None).map_err(own)?),

@@ -31,7 +31,7 @@ impl fmt::Display for Kind {
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Differs {
+pub struct Mismatch {
     /// The kind of the difference.
     pub kind: Kind,
     /// The result on the first VMM.
@@ -40,7 +40,7 @@ pub struct Differs {
     pub second: String,
 }
 
-impl fmt::Display for Differs {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} | {}", self.kind, self.first, self.second)
     }
@@ -50,7 +50,7 @@ impl fmt::Display for Differs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// It ran on both; these are the differences.
-    Compared(Vec<Differs>),
+    Compared(Vec<Mismatch>),
     /// One of them ignored it, for this reason.
     Ignored(String),
     /// The host prevented it from running, for this reason.
@@ -82,8 +82,8 @@ pub const PASS: &str = "pass";
 
 /// Compares the verdicts; if the first passes, there is one difference per finding of the second,
 /// so that each of them must be known.
-pub fn verdicts(first: &Report, second: &Report) -> Vec<Differs> {
-    let differs = |first: &str, second: String| Differs {
+pub fn verdicts(first: &Report, second: &Report) -> Vec<Mismatch> {
+    let differs = |first: &str, second: String| Mismatch {
         kind: Kind::Verdict,
         first: first.to_owned(),
         second,
@@ -98,10 +98,10 @@ pub fn verdicts(first: &Report, second: &Report) -> Vec<Differs> {
 fn endings<'a>(
     first: &'a [FailedUpdate],
     second: &'a [FailedUpdate],
-) -> impl Iterator<Item = Differs> + 'a {
+) -> impl Iterator<Item = Mismatch> + 'a {
     let pair = |one: &'a FailedUpdate| Some((one, second.iter().find(|two| two.what == one.what)?));
     let different = |(one, two): &(&FailedUpdate, &FailedUpdate)| one.ended != two.ended;
-    first.iter().filter_map(pair).filter(different).map(|(one, two)| Differs {
+    first.iter().filter_map(pair).filter(different).map(|(one, two)| Mismatch {
         kind: Kind::Ending,
         first: format!("{}: {}", one.ended, one.error),
         second: format!("{}: {}", two.ended, two.error),
@@ -109,13 +109,13 @@ fn endings<'a>(
 }
 
 /// Compares events update by update; each distinct difference is returned once.
-fn events(first: &Report, second: &Report) -> Vec<Differs> {
+fn events(first: &Report, second: &Report) -> Vec<Mismatch> {
     let of = |report: &Report, step: &str| -> Vec<String> {
         let heard = report.heard.iter().find(|heard| heard.step == step);
         heard.map_or_else(Vec::new, |heard| heard.events.clone())
     };
     let steps = first.heard.iter().chain(&second.heard).map(|heard| heard.step.as_str());
-    let mut differs: Vec<Differs> = Vec::new();
+    let mut differs: Vec<Mismatch> = Vec::new();
     for step in steps {
         let (one, two) = (updates(&of(first, step)), updates(&of(second, step)));
         let pairs: Vec<(String, String)> = match one.len() == two.len() {
@@ -123,7 +123,7 @@ fn events(first: &Report, second: &Report) -> Vec<Differs> {
             false => vec![(one.join(", "), two.join(", "))],
         };
         for (one, two) in pairs.into_iter().filter(|(one, two)| one != two) {
-            let new = Differs { kind: Kind::Events, first: one, second: two };
+            let new = Mismatch { kind: Kind::Events, first: one, second: two };
             if !differs.contains(&new) {
                 differs.push(new);
             }
@@ -169,7 +169,7 @@ mod tests {
 
     fn told(first: &Report, second: &Report) -> Vec<String> {
         match compare(first, second) {
-            Comparison::Compared(differs) => differs.iter().map(Differs::to_string).collect(),
+            Comparison::Compared(differs) => differs.iter().map(Mismatch::to_string).collect(),
             other => vec![format!("{other:?}")],
         }
     }

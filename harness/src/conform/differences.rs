@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use serde::Deserialize;
 
-use super::compare::{self, Differs, Kind, PASS};
+use super::compare::{self, Kind, Mismatch, PASS};
 use crate::check;
 use crate::run::{Report, Verdict};
 use crate::scenario::ScenarioError;
@@ -72,7 +72,7 @@ impl Difference {
         self.cases.iter().any(|prefix| case.starts_with(prefix))
     }
 
-    fn is(&self, vmm: &str, case: &str, differs: &Differs) -> bool {
+    fn is(&self, vmm: &str, case: &str, differs: &Mismatch) -> bool {
         self.vmm == vmm
             && self.kind == differs.kind
             && (self.cases.is_empty() || self.is_about(case))
@@ -94,7 +94,7 @@ impl Difference {
     }
 
     /// Returns why this entry is invalid or too broad to be useful, if it is.
-    fn nonsense(&self) -> Option<String> {
+    fn validate(&self) -> Option<String> {
         let known: Vec<&str> = check::ALL.iter().map(|check| check.name).chain(OTHERS).collect();
         if !VMMS.contains(&self.vmm.as_str()) {
             return Some(format!("unknown `vmm` {:?}: expected {}", self.vmm, VMMS.join(", ")));
@@ -144,7 +144,7 @@ impl Differences {
                 let message = format!("duplicate difference `{}`", difference.name);
                 return Err(ScenarioError::sense(name, message));
             }
-            if let Some(why) = difference.nonsense() {
+            if let Some(why) = difference.validate() {
                 let message = format!("{}: {why}", difference.name);
                 return Err(ScenarioError::sense(name, message));
             }
@@ -154,7 +154,7 @@ impl Differences {
 
     /// Returns the first known difference that explains `differs`, seen in `case` between our VMM
     /// and `vmm`.
-    pub fn find(&mut self, vmm: &str, case: &str, differs: &Differs) -> Option<&Difference> {
+    pub fn find(&mut self, vmm: &str, case: &str, differs: &Mismatch) -> Option<&Difference> {
         let found = self.all.iter().find(|difference| difference.is(vmm, case, differs))?;
         self.seen.insert(found.name.clone());
         Some(found)
@@ -231,8 +231,8 @@ theirs = ": $"
 reason = "it is a new process"
 "#;
 
-    fn differs(kind: Kind, first: &str, second: &str) -> Differs {
-        Differs { kind, first: first.into(), second: second.into() }
+    fn differs(kind: Kind, first: &str, second: &str) -> Mismatch {
+        Mismatch { kind, first: first.into(), second: second.into() }
     }
 
     #[rstest]

@@ -21,7 +21,7 @@ pub enum Outcome {
     /// No differences.
     Same,
     /// Known differences only.
-    Meant {
+    Known {
         /// The names of the differences.
         names: BTreeSet<String>,
         /// True if it passes on both.
@@ -59,6 +59,10 @@ from that run and from `differences.toml`, do not edit.
     for (what, count) in counts(rows) {
         let _ = writeln!(text, "| {count} | {what} |");
     }
+    text.push_str("\n| cases | not compared because |\n|---|---|\n");
+    for (why, count) in reasons(rows) {
+        let _ = writeln!(text, "| {count} | {} |", cell(why));
+    }
     text.push_str(
         "\n## Differences\n\n| name | differs in | reason | upstream |\n|---|---|---|---|\n",
     );
@@ -81,22 +85,35 @@ pub fn counts(rows: &[Row]) -> [(&'static str, usize); 5] {
         ("the same", count(|outcome| *outcome == Outcome::Same)),
         (
             "pass on both, with known differences",
-            count(|outcome| matches!(outcome, Outcome::Meant { pass: true, .. })),
+            count(|outcome| matches!(outcome, Outcome::Known { pass: true, .. })),
         ),
         (
             "pass on the first only, with known differences",
-            count(|outcome| matches!(outcome, Outcome::Meant { pass: false, .. })),
+            count(|outcome| matches!(outcome, Outcome::Known { pass: false, .. })),
         ),
         ("differ in ways not listed", count(|outcome| matches!(outcome, Outcome::Unlisted(_)))),
         ("not compared", count(|outcome| matches!(outcome, Outcome::Ignored(_)))),
     ]
 }
 
+/// Why cases were not compared, and how many for each reason, the most frequent first.
+fn reasons(rows: &[Row]) -> Vec<(&str, usize)> {
+    let mut counts = BTreeMap::new();
+    for row in rows {
+        if let Outcome::Ignored(why) = &row.outcome {
+            *counts.entry(why.as_str()).or_insert(0) += 1;
+        }
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
+}
+
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Same => f.write_str("the same"),
-            Self::Meant { names, pass } => {
+            Self::Known { names, pass } => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let told = if *pass { "pass on both" } else { "differs" };
                 write!(f, "{told}: {}", names.join(", "))
@@ -134,12 +151,59 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+    use crate::scenario::set::Set;
+
+    /// The number of cases of each scenario, by the rows of the last table of `text`.
+    fn cases_told(text: &str) -> BTreeMap<&str, usize> {
+        let (_, rows) = text.split_once("\n## Scenarios\n").unwrap();
+        let mut cases = BTreeMap::new();
+        for row in rows.lines().filter(|row| row.starts_with("| ")).skip(1) {
+            let mut cells = row.split(" | ");
+            let name = cells.next().unwrap().trim_start_matches("| ");
+            let scenario = name.split_once('[').map_or(name, |(scenario, _)| scenario);
+            *cases.entry(scenario).or_insert(0) += cells.next().unwrap().parse::<usize>().unwrap();
+        }
+        cases
+    }
+
+    #[test]
+    fn the_table_in_the_repository_covers_every_case() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/CONFORMANCE.md");
+        let text = fs::read_to_string(path).unwrap();
+        let set = Set::embedded().unwrap().cases;
+        let mut there = BTreeMap::new();
+        for case in set.iter().filter(|case| !case.on_request) {
+            let name = case.name.as_str();
+            let scenario = name.split_once('[').map_or(name, |(scenario, _)| scenario);
+            *there.entry(scenario).or_insert(0) += 1;
+        }
+        let told = cases_told(&text);
+        let names: BTreeSet<_> = there.keys().chain(told.keys()).collect();
+        let stale: Vec<String> = names
+            .into_iter()
+            .filter(|name| there.get(*name) != told.get(*name))
+            .map(|name| {
+                let count = |cases: &BTreeMap<&str, usize>| cases.get(name).copied().unwrap_or(0);
+                format!("{name}: {} cases, {} in the table", count(&there), count(&told))
+            })
+            .collect();
+        assert!(
+            stale.is_empty(),
+            "scenarios/CONFORMANCE.md is stale; regenerate it with \
+             `cargo run --release -- conform --vmm cpr-vmm --vmm qemu \
+             --write scenarios/CONFORMANCE.md`:\n{}",
+            stale.join("\n")
+        );
+    }
 
     #[test]
     fn a_comparison_as_it_is_written() {
         let row = |case: &str, outcome| Row { case: case.into(), outcome };
-        let meant = |pass| Outcome::Meant { names: ["lost".to_owned()].into(), pass };
+        let meant = |pass| Outcome::Known { names: ["lost".to_owned()].into(), pass };
         let rows = [
             row("update/running[cpus=1]", Outcome::Same),
             row("update/running[cpus=2]", Outcome::Same),

@@ -35,7 +35,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding that `topic` is as it should be.
+    /// A finding that `topic` needs no action.
     pub fn good(topic: &'static str, seen: impl Into<String>) -> Self {
         Self { topic, health: Health::Good, seen: seen.into(), advice: String::new() }
     }

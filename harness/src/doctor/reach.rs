@@ -8,7 +8,7 @@ use crate::scenario::Case;
 
 /// How many cases can be run.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Reach {
+pub struct Runnable {
     /// Number of cases that can.
     pub can: usize,
     /// Number of cases that cannot, by reason.
@@ -16,8 +16,8 @@ pub struct Reach {
 }
 
 /// Checks the requirements of each of `cases` as `run` does.
-pub fn reach(cases: &[Case], backend: &dyn Backend) -> Reach {
-    let mut reach = Reach::default();
+pub fn reach(cases: &[Case], backend: &dyn Backend) -> Runnable {
+    let mut reach = Runnable::default();
     for case in cases {
         match requirements::unmet(case, backend) {
             None => reach.can += 1,

@@ -26,7 +26,7 @@ pub fn expect(model: &Model, state: &State, migrate: &Migrate) -> Option<Expect>
     if let Some(limit) = state.limit {
         let of_limit = match limit {
             Limit::Fsize(_) => failed(Some(Errno::Efbig), ""),
-            _ => Expect::Kept,
+            _ => Expect::Any,
         };
         return plain.then_some(of_limit);
     }
@@ -103,7 +103,7 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         EnvNotMemfd | EnvOtherFd => Some(failed(None, "is not a sealed memfd")),
         EnvEmpty => Some(failed(None, "\"\" is not a descriptor number")),
         EnvRemoved => Some(failed(None, "was removed on the way to the new VMM")),
-        WithoutKvm => Some(Expect::Kept),
+        WithoutKvm => Some(Expect::Any),
         // Whether 512 MiB are enough depends on the guest.
         LowersAs => None,
         LowersStack | ChangesUser => only_rehearsed("cpr-exec-command"),
@@ -138,5 +138,5 @@ fn failed(errno: Option<Errno>, text: &str) -> Expect {
 }
 
 fn undone() -> Expect {
-    Expect::Undone(String::new())
+    Expect::NotCompleted(String::new())
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::coverage::failed_step;
 use super::grammar::{Grammar, Sequence};
-use super::hunt::{Ran, case_of, forget};
 use super::possible::is_possible;
+use super::search::{Ran, case_of, forget};
 use super::shrink::{Budget, Shrinker, Shrunk, up_to};
 use super::signature::Signature;
 use crate::run::{Options, Report, case};

@@ -3,11 +3,11 @@
 use fastrand::Rng;
 
 use super::kind::StepKind;
-use super::possible::filled_in;
+use super::possible::completed;
 use super::vocabulary::{Vocabulary, Word, vms};
 use crate::backend::Backend;
 use crate::model::reference::{Model, Run};
-use crate::scenario::{Pages, Seccomp, SerialKind, SerialWish, Step, Vm};
+use crate::scenario::{Pages, Seccomp, SerialAction, SerialKind, Step, Vm};
 
 /// Lengths of a sequence, without `boot`.
 const LENGTH: std::ops::RangeInclusive<usize> = 4..=14;
@@ -80,7 +80,7 @@ impl Grammar {
         let mut state = model.boot();
         let mut steps = vec![Step::Boot];
         // Without a client it would have little effect.
-        let connect = Step::Serial(SerialWish::Connect);
+        let connect = Step::Serial(SerialAction::Connect);
         let can = self.vocabulary.words.iter().any(|word| word.steps.first() == Some(&connect));
         if model.guest.talks && rng.bool() && can && length > 1 {
             state = model.after(&state, &connect);
@@ -90,7 +90,7 @@ impl Grammar {
             let fitting = self.vocabulary.fitting(&model, &state);
             let Some(word) = swarm.choose(&mut rng, &fitting) else { break };
             for step in &word.steps {
-                let step = filled_in(&model, &state, step);
+                let step = completed(&model, &state, step);
                 state = model.after(&state, &step);
                 steps.push(step);
             }
@@ -192,16 +192,16 @@ fn weighted(rng: &mut Rng, weights: &[u32]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::able::Able;
-    use super::super::hunt::{Extent, case_of, sequences};
-    use super::super::possible::repaired;
+    use super::super::full_backend::FullBackend;
+    use super::super::possible::keep_possible;
+    use super::super::search::{Extent, case_of, sequences};
     use super::*;
     use crate::backend::mock::Mock;
     use crate::scenario::expansion;
 
     #[test]
     fn drawn_sequences_are_valid_scenarios_that_follow_the_model() {
-        for grammar in [Grammar::new(&Able), Grammar::new(&Mock::carried(None).unwrap())] {
+        for grammar in [Grammar::new(&FullBackend), Grammar::new(&Mock::carried(None).unwrap())] {
             for seed in 0..500 {
                 let sequence = grammar.draw(seed, 20);
                 let case = case_of("a/b", &sequence).unwrap();
@@ -209,7 +209,7 @@ mod tests {
                 assert_eq!(case.steps, expansion::expand(sequence.steps.clone()), "seed {seed}");
                 let model = grammar.model(&sequence.vm);
                 let rest = &sequence.steps[1..];
-                assert_eq!(repaired(&model, rest), rest, "seed {seed}");
+                assert_eq!(keep_possible(&model, rest), rest, "seed {seed}");
                 assert!(sequence.steps.last().is_some_and(|last| {
                     let ended =
                         case.steps.iter().fold(model.boot(), |s, step| model.after(&s, step));
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_word_is_drawn_sooner_or_later() {
-        let grammar = Grammar::new(&Able);
+        let grammar = Grammar::new(&FullBackend);
         let drawn: Vec<Step> = (0..2500).flat_map(|seed| grammar.draw(seed, 20).steps).collect();
         for kind in StepKind::ALL {
             let words: Vec<&Word> =
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_seed_determines_the_exploration_and_each_sequence_can_be_drawn_alone() {
-        let grammar = Grammar::new(&Able);
+        let grammar = Grammar::new(&FullBackend);
         let extent = |seed, steps| Extent { seed, steps: Some(steps), until: None, jobs: 1 };
         let all: Vec<_> = sequences(&grammar, extent(7, 300)).collect();
         assert_eq!(all, sequences(&grammar, extent(7, 300)).collect::<Vec<_>>());

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::possible::is_good;
 use crate::model::reference::State;
-use crate::scenario::{CommandKind, Expect, Fate, Step, Wait};
+use crate::scenario::{CommandKind, Expect, KillOutcome, Step, Wait};
 
 /// A kind of step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +76,7 @@ impl StepKind {
             Step::Reset => Self::Reset,
             Step::Quit => Self::Quit,
             Step::Kill => Self::Kill,
-            Step::KillVmm(kill) if kill.expect == Fate::Gone => Self::Kill,
+            Step::KillVmm(kill) if kill.expect == KillOutcome::Gone => Self::Kill,
             Step::EndBy(_) => Self::Signal,
             Step::Wait(Wait::Marker(_)) => Self::WaitMarker,
             Step::Wait(_) => Self::Wait,
@@ -90,7 +90,7 @@ impl StepKind {
             Step::Migrate(migrate) if migrate.command == CommandKind::Good => Self::BadChannel,
             Step::Migrate(_) => Self::BadCommand,
             Step::Nmi => Self::Nmi,
-            Step::Irqfd | Step::Start(_) => Self::Irqfd,
+            Step::Irqfd | Step::InitSipi(_) => Self::Irqfd,
             Step::Faults(_) | Step::KillAt(_) => Self::Fault,
             Step::Repeat(_) => return None,
             Step::Storm(_) | Step::Soak(_) => Self::Storm,

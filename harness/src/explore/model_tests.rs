@@ -2,9 +2,9 @@
 
 use rstest::rstest;
 
-use super::able::Able;
+use super::full_backend::FullBackend;
 use super::grammar::Grammar;
-use super::possible::{is_possible, repaired};
+use super::possible::{is_possible, keep_possible};
 use super::vocabulary::Word;
 use crate::model::reference::{Migration, Model, Run, State};
 use crate::scenario::{Expect, Step, Vm};
@@ -55,7 +55,7 @@ fn steps_lead_to_a_run_state(#[case] text: &str, #[case] run: Run) {
     r#"{ migrate = {} }, { migrate = { channel = "tcp", expect = { refused = "" } } }"#,
     Migration::Completed
 )]
-#[case(r#"{ migrate = { expect = "kept" } }"#, Migration::Unknown)]
+#[case(r#"{ migrate = { expect = "any" } }"#, Migration::Unknown)]
 #[case(r#"{ interrupt = { point = "rehearsing", with = "migrate-cancel" } }"#, Migration::None)]
 #[case(r#"{ interrupt = { point = "save", with = "migrate-cancel" } }"#, Migration::Completed)]
 #[case(r#"{ migrate = {} }, { kill-in-update = {} }"#, Migration::None)]
@@ -85,8 +85,8 @@ fn updates_lead_to_a_migration_status(#[case] text: &str, #[case] migration: Mig
     r#"{ wait = { marker = 1 } }"#,
     true
 )]
-#[case("", r#"{ migrate = { command = "true", rehearsal = false, expect = "kept" } }"#, false)]
-#[case("", r#"{ migrate = { command = "enoent", expect = "kept" } }"#, false)]
+#[case("", r#"{ migrate = { command = "true", rehearsal = false, expect = "any" } }"#, false)]
+#[case("", r#"{ migrate = { command = "enoent", expect = "any" } }"#, false)]
 #[case("", r#"{ serial = "leave" }"#, false)]
 #[case(r#"{ limit = { nofile = "+1" } }"#, r#"{ limit = "restore" }"#, true)]
 #[case(r#"{ limit = { nofile = "+1" } }"#, r#"{ race = ["migrate"] }"#, false)]
@@ -105,16 +105,16 @@ fn steps_are_possible_only_in_some_states(
 #[test]
 fn repairing_drops_impossible_steps_and_sets_expectations() {
     let model = Model::new(&Vm::default(), true);
-    let text = r#""stop", { serial = "leave" }, { migrate = { command = "enoent", expect = "kept" } },
-        { migrate = { command = "replaces-state", expect = "kept" } }, { wait = { heartbeats = 1 } }"#;
+    let text = r#""stop", { serial = "leave" }, { migrate = { command = "enoent", expect = "any" } },
+        { migrate = { command = "replaces-state", expect = "any" } }, { wait = { heartbeats = 1 } }"#;
     let wanted = r#""stop", { migrate = { command = "enoent",
         expect = { refused = "cannot execute cpr-exec-command" } } }"#;
-    assert_eq!(repaired(&model, &steps(text)[1..]), steps(wanted)[1..]);
+    assert_eq!(keep_possible(&model, &steps(text)[1..]), steps(wanted)[1..]);
 }
 
 /// Visits many states and all steps possible in them.
 fn each_step(mut look: impl FnMut(&Model, &State, &Word, &State)) {
-    let grammar = Grammar::new(&Able);
+    let grammar = Grammar::new(&FullBackend);
     for seed in 0..60 {
         let sequence = grammar.draw(seed, 20);
         let model = grammar.model(&sequence.vm);
@@ -124,7 +124,7 @@ fn each_step(mut look: impl FnMut(&Model, &State, &Word, &State)) {
                 for word in grammar.vocabulary().fitting(&model, &state) {
                     let mut next = state.clone();
                     for step in &word.steps {
-                        let step = super::possible::filled_in(&model, &next, step);
+                        let step = super::possible::completed(&model, &next, step);
                         next = model.after(&next, &step);
                     }
                     look(&model, &state, word, &next);
@@ -142,9 +142,9 @@ fn no_update_changes_the_run_state() {
         let Some(Step::Migrate(migrate)) = word.steps.last() else { return };
         seen += 1;
         assert_eq!(before.run, after.run, "{word:?}");
-        let step = super::possible::filled_in(model, before, &Step::Migrate(migrate.clone()));
+        let step = super::possible::completed(model, before, &Step::Migrate(migrate.clone()));
         let Step::Migrate(migrate) = step else { return };
-        if word.steps.len() == 1 && !matches!(migrate.expect, Expect::Completed | Expect::Kept) {
+        if word.steps.len() == 1 && !matches!(migrate.expect, Expect::Completed | Expect::Any) {
             assert!(after.after_failure, "{word:?}");
             let said = [before.migration, Migration::Failed, Migration::Unknown];
             assert!(said.contains(&after.migration), "{word:?}");

@@ -6,8 +6,8 @@ use crate::model::guests::{End, Host};
 use crate::model::reference::{Model, Run, State};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Channel, CommandKind, Fate, Interrupt, Interruption, Limit, Migrate, RaceCommand, SerialKind,
-    SerialWish, Step, Wait, expansion, fault,
+    Channel, CommandKind, Interrupt, Interruption, KillOutcome, Limit, Migrate, RaceCommand,
+    SerialAction, SerialKind, Step, Wait, expansion, fault,
 };
 
 /// Whether `step` is possible in `state`; an update must also expect what the model predicts.
@@ -61,16 +61,18 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         Step::Nmi => free && sends(model, state, Host::Nmi),
         Step::Irqfd => free && sends(model, state, Host::Irqfd),
         // Only one guest reacts to it.
-        Step::Start(_) => false,
+        Step::InitSipi(_) => false,
         Step::Serial(wish) => {
-            let client = *wish == SerialWish::Leave;
+            let client = *wish == SerialAction::Leave;
             free && model.vm().serial == SerialKind::Unix && state.client == client
         }
         Step::Inject(inject) => {
             updates && expansion::expected(&inject.point, &inject.action).is_some()
         }
         // A VMM killed too late is started again, and its guest is at another marker.
-        Step::KillInUpdate(kill) if kill.expect == Fate::Revived && guest.markers > 0 => false,
+        Step::KillInUpdate(kill) if kill.expect == KillOutcome::Revived && guest.markers > 0 => {
+            false
+        }
         Step::KillInUpdate(_) => {
             updates && !state.client && !model.vm().own_binary && state.run != Run::Prelaunch
         }
@@ -164,11 +166,11 @@ fn races(model: &Model, state: &State, commands: &[RaceCommand]) -> bool {
 }
 
 /// Keeps those of `steps` that are possible one after the other, and sets what each update expects.
-pub fn repaired(model: &Model, steps: &[Step]) -> Vec<Step> {
+pub fn keep_possible(model: &Model, steps: &[Step]) -> Vec<Step> {
     let mut state = model.boot();
     let mut kept: Vec<Step> = Vec::new();
     for step in steps {
-        let step = filled_in(model, &state, step);
+        let step = completed(model, &state, step);
         if !is_possible(model, &state, &step) {
             continue;
         }
@@ -182,7 +184,7 @@ pub fn repaired(model: &Model, steps: &[Step]) -> Vec<Step> {
 }
 
 /// Completes an update with what follows from the state.
-pub fn filled_in(model: &Model, state: &State, step: &Step) -> Step {
+pub fn completed(model: &Model, state: &State, step: &Step) -> Step {
     let Step::Migrate(migrate) = step else { return step.clone() };
     let mut migrate = migrate.clone();
     if let Some(inject) = &state.armed {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::grammar::Sequence;
-use super::possible::repaired;
+use super::possible::keep_possible;
 use super::simpler::{cost, simpler_steps, simpler_vms};
 use crate::model::reference::Model;
 use crate::scenario::{Step, Vm, write};
@@ -112,7 +112,7 @@ impl Search<'_> {
     /// Repairs and runs `steps` on `vm`; returns the sequence if it fails.
     fn try_out(&mut self, best: &Sequence, vm: Vm, steps: &[Step]) -> Option<Sequence> {
         let model = (self.shrinker.model)(&vm);
-        let kept = repaired(&model, steps.get(1..).unwrap_or_default());
+        let kept = keep_possible(&model, steps.get(1..).unwrap_or_default());
         let steps = [vec![Step::Boot], kept].concat();
         let candidate = Sequence { seed: best.seed, vm, steps };
         let grows = cost(&candidate.steps) > cost(&best.steps);
@@ -141,7 +141,7 @@ pub fn up_to(steps: &[Step], number: usize) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::able::Able;
+    use super::super::full_backend::FullBackend;
     use super::super::grammar::Grammar;
     use super::super::possible::is_good;
     use super::*;
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn every_failure_of_one_bug_shrinks_to_the_same_three_steps() {
-        let grammar = Grammar::new(&Able);
+        let grammar = Grammar::new(&FullBackend);
         let drawn = (0..120).map(|seed| grammar.draw(seed, 20));
         let failing: Vec<Sequence> = drawn.filter(|s| resumes(&grammar, s)).collect();
         assert!(failing.len() > 10, "{}", failing.len());
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn keeps_to_the_budget_of_runs() {
-        let grammar = Grammar::new(&Able);
+        let grammar = Grammar::new(&FullBackend);
         let failing = (0..).map(|seed| grammar.draw(seed, 20));
         let failing = failing.into_iter().find(|s| resumes(&grammar, s) && s.steps.len() > 8);
         let shrunk = shrunk(&grammar, failing.unwrap(), 2);

@@ -1,7 +1,7 @@
 //! Proposes simpler VMs and steps.
 
 use crate::scenario::{
-    Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RaceCommand, RunWish,
+    Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RaceCommand, RunTarget,
     SerialKind, Step, Storm, Vm, Wait,
 };
 
@@ -102,8 +102,8 @@ fn simpler(step: &Step) -> Vec<Vec<Step>> {
             vec![vec![update()], apart, vec![Step::EachMarker(1)]]
         }
         Step::KillInUpdate(_) => vec![vec![update()]],
-        Step::Bring(RunWish::Running) => vec![vec![Step::Cont]],
-        Step::Bring(RunWish::Stopped) => vec![vec![Step::Stop]],
+        Step::Bring(RunTarget::Running) => vec![vec![Step::Cont]],
+        Step::Bring(RunTarget::Stopped) => vec![vec![Step::Stop]],
         Step::Wait(Wait::Sweeps(_)) => vec![vec![Step::Wait(Wait::Heartbeats(50))]],
         _ => Vec::new(),
     }

@@ -9,8 +9,8 @@ use crate::backend::{Backend, Feature};
 use crate::run::requirements;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Amount, BinaryChange, Case, Channel, CommandKind, EndSignal, Fate, Inject, Interrupt,
-    Interruption, KillInUpdate, Limit, Migrate, RaceCommand, RunWish, SerialKind, SerialWish,
+    Amount, BinaryChange, Case, Channel, CommandKind, EndSignal, Inject, Interrupt, Interruption,
+    KillInUpdate, KillOutcome, Limit, Migrate, RaceCommand, RunTarget, SerialAction, SerialKind,
     SignalAt, Step, Storm, Vm, Wait, fault,
 };
 
@@ -113,7 +113,7 @@ impl Vocabulary {
     pub fn fits(&self, model: &Model, state: &State, word: &Word) -> bool {
         let mut state = state.clone();
         word.steps.iter().all(|step| {
-            let step = super::possible::filled_in(model, &state, step);
+            let step = super::possible::completed(model, &state, step);
             let possible = super::possible::is_possible(model, &state, &step);
             state = model.after(&state, &step);
             possible
@@ -160,16 +160,16 @@ fn words() -> Vec<Word> {
     let mut all: Vec<Word> = [
         (StepKind::Stop, Step::Stop),
         (StepKind::Cont, Step::Cont),
-        (StepKind::Bring, Step::Bring(RunWish::Running)),
-        (StepKind::Bring, Step::Bring(RunWish::Stopped)),
+        (StepKind::Bring, Step::Bring(RunTarget::Running)),
+        (StepKind::Bring, Step::Bring(RunTarget::Stopped)),
         (StepKind::Reset, Step::Reset),
         (StepKind::Wait, Step::Wait(Wait::Heartbeats(50))),
         (StepKind::Wait, Step::Wait(Wait::Sweeps(1))),
         (StepKind::Wait, Step::Wait(Wait::SerialLines(20))),
         (StepKind::Nmi, Step::Nmi),
         (StepKind::Irqfd, Step::Irqfd),
-        (StepKind::SerialClient, Step::Serial(SerialWish::Connect)),
-        (StepKind::SerialClient, Step::Serial(SerialWish::Leave)),
+        (StepKind::SerialClient, Step::Serial(SerialAction::Connect)),
+        (StepKind::SerialClient, Step::Serial(SerialAction::Leave)),
         (StepKind::Storm, Step::Storm(Storm { updates: 5, within_ms: 5 })),
         (StepKind::Limit, Step::Limit(Limit::Restore)),
     ]
@@ -206,7 +206,7 @@ fn words() -> Vec<Word> {
     let changes = [BinaryChange::Deleted, BinaryChange::Replaced, BinaryChange::Overwritten];
     all.extend(changes.map(|change| one(StepKind::Binary)(Step::Binary(change))));
     for signal in [EndSignal::Sigkill, EndSignal::Sigterm, EndSignal::Sighup] {
-        let expect = if signal.asks() { Fate::Gone } else { Fate::Revived };
+        let expect = if signal.asks() { KillOutcome::Gone } else { KillOutcome::Revived };
         let kill = KillInUpdate { signal, expect, ..KillInUpdate::default() };
         all.push(one(StepKind::KillInUpdate)(Step::KillInUpdate(kill)));
     }

@@ -1,7 +1,7 @@
 //! Updates several builds of a VMM to each other and back.
 
 pub mod build;
-pub mod meeting;
+pub mod first_update;
 pub mod table;
 
 use crate::backend::skew::Course;
@@ -86,7 +86,7 @@ mod tests {
     fn there_and_back_doubles_good_updates() {
         let text = r#"
             summary = ""
-            steps = ["boot", { migrate = { repeat = 3 } }, { migrate = { expect = "kept" } }, "quit"]
+            steps = ["boot", { migrate = { times = 3 } }, { migrate = { expect = "any" } }, "quit"]
         "#;
         let case = parse::parse("file", "theme/case", text).unwrap().remove(0);
         let repeats = |course| {

@@ -111,7 +111,7 @@ pub fn failures(rows: &[Row]) -> Vec<String> {
     for row in rows {
         for report in row.reports.iter().filter(|r| matches!(r.verdict, Verdict::Fail(_))) {
             lines.push(format!("failed: {}: {}", row.route, report.case));
-            lines.extend(report.to_type().into_iter().map(|line| format!("  {line}")));
+            lines.extend(report.repro_commands().into_iter().map(|line| format!("  {line}")));
         }
     }
     lines

@@ -105,7 +105,7 @@ steps = [
         #[case] migration: Option<&str>,
         #[case] why: Option<&str>,
     ) {
-        let text = "summary = ''\nsteps = ['boot', { soak = { updates = 9 } }]";
+        let text = "summary = ''\nsteps = ['boot', { soak = { times = 9 } }]";
         let case = parse::parse("", "a/b", text).unwrap().remove(0);
         let mut judge = Judge::new(&case, true);
         let mut seen = Observed {

@@ -4,8 +4,8 @@
 
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Channel, CommandKind, Expect, Fate, Inject, Interruption, Limit, Migrate, RaceCommand, RunWish,
-    SerialWish, Step, Vm, Wait, expansion,
+    Channel, CommandKind, Expect, Inject, Interruption, KillOutcome, Limit, Migrate, RaceCommand,
+    RunTarget, SerialAction, Step, Vm, Wait, expansion,
 };
 
 use crate::model::guests::{Guest, Marker};
@@ -150,8 +150,8 @@ impl Model {
             Step::Stop => stop(&mut state),
             Step::Cont => cont(&mut state),
             Step::Reset => reset(&mut state),
-            Step::Bring(RunWish::Running) => cont(&mut state),
-            Step::Bring(RunWish::Stopped) => stop(&mut state),
+            Step::Bring(RunTarget::Running) => cont(&mut state),
+            Step::Bring(RunTarget::Stopped) => stop(&mut state),
             Step::Quit | Step::Kill => state.run = Run::Gone,
             Step::Wait(Wait::Marker(n)) => state.marker.reached(*n),
             Step::Wait(_) => state.unbooted = false,
@@ -160,8 +160,8 @@ impl Model {
                 self.updated(&mut state, &Expect::Completed);
                 state.marker.passed(*n);
             }
-            Step::Nmi | Step::Irqfd | Step::Start(_) => state.marker.sent = true,
-            Step::Serial(wish) => state.client = *wish == SerialWish::Connect,
+            Step::Nmi | Step::Irqfd | Step::InitSipi(_) => state.marker.sent = true,
+            Step::Serial(wish) => state.client = *wish == SerialAction::Connect,
             Step::Inject(inject) => state.armed = Some(inject.clone()),
             Step::Migrate(migrate) => {
                 state.armed = None;
@@ -170,7 +170,7 @@ impl Model {
                 self.updated(&mut state, &migrate.expect);
                 state.saved |= saves(migrate);
             }
-            Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
+            Step::KillInUpdate(kill) if kill.expect == KillOutcome::Revived => {
                 // Or started again, and stopped as before, if the kill did not hit the update.
                 return State {
                     run: state.run,
@@ -183,7 +183,7 @@ impl Model {
                 };
             }
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
-            Step::KillVmm(kill) if kill.expect == Fate::Revived => {}
+            Step::KillVmm(kill) if kill.expect == KillOutcome::Revived => {}
             Step::KillVmm(_) | Step::EndBy(_) => state.run = Run::Gone,
             Step::Storm(_) | Step::Soak(_) | Step::Measure => {
                 self.updated(&mut state, &Expect::Completed)
@@ -210,8 +210,7 @@ impl Model {
     }
 
     fn updated(&self, state: &mut State, ending: &Expect) {
-        state.after_failure =
-            !matches!(ending, Expect::Completed | Expect::Kept | Expect::Survives);
+        state.after_failure = !matches!(ending, Expect::Completed | Expect::Any | Expect::Survives);
         match ending {
             Expect::Completed => {
                 state.migration = Migration::Completed;
@@ -220,8 +219,8 @@ impl Model {
             }
             Expect::Failed(_) => state.migration = Migration::Failed,
             Expect::Refused(_) if self.rehearses => {}
-            Expect::Refused(_) | Expect::Undone(_) => state.migration = Migration::Unknown,
-            Expect::Kept | Expect::Revived | Expect::Survives => {
+            Expect::Refused(_) | Expect::NotCompleted(_) => state.migration = Migration::Unknown,
+            Expect::Any | Expect::Revived | Expect::Survives => {
                 state.migration = Migration::Unknown;
                 state.rehearses = state.rehearses.filter(|&left| left == self.rehearses);
             }

@@ -114,15 +114,15 @@ pub struct Qmp {
 impl Qmp {
     /// Connects to `path` as soon as a process listens there, and negotiates capabilities.
     ///
-    /// `hopeless` returns a reason to give up, once there is one.
+    /// `give_up` returns a reason to give up, once there is one.
     pub fn connect(
         path: &Path,
         limit: Duration,
         tap: Tap,
-        hopeless: impl Fn() -> Option<String>,
+        give_up: impl Fn() -> Option<String>,
     ) -> Result<Self, QmpFault> {
         let inbox = Arc::new(Inbox::default());
-        let stream = dial(path, Deadline::after(limit), limit, &inbox, &tap, &hopeless)?;
+        let stream = dial(path, Deadline::after(limit), limit, &inbox, &tap, &give_up)?;
         let mut qmp = Self { stream, inbox, tap, next_id: 1 };
         qmp.await_that("the greeting", limit, |c| c.greeting.clone())?;
         qmp.execute(Command::plain("qmp_capabilities"))?;
@@ -136,14 +136,14 @@ impl Qmp {
         &mut self,
         path: &Path,
         limit: Duration,
-        hopeless: impl Fn() -> Option<String>,
+        give_up: impl Fn() -> Option<String>,
     ) -> Result<u32, QmpFault> {
         let deadline = Deadline::after(limit);
         let mut tries = 0;
         loop {
             tries += 1;
             self.inbox.reopen();
-            self.stream = dial(path, deadline, limit, &self.inbox, &self.tap, &hopeless)?;
+            self.stream = dial(path, deadline, limit, &self.inbox, &self.tap, &give_up)?;
             match self.await_that("the greeting", deadline.remaining(), |c| c.greeting.clone()) {
                 Err(QmpFault::Closed { .. }) if !deadline.passed() => {}
                 Err(other) => return Err(other),
@@ -296,7 +296,7 @@ fn dial(
     limit: Duration,
     inbox: &Arc<Inbox>,
     tap: &Tap,
-    hopeless: &impl Fn() -> Option<String>,
+    give_up: &impl Fn() -> Option<String>,
 ) -> Result<UnixStream, QmpFault> {
     let fault = |why| QmpFault::Connect { path: path.to_owned(), limit, why };
     let mut last = String::new();
@@ -304,7 +304,7 @@ fn dial(
         Ok(stream) => Some(Ok(stream)),
         Err(e) => {
             last = e.to_string();
-            hopeless().map(Err)
+            give_up().map(Err)
         }
     })
     .ok_or_else(|| fault(last))?

@@ -14,12 +14,12 @@ static ADOPTS: AtomicBool = AtomicBool::new(false);
 
 /// Makes orphans children of this process, which must have no other children than VMMs.
 pub fn adopt() {
-    ADOPTS.store(let_in(), Ordering::Relaxed);
+    ADOPTS.store(become_subreaper(), Ordering::Relaxed);
 }
 
 /// Makes orphans children of this process, which may have other children: only those known to have
 /// become VMMs are reaped. Returns false if that fails; orphans then become children of init.
-pub fn let_in() -> bool {
+pub fn become_subreaper() -> bool {
     prctl::set_child_subreaper(true).is_ok()
 }
 

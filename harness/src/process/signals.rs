@@ -24,7 +24,7 @@ const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// Processes that have become VMMs, in the process groups of their predecessors.
-static HEIRS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static SUCCESSORS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// The folders of the running cases.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -65,18 +65,18 @@ pub fn forget(group: i32) {
 }
 
 /// Registers a process that has become a VMM, which is reaped separately.
-pub fn register_heir(pid: i32) {
-    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+pub fn register_successor(pid: i32) {
+    SUCCESSORS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
 }
 
 /// Unregisters such a process, because it was reaped or is to stay.
-pub fn forget_heir(pid: i32) {
-    HEIRS.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+pub fn unregister_successor(pid: i32) {
+    SUCCESSORS.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
 }
 
 /// Returns whether `pid` is the first process of a registered VM, or has become a VMM.
 pub fn is_registered(pid: i32) -> bool {
-    [&GROUPS, &HEIRS]
+    [&GROUPS, &SUCCESSORS]
         .iter()
         .any(|all| all.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid))
 }

@@ -70,7 +70,7 @@ pub struct Vm {
     /// The process group of all processes that the VM has had: the PID of the first.
     group: i32,
     /// Processes that have become VMMs and may not have been reaped yet, the newest last.
-    heirs: Vec<i32>,
+    successors: Vec<i32>,
     /// The VMM's own memory cgroup, if it has one; removed last.
     pub cgroup: Option<Cgroup>,
     /// The unread pipe that the VMM logs to, if it does.
@@ -149,9 +149,9 @@ impl Vm {
                 return Err(e);
             }
         };
-        let (group, heirs) = (pid, Vec::new());
+        let (group, successors) = (pid, Vec::new());
         let Start { cgroup, stalled, .. } = start;
-        Ok(Self { started, group, heirs, cgroup, stalled, ended: None, keep: false })
+        Ok(Self { started, group, successors, cgroup, stalled, ended: None, keep: false })
     }
 
     /// Returns the PID of the current process.
@@ -169,11 +169,11 @@ impl Vm {
     pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
         // Under the lock, so that `orphans` does not reap the process before it is registered.
         let read = program::alone(|| {
-            signals::register_heir(pid);
+            signals::register_successor(pid);
             Stat::read(pid)
         });
-        let started = read.inspect_err(|_| signals::forget_heir(pid))?;
-        self.heirs.push(pid);
+        let started = read.inspect_err(|_| signals::unregister_successor(pid))?;
+        self.successors.push(pid);
         (self.started, self.ended) = (started, None);
         Ok(&self.started)
     }
@@ -220,7 +220,7 @@ impl Vm {
 
     fn forget(&mut self) {
         signals::forget(self.group);
-        self.heirs.drain(..).for_each(signals::forget_heir);
+        self.successors.drain(..).for_each(signals::unregister_successor);
     }
 }
 

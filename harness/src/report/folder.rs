@@ -55,36 +55,36 @@ pub struct Folder {
     /// The timeline, in order.
     pub timeline: Vec<Entry>,
     /// What is missing or damaged, one line each.
-    pub troubles: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 impl Folder {
     /// Reads the folder at `path`.
     pub fn read(path: &Path) -> Result<Self, FolderError> {
         let not_evidence = |file| FolderError::NotEvidence { folder: path.to_owned(), file };
-        let mut troubles = Vec::new();
+        let mut problems = Vec::new();
         if !path.is_dir() {
             return Err(not_evidence(START));
         }
-        let start = expected(path, START, &mut troubles)?;
-        let start: Option<Start> = start.and_then(|text| json(&text, START, &mut troubles));
+        let start = expected(path, START, &mut problems)?;
+        let start: Option<Start> = start.and_then(|text| json(&text, START, &mut problems));
         let case = match optional(path, CASE)? {
             None => {
-                troubles.push(format!("{CASE} is missing: cannot replay it"));
+                problems.push(format!("{CASE} is missing: cannot replay it"));
                 None
             }
             Some(text) => match parse::parse_case(CASE, &text) {
                 Ok(case) => Some(case),
                 Err(e) => {
-                    troubles.push(format!("cannot read the case: {e}"));
+                    problems.push(format!("cannot read the case: {e}"));
                     None
                 }
             },
         };
         let report = match optional(path, VERDICT)? {
-            Some(text) => json(&text, VERDICT, &mut troubles),
+            Some(text) => json(&text, VERDICT, &mut problems),
             None => {
-                troubles.push(format!(
+                problems.push(format!(
                     "{VERDICT} is missing: the harness was terminated during the case"
                 ));
                 None
@@ -92,17 +92,17 @@ impl Folder {
         };
         // Exists if a soak was killed.
         let mut text = optional(path, OLDER)?.unwrap_or_default();
-        text.push_str(&expected(path, TIMELINE, &mut troubles)?.unwrap_or_default());
+        text.push_str(&expected(path, TIMELINE, &mut problems)?.unwrap_or_default());
         let (mut entries, damaged) = timeline::parse(&text);
         if damaged > 0 {
-            troubles.push(format!("{TIMELINE}: {} cut off or damaged", lines(damaged)));
+            problems.push(format!("{TIMELINE}: {} cut off or damaged", lines(damaged)));
         }
         if report.is_none() {
             for (source, name) in LOGS {
                 let text = optional(path, name)?.unwrap_or_default();
                 let late = late(&entries, source, &text);
                 if !late.is_empty() {
-                    troubles.push(format!(
+                    problems.push(format!(
                         "{} of {name} not yet in {TIMELINE}: added here",
                         lines(late.len())
                     ));
@@ -114,7 +114,7 @@ impl Folder {
         if start.is_none() && case.is_none() && report.is_none() && entries.is_empty() {
             return Err(not_evidence(START));
         }
-        Ok(Self { path: path.to_owned(), case, start, report, timeline: entries, troubles })
+        Ok(Self { path: path.to_owned(), case, start, report, timeline: entries, problems })
     }
 
     /// The name of the case.
@@ -190,15 +190,15 @@ fn optional(folder: &Path, name: &'static str) -> Result<Option<String>, FolderE
     }
 }
 
-/// Reads a file, and adds to `troubles` if it is missing.
+/// Reads a file, and adds to `problems` if it is missing.
 fn expected(
     folder: &Path,
     name: &'static str,
-    troubles: &mut Vec<String>,
+    problems: &mut Vec<String>,
 ) -> Result<Option<String>, FolderError> {
     let text = optional(folder, name)?;
     if text.is_none() {
-        troubles.push(format!("{name} is missing"));
+        problems.push(format!("{name} is missing"));
     }
     Ok(text)
 }
@@ -206,9 +206,9 @@ fn expected(
 fn json<T: serde::de::DeserializeOwned>(
     text: &str,
     name: &str,
-    troubles: &mut Vec<String>,
+    problems: &mut Vec<String>,
 ) -> Option<T> {
-    serde_json::from_str(text).map_err(|e| troubles.push(format!("{name} is damaged: {e}"))).ok()
+    serde_json::from_str(text).map_err(|e| problems.push(format!("{name} is damaged: {e}"))).ok()
 }
 
 #[cfg(test)]
@@ -227,6 +227,6 @@ mod tests {
         write("vmm.log", "a\nb\nc\nd\ne\nf\n");
         let read = Folder::read(folder.path()).unwrap();
         let texts: Vec<&str> = read.timeline.iter().map(|entry| entry.text.as_str()).collect();
-        assert_eq!(texts, ["c", "d", "e", "f"], "{:?}", read.troubles);
+        assert_eq!(texts, ["c", "d", "e", "f"], "{:?}", read.problems);
     }
 }

@@ -106,7 +106,7 @@ pub fn header(folder: &Folder) -> Vec<String> {
             lines.push(format!("VMM options:{}", start.vmm_option));
         }
     }
-    lines.extend(folder.troubles.iter().map(|trouble| format!("note: {trouble}")));
+    lines.extend(folder.problems.iter().map(|trouble| format!("note: {trouble}")));
     lines.iter().map(|line| printable(line)).collect()
 }
 

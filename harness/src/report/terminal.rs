@@ -135,7 +135,7 @@ impl Terminal {
         }
         for report in &self.failed {
             text.push_str(&format!("\nfailed: {}", report.case));
-            text.extend(report.to_type().into_iter().map(|line| format!("\n  {line}")));
+            text.extend(report.repro_commands().into_iter().map(|line| format!("\n  {line}")));
         }
         text
     }
@@ -236,7 +236,7 @@ pub fn details(report: &Report) -> Vec<String> {
     if let Some((pid, socket)) = &report.kept {
         lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));
     }
-    lines.extend(report.to_type().into_iter().map(|line| format!("        {line}")));
+    lines.extend(report.repro_commands().into_iter().map(|line| format!("        {line}")));
     lines
 }
 

@@ -207,7 +207,7 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
         session.vm.await_end(session.options.patience.settle);
     }
     let mut findings = error.findings()?;
-    if session.watchdog_has_barked() {
+    if session.watchdog_expired() {
         let limit = session.case.deadline_ms;
         let text = format!("the watchdog ended the case after {limit} ms");
         // Everything else failed because the watchdog killed the VMM.

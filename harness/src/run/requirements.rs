@@ -10,7 +10,7 @@ use crate::process::cgroup;
 use crate::run::update::{command, mounts};
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Fate, Inject, Keeper, Migrate, Pages, Seccomp, Step,
+    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Seccomp, Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
@@ -34,7 +34,7 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     if let Some(why) = needs(case).into_iter().find_map(|feature| backend.lacks(feature)) {
         return Some(why);
     }
-    if let Some(why) = faults(case).iter().find_map(|fault| backend.lacks_fault(fault)) {
+    if let Some(why) = faults(case).iter().find_map(|fault| backend.unsupported_fault(fault)) {
         return Some(why);
     }
     match case.vm.pages {
@@ -80,7 +80,7 @@ fn needs(case: &Case) -> Vec<Feature> {
     }
     for step in &case.steps {
         match step {
-            Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::Start(_) => {
+            Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::InitSipi(_) => {
                 needs.push(Feature::FailPoints);
             }
             Step::KillInUpdate(kill) if kill.at.is_some() => {
@@ -88,7 +88,7 @@ fn needs(case: &Case) -> Vec<Feature> {
             }
             // Only a VMM with rehearsals can run programs that only rehearse, and can hold signals
             // back over exec.
-            Step::KillInUpdate(kill) if kill.expect == Fate::Revived => {
+            Step::KillInUpdate(kill) if kill.expect == KillOutcome::Revived => {
                 needs.push(Feature::Keeper);
                 needs.extend((kill.command != CommandKind::Good).then_some(Feature::Rehearsal));
             }
@@ -96,7 +96,9 @@ fn needs(case: &Case) -> Vec<Feature> {
                 needs.push(Feature::Rehearsal);
             }
             Step::Serial(_) => needs.push(Feature::SerialClient),
-            Step::KillVmm(kill) if kill.expect == Fate::Revived => needs.push(Feature::Keeper),
+            Step::KillVmm(kill) if kill.expect == KillOutcome::Revived => {
+                needs.push(Feature::Keeper)
+            }
             Step::Migrate(migrate) => needs.extend(needs_of_update(migrate)),
             _ => {}
         }

@@ -50,7 +50,7 @@ use crate::run::Options;
 use crate::run::evidence::watchdog::Watchdog;
 use crate::run::measure::blackout::Measurement;
 use crate::run::peer::serial::SerialClient;
-use crate::run::session::clients::Bystander;
+use crate::run::session::clients::EventListener;
 use crate::run::session::soak::Pace;
 use crate::run::verdict::{FailedUpdate, HostSeen, Kill, Revived};
 use crate::scenario::{Case, Inject};
@@ -75,7 +75,7 @@ pub struct Session<'a> {
     /// The QMP connection that sends commands.
     pub qmp: Qmp,
     /// A second QMP client, which only listens.
-    pub(super) bystander: Bystander,
+    pub(super) second_client: EventListener,
     /// The expected run state.
     pub run_state: RunState,
     /// The file that the VMM must be executing.
@@ -89,9 +89,9 @@ pub struct Session<'a> {
     /// Successful updates since the VMM was started.
     handed_over: u32,
     /// The descriptors and facts of each build when it was last observed, by the build's path.
-    of_build: BTreeMap<PathBuf, (FdTable, Facts)>,
+    last_seen_by_build: BTreeMap<PathBuf, (FdTable, Facts)>,
     /// The path of the build at the last observation.
-    looked_at: PathBuf,
+    last_build: PathBuf,
     /// The original values of the limits that were changed.
     pub limits: Vec<limit::Saved>,
     /// A vCPU was told to start, and the guest has not run since.
@@ -187,8 +187,8 @@ impl<'a> Session<'a> {
     }
 
     /// Returns true once the watchdog has expired and killed the VMM.
-    pub fn watchdog_has_barked(&self) -> bool {
-        self.watchdog.has_barked()
+    pub fn watchdog_expired(&self) -> bool {
+        self.watchdog.has_expired()
     }
 
     /// Tells the watchdog that the VM continues in process `pid`.
@@ -205,7 +205,7 @@ impl<'a> Session<'a> {
     /// evidence keeps the newest.
     pub(super) fn forget(&mut self) {
         self.qmp.forget(self.events_checked);
-        self.bystander.forget();
+        self.second_client.forget();
         self.heard.clear();
         self.blackouts.clear();
         self.phases.clear();

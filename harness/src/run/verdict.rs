@@ -231,7 +231,7 @@ impl Report {
     }
 
     /// Returns the two commands to use after a failure.
-    pub fn to_type(&self) -> Vec<String> {
+    pub fn repro_commands(&self) -> Vec<String> {
         let lines = [("replay", &self.replay), ("show", &self.show)];
         let known = lines.into_iter().filter(|(_, line)| !line.is_empty());
         known.map(|(what, line)| format!("{what}: {line}")).collect()

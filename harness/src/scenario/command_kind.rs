@@ -249,7 +249,7 @@ impl CommandKind {
     }
 
     /// Whether the new VMM has fewer resources or rights than its predecessor.
-    pub fn lowers(self) -> bool {
+    pub fn restricts_process(self) -> bool {
         use CommandKind::*;
         matches!(
             self,

@@ -43,7 +43,8 @@ impl ScenarioError {
     pub fn syntax(file: &str, text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map_or(0, |span| span.start);
         let message = error.message().replace('\n', "; ");
-        let hint = nearest(&message).map(|key| format!("; did you mean `{key}`?"));
+        let hint = renamed(&message)
+            .or_else(|| nearest(&message).map(|key| format!("; did you mean `{key}`?")));
         Self::at(file, text, at, message, hint.unwrap_or_default())
     }
 
@@ -59,6 +60,24 @@ impl ScenarioError {
     pub fn sense(file: &str, message: impl Into<String>) -> Self {
         Self::Sense { file: file.to_owned(), message: message.into() }
     }
+}
+
+/// Keys and values of earlier versions, and what replaces them. Those that only changed from
+/// `snake_case` to `kebab-case` are found by [`nearest`].
+const RENAMED: [(&str, &str); 6] = [
+    ("deadline_ms", "`time-limit-ms` of a case, `deadline-ms` of an update"),
+    ("repeat", "`times`"),
+    ("updates", "`times`"),
+    ("kept", "`any`"),
+    ("undone", "`not-completed`"),
+    ("start", "`init-sipi`"),
+];
+
+/// Names what replaces the unknown key or value that `message` is about, if it was renamed.
+fn renamed(message: &str) -> Option<String> {
+    let unknown = message.strip_prefix("unknown ")?.split('`').nth(1)?;
+    let (old, new) = RENAMED.iter().find(|(old, _)| *old == unknown)?;
+    Some(format!("; `{old}` is now {new}"))
 }
 
 /// Finds the valid key nearest to the unknown one; both come from serde's message:

@@ -2,7 +2,7 @@
 
 use super::fault::{ACTIONS, HANGING_MS, Inject};
 use super::interrupt::{Interrupt, Interruption};
-use super::model::{Expect, Migrate, Repeat, RunWish, Step};
+use super::model::{Expect, Migrate, Repeat, RunTarget, Step};
 use super::signal::{EndSignal, SignalAt};
 
 /// Replaces `faults`, `kill-at`, `signal`, `interrupts` and `repeat` by the steps they stand for.
@@ -24,7 +24,7 @@ pub fn expand(steps: Vec<Step>) -> Vec<Step> {
 /// How an update must end that runs into `action` at `point`; none if the action does not apply to
 /// that point.
 pub fn expected(point: &str, action: &str) -> Option<Expect> {
-    let undone = |text: &str| Some(Expect::Undone(text.to_owned()));
+    let undone = |text: &str| Some(Expect::NotCompleted(text.to_owned()));
     let here = format!("fail point {point}");
     match action {
         "errno=EIO" => undone(&format!("{here}: Input/output error (os error 5)")),
@@ -35,7 +35,7 @@ pub fn expected(point: &str, action: &str) -> Option<Expect> {
         "short-write" if !matches!(point, "channel" | "state") => None,
         "short-write" => undone(" bytes after "),
         "kill-helper" => Some(Expect::Completed),
-        "no-fds" | "no-memory" => Some(Expect::Kept),
+        "no-fds" | "no-memory" => Some(Expect::Any),
         _ => None,
     }
 }
@@ -77,7 +77,7 @@ fn every_interruption(point: &str) -> Vec<Step> {
 /// The steps for an update of a running guest, or with SIGINT of a stopped one, during which the
 /// VMM must end. With SIGTERM, the update is always rehearsed.
 fn ending_by(SignalAt { point, signal }: SignalAt) -> [Step; 3] {
-    let guest = if signal == EndSignal::Sigint { RunWish::Stopped } else { RunWish::Running };
+    let guest = if signal == EndSignal::Sigint { RunTarget::Stopped } else { RunTarget::Running };
     let rehearsed = point == "rehearsal" || signal == EndSignal::Sigterm;
     let update =
         Migrate { rehearsal: Some(rehearsed), expect: Expect::Ended, ..Migrate::default() };

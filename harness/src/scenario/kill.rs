@@ -11,7 +11,7 @@ use super::storm::draw;
 /// What must happen to a VM whose VMM is killed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fate {
+pub enum KillOutcome {
     /// The VM ends and leaves nothing behind.
     #[default]
     Gone,
@@ -44,15 +44,15 @@ impl Keeper {
 
 /// SIGKILL to the main process of a VMM outside of updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct KillVmm {
     /// What must happen to the VM.
-    pub expect: Fate,
+    pub expect: KillOutcome,
     /// The longest delay before a kill, in milliseconds; each delay is drawn from the case's seed.
     #[serde(default = "twenty")]
     pub within_ms: u32,
     /// How often the same VM is killed.
-    #[serde(default = "once")]
+    #[serde(default = "once", rename = "times")]
     pub repeat: u32,
 }
 
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn same_seed_gives_same_pauses() {
-        let kill = KillVmm { expect: Fate::Revived, within_ms: 5, repeat: 50 };
+        let kill = KillVmm { expect: KillOutcome::Revived, within_ms: 5, repeat: 50 };
         let pauses = |seed| -> Vec<Duration> { (0..50).map(|n| kill.pause(seed, n)).collect() };
         assert_eq!(pauses(7), pauses(7));
         assert_ne!(pauses(7), pauses(8));

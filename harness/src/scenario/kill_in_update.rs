@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::command_kind::CommandKind;
-use super::kill::Fate;
+use super::kill::KillOutcome;
 use super::signal::EndSignal;
 
 /// How often and when a signal interrupts an update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct KillInUpdate {
     /// The command of the update.
     #[serde(default)]
@@ -20,7 +20,7 @@ pub struct KillInUpdate {
     pub signal: EndSignal,
     /// What must happen to the VM; a revived VM is killed again.
     #[serde(default)]
-    pub expect: Fate,
+    pub expect: KillOutcome,
     /// Whether the command is rehearsed first.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub rehearsal: bool,
@@ -37,7 +37,7 @@ pub struct KillInUpdate {
     #[serde(default = "after")]
     pub after_ms: u32,
     /// How often to kill; a VM that is gone is started again.
-    #[serde(default = "once")]
+    #[serde(default = "once", rename = "times")]
     pub repeat: u32,
 }
 
@@ -85,7 +85,7 @@ impl Default for KillInUpdate {
         Self {
             command: CommandKind::default(),
             signal: EndSignal::default(),
-            expect: Fate::default(),
+            expect: KillOutcome::default(),
             rehearsal: yes(),
             from: Origin::default(),
             at: None,

@@ -2,6 +2,7 @@
 
 pub mod choice;
 pub mod command_kind;
+pub mod describe_failure;
 pub mod error;
 pub mod expansion;
 pub mod fault;
@@ -14,7 +15,6 @@ pub mod model;
 pub mod parse;
 pub mod schema;
 mod schema_parts;
-mod sense;
 pub mod set;
 pub mod shard;
 pub mod signal;
@@ -22,22 +22,22 @@ pub mod size;
 pub mod soak;
 pub mod stalled;
 pub mod storm;
-pub mod what_is_wrong;
+mod validate;
 pub mod write;
 
 pub use command_kind::{CommandKind, Errno};
 pub use error::ScenarioError;
 pub use fault::Inject;
 pub use interrupt::{Interrupt, Interruption};
-pub use kill::{EndBy, Fate, Keeper, KillVmm};
+pub use kill::{EndBy, Keeper, KillOutcome, KillVmm};
 pub use kill_in_update::{KillInUpdate, Origin};
 pub use limit::{Amount, Limit};
 pub use model::{
-    BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunWish,
-    Seccomp, SerialKind, SerialWish, Signals, StartAt, Step, Vm, Wait,
+    BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunTarget,
+    Seccomp, SerialAction, SerialKind, Signals, StartAt, Step, Vm, Wait,
 };
-pub use sense::check_made;
 pub use signal::{EndSignal, SignalAt};
-pub use soak::{Burst, Setbacks, Soak, With};
+pub use soak::{Disturbance, Setbacks, Soak, SoakUpdate};
 pub use stalled::Stalled;
-pub use storm::{GustKind, Storm};
+pub use storm::{Storm, StormEventKind};
+pub use validate::check_made;

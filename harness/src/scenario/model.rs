@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::command_kind::{CommandKind, Errno};
 use super::fault::Inject;
 use super::interrupt::{Interrupt, Interruption};
-use super::kill::{EndBy, Fate, Keeper, KillVmm};
+use super::kill::{EndBy, Keeper, KillOutcome, KillVmm};
 use super::kill_in_update::KillInUpdate;
 use super::limit::{Amount, Limit};
 use super::signal::SignalAt;
@@ -18,7 +18,7 @@ use super::storm::Storm;
 
 /// One run of one scenario, with every parameter fixed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Case {
     /// `theme/scenario[key=value,…]`.
     pub name: String,
@@ -27,9 +27,10 @@ pub struct Case {
     /// The guest's seed.
     pub seed: u64,
     /// The time in milliseconds after which the watchdog ends the case.
+    #[serde(rename = "time-limit-ms")]
     pub deadline_ms: u64,
     /// The longest blackout of a successful update, in milliseconds; none: the check's own limit.
-    #[serde(default, rename = "max-blackout-ms", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_blackout_ms: Option<u64>,
     /// Whether the case runs only when it is requested by name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -42,7 +43,7 @@ pub struct Case {
 
 /// The virtual machine of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Vm {
     /// The guest that boots.
     #[serde(default = "heartbeat")]
@@ -208,7 +209,7 @@ pub enum Step {
     /// SIGKILL to the VMM.
     Kill,
     /// `stop` or `cont`, whichever leads to this state; nothing if the guest is already in it.
-    Bring(RunWish),
+    Bring(RunTarget),
     /// Wait until the guest makes progress.
     Wait(Wait),
     /// Let the guest continue from this marker.
@@ -216,7 +217,7 @@ pub enum Step {
     /// At each of the guest's markers up to this one: wait for it, update, let the guest continue.
     EachMarker(u32),
     /// Connect a client to the serial port's socket, or disconnect it.
-    Serial(SerialWish),
+    Serial(SerialAction),
     /// Update the VMM.
     Migrate(Migrate),
     /// Update the VMM and watch the guest meanwhile.
@@ -228,7 +229,7 @@ pub enum Step {
     /// Trigger the interrupt line that the VMM connects to an eventfd (`KVM_IRQFD`).
     Irqfd,
     /// Send INIT and SIPI to a vCPU.
-    Start(StartAt),
+    InitSipi(StartAt),
     /// Inject every fault at this point, each into its own update and followed by a good update.
     Faults(String),
     /// Kill the VMM's process at this point of an update; the VM must survive.
@@ -284,7 +285,7 @@ impl Step {
     pub fn ends(&self) -> bool {
         match self {
             Self::Quit | Self::Kill | Self::EndBy(_) => true,
-            Self::KillVmm(kill) => kill.expect == Fate::Gone,
+            Self::KillVmm(kill) => kill.expect == KillOutcome::Gone,
             Self::Migrate(migrate) => migrate.expect == Expect::Ended,
             Self::Interrupt(interrupt) => interrupt.with == Interruption::Quit,
             _ => false,
@@ -307,7 +308,7 @@ pub enum BinaryChange {
 /// A state to bring the guest to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum RunWish {
+pub enum RunTarget {
     /// The vCPUs run.
     Running,
     /// The vCPUs are stopped.
@@ -317,7 +318,7 @@ pub enum RunWish {
 /// What a client of the serial port does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum SerialWish {
+pub enum SerialAction {
     /// It connects, then sends numbered lines and checks those it receives.
     Connect,
     /// It closes the connection.
@@ -340,7 +341,7 @@ pub enum Wait {
 
 /// An update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Migrate {
     /// The command to execute.
     #[serde(default)]
@@ -358,7 +359,7 @@ pub struct Migrate {
     #[serde(default)]
     pub expect: Expect,
     /// How many updates, one after the other.
-    #[serde(default = "one")]
+    #[serde(default = "one", rename = "times")]
     pub repeat: u32,
 }
 
@@ -417,9 +418,9 @@ pub enum Expect {
     /// It fails, and the guest continues as before.
     Failed(Failure),
     /// It is refused or fails, and the guest continues as before; the error contains this text.
-    Undone(String),
+    NotCompleted(String),
     /// It succeeds, is refused or fails; in any case the guest continues.
-    Kept,
+    Any,
     /// The VMM's process dies during the update, and the VM continues in the keeper's process.
     Revived,
     /// Whatever the outcome, the VM continues undamaged, in this process or in the keeper's.

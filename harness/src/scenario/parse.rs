@@ -6,14 +6,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::expansion::expand;
 use super::model::{Case, Step, Vm};
-use super::{ScenarioError, matrix, sense};
+use super::{ScenarioError, matrix, validate};
 
 /// The deadline of a case, in milliseconds, unless the scenario sets another.
 const DEADLINE_MS: u64 = 60_000;
 
 /// A scenario file with the placeholders of its matrix already replaced.
 #[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(title = "A scenario of cpr-harness")]
 pub(super) struct File {
     /// What the scenario shows, in one line.
@@ -26,10 +26,10 @@ pub(super) struct File {
     /// The guest's seed [default: derived from the case's name].
     seed: Option<u64>,
     /// The number of milliseconds after which the watchdog ends the case [default: 60000].
+    #[serde(rename = "time-limit-ms")]
     deadline_ms: Option<u64>,
     /// The longest blackout of a successful update, in milliseconds [default: 2000, or 20 times the
     /// largest gap between two heartbeats in a calm period of the same run, if that is more].
-    #[serde(rename = "max-blackout-ms")]
     max_blackout_ms: Option<u64>,
     /// Whether the scenario runs only when a filter or a file names it.
     #[serde(default)]
@@ -62,7 +62,7 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
                 steps,
                 vm: scenario.vm,
             };
-            sense::check(&case, &numbers).map_err(|nonsense| nonsense.told(file, &text))?;
+            validate::check(&case, &numbers).map_err(|invalid| invalid.told(file, &text))?;
             Ok(case)
         })
         .collect()
@@ -78,7 +78,7 @@ fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
 pub fn parse_case(file: &str, text: &str) -> Result<Case, ScenarioError> {
     let case: Case = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
     let numbers: Vec<usize> = (1..=case.steps.len()).collect();
-    sense::check(&case, &numbers).map_err(|nonsense| nonsense.told(file, text))?;
+    validate::check(&case, &numbers).map_err(|invalid| invalid.told(file, text))?;
     Ok(case)
 }
 
@@ -89,16 +89,16 @@ mod tests {
 
     const GOOD: &str = r#"
 summary = "a running guest"
-vm = { guest = "pattern", cpus = "${cpus}", pages = "${pages}", memory = "128M", own_binary = true, seccomp = "no-execve", memory_limit = "+8M" }
+vm = { guest = "pattern", cpus = "${cpus}", pages = "${pages}", memory = "128M", own-binary = true, seccomp = "no-execve", memory-limit = "+8M" }
 steps = [
   "boot",
   { wait = { sweeps = 1 } },
-  { migrate = { command = "wrapper", repeat = 10 } },
+  { migrate = { command = "wrapper", times = 10 } },
   { migrate = { command = "enoent", expect = { failed = {} } } },
   { migrate = { channel = "tcp", expect = { refused = "tcp" } } },
   { bring = "stopped" },
   { limit = { nofile = "+3" } },
-  { migrate = { command = "elf-32", expect = "kept" } },
+  { migrate = { command = "elf-32", expect = "any" } },
   { limit = "restore" },
   { binary = "deleted" },
   { migrate = { command = "replaces-state", expect = { failed = { text = "state" } } } },
@@ -143,7 +143,7 @@ pages = ["4k", "thp"]
     #[rstest]
     #[case::unknown_key("summary = \"\"\nvm = { cpu = 2 }\nsteps = [\"boot\"]\n")]
     #[case::unknown_step("summary = \"\"\nsteps = [\n  \"boot\",\n  \"stopp\",\n]\n")]
-    #[case::unknown_option("summary = \"\"\nsteps = [\"boot\", { migrate = { repeats = 2 } }]\n")]
+    #[case::unknown_option("summary = \"\"\nsteps = [\"boot\", { migrate = { time = 2 } }]\n")]
     #[case::unknown_command(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"enent\" } }]\n"
     )]
@@ -169,11 +169,11 @@ pages = ["4k", "thp"]
     #[case::nothing_to_restore("summary = \"\"\nsteps = [\"boot\", { limit = \"restore\" }]\n")]
     #[case::no_binary_of_its_own("summary = \"\"\nsteps = [\"boot\", { binary = \"deleted\" }]\n")]
     #[case::unknown_change(
-        "summary = \"\"\nvm = { own_binary = true }\nsteps = [\"boot\", { binary = \"delete\" }]\n"
+        "summary = \"\"\nvm = { own-binary = true }\nsteps = [\"boot\", { binary = \"delete\" }]\n"
     )]
     #[case::unknown_filter("summary = \"\"\nvm = { seccomp = \"no-exec\" }\nsteps = [\"boot\"]\n")]
     #[case::no_earlier_state(
-        "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"replaces-state\", expect = \"kept\" } }]\n"
+        "summary = \"\"\nsteps = [\"boot\", { migrate = { command = \"replaces-state\", expect = \"any\" } }]\n"
     )]
     #[case::unknown_signal(
         "summary = \"\"\nsteps = [\"boot\", { kill-in-update = { signal = \"SIGUSR1\" } }]\n"
@@ -198,6 +198,11 @@ pages = ["4k", "thp"]
         "summary = \"\"\nsteps = [\"boot\", { kill-vmm = { expect = \"gone\" } }, \"cont\"]\n"
     )]
     #[case::no_cgroup_to_kill("summary = \"\"\nsteps = [\"boot\", { end-by = \"cgroup-kill\" }]\n")]
+    #[case::renamed_key("summary = \"\"\nsteps = [\"boot\"]\ndeadline_ms = 1\n")]
+    #[case::renamed_value(
+        "summary = \"\"\nsteps = [\"boot\", { migrate = { expect = \"kept\" } }]\n"
+    )]
+    #[case::kebab_case("summary = \"\"\nvm = { own_binary = true }\nsteps = [\"boot\"]\n")]
     fn mistakes_are_reported(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();
         let name =

@@ -113,7 +113,7 @@ mod tests {
             summary = "${s}"
             seed = "${seed}"
             vm = { guest = "${g}", cpus = "${c}", memory = "${m}", pages = "${p}", paused = "${x}" }
-            steps = ["boot", { migrate = { command = "${k}", repeat = "${r}" } }, "${step}"]
+            steps = ["boot", { migrate = { command = "${k}", times = "${r}" } }, "${step}"]
             matrix = { c = [1, 2], x = [true], p = ["4k"] }
         "#;
         assert_eq!(valid(text), Ok(()));

@@ -11,9 +11,10 @@ use super::storm::draw;
 /// A series of updates, each after a random delay, some with a pause or a failing update around
 /// them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Soak {
     /// Number of good updates.
+    #[serde(rename = "times")]
     pub updates: u32,
     /// The longest delay between two updates, in milliseconds.
     #[serde(default = "twenty")]
@@ -42,16 +43,16 @@ fn twenty() -> u64 {
 
 /// One good update, and what comes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Burst {
+pub struct SoakUpdate {
     /// The delay before it.
     pub after: Duration,
     /// What comes with it.
-    pub with: With,
+    pub with: Disturbance,
 }
 
 /// What comes with a good update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum With {
+pub enum Disturbance {
     /// Nothing.
     Nothing,
     /// `stop` and `cont` before it.
@@ -66,16 +67,16 @@ pub enum With {
 
 impl Soak {
     /// Burst `number` of the series that `seed` generates.
-    pub fn burst(&self, seed: u64, number: u32) -> Burst {
+    pub fn burst(&self, seed: u64, number: u32) -> SoakUpdate {
         let after = Duration::from_micros(draw(seed, number, 0) % (self.within_ms * 1000).max(1));
         let with = match draw(seed, number, 1) % 16 {
-            0 => With::PauseBefore,
-            1 => With::PauseAround,
-            2 if self.setbacks == Setbacks::Some => With::NoChannel,
-            3 if self.setbacks == Setbacks::Some => With::NoCommand,
-            _ => With::Nothing,
+            0 => Disturbance::PauseBefore,
+            1 => Disturbance::PauseAround,
+            2 if self.setbacks == Setbacks::Some => Disturbance::NoChannel,
+            3 if self.setbacks == Setbacks::Some => Disturbance::NoCommand,
+            _ => Disturbance::Nothing,
         };
-        Burst { after, with }
+        SoakUpdate { after, with }
     }
 }
 
@@ -86,17 +87,22 @@ mod tests {
     #[test]
     fn same_seed_gives_same_bursts_and_every_kind_occurs() {
         let soak = Soak { updates: 100, within_ms: 5, setbacks: Setbacks::Some };
-        let bursts = |seed| -> Vec<Burst> { (0..100).map(|n| soak.burst(seed, n)).collect() };
+        let bursts = |seed| -> Vec<SoakUpdate> { (0..100).map(|n| soak.burst(seed, n)).collect() };
         assert_eq!(bursts(7), bursts(7));
         assert_ne!(bursts(7), bursts(8));
-        let all =
-            [With::Nothing, With::PauseBefore, With::PauseAround, With::NoChannel, With::NoCommand];
+        let all = [
+            Disturbance::Nothing,
+            Disturbance::PauseBefore,
+            Disturbance::PauseAround,
+            Disturbance::NoChannel,
+            Disturbance::NoCommand,
+        ];
         for with in all {
             assert!(bursts(7).iter().any(|burst| burst.with == with), "{with:?}");
         }
         let none = Soak { setbacks: Setbacks::None, ..soak.clone() };
         let kinds = (0..100).map(|n| none.burst(7, n).with);
-        let is_setback = |with| matches!(with, With::NoChannel | With::NoCommand);
+        let is_setback = |with| matches!(with, Disturbance::NoChannel | Disturbance::NoCommand);
         assert_eq!(kinds.filter(|with| is_setback(*with)).count(), 0);
     }
 }

@@ -18,9 +18,9 @@ const ORDER: [&str; 19] = [
     "command",
     "channel",
     "rehearsal",
-    "deadline_ms",
+    "deadline-ms",
     "expect",
-    "repeat",
+    "times",
     "point",
     "action",
     "with",
@@ -57,7 +57,7 @@ impl Scenario<'_> {
         // The parser masks the seeds it draws, because TOML's integers are signed.
         text.push_str(&format!("seed = {}\n", self.seed));
         if let Some(ms) = self.deadline_ms {
-            text.push_str(&format!("deadline_ms = {ms}\n"));
+            text.push_str(&format!("time-limit-ms = {ms}\n"));
         }
         text
     }

@@ -38,7 +38,7 @@ impl State {
 
 /// The progress of one VM.
 #[derive(Clone, Debug)]
-pub struct Lane {
+pub struct VmProgress {
     /// Its guest and size.
     pub what: String,
     /// Its state.
@@ -56,12 +56,12 @@ pub struct Lane {
 }
 
 /// The progress of all VMs.
-pub struct Board {
+pub struct SoakProgress {
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    lanes: Vec<Lane>,
+    lanes: Vec<VmProgress>,
     blackouts_us: Option<Histogram<u64>>,
 }
 
@@ -80,11 +80,11 @@ pub struct Blackouts {
     pub max: Duration,
 }
 
-impl Board {
+impl SoakProgress {
     /// Creates the board of VMs that have not begun.
     pub fn new(cases: &[Case]) -> Self {
         let s = |count: u32| if count == 1 { "" } else { "s" };
-        let lane = |case: &Case| Lane {
+        let lane = |case: &Case| VmProgress {
             what: format!(
                 "{}, {} RAM, {} vCPU{}",
                 case.vm.guest,
@@ -145,12 +145,12 @@ impl Board {
     }
 
     /// Returns the progress of one VM.
-    pub fn lane(&self, index: usize) -> Lane {
+    pub fn lane(&self, index: usize) -> VmProgress {
         self.with(|inner| inner.lanes[index].clone())
     }
 
     /// Returns the progress of all VMs.
-    pub fn lanes(&self) -> Vec<Lane> {
+    pub fn lanes(&self) -> Vec<VmProgress> {
         self.with(|inner| inner.lanes.clone())
     }
 
@@ -168,11 +168,11 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::soak::cases::{Wish, cases};
+    use crate::soak::cases::{SoakConfig, cases};
 
     #[test]
     fn percentiles_cover_all_vms() {
-        let board = Board::new(&cases(&Wish { vms: 2, ..Wish::default() }));
+        let board = SoakProgress::new(&cases(&SoakConfig { vms: 2, ..SoakConfig::default() }));
         for n in 1..=100 {
             let blackouts = vec![Duration::from_millis(n)];
             board.done(n as usize % 2, Progress { blackouts, ..Progress::default() });

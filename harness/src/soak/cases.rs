@@ -17,7 +17,7 @@ const BURST_MS: u64 = 120_000;
 
 /// The requested VMs. Lists are cycled through; empty ones mean the defaults above.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct SoakConfig {
     /// How many VMs.
     pub vms: usize,
     /// Their guests.
@@ -32,7 +32,7 @@ pub struct Wish {
     pub setbacks: Setbacks,
 }
 
-impl Default for Wish {
+impl Default for SoakConfig {
     fn default() -> Self {
         Self {
             vms: 1,
@@ -46,7 +46,7 @@ impl Default for Wish {
 }
 
 /// Returns a case for each VM.
-pub fn cases(wish: &Wish) -> Vec<Case> {
+pub fn cases(wish: &SoakConfig) -> Vec<Case> {
     let pick = |index: usize, of: usize| index % of.max(1);
     let case = |index: usize| {
         let guest = match wish.guests.as_slice() {
@@ -84,20 +84,20 @@ mod tests {
 
     #[test]
     fn vms_differ_by_default() {
-        let four = cases(&Wish { vms: 4, ..Wish::default() });
+        let four = cases(&SoakConfig { vms: 4, ..SoakConfig::default() });
         let names: Vec<&str> = four.iter().map(|case| case.name.as_str()).collect();
         insta::assert_snapshot!(names.join("\n"));
         let seeds: std::collections::BTreeSet<u64> = four.iter().map(|case| case.seed).collect();
         assert_eq!(seeds.len(), 4);
         let guests = vec!["smp".to_owned(), "mmio".to_owned()];
-        let wish = Wish { vms: 3, guests, cpus: vec![4], ..Wish::default() };
+        let wish = SoakConfig { vms: 3, guests, cpus: vec![4], ..SoakConfig::default() };
         let vms: Vec<_> = cases(&wish).into_iter().map(|c| (c.vm.guest, c.vm.cpus)).collect();
         assert_eq!(vms, [("smp".into(), 4), ("mmio".into(), 4), ("smp".into(), 4)]);
     }
 
     #[test]
     fn the_case_of_every_guest_round_trips() {
-        for case in cases(&Wish { vms: GUESTS.len(), ..Wish::default() }) {
+        for case in cases(&SoakConfig { vms: GUESTS.len(), ..SoakConfig::default() }) {
             let text = toml::to_string(&case).unwrap();
             assert_eq!(parse_case("case.toml", &text).unwrap(), case, "{text}");
         }

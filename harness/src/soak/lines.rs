@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::board::{Blackouts, Lane, State};
+use super::board::{Blackouts, State, VmProgress};
 use super::{Soaking, describe};
 
 /// Formats the progress as one line.
@@ -44,7 +44,7 @@ pub fn summary(soaking: &Soaking, disk: u64) -> Vec<String> {
 }
 
 /// Formats the progress of one VM.
-pub fn of_vm(index: usize, lane: &Lane) -> String {
+pub fn of_vm(index: usize, lane: &VmProgress) -> String {
     let mut line =
         format!("{}: {}, {} updates", describe(index, lane), lane.state.name(), lane.updates);
     if let (Some((first, now)), Some((fds, fds_now))) = (lane.memory_kib, lane.fds) {
@@ -53,7 +53,7 @@ pub fn of_vm(index: usize, lane: &Lane) -> String {
     line
 }
 
-fn updates(lanes: &[Lane], elapsed: Duration) -> String {
+fn updates(lanes: &[VmProgress], elapsed: Duration) -> String {
     let updates: u32 = lanes.iter().map(|lane| lane.updates).sum();
     let rate = f64::from(updates) / elapsed.as_secs_f64().max(1e-3);
     format!("{updates} updates ({rate:.1}/s)")
@@ -85,11 +85,14 @@ mod tests {
     use super::*;
     use crate::run::session::soak::Progress;
     use crate::soak::Limits;
-    use crate::soak::cases::{Wish, cases};
+    use crate::soak::cases::{SoakConfig, cases};
 
     #[test]
     fn lines_as_they_are_printed() {
-        let soaking = Soaking::new(&cases(&Wish { vms: 2, ..Wish::default() }), Limits::default());
+        let soaking = Soaking::new(
+            &cases(&SoakConfig { vms: 2, ..SoakConfig::default() }),
+            Limits::default(),
+        );
         let mut lines = vec![interval(&soaking)];
         for n in 1..=10 {
             soaking.board().begin(0, n);

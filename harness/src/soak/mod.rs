@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use board::{Board, Lane, State};
+use board::{SoakProgress, State, VmProgress};
 
 use crate::run::evidence::{folder_name, write_case};
 use crate::run::session::soak::{Pace, Progress};
@@ -36,7 +36,7 @@ pub struct Soaking {
     enough: AtomicBool,
     /// Number of bursts begun.
     begun: AtomicU64,
-    board: Board,
+    board: SoakProgress,
 }
 
 impl Soaking {
@@ -47,7 +47,7 @@ impl Soaking {
             began: Instant::now(),
             enough: AtomicBool::new(false),
             begun: AtomicU64::new(0),
-            board: Board::new(cases),
+            board: SoakProgress::new(cases),
         }
     }
 
@@ -63,7 +63,7 @@ impl Soaking {
     }
 
     /// The progress of its VMs.
-    pub fn board(&self) -> &Board {
+    pub fn board(&self) -> &SoakProgress {
         &self.board
     }
 
@@ -182,7 +182,7 @@ pub fn disk_usage(folder: &Path) -> u64 {
 }
 
 /// Formats how messages name a VM: its number, guest and size.
-pub fn describe(index: usize, lane: &Lane) -> String {
+pub fn describe(index: usize, lane: &VmProgress) -> String {
     format!("VM {index} ({})", lane.what)
 }
 
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_limit_on_updates_covers_all_vms() {
-        let cases = cases::cases(&cases::Wish { vms: 2, ..cases::Wish::default() });
+        let cases = cases::cases(&cases::SoakConfig { vms: 2, ..cases::SoakConfig::default() });
         let soaking = Soaking::new(&cases, Limits { updates: Some(3), time: None });
         let vms = [0, 1].map(|index| Vm { soaking: &soaking, index });
         let wanted: Vec<bool> = (0..4).map(|n| vms[n % 2].wants(n as u32 / 2)).collect();
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn no_burst_begins_once_it_is_over() {
-        let cases = cases::cases(&cases::Wish::default());
+        let cases = cases::cases(&cases::SoakConfig::default());
         let stopped = Soaking::new(&cases, Limits::default());
         assert!(Vm { soaking: &stopped, index: 0 }.wants(0));
         stopped.stop();

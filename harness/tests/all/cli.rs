@@ -9,7 +9,7 @@ use rstest::rstest;
 
 const GOOD: &str = r#"
 summary = "updated twice"
-steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
+steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
 
 [matrix]
 times = [1, 2]
@@ -227,7 +227,7 @@ fn ignored_signal_does_not_end_the_harness() {
 fn run_with_every_case_ignored_exits_with_3() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
-    std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
+    std::fs::write(&path, GOOD.replace("repeat =", "time-limit-ms = 9000, repeat =")).unwrap();
     let done = harness(folder.path(), &mock(&["--json", "record.json"])).assert().code(3);
     let told = text(&done.get_output().stdout);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 2 ignored"), "{told}");
@@ -243,7 +243,7 @@ fn run_with_every_case_ignored_exits_with_3() {
 fn comparing_or_planting_nothing_is_not_success() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
-    std::fs::write(&path, GOOD.replace("repeat =", "deadline_ms = 9000, repeat =")).unwrap();
+    std::fs::write(&path, GOOD.replace("repeat =", "time-limit-ms = 9000, repeat =")).unwrap();
     let args = ["conform", "--vmm", "mock", "--vmm", "mock"];
     let done = harness(folder.path(), &args).assert().code(3);
     let told = text(&done.get_output().stdout);

@@ -7,7 +7,7 @@ use assert_cmd::Command;
 /// A scenario for two themes, of which a run selects one.
 const SCENARIO: &str = r#"
 summary = "updated <twice> & \"quoted\""
-steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
+steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
 [matrix]
 times = [1, 2]
 "#;

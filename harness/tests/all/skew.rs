@@ -10,7 +10,7 @@ const SCENARIO: &str = r#"
 summary = "updated, well and badly"
 steps = [
   "boot",
-  { migrate = { repeat = "${times}" } },
+  { migrate = { times = "${times}" } },
   { migrate = { command = "in-path" } },
   { migrate = { command = "enoent", expect = { failed = {} } } },
   "stop",

@@ -15,7 +15,7 @@ use serde_json::json;
 /// A scenario with markup in its summary, which must be shown as text.
 const SCENARIO: &str = r#"
 summary = "updated <script>window.hacked = 1</script><img src='http://127.0.0.1:9/x'>"
-steps = ["boot", { migrate = { repeat = "${times}" } }, "quit"]
+steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
 
 [matrix]
 times = [1, 2]

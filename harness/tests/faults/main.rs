@@ -15,7 +15,7 @@ use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     // A VM that continues in another process must become a child of this one.
-    orphans::let_in();
+    orphans::become_subreaper();
     let trials = mock::trials()
         .into_iter()
         .chain(guests::trials())

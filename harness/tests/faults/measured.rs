@@ -20,7 +20,7 @@ steps = ["boot", "measure", "measure", "quit"]
 const SOAK: &str = r#"
 summary = "a soak"
 vm = { guest = "heartbeat" }
-steps = ["boot", { soak = { updates = 200, within_ms = 1 } }, "quit"]
+steps = ["boot", { soak = { times = 200, within-ms = 1 } }, "quit"]
 "#;
 
 /// The tests of this module.

@@ -47,13 +47,13 @@ steps = [
 /// Updates that may end in any way, as long as the guest continues.
 const KEPT: &str = r#"
 summary = "kept"
-steps = ["boot", { migrate = { command = "enoent", expect = "kept" } }, { migrate = { expect = "kept" } }]
+steps = ["boot", { migrate = { command = "enoent", expect = "any" } }, { migrate = { expect = "any" } }]
 "#;
 
 /// A deadline that passes when the mock hangs.
 const WATCHED: &str = r#"
 summary = "watched"
-deadline_ms = 300
+time-limit-ms = 300
 steps = ["boot", { migrate = {} }]
 "#;
 
@@ -68,21 +68,21 @@ steps = ["boot", { kill-in-update = {} }, "quit"]
 const KILLED_TOO_EARLY: &str = r#"
 summary = "killed too early"
 vm = { keeper = "off" }
-steps = ["boot", { kill-in-update = { before_ms = 9, after_ms = 0, repeat = 2 } }, "quit"]
+steps = ["boot", { kill-in-update = { before-ms = 9, after-ms = 0, times = 2 } }, "quit"]
 "#;
 
 /// Kills a VMM that has a keeper, twice.
 const REVIVED: &str = r#"
 summary = "revived"
 vm = { cpus = 2, keeper = "on" }
-steps = ["boot", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, { migrate = {} }, "quit"]
+steps = ["boot", { kill-vmm = { expect = "revived", within-ms = 1, times = 2 } }, { migrate = {} }, "quit"]
 "#;
 
 /// Like `REVIVED`, with a stopped guest.
 const REVIVED_STOPPED: &str = r#"
 summary = "revived"
 vm = { keeper = "on" }
-steps = ["boot", "stop", { kill-vmm = { expect = "revived", within_ms = 1, repeat = 2 } }, "cont", "quit"]
+steps = ["boot", "stop", { kill-vmm = { expect = "revived", within-ms = 1, times = 2 } }, "cont", "quit"]
 "#;
 
 /// Kills the VMM in an update, before and after the exec.
@@ -97,9 +97,9 @@ summary = "cut off"
 vm = { cpus = 2 }
 steps = [
   "boot",
-  { kill-in-update = { expect = "revived", before_ms = 0, after_ms = 4, repeat = 8 } },
+  { kill-in-update = { expect = "revived", before-ms = 0, after-ms = 4, times = 8 } },
   "stop",
-  { kill-in-update = { expect = "revived", before_ms = 0, after_ms = 4, repeat = 8 } },
+  { kill-in-update = { expect = "revived", before-ms = 0, after-ms = 4, times = 8 } },
   "cont",
   { migrate = { expect = "survives" } },
   "quit",
@@ -153,8 +153,8 @@ steps = ["boot", { migrate = {} }, { serial = "connect" }, { wait = { serial-lin
 /// Runs enough updates to detect memory growth.
 const SOAKED: &str = r#"
 summary = "soaked"
-deadline_ms = 120000
-steps = ["boot", { soak = { updates = 150 } }]
+time-limit-ms = 120000
+steps = ["boot", { soak = { times = 150 } }]
 "#;
 
 /// A fault, the scenario in which it occurs, and the check that must fail.
@@ -356,7 +356,7 @@ fn harness_panic_is_a_failure() {
         fn done(&self, _: Progress) {}
     }
     let scenario = r#"summary = "soaked"
-steps = ["boot", { soak = { updates = 1, within_ms = 1 } }]"#;
+steps = ["boot", { soak = { times = 1, within-ms = 1 } }]"#;
     let cases = parse::parse("test.toml", "test/panic", scenario).unwrap();
     let evidence = tempfile::tempdir().unwrap();
     let mock = Mock::at(common::binary(), None).unwrap();
@@ -452,7 +452,7 @@ fn keeper_scenarios_pass_on_the_mock() {
     assert!(passed > 20, "{passed} of {}", cases.len());
 }
 
-/// A case that must kill an update goes on until a kill falls inside one.
+/// A case that must kill an update continues until a kill falls inside one.
 fn kills_repeat_until_one_lands() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "early", KILLED_TOO_EARLY, Patience::default());

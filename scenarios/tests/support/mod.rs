@@ -51,7 +51,7 @@ pub fn completion(report: &Report) -> Result<Completion, Failed> {
     }
 }
 
-/// Where everything must run, as in CI, a miss is an error, unless nobody can mend it.
+/// Where everything must run, as in CI, a miss is an error, unless it cannot be installed.
 pub fn ignored(why: &str) -> Result<Completion, Failed> {
     match why.starts_with(HOST_LACKS) || !requirements::all_required() {
         true => Ok(Completion::ignored_with(why)),

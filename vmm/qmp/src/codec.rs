@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 
-use unambiguous::Unambiguous;
+use no_duplicate_keys::NoDuplicateKeys;
 
 /// Maximum length of a message in bytes, unless the decoder has another limit.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -237,7 +237,7 @@ impl Decoder {
     fn take(&mut self) -> Result<Value, DecodeError> {
         let value = serde_json::from_slice(&self.buffer[self.start..self.scanned]);
         self.restart(Scan::Between);
-        value.map(|Unambiguous(value)| value).map_err(DecodeError::Syntax)
+        value.map(|NoDuplicateKeys(value)| value).map_err(DecodeError::Syntax)
     }
 
     fn fail(&mut self, byte: u8, error: DecodeError, skip: Option<Skip>) -> DecodeError {
@@ -299,7 +299,7 @@ impl Formatter for Spaced {
     }
 }
 
-mod unambiguous;
+mod no_duplicate_keys;
 
 #[cfg(test)]
 mod tests;

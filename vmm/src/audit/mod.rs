@@ -53,7 +53,7 @@ impl IntoIterator for Values {
 
 /// Whether an audit must be quick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Haste {
+pub enum AuditDepth {
     /// It may take long: MSRs that no list has are tried one by one.
     None,
     /// The guest is waiting: only MSRs that KVM lists are read.
@@ -76,7 +76,7 @@ const ROOM: usize = 8 << 20;
 
 /// Audits a machine, none of whose vCPUs is in `KVM_RUN`. The value of what cannot be read is the
 /// reason.
-pub fn read(machine: &Machine, haste: Haste) -> Result<Values, Unavailable> {
+pub fn read(machine: &Machine, haste: AuditDepth) -> Result<Values, Unavailable> {
     let KvmFds { kvm, vm, vcpus } = machine.kvm_fds().ok_or(Unavailable::NoVm)?;
     Vec::<u8>::new().try_reserve_exact(ROOM).map_err(|_| Unavailable::NoRoom)?;
     let mut values = Values::default();
@@ -101,7 +101,7 @@ pub enum Side {
 /// Writes the audit of one side of an update to a file, if a test has asked for it.
 pub fn note(machine: &Machine, side: Side) {
     let Some(file) = std::env::var_os(FILE_NAME) else { return };
-    let values = match read(machine, Haste::Some) {
+    let values = match read(machine, AuditDepth::Some) {
         Ok(values) => values,
         Err(reason) => return tracing::warn!(%reason, "audit_not_taken"),
     };

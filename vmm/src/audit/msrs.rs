@@ -7,7 +7,7 @@ use kvm_bindings::{KVMIO, kvm_msr_entry};
 use nix::errno::Errno;
 use nix::request_code_readwrite;
 
-use super::{Haste, call};
+use super::{AuditDepth, call};
 use crate::sys;
 
 const KVM_GET_MSR_INDEX_LIST: u64 = request_code_readwrite!(KVMIO, 0x02, 4);
@@ -32,8 +32,8 @@ const RANGES: [RangeInclusive<u32>; 9] = [
 ];
 
 /// Returns the MSRs to read.
-pub(super) fn to_ask_for(kvm: RawFd, haste: Haste) -> Vec<u32> {
-    let ranges = if haste == Haste::None { &RANGES[..] } else { &[] };
+pub(super) fn to_ask_for(kvm: RawFd, haste: AuditDepth) -> Vec<u32> {
+    let ranges = if haste == AuditDepth::None { &RANGES[..] } else { &[] };
     let lists = [KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST];
     let listed = lists.into_iter().flat_map(|request| list(kvm, request));
     let mut all: Vec<u32> = listed.chain(ranges.iter().cloned().flatten()).collect();
@@ -66,7 +66,7 @@ pub(super) fn read(vcpu: RawFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Errn
         let mut words = vec![part.len() as u64];
         words.extend(part.iter().flat_map(|index| [u64::from(*index), 0]));
         const { assert!(size_of::<kvm_msr_entry>() == 2 * size_of::<u64>()) };
-        // SAFETY: the kernel writes as many entries as it was told of.
+        // SAFETY: the kernel writes as many entries as it was given.
         let read = unsafe { sys::ioctl(vcpu, KVM_GET_MSRS, words.as_mut_ptr() as usize)? };
         found.extend(part.iter().zip(words[1..].chunks(2)).take(read).map(|(i, w)| (*i, w[1])));
         // It stops at the first missing MSR.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
-use crate::exact_io::ExactIo;
+use crate::counted_io::CountedIo;
 
 const TEST_FIRST: u16 = test_port::PORT;
 const TEST_LAST: u16 = test_port::PORT + 0x1f;
@@ -32,7 +32,7 @@ pub struct Shadows {
     /// The copy of the serial port's state.
     pub serial: Shadow,
     /// Traffic on the serial port's socket since that copy.
-    pub serial_io: Arc<ExactIo>,
+    pub serial_io: Arc<CountedIo>,
     /// The copy of the test device's state.
     pub test_port: Shadow,
 }

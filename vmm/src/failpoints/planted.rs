@@ -119,7 +119,7 @@ bugs! {
     ForgetUart: "forget-uart",
     /// Devices are saved before the vCPUs that write to them are paused.
     DevicesFirst: "devices-first",
-    /// The guest is not told of its pause.
+    /// The guest does not learn about its pause.
     NoKvmclockCtrl: "no-kvmclock-ctrl",
     /// The second vCPU's TSC is ahead.
     SkewTsc: "skew-tsc",

@@ -333,14 +333,14 @@ fn last_number(line: &[u8]) -> Option<i32> {
 mod tests {
     use super::*;
 
-    fn nobody(_: Ending, _: &CommitPage) -> ! {
+    fn no_continuation(_: Ending, _: &CommitPage) -> ! {
         // SAFETY: ends this process, which is the keeper's.
         unsafe { libc::_exit(7) }
     }
 
     #[test]
     fn keeper_blocks_every_signal_and_is_reaped() {
-        let keeper = Keeper::start(nobody, None).unwrap();
+        let keeper = Keeper::start(no_continuation, None).unwrap();
         let pid = keeper.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();

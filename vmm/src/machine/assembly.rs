@@ -128,7 +128,9 @@ fn assemble(
         cpuids: parts.cpuids,
         vm: parts.vm,
         #[cfg(feature = "failpoints")]
-        late: parts.platform.map(|platform| super::late::Late::new(steps.collect(), platform)),
+        delayed_steps: parts
+            .platform
+            .map(|platform| super::delayed_steps::DelayedSteps::new(steps.collect(), platform)),
     })
 }
 

@@ -1,6 +1,8 @@
 //! One VM: assembly, run state, pause and resume, save and restore in order.
 
 mod assembly;
+#[cfg(feature = "failpoints")]
+mod delayed_steps;
 #[cfg(test)]
 mod golden;
 mod inject;
@@ -8,8 +10,6 @@ mod inject;
 pub mod irqfd;
 #[cfg(feature = "failpoints")]
 pub mod kvm_fds;
-#[cfg(feature = "failpoints")]
-mod late;
 pub mod order;
 pub mod salvage;
 pub mod salvaged;
@@ -134,7 +134,7 @@ struct KvmPart {
     cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     vm: Arc<VmFd>,
     #[cfg(feature = "failpoints")]
-    late: Option<late::Late>,
+    delayed_steps: Option<delayed_steps::DelayedSteps>,
 }
 
 /// One VM.
@@ -344,9 +344,9 @@ impl Machine {
     /// Searches for more MSRs to save, before an update and while the guest runs: after an update
     /// from a binary that knows other MSRs, only those of its saved state are known. Takes about
     /// 20 ms once, and seconds on a busy host. Without it, the same MSRs are saved again.
-    pub fn look_for_more_msrs(&self) {
+    pub fn probe_missing_msrs(&self) {
         if let Some(part) = &self.kvm_part
-            && let Err(error) = part.capabilities.look_for_more_msrs(&self.kvm)
+            && let Err(error) = part.capabilities.probe_missing_msrs(&self.kvm)
         {
             tracing::warn!(%error, "msrs_as_before");
         }
@@ -376,8 +376,8 @@ impl Machine {
         self.run_state = RunState::Running;
         #[cfg(feature = "failpoints")]
         if let Some(part) = &mut self.kvm_part
-            && let Some(late) = part.late.take()
-            && let Err(error) = late.carry_out(&part.vm)
+            && let Some(delayed_steps) = part.delayed_steps.take()
+            && let Err(error) = delayed_steps.carry_out(&part.vm)
         {
             tracing::warn!(%error, "planted");
         }

@@ -63,7 +63,7 @@ pub struct Salvage {
     vm: RawFd,
     bus: Arc<PortBus>,
     /// Whether clients were told that the guest has stopped.
-    pub told_stopped: AtomicBool,
+    pub stop_reported: AtomicBool,
 }
 
 impl Machine {
@@ -79,7 +79,7 @@ impl Machine {
             vcpus: part.vcpus.iter().zip(&part.cpuids).map(raw).collect(),
             vm: part.vm.as_raw_fd(),
             bus: part.bus.clone(),
-            told_stopped: AtomicBool::new(false),
+            stop_reported: AtomicBool::new(false),
         })
     }
 }
@@ -146,7 +146,7 @@ impl Salvage {
                 }
             }
         }
-        if self.told_stopped.load(Ordering::Relaxed) {
+        if self.stop_reported.load(Ordering::Relaxed) {
             put(to, kind::TOLD_STOPPED, 0, &[]).map_err(&write)?;
         }
         put(to, kind::END, self.vcpus.len() as u32, &[]).map_err(&write)

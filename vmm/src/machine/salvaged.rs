@@ -43,7 +43,7 @@ pub struct Salvaged {
     /// The events that stopped vCPUs.
     pub events: Vec<GuestEvent>,
     /// Whether clients were told that the guest has stopped.
-    pub told_stopped: bool,
+    pub stop_reported: bool,
     /// Traffic on the serial port's socket that its state lacks: bytes sent, and the bytes
     /// received.
     pub serial_went: (u64, Vec<u8>),
@@ -61,7 +61,7 @@ struct Found {
     pit: Option<kvm_pit_state2>,
     serial: Vec<u8>,
     test_port: Vec<u8>,
-    told_stopped: bool,
+    stop_reported: bool,
     since_ns: u64,
     serial_went: (u64, Vec<u8>),
     ended: bool,
@@ -89,9 +89,9 @@ impl Machine {
 
     /// Replays to the devices, before the guest runs, what the guest had written and the traffic on
     /// the serial port's socket.
-    pub fn make_up_for(&mut self, lost_writes: &[(u8, LostWrite)], serial: &(u64, Vec<u8>)) {
+    pub fn apply_traffic(&mut self, lost_writes: &[(u8, LostWrite)], serial: &(u64, Vec<u8>)) {
         let Some(bus) = self.bus() else { return };
-        bus.serial().make_up_for(serial.0, &serial.1);
+        bus.serial().apply_traffic(serial.0, &serial.1);
         let mut events = Vec::new();
         for (vcpu, write) in lost_writes {
             let access = Access::default();
@@ -125,7 +125,7 @@ impl Found {
             kind::PIT => self.pit = Some(read(bytes)?),
             kind::SERIAL => self.serial = bytes.to_vec(),
             kind::TEST_PORT => self.test_port = bytes.to_vec(),
-            kind::TOLD_STOPPED => self.told_stopped = true,
+            kind::TOLD_STOPPED => self.stop_reported = true,
             kind::SERIAL_SENT => self.serial_went.0 = read(bytes)?,
             kind::SERIAL_RECEIVED => self.serial_went.1 = bytes.to_vec(),
             kind::SINCE => self.since_ns = read(bytes)?,
@@ -162,7 +162,7 @@ impl Found {
             vcpus: self.vcpus,
             platform: PlatformState::of([master, slave, ioapic], pit, clock),
         };
-        let Self { lost_writes, events, told_stopped, serial_went, since_ns, .. } = self;
-        Ok(Salvaged { state, lost_writes, events, told_stopped, serial_went, since_ns })
+        let Self { lost_writes, events, stop_reported, serial_went, since_ns, .. } = self;
+        Ok(Salvaged { state, lost_writes, events, stop_reported, serial_went, since_ns })
     }
 }

@@ -16,7 +16,7 @@ pub fn claim(file: &impl AsFd) -> Result<(), Errno> {
 }
 
 /// Releases the lock, for the process that takes over the guest. Async-signal-safe.
-pub fn let_go(file: RawFd) {
+pub fn release(file: RawFd) {
     // It fails only if the descriptor is not open, and then there is no lock of ours.
     let _ = set(file, libc::F_UNLCK);
 }
@@ -47,7 +47,7 @@ mod tests {
         claim(first).unwrap();
         claim(&duplicate).unwrap();
         assert_eq!(claim(&second), Err(Errno::EAGAIN));
-        let_go(duplicate.as_raw_fd());
+        release(duplicate.as_raw_fd());
         claim(&second).unwrap();
         assert_eq!(claim(first), Err(Errno::EAGAIN));
     }

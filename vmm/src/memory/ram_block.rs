@@ -301,7 +301,7 @@ mod tests {
         let other = File::options().read(true).write(true).open(path).unwrap();
         let second = RamBlock::adopt(SMALL, other.into()).unwrap();
         insta::assert_snapshot!(second.claim().unwrap_err(), @"cannot lock RAM block pc.ram: another process runs its guest");
-        claim::let_go(number);
+        claim::release(number);
         second.claim().unwrap();
     }
 

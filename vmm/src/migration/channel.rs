@@ -131,9 +131,9 @@ impl OutgoingFile {
 
     /// Removes or empties what is at the path. Call this while the guest still runs: it takes
     /// longer than writing the state.
-    pub fn make_way(&self) -> Result<(), ChannelError> {
+    pub fn clear_target(&self) -> Result<(), ChannelError> {
         let path = || self.path().to_owned();
-        self.0.make_way().map_err(|source| ChannelError::Replace { path: path(), source })
+        self.0.clear_target().map_err(|source| ChannelError::Replace { path: path(), source })
     }
 
     /// Returns the descriptors of the file and its directory.
@@ -255,7 +255,7 @@ mod tests {
         drop(open(&path));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         let mut file = open(&path);
-        file.make_way().unwrap();
+        file.clear_target().unwrap();
         file.write(&state().encode().0).unwrap();
         super::read(&path).unwrap();
         drop(file);
@@ -268,7 +268,7 @@ mod tests {
         let path = dir.path().join("state");
         std::fs::write(&path, vec![1; 1 << 16]).unwrap();
         let mut file = open(&path);
-        file.make_way().unwrap();
+        file.clear_target().unwrap();
         file.write(&state().encode().0).unwrap();
         file.keep();
         read(&path).unwrap();

@@ -20,7 +20,7 @@ pub struct Migration {
 
 /// The status of a migration, for the process that continues it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct MigrationSnapshot {
     status: MigrationStatus,
     error: Option<String>,
     times: Option<Times>,
@@ -42,14 +42,14 @@ impl Migration {
     }
 
     /// Returns what [`query-migrate`](Self::info) must report in another process.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> MigrationSnapshot {
         let Self { status, error, times, .. } = self.clone();
-        Standing { status, error, times }
+        MigrationSnapshot { status, error, times }
     }
 
     /// Creates a migration with the status it had in another process.
-    pub fn standing_at(standing: Standing, events: bool) -> Self {
-        let Standing { status, error, times } = standing;
+    pub fn standing_at(standing: MigrationSnapshot, events: bool) -> Self {
+        let MigrationSnapshot { status, error, times } = standing;
         Self { status, error, times, began: None, events }
     }
 

@@ -1,6 +1,6 @@
 //! A file that only its owner can access, at a path that another user may have prepared.
 //!
-//! Nothing at the path changes before [`PrivateFile::make_way`]. If the directory allows it, the
+//! Nothing at the path changes before [`PrivateFile::clear_target`]. If the directory allows it, the
 //! content is written to a file without a name, which gets its name when it is complete; otherwise
 //! an existing file is overwritten in place.
 
@@ -120,7 +120,7 @@ impl PrivateFile {
         &self.path
     }
 
-    /// Returns the file to write to, after [`make_way`](Self::make_way).
+    /// Returns the file to write to, after [`clear_target`](Self::make_way).
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -137,7 +137,7 @@ impl PrivateFile {
 
     /// Removes or empties what is at the path. A file system takes several times as long for that
     /// as for writing the new content.
-    pub fn make_way(&self) -> Result<(), PrivateFileError> {
+    pub fn clear_target(&self) -> Result<(), PrivateFileError> {
         let Retraction { dir, name, touched, .. } = &self.retraction;
         if self.unnamed.is_none() {
             touched.store(true, Ordering::SeqCst);

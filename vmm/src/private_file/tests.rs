@@ -9,7 +9,7 @@ fn refusal(path: &Path) -> String {
 
 fn write(path: &Path, follow: Switch) -> Result<(), PrivateFileError> {
     let mut file = PrivateFile::open(path.to_owned(), follow)?;
-    file.make_way()?;
+    file.clear_target()?;
     file.file().write_all(b"new")?;
     file.put_in_place()?;
     file.keep();
@@ -53,7 +53,7 @@ fn drop_removes_its_own_file_and_no_later_one() {
     let path = dir.path().join("file");
     for replaced in [false, true] {
         let mut file = PrivateFile::open(path.clone(), Switch::Off).unwrap();
-        file.make_way().unwrap();
+        file.clear_target().unwrap();
         file.file().write_all(b"new").unwrap();
         file.put_in_place().unwrap();
         if replaced {
@@ -136,7 +136,7 @@ fn overwrites_in_place_in_a_read_only_directory() {
     drop(open());
     assert_eq!(std::fs::read(&path).unwrap(), b"much longer");
     let mut opened = open();
-    opened.make_way().unwrap();
+    opened.clear_target().unwrap();
     opened.file().write_all(b"new").unwrap();
     opened.put_in_place().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"new");

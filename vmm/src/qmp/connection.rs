@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::dispatch;
 use super::state::{ConnectionState, InFlight};
-use crate::exact_io::ExactIo;
+use crate::counted_io::CountedIo;
 
 /// Bytes of unread output above which a client is not served until it reads.
 pub const PAUSE_OUTPUT: usize = 64 << 10;
@@ -61,7 +61,7 @@ pub(super) struct Connection {
     /// When it last sent something, or connected.
     last_heard: Instant,
     /// Counts the bytes that go over the socket.
-    exact: Arc<ExactIo>,
+    exact: Arc<CountedIo>,
     /// If set, only [`flush_published`](Self::flush_published) sends anything.
     held: bool,
 }
@@ -79,7 +79,7 @@ impl Connection {
             looks_ahead: false,
             unseen: false,
             last_heard: Instant::now(),
-            exact: Arc::new(ExactIo::new(READ_CHUNK)),
+            exact: Arc::new(CountedIo::new(READ_CHUNK)),
             held: false,
         }
     }
@@ -96,7 +96,7 @@ impl Connection {
             looks_ahead: false,
             unseen: false,
             last_heard: Instant::now(),
-            exact: Arc::new(ExactIo::new(READ_CHUNK)),
+            exact: Arc::new(CountedIo::new(READ_CHUNK)),
             held: false,
         }
     }
@@ -214,7 +214,7 @@ impl Connection {
     }
 
     /// Returns the counters of the traffic since the newest copy.
-    pub(super) fn exact(&self) -> &Arc<ExactIo> {
+    pub(super) fn exact(&self) -> &Arc<CountedIo> {
         &self.exact
     }
 

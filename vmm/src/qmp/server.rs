@@ -13,11 +13,11 @@ use cpr_qmp::message::{Event, QmpError};
 use nix::errno::Errno;
 use serde_json::Value;
 
+use super::acceptor::{self, Acceptor, MAX_CLIENTS};
 use super::connection::{self, Closed, Connection};
 use super::dispatch::{self, Outcome};
-use super::door::{self, Door, MAX_CLIENTS};
 use super::state::{RestoreError, ServerState};
-use crate::exact_io::ExactIo;
+use crate::counted_io::CountedIo;
 use crate::unix_listener::{BindError, Listener};
 
 /// Maximum number of client bytes in the server's state, fixed so that an update need not ask.
@@ -71,7 +71,7 @@ pub struct Request {
 /// [`MAX_OUTPUT`](super::MAX_OUTPUT) bytes of output; for all clients together [`MAX_STATE`] bytes.
 #[derive(Debug, Default)]
 pub struct Server {
-    door: Option<Door>,
+    acceptor: Option<Acceptor>,
     clients: BTreeMap<ConnectionId, Connection>,
     last_id: u64,
     last_served: u64,
@@ -82,7 +82,7 @@ pub struct Server {
 impl Server {
     /// Creates a server that listens on `path`.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        Ok(Self { door: Some(Door::new(Listener::bind(path)?)), ..Self::default() })
+        Ok(Self { acceptor: Some(Acceptor::new(Listener::bind(path)?)), ..Self::default() })
     }
 
     /// Creates a server without a socket.
@@ -100,8 +100,8 @@ impl Server {
     ) -> Result<Self, RestoreError> {
         let mut take =
             |name: &str| take_fd(name).ok_or(RestoreError::MissingFd { name: name.to_owned() });
-        let door = match &state.listener {
-            Some(listener) => Some(Door::new(Listener::restore(listener, take(&listener.fd)?))),
+        let acceptor = match &state.listener {
+            Some(listener) => Some(Acceptor::new(Listener::restore(listener, take(&listener.fd)?))),
             None => None,
         };
         let mut clients = BTreeMap::new();
@@ -115,14 +115,14 @@ impl Server {
             }
         }
         let last_served = state.last_served;
-        Ok(Self { door, clients, last_id, last_served, held: None })
+        Ok(Self { acceptor, clients, last_id, last_served, held: None })
     }
 
     /// Returns the state to hand over. Call [`flush`](Self::flush) before; the state contains the
     /// output that could not be sent.
     pub fn save(&self) -> ServerState {
         ServerState {
-            listener: self.door.as_ref().map(|door| door.listener.save(LISTENER_FD)),
+            listener: self.acceptor.as_ref().map(|acceptor| acceptor.listener.save(LISTENER_FD)),
             connections: self.clients.iter().map(|(id, c)| c.save(id.0, id.fd_name())).collect(),
             last_served: self.last_served,
             last_id: self.last_id,
@@ -131,37 +131,37 @@ impl Server {
 
     /// Returns the descriptors that [`save`](Self::save) refers to, by name.
     pub fn named_fds(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let listener = self.door.iter().map(|d| (LISTENER_FD.to_owned(), d.listener.as_fd()));
+        let listener = self.acceptor.iter().map(|d| (LISTENER_FD.to_owned(), d.listener.as_fd()));
         listener.chain(self.clients.iter().map(|(id, c)| (id.fd_name(), c.as_fd()))).collect()
     }
 
     /// Returns the path of the socket.
     pub fn path(&self) -> Option<&Path> {
-        self.door.as_ref().map(|door| door.listener.path())
+        self.acceptor.as_ref().map(|acceptor| acceptor.listener.path())
     }
 
     /// Takes ownership of the socket's file after [`restore`](Self::restore): from now on, dropping
     /// the server removes it. Call it once a failed handover can no longer return to the old
     /// process image.
     pub fn own_socket_file(&mut self) {
-        if let Some(door) = &mut self.door {
-            door.listener.own_file();
+        if let Some(acceptor) = &mut self.acceptor {
+            acceptor.listener.own_file();
         }
     }
 
     /// Removes the socket's file, as dropping the server does.
     pub fn remove_socket_file(&mut self) {
-        if let Some(door) = &mut self.door {
-            door.listener.remove_file();
+        if let Some(acceptor) = &mut self.acceptor {
+            acceptor.listener.remove_file();
         }
     }
 
     /// Returns what to poll for; any other call may change it.
     pub fn interests(&self) -> impl Iterator<Item = Interest<'_>> {
-        let listener = self.door.iter().map(|door| Interest {
+        let listener = self.acceptor.iter().map(|acceptor| Interest {
             token: Token(0),
-            fd: door.listener.as_fd(),
-            read: door.is_open(),
+            fd: acceptor.listener.as_fd(),
+            read: acceptor.is_open(),
             write: false,
         });
         let clients = self.clients.iter().map(|(id, client)| Interest {
@@ -283,7 +283,7 @@ impl Server {
     }
 
     /// Returns the traffic counters of each client, by its number.
-    pub fn traffic(&self) -> Vec<(u64, Arc<ExactIo>)> {
+    pub fn traffic(&self) -> Vec<(u64, Arc<CountedIo>)> {
         self.clients.iter().map(|(id, client)| (id.0, client.exact().clone())).collect()
     }
 
@@ -293,11 +293,11 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        let Some(socket) = self.door.as_mut().and_then(Door::accept) else { return };
+        let Some(socket) = self.acceptor.as_mut().and_then(Acceptor::accept) else { return };
         if self.clients.len() >= MAX_CLIENTS
             && let Err(full) = self.make_room()
         {
-            return door::turn_away(socket, &full);
+            return acceptor::reject(socket, &full);
         }
         self.last_id += 1;
         let id = ConnectionId(self.last_id);
@@ -312,11 +312,11 @@ impl Server {
     /// never those that wait for an answer.
     fn make_room(&mut self) -> Result<(), QmpError> {
         let idle = self.clients.iter().filter_map(|(id, c)| Some((c.idle_since()?, *id))).min();
-        let (_, id) = idle.ok_or_else(door::full)?;
+        let (_, id) = idle.ok_or_else(acceptor::full)?;
         tracing::warn!(client = id.0, most = MAX_CLIENTS, "qmp_client_evicted");
         self.with_client(id, |client| {
             client.hold(None);
-            client.send(&dispatch::response(Err(door::evicted()), None))
+            client.send(&dispatch::response(Err(acceptor::evicted()), None))
         });
         self.clients.remove(&id);
         Ok(())
@@ -325,7 +325,7 @@ impl Server {
     /// Returns how long until [`interests`](Self::interests) must be polled again without any
     /// event.
     pub fn retry_in(&self) -> Option<Duration> {
-        self.door.as_ref().and_then(Door::opens_in)
+        self.acceptor.as_ref().and_then(Acceptor::opens_in)
     }
 
     /// Until `client`'s request in flight is answered, examines what the client sends after it for
@@ -365,8 +365,8 @@ impl Server {
             Err(reason) => tracing::warn!(client = id.0, %reason, "disconnecting QMP client"),
         }
         self.clients.remove(&id);
-        if let Some(door) = &mut self.door {
-            door.descriptor_freed();
+        if let Some(acceptor) = &mut self.acceptor {
+            acceptor.descriptor_freed();
         }
     }
 }

@@ -51,7 +51,7 @@ pub struct InFlight {
 impl ServerState {
     /// Accounts for a client's traffic after this copy was made: `sent` bytes of its output went
     /// out, and `received` came in.
-    pub fn make_up_for(&mut self, client: u64, sent: usize, received: &[u8]) {
+    pub fn apply_traffic(&mut self, client: u64, sent: usize, received: &[u8]) {
         if let Some(client) = self.connections.iter_mut().find(|c| c.id == client) {
             // Bytes sent beyond it are not in this copy and must not be sent again.
             client.pending_output.drain(..sent.min(client.pending_output.len()));

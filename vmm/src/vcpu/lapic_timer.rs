@@ -48,7 +48,7 @@ fn mode(lapic: &kvm_lapic_state) -> Mode {
 }
 
 /// Whether a one-shot timer was started and has expired.
-fn has_run_down(lapic: &kvm_lapic_state) -> bool {
+fn has_expired(lapic: &kvm_lapic_state) -> bool {
     mode(lapic) == Mode::OneShot
         && register(lapic, INITIAL_COUNT) != 0
         && register(lapic, CURRENT_COUNT) == 0
@@ -78,7 +78,7 @@ fn since_tick(lapic: &kvm_lapic_state) -> Duration {
 
 /// Whether a timer interrupt may be due that `lapic` does not show.
 pub(super) fn may_be_due(lapic: &kvm_lapic_state) -> bool {
-    has_run_down(lapic) || is_ticking(lapic)
+    has_expired(lapic) || is_ticking(lapic)
 }
 
 /// Whether no interrupt became due between the first read of the LAPIC (`before`), after which all
@@ -92,13 +92,13 @@ pub(super) fn is_settled(
         // Another tick makes no difference while one is still pending.
         is_ticking(before) && (is_requested(saved) || since_tick(saved) > later)
     } else {
-        has_run_down(before) || !has_run_down(saved)
+        has_expired(before) || !has_expired(saved)
     }
 }
 
 /// Turns a settled LAPIC into the one to restore.
 pub(super) fn to_save(lapic: &mut kvm_lapic_state) {
-    if has_run_down(lapic) {
+    if has_expired(lapic) {
         // Saved as never started: it must not fire again.
         set_register(lapic, INITIAL_COUNT, 0);
     }
@@ -141,18 +141,18 @@ pub(super) mod tests {
 
     #[test]
     fn only_a_one_shot_timer_runs_down() {
-        assert!(has_run_down(&lapic(VECTOR, 0xffff_ff80, 0)));
-        assert!(!has_run_down(&lapic(VECTOR, 0, 0)));
-        assert!(!has_run_down(&lapic(VECTOR, 1000, 0x80)));
-        assert!(!has_run_down(&lapic(VECTOR | PERIODIC, 1000, 0)));
-        assert!(!has_run_down(&lapic(VECTOR | DEADLINE, 1000, 0)));
+        assert!(has_expired(&lapic(VECTOR, 0xffff_ff80, 0)));
+        assert!(!has_expired(&lapic(VECTOR, 0, 0)));
+        assert!(!has_expired(&lapic(VECTOR, 1000, 0x80)));
+        assert!(!has_expired(&lapic(VECTOR | PERIODIC, 1000, 0)));
+        assert!(!has_expired(&lapic(VECTOR | DEADLINE, 1000, 0)));
     }
 
     #[test]
     fn a_stopped_timer_has_not_run_down() {
         let mut lapic = lapic(VECTOR, 1000, 0);
         to_save(&mut lapic);
-        assert!(!has_run_down(&lapic));
+        assert!(!has_expired(&lapic));
         assert_eq!(register(&lapic, LVT_TIMER), VECTOR);
     }
 

@@ -38,7 +38,7 @@ pub(super) fn save(
         let mut state = Access { index, fd, capabilities }.save()?;
         tries += 1;
         if state.timer_is_settled(&before, began.elapsed()) || tries == TRIES {
-            state.timer_to_save();
+            state.normalize_for_restore();
             return Ok(state);
         }
     }

@@ -28,7 +28,7 @@ pub struct VcpuShared {
     fd: RawFd,
     run: AtomicPtr<kvm_run>,
     thread: AtomicI32,
-    /// The thread is not in the guest, and calls [`VcpuShared::come_in`] before it enters.
+    /// The thread is not in the guest, and calls [`VcpuShared::mark_active_or_park`] before it enters.
     out: AtomicBool,
     /// Progress of the last exit's access.
     pub access: Access,
@@ -62,14 +62,14 @@ impl VcpuShared {
     }
 
     /// Records the calling thread as the one that runs the vCPU.
-    pub(super) fn belongs_here(&self) {
+    pub(super) fn set_current_thread(&self) {
         self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
     }
 
     /// Marks the thread as ended, and the descriptor as closed with it.
     pub(super) fn end(&self) {
         self.run.store(std::ptr::null_mut(), Ordering::SeqCst);
-        self.stand();
+        self.mark_outside();
     }
 
     /// Whether the vCPU's thread has ended.
@@ -78,15 +78,15 @@ impl VcpuShared {
     }
 
     /// Marks the thread as out of the guest, waiting for a request.
-    pub(super) fn stand(&self) {
+    pub(super) fn mark_outside(&self) {
         self.out.store(true, Ordering::SeqCst);
     }
 
     /// Marks the thread as active. Does not return once the process is about to replace itself.
-    pub(super) fn come_in(&self) {
+    pub(super) fn mark_active_or_park(&self) {
         self.out.store(false, Ordering::SeqCst);
         if HALTED.load(Ordering::SeqCst) {
-            self.stand();
+            self.mark_outside();
             loop {
                 // Until exec replaces the process.
                 nix::unistd::pause();
@@ -97,7 +97,7 @@ impl VcpuShared {
     /// Prepares for `KVM_RUN`: the last exit has been handled. Does not return once the process is
     /// about to replace itself.
     pub(super) fn enter(&self) {
-        self.come_in();
+        self.mark_active_or_park();
         // Reset the reason first: the next access must not be taken for the last one.
         // SAFETY: the mapping is there for as long as this thread; KVM only writes this member.
         unsafe { (&raw mut (*self.run()).exit_reason).write_volatile(KVM_EXIT_UNKNOWN) };
@@ -105,7 +105,7 @@ impl VcpuShared {
     }
 
     /// Records the event that stops the vCPU.
-    pub(super) fn met(&self, kind: &GuestEventKind) {
+    pub(super) fn record_event(&self, kind: &GuestEventKind) {
         let event = match kind {
             GuestEventKind::Device(DeviceRequest::Reset) => RESET,
             GuestEventKind::Device(DeviceRequest::Exit(status)) => {

@@ -94,7 +94,7 @@ mod ioctls {
 
 impl StateCapabilities {
     /// Queries KVM with a vCPU that has not run yet. With a `saved` state, its MSRs are used as
-    /// they are: probing all takes long, see [`StateCapabilities::look_for_more_msrs`].
+    /// they are: probing all takes long, see [`StateCapabilities::probe_missing_msrs`].
     pub fn ask(
         kvm: &Kvm,
         vm: &VmFd,
@@ -120,7 +120,7 @@ impl StateCapabilities {
 
     /// Searches once for MSRs that the binary which saved the state did not know; the next save
     /// includes them. Call it while the guest runs: it creates a VM for the search.
-    pub fn look_for_more_msrs(&self, kvm: &Kvm) -> Result<(), StateError> {
+    pub fn probe_missing_msrs(&self, kvm: &Kvm) -> Result<(), StateError> {
         self.msrs.look_for_more(kvm, self.tsc_offset)
     }
 
@@ -478,7 +478,7 @@ impl VcpuState {
     }
 
     /// See [`lapic_timer::to_save`].
-    pub(super) fn timer_to_save(&mut self) {
+    pub(super) fn normalize_for_restore(&mut self) {
         lapic_timer::to_save(&mut self.lapic);
     }
 

@@ -26,9 +26,9 @@ pub(super) struct Vcpu {
 }
 
 /// Marks the vCPU's thread as ended, and so not in the guest, when dropped.
-struct StandsAtTheEnd(Arc<VcpuShared>);
+struct EndGuard(Arc<VcpuShared>);
 
-impl Drop for StandsAtTheEnd {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -69,9 +69,9 @@ impl Vcpu {
     pub(super) fn main(mut self, loaded: Sender<Result<(), StateError>>) {
         let _report = PanicReport { vcpu: self.start.index, events: self.start.events.clone() };
         let kickable = Kickable::new(self.start.fd.get_kvm_run());
-        self.shared.belongs_here();
-        self.shared.come_in();
-        let _out = StandsAtTheEnd(self.shared.clone());
+        self.shared.set_current_thread();
+        self.shared.mark_active_or_park();
+        let _out = EndGuard(self.shared.clone());
         if let Some(state) = self.start.restore.take()
             && loaded.send(self.access().restore(&state)).is_err()
         {
@@ -80,9 +80,9 @@ impl Vcpu {
         let mut running = false;
         loop {
             let request = if !running {
-                self.shared.stand();
+                self.shared.mark_outside();
                 let request = self.inbox.recv();
-                self.shared.come_in();
+                self.shared.mark_active_or_park();
                 match request {
                     Ok(request) => Some(request),
                     Err(_) => return,
@@ -98,7 +98,7 @@ impl Vcpu {
                 None
             };
             let next = match request {
-                Some(request) => self.obey(request, running, &kickable),
+                Some(request) => self.handle_request(request, running, &kickable),
                 None => self.run_once(&kickable),
             };
             match next {
@@ -117,7 +117,7 @@ impl Vcpu {
         }
     }
 
-    fn obey(&mut self, request: Request, running: bool, kickable: &Kickable) -> Next {
+    fn handle_request(&mut self, request: Request, running: bool, kickable: &Kickable) -> Next {
         match request {
             Request::Run => {
                 self.note_pause_to_guest();
@@ -224,7 +224,7 @@ impl Vcpu {
         match event {
             None => Next::Run,
             Some(kind) => {
-                self.shared.met(&kind);
+                self.shared.record_event(&kind);
                 self.finish_quietly(kickable);
                 self.start.events.send(GuestEvent { vcpu: self.start.index, kind });
                 Next::Stand
@@ -257,7 +257,7 @@ impl Vcpu {
             } else if let Some(request) = bus.write(port, item, access) {
                 let kind = GuestEventKind::Device(request);
                 // Recorded before the item is done: a done item is not repeated.
-                self.shared.met(&kind);
+                self.shared.record_event(&kind);
                 event = event.or(Some(kind));
             }
             access.item_done();

@@ -152,7 +152,7 @@ impl Vmm {
             // The VMM survives if it awaited no state, or if another file may be tried.
             let again = self.awaited.is_some() && args.exit_on_error == Some(false);
             if !again && !matches!(error, LoadError::NotAwaited) {
-                fall_back::go_if_armed(format_args!("{error}"));
+                fall_back::fall_back_if_armed(format_args!("{error}"));
                 logging::fatal(&error);
                 self.end(FAILURE, false, ShutdownCause::HostError);
             }

@@ -81,7 +81,7 @@ impl Vmm {
             return Err(DumpError::NotRam(val, size));
         }
         let file = PrivateFile::open(filename.into(), self.config.follow_symlinks)?;
-        file.make_way()?;
+        file.clear_target()?;
         let thread = |source| DumpError::Thread(source);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ended = Arc::new(EventFd::from_flags(flags).map_err(|errno| thread(errno.into()))?);
@@ -94,7 +94,7 @@ impl Vmm {
     }
 
     /// Answers the clients whose dumps have ended.
-    pub(super) fn look_at_dumps(&mut self) {
+    pub(super) fn poll_dumps(&mut self) {
         let over = |dump: &mut Dump| dump.ended.read().is_ok();
         let ended: Vec<_> = self.dumps.extract_if(.., over).collect();
         for Dump { client, filename, thread, .. } in ended {

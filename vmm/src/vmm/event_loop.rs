@@ -26,7 +26,7 @@ enum Source {
     Rehearsal,
     Dump,
     Log,
-    Leftover,
+    RemainingProcess,
 }
 
 /// Polls the descriptors one by one, with a pause if none is ready: the kernel refuses to poll more
@@ -77,7 +77,7 @@ impl Vmm {
             watch(Source::Log, fd, PollFlags::POLLOUT);
         }
         for leftover in &self.leftovers {
-            watch(Source::Leftover, leftover.fd(), PollFlags::POLLIN);
+            watch(Source::RemainingProcess, leftover.fd(), PollFlags::POLLIN);
         }
         for interest in self.qmp.interests() {
             let mut events = PollFlags::empty();
@@ -142,7 +142,7 @@ impl Vmm {
                 }
             }
             Source::Log => logging::flush(),
-            Source::Leftover => self.leftovers.retain(|leftover| !leftover.reap()),
+            Source::RemainingProcess => self.leftovers.retain(|leftover| !leftover.reap()),
             // The main loop checks these in every round.
             Source::Rehearsal | Source::Dump => {}
             Source::Qmp(token) => {

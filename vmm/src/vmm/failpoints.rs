@@ -74,7 +74,7 @@ pub(super) fn audit(machine: &Machine) -> Result<Value, QmpError> {
     if machine.run_state().is_running() {
         return Err(QmpError::generic("cannot audit a running guest: stop it first"));
     }
-    let values = audit::read(machine, audit::Haste::None)
+    let values = audit::read(machine, audit::AuditDepth::None)
         .map_err(|reason| QmpError::generic(reason.to_string()))?;
     let value = |(name, value)| AuditValue { name, value };
     let values: Vec<_> = values.into_iter().map(value).collect();

@@ -27,7 +27,7 @@ use crate::migration::cpr::named_fds::NamedFd;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::Predecessor;
 use crate::migration::cpr::state::{CprState, StateFd, WriteError};
-use crate::migration::cpr::take_over::WayBack;
+use crate::migration::cpr::take_over::Fallback;
 use crate::pid_file::PidFile;
 use crate::vcpu::GuestEvent;
 use crate::vcpu::raw::LostWrite;
@@ -45,13 +45,13 @@ pub struct AwaitedState {
     /// Timestamps of the phases so far.
     pub phases: Phases,
     /// How to fall back to the old binary.
-    pub way_back: WayBack,
+    pub fallback: Fallback,
     /// Descriptors that only a fallback needs.
-    pub carried: Carried,
+    pub carried: FallbackFds,
 }
 
 /// Descriptors that stay open until the guest runs.
-pub struct Carried {
+pub struct FallbackFds {
     /// The CPR state.
     pub memfd: OwnedFd,
     /// The copy of the saved state.
@@ -68,7 +68,7 @@ pub struct Carried {
     pub unused: Vec<OwnedFd>,
 }
 
-impl Carried {
+impl FallbackFds {
     fn watch(&self, after: Option<Duration>) {
         if let Some(timer) = &self.timer
             && let Err(errno) = timer.set(after)
@@ -95,7 +95,7 @@ struct Loaded {
     state: Option<RestoredState>,
     lost_writes: Vec<(u8, LostWrite)>,
     events: Vec<GuestEvent>,
-    told_stopped: bool,
+    stop_reported: bool,
     serial_went: (u64, Vec<u8>),
     since_ns: u64,
 }
@@ -151,21 +151,21 @@ enum CheckpointError {
 
 /// How long the main thread yields to vCPUs that were just resumed: on a host with few CPUs, its
 /// remaining work would take time from them.
-const STEP_ASIDE: Duration = Duration::from_millis(1);
+const RESUME_YIELD: Duration = Duration::from_millis(1);
 
 impl Vmm {
     /// Loads the state and restores the run state.
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
-        let deadline = Duration::from_millis(awaited.way_back.record.deadline_ms);
-        if awaited.way_back.returned.is_none() {
+        let deadline = Duration::from_millis(awaited.fallback.record.deadline_ms);
+        if awaited.fallback.returned.is_none() {
             awaited.carried.watch(Some(deadline + deadlines::GRACE));
-            awaited.way_back.armed.set_deadline(Some(deadline))?;
+            awaited.fallback.armed.set_deadline(Some(deadline))?;
         }
         let loaded = self.read(source)?;
         fail_point!(Read);
         // Up to here, another file can be tried after a failure.
-        let AwaitedState { cpr, host, mut phases, way_back, carried } =
+        let AwaitedState { cpr, host, mut phases, fallback, carried } =
             self.awaited.take().ok_or(LoadError::NotAwaited)?;
         phases.done(&"read");
         let mut before = |step| {
@@ -188,20 +188,20 @@ impl Vmm {
             events.extend(unknown);
             self.machine.put_back_events(events);
         }
-        self.machine.make_up_for(&loaded.lost_writes, &loaded.serial_went);
+        self.machine.apply_traffic(&loaded.lost_writes, &loaded.serial_went);
         let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
-        let told_stopped = if cpr.live.is_some() { loaded.told_stopped } else { runs };
-        self.parameters_of_return(&way_back, &cpr.parameters);
+        let stop_reported = if cpr.live.is_some() { loaded.stop_reported } else { runs };
+        self.parameters_of_return(&fallback, &cpr.parameters);
         self.run_state_to_be = Some(cpr.run_state);
-        self.guard_before_commit(&carried, &way_back.record, told_stopped);
+        self.guard_before_commit(&carried, &fallback.record, stop_reported);
         // State salvaged from a process that died may be of any later moment.
         if cpr.live.is_none() {
             audit_point!(self.machine, New);
         }
         fail_point!(Commit);
         // From here on, there is no fallback to the old binary.
-        let committed = way_back.armed.commit();
-        if let Some(page) = carried.page.as_ref().filter(|_| way_back.former.is_none()) {
+        let committed = fallback.armed.commit();
+        if let Some(page) = carried.page.as_ref().filter(|_| fallback.former.is_none()) {
             page.claim_or_end(Claim::Vmm);
         }
         // Only a rescue that came too early could hold the lock; the guest matters more.
@@ -219,12 +219,12 @@ impl Vmm {
         let paused_ns = cpr.migration.paused_ns.max(loaded.since_ns);
         let downtime_ns = monotonic_ns().saturating_sub(paused_ns);
         if runs {
-            std::thread::sleep(STEP_ASIDE);
+            std::thread::sleep(RESUME_YIELD);
         }
         phases.end();
         drop(committed);
-        let keeper = way_back.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
-        let Carried { memfd, unused, timer: carried_timer, .. } = carried;
+        let keeper = fallback.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
+        let FallbackFds { memfd, unused, timer: carried_timer, .. } = carried;
         if planted!(KeepStateFd) {
             std::mem::forget(memfd);
         }
@@ -246,12 +246,12 @@ impl Vmm {
                 let _ = timer.set(Some(Duration::ZERO));
             });
         }
-        if let Some(why) = way_back.returned {
+        if let Some(why) = fallback.returned {
             // Rare enough to wait for the keeper's end: nothing is left when clients are told.
             drop(keeper);
             let updating = cpr.live.is_none_or(|live| live.updating);
-            let resumed = told_stopped && runs;
-            self.tell_return(&why, way_back.former, updating, resumed);
+            let resumed = stop_reported && runs;
+            self.report_fallback(&why, fallback.former, updating, resumed);
             return Ok(());
         }
         if planted!(EarlyCompleted) {
@@ -308,20 +308,20 @@ impl Vmm {
         if bytes.is_empty() {
             return Ok(Loaded { name, ..Loaded::default() });
         }
-        let Salvaged { state, lost_writes, events, told_stopped, serial_went, since_ns } =
+        let Salvaged { state, lost_writes, events, stop_reported, serial_went, since_ns } =
             self.machine.read_salvaged(&bytes)?;
         let state = Some(state);
-        Ok(Loaded { name, state, lost_writes, events, told_stopped, serial_went, since_ns })
+        Ok(Loaded { name, state, lost_writes, events, stop_reported, serial_went, since_ns })
     }
 
-    fn parameters_of_return(&mut self, way_back: &WayBack, parameters: &MigrationParameters) {
-        if way_back.returned.is_some() {
+    fn parameters_of_return(&mut self, fallback: &Fallback, parameters: &MigrationParameters) {
+        if fallback.returned.is_some() {
             self.parameters = parameters.clone();
         }
     }
 
     /// Starts this process's own keeper before it takes over the guest.
-    fn guard_before_commit(&mut self, carried: &Carried, record: &Record, told_stopped: bool) {
+    fn guard_before_commit(&mut self, carried: &FallbackFds, record: &Record, stop_reported: bool) {
         if self.config.keeper == KeeperPolicy::Off {
             return;
         }
@@ -331,7 +331,7 @@ impl Vmm {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {
-            safeguard.set_told_stopped(told_stopped);
+            safeguard.set_told_stopped(stop_reported);
         }
     }
 
@@ -358,7 +358,7 @@ impl Vmm {
         match &mut self.awaited {
             Some(awaited) => {
                 awaited.carried.watch(None);
-                Ok(awaited.way_back.armed.set_deadline(None)?)
+                Ok(awaited.fallback.armed.set_deadline(None)?)
             }
             None => Err(LoadError::NotAwaited),
         }
@@ -366,11 +366,13 @@ impl Vmm {
 
     /// Reports that this process continues the guest because of `why`, after a failed update or
     /// outside of one; in place of process `former`, if given.
-    fn tell_return(&mut self, why: &str, former: Option<i32>, updating: bool, resumed: bool) {
+    fn report_fallback(&mut self, why: &str, former: Option<i32>, updating: bool, resumed: bool) {
         let command = self.parameters.cpr_exec_command.iter().flatten().next();
         let command = command.map_or("", String::as_str);
         let error = match (former, why.strip_prefix(fall_back::CRASHED)) {
-            (Some(former), why_crashed) => self.tell_continued(former, why_crashed.unwrap_or(why)),
+            (Some(former), why_crashed) => {
+                self.report_continued(former, why_crashed.unwrap_or(why))
+            }
             (None, Some(why)) => protected::crashed(why),
             (None, None) => format!(
                 "cpr-exec-command \"{command}\" failed to take over; rolled back to the old VMM: \
@@ -386,7 +388,7 @@ impl Vmm {
 
     /// Reports to stderr, the log, the PID file, the service manager and all clients that this
     /// process continues the guest of another one. Returns the report.
-    fn tell_continued(&mut self, former: i32, why: &str) -> String {
+    fn report_continued(&mut self, former: i32, why: &str) -> String {
         let pid = std::process::id() as i32;
         let text = format!("process {former} ended ({why}): the VM continues in process {pid}");
         logging::notice(&text);
@@ -418,7 +420,7 @@ impl Vmm {
             return;
         };
         awaited.cpr.qmp = now;
-        let record = &mut awaited.way_back.record;
+        let record = &mut awaited.fallback.record;
         record.fds.retain(|named| !named.name.starts_with(crate::qmp::FD_PREFIX));
         record.fds.extend(fds.into_iter().map(|(name, fd)| NamedFd::new(name, 0, fd)));
         if let Err(error) = rewrite(awaited) {
@@ -434,12 +436,12 @@ impl Vmm {
 
 /// Replaces the CPR state that was handed over by the current one.
 fn rewrite(awaited: &mut AwaitedState) -> Result<(), CheckpointError> {
-    let AwaitedState { cpr, way_back, carried, .. } = awaited;
-    let sealed = StateFd::create()?.write(&way_back.record, cpr)?;
+    let AwaitedState { cpr, fallback, carried, .. } = awaited;
+    let sealed = StateFd::create()?.write(&fallback.record, cpr)?;
     nix::unistd::dup3(sealed.as_fd(), &mut carried.memfd, nix::fcntl::OFlag::O_CLOEXEC)
         .map_err(CheckpointError::Replace)?;
     let of_qmp = |named: &&NamedFd| named.name.starts_with(crate::qmp::FD_PREFIX);
-    let live = way_back.record.fds.iter().filter(of_qmp).map(|named| named.fd);
-    let live: Vec<_> = live.chain([way_back.record.state]).collect();
-    Ok(way_back.armed.update(&way_back.record, &live)?)
+    let live = fallback.record.fds.iter().filter(of_qmp).map(|named| named.fd);
+    let live: Vec<_> = live.chain([fallback.record.state]).collect();
+    Ok(fallback.armed.update(&fallback.record, &live)?)
 }

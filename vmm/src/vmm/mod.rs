@@ -2,13 +2,13 @@
 
 mod answers;
 mod commands;
-mod dress_rehearsal;
 mod dump;
 mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod incoming;
 mod protected;
+mod rehearsal_child;
 mod rehearsing;
 mod reset_throttle;
 mod signals;
@@ -33,7 +33,7 @@ use crate::keeper::AdoptedKeeper;
 use crate::machine::{Machine, MachineError};
 use crate::migration::cpr::monotonic::monotonic_ns;
 use crate::migration::cpr::phases::Phases;
-use crate::migration::cpr::rehearsal::{Answering, Leftover};
+use crate::migration::cpr::rehearsal::{Answering, RemainingProcess};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::{fall_back, take_over};
 use crate::migration::status::{Migration, Times};
@@ -62,7 +62,7 @@ struct Vmm {
     /// An update whose command is being rehearsed; its answer is pending.
     rehearsing: Option<Rehearsing>,
     /// Processes that rehearsals left behind and could not kill, until they end.
-    leftovers: Vec<Leftover>,
+    leftovers: Vec<RemainingProcess>,
     /// Memory dumps in progress; their answers are pending.
     dumps: Vec<dump::Dump>,
     /// What continues the guest if this process dies.
@@ -108,11 +108,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     #[cfg(feature = "failpoints")]
     failpoints::arm_early(&args);
-    signals::put_right();
+    signals::reset_inherited_signals();
     // SAFETY: the caller calls this first (see `crate::main`).
     let adopted = unsafe { take_over::adopt() };
     phases.done(&"adopt");
-    let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.way_back);
+    let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.fallback);
     own_binary::note(returned.filter(|way| way.returned.is_some()).map(|way| way.record.binary));
     signals::survive_file_size_limit();
     let config = match Config::try_parse_from(args) {
@@ -120,7 +120,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            fall_back::go_if_armed(format_args!("{line}"));
+            fall_back::fall_back_if_armed(format_args!("{line}"));
             if !error.use_stderr() {
                 error.exit();
             }
@@ -135,7 +135,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Ok(None) = &adopted {
         // SAFETY: there is still only one thread.
         if let Some(asked) = unsafe { Answering::asked() } {
-            return dress_rehearsal::answer(asked, &config);
+            return rehearsal_child::answer(asked, &config);
         }
     }
     phases.done(&"parse");
@@ -147,7 +147,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             if fall_back::is_armed() {
                 tracing::error!(%error, "cpr_fall_back");
             }
-            fall_back::go_if_armed(format_args!("{error}"));
+            fall_back::fall_back_if_armed(format_args!("{error}"));
             logging::fatal(&error);
             ExitCode::from(FAILURE)
         }
@@ -174,9 +174,9 @@ impl Vmm {
             self.deal_with_guest_events();
             // A VMM that is about to exit must not be replaced by one that does not know that.
             if self.ended.is_none() {
-                self.look_at_rehearsal();
+                self.poll_rehearsal();
             }
-            self.look_at_dumps();
+            self.poll_dumps();
             self.serve_clients();
             if let Some(End { status, guest, reason }) = self.ended {
                 // The guest must not be continued after a deliberate exit.
@@ -229,11 +229,11 @@ impl Vmm {
         while self.ended.is_none()
             && let Some(event) = self.machine.next_event(|event| self.resets.admits(event))
         {
-            self.deal_with(event);
+            self.handle_event(event);
         }
     }
 
-    fn deal_with(&mut self, GuestEvent { vcpu, kind }: GuestEvent) {
+    fn handle_event(&mut self, GuestEvent { vcpu, kind }: GuestEvent) {
         match kind {
             GuestEventKind::Device(DeviceRequest::Reset) => {
                 self.reset(true, ShutdownCause::GuestReset);

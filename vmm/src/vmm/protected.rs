@@ -13,7 +13,7 @@ use crate::migration::cpr::headroom::{self, NoRoom};
 use crate::migration::cpr::outgoing::View;
 use crate::migration::cpr::plan::{self, Plan};
 use crate::migration::cpr::safeguard::{Predecessor, Safeguard, SafeguardError};
-use crate::migration::cpr::update::{self, UpdateError, Walk};
+use crate::migration::cpr::update::{self, UpdateContext, UpdateError};
 use crate::pid_file::PidFile;
 use crate::qmp::ConnectionId;
 
@@ -151,19 +151,19 @@ impl Vmm {
             Err(panic) => {
                 let said = panic.downcast_ref::<String>().map(String::as_str);
                 let said = said.or(panic.downcast_ref::<&str>().copied());
-                self.tell_panic(said.unwrap_or("no reason given"));
+                self.report_panic(said.unwrap_or("no reason given"));
                 Ok(None)
             }
         }
     }
 
-    fn tell_panic(&mut self, said: &str) {
+    fn report_panic(&mut self, said: &str) {
         let error = crashed(&format!("it panicked: {said}"));
         tracing::error!(%error, "update_crashed");
         self.qmp.refuse_in_flight(&QmpError::generic(&error));
         if self.migration.under_way() {
             let stopped = std::mem::take(&mut self.stopped);
-            update::tell_failure(&mut self.qmp, &mut self.migration, error, stopped);
+            update::report_failure(&mut self.qmp, &mut self.migration, error, stopped);
         }
         self.conclude();
     }
@@ -203,7 +203,7 @@ impl Vmm {
             Ok(Some(Some(error))) => {
                 let stopped = std::mem::take(&mut self.stopped);
                 let (qmp, migration) = (&mut self.qmp, &mut self.migration);
-                update::tell_failure(qmp, migration, error.to_string(), stopped);
+                update::report_failure(qmp, migration, error.to_string(), stopped);
                 self.conclude();
             }
             Ok(_) => {}
@@ -214,7 +214,7 @@ impl Vmm {
     /// Carries out the update; returns only if it failed.
     fn walk(&mut self, plan: Plan) -> Option<UpdateError> {
         let mut safeguard = self.safeguard.take()?;
-        let mut walk = Walk {
+        let mut walk = UpdateContext {
             machine: &mut self.machine,
             qmp: &mut self.qmp,
             migration: &mut self.migration,
@@ -233,7 +233,7 @@ impl Vmm {
     /// Tears the machine down and builds it again, as after power-on.
     pub(super) fn reset_machine(&mut self) -> Result<(), crate::machine::MachineError> {
         if let Some(safeguard) = &mut self.safeguard {
-            safeguard.forget_machine();
+            safeguard.drop_machine();
         }
         self.machine.reset()?;
         self.keep_up_to_date();

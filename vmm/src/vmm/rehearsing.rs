@@ -61,7 +61,7 @@ impl Vmm {
         args: &MigrateArgs,
     ) -> Result<Option<Plan>, QmpError> {
         let plan = self.plan(args)?;
-        self.machine.look_for_more_msrs();
+        self.machine.probe_missing_msrs();
         if !wanted(&self.parameters) {
             return Ok(Some(plan));
         }
@@ -95,12 +95,12 @@ impl Vmm {
     pub(super) fn cancel_rehearsal(&mut self) {
         if let Some(rehearsing) = &mut self.rehearsing {
             rehearsing.cancelled = true;
-            self.look_at_rehearsal();
+            self.poll_rehearsal();
         }
     }
 
     /// Once the rehearsal has ended, carries out or refuses the update.
-    pub(super) fn look_at_rehearsal(&mut self) {
+    pub(super) fn poll_rehearsal(&mut self) {
         let Some(mut rehearsing) = self.rehearsing.take() else { return };
         rehearsing.cancelled |= self.qmp.wants_to_cancel(rehearsing.client);
         let result = match rehearsing.cancelled {

@@ -72,7 +72,7 @@ const OWN: [Signal; 6] = [
 /// Undoes inherited settings that break the VMM: blocked signals, and an ignored SIGCHLD, with
 /// which the kernel reaps children by itself and the exit status of a rehearsal is lost. Must be
 /// called first. All other settings stay, for the program that an update executes.
-pub fn put_right() {
+pub fn reset_inherited_signals() {
     // SAFETY: the default action; none of our code runs when the signal comes.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // It fails only on a bad `how`.

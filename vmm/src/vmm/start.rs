@@ -11,7 +11,7 @@ use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
 use super::Vmm;
-use super::incoming::{AwaitedState, Carried, LoadError, Source};
+use super::incoming::{AwaitedState, FallbackFds, LoadError, Source};
 use super::reset_throttle::ResetThrottle;
 use super::signals::EndSignals;
 use crate::boot::{BootImage, ImageError};
@@ -119,7 +119,7 @@ impl Vmm {
     ) -> Result<Self, StartError> {
         match (adopted, config.incoming.clone()) {
             (None, None) => Self::boot(config, &phases),
-            (Some(adopted), _) if adopted.way_back.returned.is_some() => {
+            (Some(adopted), _) if adopted.fallback.returned.is_some() => {
                 Self::take_over(config, adopted, None, phases)
             }
             (Some(adopted), Some(incoming)) => {
@@ -234,9 +234,9 @@ impl Vmm {
         incoming: Option<Incoming>,
         mut phases: Phases,
     ) -> Result<Self, StartError> {
-        let Adopted { state: cpr, mut fds, memfd, way_back } = adopted;
-        if let Some(why) = &way_back.returned {
-            let name = CString::new(way_back.record.comm.to_vec()).unwrap_or_default();
+        let Adopted { state: cpr, mut fds, memfd, fallback } = adopted;
+        if let Some(why) = &fallback.returned {
+            let name = CString::new(fallback.record.comm.to_vec()).unwrap_or_default();
             // Best effort: restores the process name from before the update.
             let _ = nix::sys::prctl::set_name(&name);
             tracing::warn!(%why, "cpr_returned");
@@ -248,12 +248,12 @@ impl Vmm {
         let log = logging::start(config.log, config.log_file.as_ref(), log)?;
         phases.done(&"log");
         fail_point!(Log);
-        let handed = way_back.record.fds.len();
+        let handed = fallback.record.fds.len();
         tracing::info!(fds = handed, run_state = ?cpr.run_state, "cpr_adopt");
         let [reader, writer] = SIGNALS_FDS.map(|name| fds.take(name, 0));
         let ends = reader.zip(writer).map(|(reader, writer)| [reader, writer]);
         let signals = EndSignals::install(ends).map_err(StartError::Signals)?;
-        held_signals::release(&way_back.record.mask());
+        held_signals::release(&fallback.record.mask());
         if planted!(LowerLimit) {
             use nix::sys::resource::{Resource, getrlimit, setrlimit};
             let limited = getrlimit(Resource::RLIMIT_NOFILE)
@@ -276,12 +276,12 @@ impl Vmm {
             .map(|kernel| BootImage::adopt(kernel, fds.take("boot.initrd", 0)));
         let mut qmp = cpr.qmp.clone();
         if let Some(traffic) = fds.take(TRAFFIC_FD, 0).map(File::from) {
-            traffic::make_up_for(&mut qmp, &whole(&traffic));
+            traffic::apply_traffic(&mut qmp, &whole(&traffic));
         }
-        if way_back.returned.is_some() {
+        if fallback.returned.is_some() {
             // See `take_over`: the descriptors of clients that have left are missing.
             qmp.connections
-                .retain(|client| way_back.record.fds.iter().any(|n| n.name == client.fd));
+                .retain(|client| fallback.record.fds.iter().any(|n| n.name == client.fd));
         }
         let qmp = Server::restore(qmp, |name| fds.take(name, 0))?;
         let (asked, handed_over) = (config.qmp.as_ref().map(|qmp| qmp.0.as_path()), qmp.path());
@@ -310,7 +310,7 @@ impl Vmm {
             unused.push(fd);
         }
         let saved = saved.map(File::from);
-        let carried = Carried { memfd, saved, _binary: binary, page, timer, dump, unused };
+        let carried = FallbackFds { memfd, saved, _binary: binary, page, timer, dump, unused };
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
         #[cfg(feature = "failpoints")]
@@ -330,7 +330,7 @@ impl Vmm {
             parameters: MigrationParameters::default(),
             log,
             signals,
-            awaited: Some(AwaitedState { cpr, host, phases, way_back, carried }),
+            awaited: Some(AwaitedState { cpr, host, phases, fallback, carried }),
             finishing: None,
             rehearsing: None,
             leftovers: Vec::new(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
-use crate::backend::asked::{self, Asked};
+use crate::backend::asked::{self, ProbeProcess};
 use crate::carry;
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::Executable;
@@ -121,7 +121,8 @@ impl Build {
         std::fs::write(&kernel, guest)?;
         let mut command = Command::new(&self.binary);
         command.args(&self.first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
-        let asked = Asked::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
+        let asked =
+            ProbeProcess::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
         question(&mut asked.qmp(&socket)?, asked.pid())
     }
 }

@@ -22,7 +22,7 @@ use super::guest::Guest;
 use super::handover::{self, Handover, Peer, UnderWay};
 use super::keeper::Keeper;
 use super::ram::{self, ram_file};
-use super::{Args, Fault, surroundings};
+use super::{Args, Fault, process_faults};
 use crate::scenario::size::Size;
 use guest_images::mailbox::damage_kind;
 
@@ -270,7 +270,7 @@ impl Machine {
             Fault::ResumePaused if self.run_state != RunState::Running => {
                 self.run_state = RunState::Running;
             }
-            _ => surroundings::change(fault)?,
+            _ => process_faults::change(fault)?,
         }
         self.go_on()
     }

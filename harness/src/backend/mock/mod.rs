@@ -10,9 +10,9 @@ mod handover;
 mod keeper;
 mod machine;
 mod migrate;
+mod process_faults;
 mod ram;
 mod server;
-mod surroundings;
 
 use std::ffi::OsString;
 use std::io;
@@ -85,7 +85,7 @@ impl Backend for Mock {
         }
     }
 
-    fn lacks_fault(&self, fault: &Inject) -> Option<String> {
+    fn unsupported_fault(&self, fault: &Inject) -> Option<String> {
         let Inject { point, action } = fault;
         let has = failpoint::ACTIONS.contains(&action.as_str())
             && failpoint::POINTS.iter().any(|p| p.name == point);

@@ -31,7 +31,7 @@ const QUERIES: [&str; 7] = [
 pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
     let ends = SignalFd::with_flags(&endings(), SfdFlags::SFD_CLOEXEC)?;
     loop {
-        if obey_all(&mut machine)? {
+        if execute_pending(&mut machine)? {
             // The keeper must not see this process end.
             drop(machine.keeper.take());
             if !machine.args.has(Fault::KeepSocket) {
@@ -112,7 +112,7 @@ pub fn endings() -> SigSet {
 }
 
 /// Executes every complete line of input; returns true after `quit`.
-fn obey_all(machine: &mut Machine) -> io::Result<bool> {
+fn execute_pending(machine: &mut Machine) -> io::Result<bool> {
     if machine.ends {
         return Ok(true);
     }
@@ -128,7 +128,7 @@ fn obey_all(machine: &mut Machine) -> io::Result<bool> {
                 && !machine.clients[index].input.is_empty();
             let answer = match busy {
                 true => Err(QmpError::generic("busy")),
-                false => obey(machine, &name, &message["arguments"]),
+                false => execute(machine, &name, &message["arguments"]),
             };
             let accepted = answer.is_ok();
             let mut reply = match answer {
@@ -161,7 +161,7 @@ fn take_line(input: &mut Vec<u8>) -> Option<Vec<u8>> {
     Some(input.drain(..end).collect())
 }
 
-fn obey(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
+fn execute(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
     match name {
         "qmp_capabilities" | "quit" => {}
         "query-version" => {

@@ -11,7 +11,7 @@ use guest_images::GuestImage;
 pub use find::find;
 pub use probe::ProbeError;
 
-use crate::backend::{Backend, Dialect, Feature, Handover, Image, Launch, OverExec, value_of};
+use crate::backend::{AcrossExec, Backend, Dialect, Feature, Handover, Image, Launch, value_of};
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Pages, SerialKind};
 
@@ -126,7 +126,7 @@ impl Backend for Qemu {
             private_ram_blocks: false,
             vcpu_threads: None,
             ram_undumped: false,
-            over_exec: OverExec::Remade,
+            across_exec: AcrossExec::Recreated,
             handover: Handover {
                 variable: "QEMU_CPR_EXEC_STATE",
                 variables: "QEMU_CPR_",

@@ -8,7 +8,7 @@ use std::process::Command as Process;
 use cpr_qmp::message::{VersionInfo, VersionTriple};
 use serde_json::Value;
 
-use crate::backend::asked::Asked;
+use crate::backend::asked::ProbeProcess;
 use crate::observe::process::Executable;
 use crate::observe::qmp::{Command, QmpFault};
 
@@ -79,7 +79,7 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
         .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()));
-    let asked = Asked::start(&mut command).map_err(start)?;
+    let asked = ProbeProcess::start(&mut command).map_err(start)?;
     let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
     let mut qmp = asked.qmp(&socket).map_err(not_qemu)?;
     let told: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;

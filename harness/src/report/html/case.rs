@@ -143,7 +143,7 @@ impl<'a> View<'a> {
             (waterfall::waterfalls(report, timeline, self.updates))
             @if let Some(folder) = &self.folder { (fd_diff::diff(folder)) }
             (self.failed_updates())
-            (self.to_type())
+            (self.repro_commands())
             (self.files())
             (self.timeline())
         }
@@ -223,7 +223,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn to_type(&self) -> Markup {
+    fn repro_commands(&self) -> Markup {
         let report = &self.entry.report;
         html! {
             @if !matches!(report.verdict, Verdict::Ignored(_)) {

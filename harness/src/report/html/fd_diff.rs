@@ -21,7 +21,7 @@ struct Table {
     /// Descriptors with an identity that an update must preserve.
     lines: BTreeMap<i32, Line>,
     /// Number of descriptors of each kind that a new process recreates.
-    anew: BTreeMap<String, usize>,
+    recreated: BTreeMap<String, usize>,
 }
 
 /// A descriptor that changed.
@@ -42,16 +42,16 @@ pub fn diff(folder: &Folder) -> Markup {
     };
     let (before, after) = (table(&before), table(&after));
     let changes = changes(&before.lines, &after.lines);
-    let counts = counts(&before.anew, &after.anew);
+    let counts = counts(&before.recreated, &after.recreated);
     let gone = changes.iter().filter(|change| change.was.is_some()).count();
     let kept = before.lines.len() - gone;
-    let anew: usize = after.anew.values().sum();
+    let recreated: usize = after.recreated.values().sum();
     let since = if name == "proc-before.txt" { "before the step" } else { "boot" };
     html! {
         h4 { "Descriptors" }
         p {
             (kept) " of " (before.lines.len()) " descriptors with an identity are unchanged since "
-            (since) "; " (anew) " have no identity"
+            (since) "; " (recreated) " have no identity"
             @if counts.is_empty() { ", with the same number of each kind as before." }
             @else { ":" }
         }
@@ -121,7 +121,7 @@ fn table(text: &str) -> Table {
     let mut table = Table::default();
     for (number, line) in lines.take_while(|line| !line.is_empty()).filter_map(line) {
         match made_anew(&line.target) {
-            Some(kind) => *table.anew.entry(kind.to_owned()).or_default() += 1,
+            Some(kind) => *table.recreated.entry(kind.to_owned()).or_default() += 1,
             None => {
                 let target = line.target.strip_suffix(" -").unwrap_or(&line.target).to_owned();
                 table.lines.insert(number, Line { target, ..line });
@@ -183,15 +183,16 @@ mod tests {
         let grown = Descriptor { size: 9, offset: 9, ..file.clone() };
         let leaky = Descriptor { close_on_exec: false, ..socket.clone() };
         let new = Descriptor { number: 7, ..file.clone() };
-        let anew = |number, target: &str, socket_path: Option<&str>| Descriptor {
+        let recreated = |number, target: &str, socket_path: Option<&str>| Descriptor {
             number,
             target: target.into(),
             socket_path: socket_path.map(str::to_owned),
             ..new.clone()
         };
         let (kvm, pair) = ("anon_inode:kvm-vm", Some(""));
-        let before = [file, socket, anew(8, kvm, None), anew(9, "socket:[8]", pair)];
-        let after = [grown, leaky, new.clone(), anew(18, kvm, None), anew(19, "/dev/kvm", None)];
+        let before = [file, socket, recreated(8, kvm, None), recreated(9, "socket:[8]", pair)];
+        let after =
+            [grown, leaky, new.clone(), recreated(18, kvm, None), recreated(19, "/dev/kvm", None)];
         let (before, after) = (table(&text(&before)), table(&text(&after)));
         let line = |target: &str, flags: &str| {
             Some(Line { target: target.into(), inode: "1:2".into(), flags: flags.into() })
@@ -209,7 +210,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            counts(&before.anew, &after.anew),
+            counts(&before.recreated, &after.recreated),
             [("/dev/kvm".to_owned(), 0, 1), ("socket pair".to_owned(), 1, 0)]
         );
     }

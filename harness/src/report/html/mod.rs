@@ -103,7 +103,7 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
             @if let Some(start) = &folder.start {
                 p.quiet { "seed " (start.seed) }
             }
-            @for trouble in &folder.troubles { p.trouble { (trouble) } }
+            @for trouble in &folder.problems { p.trouble { (trouble) } }
         }
         main { article { (view.body()) } }
     };

@@ -16,7 +16,7 @@ use crate::run::evidence::timeline::Timeline;
 pub struct Watchdog {
     called_off: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    barked: Arc<Mutex<bool>>,
+    expired: Arc<Mutex<bool>>,
     /// The process whose evidence is collected; its group stays the same.
     pid: Arc<AtomicI32>,
 }
@@ -31,10 +31,10 @@ impl Watchdog {
         timeline: Arc<Timeline>,
     ) -> Result<Self, EnvironmentError> {
         let (called_off, calls) = channel();
-        let barked = Arc::new(Mutex::new(false));
+        let expired = Arc::new(Mutex::new(false));
         let group = pid;
         let pid = Arc::new(AtomicI32::new(pid));
-        let (bark, watched) = (barked.clone(), pid.clone());
+        let (bark, watched) = (expired.clone(), pid.clone());
         let watch = move || {
             loop {
                 match calls.recv_timeout(limit) {
@@ -54,7 +54,7 @@ impl Watchdog {
             .name("watchdog".into())
             .spawn(watch)
             .map_err(EnvironmentError::Thread)?;
-        Ok(Self { called_off: Some(called_off), thread: Some(thread), barked, pid })
+        Ok(Self { called_off: Some(called_off), thread: Some(thread), expired, pid })
     }
 
     /// Restarts the time limit.
@@ -71,8 +71,8 @@ impl Watchdog {
     }
 
     /// Returns true once the limit has expired, just before the VMM is killed.
-    pub fn has_barked(&self) -> bool {
-        *self.barked.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn has_expired(&self) -> bool {
+        *self.expired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
 //! The other ends of a VM's sockets.
 
+pub mod misbehaving_client;
 pub mod serial;
-pub mod stranger;

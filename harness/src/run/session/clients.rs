@@ -29,12 +29,12 @@ pub fn connect(
         Direction::Sent => timeline.say(&sent, text),
         Direction::Received => timeline.say(&received, text),
     });
-    let hopeless = hopeless(vm, evidence.console());
-    Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, hopeless)?)
+    let connect_failure = connect_failure(vm, evidence.console());
+    Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, connect_failure)?)
 }
 
 /// Returns a probe that says why no connection can succeed, once the VMM has exited.
-fn hopeless(vm: &mut Vm, console: PathBuf) -> impl Fn() -> Option<String> {
+fn connect_failure(vm: &mut Vm, console: PathBuf) -> impl Fn() -> Option<String> {
     let vm = RefCell::new(vm);
     move || {
         let status = vm.borrow_mut().ended()?;
@@ -51,13 +51,13 @@ impl Session<'_> {
         let limit = self.options.patience.greeting;
         let began = Instant::now();
         let sockets = [self.files.qmp.clone(), backend.second_qmp(&self.files)];
-        let clients = [&mut self.qmp, &mut self.bystander.qmp];
+        let clients = [&mut self.qmp, &mut self.second_client.qmp];
         let mut tries = 0;
         for (socket, client) in sockets.iter().zip(clients) {
             // This client may see the connection close later than the other one.
             client.await_end(limit)?;
-            let hopeless = hopeless(&mut self.vm, self.evidence.console());
-            tries += client.reconnect(Path::new(socket), limit, hopeless)?;
+            let connect_failure = connect_failure(&mut self.vm, self.evidence.console());
+            tries += client.reconnect(Path::new(socket), limit, connect_failure)?;
         }
         let text = format!(
             "the VMM closed its QMP connections; reconnected both after {:?} in {tries} tries",
@@ -69,12 +69,12 @@ impl Session<'_> {
 }
 
 /// A client that only listens.
-pub struct Bystander {
+pub struct EventListener {
     qmp: Qmp,
     heard: usize,
 }
 
-impl Bystander {
+impl EventListener {
     /// Listens on the connection `qmp`.
     pub fn new(qmp: Qmp) -> Self {
         Self { qmp, heard: 0 }

@@ -39,7 +39,7 @@ impl Session<'_> {
         ending: &Ending,
     ) {
         // These updates may end in several ways, so the error can differ in the next run.
-        if matches!(migrate.expect, Expect::Kept | Expect::Revived | Expect::Survives) {
+        if matches!(migrate.expect, Expect::Any | Expect::Revived | Expect::Survives) {
             return;
         }
         let (ended, error) = match ending {
@@ -56,7 +56,7 @@ impl Session<'_> {
         // Longest first: one path may be a prefix of another.
         places.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_os_str().len()));
         let failed = FailedUpdate {
-            what: migrate.what_is_wrong(&self.case.vm, injected),
+            what: migrate.describe_failure(&self.case.vm, injected),
             ended: ended.to_owned(),
             error: redacted(error, &places),
         };

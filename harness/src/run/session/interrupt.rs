@@ -9,7 +9,7 @@ use crate::check::{Action, Ending, Finding, interrupted};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, Qmp, QmpFault, label};
 use crate::run::failure::StepError;
-use crate::run::peer::stranger::Stranger;
+use crate::run::peer::misbehaving_client::MisbehavingClient;
 use crate::run::session::clients::connect;
 use crate::run::session::{Session, fits_protocol};
 use crate::run::update::hold::Hold;
@@ -51,7 +51,7 @@ impl Session<'_> {
             }
             false => None,
         };
-        let mut stranger = Visitor::before(with, &socket).map_err(failed)?;
+        let mut misbehaving_client = ClientScript::before(with, &socket).map_err(failed)?;
         let from = self.qmp.event_count();
         let update = Command::new("migrate", channel.arguments.clone());
         let asked = self.qmp.send(std::slice::from_ref(&update))?[0];
@@ -68,13 +68,13 @@ impl Session<'_> {
             }
             None => None,
         };
-        stranger.meanwhile(with, &socket).map_err(failed)?;
+        misbehaving_client.meanwhile(with, &socket).map_err(failed)?;
         if with == Interruption::GuestReset {
             self.release_guest()?;
             self.await_standstill()?;
         }
         if let (Some((name, id)), Some(other)) = (&id, &other) {
-            obeyed(with, other, name, *id)?;
+            check_reply(with, other, name, *id)?;
         }
         // A VMM that was told to quit need not finish the update.
         drop(held);
@@ -96,23 +96,23 @@ impl Session<'_> {
             self.note_update(channel.state.clone());
         }
         if let (Some((name, id)), None) = (&id, &other) {
-            obeyed(with, &self.qmp, name, *id)?;
+            check_reply(with, &self.qmp, name, *id)?;
         }
         match with {
-            Interruption::Stop => self.has_stopped(),
+            Interruption::Stop => self.note_stop(),
             Interruption::Cont => {
-                self.has_gone_on();
+                self.note_cont();
                 self.await_boot(self.boots)?;
             }
             Interruption::Reset | Interruption::GuestReset => {
-                self.was_reset();
+                self.note_reset();
                 if ran {
                     self.await_boot(self.boots)?;
                 }
             }
             _ => {}
         }
-        stranger.after(&self.labels(from)).map_err(failed)?;
+        misbehaving_client.after(&self.labels(from)).map_err(failed)?;
         fits_protocol(&other.as_ref().map(Qmp::wrong).unwrap_or_default())?;
         drop(other);
         // Otherwise the next observation would see the descriptors of clients that have left. If
@@ -150,7 +150,7 @@ impl Session<'_> {
 }
 
 /// Checks the VMM's answer to the interrupting command.
-fn obeyed(with: Interruption, client: &Qmp, name: &str, id: u64) -> Result<(), StepError> {
+fn check_reply(with: Interruption, client: &Qmp, name: &str, id: u64) -> Result<(), StepError> {
     match (client.answer(name, id), with) {
         (Ok(_), Interruption::Migrate) => {
             Err(StepError::Process("a second update was accepted while one was under way".into()))
@@ -180,23 +180,23 @@ fn message(with: Interruption) -> Option<Command> {
 }
 
 /// The misbehaving client of an interruption, if it has one.
-enum Visitor {
+enum ClientScript {
     None,
-    Garbage(Stranger),
-    Half(Stranger),
-    Silent(Stranger),
+    Garbage(MisbehavingClient),
+    Half(MisbehavingClient),
+    Silent(MisbehavingClient),
 }
 
-impl Visitor {
+impl ClientScript {
     fn before(with: Interruption, socket: &Path) -> std::io::Result<Self> {
         Ok(match with {
             Interruption::Half => {
-                let mut half = Stranger::connect(socket)?;
+                let mut half = MisbehavingClient::connect(socket)?;
                 half.begin()?;
                 Self::Half(half)
             }
             Interruption::Silent => {
-                let mut silent = Stranger::connect(socket)?;
+                let mut silent = MisbehavingClient::connect(socket)?;
                 silent.ask_without_reading()?;
                 Self::Silent(silent)
             }
@@ -207,7 +207,7 @@ impl Visitor {
     fn meanwhile(&mut self, with: Interruption, socket: &Path) -> std::io::Result<()> {
         match self {
             Self::None if with == Interruption::Garbage => {
-                *self = Self::Garbage(Stranger::garbage(socket)?);
+                *self = Self::Garbage(MisbehavingClient::garbage(socket)?);
                 Ok(())
             }
             _ => Ok(()),
@@ -217,9 +217,9 @@ impl Visitor {
     fn after(self, events: &[String]) -> std::io::Result<()> {
         match self {
             Self::None => Ok(()),
-            Self::Garbage(mut garbage) => garbage.is_told_off(),
+            Self::Garbage(mut garbage) => garbage.expect_error_or_close(),
             Self::Half(mut half) => half.complete(),
-            Self::Silent(mut silent) => silent.has_missed(events),
+            Self::Silent(mut silent) => silent.expect_unread_events(events),
         }
     }
 }

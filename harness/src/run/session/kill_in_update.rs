@@ -13,17 +13,17 @@ use crate::observe::poll;
 use crate::observe::qmp::{Command, QmpFault, label};
 use crate::run::failure::StepError;
 use crate::run::session::Session;
-use crate::run::session::revival::{Struck, lost};
+use crate::run::session::revival::{DyingProcess, lost};
 use crate::run::update::channel::Prepared as PreparedChannel;
 use crate::run::update::hold::Hold;
 use crate::run::verdict::Kill;
-use crate::scenario::{EndSignal, Fate, Inject, KillInUpdate, Migrate, Origin};
+use crate::scenario::{EndSignal, Inject, KillInUpdate, KillOutcome, Migrate, Origin};
 
 /// How often a kill that must land in an update is retried, each time closer to its beginning.
 const CLOSER: u32 = 8;
 
 /// One kill in an update.
-struct Cut<'a> {
+struct KillAttempt<'a> {
     wanted: &'a KillInUpdate,
     number: u32,
     /// When to kill, in microseconds after the origin (`wanted.from`).
@@ -45,7 +45,7 @@ impl Session<'_> {
             if number > 0 {
                 self.check(&last, ran)?;
             }
-            last = self.cut_off(wanted, number)?;
+            last = self.kill_once(wanted, number)?;
         }
         // The moments are random and hosts differ in speed, so retry until a kill lands.
         for nth in 0..CLOSER {
@@ -53,7 +53,7 @@ impl Session<'_> {
                 return Ok(last);
             }
             self.check(&last, ran)?;
-            last = self.cut_off(&wanted.closer(nth), wanted.repeat + nth)?;
+            last = self.kill_once(&wanted.closer(nth), wanted.repeat + nth)?;
         }
         match self.kills[first..].iter().any(Kill::landed) || !wanted.must_land() {
             true => Ok(last),
@@ -65,10 +65,10 @@ impl Session<'_> {
         }
     }
 
-    fn cut_off(&mut self, wanted: &KillInUpdate, number: u32) -> Result<Action, StepError> {
+    fn kill_once(&mut self, wanted: &KillInUpdate, number: u32) -> Result<Action, StepError> {
         let ran = self.run_state.is_running();
         let moment = wanted.moment(self.case.seed, number);
-        let cut = Cut { wanted, number, moment, from: 0, asked: None, at: Instant::now() };
+        let cut = KillAttempt { wanted, number, moment, from: 0, asked: None, at: Instant::now() };
         self.evidence.timeline.say("harness", cut.name());
         let rehearsal = Some(wanted.rehearsal);
         let migrate = Migrate { command: wanted.command, rehearsal, ..Migrate::default() };
@@ -82,26 +82,26 @@ impl Session<'_> {
         };
         let (command, channel) = self.prepare(&migrate, hold.as_ref().map(|(_, held)| held))?;
         self.set_parameters(&command, &migrate)?;
-        if wanted.expect == Fate::Revived {
+        if wanted.expect == KillOutcome::Revived {
             self.measure();
         }
-        let (cut, struck) = self.strike_in_update(cut, &channel, hold.map(|(hold, _)| hold))?;
-        if let Some(struck) = struck
-            && self.follow(struck)?
+        let (cut, dying) = self.strike_in_update(cut, &channel, hold.map(|(hold, _)| hold))?;
+        if let Some(dying) = dying
+            && self.follow(dying)?
         {
             return self.revived(&cut, &channel);
         }
         self.measuring = None;
-        if wanted.expect == Fate::Revived {
+        if wanted.expect == KillOutcome::Revived {
             self.may_be_gone(&cut)?;
         }
-        self.await_cut_off(&cut)?;
+        self.await_killed(&cut)?;
         self.evidence.collect();
         self.boot_again().map_err(|error| match error {
             StepError::Environment(_) => error,
             other => cut.failed(format!("cannot start another VMM in its place: {other}")),
         })?;
-        if wanted.expect == Fate::Gone || ran {
+        if wanted.expect == KillOutcome::Gone || ran {
             return Ok(Action::Boot);
         }
         // A guest that was stopped before is stopped again.
@@ -115,10 +115,10 @@ impl Session<'_> {
     /// has started must exit by themselves, or continue the VM.
     fn strike_in_update<'a>(
         &mut self,
-        mut cut: Cut<'a>,
+        mut cut: KillAttempt<'a>,
         channel: &PreparedChannel,
         hold: Option<Hold>,
-    ) -> Result<(Cut<'a>, Option<Struck>), StepError> {
+    ) -> Result<(KillAttempt<'a>, Option<DyingProcess>), StepError> {
         let limit = self.options.patience.update;
         let migrate = [Command::new("migrate", channel.arguments.clone())];
         let pause = Duration::from_micros(cut.moment.unsigned_abs());
@@ -143,9 +143,9 @@ impl Session<'_> {
             }
         }
         cut.at = Instant::now();
-        let struck = match cut.wanted.expect {
-            Fate::Revived => Some(self.strike(cut.from, true)?),
-            Fate::Gone => {
+        let dying = match cut.wanted.expect {
+            KillOutcome::Revived => Some(self.kill_process(cut.from, true)?),
+            KillOutcome::Gone => {
                 let pid = self.vm.pid();
                 kill(Pid::from_raw(pid), number(cut.wanted.signal))
                     .map_err(|errno| cut.failed(format!("cannot kill process {pid}: {errno}")))?;
@@ -158,12 +158,16 @@ impl Session<'_> {
             // The request may arrive or not.
             cut.asked = self.qmp.send(&migrate).ok().and_then(|ids| ids.first().copied());
         }
-        Ok((cut, struck))
+        Ok((cut, dying))
     }
 
     /// Handles a VM that has survived: waits for the answer to the request, and records what the
     /// update did.
-    fn revived(&mut self, cut: &Cut<'_>, channel: &PreparedChannel) -> Result<Action, StepError> {
+    fn revived(
+        &mut self,
+        cut: &KillAttempt<'_>,
+        channel: &PreparedChannel,
+    ) -> Result<Action, StepError> {
         if let Some(asked) = cut.asked {
             match self.qmp.answer("migrate", asked) {
                 Ok(_) | Err(QmpFault::Refused { .. }) => {}
@@ -180,7 +184,7 @@ impl Session<'_> {
     }
 
     /// Checks that the kill came before or after the update: only then may the VM be lost.
-    fn may_be_gone(&self, cut: &Cut<'_>) -> Result<(), StepError> {
+    fn may_be_gone(&self, cut: &KillAttempt<'_>) -> Result<(), StepError> {
         let told = self.labels_of(cut);
         let has = |name: &str| told.iter().any(|label| label == name);
         if !has("MIGRATION(setup)") || has("MIGRATION(completed)") {
@@ -193,7 +197,7 @@ impl Session<'_> {
     }
 
     /// Waits until nothing of the VMM is left.
-    fn await_cut_off(&mut self, cut: &Cut<'_>) -> Result<(), StepError> {
+    fn await_killed(&mut self, cut: &KillAttempt<'_>) -> Result<(), StepError> {
         let limit = self.options.patience.end;
         let (signal, pid) = (cut.wanted.signal, self.vm.pid());
         let name = signal.name();
@@ -219,7 +223,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn note_kill(&mut self, cut: &Cut<'_>, last_event: Option<String>, revived: bool) {
+    fn note_kill(&mut self, cut: &KillAttempt<'_>, last_event: Option<String>, revived: bool) {
         let (gone, name) = (cut.at.elapsed(), cut.wanted.signal.name());
         let heard = last_event.as_deref().unwrap_or("none");
         let what = if revived { "the VM continues" } else { "nothing is left" };
@@ -228,12 +232,12 @@ impl Session<'_> {
         self.kills.push(Kill { moment_us: cut.moment, last_event, gone, revived });
     }
 
-    fn labels_of(&self, cut: &Cut<'_>) -> Vec<String> {
+    fn labels_of(&self, cut: &KillAttempt<'_>) -> Vec<String> {
         self.qmp.events_from(cut.from).iter().map(|arrived| label(&arrived.event)).collect()
     }
 }
 
-impl Cut<'_> {
+impl KillAttempt<'_> {
     fn name(&self) -> String {
         let Self { wanted, number, moment, .. } = self;
         let from = match wanted.from {

@@ -10,11 +10,11 @@ use crate::run::failure::StepError;
 use crate::run::session::Session;
 use crate::run::session::kill_in_update::number;
 use crate::run::session::revival::lost;
-use crate::scenario::{EndBy, Fate, KillVmm};
+use crate::scenario::{EndBy, KillOutcome, KillVmm};
 
 impl Session<'_> {
     /// Kills the VMM as often as wanted. The caller checks the last revival. Returns `None` if the
-    /// VM is gone, as it should be.
+    /// VM is gone, as expected.
     pub(super) fn kill_vmm(&mut self, wanted: &KillVmm) -> Result<Option<Action>, StepError> {
         let ran = self.run_state.is_running();
         for nth in 0..wanted.repeat {
@@ -29,12 +29,12 @@ impl Session<'_> {
             let pid = self.vm.pid();
             let which = format!("kill {} of {}", nth + 1, wanted.repeat);
             self.evidence.timeline.say("harness", format!("{which}: SIGKILL to process {pid}"));
-            let struck = self.strike(from, false)?;
-            if wanted.expect == Fate::Gone {
+            let dying = self.kill_process(from, false)?;
+            if wanted.expect == KillOutcome::Gone {
                 self.await_nothing("SIGKILL")?;
                 return Ok(None);
             }
-            if !self.follow(struck)? {
+            if !self.follow(dying)? {
                 return Err(lost(pid, &format!("of {which}")));
             }
         }

@@ -21,9 +21,9 @@ use crate::process::stalled::StalledPipe;
 use crate::process::vm::{Start, Vm};
 use crate::run::evidence::Evidence;
 use crate::run::evidence::watchdog::Watchdog;
-use crate::run::session::clients::{Bystander, connect};
+use crate::run::session::clients::{EventListener, connect};
 use crate::run::session::own_binary;
-use crate::run::update::command::{PATH_FOLDER, Workshop};
+use crate::run::update::command::{CommandBuilder, PATH_FOLDER};
 use crate::run::{Options, StepError};
 use crate::scenario::Case;
 
@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
             // Not in the evidence folder: files there are read to their end, and this is a FIFO.
             files.log = work.join("log").display().to_string();
         }
-        Workshop { folder: work, backend }.path_folder()?;
+        CommandBuilder { folder: work, backend }.path_folder()?;
         let limit = Duration::from_millis(case.deadline_ms);
         Self::launch_vmm(case, options, evidence, work, files, limit)
     }
@@ -109,8 +109,18 @@ impl<'a> Session<'a> {
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
         let theirs = backend.second_qmp(&files);
-        let bystander = Bystander::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
-        Ok(Parts { files, started_from, executable, vm, qmp, bystander, watchdog, outside, notify })
+        let second_client = EventListener::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
+        Ok(Parts {
+            files,
+            started_from,
+            executable,
+            vm,
+            qmp,
+            second_client,
+            watchdog,
+            outside,
+            notify,
+        })
     }
 
     /// Starts a VMM in place of one that has exited, with the same arguments, paths and deadline.
@@ -124,7 +134,7 @@ impl<'a> Session<'a> {
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
         (self.executable, self.handed_over) = (parts.executable, 0);
-        (self.vm, self.qmp, self.bystander) = (parts.vm, parts.qmp, parts.bystander);
+        (self.vm, self.qmp, self.second_client) = (parts.vm, parts.qmp, parts.second_client);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.notify, self.handover) = (parts.notify, Handover::default());
         (self.seen, self.measuring, self.last_status) = (None, None, None);
@@ -140,7 +150,7 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, started_from, executable, vm, qmp, bystander, .. } = parts;
+        let Parts { files, started_from, executable, vm, qmp, second_client, .. } = parts;
         let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
         Self {
             startup: evidence.startup(&files, &case.vm),
@@ -152,14 +162,14 @@ impl<'a> Session<'a> {
             files,
             vm,
             qmp,
-            bystander,
+            second_client,
             run_state: booted(case),
             updated: executable.clone(),
             asked: Vec::new(),
             start_pends: false,
             handed_over: 0,
-            of_build: BTreeMap::new(),
-            looked_at: options.backend.binary().to_owned(),
+            last_seen_by_build: BTreeMap::new(),
+            last_build: options.backend.binary().to_owned(),
             executable,
             started_from,
             limits: Vec::new(),
@@ -214,7 +224,7 @@ struct Parts {
     executable: Executable,
     vm: Vm,
     qmp: Qmp,
-    bystander: Bystander,
+    second_client: EventListener,
     watchdog: Watchdog,
     outside: Outside,
     notify: Notify,

@@ -9,7 +9,7 @@ use cpr_qmp::message::Event;
 use serde_json::Value;
 
 use super::Session;
-use crate::backend::OverExec;
+use crate::backend::AcrossExec;
 use crate::check::gaps::Gaps;
 use crate::check::gone::{self, Cause, Gone};
 use crate::check::killed::{self, Killed};
@@ -42,9 +42,9 @@ impl Session<'_> {
             work: &self.work,
             files: &self.files,
         };
-        let queries = match self.options.backend.dialect().over_exec {
+        let queries = match self.options.backend.dialect().across_exec {
             // This VMM has scores of queries and rebuilds the state that they report.
-            OverExec::Remade => None,
+            AcrossExec::Recreated => None,
             _ if self.queries.is_some() => self.queries.as_ref(),
             _ => Some(&*self.queries.insert(Queries::of(&mut self.qmp)?)),
         };
@@ -75,16 +75,16 @@ impl Session<'_> {
         };
         // After the observation, whose QMP answers follow every event of the step.
         let events = self.take_events();
-        let over_exec = self.options.backend.dialect().over_exec;
+        let across_exec = self.options.backend.dialect().across_exec;
         let common =
-            |events: &[Event]| check::clients::common(action, &handover, over_exec, events);
-        let theirs = self.bystander.hear(&events, common, self.options.patience.events);
+            |events: &[Event]| check::clients::common(action, &handover, across_exec, events);
+        let theirs = self.second_client.hear(&events, common, self.options.patience.events);
         let conversation = self.conversation();
         let log = self.evidence.vmm_log();
         let build = self.build();
-        let then = match build == self.looked_at {
+        let then = match build == self.last_build {
             true => before.as_ref().map(|before| (&before.fds, &before.facts)),
-            false => self.of_build.get(build).map(|(fds, facts)| (fds, facts)),
+            false => self.last_seen_by_build.get(build).map(|(fds, facts)| (fds, facts)),
         };
         let measuring = self.measuring.take();
         let measured = || measuring.as_ref().and_then(|measuring| measuring.end(&after.page));
@@ -107,7 +107,7 @@ impl Session<'_> {
             run_state: self.run_state,
             events: &events,
             conversation: &conversation,
-            bystander: theirs.as_deref().map_err(String::as_str),
+            second_client: theirs.as_deref().map_err(String::as_str),
             last_status: self.last_status.as_deref(),
             gaps: Gaps {
                 blackout: &measured,
@@ -116,11 +116,11 @@ impl Session<'_> {
                 asked: self.case.max_blackout_ms.map(Duration::from_millis),
             },
             log: &|| log.since(),
-            fds_then: then.map(|(fds, _)| fds),
-            facts_then: then.map(|(_, facts)| facts),
+            fds_of_build: then.map(|(fds, _)| fds),
+            facts_of_build: then.map(|(_, facts)| facts),
             files: &self.files,
             settled: &settled,
-            other_build: build != self.looked_at,
+            other_build: build != self.last_build,
             before: before.as_ref(),
             after: &after,
         });
@@ -149,8 +149,8 @@ impl Session<'_> {
         {
             self.evidence.observation("before", before)?;
         }
-        self.of_build.insert(build.to_owned(), (after.fds.clone(), after.facts.clone()));
-        self.looked_at = build.to_owned();
+        self.last_seen_by_build.insert(build.to_owned(), (after.fds.clone(), after.facts.clone()));
+        self.last_build = build.to_owned();
         self.seen = Some(after);
         if findings.is_empty() { Ok(()) } else { Err(StepError::Checks(findings)) }
     }
@@ -207,7 +207,7 @@ impl Session<'_> {
 
     /// Returns the protocol violations on the VMM's QMP connections.
     fn conversation(&self) -> Vec<String> {
-        [self.qmp.wrong(), self.bystander.wrong()].concat()
+        [self.qmp.wrong(), self.second_client.wrong()].concat()
     }
 
     /// Checks for protocol violations once the VMM has ended.
@@ -231,11 +231,11 @@ impl Session<'_> {
     /// Waits a while for the last events of a step, which may be delayed.
     fn settle_events(&self, action: &Action, handover: &Handover, ran_before: bool) {
         let from = self.events_checked;
-        let over_exec = self.options.backend.dialect().over_exec;
+        let across_exec = self.options.backend.dialect().across_exec;
         // The check `events` reports what is missing after that.
         let _ = self.qmp.await_events(from, self.options.patience.events, |arrived| {
             let events: Vec<Event> = arrived.iter().map(|a| a.event.clone()).collect();
-            check::events::complete(action, handover, ran_before, over_exec, &events)
+            check::events::complete(action, handover, ran_before, across_exec, &events)
         });
     }
 

@@ -15,7 +15,7 @@ use crate::run::session::Session;
 use crate::run::verdict::Revived;
 
 /// A VMM process that has died or is about to.
-pub(super) struct Struck {
+pub(super) struct DyingProcess {
     /// The process.
     former: Stat,
     /// Its keepers at its death; empty if unknown.
@@ -31,25 +31,35 @@ pub(super) struct Struck {
 impl Session<'_> {
     /// Describes a VMM that dies by itself, `at_once` or after a while; the events from number
     /// `from` on belong to its death.
-    pub(super) fn to_die(&self, from: usize, at_once: bool) -> Struck {
-        Struck { former: self.vm.started.clone(), keepers: Vec::new(), at: None, at_once, from }
+    pub(super) fn to_die(&self, from: usize, at_once: bool) -> DyingProcess {
+        DyingProcess {
+            former: self.vm.started.clone(),
+            keepers: Vec::new(),
+            at: None,
+            at_once,
+            from,
+        }
     }
 
     /// Sends SIGKILL to the VMM's process only. During an update the keepers are left unknown: the
     /// process may get another keeper between reading them and its death.
-    pub(super) fn strike(&mut self, from: usize, in_update: bool) -> Result<Struck, StepError> {
+    pub(super) fn kill_process(
+        &mut self,
+        from: usize,
+        in_update: bool,
+    ) -> Result<DyingProcess, StepError> {
         let former = self.vm.started.clone();
         let keepers = if in_update { Vec::new() } else { process::keepers(former.pid) };
         let at = Instant::now();
         kill(Pid::from_raw(former.pid), Signal::SIGKILL).map_err(|errno| {
             StepError::Process(format!("cannot kill process {}: {errno}", former.pid))
         })?;
-        Ok(Struck { former, keepers, at: Some(at), at_once: true, from })
+        Ok(DyingProcess { former, keepers, at: Some(at), at_once: true, from })
     }
 
     /// Waits until the VM continues in another process; returns false if the VM has ended instead.
-    pub(super) fn follow(&mut self, struck: Struck) -> Result<bool, StepError> {
-        let Struck { former, keepers, at, at_once, from } = struck;
+    pub(super) fn follow(&mut self, dying: DyingProcess) -> Result<bool, StepError> {
+        let DyingProcess { former, keepers, at, at_once, from } = dying;
         let limit = self.options.patience.update;
         let what = format!("{CONTINUED} or the end of the connection");
         let wrong = |check, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
@@ -58,12 +68,12 @@ impl Session<'_> {
             Ok(arrived) => Continued::of(&arrived.event),
             Err(QmpFault::Closed { .. }) => {
                 self.vm.await_end(self.options.patience.end);
-                return match self.heir_of(&former) {
+                return match self.successor_of(&former) {
                     None => Ok(false),
-                    Some(heir) => wrong(
+                    Some(successor) => wrong(
                         clients::CHECK.name,
                         format!(
-                            "the VM continues in process {heir}, but the QMP connection closed"
+                            "the VM continues in process {successor}, but the QMP connection closed"
                         ),
                     ),
                 };
@@ -113,7 +123,7 @@ impl Session<'_> {
     }
 
     /// Returns the process that continues the VM of `former`, if there is one.
-    fn heir_of(&self, former: &Stat) -> Option<i32> {
+    fn successor_of(&self, former: &Stat) -> Option<i32> {
         let file = self.seen.as_ref()?.ram.file.as_ref()?.inode;
         let alive = || process::holders(file).ok()?.first().map(|stat| stat.pid);
         // Processes that exit with their VMM need a while.

@@ -8,7 +8,7 @@ use crate::observe::poll;
 use crate::run::failure::StepError;
 use crate::run::measure::growth::Growth;
 use crate::run::session::Session;
-use crate::scenario::{Channel, CommandKind, Expect, Failure, Migrate, Soak, With};
+use crate::scenario::{Channel, CommandKind, Disturbance, Expect, Failure, Migrate, Soak};
 
 /// The check name under which memory growth is reported.
 pub const MEMORY: &str = "memory";
@@ -55,7 +55,8 @@ impl Session<'_> {
             self.evidence.timeline.say("harness", format!("burst {number}: {burst:?}"));
             // Waits for no condition: only lets the guest run for a random time.
             poll::during(burst.after, || None::<()>);
-            setbacks += u32::from(matches!(burst.with, With::NoChannel | With::NoCommand));
+            setbacks +=
+                u32::from(matches!(burst.with, Disturbance::NoChannel | Disturbance::NoCommand));
             self.burst(burst.with)?;
             self.tell_progress(setbacks);
             self.check_growth(&mut growth)?;
@@ -64,21 +65,21 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn burst(&mut self, with: With) -> Result<(), StepError> {
+    fn burst(&mut self, with: Disturbance) -> Result<(), StepError> {
         match with {
-            With::Nothing => self.checked_update(true),
-            With::PauseBefore => {
+            Disturbance::Nothing => self.checked_update(true),
+            Disturbance::PauseBefore => {
                 self.checked(Self::stop, true)?;
                 self.checked(Self::cont, false)?;
                 self.checked_update(true)
             }
-            With::PauseAround => {
+            Disturbance::PauseAround => {
                 self.checked(Self::stop, true)?;
                 self.checked_update(false)?;
                 self.checked(Self::cont, false)
             }
-            With::NoChannel => {
-                let undone = Expect::Undone("No such file or directory".into());
+            Disturbance::NoChannel => {
+                let undone = Expect::NotCompleted("No such file or directory".into());
                 self.checked_setback(Migrate {
                     channel: Channel::MissingDirectory,
                     expect: undone,
@@ -86,7 +87,7 @@ impl Session<'_> {
                 })?;
                 self.checked_update(true)
             }
-            With::NoCommand => {
+            Disturbance::NoCommand => {
                 let failed = Expect::Failed(Failure { errno: None, text: String::new() });
                 self.checked_setback(Migrate {
                     command: CommandKind::Enoent,

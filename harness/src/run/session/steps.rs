@@ -17,7 +17,7 @@ use crate::observe::watch;
 use crate::run::failure::StepError;
 use crate::run::peer::serial::{self, SerialClient};
 use crate::run::session::Session;
-use crate::scenario::{Expect, Migrate, RunWish, SerialWish, StartAt, Step, Wait};
+use crate::scenario::{Expect, Migrate, RunTarget, SerialAction, StartAt, Step, Wait};
 
 /// Whether the VMM runs after a step.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ impl Session<'_> {
             }
             Step::Stop => self.stop()?,
             Step::Cont => self.cont()?,
-            Step::Bring(RunWish::Running) if !ran => self.cont()?,
-            Step::Bring(RunWish::Stopped) if ran => self.stop()?,
+            Step::Bring(RunTarget::Running) if !ran => self.cont()?,
+            Step::Bring(RunTarget::Stopped) if ran => self.stop()?,
             Step::Bring(_) => Action::Nothing,
             Step::Reset => self.reset()?,
             Step::Wait(wait) => {
@@ -64,7 +64,7 @@ impl Session<'_> {
                 Action::Nothing
             }
             Step::Irqfd => self.inject("irqfd", StartAt { cpu: 0, page: 0 })?,
-            Step::Start(at) => {
+            Step::InitSipi(at) => {
                 let action = self.inject("start", *at)?;
                 self.start_pends = !self.run_state.is_running();
                 action
@@ -158,20 +158,20 @@ impl Session<'_> {
 
     pub(super) fn stop(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("stop"))?;
-        self.has_stopped();
+        self.note_stop();
         Ok(Action::Stop)
     }
 
     pub(super) fn cont(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("cont"))?;
-        self.has_gone_on();
+        self.note_cont();
         self.await_boot(self.boots)?;
         Ok(Action::Cont)
     }
 
     fn reset(&mut self) -> Result<Action, StepError> {
         self.qmp.execute(Command::plain("system_reset"))?;
-        self.was_reset();
+        self.note_reset();
         if self.run_state.is_running() {
             self.await_boot(self.boots)?;
         }
@@ -179,14 +179,14 @@ impl Session<'_> {
     }
 
     /// Updates the expected run state after `stop`, which changes nothing unless the guest runs.
-    pub(super) fn has_stopped(&mut self) {
+    pub(super) fn note_stop(&mut self) {
         if self.run_state.is_running() {
             self.run_state = RunState::Paused;
         }
     }
 
     /// Updates the expected run state after `cont`.
-    pub(super) fn has_gone_on(&mut self) {
+    pub(super) fn note_cont(&mut self) {
         if self.run_state == RunState::Prelaunch {
             self.boots += 1;
         }
@@ -195,7 +195,7 @@ impl Session<'_> {
     }
 
     /// Updates the expected run state after a reset: a stopped guest boots once it is continued.
-    pub(super) fn was_reset(&mut self) {
+    pub(super) fn note_reset(&mut self) {
         if self.run_state.is_running() {
             self.boots += 1;
         } else {
@@ -289,12 +289,12 @@ impl Session<'_> {
 
     /// Connects or disconnects the serial client. This changes the VMM's descriptors, so the VMM is
     /// observed again for the next step to compare with.
-    fn serial(&mut self, wish: SerialWish) -> Result<(), StepError> {
+    fn serial(&mut self, wish: SerialAction) -> Result<(), StepError> {
         let pid = self.vm.pid();
         let count = || FdTable::read(pid).map_or(0, |table| table.iter().count());
         let before = count();
         match wish {
-            SerialWish::Connect => {
+            SerialAction::Connect => {
                 let path = Path::new(&self.files.serial_socket);
                 let client = SerialClient::connect(path, self.serial_next.clone());
                 let client = client.map_err(|e| {
@@ -302,13 +302,13 @@ impl Session<'_> {
                 })?;
                 self.serial = Some(client);
             }
-            SerialWish::Leave => {
+            SerialAction::Leave => {
                 if let Some(why) = self.serial.take().and_then(SerialClient::leave) {
                     return Err(complaint(why));
                 }
             }
         }
-        let wanted = if wish == SerialWish::Connect { before + 1 } else { before - 1 };
+        let wanted = if wish == SerialAction::Connect { before + 1 } else { before - 1 };
         poll::until(Deadline::after(self.options.patience.guest), || {
             (count() == wanted || self.check_serial().is_err()).then_some(())
         })

@@ -3,7 +3,7 @@
 use crate::observe::poll;
 use crate::run::failure::StepError;
 use crate::run::session::Session;
-use crate::scenario::{GustKind, Storm};
+use crate::scenario::{Storm, StormEventKind};
 
 impl Session<'_> {
     /// Runs the storm that the case's seed determines on a running guest.
@@ -12,18 +12,18 @@ impl Session<'_> {
         let text = format!("a storm of {} updates from seed {seed}", storm.updates);
         self.evidence.timeline.say("harness", text);
         for number in 0..storm.updates {
-            let gust = storm.gust(seed, number);
+            let gust = storm.storm_event(seed, number);
             self.evidence.timeline.say("harness", format!("gust {number}: {gust:?}"));
             // Waits for no condition: only lets the guest run for a random time.
             poll::during(gust.after, || None::<()>);
             match gust.kind {
-                GustKind::Update => self.checked_update(true)?,
-                GustKind::PauseThenUpdate => {
+                StormEventKind::Update => self.checked_update(true)?,
+                StormEventKind::PauseThenUpdate => {
                     self.checked(Self::stop, true)?;
                     self.checked(Self::cont, false)?;
                     self.checked_update(true)?;
                 }
-                GustKind::UpdatePaused => {
+                StormEventKind::UpdatePaused => {
                     self.checked(Self::stop, true)?;
                     self.checked_update(false)?;
                     self.checked(Self::cont, false)?;

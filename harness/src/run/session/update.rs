@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cpr_qmp::message::Event;
 use serde_json::{Value, json};
 
-use crate::backend::{Feature, OverExec};
+use crate::backend::{AcrossExec, Feature};
 use crate::check::gone::Cause;
 use crate::check::race::Race;
 use crate::check::{self, Action, Ending, Finding};
@@ -18,7 +18,7 @@ use crate::run::measure::blackout::Measurement;
 use crate::run::session::revival::lost;
 use crate::run::session::{Session, executable};
 use crate::run::update::channel::{self, Prepared as PreparedChannel};
-use crate::run::update::command::{Prepared as PreparedCommand, Targets, Workshop};
+use crate::run::update::command::{CommandBuilder, Prepared as PreparedCommand, Targets};
 use crate::run::update::fault;
 use crate::scenario::{Channel, CommandKind, Expect, Inject, Migrate, RaceCommand};
 
@@ -41,7 +41,7 @@ impl Session<'_> {
                     _ => self.options.patience.update,
                 };
                 if migrate.command == CommandKind::Deferred {
-                    self.have_it_load(&channel, from)?;
+                    self.start_deferred_load(&channel, from)?;
                 }
                 self.await_ending_within(from, limit)?
             }
@@ -54,8 +54,8 @@ impl Session<'_> {
         let must = migrate.expect == Expect::Revived;
         // With `survives`, the VM may continue in this process or in another one.
         if must || migrate.expect == Expect::Survives && self.has_died() {
-            let struck = self.to_die(from, must);
-            if !self.follow(struck)? {
+            let dying = self.to_die(from, must);
+            if !self.follow(dying)? {
                 return Err(lost(self.vm.pid(), "in an update"));
             }
         }
@@ -81,7 +81,11 @@ impl Session<'_> {
     }
 
     /// Tells a VMM that waits for its state where the state is, unless the update ends first.
-    fn have_it_load(&mut self, channel: &PreparedChannel, from: usize) -> Result<(), StepError> {
+    fn start_deferred_load(
+        &mut self,
+        channel: &PreparedChannel,
+        from: usize,
+    ) -> Result<(), StepError> {
         let deadline = Deadline::after(self.options.patience.update);
         let waits = poll::until(deadline, || {
             let status = match self.qmp.execute(Command::plain("query-status")) {
@@ -158,7 +162,7 @@ impl Session<'_> {
         // The guest goes first: it acts on another CPU while the commands are being sent.
         for command in commands.iter().filter(|c| message(**c, &channel).is_none()) {
             self.release_guest()?;
-            self.obeyed(*command);
+            self.apply_effect(*command);
         }
         let ids = match self.qmp.send(&sent) {
             // The VMM has ended already.
@@ -167,14 +171,16 @@ impl Session<'_> {
         };
         let ran = self.run_state.is_running();
         let mut accepted = 0;
-        let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
+        let recreated = self.options.backend.dialect().across_exec == AcrossExec::Recreated;
         for ((command, message), id) in messages.iter().zip(ids) {
             match self.qmp.answer(&message.name, id) {
                 Ok(_) if *command == RaceCommand::Migrate => accepted += 1,
-                Ok(_) => self.obeyed(*command),
+                Ok(_) => self.apply_effect(*command),
                 Err(QmpFault::Closed { .. }) if ends => break,
                 // The answer was lost with the connection. The client still expects the effect.
-                Err(QmpFault::Closed { .. }) if remade && accepted > 0 => self.obeyed(*command),
+                Err(QmpFault::Closed { .. }) if recreated && accepted > 0 => {
+                    self.apply_effect(*command)
+                }
                 Err(QmpFault::Refused { .. }) if *command == RaceCommand::Migrate => {}
                 Err(other) => return Err(other.into()),
             }
@@ -185,13 +191,13 @@ impl Session<'_> {
             let asked = commands.iter().take_while(|c| **c != RaceCommand::Quit);
             let asked = asked.filter(|c| **c == RaceCommand::Migrate).count();
             let wrong = |check: &str, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
-            if !remade && !by_guest && accepted != asked.min(1) {
+            if !recreated && !by_guest && accepted != asked.min(1) {
                 let why = format!("{accepted} of {asked} updates before `quit` were accepted");
                 return wrong(check::outcome::CHECK.name, why);
             }
             let seen = self.labels(from);
             return match (Race { commands, accepted, ran }).ended(&seen) {
-                Err(why) if !remade => wrong(check::events::CHECK.name, why),
+                Err(why) if !recreated => wrong(check::events::CHECK.name, why),
                 _ => Ok(None),
             };
         }
@@ -208,11 +214,11 @@ impl Session<'_> {
         Ok(Some(Action::Race { commands: commands.to_vec(), accepted }))
     }
 
-    fn obeyed(&mut self, command: RaceCommand) {
+    fn apply_effect(&mut self, command: RaceCommand) {
         match command {
-            RaceCommand::Reset | RaceCommand::GuestReset => self.was_reset(),
-            RaceCommand::Stop => self.has_stopped(),
-            RaceCommand::Cont => self.has_gone_on(),
+            RaceCommand::Reset | RaceCommand::GuestReset => self.note_reset(),
+            RaceCommand::Stop => self.note_stop(),
+            RaceCommand::Cont => self.note_cont(),
             RaceCommand::Migrate | RaceCommand::Quit | RaceCommand::GuestExit => {}
         }
     }
@@ -230,7 +236,7 @@ impl Session<'_> {
         if let Some(inject) = injected {
             arguments.extend(fault::arm(&mut self.qmp, inject)?);
         }
-        let workshop = Workshop { folder: &self.work, backend };
+        let workshop = CommandBuilder { folder: &self.work, backend };
         let earlier = self.earlier_state.as_deref();
         let handover = backend.dialect().handover;
         let targets = Targets { state: &channel.state, earlier, log: &self.files.log, handover };
@@ -306,20 +312,20 @@ impl Session<'_> {
             let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
             data.get("status").and_then(Value::as_str).map(str::to_owned)
         };
-        let remade = self.options.backend.dialect().over_exec == OverExec::Remade;
+        let recreated = self.options.backend.dialect().across_exec == AcrossExec::Recreated;
         let last = |event: &Event| match status(event).as_deref() {
             // The update can still fail after that; only a closed connection shows success.
-            Some("completed") => !remade,
+            Some("completed") => !recreated,
             other => matches!(other, Some("failed" | "cancelled")),
         };
-        let what = match remade {
+        let what = match recreated {
             true => "the end of the connection or MIGRATION(failed)",
             false => "MIGRATION(completed) or MIGRATION(failed)",
         };
         let ended = self.qmp.await_event(from, what, limit, last);
         let ended = match ended {
             Ok(ended) => ended,
-            Err(QmpFault::Closed { .. }) if remade => return self.taken_up(),
+            Err(QmpFault::Closed { .. }) if recreated => return self.await_takeover(),
             Err(e) => {
                 // If the process has exited, or is about to, report that instead.
                 if matches!(e, QmpFault::Closed { .. }) {
@@ -336,7 +342,7 @@ impl Session<'_> {
     }
 
     /// Connects to the new VMM and waits until it has taken over the VM.
-    fn taken_up(&mut self) -> Result<Ending, StepError> {
+    fn await_takeover(&mut self) -> Result<Ending, StepError> {
         if let Err(e) = self.connect_again() {
             // If the VMM is exiting, the kernel needs a while to complete that.
             self.vm.await_end(self.options.patience.settle);

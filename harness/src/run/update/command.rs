@@ -40,14 +40,14 @@ pub struct Prepared {
 }
 
 /// Creates the files that update commands need.
-pub struct Workshop<'a> {
+pub struct CommandBuilder<'a> {
     /// The folder for the files.
     pub folder: &'a Path,
     /// The VMM.
     pub backend: &'a dyn Backend,
 }
 
-impl Workshop<'_> {
+impl CommandBuilder<'_> {
     /// Creates what `kind` needs; `arguments` are those of a valid update, and `targets` is what
     /// the command can damage in it.
     pub fn prepare(
@@ -58,7 +58,7 @@ impl Workshop<'_> {
     ) -> Result<Prepared, EnvironmentError> {
         let (mut busy, mut mounted, mut before) = (None, None, Vec::new());
         let word = match kind {
-            _ if kind.forks() || kind.lowers() => {
+            _ if kind.forks() || kind.restricts_process() => {
                 // If `flock` created it, it would count as a file leaked by the update.
                 let lock = match kind {
                     CommandKind::ForksFlock => self.file("lock", b"")?,

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::TakeFd;
+use crate::counted_io::CountedIo;
 use crate::devices::serial::SerialConfig;
-use crate::exact_io::ExactIo;
 use crate::same_file::names;
 use crate::unix_listener::{BindError, Listener, ListenerState};
 
@@ -100,9 +100,9 @@ pub struct SerialHost {
     /// `accept` failed, probably for lack of descriptors.
     accept_failed: bool,
     /// Traffic on a socket.
-    exact: Arc<ExactIo>,
+    exact: Arc<CountedIo>,
     /// Bytes to skip: a process that died had already sent them.
-    swallow: u64,
+    skip_output: u64,
 }
 
 impl SerialHost {
@@ -142,21 +142,21 @@ impl SerialHost {
             pending: VecDeque::new(),
             lost: 0,
             accept_failed: false,
-            exact: Arc::new(ExactIo::new(MOST_INPUT)),
-            swallow: 0,
+            exact: Arc::new(CountedIo::new(MOST_INPUT)),
+            skip_output: 0,
         }
     }
 
     /// Traffic on a socket since the newest copy of the port's state.
-    pub fn exact(&self) -> &Arc<ExactIo> {
+    pub fn exact(&self) -> &Arc<CountedIo> {
         &self.exact
     }
 
     /// Skips the next `bytes` bytes of output, which have already been sent.
-    pub fn swallow(&mut self, bytes: u64) {
+    pub fn skip_output(&mut self, bytes: u64) {
         let pending = bytes.min(self.pending.len() as u64);
         self.pending.drain(..pending as usize);
-        self.swallow = bytes - pending;
+        self.skip_output = bytes - pending;
     }
 
     pub(super) fn preserved_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
@@ -406,8 +406,8 @@ fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
 /// Output of the guest. Never blocks and never fails, like a UART's transmitter.
 impl Write for SerialHost {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent_before = self.swallow.min(bytes.len() as u64);
-        self.swallow -= sent_before;
+        let sent_before = self.skip_output.min(bytes.len() as u64);
+        self.skip_output -= sent_before;
         self.queue(&bytes[sent_before as usize..]);
         self.flush_pending();
         Ok(bytes.len())
@@ -460,7 +460,7 @@ mod tests {
         client.write_all(b"last words").unwrap();
         assert!(host.listener_fd(false).is_none());
         drop(client);
-        host.write_all(b"nobody listens").unwrap();
+        host.write_all(b"without a client").unwrap();
         assert_eq!(host.receive(4), b"last");
         assert!(host.listener_fd(true).is_none() && host.listener_fd(false).is_some());
         host.accept(false);
@@ -535,7 +535,7 @@ mod tests {
         }
         assert!(read == sent && host.blocked_output_fd().is_none());
         drop(seen);
-        host.write_all(b"nobody listens").unwrap();
+        host.write_all(b"without a client").unwrap();
         assert!(host.pending().is_empty());
     }
 
@@ -572,7 +572,7 @@ mod tests {
     fn output_without_a_client_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let (mut host, _) = unix(dir.path());
-        host.write_all(b"nobody listens").unwrap();
+        host.write_all(b"without a client").unwrap();
         assert!(host.pending().is_empty());
     }
 

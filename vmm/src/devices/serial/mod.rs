@@ -161,8 +161,8 @@ impl SerialPort {
 
     /// Replays the traffic between the copy that this port was created from and the death of the
     /// process. Must be called before the guest runs, and before its lost writes are replayed.
-    pub fn make_up_for(&mut self, sent: u64, received: &[u8]) {
-        self.device.writer_mut().swallow(sent);
+    pub fn apply_traffic(&mut self, sent: u64, received: &[u8]) {
+        self.device.writer_mut().skip_output(sent);
         if let Err(error) = self.device.enqueue_raw_bytes(received) {
             tracing::warn!(%error, "serial_input_lost");
         }

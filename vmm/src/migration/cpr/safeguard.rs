@@ -121,13 +121,13 @@ impl Safeguard {
     /// Records whether clients were told that the guest has stopped.
     pub fn set_told_stopped(&self, stopped: bool) {
         if let Some(salvage) = &self.salvage {
-            salvage.told_stopped.store(stopped, std::sync::atomic::Ordering::Relaxed);
+            salvage.stop_reported.store(stopped, std::sync::atomic::Ordering::Relaxed);
         }
     }
 
     /// Forgets the machine, which is about to be torn down: until the next
     /// [`publish`](Self::publish), the guest is continued as after a reset.
-    pub fn forget_machine(&mut self) {
+    pub fn drop_machine(&mut self) {
         if self.published.is_some() {
             let record = self.record.clone();
             self.set_plan(&record, Role::Live(None), self.went.clone());

@@ -110,7 +110,7 @@ impl Drop for Spawned {
 pub fn spawn(call: Call) -> Result<Spawned, Errno> {
     let stack = Stack::map(STACK)?;
     let (report, their_report) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    let their_report = aside(their_report, &call.descriptors)?;
+    let their_report = duplicate_off_targets(their_report, &call.descriptors)?;
     let mut before = SigSet::empty();
     // One of our handlers running in the child would work on our memory.
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
@@ -140,10 +140,13 @@ pub fn spawn(call: Call) -> Result<Spawned, Errno> {
 }
 
 /// Duplicates `fd`, if needed, to a number that is not the target of another descriptor.
-pub fn aside(fd: OwnedFd, descriptors: &[(RawFd, RawFd)]) -> Result<OwnedFd, Errno> {
+pub fn duplicate_off_targets(
+    fd: OwnedFd,
+    descriptors: &[(RawFd, RawFd)],
+) -> Result<OwnedFd, Errno> {
     match descriptors.iter().any(|(_, target)| *target == fd.as_raw_fd()) {
         // The duplicate is made while `fd` is open, so its number differs.
-        true => aside(
+        true => duplicate_off_targets(
             fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?,
             descriptors,
         ),

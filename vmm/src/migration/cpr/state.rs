@@ -18,7 +18,7 @@ use super::version::CPR_VERSION;
 use crate::descriptors;
 use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
-use crate::migration::status::Standing;
+use crate::migration::status::MigrationSnapshot;
 use crate::qmp::ServerState;
 use crate::state::{Envelope, EnvelopeError, Fingerprint};
 use crate::unix_listener::ListenerState;
@@ -75,7 +75,7 @@ pub struct Live {
     /// Whether an update was under way.
     pub updating: bool,
     /// The latest migration.
-    pub migration: Standing,
+    pub migration: MigrationSnapshot,
 }
 
 /// The part of the migration that continues in the new process.

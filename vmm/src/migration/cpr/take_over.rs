@@ -22,11 +22,11 @@ pub struct Adopted {
     /// The memfd that held the state.
     pub memfd: OwnedFd,
     /// What a fallback needs.
-    pub way_back: WayBack,
+    pub fallback: Fallback,
 }
 
 /// What is needed for a fallback until the guest runs.
-pub struct WayBack {
+pub struct Fallback {
     /// What triggers the fallback.
     pub armed: Armed,
     /// How to fall back.
@@ -37,7 +37,7 @@ pub struct WayBack {
     pub former: Option<i32>,
 }
 
-impl std::fmt::Debug for WayBack {
+impl std::fmt::Debug for Fallback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WayBack").field("returned", &self.returned).finish_non_exhaustive()
     }
@@ -83,8 +83,8 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let failed = std::env::var_os(FAILED_NAME);
     // SAFETY: there is one thread: the caller's promise.
     unsafe {
-        forget_variable(STATE);
-        forget_variable(FAILED_NAME);
+        scrub_variable(STATE);
+        scrub_variable(FAILED_NAME);
     }
     let role = match &failed {
         Some(why) => Role::Returned(why.to_string_lossy().into_owned()),
@@ -146,8 +146,8 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let fds = unsafe { AdoptedFds::own(checked) };
     let returned = failed.map(|why| why.to_string_lossy().into_owned());
     let former = Some(record.pid).filter(|pid| *pid != std::process::id() as i32);
-    let way_back = WayBack { armed, record, returned, former };
-    Ok(Some(Adopted { state, fds, memfd, way_back }))
+    let fallback = Fallback { armed, record, returned, former };
+    Ok(Some(Adopted { state, fds, memfd, fallback }))
 }
 
 fn is_client(name: &str) -> bool {
@@ -168,7 +168,7 @@ fn set_close_on_exec(fd: RawFd) {
 ///
 /// # Safety
 /// The process has one thread.
-unsafe fn forget_variable(name: &str) {
+unsafe fn scrub_variable(name: &str) {
     if planted!(KeepVariable) {
         return;
     }

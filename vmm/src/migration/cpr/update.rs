@@ -65,7 +65,7 @@ pub enum UpdateError {
 }
 
 /// The parts of the VMM that an update uses.
-pub struct Walk<'a> {
+pub struct UpdateContext<'a> {
     /// The machine.
     pub machine: &'a mut Machine,
     /// The QMP server.
@@ -87,7 +87,7 @@ pub struct Walk<'a> {
     pub stopped: &'a mut bool,
 }
 
-impl Walk<'_> {
+impl UpdateContext<'_> {
     /// Carries out `plan`. Returns only if it failed, with everything undone; the failure has not
     /// been reported yet.
     pub fn update(&mut self, plan: Plan) -> UpdateError {
@@ -132,7 +132,7 @@ impl Walk<'_> {
         let record_deadline = Duration::from_millis(record.deadline_ms);
         let _watched = Watched::watch(self.safeguard, record_deadline);
         let _retracted = fall_back::retracted(channel.retraction().clone());
-        channel.make_way()?;
+        channel.clear_target()?;
         fail_point!(Pause);
         let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
@@ -202,7 +202,7 @@ impl Walk<'_> {
             self.safeguard.release_keeper();
         }
         // Last: the new process sees a later signal, by the same descriptor.
-        if has_come(self.signals[0]) {
+        if signal_pending(self.signals[0]) {
             return Err(UpdateError::AskedToEnd);
         }
         #[cfg(feature = "failpoints")]
@@ -239,7 +239,7 @@ impl Drop for Watched<'_> {
 }
 
 /// Reports that an update failed; `stopped`: clients were told that the guest has stopped.
-pub fn tell_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
+pub fn report_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
     let failed = match planted!(FailureIsSuccess) {
         true => migration.complete(None),
         false => migration.fail(error),
@@ -312,7 +312,7 @@ impl Saved {
     }
 }
 
-fn has_come(signals: BorrowedFd<'_>) -> bool {
+fn signal_pending(signals: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(signals, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
@@ -385,7 +385,7 @@ mod tests {
         };
         let (qmp_server, log) = (&mut qmp, None);
         let mut stopped = false;
-        let error = Walk {
+        let error = UpdateContext {
             machine,
             qmp: qmp_server,
             migration: &mut migration,
@@ -398,7 +398,7 @@ mod tests {
         }
         .update(plan);
         qmp.hold(None);
-        tell_failure(&mut qmp, &mut migration, error.to_string(), stopped);
+        report_failure(&mut qmp, &mut migration, error.to_string(), stopped);
         drop(qmp);
         let seen = std::io::read_to_string(client).unwrap();
         let event = |line: &str| {
@@ -423,7 +423,7 @@ mod tests {
         writer.write_all(b"X").unwrap();
         let asked = events(&mut machine, signals.as_fd());
         assert_eq!(asked[4], UpdateError::AskedToEnd.to_string());
-        assert!(has_come(signals.as_fd()));
+        assert!(signal_pending(signals.as_fd()));
     }
 
     #[test]

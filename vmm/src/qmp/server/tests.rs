@@ -553,7 +553,7 @@ fn failed_takeover_keeps_the_socket_file(mut bench: Bench) {
     let path = bench.server.path().unwrap().to_owned();
     let state = bench.server.save();
     let new = Server::restore(state, |_| {
-        Some(bench.server.door.as_ref()?.listener.as_fd().try_clone_to_owned().unwrap())
+        Some(bench.server.acceptor.as_ref()?.listener.as_fd().try_clone_to_owned().unwrap())
     });
     drop(new.unwrap());
     assert!(path.exists());

@@ -3,7 +3,7 @@
 
 use super::damaging::quoted;
 use crate::carry;
-use crate::lowered::Lowering;
+use crate::restricted::Restriction;
 use crate::scenario::CommandKind;
 
 /// The form of a wrapper.
@@ -49,18 +49,18 @@ pub fn wrapping(kind: CommandKind, binary: &str, file: &str) -> Option<Wrapping>
         LowersStack => script(format!("ulimit -s 64\nexec {vmm} \"$@\"\n")),
         LowersSigpending => words(&["prlimit", "--sigpending=0"]),
         ChangesUser => words(&["setpriv", "--reuid=65534", "--clear-groups"]),
-        FiltersIoctl => return lowered(Lowering::NoIoctl, binary),
-        FiltersClone3 => return lowered(Lowering::NoClone3, binary),
-        FiltersEventfd2 => return lowered(Lowering::NoEventfd2, binary),
-        FiltersTimerCreate => return lowered(Lowering::NoTimerCreate, binary),
-        ClosesDescriptors => return lowered(Lowering::NoDescriptors, binary),
+        FiltersIoctl => return restricted(Restriction::NoIoctl, binary),
+        FiltersClone3 => return restricted(Restriction::NoClone3, binary),
+        FiltersEventfd2 => return restricted(Restriction::NoEventfd2, binary),
+        FiltersTimerCreate => return restricted(Restriction::NoTimerCreate, binary),
+        ClosesDescriptors => return restricted(Restriction::NoDescriptors, binary),
         _ => return None,
     })
 }
 
-fn lowered(lowering: Lowering, binary: &str) -> Option<Wrapping> {
+fn restricted(lowering: Restriction, binary: &str) -> Option<Wrapping> {
     let own = carry::own_binary().ok()?.to_string_lossy().into_owned();
-    let words = [own.as_str(), carry::LOWERED, lowering.name(), binary];
+    let words = [own.as_str(), carry::RESTRICTED, lowering.name(), binary];
     Some(Wrapping::Words(words.map(str::to_owned).into()))
 }
 

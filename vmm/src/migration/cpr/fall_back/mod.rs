@@ -116,7 +116,7 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
         Err(error) => {
             let error = ArmError::from(error);
             if !returned {
-                if let Some(plan) = way_back() {
+                if let Some(plan) = fallback() {
                     plan.leave_to_keeper(&error.to_string());
                 }
                 return Err(error);
@@ -185,13 +185,13 @@ fn retract() {
 
 /// Returns the plan in force: that of the take-over while there is one, otherwise the live one.
 fn plan() -> Option<&'static Plan> {
-    way_back().or_else(|| {
+    fallback().or_else(|| {
         // SAFETY: it came from `into_raw`; only `replace` frees it, when no thread uses it.
         unsafe { LIVE.load(Ordering::SeqCst).as_ref() }
     })
 }
 
-fn way_back() -> Option<&'static Plan> {
+fn fallback() -> Option<&'static Plan> {
     // SAFETY: as in `plan`.
     unsafe { WAY_BACK.load(Ordering::SeqCst).as_ref() }
 }
@@ -204,7 +204,7 @@ pub struct Protected {
 
 /// Protects what the main thread does; `deadline` is the time it has for that.
 pub fn protected(deadline: Duration) -> Result<Protected, ArmError> {
-    if way_back().is_some() || STAGE.load(Ordering::SeqCst) != IDLE {
+    if fallback().is_some() || STAGE.load(Ordering::SeqCst) != IDLE {
         return Err(ArmError::Taken);
     }
     let mut triggers = Triggers::install()?;
@@ -222,7 +222,7 @@ impl Drop for Protected {
 fn disarm() {
     if STAGE.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         // Another thread claimed the fallback first.
-        go_if_armed(format_args!(""));
+        fall_back_if_armed(format_args!(""));
     }
 }
 
@@ -230,7 +230,7 @@ fn disarm() {
 pub fn continue_guest(ending: Ending, page: &CommitPage) -> ! {
     // SAFETY: the process that could free it has ended.
     match unsafe { LIVE.load(Ordering::SeqCst).as_ref() } {
-        Some(plan) => plan.go_as_keeper(ending, page),
+        Some(plan) => plan.continue_as_keeper(ending, page),
         None => crate::sys::exit(0),
     }
 }
@@ -239,7 +239,7 @@ impl Armed {
     /// Duplicates every descriptor that the fallback needs, so that closing one from now on does no
     /// harm.
     pub fn reserve(&self) -> Result<(), ArmError> {
-        let reserved = way_back().map_or(Ok(()), |plan| plan.reserve(None, |_| true));
+        let reserved = fallback().map_or(Ok(()), |plan| plan.reserve(None, |_| true));
         reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })
     }
 
@@ -247,7 +247,7 @@ impl Armed {
     /// as they were at adopt. Call it while there is one thread.
     pub fn update(&self, record: &Record, live: &[RawFd]) -> Result<(), ArmError> {
         let new = Plan::new(record, Role::New);
-        let reserved = new.reserve(way_back(), |fd| live.contains(&fd));
+        let reserved = new.reserve(fallback(), |fd| live.contains(&fd));
         reserved.map_err(|(fd, errno)| ArmError::Reserve { fd, errno })?;
         replace(&WAY_BACK, Some(Arc::new(new)));
         Ok(())
@@ -290,7 +290,7 @@ pub fn is_armed() -> bool {
 /// Makes this process fall back because of `why`. Returns if there is nothing to fall back to.
 ///
 /// Works on any thread and in a signal handler; formatting `why` must then allocate nothing.
-pub fn go_if_armed(why: fmt::Arguments<'_>) {
+pub fn fall_back_if_armed(why: fmt::Arguments<'_>) {
     let Some(plan) = plan() else { return };
     // SAFETY: a system call without arguments.
     let here = unsafe { libc::syscall(libc::SYS_gettid) } as libc::pid_t;

@@ -15,7 +15,7 @@ use nix::sys::signal::SigSet;
 use super::super::rehearsal;
 use super::super::variables::STATE;
 use super::record::{Record, strings};
-use super::stranded::{CRASHED, Kept, strand};
+use super::stranded::{CRASHED, StrandedResources, strand};
 use super::text::Variable;
 use super::traffic::Traffic;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
@@ -43,7 +43,7 @@ pub enum Role {
 }
 
 /// A descriptor that the old binary needs under the same number, even if that has been reused.
-struct Crossing {
+struct InheritedFd {
     fd: RawFd,
     /// A duplicate; -1 while there is none and `fd` is untouched.
     reserve: AtomicI32,
@@ -67,7 +67,7 @@ pub struct Plan {
     _state: CString,
     environment: Vec<*const c_char>,
     binary: RawFd,
-    crossing: Vec<Crossing>,
+    crossing: Vec<InheritedFd>,
     inherited: Vec<RawFd>,
     dump: RawFd,
     traffic: Traffic,
@@ -76,7 +76,7 @@ pub struct Plan {
     /// Whether the process that holds the old address space can continue the guest; an older VMM's
     /// cannot.
     has_keeper: bool,
-    kept: Kept,
+    kept: StrandedResources,
 }
 
 // SAFETY: `why` is written by the one thread that has claimed the fallback (`super::CLAIMED`), or
@@ -135,7 +135,7 @@ impl Plan {
         let state = CString::new(format!("{STATE}={}", record.state)).expect("it has no NUL");
         let environment = [state.as_ptr()].into_iter().chain(program.environment.pointers.clone());
         let environment = environment.collect();
-        let crossing = |fd| Crossing { fd, reserve: AtomicI32::new(-1) };
+        let crossing = |fd| InheritedFd { fd, reserve: AtomicI32::new(-1) };
         let named = |wanted: &str| record.fds.iter().find(|n| n.name == wanted).map(|n| n.fd);
         let page = page.or_else(|| {
             // SAFETY: a number that is not open gives EBADF.
@@ -156,7 +156,7 @@ impl Plan {
             traffic_fd: named(TRAFFIC_FD).unwrap_or(-1),
             page,
             has_keeper: named(PAGE_FD).is_some(),
-            kept: Kept {
+            kept: StrandedResources {
                 pid: record.pid,
                 keeper: record.helper,
                 ram: record
@@ -184,7 +184,7 @@ impl Plan {
         before: Option<&Self>,
         live: impl Fn(RawFd) -> bool,
     ) -> Result<(), (RawFd, Errno)> {
-        for Crossing { fd, reserve } in &self.crossing {
+        for InheritedFd { fd, reserve } in &self.crossing {
             let earlier = before.filter(|_| !live(*fd)).and_then(|before| before.reserved(*fd));
             let source = earlier.unwrap_or(*fd);
             // SAFETY: a number that is not open gives EBADF.
@@ -207,7 +207,7 @@ impl Plan {
 
     /// Closes the duplicates.
     pub fn release(&self) {
-        for Crossing { reserve, .. } in &self.crossing {
+        for InheritedFd { reserve, .. } in &self.crossing {
             let reserve = reserve.swap(-1, Ordering::Relaxed);
             if reserve >= 0 {
                 // SAFETY: `reserve` made this descriptor, and nothing else knows its number.
@@ -274,7 +274,7 @@ impl Plan {
     }
 
     /// Continues the guest in the keeper, after the process it watched has ended or hangs for good.
-    pub(super) fn go_as_keeper(&self, ending: Ending, page: &CommitPage) -> ! {
+    pub(super) fn continue_as_keeper(&self, ending: Ending, page: &CommitPage) -> ! {
         let pid = self.kept.pid;
         let why = match page.note() {
             "" => Why::Ending(ending),
@@ -347,7 +347,7 @@ impl Plan {
         // the call returns or this program is replaced. Ignoring the alarm discards a pending one,
         // for which no handler would be left.
         unsafe {
-            for Crossing { fd, reserve } in &self.crossing {
+            for InheritedFd { fd, reserve } in &self.crossing {
                 match reserve.load(Ordering::Relaxed) {
                     -1 => drop(sys::set_close_on_exec(*fd, false)),
                     reserve => {

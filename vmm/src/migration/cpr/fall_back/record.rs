@@ -80,7 +80,7 @@ impl Record {
         Self {
             pid: std::process::id() as i32,
             comm: name_of_main_thread().into(),
-            argv: lasting(std::env::args_os()).map(bytes).collect(),
+            argv: without_fail_points(std::env::args_os()).map(bytes).collect(),
             environment: environment.collect(),
             binary: -1,
             state: -1,
@@ -174,7 +174,7 @@ fn inherited(fds: impl IntoIterator<Item = RawFd>) -> Vec<RawFd> {
 }
 
 /// Returns `args` without fail points: each acts once, and has done so in this process.
-fn lasting(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+fn without_fail_points(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     const OPTION: &str = "--failpoint";
     let mut is_value = false;
     args.filter(move |word| {
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn fallback_drops_fail_point_options() {
         let words = ["vmm", "--failpoint", "commit=hang", "--name", "a", "--failpoint=ram=panic"];
-        let left: Vec<_> = lasting(words.map(OsString::from).into_iter()).collect();
+        let left: Vec<_> = without_fail_points(words.map(OsString::from).into_iter()).collect();
         assert_eq!(left, ["vmm", "--name", "a"]);
     }
 

@@ -15,7 +15,7 @@ use crate::sys;
 pub const CRASHED: &str = "[crash] ";
 
 /// What is kept for the operator.
-pub struct Kept {
+pub struct StrandedResources {
     /// The process that runs the guest.
     pub pid: i32,
     /// The keeper, which holds the old address space and descriptors; 0 if there is none.
@@ -42,13 +42,13 @@ static LINE: Buffer = Buffer(UnsafeCell::new([0; LENGTH]));
 /// Async-signal-safe.
 ///
 /// `first` is why the update failed, `second` why the fallback did.
-pub fn strand(kept: &Kept, first: &str, second: fmt::Arguments<'_>) -> ! {
+pub fn strand(kept: &StrandedResources, first: &str, second: fmt::Arguments<'_>) -> ! {
     let pid = sys::process_id();
     close_all_but(kept);
     if kept.keeper != pid {
         end_keeper(kept.keeper);
     }
-    kept.ram.iter().copied().for_each(claim::let_go);
+    kept.ram.iter().copied().for_each(claim::release);
     // SAFETY: a process is stranded once, on one thread.
     let buffer = unsafe { &mut *LINE.0.get() };
     let ram = kept.ram.first().copied().unwrap_or(-1);
@@ -118,7 +118,7 @@ impl fmt::Display for Stranded<'_> {
 
 /// Closes everything else, so that clients see their connections end and another VMM can listen on
 /// the same paths.
-fn close_all_but(kept: &Kept) {
+fn close_all_but(kept: &StrandedResources) {
     let is_kept = |fd: RawFd| {
         kept.ram.contains(&fd) || kept.saved == Some(fd) || kept.log == Some(fd) || fd <= 2
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::exact_io::ExactIo;
+use crate::counted_io::CountedIo;
 use crate::qmp::ServerState;
 use crate::sys;
 
@@ -17,7 +17,7 @@ pub struct Traffic {
     /// The generation of the CPR state.
     pub generation: u64,
     /// The clients.
-    pub clients: Vec<(u64, Arc<ExactIo>)>,
+    pub clients: Vec<(u64, Arc<CountedIo>)>,
 }
 
 /// Client number, bytes sent, and the number of received bytes that follow.
@@ -42,11 +42,11 @@ impl Traffic {
 }
 
 /// Updates `state` by the traffic that was written. A truncated record at the end is ignored.
-pub fn make_up_for(state: &mut ServerState, mut written: &[u8]) {
+pub fn apply_traffic(state: &mut ServerState, mut written: &[u8]) {
     while let Ok((header, rest)) = Header::read_from_prefix(written) {
         let [client, sent, length] = header;
         let Some((received, rest)) = rest.split_at_checked(length as usize) else { return };
-        state.make_up_for(client, sent as usize, received);
+        state.apply_traffic(client, sent as usize, received);
         written = rest;
     }
 }
@@ -79,7 +79,7 @@ mod tests {
         let connections = vec![client(3), client(4)];
         let mut state = ServerState { connections, ..ServerState::default() };
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let [one, two] = [16, 16].map(|most| Arc::new(ExactIo::new(most)));
+        let [one, two] = [16, 16].map(|most| Arc::new(CountedIo::new(most)));
         for exact in [&one, &two] {
             exact.copied(9);
         }
@@ -92,13 +92,13 @@ mod tests {
         unsafe { traffic.write(memfd.as_raw_fd()) }.unwrap();
         let mut written = vec![0; memfd.metadata().unwrap().len() as usize];
         memfd.read_exact_at(&mut written, 0).unwrap();
-        make_up_for(&mut state, &written);
+        apply_traffic(&mut state, &written);
         let seen = |state: &ServerState, at: usize| {
             let client = &state.connections[at];
             (client.pending_input.clone(), client.pending_output.clone())
         };
         assert_eq!(seen(&state, 0), (b"before".to_vec(), b"45".to_vec()));
         assert_eq!(seen(&state, 1), (b"be".to_vec(), b"12345".to_vec()));
-        make_up_for(&mut state, &written[..30]);
+        apply_traffic(&mut state, &written[..30]);
     }
 }

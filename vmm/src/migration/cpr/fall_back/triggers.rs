@@ -11,7 +11,7 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
 use super::super::phases::Progress;
-use super::{ALARM, go_if_armed};
+use super::{ALARM, fall_back_if_armed};
 
 /// The signals that a bug raises.
 const FATAL: [Signal; 5] =
@@ -72,7 +72,7 @@ impl Triggers {
             let said = info.payload_as_str().unwrap_or("no message");
             let (file, line) = info.location().map_or(("", 0), |at| (at.file(), at.line()));
             let after = Progress::now();
-            go_if_armed(format_args!("{after}it panicked at {file}:{line}: {said}"));
+            fall_back_if_armed(format_args!("{after}it panicked at {file}:{line}: {said}"));
         }));
     }
 
@@ -124,13 +124,13 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     }
     let after = Progress::now();
     match Signal::try_from(number) {
-        Ok(ALARM) => go_if_armed(format_args!("{after}its deadline passed")),
+        Ok(ALARM) => fall_back_if_armed(format_args!("{after}its deadline passed")),
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
             let address = unsafe { (*info).si_addr() } as usize;
-            go_if_armed(format_args!("{after}it received {signal} at address {address:#x}"));
+            fall_back_if_armed(format_args!("{after}it received {signal} at address {address:#x}"));
         }
-        Ok(signal) => go_if_armed(format_args!("{after}it received {signal}")),
+        Ok(signal) => fall_back_if_armed(format_args!("{after}it received {signal}")),
         Err(_) => {}
     }
     // Not armed any more: do what would have happened without this handler.

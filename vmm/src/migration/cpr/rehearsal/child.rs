@@ -13,7 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::super::spawn::Spawned;
-use super::family::{Family, Subreaper, children};
+use super::process_tree::{ProcessTree, Subreaper, children};
 
 /// How long killed processes may take to end: the kernel needs a while for a VM and its memory.
 const ENDING: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ static UNDER_WAY: AtomicI32 = AtomicI32::new(0);
 pub struct Child {
     // Its end is awaited before its memory is freed.
     spawned: Spawned,
-    family: Family,
+    process_tree: ProcessTree,
     /// Children that were there before.
     before: BTreeSet<Pid>,
     reaper: Option<Subreaper>,
@@ -37,14 +37,14 @@ pub struct Child {
 
 /// A child of this process that was not ended: it cannot be, or we are not allowed to.
 #[derive(Debug)]
-pub struct Leftover {
+pub struct RemainingProcess {
     pid: Pid,
     fd: OwnedFd,
     /// Why it still exists; `None`: it does not belong to the rehearsal, and is only to be reaped.
     why: Option<String>,
 }
 
-impl Leftover {
+impl RemainingProcess {
     /// Returns a message if the process could not be ended.
     pub fn trouble(&self) -> Option<String> {
         self.why.as_ref().map(|why| format!("process {} cannot be ended: {why}", self.pid))
@@ -75,8 +75,8 @@ impl Child {
     /// Wraps a child that has just been started with a mark; `before` are the children from before.
     pub fn new(spawned: Spawned, mark: String, before: BTreeSet<Pid>, reaper: Subreaper) -> Self {
         UNDER_WAY.store(spawned.pid.as_raw(), Ordering::SeqCst);
-        let family = Family::new(spawned.pid, mark);
-        Self { spawned, family, before, reaper: Some(reaper) }
+        let process_tree = ProcessTree::new(spawned.pid, mark);
+        Self { spawned, process_tree, before, reaper: Some(reaper) }
     }
 
     /// Returns the process ID.
@@ -110,27 +110,27 @@ impl Child {
 
     /// Returns a process that the child has left behind.
     pub fn orphan(&self) -> Option<Pid> {
-        self.family.orphans(self.pid()).first().copied()
+        self.process_tree.orphans(self.pid()).first().copied()
     }
 
     /// Ends every process that belongs to the rehearsal, and returns those that remain.
-    pub fn end(&mut self) -> Vec<Leftover> {
+    pub fn end(&mut self) -> Vec<RemainingProcess> {
         let Some(reaper) = self.reaper.take() else { return Vec::new() };
         let pid = self.pid();
         let fd = self.spawned.ended.try_clone();
         // Before it is reaped, as its number may be reused then.
         UNDER_WAY.store(0, Ordering::SeqCst);
-        let mut left = end_family(&self.family, pid, fd);
+        let mut left = end_family(&self.process_tree, pid, fd);
         drop(reaper);
         // Orphans that do not belong to the rehearsal: only this process can reap them.
         for orphan in children().difference(&self.before) {
             if left.iter().all(|left| left.pid != *orphan)
                 && let Ok(fd) = open_pidfd(*orphan)
             {
-                left.push(Leftover { pid: *orphan, fd, why: None });
+                left.push(RemainingProcess { pid: *orphan, fd, why: None });
             }
         }
-        for trouble in left.iter().filter_map(Leftover::trouble) {
+        for trouble in left.iter().filter_map(RemainingProcess::trouble) {
             tracing::error!(trouble, "cpr_rehearsal_left_process");
         }
         left
@@ -158,7 +158,11 @@ pub fn kill_lost() {
 }
 
 /// Ends `first`, its process group and the processes it has left behind.
-fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<Leftover> {
+fn end_family(
+    process_tree: &ProcessTree,
+    first: Pid,
+    fd: std::io::Result<OwnedFd>,
+) -> Vec<RemainingProcess> {
     let until = Instant::now() + ENDING;
     let mut left = Vec::new();
     let mut finish = |pid: Pid, fd: std::io::Result<OwnedFd>| match fd {
@@ -171,7 +175,7 @@ fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<
     let mut seen = BTreeSet::new();
     loop {
         // Children of a process that has ended are our children now.
-        let orphans: Vec<_> = family.orphans(first).difference(&seen).copied().collect();
+        let orphans: Vec<_> = process_tree.orphans(first).difference(&seen).copied().collect();
         if orphans.is_empty() || Instant::now() >= until {
             return left;
         }
@@ -182,7 +186,7 @@ fn end_family(family: &Family, first: Pid, fd: std::io::Result<OwnedFd>) -> Vec<
     }
 }
 
-fn end(pid: Pid, fd: OwnedFd, until: Instant) -> Option<Leftover> {
+fn end(pid: Pid, fd: OwnedFd, until: Instant) -> Option<RemainingProcess> {
     let killed = kill(fd.as_fd());
     let until = if killed.is_ok() { until } else { until.min(Instant::now() + LEAVING) };
     if await_end(fd.as_fd(), until) {
@@ -193,7 +197,7 @@ fn end(pid: Pid, fd: OwnedFd, until: Instant) -> Option<Leftover> {
         Ok(()) => format!("it still exists {} s after SIGKILL", ENDING.as_secs()),
         Err(errno) => format!("kill: {}", std::io::Error::from(errno)),
     };
-    Some(Leftover { pid, fd, why: Some(why) })
+    Some(RemainingProcess { pid, fd, why: Some(why) })
 }
 
 fn kill(fd: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::super::command::ExecError;
-use super::child::Leftover;
+use super::child::RemainingProcess;
 
 /// Errors from a rehearsal, because of which the command is not executed.
 #[derive(Debug, thiserror::Error)]
@@ -129,9 +129,9 @@ pub enum RehearsalError {
 pub fn outcome(
     command: &str,
     result: Result<(), RehearsalError>,
-    left: &[Leftover],
+    left: &[RemainingProcess],
 ) -> Result<(), RehearsalError> {
-    let Some(trouble) = left.iter().find_map(Leftover::trouble) else { return result };
+    let Some(trouble) = left.iter().find_map(RemainingProcess::trouble) else { return result };
     let over = match result {
         Ok(()) => format!("the rehearsal of cpr-exec-command \"{command}\" left a process behind"),
         Err(error) => error.to_string(),

@@ -5,7 +5,7 @@
 mod answer;
 mod child;
 mod error;
-mod family;
+mod process_tree;
 mod said;
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, socko
 use nix::unistd::{Pid, pipe2};
 
 pub use answer::{AnswerError, Answering, Needs, Request, Word};
-pub use child::{Leftover, kill_lost};
+pub use child::{RemainingProcess, kill_lost};
 pub use error::{RehearsalError, outcome};
 
 use super::command::{ExecCommand, ExecError};
@@ -32,8 +32,8 @@ use super::named_fds::NamedFd;
 use super::variables::{REHEARSAL, REHEARSAL_MARK};
 use answer::{MAX_ANSWER, Malformed};
 use child::Child;
-use family::{Subreaper, children, new_mark};
-use said::Said;
+use process_tree::{Subreaper, children, new_mark};
+use said::StderrExcerpt;
 
 /// The socket's descriptor in the child, unless an update hands over a descriptor of that number.
 const CHILD_SOCKET: RawFd = 3;
@@ -51,7 +51,7 @@ pub struct Rehearsal {
     description: Option<Description>,
     step: String,
     stderr: io::PipeReader,
-    said: Said,
+    said: StderrExcerpt,
     stderr_open: bool,
     socket_open: bool,
     began: Instant,
@@ -109,7 +109,7 @@ impl Rehearsal {
             description: None,
             step: String::new(),
             stderr: stderr.into(),
-            said: Said::default(),
+            said: StderrExcerpt::default(),
             stderr_open: true,
             socket_open: true,
             began: Instant::now(),
@@ -179,7 +179,7 @@ impl Rehearsal {
     }
 
     /// Ends the rehearsal and every process it has started; returns those that remain.
-    pub fn end(mut self) -> Vec<Leftover> {
+    pub fn end(mut self) -> Vec<RemainingProcess> {
         self.child.end()
     }
 

@@ -7,14 +7,14 @@ const QUOTED: usize = 150;
 
 /// The beginning and the end of stderr: programs report their error first or last.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct StderrExcerpt {
     head: Vec<u8>,
     tail: Vec<u8>,
     /// Whether bytes between the two were dropped.
     lost: bool,
 }
 
-impl Said {
+impl StderrExcerpt {
     /// Adds bytes that have arrived.
     pub fn add(&mut self, bytes: &[u8]) {
         let room = KEPT - self.head.len();
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn beginning_and_end_are_quoted() {
-        let mut said = Said::default();
+        let mut said = StderrExcerpt::default();
         assert_eq!(said.quote(), "");
         said.add(b"error: no\n such option\n");
         assert_eq!(said.quote(), "error: no such option");

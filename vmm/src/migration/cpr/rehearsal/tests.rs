@@ -5,11 +5,11 @@ use rstest::rstest;
 use super::*;
 
 /// Rehearses a shell script until the rehearsal is over.
-fn rehearse(script: &str, timeout: Duration) -> (RehearsalError, Vec<Leftover>) {
+fn rehearse(script: &str, timeout: Duration) -> (RehearsalError, Vec<RemainingProcess>) {
     rehearse_words(&["/bin/sh", "-c", script], timeout)
 }
 
-fn rehearse_words(words: &[&str], timeout: Duration) -> (RehearsalError, Vec<Leftover>) {
+fn rehearse_words(words: &[&str], timeout: Duration) -> (RehearsalError, Vec<RemainingProcess>) {
     let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
     let command = ExecCommand::prepare(Some(&words)).unwrap();
     let mut rehearsal = Rehearsal::start(&command, timeout, Vec::new()).unwrap();
@@ -184,7 +184,7 @@ fn gives_up_on_processes_that_cannot_be_ended() {
     .join()
     .unwrap();
     assert!(error.to_string().contains("did not answer"), "{error}");
-    let trouble = leftovers.iter().find_map(Leftover::trouble).expect("it was ended");
+    let trouble = leftovers.iter().find_map(RemainingProcess::trouble).expect("it was ended");
     assert!(trouble.contains("Operation not permitted (os error 1)"), "{trouble}");
     let remains = outcome("hangs", Ok(()), &leftovers).unwrap_err().to_string();
     assert!(remains.contains("\"hangs\" left a process behind; process"), "{remains}");

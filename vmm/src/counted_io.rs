@@ -29,7 +29,7 @@ struct Inner {
 }
 
 /// The counters that the kernel writes for one socket.
-pub struct ExactIo {
+pub struct CountedIo {
     /// Generation of the newest copy; 0 while there is none.
     generation: AtomicU64,
     /// Generation of the copy that the recorded calls follow.
@@ -40,11 +40,11 @@ pub struct ExactIo {
 
 // SAFETY: only the socket's owner, or a holder of its owner's lock, uses it; others read it only
 // when no such thread exists any more.
-unsafe impl Sync for ExactIo {}
+unsafe impl Sync for CountedIo {}
 // SAFETY: as above; the pointers in it lead into itself, or to data that lives for a call.
-unsafe impl Send for ExactIo {}
+unsafe impl Send for CountedIo {}
 
-impl std::fmt::Debug for ExactIo {
+impl std::fmt::Debug for CountedIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ExactIo").finish_non_exhaustive()
     }
@@ -52,14 +52,14 @@ impl std::fmt::Debug for ExactIo {
 
 /// The bytes transferred since the newest copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Went<'a> {
+pub struct Transferred<'a> {
     /// Bytes sent.
     pub sent: u64,
     /// Bytes received.
     pub received: &'a [u8],
 }
 
-impl ExactIo {
+impl CountedIo {
     /// Creates counters for a socket from which at most `most` bytes are received at once.
     pub fn new(most: usize) -> Self {
         // SAFETY: all-zero is a valid value of these structures.
@@ -78,7 +78,7 @@ impl ExactIo {
     }
 }
 
-impl ExactIo {
+impl CountedIo {
     /// Records that a new copy was made, or with 0 that none exists any more. Only for the socket's
     /// owner.
     pub fn copied(&self, generation: u64) {
@@ -163,9 +163,9 @@ impl ExactIo {
     ///
     /// # Safety
     /// No thread that could send or receive may be running.
-    pub unsafe fn went(&self, generation: u64) -> Went<'_> {
+    pub unsafe fn went(&self, generation: u64) -> Transferred<'_> {
         if self.of.load(Ordering::Acquire) != generation {
-            return Went::default();
+            return Transferred::default();
         }
         // SAFETY: no thread writes it: the caller's promise. The kernel wrote the counters.
         let inner = unsafe { &*self.inner.get() };
@@ -175,7 +175,7 @@ impl ExactIo {
         };
         let sent = inner.sends.iter().map(|call| u64::from(length(call))).sum();
         let received = length(&inner.receive) as usize;
-        Went { sent, received: &inner.received[..received.min(inner.received.len())] }
+        Transferred { sent, received: &inner.received[..received.min(inner.received.len())] }
     }
 }
 
@@ -197,16 +197,16 @@ mod tests {
 
     use super::*;
 
-    fn went(io: &ExactIo, generation: u64) -> (u64, Vec<u8>) {
+    fn went(io: &CountedIo, generation: u64) -> (u64, Vec<u8>) {
         // SAFETY: there is one thread.
-        let Went { sent, received } = unsafe { io.went(generation) };
+        let Transferred { sent, received } = unsafe { io.went(generation) };
         (sent, received.to_vec())
     }
 
     #[test]
     fn traffic_is_counted_until_next_copy() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::new(64);
+        let io = CountedIo::new(64);
         io.copied(7);
         assert_eq!(went(&io, 7), (0, vec![]));
         assert_eq!(io.send(ours.as_fd(), b"abc"), Ok(3));
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn calls_without_data_count_nothing() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::new(64);
+        let io = CountedIo::new(64);
         io.copied(1);
         assert_eq!(io.receive(ours.as_fd(), 2), Err(Errno::EAGAIN));
         drop(theirs);
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn data_sent_before_close_is_received() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::new(64);
+        let io = CountedIo::new(64);
         io.send(ours.as_fd(), b"which it does not read").unwrap();
         theirs.write_all(b"last words").unwrap();
         drop(theirs);
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn calls_are_unlimited_without_copy() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let io = ExactIo::new(64);
+        let io = CountedIo::new(64);
         for _ in 0..=CALLS {
             assert_eq!(io.send(ours.as_fd(), b"a"), Ok(1));
         }

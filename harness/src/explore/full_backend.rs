@@ -5,9 +5,9 @@ use std::path::Path;
 use crate::backend::{Backend, Dialect, Feature, Launch, cpr_vmm};
 use crate::scenario::CommandKind;
 
-pub(super) struct Able;
+pub(super) struct FullBackend;
 
-impl Backend for Able {
+impl Backend for FullBackend {
     fn name(&self) -> &'static str {
         "able"
     }

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::ScenarioError;
 use super::command_kind::CommandKind;
-use super::kill::{EndBy, Fate, Keeper};
+use super::kill::{EndBy, Keeper, KillOutcome};
 use super::kill_in_update::{KillInUpdate, Origin};
 use super::limit::Limit;
 use super::model::{Case, Channel, Expect, Migrate, Step};
@@ -19,7 +19,7 @@ const MAX_CPUS: u32 = guest_images::mailbox::MAX_CPUS as u32;
 
 /// An error in the meaning of a scenario, and its place.
 #[derive(Debug)]
-pub struct Nonsense {
+pub struct ValidationError {
     place: Place,
     message: String,
 }
@@ -36,35 +36,35 @@ enum Place {
 /// Checks `case`, which does not come from a file.
 pub fn check_made(case: &Case) -> Result<(), String> {
     let numbers: Vec<usize> = (1..=case.steps.len()).collect();
-    check(case, &numbers).map_err(|nonsense| nonsense.message)
+    check(case, &numbers).map_err(|invalid| invalid.message)
 }
 
 /// Checks `case`, whose steps have these numbers in the file.
-pub fn check(case: &Case, numbers: &[usize]) -> Result<(), Nonsense> {
-    let nonsense = |place, message: String| {
-        Err(Nonsense { place, message: format!("{}: {message}", case.name) })
+pub fn check(case: &Case, numbers: &[usize]) -> Result<(), ValidationError> {
+    let invalid = |place, message: String| {
+        Err(ValidationError { place, message: format!("{}: {message}", case.name) })
     };
     if case.steps.first() != Some(&Step::Boot) {
-        return nonsense(Place::Step(1), "the first step must be \"boot\"".into());
+        return invalid(Place::Step(1), "the first step must be \"boot\"".into());
     }
     if guest_images::guest(&case.vm.guest).is_none() {
         let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
         let message = format!("unknown guest `{}`; known: {}", case.vm.guest, all.join(", "));
-        return nonsense(Place::Vm("guest"), message);
+        return invalid(Place::Vm("guest"), message);
     }
     if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
         let message = format!("vm.cpus is {}, must be 1 to {MAX_CPUS}", case.vm.cpus);
-        return nonsense(Place::Vm("cpus"), message);
+        return invalid(Place::Vm("cpus"), message);
     }
     if case.vm.memory.0 < 2 << 20 {
         let message = format!("vm.memory is {}, must be 2M or more", case.vm.memory);
-        return nonsense(Place::Vm("memory"), message);
+        return invalid(Place::Vm("memory"), message);
     }
     let mut before = Before::default();
     for (index, (step, &number)) in case.steps.iter().zip(numbers).enumerate() {
         let followers = &case.steps[index + 1..];
         if let Err(message) = before.step(case, step, followers) {
-            return nonsense(Place::Step(number), format!("step {number}{message}"));
+            return invalid(Place::Step(number), format!("step {number}{message}"));
         }
     }
     Ok(())
@@ -90,20 +90,20 @@ impl Before {
             }
             Step::Race(commands) if commands.is_empty() => return no(": race has no commands"),
             Step::KillInUpdate(kill) => return kill_in_update(case, kill),
-            Step::KillVmm(kill) if kill.repeat == 0 => return no(": repeat is 0"),
-            Step::KillVmm(kill) if kill.expect == Fate::Gone && kill.repeat > 1 => {
+            Step::KillVmm(kill) if kill.repeat == 0 => return no(": times is 0"),
+            Step::KillVmm(kill) if kill.expect == KillOutcome::Gone && kill.repeat > 1 => {
                 return no(": a VM that is gone cannot be killed again");
             }
             Step::KillVmm(kill)
-                if (kill.expect == Fate::Revived) != keeper_is(case, Keeper::On) =>
+                if (kill.expect == KillOutcome::Revived) != keeper_is(case, Keeper::On) =>
             {
                 return no(": outside updates a VM is revived if, and only if, vm.keeper = \"on\"");
             }
             Step::EndBy(EndBy::CgroupKill) if case.vm.memory_limit.is_none() => {
-                return no(": requires vm.memory_limit, which gives the VMM its own cgroup");
+                return no(": requires vm.memory-limit, which gives the VMM its own cgroup");
             }
-            Step::Storm(storm) if storm.updates == 0 => return no(": updates is 0"),
-            Step::Soak(soak) if soak.updates == 0 => return no(": updates is 0"),
+            Step::Storm(storm) if storm.updates == 0 => return no(": times is 0"),
+            Step::Soak(soak) if soak.updates == 0 => return no(": times is 0"),
             Step::Limit(Limit::Restore) if !self.limited => {
                 return no(": there is no limit to restore; set one first");
             }
@@ -112,7 +112,7 @@ impl Before {
             }
             Step::Limit(limit) => self.limited = *limit != Limit::Restore,
             Step::Binary(_) if !case.vm.own_binary => {
-                return no(": requires vm.own_binary = true");
+                return no(": requires vm.own-binary = true");
             }
             Step::Inject(_) if !matches!(followers.first(), Some(Step::Migrate(_))) => {
                 return no(": inject must be followed by migrate");
@@ -130,7 +130,7 @@ impl Before {
         }
         self.saved |= migrate.expect == Expect::Completed && migrate.channel == Channel::File;
         if migrate.repeat == 0 {
-            return no(": repeat is 0");
+            return no(": times is 0");
         }
         if let Expect::Failed(failure) = &migrate.expect
             && failure.errno.or(migrate.command.errno()).is_none()
@@ -150,22 +150,22 @@ fn kill_in_update(case: &Case, kill: &KillInUpdate) -> Result<(), String> {
     let no = |message: &str| Err(message.to_owned());
     let kills = !kill.signal.asks();
     match kill.expect {
-        _ if kill.repeat == 0 => no(": repeat is 0"),
-        Fate::Gone if kills && !keeper_is(case, Keeper::Off) => {
+        _ if kill.repeat == 0 => no(": times is 0"),
+        KillOutcome::Gone if kills && !keeper_is(case, Keeper::Off) => {
             no(": a keeper survives SIGKILL; write vm.keeper = \"off\" or expect = \"revived\"")
         }
-        Fate::Revived if !kills => no(": a VM is revived only after SIGKILL"),
-        Fate::Revived if keeper_is(case, Keeper::Off) => no(": no revival without a keeper"),
+        KillOutcome::Revived if !kills => no(": a VM is revived only after SIGKILL"),
+        KillOutcome::Revived if keeper_is(case, Keeper::Off) => no(": no revival without a keeper"),
         // Otherwise the kill may come before the VMM reads `migrate`; the update then follows the
         // revival.
-        Fate::Revived if keeper_is(case, Keeper::On) && kill.from != Origin::Setup => {
+        KillOutcome::Revived if keeper_is(case, Keeper::On) && kill.from != Origin::Setup => {
             no(": vm.keeper = \"on\" requires from = \"setup\"")
         }
         _ => Ok(()),
     }
 }
 
-impl Nonsense {
+impl ValidationError {
     /// Converts it to an error in `file`, which contains `text`.
     pub fn told(self, file: &str, text: &str) -> ScenarioError {
         match self.place.find(text) {

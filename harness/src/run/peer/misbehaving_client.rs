@@ -18,21 +18,22 @@ const QUESTION: &str = "{\"execute\": \"query-commands\"}\n";
 const FULL_MS: u16 = 20;
 
 /// The connection of a client that misbehaves.
-pub struct Stranger {
+pub struct MisbehavingClient {
     reader: BufReader<UnixStream>,
 }
 
-impl Stranger {
+impl MisbehavingClient {
     /// Connects and negotiates the capabilities, so that all commands are available.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let mut stranger = Self::knock(path)?;
-        stranger.say("{\"execute\": \"qmp_capabilities\", \"id\": \"hello\"}\n")?;
-        stranger.await_line("the answer to qmp_capabilities", |line| line.contains("\"hello\""))?;
-        Ok(stranger)
+        let mut misbehaving_client = Self::connect_raw(path)?;
+        misbehaving_client.say("{\"execute\": \"qmp_capabilities\", \"id\": \"hello\"}\n")?;
+        misbehaving_client
+            .await_line("the answer to qmp_capabilities", |line| line.contains("\"hello\""))?;
+        Ok(misbehaving_client)
     }
 
     /// Only connects; the VMM need not have accepted the connection.
-    fn knock(path: &Path) -> io::Result<Self> {
+    fn connect_raw(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(ANSWER))?;
         stream.set_write_timeout(Some(ANSWER))?;
@@ -45,13 +46,13 @@ impl Stranger {
 
     /// Connects and sends invalid JSON.
     pub fn garbage(path: &Path) -> io::Result<Self> {
-        let mut stranger = Self::knock(path)?;
-        stranger.say(b"{\"execute\": \"quit\"]}\n\0\xff\xfe}{]][\n\"execute quit\n")?;
-        Ok(stranger)
+        let mut misbehaving_client = Self::connect_raw(path)?;
+        misbehaving_client.say(b"{\"execute\": \"quit\"]}\n\0\xff\xfe}{]][\n\"execute quit\n")?;
+        Ok(misbehaving_client)
     }
 
     /// Checks that the client gets an error or is disconnected.
-    pub fn is_told_off(&mut self) -> io::Result<()> {
+    pub fn expect_error_or_close(&mut self) -> io::Result<()> {
         match self.await_line("an error", |line| line.starts_with("{\"error\"")) {
             Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
                 Ok(())
@@ -93,7 +94,7 @@ impl Stranger {
     }
 
     /// Reads everything unread, and checks that its events are exactly `events`, in order.
-    pub fn has_missed(&mut self, events: &[String]) -> io::Result<()> {
+    pub fn expect_unread_events(&mut self, events: &[String]) -> io::Result<()> {
         let mut heard = Vec::new();
         while heard.len() < events.len() {
             let line = self.line("the unread events")?;

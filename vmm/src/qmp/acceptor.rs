@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// The listener, and what it needs when there are no descriptors left.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct Acceptor {
     pub(super) listener: Listener,
     /// A spare descriptor, closed briefly to tell a client that there are none left.
     reserve: Option<EventFd>,
@@ -32,7 +32,7 @@ pub(super) struct Door {
     failed: bool,
 }
 
-impl Door {
+impl Acceptor {
     pub(super) fn new(listener: Listener) -> Self {
         Self { listener, reserve: reserve(), closed_until: None, failed: false }
     }
@@ -78,7 +78,7 @@ impl Door {
             && let Ok(Some(socket)) = self.listener.accept()
         {
             let why = format!("cannot serve another client: accept: {error}; {REMEDY}");
-            turn_away(socket, &QmpError::generic(why));
+            reject(socket, &QmpError::generic(why));
             self.reserve = reserve();
             return;
         }
@@ -94,7 +94,7 @@ fn reserve() -> Option<EventFd> {
 }
 
 /// Sends the reason, as far as the socket accepts it at once, and closes the connection.
-pub(super) fn turn_away(socket: OwnedFd, why: &QmpError) {
+pub(super) fn reject(socket: OwnedFd, why: &QmpError) {
     let Ok(line) = codec::encode(&dispatch::response(Err(why.clone()), None)) else { return };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     // The connection is closed anyway: ignore a failure.

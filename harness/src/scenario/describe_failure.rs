@@ -8,7 +8,7 @@ use super::model::{Case, Channel, Expect, Migrate, Step, Vm};
 
 impl Migrate {
     /// Describes what is wrong with the update on `vm`; `scenarios/ERRORS.md` uses it as the key.
-    pub fn what_is_wrong(&self, vm: &Vm, injected: Option<&Inject>) -> String {
+    pub fn describe_failure(&self, vm: &Vm, injected: Option<&Inject>) -> String {
         let mut wrong = Vec::new();
         if let Some(Inject { point, action }) = injected {
             wrong.push(format!("{action} at {point}"));
@@ -55,13 +55,13 @@ impl Case {
                     let none = matches!(
                         migrate.expect,
                         Expect::Completed
-                            | Expect::Kept
+                            | Expect::Any
                             | Expect::Revived
                             | Expect::Survives
                             | Expect::Ended
                     );
                     if !none {
-                        failures.push(migrate.what_is_wrong(&self.vm, injected));
+                        failures.push(migrate.describe_failure(&self.vm, injected));
                     }
                 }
                 _ => {}
@@ -91,9 +91,9 @@ mod tests {
         };
         let private = Vm { share: false, ..Vm::default() };
         assert_eq!(
-            migrate.what_is_wrong(&private, None),
+            migrate.describe_failure(&private, None),
             "RAM is private, command eacces-directory, channel read-only, not rehearsed"
         );
-        assert_eq!(Migrate::default().what_is_wrong(&Vm::default(), None), "nothing");
+        assert_eq!(Migrate::default().describe_failure(&Vm::default(), None), "nothing");
     }
 }

@@ -15,7 +15,7 @@ const NAMED: [&str; 2] = ["CPR_REHEARSAL", "CPR_EXEC_STATE"];
 
 /// What the wrapper takes away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Lowering {
+pub enum Restriction {
     /// `ioctl` fails with EPERM.
     NoIoctl,
     /// `clone3` fails with EPERM.
@@ -29,7 +29,7 @@ pub enum Lowering {
     NoDescriptors,
 }
 
-impl Lowering {
+impl Restriction {
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
         eprintln!("usage: LOWERING VMM [ARGUMENT]...");
         return ExitCode::from(2);
     };
-    let lowering = match Lowering::from_str(&lowering.to_string_lossy(), false) {
+    let lowering = match Restriction::from_str(&lowering.to_string_lossy(), false) {
         Ok(lowering) => lowering,
         Err(error) => {
             eprintln!("{error}");
@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_command_line() {
-        for lowering in Lowering::value_variants() {
-            assert_eq!(Lowering::from_str(lowering.name(), false), Ok(*lowering));
+        for lowering in Restriction::value_variants() {
+            assert_eq!(Restriction::from_str(lowering.name(), false), Ok(*lowering));
         }
     }
 }

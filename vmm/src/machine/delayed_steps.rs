@@ -13,12 +13,12 @@ const LATE: Duration = Duration::from_millis(10);
 
 /// The late steps.
 #[derive(Debug)]
-pub(super) struct Late {
+pub(super) struct DelayedSteps {
     steps: Vec<Step>,
     platform: PlatformState,
 }
 
-impl Late {
+impl DelayedSteps {
     /// Creates the list of late steps; it is empty unless a swap is planted.
     pub(super) fn new(steps: Vec<Step>, platform: PlatformState) -> Self {
         Self { steps, platform }

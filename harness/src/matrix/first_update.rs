@@ -16,7 +16,7 @@ vm = { guest = "pattern", cpus = 2 }
 steps = [
   "boot",
   { wait = { sweeps = 1 } },
-  { migrate = { expect = { undone = "" } } },
+  { migrate = { expect = { not-completed = "" } } },
   { wait = { sweeps = 1 } },
   "quit",
 ]
@@ -24,7 +24,7 @@ steps = [
 
 /// How the first update ended.
 #[derive(Debug)]
-pub enum Meeting {
+pub enum FirstUpdate {
     /// The guest runs in the other build.
     Updated,
     /// The other build refused its state format, for this reason; the guest keeps running.
@@ -36,19 +36,19 @@ pub enum Meeting {
 }
 
 /// Tries one update on `route`.
-pub fn meet(route: &Route, options: &Options) -> Result<Meeting, ScenarioError> {
+pub fn try_first_update(route: &Route, options: &Options) -> Result<FirstUpdate, ScenarioError> {
     let good = case::run(&route.case(only("matrix/updated", GOOD)?), options);
     match good.verdict {
-        Verdict::Pass => return Ok(Meeting::Updated),
-        Verdict::Ignored(_) | Verdict::Broken(_) => return Ok(Meeting::NotTried(good)),
+        Verdict::Pass => return Ok(FirstUpdate::Updated),
+        Verdict::Ignored(_) | Verdict::Broken(_) => return Ok(FirstUpdate::NotTried(good)),
         Verdict::Fail(_) => {}
     }
     let refused = case::run(&only("matrix/refused", REFUSED)?, options);
     Ok(match (&refused.verdict, refused.failed_updates.first()) {
         (Verdict::Pass, Some(update)) if is_of_formats(&update.error) => {
-            Meeting::Refused(update.error.clone())
+            FirstUpdate::Refused(update.error.clone())
         }
-        _ => Meeting::Failed(good),
+        _ => FirstUpdate::Failed(good),
     })
 }
 

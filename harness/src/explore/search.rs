@@ -101,7 +101,7 @@ pub fn case_of(name: &str, sequence: &Sequence) -> Result<Case, ScenarioError> {
 ///
 /// The first sequence that fails is the last that counts, no matter which finished first: the
 /// result does not depend on `jobs`.
-pub fn hunt(
+pub fn search(
     grammar: &Grammar,
     extent: Extent,
     options: &Options,

@@ -17,7 +17,7 @@ static REHEARSALS: AtomicU32 = AtomicU32::new(0);
 /// its mark in the environment that they were started with. A process that has left both is not
 /// recognized.
 #[derive(Clone, Debug)]
-pub struct Family {
+pub struct ProcessTree {
     session: i32,
     mark: String,
 }
@@ -28,7 +28,7 @@ pub fn new_mark() -> String {
     format!("{}.{number}", std::process::id())
 }
 
-impl Family {
+impl ProcessTree {
     /// Creates the family of `first`, which leads a session of its own.
     pub fn new(first: Pid, mark: String) -> Self {
         Self { session: first.as_raw(), mark }

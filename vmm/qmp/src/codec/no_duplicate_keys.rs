@@ -8,9 +8,9 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::{Map, Value};
 
 /// A value without duplicate members.
-pub(super) struct Unambiguous(pub(super) Value);
+pub(super) struct NoDuplicateKeys(pub(super) Value);
 
-impl<'de> Deserialize<'de> for Unambiguous {
+impl<'de> Deserialize<'de> for NoDuplicateKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Builder).map(Self)
     }
@@ -51,7 +51,7 @@ impl<'de> Visitor<'de> for Builder {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(Unambiguous(item)) = seq.next_element()? {
+        while let Some(NoDuplicateKeys(item)) = seq.next_element()? {
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -59,7 +59,7 @@ impl<'de> Visitor<'de> for Builder {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut members = Map::new();
-        while let Some((name, Unambiguous(value))) = map.next_entry::<String, _>()? {
+        while let Some((name, NoDuplicateKeys(value))) = map.next_entry::<String, _>()? {
             if members.contains_key(&name) {
                 return Err(A::Error::custom(format_args!("duplicate key '{name}'")));
             }
@@ -82,7 +82,8 @@ mod tests {
         "duplicate key 'a' at line 1 column 40"
     )]
     fn duplicate_members_are_refused(#[case] text: &str, #[case] refusal: &str) {
-        let refused = serde_json::from_str::<Unambiguous>(text).map(|Unambiguous(value)| value);
+        let refused =
+            serde_json::from_str::<NoDuplicateKeys>(text).map(|NoDuplicateKeys(value)| value);
         assert_eq!(refused.unwrap_err().to_string(), refusal);
     }
 
@@ -91,7 +92,7 @@ mod tests {
     #[case(r#"[null, true, 1.5, 1e400, "", "\u00e4\n", {}, []]"#)]
     #[case("18446744073709551616")]
     fn other_values_are_read_as_by_serde_json(#[case] text: &str) {
-        let read = serde_json::from_str(text).map(|Unambiguous(value)| value);
+        let read = serde_json::from_str(text).map(|NoDuplicateKeys(value)| value);
         let expected = serde_json::from_str::<Value>(text);
         assert_eq!(read.map_err(|e| e.to_string()), expected.map_err(|e| e.to_string()));
     }
