@@ -16,6 +16,7 @@ mod doctor;
 mod examples;
 mod exit_status;
 mod explore;
+mod filter;
 mod guests;
 mod matrix;
 mod new;
@@ -57,7 +58,7 @@ enum Command {
     Run(run::Run),
     /// List the cases that `run` would run.
     #[command(after_help = examples::LIST)]
-    List(selection::Selection),
+    List(selection::List),
     /// Run the case of an evidence folder again.
     #[command(after_help = examples::REPLAY)]
     Replay(replay::Replay),
@@ -145,7 +146,7 @@ pub fn main() -> ExitCode {
     clock::start();
     let done = match cli.command {
         Command::Run(run) => run::main(&run),
-        Command::List(selection) => selection::list(&selection),
+        Command::List(list) => selection::list(&list),
         Command::Replay(replay) => replay::main(&replay),
         Command::Show(show) => show::main(&show),
         Command::Report(report) => report::main(&report),

@@ -105,6 +105,10 @@ mod tests {
             let swap = format!("swap-{number}");
             assert!(bugs.iter().any(|(bug, _)| *bug == swap), "constraint {number} has no row");
         }
+        for planted in cpr_vmm::failpoints::Planted::ALL {
+            let name = planted.name();
+            assert!(bugs.iter().any(|(bug, _)| bug == name), "planted bug {name} has no row");
+        }
         let all = bugs.len();
         bugs.sort();
         bugs.dedup();

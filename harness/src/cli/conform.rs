@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,7 +29,7 @@ pub(super) struct Conform {
     vmm: Vec<String>,
     /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
     /// Write the table to this file; requires a run of all cases.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -67,7 +68,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
     let (one, two) = (options(first, "first")?, options(second, "second")?);
     let vmm = two.backend.name();
     let (mut rows, mut broken) = (Vec::new(), false);
-    let jobs = conform.jobs.unwrap_or_else(cores);
+    let jobs = conform.jobs.map_or_else(cores, NonZeroUsize::get);
     let mut done = |pair: (Report, Report)| {
         let outcome = outcome(&pair, vmm, &mut differences);
         let case = pair.0.case.clone();

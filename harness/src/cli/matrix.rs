@@ -1,6 +1,8 @@
 //! The `matrix` command.
 
 use std::fs;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::filter::Filter;
 use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{candidate, contender_option, cross_version, skew_option};
@@ -36,13 +39,13 @@ pub(super) struct Matrix {
     builds: Vec<String>,
     /// Only cases whose name contains this text; can be repeated [default: update/ and kept/].
     #[arg(long, value_name = "TEXT")]
-    filter: Vec<String>,
+    filter: Vec<Filter>,
     /// Only part I of N of these cases, such as 1/2.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
     /// Fail also if a build refuses an update because its state format differs.
     #[arg(long)]
     must_update: bool,
@@ -66,10 +69,10 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
         )));
     }
     let filter = match matrix.filter.as_slice() {
-        [] => CASES.map(str::to_owned).to_vec(),
+        [] => CASES.iter().filter_map(|case| case.parse().ok()).collect(),
         given => given.to_vec(),
     };
-    let set = select(&Selection { filter, shard: matrix.shard, scenarios: Vec::new() })?;
+    let set = select(&Selection::by_name(filter, matrix.shard))?;
     Files::only_json(matrix.json.clone()).try_out()?;
     run::guard();
     let build = |name: &String| {
@@ -84,7 +87,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
     let routes = routes.collect::<Result<Vec<_>, CliError>>()?;
     table::builds(&builds).iter().for_each(say);
     say(&set);
-    let jobs = matrix.jobs.unwrap_or_else(cores);
+    let jobs = matrix.jobs.map_or_else(cores, NonZeroUsize::get);
     let mut rows: Vec<Row> = Vec::new();
     for (route, options) in &routes {
         let row = match refused_before(route, &rows) {
@@ -173,6 +176,7 @@ fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Resu
     schedule::run(&cases, jobs, options, |report| {
         tell(&row, &report);
         row.reports.push(report);
+        ControlFlow::Continue(())
     });
     row.reports.sort_by(|a, b| a.case.cmp(&b.case));
     let counts = row.counts();

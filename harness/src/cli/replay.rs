@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser};
 
 use super::CliError;
-use super::run::{options, run_cases};
+use super::run::{How, options, run_cases};
 use super::vmm::Vmm;
 use crate::report::folder;
 use crate::report::stdout::say;
@@ -54,7 +54,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
             start.differences(&Start::now(&case, &options)).iter().for_each(say);
         }
     }
-    let ran = run_cases(std::slice::from_ref(&case), 1, &options, false, None)?;
+    let ran = run_cases(std::slice::from_ref(&case), How::default(), &options, None)?;
     if let Some(entry) = ran.record.cases.first() {
         say(compared(recorded.as_ref(), &entry.report));
     }

@@ -1,5 +1,8 @@
 //! The `run` command, and what it shares with `replay`.
 
+use std::cmp::Reverse;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,7 +22,7 @@ use crate::report::errors::{Errors, Wish};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::run::{self, Options, schedule};
+use crate::run::{self, Options, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -31,7 +34,16 @@ pub(super) struct Run {
     vmm: Vmm,
     /// Cases to run in parallel [default: number of CPUs]; use 1 to measure blackouts.
     #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
+    /// Begin no further case after the first that fails.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Print only cases that fail, and the summary.
+    #[arg(short, long)]
+    quiet: bool,
+    /// List the N cases that took longest.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    slowest: usize,
     /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
@@ -61,11 +73,13 @@ pub(super) fn main(run: &Run) -> Result<ExitCode, CliError> {
     let options = options(&run.vmm, run.evidence.clone())?;
     let options = Options { audits: !run.no_audits, ..options };
     say(&set);
-    let jobs = run.jobs.unwrap_or_else(cores);
-    let ran = run_cases(&set.cases, jobs, &options, run.require_all, errors)?;
+    let jobs = run.jobs.map_or_else(cores, NonZeroUsize::get);
+    let Run { require_all, fail_fast, quiet, slowest, .. } = *run;
+    let how = How { jobs, require_all, fail_fast, quiet, slowest };
+    let ran = run_cases(&set.cases, how, &options, errors)?;
     run.files.write(&ran.record)?;
     // Without KVM, not every expected difference can occur.
-    if options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
+    if ran.complete && options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
         let name = options.backend.name();
         let mut missing = Expectations::embedded().unseen(name);
         // Coverage is measured against the interface of our own VMM.
@@ -121,14 +135,30 @@ pub(super) struct Ran {
     pub(super) record: Record,
     /// Exit status of the harness.
     pub(super) code: ExitCode,
+    /// Whether every case was run.
+    complete: bool,
+}
+
+/// How cases are run, and what is printed of them.
+#[derive(Clone, Copy, Default)]
+pub(super) struct How {
+    /// Cases at a time.
+    pub(super) jobs: usize,
+    /// A case that cannot run here is an error.
+    pub(super) require_all: bool,
+    /// Whether no case begins after one that failed.
+    pub(super) fail_fast: bool,
+    /// Whether only failures are printed.
+    pub(super) quiet: bool,
+    /// How many of the longest cases are listed.
+    pub(super) slowest: usize,
 }
 
 /// Runs these cases and prints their reports.
 pub(super) fn run_cases(
     cases: &[Case],
-    jobs: usize,
+    how: How,
     options: &Options,
-    require_all: bool,
     mut errors: Option<Errors>,
 ) -> Result<Ran, CliError> {
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
@@ -136,7 +166,8 @@ pub(super) fn run_cases(
     let mut differences = Differences::embedded().map_err(CliError::usage)?;
     let mut record = Record::new(record::Run::now(options));
     let began = Instant::now();
-    schedule::run(cases, jobs, options, |report| {
+    let mut took = Vec::new();
+    schedule::run(cases, how.jobs, options, |report| {
         let known = differences.of_failure(options.backend.name(), &report);
         if let Some(case) = cases.iter().find(|case| case.name == report.case) {
             if let Some(errors) = &mut errors {
@@ -144,18 +175,31 @@ pub(super) fn run_cases(
             }
             record.add(case, &report, &known, &options.evidence);
         }
+        took.push((report.took, report.case.clone()));
+        let failed = known.is_none() && matches!(report.verdict, Verdict::Fail(_));
         match known {
+            Some(names) if how.quiet => terminal.count_known(&report, names),
             Some(names) => terminal.known(&report, names),
+            None if how.quiet && !failed => terminal.count(report),
             None => terminal.case(report),
+        }
+        match failed && how.fail_fast {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     });
     record.runs.iter_mut().for_each(|run| run.took = began.elapsed());
     terminal.finish(began.elapsed());
+    took.sort_by_key(|(took, _)| Reverse(*took));
+    for (took, case) in took.iter().take(how.slowest) {
+        say(format_args!("{:>8.2} s  {case}", took.as_secs_f64()));
+    }
     let (told, same) = match errors.map(|errors| errors.finish()) {
         None => (Vec::new(), true),
         Some(finished) => finished
             .map_err(|e| CliError::environment(format!("cannot write the table of errors: {e}")))?,
     };
     told.iter().for_each(say);
-    Ok(Ran { record, code: exit_status::of(&terminal, same, require_all) })
+    let complete = took.len() == cases.len();
+    Ok(Ran { record, code: exit_status::of(&terminal, same, how.require_all), complete })
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::CliError;
+use super::filter::{self, Filter};
 use crate::report::stdout::say;
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -13,9 +15,19 @@ use crate::scenario::shard::Shard;
 
 #[derive(Args)]
 pub(super) struct Selection {
-    /// Only cases whose name contains this text; can be repeated.
-    #[arg(long, value_name = "TEXT")]
-    pub(super) filter: Vec<String>,
+    /// Only cases whose name contains this text, or matches this pattern if it has `*` or `?`; with
+    /// `!` before it, all but these. Can be repeated.
+    #[arg(long, value_name = "FILTER")]
+    pub(super) filter: Vec<Filter>,
+    /// All but the cases that match, like --filter '!FILTER'; can be repeated.
+    #[arg(long, value_name = "FILTER")]
+    skip: Vec<Filter>,
+    /// Only the case with exactly this name; can be repeated.
+    #[arg(long, value_name = "CASE")]
+    exact: Vec<String>,
+    /// Use the scenarios embedded in this binary even if there is a folder scenarios/ here.
+    #[arg(long, conflicts_with = "scenarios")]
+    embedded: bool,
     /// Only part I of N of these cases, such as 1/2; the name of a case decides its part.
     #[arg(long, value_name = "I/N")]
     pub(super) shard: Option<Shard>,
@@ -25,9 +37,20 @@ pub(super) struct Selection {
 }
 
 impl Selection {
+    /// Selects by name in the scenarios found here.
+    pub(super) fn by_name(filter: Vec<Filter>, shard: Option<Shard>) -> Self {
+        let (skip, exact, scenarios) = (Vec::new(), Vec::new(), Vec::new());
+        Self { filter, skip, exact, embedded: false, shard, scenarios }
+    }
+
     /// True if all cases are selected, except those that run on request only.
     pub(super) fn is_whole(&self) -> bool {
-        self.filter.is_empty() && self.scenarios.is_empty() && self.shard.is_none()
+        let Self { filter, skip, exact, embedded: _, shard, scenarios } = self;
+        filter.is_empty()
+            && skip.is_empty()
+            && exact.is_empty()
+            && scenarios.is_empty()
+            && shard.is_none()
     }
 }
 
@@ -54,17 +77,29 @@ impl std::fmt::Display for Selected {
 
 pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     let found = match selection.scenarios.as_slice() {
+        [] if selection.embedded => Set::embedded(),
         [] => Set::find(),
         paths => Set::at(paths),
     };
     let mut set = found.map_err(CliError::usage)?;
-    let wanted = &selection.filter;
+    let skip = selection.skip.iter().cloned().map(Filter::excluding);
+    let filters: Vec<Filter> = selection.filter.iter().cloned().chain(skip).collect();
+    let exact = &selection.exact;
     // Naming a file is a request too.
-    let requested = !(wanted.is_empty() && selection.scenarios.is_empty());
-    set.cases.retain(|c| requested || !c.on_request);
-    set.cases.retain(|c| wanted.is_empty() || wanted.iter().any(|text| c.name.contains(text)));
+    let requested =
+        filter::request(&filters) || !exact.is_empty() || !selection.scenarios.is_empty();
+    let names: Vec<String> = set.cases.iter().map(|case| case.name.clone()).collect();
+    set.cases.retain(|case| requested || !case.on_request);
+    set.cases.retain(|case| exact.is_empty() || exact.contains(&case.name));
+    set.cases.retain(|case| filter::select(&filters, &case.name));
     if set.cases.is_empty() {
-        return Err(CliError::usage(format!("no case in {} matches {wanted:?}", set.origin)));
+        let given = selection.filter.iter().chain(&selection.skip).map(Filter::to_string);
+        let given: Vec<String> = given.chain(exact.iter().cloned()).collect();
+        let wanted: Result<Vec<Filter>, _> = exact.iter().map(|name| name.parse()).collect();
+        let hints = filters.into_iter().chain(wanted.unwrap_or_default()).collect::<Vec<_>>();
+        let hint = filter::nearest(&hints, names.iter().map(String::as_str));
+        let hint = hint.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+        return Err(CliError::usage(format!("no case in {} matches {given:?}{hint}", set.origin)));
     }
     let part = selection.shard.map(|shard| (shard, set.cases.len()));
     // An empty shard is not an error.
@@ -72,8 +107,23 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     Ok(Selected { cases: set.cases, origin: set.origin, part })
 }
 
-pub(super) fn list(selection: &Selection) -> Result<ExitCode, CliError> {
-    for case in select(selection)?.cases {
+#[derive(Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    selection: Selection,
+    /// Print a JSON array with name and summary of each case.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn list(list: &List) -> Result<ExitCode, CliError> {
+    let cases = select(&list.selection)?.cases;
+    if list.json {
+        let of = |case: &Case| json!({ "name": case.name, "summary": case.summary });
+        say(format_args!("{:#}", cases.iter().map(of).collect::<Value>()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for case in cases {
         say(format_args!("{}: {}", case.name, case.summary));
     }
     Ok(ExitCode::SUCCESS)

@@ -130,12 +130,60 @@ fn terminated_harness_leaves_nothing_behind(
     assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
 }
 
+#[rstest]
+#[case(&["--filter", "*=1]"], &["theme/twice[times=1]"])]
+#[case(&["--filter", "!times=1"], &["theme/twice[times=2]"])]
+#[case(&["--skip", "times=1"], &["theme/twice[times=2]"])]
+#[case(&["--exact", "theme/twice[times=2]"], &["theme/twice[times=2]"])]
+#[case(&[], &["theme/twice[times=1]", "theme/twice[times=2]"])]
+fn cases_are_selected_by_name(#[case] options: &[&str], #[case] expected: &[&str]) {
+    let folder = folder();
+    let done = harness(folder.path(), &[&["list", "--json"], options].concat()).assert().code(0);
+    let list: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
+    let names: Vec<&str> =
+        list.as_array().unwrap().iter().map(|case| case["name"].as_str().unwrap()).collect();
+    assert_eq!(names, expected);
+    assert_eq!(list[0]["summary"], "updated twice");
+}
+
+#[test]
+fn embedded_scenarios_are_listed_beside_a_folder() {
+    let folder = folder();
+    let done = harness(folder.path(), &["list", "--embedded"]).assert().code(0);
+    assert!(text(&done.get_output().stdout).contains("update/running[cpus=1,pages=4k]: "));
+}
+
+#[test]
+fn quiet_run_prints_the_summary_and_the_slowest() {
+    let folder = folder();
+    let done = harness(folder.path(), &mock(&["--quiet", "--slowest", "1"])).assert().code(0);
+    let told = text(&done.get_output().stdout);
+    assert!(!told.contains("pass  ") && told.contains("2 ran, 2 passed"), "{told}");
+    assert_eq!(told.matches(" s  theme/twice[times=").count(), 1, "{told}");
+}
+
+#[test]
+fn fail_fast_ends_the_run_with_the_first_failure() {
+    let folder = folder();
+    let failing = ["--fault", "leak-fd", "--jobs", "1"];
+    for (options, ran) in [(&[][..], "2 ran"), (&["--fail-fast"], "1 ran")] {
+        let args = mock(&[&failing, options].concat());
+        let done = harness(folder.path(), &args).assert().code(1);
+        let told = text(&done.get_output().stdout);
+        assert!(told.contains(ran), "{options:?}: {told}");
+    }
+}
+
 #[test]
 fn usage_errors_exit_with_2() {
     let folder = folder();
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--no-such-option"], "--no-such-option"),
         (&["run", "--filter", "no such case"], "no case in scenarios matches"),
+        (&["run", "--filter", "theme/twise"], "did you mean theme/twice[times=1]?"),
+        (&["run", "--exact", "theme/twice"], "did you mean theme/twice[times=1]?"),
+        (&["run", "--jobs", "0"], "invalid value '0' for '--jobs <N>'"),
+        (&["run", "--embedded", "scenarios"], "cannot be used with"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
         (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
         (&["replay", "."], ". is not an evidence folder: case.toml is missing"),
@@ -227,7 +275,7 @@ fn ignored_signal_does_not_end_the_harness() {
 fn run_with_every_case_ignored_exits_with_3() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
-    std::fs::write(&path, GOOD.replace("repeat =", "time-limit-ms = 9000, repeat =")).unwrap();
+    std::fs::write(&path, GOOD.replace("times = \"", "deadline-ms = 9000, times = \"")).unwrap();
     let done = harness(folder.path(), &mock(&["--json", "record.json"])).assert().code(3);
     let told = text(&done.get_output().stdout);
     assert!(told.contains("0 ran, 0 passed, 0 failed, 2 ignored"), "{told}");
@@ -243,7 +291,7 @@ fn run_with_every_case_ignored_exits_with_3() {
 fn comparing_or_planting_nothing_is_not_success() {
     let folder = folder();
     let path = folder.path().join("scenarios/theme/twice.toml");
-    std::fs::write(&path, GOOD.replace("repeat =", "time-limit-ms = 9000, repeat =")).unwrap();
+    std::fs::write(&path, GOOD.replace("times = \"", "deadline-ms = 9000, times = \"")).unwrap();
     let args = ["conform", "--vmm", "mock", "--vmm", "mock"];
     let done = harness(folder.path(), &args).assert().code(3);
     let told = text(&done.get_output().stdout);

@@ -162,7 +162,7 @@ fn unwritable_report_is_an_error_before_the_run() {
 fn evidence(folder: &Path) -> &'static str {
     let path = folder.join("evidence/theme/case");
     std::fs::create_dir_all(&path).unwrap();
-    let case = "name = \"theme/case\"\nsummary = \"updated\"\nseed = 7\ndeadline_ms = 1000\nsteps = [\"boot\", \"quit\"]\n[vm]\n";
+    let case = "name = \"theme/case\"\nsummary = \"updated\"\nseed = 7\ntime-limit-ms = 1000\nsteps = [\"boot\", \"quit\"]\n[vm]\n";
     let start = r#"{"case": "theme/case", "seed": 7, "started_unix": 1770091506.5, "harness": "0.1.0", "backend": "mock",
         "vmm": "/vmm", "vmm_version": "1.2", "vmm_option": " --backend mock", "kernel": "6.1.0", "cpus": 2}"#;
     let timeline = r#"{"t":1.5,"source":"harness","text":"start /vmm --kernel guest"}
