@@ -5,7 +5,7 @@
 //! is visible from outside, [`check`] defines what must hold after every step, [`run`] executes
 //! the cases and [`report`] presents the results. [`conform`] compares two VMMs, [`matrix`] updates
 //! several builds to each other, [`catalogue`] plants known bugs in our VMM, [`explore`] runs
-//! random sequences of steps, [`bench`] measures blackouts, [`soak`] runs updates continuously,
+//! random sequences of steps, [`mod@bench`] measures blackouts, [`soak`] runs updates continuously,
 //! [`doctor`] checks what the host supports.
 
 pub mod backend;

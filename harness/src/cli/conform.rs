@@ -48,7 +48,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
     };
     let whole = conform.selection.is_whole();
     if conform.write.is_some() && !whole {
-        let why = "--write requires a run of all cases: omit --filter, --shard and SCENARIO";
+        let why = "--write requires a run of all cases: omit all options that select cases";
         return Err(CliError::usage(why));
     }
     let set = select(&conform.selection)?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::filter::Filter;
+use super::filter::{self, Filter};
 use super::report::Files;
 use super::selection::{Selection, select};
 use super::vmm::{candidate, contender_option, cross_version, skew_option};
@@ -37,8 +37,8 @@ pub(super) struct Matrix {
     /// `cpr-vmm` for the one in this binary.
     #[arg(value_name = "BUILD", num_args = 2.., required = true)]
     builds: Vec<String>,
-    /// Only cases whose name contains this text; can be repeated [default: update/ and kept/].
-    #[arg(long, value_name = "TEXT")]
+    /// Only cases that match, as for `run`; can be repeated [default: update/ and kept/].
+    #[arg(long, value_name = "FILTER")]
     filter: Vec<Filter>,
     /// Only part I of N of these cases, such as 1/2.
     #[arg(long, value_name = "I/N")]
@@ -68,10 +68,10 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
             matrix.builds.len()
         )));
     }
-    let filter = match matrix.filter.as_slice() {
-        [] => CASES.iter().filter_map(|case| case.parse().ok()).collect(),
-        given => given.to_vec(),
-    };
+    let mut filter = matrix.filter.clone();
+    if !filter::request(&filter) {
+        filter.extend(CASES.iter().filter_map(|case| case.parse::<Filter>().ok()));
+    }
     let set = select(&Selection::by_name(filter, matrix.shard))?;
     Files::only_json(matrix.json.clone()).try_out()?;
     run::guard();

@@ -38,7 +38,7 @@ pub(super) struct Run {
     /// Begin no further case after the first that fails.
     #[arg(long)]
     fail_fast: bool,
-    /// Print only cases that fail, and the summary.
+    /// Print only cases that fail or could not be run, and the summary.
     #[arg(short, long)]
     quiet: bool,
     /// List the N cases that took longest.
@@ -110,7 +110,7 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, CliError> {
     };
     if !run.selection.is_whole() {
         let why =
-            format!("{option} requires a run of all cases: omit --filter, --shard and SCENARIO");
+            format!("{option} requires a run of all cases: omit all options that select cases");
         return Err(CliError::usage(why));
     }
     let errors = Errors::new(path, wish);
@@ -177,11 +177,14 @@ pub(super) fn run_cases(
         }
         took.push((report.took, report.case.clone()));
         let failed = known.is_none() && matches!(report.verdict, Verdict::Fail(_));
+        let missed = how.require_all && report.verdict.miss().is_some();
+        let broken = matches!(report.verdict, Verdict::Broken(_));
+        let shown = !how.quiet || failed || missed || broken || report.kept.is_some();
         match known {
-            Some(names) if how.quiet => terminal.count_known(&report, names),
-            Some(names) => terminal.known(&report, names),
-            None if how.quiet && !failed => terminal.count(report),
-            None => terminal.case(report),
+            Some(names) if shown => terminal.known(&report, names),
+            Some(names) => terminal.count_known(&report, names),
+            None if shown => terminal.case(report),
+            None => terminal.count(report),
         }
         match failed && how.fail_fast {
             true => ControlFlow::Break(()),
@@ -201,5 +204,8 @@ pub(super) fn run_cases(
     };
     told.iter().for_each(say);
     let complete = took.len() == cases.len();
+    if !complete {
+        say(format_args!("{} cases were not begun (--fail-fast)", cases.len() - took.len()));
+    }
     Ok(Ran { record, code: exit_status::of(&terminal, same, how.require_all), complete })
 }

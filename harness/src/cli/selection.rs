@@ -20,7 +20,7 @@ pub(super) struct Selection {
     #[arg(long, value_name = "FILTER")]
     pub(super) filter: Vec<Filter>,
     /// All but the cases that match, like --filter '!FILTER'; can be repeated.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", value_parser = Filter::excluding)]
     skip: Vec<Filter>,
     /// Only the case with exactly this name; can be repeated.
     #[arg(long, value_name = "CASE")]
@@ -82,8 +82,7 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
         paths => Set::at(paths),
     };
     let mut set = found.map_err(CliError::usage)?;
-    let skip = selection.skip.iter().cloned().map(Filter::excluding);
-    let filters: Vec<Filter> = selection.filter.iter().cloned().chain(skip).collect();
+    let filters: Vec<Filter> = selection.filter.iter().chain(&selection.skip).cloned().collect();
     let exact = &selection.exact;
     // Naming a file is a request too.
     let requested =
@@ -92,19 +91,28 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     set.cases.retain(|case| requested || !case.on_request);
     set.cases.retain(|case| exact.is_empty() || exact.contains(&case.name));
     set.cases.retain(|case| filter::select(&filters, &case.name));
+    if let Some(unknown) = exact.iter().find(|name| !names.contains(name)) {
+        return Err(no_case(&set.origin, unknown, &names));
+    }
     if set.cases.is_empty() {
-        let given = selection.filter.iter().chain(&selection.skip).map(Filter::to_string);
-        let given: Vec<String> = given.chain(exact.iter().cloned()).collect();
-        let wanted: Result<Vec<Filter>, _> = exact.iter().map(|name| name.parse()).collect();
-        let hints = filters.into_iter().chain(wanted.unwrap_or_default()).collect::<Vec<_>>();
-        let hint = filter::nearest(&hints, names.iter().map(String::as_str));
-        let hint = hint.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-        return Err(CliError::usage(format!("no case in {} matches {given:?}{hint}", set.origin)));
+        let mut requesting = selection.filter.iter().filter(|filter| !filter.excludes());
+        let unknown = requesting.find(|filter| !names.iter().any(|name| filter.matches(name)));
+        return Err(match unknown {
+            Some(filter) => no_case(&set.origin, filter.text(), &names),
+            None => CliError::usage(format!("no case in {} is left by these options", set.origin)),
+        });
     }
     let part = selection.shard.map(|shard| (shard, set.cases.len()));
     // An empty shard is not an error.
     set.cases.retain(|case| selection.shard.is_none_or(|shard| shard.takes(&case.name)));
     Ok(Selected { cases: set.cases, origin: set.origin, part })
+}
+
+/// The error that no case is named, or contains, `wanted`.
+fn no_case(origin: &str, wanted: &str, names: &[String]) -> CliError {
+    let hint = filter::nearest(wanted, names.iter().map(String::as_str));
+    let hint = hint.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    CliError::usage(format!("no case in {origin} matches \"{wanted}\"{hint}"))
 }
 
 #[derive(Args)]

@@ -59,8 +59,11 @@ from that run and from `differences.toml`, do not edit.
     for (what, count) in counts(rows) {
         let _ = writeln!(text, "| {count} | {what} |");
     }
-    text.push_str("\n| cases | not compared because |\n|---|---|\n");
-    for (why, count) in reasons(rows) {
+    let reasons = reasons(rows);
+    if !reasons.is_empty() {
+        text.push_str("\n| cases | not compared because |\n|---|---|\n");
+    }
+    for (why, count) in reasons {
         let _ = writeln!(text, "| {count} | {} |", cell(why));
     }
     text.push_str(

@@ -1,7 +1,7 @@
 //! Explores random sequences of steps: draws them from a seed, checks each against a reference
 //! model, and shrinks one that fails to a readable scenario.
 //!
-//! [`grammar`] draws, [`model`] predicts the result of each step, [`search`] runs, [`shrink`] shrinks
+//! [`grammar`] draws, [`model`](crate::model) predicts the result of each step, [`search`] runs, [`shrink`] shrinks
 //! what fails, [`found`] writes it, [`coverage`] reports what was tried.
 
 pub mod coverage;

@@ -57,10 +57,11 @@ fn until<I: Sync, T: Send>(
         for _ in 0..jobs.clamp(1, items.len().max(1)) {
             let (results, next, work) = (results.clone(), &next, &work);
             scope.spawn(move || {
-                let (judged, verdicts) = mpsc::channel();
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let sent = results.send((work(item), judged.clone()));
-                    if sent.is_err() || verdicts.recv() != Ok(ControlFlow::Continue(())) {
+                    // Its only sender goes with the result: if that is dropped, so is the wait.
+                    let (judged, verdict) = mpsc::channel();
+                    let sent = results.send((work(item), judged));
+                    if sent.is_err() || verdict.recv() != Ok(ControlFlow::Continue(())) {
                         return;
                     }
                 }

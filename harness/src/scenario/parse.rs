@@ -8,7 +8,7 @@ use super::expansion::expand;
 use super::model::{Case, Step, Vm};
 use super::{ScenarioError, matrix, validate};
 
-/// The deadline of a case, in milliseconds, unless the scenario sets another.
+/// The time limit of a case, in milliseconds, unless the scenario sets another.
 const DEADLINE_MS: u64 = 60_000;
 
 /// A scenario file with the placeholders of its matrix already replaced.

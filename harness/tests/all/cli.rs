@@ -182,6 +182,8 @@ fn usage_errors_exit_with_2() {
         (&["run", "--filter", "no such case"], "no case in scenarios matches"),
         (&["run", "--filter", "theme/twise"], "did you mean theme/twice[times=1]?"),
         (&["run", "--exact", "theme/twice"], "did you mean theme/twice[times=1]?"),
+        (&["run", "--filter", "twice", "--skip", "twice"], "no case in scenarios is left"),
+        (&["run", "--skip", "!twice"], "it excludes by itself: write `twice`"),
         (&["run", "--jobs", "0"], "invalid value '0' for '--jobs <N>'"),
         (&["run", "--embedded", "scenarios"], "cannot be used with"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),

@@ -58,7 +58,7 @@ fn soak_ends_after_the_given_number_of_updates(#[case] vms: &str) {
 #[test]
 fn soak_ends_after_the_given_time() {
     let folder = tempfile::tempdir().unwrap();
-    let args = ["--for", "700ms", "--vms", "1", "--interval", "100ms"];
+    let args = ["--for", "4s", "--vms", "1", "--interval", "500ms"];
     let done = soak(folder.path(), &args).output().unwrap();
     let told = told(&done);
     assert_eq!(done.status.code(), Some(0), "{told}");

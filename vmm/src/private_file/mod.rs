@@ -120,7 +120,7 @@ impl PrivateFile {
         &self.path
     }
 
-    /// Returns the file to write to, after [`clear_target`](Self::make_way).
+    /// Returns the file to write to, after [`clear_target`](Self::clear_target).
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -2,7 +2,7 @@
 //! guest after the thread that ran the vCPU has died at any point.
 //!
 //! It reads what [`Access::save`](super::state::Access::save) reads: both walk
-//! [`order::SAVE`](super::order::SAVE), and neither compiles if an item is missing.
+//! [`SAVE`](super::order::SAVE), and neither compiles if an item is missing.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;

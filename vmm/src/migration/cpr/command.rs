@@ -95,7 +95,7 @@ impl ExecCommand {
     }
 
     /// Starts the command in a new process that dies with this thread, in a session of its own,
-    /// with `variables` in its environment and `descriptors` moved as [`Call::descriptors`] says.
+    /// with `variables` in its environment and `descriptors` moved as `Call::descriptors` says.
     pub fn spawn(
         &self,
         variables: &[(&str, String)],

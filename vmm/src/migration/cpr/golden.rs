@@ -83,7 +83,7 @@ fn golden_cpr_state_is_read_and_written_the_same() {
     let golden = golden.unwrap_or_else(|e| panic!("{path:?}: {e}: add it: {COMMAND}"));
     let rule = format!(
         "The format of the CPR state has changed, but its version has not. Raise CPR_VERSION in \
-         vmm/src/migration/cpr/state.rs, then add the golden state: {COMMAND}"
+         vmm/src/migration/cpr/version.rs, then add the golden state: {COMMAND}"
     );
     if let Some(told) = changes(&golden, &now) {
         panic!("{path:?}:\n{told}\n{rule}");

@@ -136,7 +136,7 @@ impl Safeguard {
     }
 
     /// Publishes the current state if it has changed, and then returns the generation, which must
-    /// be passed to the QMP server ([`Server::hold`]).
+    /// be passed to the QMP server ([`Server::hold`](crate::qmp::Server::hold)).
     pub fn publish(&mut self, view: &View<'_>) -> Result<Option<u64>, SafeguardError> {
         let serial = SerialHandOver::of(view.machine);
         let mut state = state_of(view, &serial, self.record.helper);

@@ -274,7 +274,7 @@ pub struct Sealed {
     state: Vec<u8>,
 }
 
-/// Reads the memfd that `value` (of [`ENV_NAME`]) names. Opens and closes nothing.
+/// Reads the memfd that `value` (of [`STATE`](super::variables::STATE)) names. Opens and closes nothing.
 pub fn open(value: &str) -> Result<Sealed, ReadError> {
     let not_number = || ReadError::Number(value.to_owned());
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -144,7 +144,7 @@ impl Drop for Child {
 }
 
 /// Kills the first process of the rehearsal under way and its group, for a process that is about to
-/// execute its own binary again and loses the [`Child`]. Async-signal-safe.
+/// execute its own binary again and loses the `Child`. Async-signal-safe.
 pub fn kill_lost() {
     let pid = UNDER_WAY.swap(0, Ordering::SeqCst);
     if pid > 0 {
