@@ -8,14 +8,13 @@ pub mod mock;
 pub mod qemu;
 pub mod skew;
 
-use crate::observe::files::Files;
 use std::path::Path;
 
 use guest_images::GuestImage;
 
-pub use dialect::{AcrossExec, Dialect, Feature, Handover};
-
+use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject, Vm};
+pub use dialect::{AcrossExec, Dialect, Feature, Handover};
 
 /// The parameters of a VMM's start.
 #[derive(Clone, Copy, Debug)]

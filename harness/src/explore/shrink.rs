@@ -1,6 +1,5 @@
 //! Shrinks a sequence that fails to a smaller one that fails in the same way.
 
-use crate::scenario::expansion;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use super::grammar::Sequence;
 use super::possible::keep_possible;
 use super::simpler::{cost, simpler_steps, simpler_vms};
 use crate::model::reference::Model;
-use crate::scenario::{Step, Vm, write};
+use crate::scenario::{Step, Vm, expansion, write};
 
 /// How much may be spent on one failure.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,11 @@
 //! All steps that sequences are drawn from, without those that this host or the VMM does not
 //! support.
 
-use super::kind::StepKind;
-use crate::model::reference::{Model, Run, State};
 use clap::ValueEnum;
 
+use super::kind::StepKind;
 use crate::backend::{Backend, Feature};
+use crate::model::reference::{Model, Run, State};
 use crate::run::requirements;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{

@@ -1,8 +1,9 @@
 //! Compares the model with what the VMM shows, after every step of every case.
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::reference::{Model, State};
 use crate::scenario::{Case, Step};
-use serde::{Deserialize, Serialize};
 
 /// What was observed after a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

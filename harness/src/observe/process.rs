@@ -1,9 +1,10 @@
 //! A process as `/proc` shows it: identity, executable, children, environment.
 
-use super::proc_error::ProcError;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+use super::proc_error::ProcError;
 
 /// The fields of `/proc/PID/stat` that tell one process from another.
 #[derive(Clone, Debug, PartialEq, Eq)]

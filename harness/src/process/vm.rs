@@ -1,6 +1,5 @@
 //! The VMM process that the harness starts.
 
-use super::child::{die_with, kill_group};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::child::{die_with, kill_group};
 use crate::coverage;
 use crate::observe::kvm_state;
 use crate::observe::poll::{self, Deadline};

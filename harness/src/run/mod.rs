@@ -12,15 +12,14 @@ pub mod session;
 pub mod update;
 pub mod verdict;
 
-use crate::observe::patience::Patience;
-use crate::process::{orphans, signals};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::backend::Backend;
+use crate::observe::patience::Patience;
+use crate::process::{orphans, signals};
 pub use failure::StepError;
 pub use verdict::{Report, Verdict};
-
-use crate::backend::Backend;
 
 /// Ends all VMs when this process ends, and makes it adopt their orphans. Every command that runs
 /// VMs calls this once, before it creates a backend: that may start another build to query it.

@@ -1,13 +1,13 @@
 //! The verdict and report on a case.
 
-use crate::check::gaps::Refusal;
-use crate::model::judge::Observed;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::gaps::Refusal;
 use crate::check::{Finding, damage, pid, progress, ram};
+use crate::model::judge::Observed;
 use crate::observe::phases::UpdatePhases;
 
 /// The check name under which the watchdog reports.

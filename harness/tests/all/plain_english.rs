@@ -48,7 +48,8 @@ fn files(folder: &Path, all: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let installed = folder.ends_with("ci") && name.starts_with('.');
-        if installed || ["target", "evidence", ".git"].contains(&name.as_str()) {
+        let pending = name.ends_with(".snap.new") || name.ends_with(".pending-snap");
+        if installed || pending || ["target", "evidence", ".git"].contains(&name.as_str()) {
             continue;
         }
         match path.is_dir() {

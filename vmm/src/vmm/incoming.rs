@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cpr_qmp::event::Continued;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
+use cpr_qmp::migration::MigrationParameters;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 
@@ -32,9 +35,6 @@ use crate::pid_file::PidFile;
 use crate::vcpu::GuestEvent;
 use crate::vcpu::raw::LostWrite;
 use crate::{logging, service_manager};
-use cpr_qmp::event::Continued;
-use cpr_qmp::migration::MigrationParameters;
-use std::os::unix::fs::FileExt;
 
 /// Everything that an update hands over, except the saved state.
 pub struct AwaitedState {

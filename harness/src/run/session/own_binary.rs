@@ -1,12 +1,11 @@
 //! The case's own copy of the VMM's binary, and changes to it while the VMM runs.
 
-use crate::process::environment::make_folder;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::observe::process::Executable;
-use crate::process::environment::EnvironmentError;
+use crate::process::environment::{EnvironmentError, make_folder};
 use crate::process::program;
 use crate::run::failure::StepError;
 use crate::run::session::Session;

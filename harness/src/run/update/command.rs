@@ -4,20 +4,18 @@ mod damaging;
 mod elf;
 mod wrapping;
 
-use crate::process::environment::make_folder;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-pub use damaging::Targets;
-pub use wrapping::unmet;
-use wrapping::{Wrapping, wrapping};
-
 use crate::backend::Backend;
-use crate::process::environment::EnvironmentError;
+use crate::process::environment::{EnvironmentError, make_folder};
 use crate::process::program;
 use crate::run::update::mounts::Mounted;
 use crate::scenario::CommandKind;
+pub use damaging::Targets;
+pub use wrapping::unmet;
+use wrapping::{Wrapping, wrapping};
 
 /// The name under which the VMM is found through `PATH`.
 pub const NAME_IN_PATH: &str = "vmm-by-name";

@@ -1,5 +1,14 @@
 //! An update that was checked, with everything created that can be created while the guest runs.
 
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
+
+use cpr_qmp::address::MigrationAddress;
+use cpr_qmp::migration::{MigMode, MigrationParameters};
+use cpr_qmp::run_state::RunState;
+
 use super::command::{CommandError, ExecCommand};
 use super::deadlines::DEFAULT_DEADLINE;
 use super::fall_back::Record;
@@ -14,13 +23,6 @@ use crate::own_binary;
 use crate::private_file::Retraction;
 use crate::qmp::Server;
 use crate::switch::Switch;
-use cpr_qmp::address::MigrationAddress;
-use cpr_qmp::migration::{MigMode, MigrationParameters};
-use cpr_qmp::run_state::RunState;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
-use std::time::Duration;
 
 /// Maximum number of descriptors that are handed over besides those of QMP.
 const MACHINE_FDS: usize = 17;

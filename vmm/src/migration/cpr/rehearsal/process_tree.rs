@@ -2,13 +2,14 @@
 //! children of its own (`sidecar & exec vmm`), and while a rehearsal is under way, their orphans
 //! become children of the VMM too.
 
-use super::super::variables::REHEARSAL_MARK;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
+
+use super::super::variables::REHEARSAL_MARK;
 
 /// Rehearsals of this process so far.
 static REHEARSALS: AtomicU32 = AtomicU32::new(0);
