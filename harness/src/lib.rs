@@ -1,4 +1,4 @@
-//! Proves that a live update of a VMM keeps everything a guest and its operator rely on.
+//! Tests that a live update of a VMM keeps everything a guest and its operator rely on.
 //!
 //! The harness sees a VMM only as a process with a command line, a QMP socket, file descriptors
 //! and RAM. [`scenario`] defines the steps, [`backend`] starts the VMM, [`observe`] records what
@@ -6,7 +6,8 @@
 //! the cases and [`report`] presents the results. [`conform`] compares two VMMs, [`matrix`] updates
 //! several builds to each other, [`catalogue`] plants known bugs in our VMM, [`explore`] runs
 //! random sequences of steps, [`mod@bench`] measures blackouts, [`soak`] runs updates continuously,
-//! [`doctor`] checks what the host supports.
+//! [`doctor`] checks what the host supports. [`model`] predicts what each step makes of a VM, and
+//! [`process`] starts and ends processes.
 
 pub mod backend;
 pub mod bench;

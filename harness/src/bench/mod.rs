@@ -43,7 +43,7 @@ pub struct Candidate {
 pub struct Measured {
     /// The machine.
     pub cell: Cell,
-    /// Samples, in the order of the contenders.
+    /// Samples, in the order of the candidates.
     pub of: Vec<Samples>,
     /// The minimum cost of an update on this host, if measured.
     pub floor: Option<Samples>,
@@ -130,21 +130,21 @@ pub const FLOOR: &str = "floor";
 pub fn measure(
     cell: Cell,
     plan: Plan,
-    contenders: &[Candidate],
+    candidates: &[Candidate],
     mut tell: impl FnMut(&str, u32),
 ) -> Measured {
     let new = |name: &str| Samples { vmm: name.to_owned(), ..Samples::default() };
-    let mut of: Vec<Samples> = contenders.iter().map(|c| new(&c.name)).collect();
+    let mut of: Vec<Samples> = candidates.iter().map(|c| new(&c.name)).collect();
     let mut floor = plan.floor.then(|| new(FLOOR));
     if let Some(why) = host::lacks_memory(cell) {
         of.iter_mut().chain(&mut floor).for_each(|samples| samples.cannot = Some(why.clone()));
         return Measured { cell, of, floor };
     }
     for run in 0..plan.runs {
-        for turn in 0..contenders.len() {
+        for turn in 0..candidates.len() {
             // Rotate, so that no VMM is always first.
-            let index = (turn + run as usize) % contenders.len();
-            let Candidate { name, options } = &contenders[index];
+            let index = (turn + run as usize) % candidates.len();
+            let Candidate { name, options } = &candidates[index];
             tell(name, run);
             if of[index].cannot.is_some() {
                 continue;

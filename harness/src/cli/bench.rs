@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::try_out;
-use super::vmm::{candidate, contender_option};
+use super::vmm::{candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
@@ -102,7 +102,7 @@ fn run(bench: &Bench) -> Result<ExitCode, CliError> {
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
         // A missing measurement is an error here, so wait longer than a test would.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
-        let vmm_option = contender_option(name, bench.accel);
+        let vmm_option = candidate_option(name, bench.accel);
         let audits = false;
         let options = Options { backend, evidence, keep: false, audits, patience, vmm_option };
         Ok(Candidate { name: name.clone(), options })
@@ -110,20 +110,20 @@ fn run(bench: &Bench) -> Result<ExitCode, CliError> {
     if let Some(path) = &bench.json {
         try_out(path)?;
     }
-    let contenders =
+    let candidates =
         bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, CliError>>()?;
     // The floor needs KVM, and is only comparable with VMMs that use it.
     let floor = Path::new("/dev/kvm").exists()
-        && contenders.iter().any(|candidate| candidate.options.backend.uses_kvm());
+        && candidates.iter().any(|candidate| candidate.options.backend.uses_kvm());
     let plan = Plan { runs: bench.runs, updates: bench.updates, floor };
     let cells = cells(&bench.memory, &bench.cpus, &bench.pages);
-    let turns = contenders.len() + usize::from(floor);
+    let turns = candidates.len() + usize::from(floor);
     let bar = progress(cells.len() as u64 * u64::from(plan.runs) * turns as u64);
     let mut measured: Vec<Measured> = Vec::new();
     for (index, cell) in (1..).zip(&cells) {
         let done = (index - 1) as u64 * u64::from(plan.runs) * turns as u64;
         let mut turn = 0;
-        let new = measure(*cell, plan, &contenders, |name, run| {
+        let new = measure(*cell, plan, &candidates, |name, run| {
             bar.set_position(done + turn);
             turn += 1;
             bar.set_message(format!("{cell}: {name}, run {} of {}", run + 1, plan.runs));

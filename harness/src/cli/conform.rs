@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::selection::{Selection, select};
-use super::vmm::{candidate, contender_option};
+use super::vmm::{candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
@@ -62,7 +62,7 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
             keep: false,
             audits: true,
             patience: Patience::default(),
-            vmm_option: contender_option(name, Accelerator::default()),
+            vmm_option: candidate_option(name, Accelerator::default()),
         })
     };
     let (one, two) = (options(first, "first")?, options(second, "second")?);
@@ -103,7 +103,9 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
             ));
         }
     }
-    if let Some(path) = &conform.write {
+    if let Some(path) = conform.write.as_ref().filter(|_| broken) {
+        say(format_args!("{} was not written: some cases could not be run", path.display()));
+    } else if let Some(path) = &conform.write {
         let text =
             table::markdown(&one.backend.title(), &two.backend.title(), differences.of(vmm), &rows);
         fs::write(path, text)

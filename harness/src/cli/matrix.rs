@@ -13,7 +13,7 @@ use serde_json::json;
 use super::filter::{self, Filter};
 use super::report::Files;
 use super::selection::{Selection, select};
-use super::vmm::{candidate, contender_option, cross_version, skew_option};
+use super::vmm::{candidate, candidate_option, cross_version, skew_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
 use crate::backend::skew::Course;
@@ -134,7 +134,7 @@ fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, 
         keep: false,
         audits: true,
         patience: Patience::default(),
-        vmm_option: contender_option(&from.name, Accelerator::default())
+        vmm_option: candidate_option(&from.name, Accelerator::default())
             + &skew_option(&to.name, route.course),
     })
 }

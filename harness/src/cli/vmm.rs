@@ -149,7 +149,7 @@ pub(super) fn candidate(
 }
 
 /// The options with which `replay` uses the same VMM.
-pub(super) fn contender_option(name: &str, accelerator: Accelerator) -> String {
+pub(super) fn candidate_option(name: &str, accelerator: Accelerator) -> String {
     match name {
         CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),

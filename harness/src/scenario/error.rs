@@ -62,24 +62,26 @@ impl ScenarioError {
     }
 }
 
-/// Keys and values of earlier versions, what is expected where they were valid, and what replaces
-/// them. Those that only changed from
-/// `snake_case` to `kebab-case` are found by [`nearest`].
-const RENAMED: [(&str, &str, &str); 6] = [
-    ("deadline_ms", "-ms", "`time-limit-ms` of a case, `deadline-ms` of an update"),
-    ("repeat", "`times`", "`times`"),
-    ("updates", "`times`", "`times`"),
-    ("kept", "`any`", "`any`"),
-    ("undone", "`not-completed`", "`not-completed`"),
-    ("start", "`init-sipi`", "`init-sipi`"),
+/// Keys and values of earlier versions, and what replaces them, which depends on the place. Those that
+/// only changed from `snake_case` to `kebab-case` are found by [`nearest`].
+const RENAMED: [(&str, &str); 7] = [
+    ("deadline_ms", "time-limit-ms"),
+    ("deadline_ms", "deadline-ms"),
+    ("repeat", "times"),
+    ("updates", "times"),
+    ("kept", "any"),
+    ("undone", "not-completed"),
+    ("start", "init-sipi"),
 ];
 
 /// Names what replaces the unknown key or value that `message` is about, if it was renamed.
 fn renamed(message: &str) -> Option<String> {
-    let unknown = message.strip_prefix("unknown ")?.split('`').nth(1)?;
-    let is_here = |(old, here, _): &&(&str, &str, &str)| *old == unknown && message.contains(here);
-    let (old, _, new) = RENAMED.iter().find(is_here)?;
-    Some(format!("; `{old}` is now {new}"))
+    let mut quoted = message.strip_prefix("unknown ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    let valid: Vec<&str> = quoted.collect();
+    let is_here = |(old, new): &&(&str, &str)| *old == unknown && valid.contains(new);
+    let (old, new) = RENAMED.iter().find(is_here)?;
+    Some(format!("; `{old}` is now `{new}`"))
 }
 
 /// Finds the valid key nearest to the unknown one; both come from serde's message:

@@ -209,6 +209,12 @@ fn environment_error_exits_with_3() {
     let told = text(&done.get_output().stdout);
     assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create /proc/nowhere"), "{told}");
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
+    // Nor is a table written that would list these cases as not compared.
+    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "T.md", "--evidence"];
+    let done = harness(folder.path(), &[&args[..], &[USELESS_FOLDER]].concat()).assert();
+    let told = text(&done.get_output().stdout);
+    assert!(told.contains("T.md was not written: some cases could not be run"), "{told}");
+    assert!(!folder.path().join("T.md").exists());
 }
 
 /// The harness may run under `nohup`, in a background job, or below a program that blocks signals.
