@@ -1,16 +1,20 @@
-//! Arms timers and counts their interrupts: each must arrive once, none early, none lost.
+//! Arms timers and counts their interrupts: each must arrive once, none early, late or lost, and
+//! the timers keep their speed.
 //!
 //! `test=` selects the timer: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
 //! pit-periodic (on vCPU 0); pit-modes arms none, but keeps setting one up again. Every other shot
 //! is awaited in `hlt`. At marker n of vCPU 0 the timer fires while the guest waits (n = 1, 4, …),
-//! fires long after that (2, 5, …), or has already fired with interrupts off (3, 6, …). The mailbox
-//! shows the largest lateness.
+//! fires long after that (2, 5, …), or has already fired with interrupts off (3, 6, …). Before the
+//! first marker there is a calm stretch, against which the guest judges the rest. The mailbox shows
+//! the largest lateness.
 
 #![no_std]
 #![no_main]
 
 #[path = "../runtime/mod.rs"]
 mod runtime;
+#[path = "../runtime/timer_speed.rs"]
+mod timer_speed;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -20,6 +24,7 @@ use runtime::interrupts::{self, Eoi};
 use runtime::ioapic::{self, Trigger};
 use runtime::lapic::{self, TimerMode};
 use runtime::{Cpu, cpl0};
+use timer_speed::{CALM, Speed};
 
 const VECTOR: u8 = 0x40;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -33,6 +38,12 @@ const SHOTS_PER_MARKER: u64 = 8;
 const PATIENCE: u64 = 15 << 30;
 /// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
+/// TSC ticks between two checks of a vCPU that the host let run: some 0.1 ms.
+const WITHOUT_A_GAP: u64 = 1 << 18;
+/// How long a vCPU may always execute while a shot is overdue, in microseconds: the clocks differ.
+const MAY_BE_LATE_US: u64 = 2000;
+/// How many times what it did in the calm stretch it may do so.
+const CALM_TIMES: u64 = 8;
 
 /// TSC ticks per 1024 ticks of the LAPIC timer.
 static TSC_PER_1024: AtomicU64 = AtomicU64::new(0);
@@ -159,11 +170,16 @@ fn pit_modes(cpu: &mut Cpu) -> ! {
 fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
     let markers = if cpu.index() == 0 { u64::from(cpu.options().markers) } else { 0 };
     let mut shot = 0_u64;
+    let mut speed = Speed::default();
+    let mut calm_overdue = 0;
     loop {
         shot += 1;
         let before = interrupts::count(VECTOR);
-        let marker =
-            if shot.is_multiple_of(SHOTS_PER_MARKER) { shot / SHOTS_PER_MARKER } else { 0 };
+        let after_calm = shot.saturating_sub(CALM);
+        let marker = match after_calm.is_multiple_of(SHOTS_PER_MARKER) {
+            true => after_calm / SHOTS_PER_MARKER,
+            false => 0,
+        };
         let is_idle = shot % 2 == 1 || marker % 2 == 1;
         let us = match marker % 3 {
             _ if marker == 0 => 200 + shot % 5 * 300,
@@ -173,11 +189,13 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         };
         let began = rdtsc();
         let due = arm(kind, us);
+        let mut watch = Watch::new(due);
         let before = if may_come_again(kind) { interrupts::count(VECTOR) } else { before };
         if (1..=markers).contains(&marker) {
             if marker % 3 == 0 {
                 // The timer fires with interrupts off.
                 while rdtsc() < due + tsc_ticks(1000 * TICKS_PER_US) {
+                    watch.look_with_interrupts_off();
                     cpu.tick();
                 }
                 cpu.marker(marker as u32);
@@ -189,42 +207,92 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
                     if is_idle && interrupts::count(VECTOR) == before {
                         cpl0::halt();
                     }
+                    watch.look(interrupts::count(VECTOR) > before);
                     pause();
                     cpu.tick();
                 });
                 cpl0::interrupts_off();
             }
         }
-        let fired = wait(cpu, kind, before + 1, due, is_idle);
+        let fired = wait(cpu, kind, before + 1, &mut watch, is_idle);
         // The clocks differ: a deviation of a fiftieth is not damage.
         let least = (due - began) / 50 * 49;
         if marker == 0 && !may_come_again(kind) && fired - began < least {
             damage::wrong(least, fired - began, format_args!("TSC ticks to shot {shot}: early"));
         }
         cpu.note_lateness(fired.saturating_sub(due));
+        let is_calm = shot <= CALM;
+        if is_calm {
+            calm_overdue = watch.overdue.max(calm_overdue);
+        } else if !is_idle && !may_come_again(kind) {
+            // A timer that is saved and restored stands still meanwhile.
+            let most = tsc_ticks(MAY_BE_LATE_US * TICKS_PER_US)
+                + CALM_TIMES * calm_overdue
+                + watch.gaps;
+            if watch.overdue > most {
+                let name = format_args!("TSC ticks that shot {shot} is overdue: late");
+                damage::wrong(most, watch.overdue, name);
+            }
+        }
+        if marker == 0 && !may_come_again(kind) {
+            speed.judge(due - began, fired.saturating_sub(began));
+        }
         if marker == markers && markers > 0 {
             cpu.end();
         }
     }
 }
 
+/// The time that a vCPU spends waiting for a shot, in TSC ticks. It checks without a pause, so a
+/// gap between two checks means that the host did not let it run, which makes no shot late.
+struct Watch {
+    due: u64,
+    last: u64,
+    /// Sum of the gaps.
+    gaps: u64,
+    /// How long it executed after the shot was due, with interrupts on.
+    overdue: u64,
+}
+
+impl Watch {
+    fn new(due: u64) -> Self {
+        Self { due, last: rdtsc(), gaps: 0, overdue: 0 }
+    }
+
+    /// Checks once; `has_fired`: the shot has arrived.
+    fn look(&mut self, has_fired: bool) -> u64 {
+        let passed = self.look_with_interrupts_off();
+        if self.last > self.due && !has_fired && passed < WITHOUT_A_GAP {
+            self.overdue += passed;
+        }
+        passed
+    }
+
+    fn look_with_interrupts_off(&mut self) -> u64 {
+        let passed = rdtsc() - self.last;
+        self.last += passed;
+        if passed >= WITHOUT_A_GAP {
+            self.gaps += passed;
+        }
+        passed
+    }
+}
+
 /// Waits for interrupt number `shot`, then a while for an excess one; returns the time it arrived.
-fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, due: u64, is_idle: bool) -> u64 {
+fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, watch: &mut Watch, is_idle: bool) -> u64 {
     if !is_idle {
         cpl0::interrupts_on();
     }
     let mut waited = 0;
-    let mut last = rdtsc();
     while interrupts::count(VECTOR) < shot {
         if is_idle {
             cpl0::halt();
         }
         cpu.tick();
-        let now = rdtsc();
-        if now > due {
-            waited += (now - last).min(ONE_LOOK);
+        let passed = watch.look(interrupts::count(VECTOR) >= shot);
+        if watch.last > watch.due {
+            waited += passed.min(ONE_LOOK);
         }
-        last = now;
         if waited > PATIENCE {
             let count = interrupts::count(VECTOR);
             damage::wrong(shot, count, format_args!("interrupts of a one-shot timer: lost"));
@@ -243,7 +311,8 @@ fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, due: u64, is_idle: bool) -> u64 {
     fired
 }
 
-/// Checks a periodic timer: interrupts may be merged or late, but never stop or be too many.
+/// Checks a periodic timer: interrupts may be merged or late, but never stop or be too many, and
+/// the shortest time between two of them stays the period.
 fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
     const PERIOD_US: u64 = 2_000;
     let markers = if cpu.index() == 0 { u64::from(cpu.options().markers) } else { 0 };
@@ -252,8 +321,9 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
     let _ = arm(kind, PERIOD_US);
     let (mut seen, mut last, mut waited, mut looked) = (0, began, 0, began);
     let mut marker = 1;
+    let mut speed = Speed::default();
     loop {
-        if marker <= markers && seen >= marker * SHOTS_PER_MARKER {
+        if marker <= markers && seen >= CALM + marker * SHOTS_PER_MARKER {
             cpl0::interrupts_on();
             cpu.marker(marker as u32);
             cpl0::interrupts_off();
@@ -276,6 +346,7 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
         looked = now;
         if count > seen {
             cpu.note_lateness((now - last).saturating_sub(period));
+            speed.judge(period, now - last);
             (seen, last, waited) = (count, now, 0);
         }
         // Allows a fiftieth and two more, because the clocks differ.

@@ -4,6 +4,7 @@
 use super::fw_cfg::{self, File};
 use super::options::Options;
 use super::shim::FROM_FIRMWARE;
+use super::usable::{self, Range};
 
 const START_MAGIC: u32 = 0x336e_c578;
 const RAM: u32 = 1;
@@ -33,22 +34,6 @@ struct MemmapEntry {
     bytes: u64,
     kind: u32,
     reserved: u32,
-}
-
-/// A range of RAM that the guest may fill: whole pages, above the image.
-#[derive(Clone, Copy)]
-pub struct Range {
-    /// First guest-physical address.
-    pub start: u64,
-    /// One past the last.
-    pub end: u64,
-}
-
-impl Range {
-    /// Whether the range contains the address.
-    pub fn contains(&self, address: u64) -> bool {
-        (self.start..self.end).contains(&address)
-    }
 }
 
 /// The boot information that a guest keeps.
@@ -115,11 +100,9 @@ impl BootInfo {
         let mut ranges = [Range { start: 0, end: 0 }; MAX_RANGES];
         let mut len = 0;
         let mut left = options.ram;
-        for (start, bytes) in ram {
-            let end = start.saturating_add(bytes) & !4095;
-            // Below 2 MiB there are the image, the mailbox, and data of the firmware.
-            let start = start.next_multiple_of(4096).max(2 << 20);
-            if start >= end || left < 4096 {
+        let usable = ram.flat_map(|(start, bytes)| usable::parts(start, bytes));
+        for Range { start, end } in usable {
+            if left < 4096 {
                 continue;
             }
             let bytes = (end - start).min(left & !4095);

@@ -29,6 +29,7 @@ pub mod options;
 mod paging;
 pub mod shim;
 pub mod test_device;
+mod usable;
 pub mod words;
 
 pub use boot_info::BootInfo;

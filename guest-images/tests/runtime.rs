@@ -2,12 +2,29 @@
 
 use guest_images::mailbox;
 use options::{End, Fault, Options, Word};
+use usable::Range;
 use words::{STEP, WORDS, Words};
 
 #[path = "../runtime/options.rs"]
 mod options;
+#[path = "../runtime/usable.rs"]
+mod usable;
 #[path = "../runtime/words.rs"]
 mod words;
+
+#[test]
+fn guests_fill_free_low_memory_and_all_above_the_image() {
+    let parts = |start, bytes| usable::parts(start, bytes).collect::<Vec<_>>();
+    let low = Range { start: 0x3_0000, end: 0x8_0000 };
+    assert_eq!(parts(0, 64 << 20), [low, Range { start: 2 << 20, end: 64 << 20 }]);
+    assert_eq!(parts(0, 0x9_fc00), [low]);
+    assert_eq!(parts(1 << 20, 1 << 20), []);
+    assert_eq!(
+        parts(4 << 30, (1 << 20) + 1),
+        [Range { start: 4 << 30, end: (4 << 30) + (1 << 20) }]
+    );
+    assert!(low.contains(0x3_0000) && !low.contains(guest_images::mailbox::MAILBOX_GPA));
+}
 
 #[test]
 fn word_encodes_its_origin() {
