@@ -43,13 +43,19 @@ fn judge(blackout: Duration, calm: Duration, asked: Option<Duration>) -> Result<
 fn judge_refusal(refusal: &Refusal, calm: Duration) -> Result<(), String> {
     let calm = calm.max(refusal.calm);
     let limit = REFUSED_FLOOR.max(calm * CALM_TIMES);
-    if refusal.during <= limit {
-        return Ok(());
+    if refusal.during > limit {
+        return Err(format!(
+            "a refused update stopped the guest for {:?} (largest gap in calm times: {calm:?})",
+            refusal.during
+        ));
     }
-    Err(format!(
-        "a refused update stopped the guest for {:?} (largest gap in calm times: {calm:?})",
-        refusal.during
-    ))
+    match refusal.sleeps {
+        None | Some(0) => Ok(()),
+        Some(sleeps) => Err(format!(
+            "a refused update paused vCPUs: their threads went to sleep {sleeps} times, never in calm times (largest gap between heartbeats: {:?})",
+            refusal.during
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -79,12 +85,18 @@ mod tests {
     }
 
     #[rstest]
-    #[case::at_the_floor(1000, 1, true)]
-    #[case::above_it(1001, 1, false)]
-    #[case::on_a_busy_host(2000, 100, true)]
-    #[case::above_that(2001, 100, false)]
-    fn refusals(#[case] during: u64, #[case] calm: u64, #[case] good: bool) {
-        let refusal = Refusal { took: ms(during), calm: ms(calm), during: ms(during) };
+    #[case::at_the_floor(1000, 1, None, true)]
+    #[case::above_it(1001, 1, Some(0), false)]
+    #[case::on_a_busy_host(2000, 100, Some(0), true)]
+    #[case::above_that(2001, 100, None, false)]
+    #[case::a_short_pause(1, 1, Some(1), false)]
+    fn refusals(
+        #[case] during: u64,
+        #[case] calm: u64,
+        #[case] sleeps: Option<u64>,
+        #[case] good: bool,
+    ) {
+        let refusal = Refusal { took: ms(during), calm: ms(calm), during: ms(during), sleeps };
         assert_eq!(judge_refusal(&refusal, ms(1)).is_ok(), good);
     }
 }

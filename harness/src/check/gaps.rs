@@ -13,6 +13,8 @@ pub struct Refusal {
     pub calm: Duration,
     /// The largest gap while the update was refused.
     pub during: Duration,
+    /// How often the vCPUs' threads went to sleep meanwhile, if they never did in the calm time.
+    pub sleeps: Option<u64>,
 }
 
 impl Refusal {

@@ -23,5 +23,6 @@ pub mod qmp;
 pub mod qmp_inbox;
 pub mod queries;
 pub mod ram;
+pub mod sleeps;
 pub mod startup;
 pub mod watch;

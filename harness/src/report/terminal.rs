@@ -300,6 +300,7 @@ mod tests {
                 took: Duration::from_millis(20),
                 calm: Duration::from_micros(500),
                 during: Duration::from_micros(600),
+                sleeps: Some(0),
             }],
             kills: vec![
                 kill(-1, None),

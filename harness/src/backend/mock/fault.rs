@@ -7,6 +7,8 @@ use clap::ValueEnum;
 
 /// Longer than any guest may be stopped.
 pub(super) const TOO_LONG: Duration = Duration::from_secs(4);
+/// A time that no gap between heartbeats reveals on a busy host.
+pub(super) const A_MOMENT: Duration = Duration::from_millis(3);
 
 /// A fault; all but the last few occur in an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,6 +45,9 @@ pub enum Fault {
     Dawdle,
     /// Stop the guest for a while, without an event, before refusing an update.
     StopToRefuse,
+    /// Stop the guest for a moment, without an event, before refusing an update; the vCPUs never
+    /// sleep otherwise.
+    PauseToRefuse,
     /// Report that the guest runs, but keep it stopped.
     Freeze,
     /// Keep one vCPU running while the guest is paused, after an update.

@@ -25,6 +25,8 @@ pub struct Guest {
     bytes: u64,
     base: NonNull<libc::c_void>,
     running: Arc<Mutex<bool>>,
+    /// Whether the vCPUs execute between two heartbeats, instead of sleeping.
+    pub busy: bool,
     /// The thread IDs of the vCPUs.
     pub threads: Vec<i32>,
 }
@@ -44,8 +46,8 @@ impl Guest {
         let advice = if dumped { MmapAdvise::MADV_DODUMP } else { MmapAdvise::MADV_DONTDUMP };
         // SAFETY: exactly the mapping just made; the advice does not change its content.
         unsafe { madvise(base, length.get(), advice) }?;
-        let guest =
-            Self { ram, bytes, base, running: Arc::new(Mutex::new(false)), threads: Vec::new() };
+        let running = Arc::new(Mutex::new(false));
+        let guest = Self { ram, bytes, base, running, busy: false, threads: Vec::new() };
         guest.touch();
         Ok(guest)
     }
@@ -91,20 +93,24 @@ impl Guest {
         let (tell, told) = std::sync::mpsc::channel();
         for index in 0..cpus {
             let (mailbox, running) = (self.mailbox(), self.running.clone());
-            let always = always && index == 0;
+            let (always, busy) = (always && index == 0, self.busy);
             let tell = tell.clone();
             let name = format!("vcpu{index}");
             let vcpu = std::thread::Builder::new().name(name).spawn(move || {
                 // `start` waits for it.
                 let _ = tell.send(nix::unistd::gettid().as_raw());
                 loop {
-                    {
+                    let runs = {
                         let running = running.lock().unwrap_or_else(PoisonError::into_inner);
                         if *running || always {
                             beat(mailbox, index);
                         }
+                        *running
+                    };
+                    match busy && runs {
+                        true => std::thread::yield_now(),
+                        false => std::thread::sleep(BEAT),
                     }
-                    std::thread::sleep(BEAT);
                 }
             });
             vcpu?;

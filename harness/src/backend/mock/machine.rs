@@ -148,6 +148,7 @@ impl Machine {
             held: None,
             args,
         };
+        machine.guest.busy = machine.args.has(Fault::PauseToRefuse);
         machine.guest.start(machine.args.cpus, false)?;
         if machine.args.has(Fault::LackAtBoot) {
             machine.guest.lack("a second sun");

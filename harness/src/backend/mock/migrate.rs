@@ -11,7 +11,7 @@ use cpr_qmp::run_state::RunState;
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::fault::TOO_LONG;
+use super::fault::{A_MOMENT, TOO_LONG};
 use super::handover::{Handover, UnderWay};
 use super::keeper::Keeper;
 use super::machine::Machine;
@@ -42,9 +42,11 @@ impl Machine {
 
     /// Refuses an update that cannot work, before the guest stops.
     pub fn check_update(&mut self, uri: &str) -> Result<(), QmpError> {
-        if self.args.has(Fault::StopToRefuse) && self.run_state == RunState::Running {
+        let stop = |fault, time| self.args.has(fault).then_some(time);
+        let stop = stop(Fault::StopToRefuse, TOO_LONG).or(stop(Fault::PauseToRefuse, A_MOMENT));
+        if let Some(time) = stop.filter(|_| self.run_state == RunState::Running) {
             self.guest.set_running(false);
-            std::thread::sleep(TOO_LONG);
+            std::thread::sleep(time);
             self.guest.set_running(true);
         }
         let refuse = |why: String| Err(QmpError::generic(why));

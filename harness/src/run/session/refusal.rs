@@ -1,12 +1,14 @@
 //! Measures whether a guest notices a refused update: compares the largest gap between its
-//! heartbeats with that of an equally long calm time, in which the VMM got no requests. Also
-//! measures the gap in a calm time for the case as a whole.
+//! heartbeats with that of an equally long calm time, in which the VMM got no requests, and counts
+//! how often its vCPUs' threads went to sleep. Also measures the gap in a calm time for the case as
+//! a whole.
 
 use std::time::{Duration, Instant};
 
 use crate::check::gaps::Refusal;
 use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
+use crate::observe::sleeps;
 use crate::run::measure::blackout::Measurement;
 use crate::run::session::Session;
 use crate::scenario::{Expect, Migrate};
@@ -17,24 +19,31 @@ const WINDOW: Duration = Duration::from_millis(20);
 /// How long the guest is watched once for the calm gap that its updates are compared with.
 const CALM: Duration = Duration::from_millis(50);
 
-/// The largest gap in a time without requests.
-pub(super) struct Calm(Duration);
+/// A time without requests.
+pub(super) struct Calm {
+    largest_gap: Duration,
+    /// How often the vCPUs' threads had gone to sleep by its end, if they never did during it.
+    sleeps: Option<u64>,
+}
 
 impl Session<'_> {
     /// Watches the guest before an update that is to be refused, if the guest runs.
     pub(super) fn calm(&self, migrate: &Migrate) -> Option<Calm> {
         let refused = matches!(migrate.expect, Expect::Refused(_));
         let page = &self.seen.as_ref().filter(|_| refused && self.run_state.is_running())?.page;
-        self.largest_gap(page, WINDOW).map(Calm)
+        let before = self.sleeps();
+        let largest_gap = self.largest_gap(page, WINDOW)?;
+        let after = self.sleeps();
+        Some(Calm { largest_gap, sleeps: after.filter(|_| after == before) })
     }
 
     /// Ends the measurement of an update that was requested at `asked` and has been refused.
     pub(super) fn measure_refusal(&mut self, calm: Option<Calm>, asked: Instant) {
         let measuring = self.measuring.take();
-        let (Some(Calm(before)), Some(measuring), Some(seen)) = (calm, measuring, &self.seen)
-        else {
+        let (Some(calm), Some(measuring), Some(seen)) = (calm, measuring, &self.seen) else {
             return;
         };
+        let sleeps = calm.sleeps.and_then(|before| Some(self.sleeps()? - before));
         spend(WINDOW.saturating_sub(asked.elapsed()));
         let during = self.end(measuring, &seen.page);
         let took = asked.elapsed();
@@ -45,9 +54,9 @@ impl Session<'_> {
             false => self.largest_gap(&seen.page, rest),
         };
         if let (Some(during), Some(after)) = (during, after) {
-            let calm = before.max(after);
+            let calm = calm.largest_gap.max(after);
             self.calm = self.calm.max(Some(calm));
-            self.refused = Some(Refusal { took, calm, during });
+            self.refused = Some(Refusal { took, calm, during, sleeps });
         }
     }
 
@@ -58,6 +67,12 @@ impl Session<'_> {
             _ => return,
         };
         self.calm = self.largest_gap(&page, CALM);
+    }
+
+    /// Returns how often the vCPUs' threads have gone to sleep so far.
+    fn sleeps(&self) -> Option<u64> {
+        let cpus = &self.seen.as_ref()?.cpus;
+        sleeps::count(self.vm.pid(), cpus.iter().map(|cpu| cpu.thread_id))
     }
 
     fn largest_gap(&self, page: &MailboxPage, time: Duration) -> Option<Duration> {
