@@ -57,6 +57,7 @@ pub struct Finding {
 impl Finding {
     /// Creates the finding `message` of `check`.
     pub fn new(check: &str, message: impl Into<String>) -> Self {
+        debug_assert!(names().any(|known| known == check), "{check} is missing in OTHERS");
         Self { check: check.to_owned(), message: message.into() }
     }
 }
@@ -106,6 +107,26 @@ pub const ALL: &[Check] = &[
     blackout::CHECK,
     damage::CHECK,
 ];
+
+/// Names of findings that are not those of a check in [`ALL`]: some checks run at other times, and
+/// the rest are failures of a step, of a client, or of the harness.
+pub const OTHERS: &[&str] = &[
+    pid::NAME,
+    gone::NAME,
+    killed::NAME,
+    "step",
+    "serial",
+    "memory",
+    "available",
+    "model",
+    "watchdog",
+    "harness",
+];
+
+/// Returns the names under which findings are reported.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|check| check.name).chain(OTHERS.iter().copied())
+}
 
 /// Runs all checks and returns those that fail.
 pub fn all(scene: &Scene<'_>) -> Vec<Finding> {

@@ -26,8 +26,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         }
     }
     let booted = before.mailbox.ready && after.mailbox.ready;
-    // Of private RAM and of reserved pages only what the VMM itself touched is visible.
-    let must = booted && scene.vm.share && scene.vm.pages != Pages::Reserved && frames::are_shown();
+    let must = must_see(booted && frames::are_shown(), scene.vm.share, scene.vm.pages);
     let (seen, moved) = frames::compare(&before.ram.frames, &after.ram.frames);
     judge_frames(seen, moved, must, scene.vm.pages)?;
     // A reset while the guest is stopped may load the kernel again.
@@ -40,6 +39,12 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a page frame must have been seen, if the guest uses its RAM and the host shows frames.
+fn must_see(in_use: bool, share: bool, pages: Pages) -> bool {
+    // Of private RAM and of reserved pages only what the VMM itself touched is visible.
+    in_use && share && pages != Pages::Reserved
 }
 
 /// Checks how many page frames changed. `must`: the frame of at least one page, the mailbox's, must
@@ -64,6 +69,21 @@ fn judge_frames(seen: usize, moved: usize, must: bool, pages: Pages) -> Result<(
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[rstest]
+    #[case::as_usual(true, true, Pages::Small, true)]
+    #[case::transparent_huge_pages(true, true, Pages::Transparent, true)]
+    #[case::not_booted(false, true, Pages::Small, false)]
+    #[case::private_ram(true, false, Pages::Small, false)]
+    #[case::reserved_pages(true, true, Pages::Reserved, false)]
+    fn frames_that_must_be_seen(
+        #[case] in_use: bool,
+        #[case] share: bool,
+        #[case] pages: Pages,
+        #[case] must: bool,
+    ) {
+        assert_eq!(must_see(in_use, share, pages), must);
+    }
 
     #[rstest]
     #[case::nothing_seen(0, 0, true, Pages::Small, false)]

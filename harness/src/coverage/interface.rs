@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 
 use clap::{Arg, CommandFactory};
+use cpr_qmp::event::Continued;
+use cpr_qmp::message::ErrorClass;
 use cpr_qmp::schema::{COMMANDS, EVENTS, Object, Type};
 use cpr_vmm::config::Config;
 use cpr_vmm::failpoints::Point;
 use serde_json::Value;
+
+use super::endings;
 
 pub(super) fn command(name: &str) -> String {
     format!("command {name}")
@@ -28,6 +32,22 @@ pub(super) fn fail_point(name: &str) -> String {
     format!("fail-point {name}")
 }
 
+pub(super) fn error(class: ErrorClass) -> String {
+    format!("error {class:?}")
+}
+
+/// Our own event, which is not in QEMU's schema, and its members.
+pub(super) const OWN_EVENT: (&str, [&str; 3]) = (Continued::NAME, ["pid", "former-pid", "reason"]);
+
+/// Every class that an error can have.
+const ERRORS: [ErrorClass; 5] = [
+    ErrorClass::GenericError,
+    ErrorClass::CommandNotFound,
+    ErrorClass::DeviceNotActive,
+    ErrorClass::DeviceNotFound,
+    ErrorClass::KVMMissingCap,
+];
+
 /// Returns the names of all parts.
 pub(super) fn all() -> BTreeSet<String> {
     let mut items: Vec<String> = Vec::new();
@@ -43,7 +63,11 @@ pub(super) fn all() -> BTreeSet<String> {
         items.push(event(spec.name));
         parts_of_object(&event(spec.name), spec.data, &mut items);
     }
+    items.push(event(OWN_EVENT.0));
+    items.extend(OWN_EVENT.1.map(|member| format!("{}.{member}", event(OWN_EVENT.0))));
+    items.extend(ERRORS.map(error));
     items.extend(Point::ALL.iter().map(|point| fail_point(point.name())));
+    items.extend(endings::all());
     for option in Config::command().get_arguments().filter(|option| !option.is_hide_set()) {
         let Some(name) = name(option) else { continue };
         items.extend(kinds(option).iter().map(|kind| format!("option {name} {kind}")));
@@ -52,10 +76,18 @@ pub(super) fn all() -> BTreeSet<String> {
     items.into_iter().collect()
 }
 
+/// Both values of an argument are parts; what an answer says is not up to the clients.
+fn is_set_by_clients(prefix: &str) -> bool {
+    prefix.starts_with(&argument(""))
+}
+
 fn parts_of(prefix: &str, of: &Type, items: &mut Vec<String>) {
     match of {
         Type::Array(of) => parts_of(prefix, of, items),
         Type::Enum(of) => items.extend(of.values.iter().map(|value| format!("{prefix}={value}"))),
+        Type::Bool if is_set_by_clients(prefix) => {
+            items.extend([true, false].map(|value| format!("{prefix}={value}")));
+        }
         Type::Object(object) => parts_of_object(prefix, object, items),
         _ => {}
     }
@@ -78,6 +110,9 @@ pub(super) fn parts_in(prefix: &str, of: &Type, value: &Value, items: &mut Vec<S
             values.iter().for_each(|value| parts_in(prefix, of, value, items));
         }
         (Type::Enum(_), Value::String(value)) => items.push(format!("{prefix}={value}")),
+        (Type::Bool, Value::Bool(value)) if is_set_by_clients(prefix) => {
+            items.push(format!("{prefix}={value}"));
+        }
         (Type::Object(object), value) => parts_in_object(prefix, object, value, items),
         _ => {}
     }
@@ -170,6 +205,27 @@ mod tests {
         found.sort();
         insta::assert_snapshot!(found.join("\n"));
         assert!(found.iter().all(|item| all().contains(item)), "{found:?}");
+    }
+
+    #[test]
+    fn our_own_event_has_the_members_that_it_is_sent_with() {
+        let sent = Continued { pid: 1, former_pid: 2, reason: "gone".to_owned() }.now();
+        let data = sent.data.unwrap();
+        let members: Vec<&str> = data.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!((sent.event.as_str(), members.as_slice()), (OWN_EVENT.0, &OWN_EVENT.1[..]));
+    }
+
+    #[test]
+    fn values_of_arguments_are_parts_and_those_of_answers_are_not() {
+        let both = |prefix: &str| {
+            let mut items = Vec::new();
+            parts_of(prefix, &Type::Bool, &mut items);
+            parts_in(prefix, &Type::Bool, &Value::Bool(true), &mut items);
+            items
+        };
+        let expected = ["argument a.b=true", "argument a.b=false", "argument a.b=true"];
+        assert_eq!(both("argument a.b"), expected);
+        assert_eq!(both("answer a.b"), [""; 0]);
     }
 
     #[test]

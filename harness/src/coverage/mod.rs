@@ -1,18 +1,19 @@
 //! Tracks which parts of the VMM's interface the scenarios of a full run drive: options and kinds
-//! of their values, commands, arguments, members of events and replies, enum values, and fail
-//! points.
+//! of their values, commands, arguments, members of events and replies, enum values, classes of
+//! errors, fail points, and the ways in which an update ends in each run state.
 //!
 //! The list of parts comes from the VMM itself (its schema and its options), so a new part that no
 //! scenario drives fails the next full run. `scenarios/not-driven.toml` lists what other tests
 //! cover.
 
+pub mod endings;
 mod interface;
 mod not_driven;
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use cpr_qmp::message::Event;
+use cpr_qmp::message::{ErrorClass, Event};
 use cpr_qmp::schema::{COMMANDS, EVENTS};
 use serde_json::Value;
 
@@ -47,14 +48,30 @@ pub fn answered(name: &str, answer: &Value) {
     note(items);
 }
 
+/// Records an error reply.
+pub fn failed(class: ErrorClass) {
+    note([interface::error(class)]);
+}
+
 /// Records an event.
 pub fn heard(event: &Event) {
+    if event.event == interface::OWN_EVENT.0 {
+        let name = interface::event(&event.event);
+        let data = event.data.as_ref().and_then(Value::as_object);
+        let members = data.into_iter().flat_map(|data| data.keys());
+        note(members.map(|member| format!("{name}.{member}")).chain([name.clone()]));
+    }
     let Some(known) = EVENTS.iter().find(|known| known.name == event.event) else { return };
     let mut items = vec![interface::event(known.name)];
     if let Some(data) = &event.data {
         interface::parts_in_object(&interface::event(known.name), known.data, data, &mut items);
     }
     note(items);
+}
+
+/// Records how an update ended.
+pub fn ended(ended: endings::Ended) {
+    note(endings::items(ended));
 }
 
 /// Records a fail point that was armed.

@@ -81,6 +81,11 @@ pub struct Coverage {
 }
 
 impl Coverage {
+    /// Whether sequences were run, and none was lost to this machine.
+    pub fn proves_something(&self) -> bool {
+        self.sequences > self.ignored && self.broken == 0
+    }
+
     /// Adds a sequence and its report.
     pub fn add(&mut self, grammar: &Grammar, case: &Case, report: &Report) {
         self.sequences += 1;
@@ -232,4 +237,20 @@ fn is_possible(grammar: &Grammar, kind: StepKind, phase: Phase) -> bool {
             })
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exploring_nothing_proves_nothing() {
+        let proves = |sequences, ignored, broken| {
+            Coverage { sequences, ignored, broken, ..Coverage::default() }.proves_something()
+        };
+        assert!(proves(3, 2, 0));
+        assert!(!proves(3, 3, 0));
+        assert!(!proves(0, 0, 0));
+        assert!(!proves(3, 1, 1));
+    }
 }

@@ -193,6 +193,7 @@ impl Qmp {
                 Ok(value)
             }
             Response::Failure { error, .. } => {
+                coverage::failed(error.class);
                 Err(QmpFault::Refused { command: name.to_owned(), error })
             }
         }

@@ -1,6 +1,7 @@
 //! A VM under test: its process, its QMP connections, and the expected state.
 
 pub mod clients;
+mod ending;
 pub mod failed_update;
 pub mod interrupt;
 pub mod kill_in_update;
@@ -34,6 +35,7 @@ use super::failure::StepError;
 use crate::backend::{Backend, Launch};
 use crate::check::Handover;
 use crate::check::gaps::Refusal;
+use crate::coverage;
 use crate::observe::facts::Facts;
 use crate::observe::fds::FdTable;
 use crate::observe::files::Files;
@@ -108,6 +110,8 @@ pub struct Session<'a> {
     heard: Vec<String>,
     /// How the updates of this step ended.
     endings: Vec<String>,
+    /// How the last update ended.
+    last_ending: Option<coverage::endings::Ending>,
     /// The status in the newest `MIGRATION` event.
     pub last_status: Option<String>,
     /// How often the guest must have booted.

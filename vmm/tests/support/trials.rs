@@ -26,13 +26,16 @@ pub fn trial(
     match missing {
         None => trial,
         // If everything must run, as in CI, a missing feature is an error.
-        Some(reason)
-            if std::env::var_os("CPR_REQUIRE_ALL").is_some_and(|value| !value.is_empty()) =>
-        {
+        Some(reason) if is_set(std::env::var_os("CPR_REQUIRE_ALL")) => {
             Trial::test(trial.name(), || Err(reason.into()))
         }
         Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
     }
+}
+
+/// Whether a variable is set; an empty one is not.
+pub fn is_set(value: Option<std::ffi::OsString>) -> bool {
+    value.is_some_and(|value| !value.is_empty())
 }
 
 /// Creates a [`trial`] for each function, of the same name.

@@ -179,6 +179,7 @@ impl<'a> Session<'a> {
             events_checked: 0,
             heard: Vec::new(),
             endings: Vec::new(),
+            last_ending: None,
             last_status: None,
             boots: u32::from(!case.vm.paused),
             updates: 0,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cpr_qmp::message::Event;
 use serde_json::Value;
 
-use super::Session;
+use super::{Session, ending};
 use crate::backend::AcrossExec;
 use crate::check::gaps::Gaps;
 use crate::check::gone::{self, Cause, Gone};
@@ -16,6 +16,7 @@ use crate::check::killed::{self, Killed};
 use crate::check::{
     self, Action, Finding, Handover, Scene, Settled, blackout, damage, pid, progress,
 };
+use crate::coverage::{self, endings::Ended};
 use crate::model::judge::Observed;
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::queries::Queries;
@@ -75,6 +76,10 @@ impl Session<'_> {
         };
         // After the observation, whose QMP answers follow every event of the step.
         let events = self.take_events();
+        if let Some(how) = ending::of(action, &handover, &events) {
+            let after = self.last_ending.replace(how);
+            coverage::ended(Ended { how, run_state: self.run_state, after });
+        }
         let across_exec = self.options.backend.dialect().across_exec;
         let common =
             |events: &[Event]| check::clients::common(action, &handover, across_exec, events);

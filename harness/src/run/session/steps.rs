@@ -303,9 +303,7 @@ impl Session<'_> {
                 self.serial = Some(client);
             }
             SerialAction::Leave => {
-                if let Some(why) = self.serial.take().and_then(SerialClient::leave) {
-                    return Err(complaint(why));
-                }
+                disconnect(self.serial.take())?;
             }
         }
         let wanted = if wish == SerialAction::Connect { before + 1 } else { before - 1 };
@@ -363,6 +361,11 @@ impl Session<'_> {
     }
 }
 
+/// Disconnects a client, whose last complaint counts too.
+fn disconnect(client: Option<SerialClient>) -> Result<(), StepError> {
+    client.and_then(SerialClient::leave).map_or(Ok(()), |why| Err(complaint(why)))
+}
+
 /// Converts an error of the serial port's client to a finding.
 fn complaint(why: String) -> StepError {
     StepError::Checks(vec![Finding::new(serial::NAME, why)])
@@ -379,4 +382,26 @@ fn summary(view: &View) -> String {
         view.sweeps,
         view.heartbeats(view.cpus_online)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn last_complaint_of_a_client_is_a_finding() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("serial");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = SerialClient::connect(&path, Arc::default()).unwrap();
+        let (mut port, _) = listener.accept().unwrap();
+        port.write_all(b"\n00000001\n00000003\n").unwrap();
+        let findings = disconnect(Some(client)).unwrap_err().findings().unwrap();
+        assert_eq!(findings[0].check, serial::NAME);
+        assert!(disconnect(None).is_ok());
+    }
 }
