@@ -9,6 +9,7 @@ mod full;
 mod module_circles;
 mod plain_english;
 mod program;
+mod promises;
 mod readme;
 mod reports;
 mod shards;
