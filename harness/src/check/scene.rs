@@ -41,6 +41,8 @@ pub struct Scene<'a> {
     pub dialect: Dialect,
     /// The time limits.
     pub patience: Patience,
+    /// Whether the checks that compare all that can be read run too.
+    pub audits: bool,
     /// Whether the VMM uses KVM and this host has it.
     pub kvm: bool,
     /// The executable that the VMM must run.

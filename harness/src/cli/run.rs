@@ -50,8 +50,8 @@ pub(super) struct Run {
     /// Exit with status 3 if a case cannot run here.
     #[arg(long)]
     require_all: bool,
-    /// Skip the audits, which compare the KVM state before and after an update and add a few
-    /// milliseconds to each blackout.
+    /// Skip the audits, which compare all that can be read before and after an update; that of the
+    /// KVM state adds a few milliseconds to each blackout.
     #[arg(long)]
     no_audits: bool,
     #[command(flatten)]

@@ -99,6 +99,7 @@ impl Session<'_> {
             vm: &self.case.vm,
             vmm: self.options.backend.name(),
             dialect: self.options.backend.dialect(),
+            audits: self.options.audits,
             kvm: self.kvm,
             executable: &self.executable,
             arguments: &self.asked,
