@@ -1,13 +1,37 @@
-//! Embeds the scenario files into the binary.
+//! Embeds the scenario files into the binary, and sets the revision that it reports.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+#[path = "../vmm/revision.rs"]
+mod revision;
+
+/// What the harness, with all that it carries, is built from.
+const SOURCES: [&str; 16] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "guest-images/Cargo.toml",
+    "guest-images/bios.rs",
+    "guest-images/build.rs",
+    "guest-images/compile.rs",
+    "guest-images/guests",
+    "guest-images/runtime",
+    "guest-images/src",
+    "harness/Cargo.toml",
+    "harness/build.rs",
+    "harness/src",
+    "scenarios",
+    "vmm/Cargo.toml",
+    "vmm/qmp",
+    "vmm/src",
+];
+
 fn main() -> io::Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let folder = manifest.join("../scenarios");
-    println!("cargo::rerun-if-changed={}", folder.display());
+    println!("cargo::rerun-if-changed=../vmm/revision.rs");
+    revision::set(&manifest.join(".."), &SOURCES);
     let mut source = String::from(
         "/// `theme/scenario` and text of every embedded scenario file.\n\
          pub(super) const EMBEDDED: &[(&str, &str)] = &[\n",

@@ -45,7 +45,8 @@ const PROGRAM: &str = "cpr-harness";
 /// scenarios in `scenarios/`. Exit status: 0 all passed, 1 some failed, 2 invalid usage, 3 cannot
 /// work on this host.
 #[derive(Parser)]
-#[command(name = PROGRAM, version, after_help = examples::PROGRAM, max_term_width = 100)]
+#[command(name = PROGRAM, version, long_version = crate::VERSION)]
+#[command(after_help = examples::PROGRAM, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -29,3 +29,9 @@ pub mod restricted;
 pub mod run;
 pub mod scenario;
 pub mod soak;
+
+/// The git revision this is built from, with ", modified" if the sources differ from it, or "unknown".
+pub const REVISION: &str = env!("CPR_REVISION");
+
+/// The version, with the revision in parentheses.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CPR_REVISION"), ")");

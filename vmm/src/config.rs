@@ -16,7 +16,7 @@ use crate::switch::Switch;
 pub const MAX_CPUS: u8 = 64;
 /// A compact KVM VMM, controlled over QMP, that can replace itself by exec under a running guest.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "cpr-vmm", version, no_binary_name = true)]
+#[command(name = "cpr-vmm", version, long_version = crate::VERSION, no_binary_name = true)]
 pub struct Config {
     /// Guest image to boot: an ELF file with a PVH entry note.
     #[arg(long, value_name = "FILE", required_unless_present = "incoming")]

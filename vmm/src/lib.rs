@@ -62,6 +62,10 @@ mod vmm;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+/// The version and, in parentheses, the git revision this is built from; "modified" if the sources
+/// differ from it.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CPR_REVISION"), ")");
+
 /// Runs the VMM: parses `args` (without the program name), boots or takes over a guest, and serves
 /// it to the end.
 ///

@@ -26,6 +26,8 @@ pub struct CprVmm {
     last_of_new: Vec<String>,
     /// The version, if known.
     version: Option<String>,
+    /// The git revision, if known.
+    revision: Option<String>,
     /// The build, if it is not the carried one, which has all features.
     build: Option<Build>,
     /// Whether it has a keeper; queried once.
@@ -36,7 +38,8 @@ impl CprVmm {
     /// The VMM that this binary carries.
     pub fn carried() -> io::Result<Self> {
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        Ok(Self { version, ..Self::carried_by(&carry::own_binary()?)? })
+        let revision = Some(crate::REVISION.to_owned());
+        Ok(Self { version, revision, ..Self::carried_by(&carry::own_binary()?)? })
     }
 
     /// The VMM that another build of the harness carries.
@@ -47,6 +50,7 @@ impl CprVmm {
             last: Vec::new(),
             last_of_new: Vec::new(),
             version: None,
+            revision: None,
             build: None,
             keeper: Arc::default(),
         })
@@ -55,10 +59,11 @@ impl CprVmm {
     /// Another build: a `cpr-vmm`, or a harness that carries one.
     pub fn at(binary: &Path) -> io::Result<Self> {
         let build = Build::at(binary)?;
-        let Build { binary, first, version, .. } = build.clone();
+        let Build { binary, first, version, revision, .. } = build.clone();
         let (last, last_of_new) = Default::default();
         let keeper = Arc::default();
-        Ok(Self { binary, first, last, last_of_new, version, build: Some(build), keeper })
+        let build = Some(build);
+        Ok(Self { binary, first, last, last_of_new, version, revision, build, keeper })
     }
 
     /// Whether the build has a keeper; a build without one rejects the option.
@@ -86,6 +91,10 @@ impl Backend for CprVmm {
 
     fn version(&self) -> Option<&str> {
         self.version.as_deref()
+    }
+
+    fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
     }
 
     fn binary(&self) -> &Path {

@@ -56,6 +56,11 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// The git revision that the VMM was built from, if it reports one.
+    fn revision(&self) -> Option<&str> {
+        None
+    }
+
     /// The VMM's name and version, for display.
     fn title(&self) -> String {
         [Some(self.name()), self.version()].into_iter().flatten().collect::<Vec<_>>().join(" ")

@@ -58,6 +58,10 @@ impl Backend for CrossVersion {
         self.from.version()
     }
 
+    fn revision(&self) -> Option<&str> {
+        self.from.revision()
+    }
+
     fn binary(&self) -> &Path {
         self.from.binary()
     }

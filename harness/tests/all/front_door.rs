@@ -16,6 +16,21 @@ fn told(folder: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&done.get_output().stdout).into_owned()
 }
 
+#[rstest]
+fn long_version_has_the_revision(#[values(&["--version"], &["vmm", "--version"])] args: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let told = told(folder.path(), args);
+    let git = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short=12", "HEAD"])
+        .output();
+    // An unpacked archive has no revision.
+    let head = git.ok().filter(|git| git.status.success());
+    let head = head.map_or("unknown".into(), |git| String::from_utf8(git.stdout).unwrap());
+    let (_, revision) = told.trim_end().split_once(" 0.1.0 (").unwrap();
+    let revision = revision.trim_end_matches(')').trim_end_matches(", modified");
+    assert_eq!(revision, head.trim(), "{told}");
+}
+
 #[test]
 fn new_scenario_runs_and_is_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();

@@ -43,6 +43,8 @@ pub(super) struct Build {
     pub first: Vec<String>,
     /// The version it reports, if it is a `cpr-vmm`.
     pub version: Option<String>,
+    /// The git revision it reports.
+    pub revision: Option<String>,
     /// Whether it has fail points.
     pub fail_points: bool,
     /// Whether the test device needs an option; older builds always have it and reject the option.
@@ -61,8 +63,8 @@ impl Build {
         let carries = carries.is_some_and(|told| told.starts_with("cpr-harness "));
         let first = if carries { vec![carry::VMM.to_owned()] } else { Vec::new() };
         let told = said(&binary, &first, &["--version"])?;
-        let version = told.as_deref().and_then(|told| told.trim().strip_prefix("cpr-vmm "));
-        let version = version.map(str::to_owned);
+        let (version, revision) = told.as_deref().and_then(version_of).unzip();
+        let revision = revision.flatten();
         // A build without fail points rejects the option.
         let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
         let fail_points = fail_points.is_some();
@@ -76,6 +78,7 @@ impl Build {
             executable,
             first,
             version,
+            revision,
             fail_points,
             test_device_option,
             parameters,
@@ -127,6 +130,14 @@ impl Build {
     }
 }
 
+/// Splits `cpr-vmm VERSION (REVISION)`; older builds report no revision.
+fn version_of(told: &str) -> Option<(String, Option<String>)> {
+    let told = told.trim().strip_prefix("cpr-vmm ")?;
+    let (version, revision) = told.split_once(" (").unwrap_or((told, ""));
+    let revision = revision.trim_end_matches(')');
+    Some((version.to_owned(), (!revision.is_empty()).then(|| revision.to_owned())))
+}
+
 fn is_script(binary: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
     std::fs::File::open(binary)?.take(2).read_to_end(&mut start)?;
@@ -150,6 +161,15 @@ mod tests {
     use crate::process::program;
 
     #[test]
+    fn reads_version_and_revision() {
+        let of = |told: &str| version_of(told).unwrap();
+        assert_eq!(of("cpr-vmm 0.1.0\n"), ("0.1.0".into(), None));
+        let changed = of("cpr-vmm 0.1.0 (00c4a32636bd, modified)\n");
+        assert_eq!(changed, ("0.1.0".into(), Some("00c4a32636bd, modified".into())));
+        assert_eq!(version_of("QEMU emulator version 10.2"), None);
+    }
+
+    #[test]
     fn each_fault_is_queried_once_and_errors_are_not_cached() {
         let folder = tempfile::tempdir().unwrap();
         let (binary, asked) = (folder.path().join("vmm"), folder.path().join("asked"));
@@ -160,6 +180,7 @@ mod tests {
             executable: binary.clone(),
             first: Vec::new(),
             version: None,
+            revision: None,
             fail_points: true,
             test_device_option: true,
             parameters: OnceLock::new(),
