@@ -19,9 +19,10 @@ use crate::conform::differences::Differences;
 use crate::coverage;
 use crate::observe::patience::Patience;
 use crate::report::errors::{Errors, Wish};
-use crate::report::record::{self, Record};
+use crate::report::record::Record;
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
+use crate::report::tested;
 use crate::run::{self, Options, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -164,7 +165,7 @@ pub(super) fn run_cases(
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
     let mut terminal = Terminal::new(cases.len(), width);
     let mut differences = Differences::embedded().map_err(CliError::usage)?;
-    let mut record = Record::new(record::Run::now(options));
+    let mut record = Record::new(tested::Run::now(options, how.jobs));
     let began = Instant::now();
     let mut took = Vec::new();
     schedule::run(cases, how.jobs, options, |report| {
@@ -191,7 +192,7 @@ pub(super) fn run_cases(
             false => ControlFlow::Continue(()),
         }
     });
-    record.runs.iter_mut().for_each(|run| run.took = began.elapsed());
+    record.runs.iter_mut().for_each(|run| run.end(began.elapsed()));
     terminal.finish(began.elapsed());
     took.sort_by_key(|(took, _)| Reverse(*took));
     for (took, case) in took.iter().take(how.slowest) {

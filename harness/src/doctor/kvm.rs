@@ -6,6 +6,7 @@ use std::path::Path;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Finding;
+use crate::observe::host::{self, KernelMode};
 
 /// Capabilities that our guests need (KVM API, `KVM_CHECK_EXTENSION`).
 const NEEDED: [(Cap, &str); 8] = [
@@ -79,17 +80,14 @@ fn of_vcpus(most: usize, memslots: usize, cpus: usize) -> Finding {
 /// Whether the guest's kernel mode runs on the CPU.
 fn kernel_mode(modules: &Path) -> Finding {
     let topic = "guest kernel mode";
-    let of = |name: &&str| modules.join(name).exists();
-    if let Some(name) = ["kvm_intel", "kvm_amd"].into_iter().find(of) {
-        return Finding::good(topic, format!("on the CPU ({name})"));
-    }
-    match ["kvm_pvm"].into_iter().find(of) {
-        Some(name) => Finding::limited(
+    match host::kernel_mode(modules) {
+        (KernelMode::OnTheCpu, Some(name)) => Finding::good(topic, format!("on the CPU ({name})")),
+        (_, Some(name)) => Finding::limited(
             topic,
             format!("emulated ({name})"),
             "our guests support this, but Linux does not boot; for realistic times use a host with VMX or SVM",
         ),
-        None => Finding::limited(
+        (_, None) => Finding::limited(
             topic,
             "neither kvm_intel nor kvm_amd is loaded as a module",
             "fine if KVM is built into the kernel; otherwise expect emulation and unrealistic times",

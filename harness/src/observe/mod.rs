@@ -7,6 +7,7 @@ pub mod fds;
 pub mod file_facts;
 pub mod files;
 pub mod frames;
+pub mod host;
 pub mod image;
 pub mod kvm_state;
 pub mod mailbox;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
-use super::record::{Entry, Record, Run};
+use super::record::{Entry, Record};
 use super::terminal::details;
+use super::tested::Run;
 use crate::run::Verdict;
 
 /// Returns the XML.
@@ -26,14 +27,9 @@ pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
     for suite in &mut suites {
         let of = |entry: &&Entry| *suite.name == *entry.theme;
         let runs = record.cases.iter().filter(of).filter_map(|entry| record.runs.get(entry.run));
-        let properties: BTreeSet<(&str, &str)> = runs
-            .flat_map(|run| {
-                let Run { harness, vmm, kernel, .. } = run;
-                [("harness", harness.as_str()), ("kernel", kernel), ("vmm", &vmm.title)]
-            })
-            .collect();
-        properties.into_iter().for_each(|property| {
-            suite.add_property(property);
+        let properties: BTreeSet<(&str, String)> = runs.flat_map(Run::facts).collect();
+        properties.into_iter().for_each(|(name, fact)| {
+            suite.add_property((name, fact.as_str()));
         });
     }
     report.add_test_suites(suites);
@@ -96,7 +92,8 @@ fn not_good(
 mod tests {
     use super::*;
     use crate::check::Finding;
-    use crate::report::record::{FORMAT, Vmm};
+    use crate::report::record::FORMAT;
+    use crate::report::tested::Vmm;
     use crate::run::Report;
 
     /// Consistent with `run`, whose exit status is 0 then.
@@ -111,15 +108,8 @@ mod tests {
             known: ["postmigrate".to_owned()].into(),
             report: Report { verdict, ..Report::of("a/b", String::new(), String::new()) },
         };
-        let vmm = Vmm { title: "qemu 10.2".into(), version: None, backend: "qemu".into() };
-        let run = Run {
-            harness: "0.1.0".into(),
-            vmm,
-            kernel: "6.1".into(),
-            cpus: 1,
-            started_unix: 0.0,
-            took: Duration::ZERO,
-        };
+        let vmm = Vmm { title: "qemu 10.2".into(), ..Vmm::default() };
+        let run = Run { vmm, ..Run::default() };
         let xml = xml(&Record { format: FORMAT, runs: vec![run], cases: vec![entry] }).unwrap();
         assert!(xml.contains(r#"tests="1" skipped="1" failures="0" errors="0""#), "{xml}");
         assert!(xml.contains(r#"<skipped message="known difference: postmigrate"/>"#), "{xml}");

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::folder::{Folder, FolderError};
-use super::record::{Entry, FORMAT, Record, RecordError, Run, theme};
+use super::record::{Entry, FORMAT, Record, RecordError, theme};
+use super::tested::{Run, Vmm};
 use crate::conform::differences::Differences;
 use crate::run::evidence::start::START;
 use crate::run::evidence::{VERDICT, folder_name};
@@ -211,15 +212,8 @@ fn extend(run: &mut Run, case: &Run) {
 /// Stands in for the run of a case without `start.json`.
 fn unknown() -> Run {
     let unknown = || "unknown".to_owned();
-    let vmm = super::record::Vmm { title: unknown(), version: None, backend: unknown() };
-    Run {
-        harness: unknown(),
-        vmm,
-        kernel: unknown(),
-        cpus: 0,
-        started_unix: 0.0,
-        took: Duration::ZERO,
-    }
+    let vmm = Vmm { title: unknown(), backend: unknown(), ..Vmm::default() };
+    Run { harness: unknown(), vmm, kernel: unknown(), ..Run::default() }
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), MergeError> {

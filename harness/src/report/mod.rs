@@ -11,3 +11,4 @@ pub mod record;
 pub mod show;
 pub mod stdout;
 pub mod terminal;
+pub mod tested;

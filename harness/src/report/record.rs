@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::tested::Run;
 use crate::run::evidence::folder_name;
-use crate::run::evidence::start::{Start, cpus, kernel, unix_now};
-use crate::run::{Options, Report, Verdict};
+use crate::run::{Report, Verdict};
 use crate::scenario::Case;
 
 /// Version of the format that is written; older ones can be read.
@@ -24,34 +24,6 @@ pub struct Record {
     pub runs: Vec<Run>,
     /// The cases, in the order in which they ended.
     pub cases: Vec<Entry>,
-}
-
-/// What cases were run on, and when.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
-    /// The harness's version.
-    pub harness: String,
-    /// The VMM.
-    pub vmm: Vmm,
-    /// The host's kernel.
-    pub kernel: String,
-    /// Number of CPUs available to the harness.
-    pub cpus: usize,
-    /// Start time, in seconds since 1970.
-    pub started_unix: f64,
-    /// Duration of the run.
-    pub took: Duration,
-}
-
-/// A VMM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vmm {
-    /// Its name and version, for display.
-    pub title: String,
-    /// Its version, if it reports one.
-    pub version: Option<String>,
-    /// Its kind.
-    pub backend: String,
 }
 
 /// One case.
@@ -117,49 +89,6 @@ pub enum RecordError {
         /// The number of runs.
         runs: usize,
     },
-}
-
-impl Run {
-    /// Creates a run that starts now.
-    pub fn now(options: &Options) -> Self {
-        let vmm = Vmm {
-            title: options.backend.title(),
-            version: options.backend.version().map(str::to_owned),
-            backend: options.backend.name().to_owned(),
-        };
-        Self {
-            harness: env!("CARGO_PKG_VERSION").to_owned(),
-            vmm,
-            kernel: kernel(),
-            cpus: cpus(),
-            started_unix: unix_now(),
-            took: Duration::ZERO,
-        }
-    }
-
-    /// Creates the run of a single case.
-    pub fn of(start: &Start, took: Duration) -> Self {
-        let vmm = Vmm {
-            title: start.title(),
-            version: start.vmm_version.clone(),
-            backend: start.backend.clone(),
-        };
-        Self {
-            harness: start.harness.clone(),
-            vmm,
-            kernel: start.kernel.clone(),
-            cpus: start.cpus,
-            started_unix: start.started_unix,
-            took,
-        }
-    }
-
-    /// True if both have the same harness, VMM, kernel and number of CPUs.
-    pub fn is_alike(&self, other: &Self) -> bool {
-        let what =
-            |run: &Self| (run.harness.clone(), run.vmm.clone(), run.kernel.clone(), run.cpus);
-        what(self) == what(other)
-    }
 }
 
 impl Entry {
@@ -294,15 +223,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.json");
-        let run = Run {
-            harness: String::new(),
-            vmm: Vmm { title: String::new(), version: None, backend: String::new() },
-            kernel: String::new(),
-            cpus: 1,
-            started_unix: 0.0,
-            took: Duration::ZERO,
-        };
-        let mut record = Record::new(run);
+        let mut record = Record::new(Run::default());
         record.cases.push(Entry {
             summary: String::new(),
             theme: String::new(),

@@ -9,6 +9,7 @@ pub mod peer;
 pub mod requirements;
 pub mod schedule;
 pub mod session;
+pub mod signature;
 pub mod update;
 pub mod verdict;
 

@@ -46,7 +46,12 @@ fn stable() -> insta::internals::SettingsBindDropGuard {
     for (pattern, name) in [
         (r"\S*/cpr-harness ", "cpr-harness "),
         (r#"time="[\d.]+""#, r#"time="[TIME]""#),
-        (r#"(name="kernel" value=)"[^"]+""#, r#"$1"[KERNEL]""#),
+        (
+            r#"(name="(?:harness|vmm-file|vmm-xxh3|kernel|cpus?|memory|guest-kernel-mode)" value=)"[^"]+""#,
+            r#"$1"[OF THIS RUN]""#,
+        ),
+        // One for each load of the runs in a suite.
+        (r#"\n *<property name="load" [^\n]*"#, ""),
         (r"/\S*/blocked", "[FOLDER]/blocked"),
         (r"descriptor \d+ -", "descriptor [FD] -"),
     ] {
@@ -69,6 +74,7 @@ fn junit_has_failures_skips_and_replay_commands() {
     let xml = std::fs::read_to_string(folder.path().join("all.xml")).unwrap();
     let parsed = quick_junit::Report::deserialize_from_str(&xml).unwrap();
     assert_eq!((parsed.tests, parsed.failures, parsed.errors), (5, 2, 2));
+    assert!(xml.contains(r#"<property name="load" value=""#), "{xml}");
     let _stable = stable();
     insta::assert_snapshot!(xml);
 }

@@ -125,6 +125,28 @@ impl Chromium {
         self.call("Input.insertText", json!({"text": text}));
     }
 
+    /// Lets the page use the clipboard.
+    pub fn allow_clipboard(&mut self) {
+        let permissions = json!(["clipboardReadWrite", "clipboardSanitizedWrite"]);
+        self.call("Browser.grantPermissions", json!({"permissions": permissions}));
+        self.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
+    }
+
+    /// Clicks on the middle of the element that the expression names.
+    pub fn click(&mut self, element: &str) {
+        let middle = format!(
+            "{{ const node = {element}; node.scrollIntoView({{ block: 'center' }}); \
+                const box = node.getBoundingClientRect(); \
+                [box.x + box.width / 2, box.y + box.height / 2]; }}"
+        );
+        let at = self.eval(&middle);
+        for kind in ["mousePressed", "mouseReleased"] {
+            let event =
+                json!({"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1});
+            self.call("Input.dispatchMouseEvent", event);
+        }
+    }
+
     /// Takes a screenshot of the whole page, as PNG in base64.
     pub fn picture(&mut self) -> String {
         let what = json!({"captureBeyondViewport": true});

@@ -6,9 +6,11 @@ use std::path::Path;
 use maud::{Markup, html};
 
 use super::super::folder::Folder;
-use super::super::record::{Entry, Run};
+use super::super::record::Entry;
 use super::super::show::{Row, Sources, rows};
 use super::super::terminal::details;
+use super::super::tested::Run;
+use super::events::events;
 use super::parts::{Kind, anchor, badge, ms, scrolling};
 use super::{address, fd_diff, waterfall};
 use crate::run::case::label;
@@ -99,9 +101,15 @@ impl<'a> View<'a> {
         let report = &self.entry.report;
         let kind = Kind::of(self.entry);
         html! {
-            details.case id=(anchor(&report.case)) data-kind=(kind.class()) {
+            details.case id=(anchor(&report.case)) data-kind=(kind.class())
+                data-rank=(kind as usize) data-took=(report.took.as_micros())
+                data-blackout=[report.blackout().map(|(_, max)| max.as_micros())] {
                 summary {
-                    (badge(kind)) " " span.name { (report.case) }
+                    (badge(kind)) " "
+                    @if self.run.is_some_and(|run| !run.planted().is_empty()) {
+                        span.badge.known { "bug planted" } " "
+                    }
+                    span.name { (report.case) }
                     @if !self.facts().is_empty() { " " span.quiet { (self.facts()) } }
                 }
                 @if !self.entry.summary.is_empty() { p { (self.entry.summary) } }
@@ -296,8 +304,4 @@ fn is_of_the_same_run(evidence: &Report, report: &Report) -> bool {
 fn extra(report: &Report) -> Vec<String> {
     let passed = Report { verdict: Verdict::Pass, ..report.clone() };
     details(&passed).iter().map(|line| line.trim_start().to_owned()).collect()
-}
-
-fn events(events: &[String]) -> Markup {
-    html! { @for event in events { span.event { (event) } " " } }
 }

@@ -1,8 +1,10 @@
 //! Renders a run, or one case, as a self-contained HTML page.
 
 mod case;
+mod distribution;
+mod events;
+mod failures;
 mod fd_diff;
-mod histogram;
 mod matrix;
 mod parts;
 mod summary;
@@ -16,8 +18,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 use super::folder::Folder;
-use super::record::{Entry, FORMAT, Record, Run, from_file, theme};
+use super::record::{Entry, FORMAT, Record, from_file, theme};
 use super::show::Sources;
+use super::tested::Run;
 use crate::run::Verdict;
 use case::View;
 
@@ -54,14 +57,26 @@ pub fn page(record: &Record, file: &Path) -> String {
     };
     let title = summary::title(record);
     let body = html! {
-        header { h1 { (title) } (summary::runs(record)) }
+        header {
+            (summary::verdict(record))
+            (summary::planted(record))
+            (summary::runs(record))
+            nav aria-label="sections" {
+                @for (id, name) in [("matrix", "Matrix"), ("cases", "Cases")] {
+                    a href=(format!("#{id}")) { (name) } " "
+                }
+            }
+        }
         main {
             (summary::summary(record))
+            (failures::failures(record))
+            (distribution::distribution(&themes, &record.cases))
             (matrix::matrix(&themes, &record.cases))
-            (histogram::histogram(&record.cases))
+            (summary::ignored(record))
             section aria-labelledby="cases" {
                 h2 id="cases" { "Cases" }
                 (controls())
+                div id="sorted" hidden {}
                 @for theme in &themes {
                     @let views = of_theme(theme);
                     @let failed = views.iter().filter(|view| view.entry.failed()).count();
@@ -99,6 +114,7 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
         header {
             h1 { (parts::badge(parts::Kind::of(&entry))) " " (name) }
             @if !entry.summary.is_empty() { p { (entry.summary) } }
+            (summary::planted(&record))
             (summary::runs(&record))
             @if let Some(start) = &folder.start {
                 p.quiet { "seed " (start.seed) }
@@ -110,11 +126,18 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
     document(name, body)
 }
 
-/// Renders the search and filter controls, which the script makes visible.
+/// Renders the controls to search, sort and filter, which the script makes visible.
 fn controls() -> Markup {
     html! {
         form.controls id="controls" hidden {
             label { "Search " input type="search" id="text" placeholder="name, check, message"; }
+            label { "Sort by " select id="sort" {
+                option value="" { "theme" }
+                option value="name" { "name" }
+                option value="verdict" { "verdict" }
+                option value="took" { "duration" }
+                option value="blackout" { "blackout" }
+            } }
             label { input type="checkbox" id="only-failed"; " only cases that did not pass" }
             output id="shown" aria-live="polite" {}
         }

@@ -8,23 +8,23 @@ use super::super::record::Entry;
 use crate::run::Verdict;
 use crate::run::evidence::folder_name;
 
-/// How a case ended, as displayed.
+/// How a case ended, as displayed; worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// It passed.
-    Passed,
     /// It failed.
     Failed,
-    /// It failed because of known differences of its VMM.
-    Known,
-    /// It was ignored.
-    Ignored,
     /// It could not be run.
     Broken,
+    /// It failed because of known differences of its VMM.
+    Known,
+    /// It passed.
+    Passed,
+    /// It was ignored.
+    Ignored,
 }
 
 impl Kind {
-    /// All kinds, worst first.
+    /// All kinds.
     pub const ALL: [Self; 5] =
         [Self::Failed, Self::Broken, Self::Known, Self::Passed, Self::Ignored];
 

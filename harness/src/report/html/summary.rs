@@ -1,62 +1,99 @@
-//! Renders the summary of a run.
+//! Renders the verdict of a run, what was tested, and the counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 
-use super::super::record::{Entry, Record};
+use super::super::record::Record;
 use super::super::show::date;
+use super::failures;
 use super::parts::{Kind, anchor, ms};
 use super::plural;
 use crate::run::Verdict;
 
-/// Most bad cases that are listed without expanding.
-const MOST: usize = 20;
+fn count(record: &Record, kind: Kind) -> usize {
+    record.cases.iter().filter(|entry| Kind::of(entry) == kind).count()
+}
 
-/// Returns the result of the run in a line.
+/// Returns the result of the run: what its exit status says, in a line.
 pub fn title(record: &Record) -> String {
-    let count = record.cases.len();
-    let bad = |kind| record.cases.iter().filter(|entry| Kind::of(entry) == kind).count();
-    let cases = format!("{count} {}", plural(count, "case"));
-    match (bad(Kind::Failed), bad(Kind::Broken)) {
-        (0, 0) => format!("{cases}, none failed"),
-        (0, broken) => format!("{cases}, none failed, {broken} could not be run"),
-        (failed, 0) => format!("{cases}, {failed} failed"),
-        (failed, broken) => format!("{cases}, {failed} failed, {broken} could not be run"),
+    let all = record.cases.len();
+    let cases = |count: usize| format!("{count} {}", plural(count, "case"));
+    match (count(record, Kind::Failed), count(record, Kind::Broken)) {
+        (0, 0) if count(record, Kind::Ignored) == all => "No result: no case was run".to_owned(),
+        (0, 0) => format!("Passed: {}, none failed", cases(all)),
+        (0, broken) => format!("Incomplete: {broken} of {} could not be run", cases(all)),
+        (failed, 0) => format!("Failed: {failed} of {}", cases(all)),
+        (failed, broken) => {
+            format!("Failed: {failed} of {}, {broken} could not be run", cases(all))
+        }
     }
 }
 
-/// Renders what the runs were run on, one line each.
-pub fn runs(record: &Record) -> Markup {
+/// Renders the verdict, with a link to the first case that did not pass.
+pub fn verdict(record: &Record) -> Markup {
+    let kinds = [Kind::Failed, Kind::Broken];
+    let kind = kinds.into_iter().find(|kind| count(record, *kind) > 0);
+    let ran = count(record, Kind::Ignored) < record.cases.len();
+    let kind = kind.unwrap_or(if ran { Kind::Passed } else { Kind::Ignored });
     html! {
-        @for run in &record.runs {
-            p.quiet {
-                strong { (run.vmm.title) }
-                " · harness " (run.harness) " · kernel " (run.kernel) " · " (run.cpus) " "
-                (plural(run.cpus, "CPU")) " · " (date(run.started_unix)) " · "
-                (format!("{:.1}\u{a0}s", run.took.as_secs_f64()))
+        h1 class=(format!("verdict {}", kind.class())) { (kind.sign()) " " (title(record)) }
+        @if let (Some(first), true) = (failures::first(record), kinds.contains(&kind)) {
+            p { a id="first" href=(format!("#{}", anchor(&first.report.case))) {
+                "↓ First failure: " (first.report.case)
+            } }
+        }
+    }
+}
+
+/// Renders a warning that bugs were planted in the VMM, if so.
+pub fn planted(record: &Record) -> Markup {
+    let planted: BTreeSet<String> = record.runs.iter().flat_map(|run| run.planted()).collect();
+    html! {
+        @if !planted.is_empty() {
+            p.planted role="note" {
+                strong { "This run had a bug planted: " }
+                @for (index, words) in planted.iter().enumerate() {
+                    @if index > 0 { ", " }
+                    code { (words) }
+                }
+                ". It shows whether the bug is noticed, not how good the VMM is."
             }
         }
     }
 }
 
-/// Renders the counts and the cases that did not pass.
+/// Renders what the runs were run on: a line each, and all that is known when opened.
+pub fn runs(record: &Record) -> Markup {
+    html! {
+        @for run in &record.runs {
+            details.tested {
+                summary.quiet {
+                    strong { (run.vmm.title) }
+                    " · harness " (run.harness) " · kernel " (run.kernel) " · " (run.cpus) " "
+                    (plural(run.cpus, "CPU")) " · " (date(run.started_unix)) " · "
+                    (format!("{:.1}\u{a0}s", run.took.as_secs_f64()))
+                }
+                dl.facts {
+                    @for (name, fact) in run.facts() {
+                        dt { (name) }
+                        dd { @if name == "command" { pre.line { (fact) } } @else { (fact) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Renders the counts.
 pub fn summary(record: &Record) -> Markup {
-    let count = |kind| record.cases.iter().filter(|entry| Kind::of(entry) == kind).count();
+    let count = |kind| count(record, kind);
     let lost = record.cases.iter().filter(|entry| entry.report.lost_its_vm()).count();
     let updates: u32 = record.cases.iter().map(|entry| entry.report.updates).sum();
     let mut blackouts: Vec<_> =
         record.cases.iter().flat_map(|entry| entry.report.blackouts.iter().copied()).collect();
     blackouts.sort();
     let median = blackouts.get(blackouts.len() / 2);
-    let mut bad: Vec<_> = record.cases.iter().filter(|entry| super::is_bad(entry)).collect();
-    bad.sort_by_key(|entry| &entry.report.case);
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-    for entry in &record.cases {
-        if let Verdict::Ignored(why) = &entry.report.verdict {
-            *reasons.entry(why).or_default() += 1;
-        }
-    }
     html! {
         section aria-labelledby="summary" {
             h2 id="summary" { "Summary" }
@@ -72,34 +109,23 @@ pub fn summary(record: &Record) -> Markup {
                     div { dt { "blackout, longest" } dd { (ms(*max)) } }
                 }
             }
-            @if !bad.is_empty() {
-                h3 { "Cases that did not pass" }
-                (bad_list(bad.iter().take(MOST)))
-                @if bad.len() > MOST {
-                    details {
-                        summary { (bad.len() - MOST) " more" }
-                        (bad_list(bad.iter().skip(MOST)))
-                    }
-                }
-            }
-            @if !reasons.is_empty() {
-                h3 { "Ignored cases by reason" }
-                ul { @for (why, count) in reasons { li { (count) ": " (why) } } }
-            }
         }
     }
 }
 
-fn bad_list<'a>(bad: impl Iterator<Item = &'a &'a Entry>) -> Markup {
+/// Renders the reasons for which cases were ignored.
+pub fn ignored(record: &Record) -> Markup {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for entry in &record.cases {
+        if let Verdict::Ignored(why) = &entry.report.verdict {
+            *reasons.entry(why).or_default() += 1;
+        }
+    }
     html! {
-        ul.bad {
-            @for entry in bad {
-                @let kind = Kind::of(entry);
-                li {
-                    span class=(kind.class()) { (kind.sign()) } " "
-                    a href=(format!("#{}", anchor(&entry.report.case))) { (entry.report.case) }
-                    " " span.quiet { (first_line(&entry.report.verdict)) }
-                }
+        @if !reasons.is_empty() {
+            section aria-labelledby="ignored" {
+                h2 id="ignored" { "Ignored cases by reason" }
+                ul { @for (why, count) in reasons { li { (count) ": " (why) } } }
             }
         }
     }
@@ -108,12 +134,4 @@ fn bad_list<'a>(bad: impl Iterator<Item = &'a &'a Entry>) -> Markup {
 fn figure(name: &str, count: usize, kind: Kind) -> Markup {
     let class = if count > 0 { kind.class() } else { "" };
     html! { div { dt { (name) } dd class=[(!class.is_empty()).then_some(class)] { (count) } } }
-}
-
-fn first_line(verdict: &Verdict) -> String {
-    match verdict {
-        Verdict::Fail(findings) => findings.first().map(ToString::to_string).unwrap_or_default(),
-        Verdict::Broken(why) => why.clone(),
-        Verdict::Pass | Verdict::Ignored(_) => String::new(),
-    }
 }

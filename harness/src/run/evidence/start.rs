@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, file_hash};
+use crate::observe::host::{self, Host};
 use crate::run::Options;
 use crate::scenario::Case;
 
@@ -21,7 +22,7 @@ pub struct Start {
     pub seed: u64,
     /// The start time in seconds since 1970.
     pub started_unix: f64,
-    /// The harness's version.
+    /// The harness's version and revision.
     pub harness: String,
     /// The kind of VMM.
     pub backend: String,
@@ -32,6 +33,9 @@ pub struct Start {
     pub updated_to: Option<PathBuf>,
     /// The VMM's version, if known.
     pub vmm_version: Option<String>,
+    /// The git revision of the VMM, if known.
+    #[serde(default)]
+    pub vmm_revision: Option<String>,
     /// The XXH3-64 hash of the VMM's executable, if it can be read.
     #[serde(default)]
     pub vmm_xxh3: Option<String>,
@@ -45,6 +49,12 @@ pub struct Start {
     pub kernel: String,
     /// The number of CPUs available to the harness.
     pub cpus: usize,
+    /// The rest of what is known about the host.
+    #[serde(default)]
+    pub host: Option<Host>,
+    /// The host's load average when the case started.
+    #[serde(default)]
+    pub load: Option<f64>,
 }
 
 impl Start {
@@ -54,16 +64,19 @@ impl Start {
             case: case.name.clone(),
             seed: case.seed,
             started_unix: unix_now(),
-            harness: env!("CARGO_PKG_VERSION").to_owned(),
+            harness: crate::VERSION.to_owned(),
             backend: options.backend.name().to_owned(),
             vmm: options.backend.binary().to_owned(),
             updated_to: options.backend.next(0).map(|build| build.binary().to_owned()),
             vmm_version: options.backend.version().map(str::to_owned),
+            vmm_revision: options.backend.revision().map(str::to_owned),
             vmm_xxh3: xxh3(&*options.backend),
             updated_to_xxh3: options.backend.next(0).and_then(xxh3),
             vmm_option: options.vmm_option.clone(),
             kernel: kernel(),
             cpus: cpus(),
+            host: Some(host::this()),
+            load: host::load(),
         }
     }
 
@@ -99,7 +112,8 @@ impl Start {
     }
 }
 
-fn xxh3(build: &dyn Backend) -> Option<String> {
+/// Returns the hash of a build's executable, if it can be read.
+pub fn xxh3(build: &dyn Backend) -> Option<String> {
     file_hash::of(build.executable()).ok()
 }
 
@@ -143,17 +157,26 @@ mod tests {
             vmm: "/somewhere/cpr-harness".into(),
             updated_to: None,
             vmm_version: Some("0.1.0".into()),
+            vmm_revision: None,
             vmm_xxh3: Some("00000000000000aa".into()),
             updated_to_xxh3: None,
             vmm_option: String::new(),
             kernel: "6.1.0".into(),
             cpus: 2,
+            host: None,
+            load: None,
         }
     }
 
     #[test]
     fn ignores_time_and_path() {
-        let later = Start { started_unix: 2.0, vmm: "/elsewhere".into(), ..start() };
+        let later = Start {
+            started_unix: 2.0,
+            vmm: "/elsewhere".into(),
+            host: Some(Host::default()),
+            load: Some(7.0),
+            ..start()
+        };
         assert_eq!(start().differences(&later), [""; 0]);
     }
 

@@ -4,11 +4,11 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::{Report, Verdict};
 use crate::check::Finding;
-use crate::run::{Report, Verdict};
 
 /// The first finding of a failing step, without what differs from run to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Signature {
     /// The check.
     pub check: String,
@@ -20,15 +20,19 @@ pub struct Signature {
 static VARIABLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r#"/[^\s"',:;()\]]+|0x[0-9a-f]+|\d[\d.,]*(ns|us|µs|ms|s)?"#).ok());
 
+/// Returns the text with `N` for each number and path.
+pub fn without_variables(text: &str) -> String {
+    match &*VARIABLE {
+        Some(variable) => variable.replace_all(text, "N").into_owned(),
+        None => text.to_owned(),
+    }
+}
+
 impl Signature {
     fn of(finding: &Finding) -> Self {
         // The events seen depend on the steps before.
         let text = finding.message.split("; seen: ").next().unwrap_or_default();
-        let message = match &*VARIABLE {
-            Some(variable) => variable.replace_all(text, "N").into_owned(),
-            None => text.to_owned(),
-        };
-        Self { check: finding.check.clone(), message }
+        Self { check: finding.check.clone(), message: without_variables(text) }
     }
 
     /// Returns the signature of `report`; `None` if it has not failed.
