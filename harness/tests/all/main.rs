@@ -4,6 +4,7 @@ mod bench;
 mod cli;
 mod errors;
 mod explore;
+mod figures;
 mod front_door;
 mod full;
 mod module_circles;
