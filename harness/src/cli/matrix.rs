@@ -208,7 +208,7 @@ mod tests {
     #[case::passed(row(false, &[Verdict::Pass]), [0, 0, 0])]
     #[case::empty_shard(row(false, &[]), [0, 0, 0])]
     #[case::refused(row(true, &[]), [0, FAILED, 0])]
-    #[case::failed(row(false, &[Verdict::Fail(vec![Finding::new("a", "")])]), [FAILED; 3])]
+    #[case::failed(row(false, &[Verdict::Fail(vec![Finding::new("ram", "")])]), [FAILED; 3])]
     #[case::broken(row(false, &[Verdict::Pass, Verdict::Broken(String::new())]), [ENVIRONMENT; 3])]
     #[case::nothing(row(false, &[ignored("no KVM here")]), [ENVIRONMENT; 3])]
     #[case::some(row(false, &[Verdict::Pass, ignored("no KVM here")]), [0, 0, ENVIRONMENT])]
