@@ -72,6 +72,7 @@ impl Mapping<'_> {
     }
 }
 
+/// Parses `smaps`; `procfs` would drop flags that it does not know.
 fn parse(text: &str) -> Vec<Mapping<'_>> {
     let mut mappings: Vec<Mapping<'_>> = Vec::new();
     for line in text.lines() {
