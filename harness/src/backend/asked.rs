@@ -33,12 +33,13 @@ impl ProbeProcess {
     fn spawn(command: &mut Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let parent = nix::unistd::getpid();
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(signals::reset) };
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(program::inherit_nothing) };
-        // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
-        unsafe { command.pre_exec(move || child::die_with(parent)) };
+        let begin = move || {
+            signals::reset()?;
+            program::inherit_nothing()?;
+            child::die_with(parent)
+        };
+        // SAFETY: the three are async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(begin) };
         program::spawn(command).map(Mutex::new).map(Self)
     }
 

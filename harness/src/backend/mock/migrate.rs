@@ -8,6 +8,7 @@ use std::path::Path;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::RunState;
+use nix::unistd::{ForkResult, fork};
 use serde_json::{Value, json};
 
 use super::Fault;
@@ -183,8 +184,7 @@ impl Machine {
 
 fn go_on_in_a_child() {
     // SAFETY: the child does nothing but exec.
-    let child = unsafe { libc::fork() };
-    if child > 0 {
+    if let Ok(ForkResult::Parent { .. }) = unsafe { fork() } {
         std::process::exit(0);
     }
 }
