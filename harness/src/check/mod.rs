@@ -5,6 +5,7 @@ pub mod blackout;
 pub mod clients;
 pub mod conversation;
 pub mod damage;
+pub mod diff;
 pub mod error;
 pub mod events;
 pub mod exec;
@@ -50,7 +51,7 @@ pub use scene::{Scene, Settled};
 pub struct Finding {
     /// The name of the check.
     pub check: String,
-    /// What is wrong, in one line.
+    /// What is wrong, in one line; where lists differ, followed by their difference.
     pub message: String,
 }
 
@@ -59,6 +60,16 @@ impl Finding {
     pub fn new(check: &str, message: impl Into<String>) -> Self {
         debug_assert!(names().any(|known| known == check), "{check} is missing in OTHERS");
         Self { check: check.to_owned(), message: message.into() }
+    }
+
+    /// The check and the first line of the message.
+    pub fn summary(&self) -> String {
+        format!("{}: {}", self.check, self.first_line())
+    }
+
+    /// The first line of the message.
+    pub fn first_line(&self) -> String {
+        self.message.lines().next().unwrap_or_default().to_owned()
     }
 }
 

@@ -7,6 +7,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 use super::record::{Entry, Record, Run};
 use super::terminal::details;
+use crate::check::Finding;
 use crate::run::Verdict;
 
 /// Returns the XML.
@@ -48,7 +49,7 @@ fn case(entry: &Entry, record: &Record) -> TestCase {
         Verdict::Pass => TestCaseStatus::success(),
         Verdict::Ignored(why) => skipped(why),
         Verdict::Fail(findings) => {
-            let first = findings.first().map(ToString::to_string).unwrap_or_default();
+            let first = findings.first().map(Finding::summary).unwrap_or_default();
             let kind = findings.first().map(|finding| finding.check.clone());
             not_good(NonSuccessKind::Failure, &first, kind, &details(report))
         }

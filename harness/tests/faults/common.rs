@@ -126,6 +126,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r" \| scm_fds 0", ""),
         (r"names thread \d+", "names thread [TID]"),
         (r"(SndBuf|RcvBuf) \d+", "$1 [N]"),
+        (r"\d+\n  RcvBuf\n- \d+", "[N]\n  RcvBuf\n- [N]"),
         (r"heartbeat \d+", "heartbeat [N]"),
         (r"went from \d+ to \d+", "went from [N] to [N]"),
         (r"\d+ of \d+ pages", "[N] of [N] pages"),

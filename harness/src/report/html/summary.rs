@@ -8,6 +8,7 @@ use super::super::record::{Entry, Record};
 use super::super::show::date;
 use super::parts::{Kind, anchor, ms};
 use super::plural;
+use crate::check::Finding;
 use crate::run::Verdict;
 
 /// Most bad cases that are listed without expanding.
@@ -112,7 +113,7 @@ fn figure(name: &str, count: usize, kind: Kind) -> Markup {
 
 fn first_line(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Fail(findings) => findings.first().map(ToString::to_string).unwrap_or_default(),
+        Verdict::Fail(findings) => findings.first().map(Finding::summary).unwrap_or_default(),
         Verdict::Broken(why) => why.clone(),
         Verdict::Pass | Verdict::Ignored(_) => String::new(),
     }
