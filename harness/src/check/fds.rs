@@ -22,7 +22,7 @@ const OF_KEEPER: &str = "/memfd:cpr-";
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
-    settled(scene, |now| {
+    poll_table(scene, |now| {
         let recreated = Recreated {
             ram,
             dialect: scene.dialect,
@@ -73,7 +73,7 @@ fn row(fd: &Descriptor) -> String {
 
 /// Polls the descriptor table until `look` accepts it. Returns the accepted table unless it is the
 /// observation's own; fails with the last complaint at the deadline.
-pub(super) fn settled(
+pub(super) fn poll_table(
     scene: &Scene<'_>,
     look: impl Fn(&FdTable) -> Result<(), String>,
 ) -> Result<Option<FdTable>, String> {

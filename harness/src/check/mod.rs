@@ -31,12 +31,12 @@ pub mod progress;
 pub mod queries;
 pub mod race;
 pub mod ram;
+pub mod reported;
 pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
 pub mod threads;
-pub mod told;
 
 use std::fmt;
 
@@ -99,7 +99,7 @@ pub const ALL: &[Check] = &[
     events::CHECK,
     clients::CHECK,
     conversation::CHECK,
-    told::CHECK,
+    reported::CHECK,
     run_state::CHECK,
     migrate_status::CHECK,
     queries::CHECK,

@@ -17,18 +17,18 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    let mut wrong = look(scene);
+    let mut wrong = judge(scene);
     if wrong.is_err() {
         // A thread that is no longer needed may still be exiting.
         poll::until(Deadline::after(scene.patience.settle), || {
-            wrong = look(scene);
+            wrong = judge(scene);
             wrong.is_ok().then_some(())
         });
     }
     wrong
 }
 
-fn look(scene: &Scene<'_>) -> Result<(), String> {
+fn judge(scene: &Scene<'_>) -> Result<(), String> {
     let mut threads = threads(scene.pid());
     let wanted = scene.vm.cpus as usize;
     let cpus = &scene.after.cpus;

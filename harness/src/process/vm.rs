@@ -163,7 +163,7 @@ impl Vm {
     /// process. The previous process must have been reaped.
     pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
         // Under the lock, so that `orphans` does not reap the process before it is registered.
-        let read = program::alone(|| {
+        let read = program::exclusively(|| {
             signals::register_successor(pid);
             Stat::read(pid)
         });

@@ -73,7 +73,7 @@ pub fn failed_checks(report: &Report) -> Vec<&str> {
 }
 
 /// Formats what failed, where and why.
-pub fn told(report: &Report) -> String {
+pub fn findings(report: &Report) -> String {
     let Verdict::Fail(findings) = &report.verdict else { return "nothing failed".into() };
     let step = report.failed_step.as_deref().unwrap_or("nowhere");
     let lines: Vec<String> =

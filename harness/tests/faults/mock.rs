@@ -125,7 +125,7 @@ faults! {
     connections_lost_in_a_revival: LoseClients, REVIVED => "clients";
     run_state_of_a_stopped_guest_in_a_revival: LieAfterRevival, REVIVED_STOPPED => "run_state";
     run_state_of_a_running_guest_in_a_revival: LieAfterRevival, REVIVED => "run_state";
-    revival_not_reported: SilentRevival, REVIVED => "told";
+    revival_not_reported: SilentRevival, REVIVED => "reported";
     revival_reported_late: LateRevival, CUT_OFF => "events";
     revival_error_without_pids: NamelessRevival, CUT_OFF => "error";
     socket_kept: KeepSocket, RUNNING => "gone";
@@ -183,17 +183,17 @@ pub fn trials() -> Vec<Trial> {
 fn exactly_one_check_fails(row: &Row) {
     let mock = Mock::at(common::binary(), Some(row.fault)).unwrap();
     let report = common::run(mock, row.name, row.scenario, patience(row.fault));
-    let mut told = common::told(&report);
+    let mut findings = common::findings(&report);
     if row.fault == Fault::SkipSerialLine {
         // The client may detect it while the next step waits for a line.
-        told = told.replace("step 4 (wait)", "step 3 (serial)");
+        findings = findings.replace("step 4 (wait)", "step 3 (serial)");
     }
     // The check reports such a file but does not remove it.
-    for file in told.split('"').filter(|_| row.fault == Fault::FileOutside) {
+    for file in findings.split('"').filter(|_| row.fault == Fault::FileOutside) {
         let _ = std::fs::remove_file(file);
     }
     let _stable = common::stable();
-    insta::assert_snapshot!(row.name, told);
+    insta::assert_snapshot!(row.name, findings);
     assert_eq!(common::failed_checks(&report), [row.check]);
 }
 
@@ -224,7 +224,7 @@ steps = ["boot", { soak = { times = 1, within-ms = 1 } }]"#;
     let options = common::options(mock, evidence.path(), Patience::default());
     let report = case::run_at(&cases[0], &options, Some(&Panics));
     assert_eq!(common::failed_checks(&report), ["harness"]);
-    assert!(common::told(&report).contains("on purpose"), "{}", common::told(&report));
+    assert!(common::findings(&report).contains("on purpose"), "{}", common::findings(&report));
     assert_eq!(case::earlier(&cases[0], &options).unwrap().verdict, report.verdict);
 }
 
@@ -249,7 +249,7 @@ fn model_is_checked_after_every_step() {
 fn briefly_open_descriptor_passes() {
     let mock = Mock::at(common::binary(), Some(Fault::LingerFd)).unwrap();
     let report = common::run(mock, "lingers", RUNNING, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
 }
 
 /// Every check that covers the run state fails, not just one.
@@ -287,7 +287,7 @@ fn without_a_fault_nothing_fails() {
             let mock = Mock::at(common::binary(), None).unwrap();
             common::run(mock, "good", scenario, Patience::default())
         };
-        assert_eq!(common::told(&report), "nothing failed");
+        assert_eq!(common::findings(&report), "nothing failed");
         assert_eq!(report.updates, updates);
     }
 }
@@ -305,7 +305,7 @@ fn keeper_scenarios_pass_on_the_mock() {
         match report.verdict {
             Verdict::Pass => passed += 1,
             Verdict::Ignored(why) => assert!(why.starts_with("the mock"), "{}: {why}", case.name),
-            _ => panic!("{}: {}", case.name, common::told(&report)),
+            _ => panic!("{}: {}", case.name, common::findings(&report)),
         }
     }
     assert!(passed > 20, "{passed} of {}", cases.len());
@@ -315,14 +315,14 @@ fn keeper_scenarios_pass_on_the_mock() {
 fn kills_repeat_until_one_lands() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "early", KILLED_TOO_EARLY, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
     assert!(report.kills.len() > 2 && report.kills.iter().any(Kill::landed), "{report:?}");
 }
 
 fn vm_survives_kills_at_any_time_of_an_update() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "anywhere", CUT_ANYWHERE, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
     assert!(report.kills.len() >= 16, "{report:?}");
     let survived = report.kills.iter().filter(|kill| kill.revived).count();
     assert_eq!(survived, report.revivals.len());

@@ -89,15 +89,15 @@ impl Guest {
     /// Starts the threads of `cpus` vCPUs, which beat while the guest runs. With `always`, the
     /// first one beats even while it is stopped.
     pub fn start(&mut self, cpus: usize, always: bool) -> io::Result<()> {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         for index in 0..cpus {
             let (mailbox, running) = (self.mailbox(), self.running.clone());
             let (always, busy) = (always && index == 0, self.busy);
-            let tell = tell.clone();
+            let sender = sender.clone();
             let name = format!("vcpu{index}");
             let vcpu = std::thread::Builder::new().name(name).spawn(move || {
                 // `start` waits for it.
-                let _ = tell.send(nix::unistd::gettid().as_raw());
+                let _ = sender.send(nix::unistd::gettid().as_raw());
                 loop {
                     let runs = {
                         let running = running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +113,7 @@ impl Guest {
                 }
             });
             vcpu?;
-            self.threads.extend(told.recv());
+            self.threads.extend(receiver.recv());
         }
         Ok(())
     }

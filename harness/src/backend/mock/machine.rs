@@ -84,14 +84,14 @@ impl Machine {
         if lost { "0x0" } else { "0x1234" }
     }
 
-    fn lies(&self) -> bool {
+    fn misreports(&self) -> bool {
         self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
             || self.args.has(Fault::LieAfterRevival) && self.revived
     }
 
     /// The reply to `query-status`.
     pub fn status_info(&self) -> StatusInfo {
-        let status = match (self.lies(), self.run_state) {
+        let status = match (self.misreports(), self.run_state) {
             (true, RunState::Running) => RunState::Paused,
             (true, _) => RunState::Running,
             (false, state) => state,

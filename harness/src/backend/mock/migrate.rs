@@ -87,7 +87,7 @@ impl Machine {
         self.set_status(MigrationStatus::Setup);
         self.pause(RunState::FinishMigrate);
         self.set_status(MigrationStatus::Active);
-        self.come_to("save");
+        self.reach("save");
         let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
         let error = error.unwrap_or_else(|| {
             self.set_status(MigrationStatus::Device);
@@ -119,7 +119,7 @@ impl Machine {
     }
 
     /// Runs the action armed at `point`.
-    pub(super) fn come_to(&mut self, point: &str) {
+    pub(super) fn reach(&mut self, point: &str) {
         if !self.args.has(Fault::PassFailpoints) {
             self.armed.at(point, &self.log);
         }

@@ -162,8 +162,8 @@ impl Machine {
 
     /// Runs the last part of an update, in the new program.
     fn arrive(&mut self, state: OwnedFd) -> io::Result<()> {
-        self.come_to("vcpus");
-        let Some(fault) = self.args.fault else { return self.go_on() };
+        self.reach("vcpus");
+        let Some(fault) = self.args.fault else { return self.finish_update() };
         match fault {
             Fault::Dawdle => std::thread::sleep(TOO_LONG),
             Fault::LeakFd => std::mem::forget(File::open("/dev/null")?),
@@ -208,10 +208,10 @@ impl Machine {
             }
             _ => process_faults::change(fault)?,
         }
-        self.go_on()
+        self.finish_update()
     }
 
-    fn go_on(&mut self) -> io::Result<()> {
+    fn finish_update(&mut self) -> io::Result<()> {
         let run = self.run_state == RunState::Running;
         self.guest.start(self.args.cpus, self.args.has(Fault::BeatWhilePaused))?;
         let vcpu = self.guest.threads[0];

@@ -125,8 +125,8 @@ fn limit(kind: &str, name: &str) -> String {
 fn status(folder: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
     let fields = text.lines().filter_map(|line| line.split_once(':'));
-    let told = fields.filter(|(field, _)| !LEFT_OUT.contains(field));
-    told.map(|(field, value)| (field.to_owned(), words(value))).collect()
+    let kept = fields.filter(|(field, _)| !LEFT_OUT.contains(field));
+    kept.map(|(field, value)| (field.to_owned(), words(value))).collect()
 }
 
 /// Reads the fields of `stat` that are not in `status`.

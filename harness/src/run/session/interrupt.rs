@@ -114,7 +114,7 @@ impl Session<'_> {
             _ => {}
         }
         misbehaving_client.after(&self.labels(from)).map_err(failed)?;
-        fits_protocol(&other.as_ref().map(Qmp::wrong).unwrap_or_default())?;
+        fits_protocol(&other.as_ref().map(Qmp::violations).unwrap_or_default())?;
         drop(other);
         // Otherwise the next observation would see the descriptors of clients that have left. If
         // they stay open, a check reports them.
