@@ -103,6 +103,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"still for [\d.]+m?s, at most [\d.]+m?s is", "still for [TIME], at most [TIME] is"),
         (r"stopped the guest for [\d.]+s", "stopped the guest for [TIME]"),
         (r"in calm times: [^)]*", "in calm times: [TIME]"),
+        (r"between heartbeats: [^)]*", "between heartbeats: [TIME]"),
         (r"inode \d+", "inode [INODE]"),
         (r"socket:\[\d+\]", "socket:[[INODE]]"),
         (r"(is|was) \d+ -> ", "$1 [FD] -> "),
