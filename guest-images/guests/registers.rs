@@ -12,10 +12,16 @@
 #[path = "../runtime/mod.rs"]
 mod runtime;
 
-use core::arch::{asm, global_asm};
-use core::mem::offset_of;
+#[path = "registers/privileged.rs"]
+mod privileged;
+#[path = "registers/round.rs"]
+mod round;
 
-use runtime::cpl0::{self, DEBUG_REGISTERS};
+use core::arch::asm;
+
+use privileged::{ANCHORS, Privileged};
+use round::{EMPTY, GENERAL, State, Vectors};
+use runtime::cpl0;
 use runtime::damage::{unavailable, verify};
 use runtime::words::Words;
 use runtime::{Cpu, shim};
@@ -24,208 +30,12 @@ use runtime::{Cpu, shim};
 const SPINS: u64 = 20_000;
 /// Rounds between two checks of what only CPL0 can access.
 const SLOW: u64 = 32;
-/// Such checks between two of CPUID.
-const CPUID_EVERY: u64 = 32;
 const ROUNDS_PER_MARKER: u64 = 100;
 
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const XCR0_AVX: u64 = 0b111;
 const XCR0_AVX512: u64 = 0b1110_0111;
-
-const FS_BASE: u32 = 0xc000_0100;
-const GS_BASE: u32 = 0xc000_0101;
-
-/// The registers that a round loads and stores; the assembly below depends on the layout.
-#[repr(C, align(64))]
-struct State {
-    zmm: [[u64; 8]; 32],
-    k: [u64; 8],
-    /// In the format of `fnsave`.
-    x87: [u8; 108],
-    mxcsr: u32,
-    /// RFLAGS, then RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R15; from the top of `stack` down.
-    general: [u64; 16],
-    /// DS, ES, FS, GS.
-    selectors: [u16; 4],
-    /// The stack pointer of the Rust code while the round runs.
-    rsp: u64,
-    /// The stack during a round: the registers are pushed below `top`.
-    stack: [u64; 32],
-    top: [u64; 0],
-}
-
-const GENERAL: [&str; 16] = [
-    "RFLAGS", "RAX", "RCX", "RDX", "RBX", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12",
-    "R13", "R14", "R15",
-];
-
-/// The available size of the vector registers.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
-#[repr(u32)]
-enum Vectors {
-    Sse = 0,
-    Avx = 1,
-    Avx512 = 2,
-}
-
-global_asm!(
-    "    .text",
-    // (values, where to store, Vectors)
-    "registers_round:",
-    "    pushq %rbx",
-    "    pushq %rbp",
-    "    pushq %r12",
-    "    pushq %r13",
-    "    pushq %r14",
-    "    pushq %r15",
-    "    movq %rsp, {rsp}(%rsi)",
-    "    movl %edx, {level}(%rsi)",
-    "    movw {selectors}(%rdi), %ds",
-    "    movw {selectors} + 2(%rdi), %es",
-    "    frstor {x87}(%rdi)",
-    "    ldmxcsr {mxcsr}(%rdi)",
-    "    cmpl $1, %edx",
-    "    ja 3f",
-    "    je 2f",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-    "    movups {zmm} + \\n * 64(%rdi), %xmm\\n",
-    ".endr",
-    "    jmp 4f",
-    "2:",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-    "    vmovups {zmm} + \\n * 64(%rdi), %ymm\\n",
-    ".endr",
-    "    jmp 4f",
-    "3:",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7",
-    "    kmovq {k} + \\n * 8(%rdi), %k\\n",
-    ".endr",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
-    "    vmovups {zmm} + \\n * 64(%rdi), %zmm\\n",
-    ".endr",
-    "4:",
-    "    leaq {top}(%rsi), %rsp",
-    "    pushq {general}(%rdi)",
-    "    popfq",
-    "    movq {general} + 8(%rdi), %rax",
-    "    movq {general} + 16(%rdi), %rcx",
-    "    movq {general} + 24(%rdi), %rdx",
-    "    movq {general} + 32(%rdi), %rbx",
-    "    movq {general} + 40(%rdi), %rbp",
-    "    movq {general} + 48(%rdi), %rsi",
-    "    movq {general} + 64(%rdi), %r8",
-    "    movq {general} + 72(%rdi), %r9",
-    "    movq {general} + 80(%rdi), %r10",
-    "    movq {general} + 88(%rdi), %r11",
-    "    movq {general} + 96(%rdi), %r12",
-    "    movq {general} + 104(%rdi), %r13",
-    "    movq {general} + 112(%rdi), %r14",
-    "    movq {general} + 120(%rdi), %r15",
-    "    movq {general} + 56(%rdi), %rdi",
-    // Changes no flag, and no register but RCX.
-    "5:  loop 5b",
-    "    pushfq",
-    ".irp register, rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15",
-    "    pushq %\\register",
-    ".endr",
-    "    cld",
-    "    leaq 128 - {top}(%rsp), %rsi",
-    // CR0.AM is off, but flags that were set for the test need not stay set.
-    "    pushq $2",
-    "    popfq",
-    "    cmpl $1, {level}(%rsi)",
-    "    ja 8f",
-    "    je 7f",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-    "    movups %xmm\\n, {zmm} + \\n * 64(%rsi)",
-    ".endr",
-    "    jmp 9f",
-    "7:",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
-    "    vmovups %ymm\\n, {zmm} + \\n * 64(%rsi)",
-    ".endr",
-    "    vzeroupper",
-    "    jmp 9f",
-    "8:",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7",
-    "    kmovq %k\\n, {k} + \\n * 8(%rsi)",
-    ".endr",
-    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
-    "    vmovups %zmm\\n, {zmm} + \\n * 64(%rsi)",
-    ".endr",
-    "    vzeroupper",
-    "9:",
-    "    stmxcsr {mxcsr}(%rsi)",
-    "    fnsave {x87}(%rsi)",
-    "    movw %ds, {selectors}(%rsi)",
-    "    movw %es, {selectors} + 2(%rsi)",
-    "    movw %fs, {selectors} + 4(%rsi)",
-    "    movw %gs, {selectors} + 6(%rsi)",
-    "    movq {rsp}(%rsi), %rsp",
-    "    movl $0x1f80, -4(%rsp)",
-    "    ldmxcsr -4(%rsp)",
-    "    popq %r15",
-    "    popq %r14",
-    "    popq %r13",
-    "    popq %r12",
-    "    popq %rbp",
-    "    popq %rbx",
-    "    ret",
-    zmm = const offset_of!(State, zmm),
-    k = const offset_of!(State, k),
-    x87 = const offset_of!(State, x87),
-    mxcsr = const offset_of!(State, mxcsr),
-    general = const offset_of!(State, general),
-    selectors = const offset_of!(State, selectors),
-    rsp = const offset_of!(State, rsp),
-    level = const offset_of!(State, stack),
-    top = const offset_of!(State, top),
-    options(att_syntax)
-);
-
-unsafe extern "sysv64" {
-    fn registers_round(values: *const State, found: *mut State, vectors: u32);
-}
-
-/// MSRs whose given bits can hold any value, without an effect on a guest that does not use them.
-const MSRS: [(u32, &str, u64); 13] = [
-    (0x174, "IA32_SYSENTER_CS", 0xfff8),
-    (0x175, "IA32_SYSENTER_ESP", LOW_HALF),
-    (0x176, "IA32_SYSENTER_EIP", LOW_HALF),
-    (0xc000_0081, "IA32_STAR", u64::MAX),
-    (0xc000_0082, "IA32_LSTAR", LOW_HALF),
-    (0xc000_0083, "IA32_CSTAR", LOW_HALF),
-    (0xc000_0084, "IA32_FMASK", 0xffff_ffff),
-    (0xc000_0102, "IA32_KERNEL_GS_BASE", LOW_HALF),
-    (0xc000_0103, "IA32_TSC_AUX", 0xffff_ffff),
-    (0x277, "IA32_PAT", 0x0101_0101_0101_0101),
-    (0x200, "IA32_MTRR_PHYSBASE0", 0x000f_f000),
-    (0x250, "IA32_MTRR_FIX64K_00000", 0x0404_0404_0404_0404),
-    (0x3b, "IA32_TSC_ADJUST", 0),
-];
-/// Canonical addresses.
-const LOW_HALF: u64 = 0x0000_7fff_ffff_ffff;
-
-/// Bits of DR0 to DR3 that can hold any value. DR6 and DR7 below: their fixed bits, with no
-/// breakpoint enabled.
-const DEBUG_ADDRESS: u64 = LOW_HALF;
-const DR6_FIXED: u64 = 0xffff_0ff0;
-const DR7_FIXED: u64 = 0x400;
-/// Types and lengths of the disabled breakpoints: write or read/write, 1, 2 or 4 bytes.
-const DR7_FREE: u64 = 0xdd5d_0000;
-
-/// The targets of each vCPU's segment bases.
-static ANCHORS: [[u64; 2]; 8] = {
-    let mut anchors = [[0; 2]; 8];
-    let mut cpu = 0;
-    while cpu < 8 {
-        anchors[cpu] = [0x1111 * (cpu as u64 + 1), 0x0101_0000 * (cpu as u64 + 1)];
-        cpu += 1;
-    }
-    anchors
-};
-
 fn prepare(cpu: &mut Cpu) {
     if cpu.wants_only("xcr0") && xcr0_is_the_hosts() {
         unavailable(format_args!("XCR0 of the VM's own (CPL3 runs with the host's)"));
@@ -329,11 +139,7 @@ struct Rounds {
     found: State,
     xcr0: Option<u64>,
     selectors: bool,
-    /// The current values; `None` if the host accepts no value.
-    msrs: [Option<u64>; MSRS.len()],
-    debug: [Option<u64>; DEBUG_REGISTERS.len()],
-    /// A digest of each CPUID leaf.
-    cpuid: [u64; CPUID_LEAVES],
+    privileged: Privileged,
 }
 
 impl Rounds {
@@ -356,36 +162,30 @@ impl Rounds {
             found: EMPTY,
             xcr0: xcr0_at_cpl3(),
             selectors: selectors_are_kept(),
-            msrs: [None; MSRS.len()],
-            debug: [None; DEBUG_REGISTERS.len()],
-            cpuid: Self::cpuid_now(),
+            privileged: Privileged::new(),
         };
-        rounds.write_slow(cpu);
+        rounds.write_privileged(cpu);
         rounds
     }
 
-    /// A value that depends on vCPU, round and place.
-    fn word(&self, cpu: &Cpu, place: u64) -> u64 {
-        self.words.first((cpu.index() as u64) << 12 | place << 16, self.number)
+    fn write_privileged(&mut self, cpu: &Cpu) {
+        self.privileged.write(cpu, |place| word(&self.words, cpu, place, self.number));
     }
 
     fn one(&mut self, cpu: &mut Cpu) {
         self.fill(cpu);
-        // SAFETY: both are complete states, and the stack in `found` has room for all registers.
-        unsafe {
-            registers_round(&raw const self.values, &raw mut self.found, self.vectors as u32)
-        };
+        round::run(&self.values, &mut self.found, self.vectors);
         self.compare(cpu);
         self.number += 1;
         if self.number.is_multiple_of(SLOW) {
-            self.check_slow(cpu);
-            self.write_slow(cpu);
+            self.privileged.check(cpu, self.number / SLOW);
+            self.write_privileged(cpu);
         }
         cpu.tick();
     }
 
     fn fill(&mut self, cpu: &Cpu) {
-        let base = self.word(cpu, 0);
+        let base = word(&self.words, cpu, 0, self.number);
         let word = |place: u64| {
             base.wrapping_add(place.wrapping_mul(runtime::words::STEP)).rotate_left(place as u32)
         };
@@ -496,97 +296,9 @@ impl Rounds {
             verify(xcr0, xcr0_at_cpl3().unwrap_or(0), format_args!("XCR0"));
         }
     }
-
-    /// Writes new values to what only CPL0 can access.
-    fn write_slow(&mut self, cpu: &Cpu) {
-        let anchors = &ANCHORS[cpu.index()];
-        for (msr, anchor) in [FS_BASE, GS_BASE].into_iter().zip(anchors) {
-            let wrote = cpl0::wrmsr(msr, (&raw const *anchor).addr() as u64);
-            assert!(wrote.is_ok(), "MSR {msr:#x} cannot be written");
-        }
-        if cpu.wants("msrs") {
-            for (n, (msr, _, bits)) in MSRS.into_iter().enumerate() {
-                let value = self.word(cpu, 1 + n as u64) & bits;
-                let taken = cpl0::wrmsr(msr, value).is_ok() && cpl0::rdmsr(msr) == Ok(value);
-                self.msrs[n] = taken.then_some(value);
-            }
-        }
-        if cpu.wants("debug") {
-            for (n, register) in DEBUG_REGISTERS.into_iter().enumerate() {
-                let word = self.word(cpu, 32 + n as u64);
-                let value = match register {
-                    6 => DR6_FIXED | word & 0xf,
-                    7 => DR7_FIXED | word & DR7_FREE,
-                    _ => word & DEBUG_ADDRESS,
-                };
-                let taken = cpl0::set_debug_register(n, value).is_ok();
-                self.debug[n] = taken.then_some(value);
-            }
-        }
-    }
-
-    fn check_slow(&self, cpu: &Cpu) {
-        if cpu.wants("segments") {
-            for ((msr, name), anchor) in
-                [(FS_BASE, "FS base"), (GS_BASE, "GS base")].into_iter().zip(&ANCHORS[cpu.index()])
-            {
-                let found = cpl0::rdmsr(msr).unwrap_or(0);
-                verify((&raw const *anchor).addr() as u64, found, format_args!("{name}"));
-            }
-        }
-        for ((msr, name, _), value) in MSRS.into_iter().zip(self.msrs) {
-            if let Some(value) = value {
-                verify(value, cpl0::rdmsr(msr).unwrap_or(0), format_args!("{name}"));
-            }
-        }
-        for (n, value) in self.debug.into_iter().enumerate() {
-            if let Some(value) = value {
-                let found = cpl0::debug_register(n).unwrap_or(0);
-                verify(value, found, format_args!("DR{}", DEBUG_REGISTERS[n]));
-            }
-        }
-        // A hundred leaves: on hosts that emulate CPL0 this takes longer than everything else.
-        let is_turn = self.number.is_multiple_of(SLOW * CPUID_EVERY) || cpu.wants_only("cpuid");
-        if is_turn && cpu.wants("cpuid") {
-            for (place, (then, now)) in self.cpuid.into_iter().zip(Self::cpuid_now()).enumerate() {
-                let leaf = cpuid_leaf(place);
-                verify(then, now, format_args!("digest of CPUID leaf {leaf:#x}"));
-            }
-        }
-    }
-
-    /// Reads a digest of each leaf at CPL0: at CPL3 some hosts show the physical processor.
-    fn cpuid_now() -> [u64; CPUID_LEAVES] {
-        core::array::from_fn(|place| {
-            let leaf = cpuid_leaf(place);
-            let last = cpl0::cpuid(leaf & 0xffff_0000, 0)[0];
-            if leaf > last {
-                return 0;
-            }
-            let subleaves = if matches!(leaf, 4 | 7 | 0xb | 0xd) { 3 } else { 1 };
-            (0..subleaves)
-                .flat_map(|subleaf| cpl0::cpuid(leaf, subleaf))
-                .fold(0, |sum, register| (sum ^ u64::from(register)).wrapping_mul(0x0100_0000_01b3))
-        })
-    }
 }
 
-/// Number of leaves to check in each of the three ranges.
-const CPUID_RANGE: usize = 0x20;
-const CPUID_LEAVES: usize = 3 * CPUID_RANGE;
-
-fn cpuid_leaf(place: usize) -> u32 {
-    [0, 0x4000_0000, 0x8000_0000][place / CPUID_RANGE] + (place % CPUID_RANGE) as u32
+/// A value that depends on vCPU, round and place.
+fn word(words: &Words, cpu: &Cpu, place: u64, round: u64) -> u64 {
+    words.first((cpu.index() as u64) << 12 | place << 16, round)
 }
-
-const EMPTY: State = State {
-    zmm: [[0; 8]; 32],
-    k: [0; 8],
-    x87: [0; 108],
-    mxcsr: 0,
-    general: [0; 16],
-    selectors: [0; 4],
-    rsp: 0,
-    stack: [0; 32],
-    top: [],
-};

@@ -185,10 +185,10 @@ fn firmware_images_contain_what_the_elf_files_load() {
 fn guest_builds_are_reproducible_and_free_of_warnings() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let elsewhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests-elsewhere");
-    for folder in ["runtime", "guests"] {
+    for folder in ["runtime", "guests", "guests/registers"] {
         fs::create_dir_all(elsewhere.join(folder)).unwrap();
-        for entry in fs::read_dir(here.join(folder)).unwrap() {
-            let path = entry.unwrap().path();
+        let entries = fs::read_dir(here.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.filter(|path| path.is_file()) {
             fs::copy(&path, elsewhere.join(folder).join(path.file_name().unwrap())).unwrap();
         }
     }

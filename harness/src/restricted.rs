@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use clap::ValueEnum;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::process::program;
 
 /// Environment variables that hold the number of a descriptor to keep open.
 const NAMED: [&str; 2] = ["CPR_REHEARSAL", "CPR_EXEC_STATE"];
@@ -84,15 +87,14 @@ fn filter(call: i64) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn close_unnamed() -> Result<(), Box<dyn std::error::Error>> {
-    let named = |name: &&str| std::env::var(name).ok()?.parse::<i32>().ok();
-    let kept: Vec<i32> = NAMED.iter().filter_map(named).collect();
-    let entries = std::fs::read_dir("/proc/self/fd")?;
-    let open: Vec<i32> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
-        // SAFETY: only a descriptor flag is changed; the directory's descriptor is already closed.
-        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-        let _ = fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    let named =
+        |name: &&str| std::env::var(name).ok()?.parse::<i32>().ok().filter(|number| *number >= 0);
+    program::inherit_nothing()?;
+    for fd in NAMED.iter().filter_map(named) {
+        // SAFETY: only a flag of the descriptor is changed.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        // The variable may name a descriptor that is not open.
+        let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()));
     }
     Ok(())
 }

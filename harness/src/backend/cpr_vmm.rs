@@ -68,7 +68,7 @@ impl CprVmm {
 
     /// Whether the build has a keeper; a build without one rejects the option.
     fn has_keeper(&self) -> bool {
-        *self.keeper.get_or_init(|| build::takes(&self.binary, &self.first, &["--keeper", "off"]))
+        *self.keeper.get_or_init(|| build::accepts(&self.binary, &self.first, &["--keeper", "off"]))
     }
 
     /// Adds `arguments` after all others.

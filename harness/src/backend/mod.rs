@@ -1,10 +1,10 @@
 //! How to start and reach a VMM. The rest of the harness does not depend on which VMM it is.
 
-mod asked;
 pub mod cpr_vmm;
 pub mod dialect;
 pub mod file_hash;
 pub mod mock;
+mod probe_process;
 pub mod qemu;
 pub mod skew;
 

@@ -1,6 +1,6 @@
 //! Checks whether this host has enough memory for a guest.
 
-use std::fs;
+use procfs::{Current, Meminfo};
 
 use super::Cell;
 use crate::scenario::Pages;
@@ -11,8 +11,7 @@ const REST: u64 = 512 << 20;
 
 /// Returns why the host has too little memory for such a guest, if so.
 pub(super) fn lacks_memory(cell: Cell) -> Option<String> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    short_of(of_the_rest(cell), available(&text)?)
+    short_of(of_the_rest(cell), Meminfo::current().ok()?.mem_available?)
 }
 
 /// Guest RAM that comes from available memory; reserved huge pages were set aside before.
@@ -32,12 +31,6 @@ fn short_of(ram: Size, available: u64) -> Option<String> {
     })
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,9 +44,6 @@ mod tests {
 
     #[test]
     fn a_guest_needs_its_ram_and_some_more() {
-        let meminfo = "MemTotal:        9999999 kB\nMemAvailable:    1048576 kB\n";
-        let available = available(meminfo);
-        assert_eq!(available, Some(1 << 30));
         assert_eq!(short_of(Size(256 << 20), 1 << 30), None);
         insta::assert_snapshot!(
             short_of(Size(1 << 30), 1 << 30).unwrap_or_default(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::need::Need;
 use super::{BugClass, InProcess};
 use crate::backend::cpr_vmm::CprVmm;
+use crate::check::Finding;
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::Case;
 
@@ -39,7 +40,7 @@ impl From<&Report> for Outcome {
             }
             Verdict::Fail(findings) => Self::Failed {
                 checks: findings.iter().map(|finding| finding.check.clone()).collect(),
-                message: findings.first().map(|f| f.message.clone()).unwrap_or_default(),
+                message: findings.first().map(Finding::first_line).unwrap_or_default(),
             },
             Verdict::Ignored(why) | Verdict::Broken(why) => Self::NotRun(why.clone()),
         }

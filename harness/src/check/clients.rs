@@ -2,6 +2,7 @@
 
 use cpr_qmp::message::Event;
 
+use super::diff::Difference;
 use super::handover::CONTINUED;
 use super::{Action, Check, Handover, Scene, revived};
 use crate::backend::AcrossExec;
@@ -56,5 +57,10 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if ours == theirs {
         return Ok(());
     }
-    Err(format!("the second client saw [{}], the first [{}]", theirs.join(" "), ours.join(" ")))
+    let difference = Difference::of(&ours, &theirs);
+    Err(format!(
+        "the second client saw other events than the first: {}\n{}",
+        difference.summary(),
+        difference.unified()
+    ))
 }

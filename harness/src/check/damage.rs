@@ -20,11 +20,11 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     // A guest that resets itself by a triple fault says so on its command line.
     let no_log = || String::new();
     let resets_so = scene.vm.cmdline.split_whitespace().any(|word| word == "end=triple");
-    look(&scene.after.page, scene.boots, if resets_so { &no_log } else { scene.log })
+    judge(&scene.after.page, scene.boots, if resets_so { &no_log } else { scene.log })
 }
 
 /// Checks the mailbox of a guest that must have booted `boots` times, and its VMM's `log`.
-pub fn look(page: &MailboxPage, boots: u32, log: &dyn Fn() -> String) -> Result<(), String> {
+pub fn judge(page: &MailboxPage, boots: u32, log: &dyn Fn() -> String) -> Result<(), String> {
     let read = || page.read().map_err(|e| format!("cannot read the mailbox: {e}"));
     let whole = poll::until(Deadline::after(WRITTEN), || match read() {
         Ok(view) if view.damage.as_ref().is_some_and(|damage| !damage.is_whole()) => None,

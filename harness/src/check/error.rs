@@ -60,7 +60,7 @@ fn of_revival(scene: &Scene<'_>, revival: &Revival) -> Result<(), String> {
     // The check `migrate_status` reports a missing error.
     let Some(error) = error.filter(|_| failed) else { return Ok(()) };
     let pids = [revival.former.pid, scene.pid()].map(|pid| pid.to_string());
-    let parts = [revival.told.reason.as_str(), &pids[0], &pids[1]];
+    let parts = [revival.event.reason.as_str(), &pids[0], &pids[1]];
     for (what, part) in ["the reason", "the former process", "the new process"].iter().zip(parts) {
         if !error.contains(part) {
             return Err(format!("the error lacks {what}, {part:?}: {error:?}"));

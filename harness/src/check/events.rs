@@ -2,6 +2,7 @@
 
 use cpr_qmp::message::Event;
 
+use super::diff::Difference;
 use super::race::Race;
 use super::{Action, Check, Ending, Handover, Scene, interrupted, revived};
 use crate::backend::AcrossExec;
@@ -36,7 +37,25 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if fits(&wanted, &seen) || fails_early(scene.action, scene.dialect.across_exec, &seen) {
         return Ok(());
     }
-    Err(format!("expected the events {}, saw {}", list(&wanted), list(&seen)))
+    Err(differ("the events", &resolved(&wanted, &seen), &seen))
+}
+
+/// The events of `wanted`, without the optional ones that were not seen.
+fn resolved<'a>(wanted: &[&'a str], seen: &[String]) -> Vec<&'a str> {
+    let event = |pattern: &&'a str| {
+        let optional = pattern.strip_prefix('[').and_then(|pattern| pattern.strip_suffix(']'));
+        match optional {
+            Some(event) => seen.iter().any(|seen| seen == event).then_some(event),
+            None => Some(*pattern),
+        }
+    };
+    wanted.iter().filter_map(event).collect()
+}
+
+/// Tells how the seen events differ from the wanted ones.
+fn differ(what: &str, wanted: &[&str], seen: &[impl AsRef<str>]) -> String {
+    let difference = Difference::of(wanted, seen);
+    format!("{what} differ: {}\n{}", difference.summary(), difference.unified())
 }
 
 /// Returns true once `events` are all the events of an action.
@@ -172,11 +191,7 @@ fn race(race: Race<'_>, across_exec: AcrossExec, seen: &[String]) -> Result<(), 
     let updates: Vec<&str> = seen.iter().map(String::as_str).filter(counted).collect();
     let wanted = UPDATE.repeat(accepted);
     if updates != wanted {
-        return Err(format!(
-            "expected the updates' events {}, saw {}",
-            list(&wanted),
-            list(&updates)
-        ));
+        return Err(differ("the updates' events", &wanted, &updates));
     }
     let count = |name: &str| seen.iter().filter(|s| *s == name).count();
     let resets = commands.iter().filter(|c| c.resets()).count();

@@ -100,8 +100,8 @@ mod tests {
         let asked = ["--incoming", "state-2"].map(str::to_owned);
         match (executed(&was, &image(words, auxv), &asked), complaint) {
             (Ok(()), None) => {}
-            (Err(told), Some(complaint)) => assert!(told.contains(complaint), "{told}"),
-            (told, _) => panic!("{told:?}"),
+            (Err(result), Some(complaint)) => assert!(result.contains(complaint), "{result}"),
+            (result, _) => panic!("{result:?}"),
         }
     }
 

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use regex::Regex;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::action::{Action, Ending};
+use super::diff::Difference;
 use super::handover::Handover;
 use crate::observe::facts::Change;
 use crate::scenario::ScenarioError;
@@ -184,7 +186,10 @@ impl Entry {
 }
 
 /// The most changes that a finding lists.
-const TOLD: usize = 8;
+const MOST: usize = 8;
+
+/// The longest value in bytes that is shown in whole.
+const LONG: usize = 80;
 
 /// Fails with those of `changes` that no expectation explains.
 pub fn judge(audit: &str, vmm: &str, moment: Moment, changes: Vec<Change>) -> Result<(), String> {
@@ -192,11 +197,41 @@ pub fn judge(audit: &str, vmm: &str, moment: Moment, changes: Vec<Change>) -> Re
     if unexplained.is_empty() {
         return Ok(());
     }
-    let mut told: Vec<_> = unexplained.iter().take(TOLD).map(Change::to_string).collect();
-    if let Some(more) = unexplained.len().checked_sub(TOLD).filter(|more| *more > 0) {
-        told.push(format!("and {more} more"));
+    let shown = unexplained.iter().take(MOST);
+    let (lines, differences): (Vec<_>, Vec<_>) = shown.map(describe).unzip();
+    let mut line = lines.join("; ");
+    if let Some(more) = unexplained.len().checked_sub(MOST).filter(|more| *more > 0) {
+        line.push_str(&format!("; and {more} more"));
     }
-    Err(told.join("; "))
+    let differences = differences.into_iter().flatten();
+    Err(std::iter::once(line).chain(differences).collect::<Vec<_>>().join("\n"))
+}
+
+/// Describes a change in one line; if the values are long, returns their difference too.
+fn describe(change: &Change) -> (String, Option<String>) {
+    let (Some(was), Some(is)) = (&change.was, &change.is) else {
+        return (change.to_string(), None);
+    };
+    if was.len().max(is.len()) <= LONG {
+        return (change.to_string(), None);
+    }
+    let difference = Difference::of(&parts(was), &parts(is));
+    let item = &change.item;
+    let line = match is.len() <= LONG {
+        true => format!("{item} changed, is {is}"),
+        false => format!("{item} changed"),
+    };
+    (line, Some(format!("{item}:\n{}", difference.unified())))
+}
+
+/// Splits a value into lines: JSON as usual, other text at its separators.
+fn parts(value: &str) -> Vec<String> {
+    if let Ok(json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(value) {
+        return format!("{json:#}").lines().map(str::to_owned).collect();
+    }
+    let fits = |separator: &&str| value.split(*separator).all(|part| part.len() <= LONG);
+    let separator = [" | ", " or "].into_iter().find(fits).unwrap_or(" ");
+    value.split(separator).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -242,6 +277,25 @@ mod tests {
         assert_eq!(left("kvm", "a", Moment::Step, vec![change("x", None)]), 1);
         assert_eq!(left("kvm", "qemu", Moment::Step, vec![change("x", None)]), 0);
         assert_eq!(all.unseen("qemu"), [""; 0]);
+    }
+
+    #[test]
+    fn long_values_are_shown_as_differences() {
+        let change = |was: &str, is: &str| {
+            let (was, is) = (Some(was.to_owned()), Some(is.to_owned()));
+            let change = Change { item: "x".to_owned(), was, is };
+            judge("none", "none", Moment::Step, vec![change]).unwrap_err()
+        };
+        assert_eq!(change("1 2", "1 3"), "x was 1 2, is 1 3");
+        let same = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        let text = change(&format!("{same} SndBuf 1"), &format!("{same} SndBuf 2"));
+        assert_eq!(text, "x changed\nx:\n  39\n  SndBuf\n- 1\n+ 2");
+        assert!(change(&same, "none").starts_with("x changed, is none\nx:\n- 0\n"));
+        let json = |last: u8| format!("{{\"list\":[\"{same}\"],\"last\":{last}}}");
+        let text = change(&json(1), &json(2));
+        let (unchanged, changed) = text.split_once("\n    ],\n").unwrap();
+        assert!(unchanged.starts_with("x changed\nx:\n") && unchanged.ends_with('…'), "{text}");
+        assert_eq!(changed, "-   \"last\": 1\n+   \"last\": 2\n  }");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::diff::Difference;
 use super::{Check, Scene};
 use crate::backend::{AcrossExec, Dialect};
 use crate::observe::fds::{Descriptor, FdTable, VM};
@@ -21,7 +22,7 @@ const OF_KEEPER: &str = "/memfd:cpr-";
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
-    settled(scene, |now| {
+    poll_table(scene, |now| {
         let recreated = Recreated {
             ram,
             dialect: scene.dialect,
@@ -29,7 +30,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             keeper: (scene.vm.keeper == Some(Keeper::On)).then_some(scene.after.executable.inode),
         };
         let differences = compare(&before.fds, scene.fds_of_build, now, recreated);
-        if differences.is_empty() { Ok(()) } else { Err(differences.join("; ")) }
+        if differences.is_empty() { Ok(()) } else { Err(describe(&differences)) }
     })
     .map(|judged| {
         // The next step is compared with the table that passed, not with the unsettled one.
@@ -37,9 +38,42 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     })
 }
 
+/// A difference between two descriptor tables.
+#[derive(Debug)]
+struct Changed {
+    /// What differs.
+    text: String,
+    /// The row of the first table.
+    was: Option<String>,
+    /// The row of the second table.
+    is: Option<String>,
+}
+
+/// Describes one difference in a line, and shows several as rows that are gone or new.
+fn describe(differences: &[Changed]) -> String {
+    match differences {
+        [only] => only.text.clone(),
+        all => {
+            let rows = |row: fn(&Changed) -> &Option<String>| -> Vec<&String> {
+                all.iter().filter_map(|change| row(change).as_ref()).collect()
+            };
+            let rows = Difference::of(&rows(|change| &change.was), &rows(|change| &change.is));
+            let text = all.first().map_or("", |change| &change.text);
+            format!("{} differences, the first: {text}\n{}", all.len(), rows.unified())
+        }
+    }
+}
+
+/// A descriptor with everything that is compared.
+fn row(fd: &Descriptor) -> String {
+    let close_on_exec = if fd.close_on_exec { " cloexec" } else { "" };
+    let Descriptor { inode: (_, inode), flags, offset, .. } = fd;
+    format!("{fd} inode {inode} flags {flags:o}{close_on_exec} offset {offset}")
+}
+
 /// Polls the descriptor table until `look` accepts it. Returns the accepted table unless it is the
 /// observation's own; fails with the last complaint at the deadline.
-pub(super) fn settled(
+pub(super) fn poll_table(
     scene: &Scene<'_>,
     look: impl Fn(&FdTable) -> Result<(), String>,
 ) -> Result<Option<FdTable>, String> {
@@ -88,7 +122,7 @@ fn compare(
     then: Option<&FdTable>,
     after: &FdTable,
     recreated: Recreated,
-) -> Vec<String> {
+) -> Vec<Changed> {
     let Recreated { ram, dialect, .. } = recreated;
     let mut differences = Vec::new();
     let rebuilt = |fd: &Descriptor| recreated.has(fd);
@@ -103,12 +137,24 @@ fn compare(
     let (old, new) = (kept(before), kept(after));
     for fd in old.values() {
         match new.get(&fd.number) {
-            None => differences.push(format!("descriptor {fd} is gone")),
-            Some(now) => differences.extend(changed(fd, now, Some(fd.number) == ram)),
+            None => differences.push(Changed {
+                text: format!("descriptor {fd} is gone"),
+                was: Some(row(fd)),
+                is: None,
+            }),
+            Some(now) => {
+                let text = changed(fd, now, Some(fd.number) == ram);
+                let (was, is) = (Some(row(fd)), Some(row(now)));
+                differences.extend(text.map(|text| Changed { text, was, is }));
+            }
         }
     }
     let more = new.values().filter(|fd| !old.contains_key(&fd.number));
-    differences.extend(more.map(|fd| format!("descriptor {fd} is new")));
+    differences.extend(more.map(|fd| Changed {
+        text: format!("descriptor {fd} is new"),
+        was: None,
+        is: Some(row(fd)),
+    }));
 
     // Descriptors that a new process image creates have no identity: only their kinds and numbers
     // must agree, and only within one build, since another build may need more or fewer.
@@ -121,7 +167,12 @@ fn compare(
         let count = |table: &BTreeMap<String, usize>| table.get(kind).copied().unwrap_or(0);
         let (was, is) = (count(&old), count(&new));
         if was != is {
-            differences.push(format!("there were {was} descriptors {kind}, now {is}"));
+            let row = |count: usize| (count > 0).then(|| format!("{count} {kind}"));
+            differences.push(Changed {
+                text: format!("there were {was} descriptors {kind}, now {is}"),
+                was: row(was),
+                is: row(is),
+            });
         }
     }
     differences
@@ -186,6 +237,10 @@ mod tests {
         }
     }
 
+    fn texts(differences: &[Changed]) -> String {
+        differences.iter().map(|change| change.text.as_str()).collect::<Vec<_>>().join("; ")
+    }
+
     fn recreated(ram: Option<i32>) -> Recreated {
         Recreated { ram, dialect: DIALECT, keeper: None }
     }
@@ -196,7 +251,7 @@ mod tests {
         let after = [fd(8, "/memfd:cpr-commit", 4), fd(9, "/vmm", 2), fd(7, "/log", 3)];
         let on = Recreated { keeper: Some((1, 2)), ..recreated(None) };
         let look = |after: &[Descriptor], recreated| {
-            compare(&before, Some(&before), &table(after), recreated).join("; ")
+            texts(&compare(&before, Some(&before), &table(after), recreated))
         };
         assert_eq!(look(&after, on), "");
         let leaked = [&after[..], &[fd(5, "/memfd:cpr-commit", 1)]].concat();
@@ -210,7 +265,7 @@ mod tests {
 
     fn differences(before: &[Descriptor], after: &[Descriptor]) -> String {
         let before = table(before);
-        compare(&before, Some(&before), &table(after), recreated(Some(3))).join("; ")
+        texts(&compare(&before, Some(&before), &table(after), recreated(Some(3))))
     }
 
     #[rstest]
@@ -239,13 +294,8 @@ mod tests {
         let after = [fd(3, "/memfd:ram", 1), fd(8, "/log", 2), socket(4, 9, "/qmp")];
         let look = |after: &[Descriptor]| {
             let before = table(&before);
-            compare(
-                &before,
-                Some(&before),
-                &table(after),
-                Recreated { dialect, ..recreated(Some(3)) },
-            )
-            .join("; ")
+            let recreated = Recreated { dialect, ..recreated(Some(3)) };
+            texts(&compare(&before, Some(&before), &table(after), recreated))
         };
         assert_eq!(look(&after), "");
         let leaked = [&after[..], &[fd(9, "/log", 2)]].concat();
@@ -257,12 +307,12 @@ mod tests {
     fn recreated_descriptors_of_another_build_are_not_compared() {
         let event = |number| fd(number, "anon_inode:[eventfd]", number as u64);
         let (before, after) = (table(&[event(5), event(6)]), table(&[event(5)]));
-        let look = |then| compare(&before, then, &after, recreated(None)).join("; ");
+        let look = |then| texts(&compare(&before, then, &after, recreated(None)));
         assert_eq!(look(None), "");
         assert_eq!(look(Some(&after)), "");
         let leaked = "there were 2 descriptors anon_inode:[eventfd], now 1";
         assert_eq!(look(Some(&before)), leaked);
-        let lost = compare(&table(&[fd(4, "/log", 1)]), None, &after, recreated(None)).join("; ");
+        let lost = texts(&compare(&table(&[fd(4, "/log", 1)]), None, &after, recreated(None)));
         assert_eq!(lost, "descriptor 4 -> /log is gone");
     }
 
@@ -286,6 +336,12 @@ mod tests {
             fd(9, "/c", 8),
             fd(10, "/d", 9),
         ];
-        insta::assert_snapshot!(differences(&before, &after).replace("; ", "\n"));
+        let (before, after) = (table(&before), table(&after));
+        let all = compare(&before, Some(&before), &after, recreated(Some(3)));
+        insta::assert_snapshot!(format!(
+            "{}\n\n{}",
+            texts(&all).replace("; ", "\n"),
+            describe(&all)
+        ));
     }
 }

@@ -21,12 +21,12 @@ pub const CHECK: Check = Check {
 const STATE: &str = "state-";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    let mut seen = look(scene, &scene.after.files);
+    let mut seen = judge(scene, &scene.after.files);
     if seen.is_err() {
         // The PID file may be written after the event that announces the new process.
         poll::until(Deadline::after(scene.patience.settle), || {
             let facts = file_facts::of_vm(scene.work, scene.files);
-            seen = look(scene, &facts);
+            seen = judge(scene, &facts);
             scene.settled.borrow_mut().files = Some(facts).filter(|_| seen.is_ok());
             seen.is_ok().then_some(())
         });
@@ -34,7 +34,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     seen
 }
 
-fn look(scene: &Scene<'_>, now: &Facts) -> Result<(), String> {
+fn judge(scene: &Scene<'_>, now: &Facts) -> Result<(), String> {
     check_invariants(scene)?;
     let Some(before) = scene.before else { return Ok(()) };
     scene.audit(CHECK.name, before.files.changes(now))

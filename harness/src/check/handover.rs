@@ -38,7 +38,7 @@ pub struct Revival {
     /// Its keepers when it died; empty: not known.
     pub keepers: Vec<Stat>,
     /// The data of the event.
-    pub told: Continued,
+    pub event: Continued,
     /// Time from the death of the former process until every vCPU sent a heartbeat again; `None`
     /// for a stopped guest, or if a vCPU sent none.
     pub beat: Option<Duration>,

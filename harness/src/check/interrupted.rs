@@ -1,6 +1,7 @@
 //! Checks the events of an interrupted update: all of the update's own, and the interruption's
 //! event once, in a place where it may occur.
 
+use super::diff::Difference;
 use crate::scenario::Interruption;
 
 /// Checks that `seen` is a valid sequence for an update of a guest that `ran`, interrupted by
@@ -10,9 +11,14 @@ pub fn check(with: Interruption, early: bool, ran: bool, seen: &[String]) -> Res
     if allowed.iter().any(|sequence| sequence == seen) {
         return Ok(());
     }
-    let tell = |sequence: &Vec<&str>| format!("[{}]", sequence.join(" "));
-    let allowed: Vec<String> = allowed.iter().map(tell).collect();
-    Err(format!("expected the events {}, saw [{}]", allowed.join(" or "), seen.join(" ")))
+    let differences = allowed.iter().map(|sequence| Difference::of(sequence, seen));
+    let Some(closest) = differences.min_by_key(Difference::count) else { return Ok(()) };
+    Err(format!(
+        "the events differ from the closest of {} valid orders: {}\n{}",
+        allowed.len(),
+        closest.summary(),
+        closest.unified()
+    ))
 }
 
 fn sequences(with: Interruption, early: bool, ran: bool) -> Vec<Vec<&'static str>> {

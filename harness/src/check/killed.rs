@@ -49,14 +49,14 @@ pub fn check(killed: &Killed<'_>) -> Result<(), String> {
         (quiet == 2).then_some(())
     });
     if !left.is_empty() {
-        let told: Vec<String> =
+        let listed: Vec<String> =
             left.iter().map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
         for process in &left {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         return Err(format!(
             "{limit:?} after {by} to process {pid} it still has processes: {}",
-            told.join(", ")
+            listed.join(", ")
         ));
     }
     let silent =

@@ -10,7 +10,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if !scene.kvm {
         return Ok(());
     }
-    fds::settled(scene, |now| match now.count(VM) {
+    fds::poll_table(scene, |now| match now.count(VM) {
         1 => Ok(()),
         n => Err(format!("the VMM holds {n} KVM VMs, expected exactly one")),
     })

@@ -11,8 +11,8 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    let before = scene.before.and_then(|before| before.standing.as_ref());
-    if let (Some(before), Some(after)) = (before, &scene.after.standing) {
+    let before = scene.before.and_then(|before| before.stopped_kvm.as_ref());
+    if let (Some(before), Some(after)) = (before, &scene.after.stopped_kvm) {
         scene.audit("kvm", before.changes(after))?;
     }
     match &scene.after.crossing {

@@ -20,7 +20,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     // A keeper may have to act at any time, so its state memfd stays open.
     let ready = usize::from(scene.vm.keeper == Some(Keeper::On));
-    fds::settled(scene, |now| {
+    fds::poll_table(scene, |now| {
         let mut states = now.iter().filter(|fd| fd.target.starts_with(handover.state));
         let left = states.nth(ready);
         left.map_or(Ok(()), |fd| Err(format!("the state's memfd is still open: descriptor {fd}")))

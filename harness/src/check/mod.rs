@@ -5,6 +5,7 @@ pub mod blackout;
 pub mod clients;
 pub mod conversation;
 pub mod damage;
+pub mod diff;
 pub mod error;
 pub mod events;
 pub mod exec;
@@ -30,12 +31,12 @@ pub mod progress;
 pub mod queries;
 pub mod race;
 pub mod ram;
+pub mod reported;
 pub mod revived;
 pub mod run_state;
 pub mod scene;
 pub mod startup;
 pub mod threads;
-pub mod told;
 
 use std::fmt;
 
@@ -50,7 +51,7 @@ pub use scene::{Scene, Settled};
 pub struct Finding {
     /// The name of the check.
     pub check: String,
-    /// What is wrong, in one line.
+    /// What is wrong, in one line; where lists differ, followed by their difference.
     pub message: String,
 }
 
@@ -59,6 +60,16 @@ impl Finding {
     pub fn new(check: &str, message: impl Into<String>) -> Self {
         debug_assert!(names().any(|known| known == check), "{check} is missing in OTHERS");
         Self { check: check.to_owned(), message: message.into() }
+    }
+
+    /// The check and the first line of the message.
+    pub fn summary(&self) -> String {
+        format!("{}: {}", self.check, self.first_line())
+    }
+
+    /// The first line of the message.
+    pub fn first_line(&self) -> String {
+        self.message.lines().next().unwrap_or_default().to_owned()
     }
 }
 
@@ -88,7 +99,7 @@ pub const ALL: &[Check] = &[
     events::CHECK,
     clients::CHECK,
     conversation::CHECK,
-    told::CHECK,
+    reported::CHECK,
     run_state::CHECK,
     migrate_status::CHECK,
     queries::CHECK,

@@ -31,7 +31,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Revived => "cost the VMM its process",
                 Expect::Any | Expect::Survives | Expect::Ended => "end",
             };
-            Err(format!("the update should {wanted}; it {}", tell(ending)))
+            Err(format!("the update should {wanted}; it {}", describe(ending)))
         }
         Action::Race { commands, accepted } => {
             let asked = commands.iter().filter(|c| **c == RaceCommand::Migrate).count();
@@ -50,7 +50,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 let wanted = if cancelled { "be refused as cancelled" } else { "succeed" };
                 Err(format!(
                     "the update that {with:?} interrupted should {wanted}; it {}",
-                    tell(ending)
+                    describe(ending)
                 ))
             }
         },
@@ -58,7 +58,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
 }
 
-fn tell(ending: &Ending) -> String {
+fn describe(ending: &Ending) -> String {
     match ending {
         Ending::Completed => "succeeded".into(),
         Ending::Refused(error) => format!("was refused: {error}"),

@@ -23,25 +23,25 @@ const STANDARD: i32 = 2;
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     // Threads and descriptors may still be going away.
-    let mut seen = look(scene, &scene.after.facts, &scene.after.fds);
+    let mut seen = judge(scene, &scene.after.facts, &scene.after.fds);
     if seen.is_err() {
         poll::until(Deadline::after(scene.patience.settle), || {
-            seen = again(scene);
+            seen = judge_again(scene);
             seen.is_ok().then_some(())
         });
     }
     seen
 }
 
-fn again(scene: &Scene<'_>) -> Result<(), String> {
+fn judge_again(scene: &Scene<'_>) -> Result<(), String> {
     let fds = FdTable::read(scene.pid()).map_err(|e| e.to_string())?;
     let facts = process_facts::read(scene.pid(), &fds);
-    look(scene, &facts, &fds)?;
+    judge(scene, &facts, &fds)?;
     scene.settled.borrow_mut().process = Some(facts);
     Ok(())
 }
 
-fn look(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
+fn judge(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     check_invariants(scene, now, fds)?;
     let Some(before) = scene.before else { return Ok(()) };
     let names = names(scene);

@@ -27,12 +27,12 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if others.is_empty() {
         return Ok(());
     }
-    let told: Vec<String> =
+    let listed: Vec<String> =
         others.iter().map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
     Err(format!(
         "besides process {} the VM has unexpected processes: {}",
         scene.pid(),
-        told.join(", ")
+        listed.join(", ")
     ))
 }
 

@@ -17,7 +17,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if !scene.run_state.is_running() {
         return stands_still(scene);
     }
-    goes_on(&scene.after.page, scene.vm.cpus, scene.patience.beat)?;
+    continues(&scene.after.page, scene.vm.cpus, scene.patience.beat)?;
     let limit = scene.patience.revival;
     match scene.handover.revival().and_then(|revival| revival.beat) {
         Some(beat) if beat > limit => Err(format!(
@@ -28,7 +28,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 }
 
 /// Waits up to `limit` for the next heartbeat of each of `cpus` vCPUs.
-pub fn goes_on(page: &MailboxPage, cpus: u32, limit: Duration) -> Result<(), String> {
+pub fn continues(page: &MailboxPage, cpus: u32, limit: Duration) -> Result<(), String> {
     let mut start: Option<View> = None;
     let mut last = None;
     let moved = poll::until(Deadline::after(limit), || {

@@ -32,12 +32,12 @@ impl Race<'_> {
 
     /// Checks the events of a VMM that is still running.
     pub fn survived(&self, seen: &[String]) -> Result<(), String> {
-        let told = self.follow(seen)?;
-        if told.updates != self.accepted || !told.pending.is_empty() {
+        let progress = self.follow(seen)?;
+        if progress.updates != self.accepted || !progress.pending.is_empty() {
             return Err(format!("{} updates were accepted, saw {}", self.accepted, list(seen)));
         }
-        if told.runs != self.runs_in_the_end() {
-            let must = if told.runs { "stopped" } else { "running" };
+        if progress.runs != self.runs_in_the_end() {
+            let must = if progress.runs { "stopped" } else { "running" };
             return Err(format!("the guest must be {must} at the end, saw {}", list(seen)));
         }
         Ok(())
@@ -47,11 +47,11 @@ impl Race<'_> {
     /// except that the end may overtake an update's last event, and a guest may end its VMM in the
     /// middle of one.
     pub fn ended(&self, seen: &[String]) -> Result<(), String> {
-        let told = self.follow(seen)?;
+        let progress = self.follow(seen)?;
         let by_guest = self.commands.contains(&RaceCommand::GuestExit);
         let fits = match by_guest {
-            true => told.updates <= self.count(RaceCommand::Migrate),
-            false => told.updates == self.accepted && told.pending.len() <= 1,
+            true => progress.updates <= self.count(RaceCommand::Migrate),
+            false => progress.updates == self.accepted && progress.pending.len() <= 1,
         };
         if fits {
             return Ok(());
@@ -59,42 +59,42 @@ impl Race<'_> {
         Err(format!("{} updates were accepted before the end, saw {}", self.accepted, list(seen)))
     }
 
-    fn follow(&self, seen: &[String]) -> Result<Told, String> {
-        let mut told = Told { updates: 0, pending: VecDeque::new(), runs: self.ran };
+    fn follow(&self, seen: &[String]) -> Result<Progress, String> {
+        let mut progress = Progress { updates: 0, pending: VecDeque::new(), runs: self.ran };
         let (mut stops, mut conts) = (self.count(RaceCommand::Stop), self.count(RaceCommand::Cont));
         // The last event of an update may come after that of the next command.
         for event in seen.iter().map(String::as_str) {
-            let between = told.pending.len() <= 1;
+            let between = progress.pending.len() <= 1;
             match event {
                 // Counted elsewhere; a reset may come anywhere.
                 "RESET" | "SHUTDOWN" => {}
-                "MIGRATION(setup)" if told.pending.is_empty() => {
-                    told.updates += 1;
-                    told.pending = update(told.runs).into_iter().skip(1).collect();
+                "MIGRATION(setup)" if progress.pending.is_empty() => {
+                    progress.updates += 1;
+                    progress.pending = update(progress.runs).into_iter().skip(1).collect();
                 }
-                event if told.pending.front() == Some(&event) => {
-                    told.pending.pop_front();
-                    told.runs = match event {
+                event if progress.pending.front() == Some(&event) => {
+                    progress.pending.pop_front();
+                    progress.runs = match event {
                         "STOP" => false,
                         "RESUME" => true,
-                        _ => told.runs,
+                        _ => progress.runs,
                     };
                 }
-                "STOP" if told.runs && stops > 0 && between => {
-                    (stops, told.runs) = (stops - 1, false)
+                "STOP" if progress.runs && stops > 0 && between => {
+                    (stops, progress.runs) = (stops - 1, false)
                 }
-                "RESUME" if !told.runs && conts > 0 && between => {
-                    (conts, told.runs) = (conts - 1, true);
+                "RESUME" if !progress.runs && conts > 0 && between => {
+                    (conts, progress.runs) = (conts - 1, true);
                 }
                 other => return Err(format!("unexpected {other} in {}", list(seen))),
             }
         }
-        Ok(told)
+        Ok(progress)
     }
 }
 
 /// State derived from the events so far.
-struct Told {
+struct Progress {
     /// Number of updates that have begun.
     updates: usize,
     /// Events of the last update that are still to come.
@@ -116,12 +116,12 @@ mod tests {
     const RAN: &str = "setup STOP active device RESUME completed";
     const STOOD: &str = "setup active device completed";
 
-    fn full(told: &str) -> Vec<String> {
+    fn full(labels: &str) -> Vec<String> {
         let full = |event: &str| match event.starts_with(char::is_lowercase) {
             true => format!("MIGRATION({event})"),
             false => event.to_owned(),
         };
-        told.split_whitespace().map(full).collect()
+        labels.split_whitespace().map(full).collect()
     }
 
     #[rstest]

@@ -147,11 +147,11 @@ mod tests {
 
     #[test]
     fn no_update_fails_outside_an_update() {
-        let told = |seen: &[&str]| {
+        let accepted = |seen: &[&str]| {
             let seen: Vec<String> = seen.iter().map(|event| (*event).to_owned()).collect();
             check(&Action::Killed { in_update: false }, true, &seen).is_ok()
         };
-        assert!(told(&[CONTINUED]));
-        assert!(!told(&[CONTINUED, FAILED]));
+        assert!(accepted(&[CONTINUED]));
+        assert!(!accepted(&[CONTINUED, FAILED]));
     }
 }

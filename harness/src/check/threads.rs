@@ -1,7 +1,9 @@
 //! Checks that the VMM has only known threads, and that QMP names those of the vCPUs.
 
 use std::collections::BTreeMap;
-use std::fs;
+
+use procfs::ProcResult;
+use procfs::process::{Process, Task};
 
 use super::{Check, Scene};
 use crate::observe::poll::{self, Deadline};
@@ -15,18 +17,18 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    let mut wrong = look(scene);
+    let mut wrong = judge(scene);
     if wrong.is_err() {
         // A thread that is no longer needed may still be exiting.
         poll::until(Deadline::after(scene.patience.settle), || {
-            wrong = look(scene);
+            wrong = judge(scene);
             wrong.is_ok().then_some(())
         });
     }
     wrong
 }
 
-fn look(scene: &Scene<'_>) -> Result<(), String> {
+fn judge(scene: &Scene<'_>) -> Result<(), String> {
     let mut threads = threads(scene.pid());
     let wanted = scene.vm.cpus as usize;
     let cpus = &scene.after.cpus;
@@ -61,11 +63,10 @@ fn look(scene: &Scene<'_>) -> Result<(), String> {
 
 /// The names of the threads of process `pid`, by TID.
 fn threads(pid: i32) -> BTreeMap<i64, String> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let thread = |entry: fs::DirEntry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let name = fs::read(entry.path().join("comm")).ok()?;
-        Some((number, String::from_utf8_lossy(&name).trim_end().to_owned()))
+    let tasks = Process::new(pid).and_then(|process| process.tasks());
+    let thread = |task: ProcResult<Task>| {
+        let task = task.ok()?;
+        Some((task.tid.into(), task.stat().ok()?.comm))
     };
-    entries.filter_map(thread).collect()
+    tasks.into_iter().flatten().filter_map(thread).collect()
 }

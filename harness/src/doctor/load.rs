@@ -1,6 +1,6 @@
 //! Examines other load on the host, which distorts every measurement.
 
-use std::fs;
+use procfs::{Current, LoadAverage};
 
 use super::Finding;
 use crate::observe::process;
@@ -12,18 +12,16 @@ fn of_a_case() -> String {
 
 /// Examines the load and looks for VMs of other runs.
 pub fn examine() -> Vec<Finding> {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = LoadAverage::current().map_or(0.0, |load| load.one);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let vms = process::with_environment(of_a_case().as_bytes()).unwrap_or_default();
     let pids: Vec<i32> = vms.iter().map(|vm| vm.pid).collect();
-    vec![of_load(&load, cpus), of_vms(&pids)]
+    vec![of_load(load, cpus), of_vms(&pids)]
 }
 
-fn of_load(loadavg: &str, cpus: usize) -> Finding {
-    let load: f64 =
-        loadavg.split_ascii_whitespace().next().and_then(|l| l.parse().ok()).unwrap_or(0.0);
+fn of_load(load: f32, cpus: usize) -> Finding {
     let seen = format!("{load:.2} on {cpus} CPUs in the last minute");
-    match load > cpus as f64 {
+    match load > cpus as f32 {
         true => Finding::limited("load", seen, "measure (bench) when the host is idle"),
         false => Finding::good("load", seen),
     }
@@ -47,8 +45,8 @@ mod tests {
 
     #[test]
     fn reports_a_busy_host_and_running_vms() {
-        assert_eq!(of_load("2.01 1.0 1.0 1/2 3\n", 2).health, Health::Limited);
-        assert_eq!(of_load("0.50 1.0 1.0 1/2 3\n", 2).health, Health::Good);
+        assert_eq!(of_load(2.01, 2).health, Health::Limited);
+        assert_eq!(of_load(0.5, 2).health, Health::Good);
         assert_eq!(of_vms(&[]).health, Health::Good);
         assert_eq!(of_vms(&[7, 9]).seen, "2 running: PID 7, 9");
     }

@@ -1,6 +1,6 @@
 //! Examines RAM and huge pages.
 
-use std::fs;
+use procfs::{Current, Meminfo};
 
 use super::Finding;
 use crate::backend::Backend;
@@ -12,20 +12,18 @@ const ENOUGH: u64 = 2 << 30;
 
 /// Examines RAM and huge pages for `backend`.
 pub fn examine(backend: &dyn Backend) -> Vec<Finding> {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = Meminfo::current().ok().and_then(|memory| memory.mem_available);
     let reserved = reserved_bytes();
-    vec![available(&meminfo), transparent(no_shared_huge_pages(backend)), of_reserve(reserved)]
+    vec![available(memory), transparent(no_shared_huge_pages(backend)), of_reserve(reserved)]
 }
 
-fn available(meminfo: &str) -> Finding {
-    let field = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = field.and_then(|f| f.split_ascii_whitespace().next()?.parse::<u64>().ok());
-    let Some(kib) = kib else {
+fn available(bytes: Option<u64>) -> Finding {
+    let Some(bytes) = bytes else {
         let advice = "mount /proc: nothing can be observed without it";
         return Finding::missing("RAM", "/proc/meminfo lacks MemAvailable", advice);
     };
-    let seen = format!("{} MiB available", kib >> 10);
-    match kib << 10 < ENOUGH {
+    let seen = format!("{} MiB available", bytes >> 20);
+    match bytes < ENOUGH {
         true => Finding::limited("RAM", seen, "run with --jobs 1, and exclude big guests"),
         false => Finding::good("RAM", seen),
     }
@@ -62,11 +60,15 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case("MemTotal: 9 kB\nMemAvailable:   20000000 kB\n", Health::Good, "19531 MiB available")]
-    #[case("MemAvailable: 1000000 kB\n", Health::Limited, "976 MiB available")]
-    #[case("", Health::Missing, "lacks MemAvailable")]
-    fn available_memory_decides(#[case] text: &str, #[case] health: Health, #[case] seen: &str) {
-        let finding = available(text);
+    #[case(Some(20_000_000 << 10), Health::Good, "19531 MiB available")]
+    #[case(Some(1_000_000 << 10), Health::Limited, "976 MiB available")]
+    #[case(None, Health::Missing, "lacks MemAvailable")]
+    fn available_memory_decides(
+        #[case] bytes: Option<u64>,
+        #[case] health: Health,
+        #[case] seen: &str,
+    ) {
+        let finding = available(bytes);
         assert_eq!(finding.health, health);
         assert!(finding.seen.contains(seen), "{finding:?}");
     }

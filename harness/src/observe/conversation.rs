@@ -21,7 +21,7 @@ pub struct Conversation {
     asked: VecDeque<u64>,
     /// The timestamp of the newest event, also of earlier connections: the VMM's clock is the same.
     newest: Option<Timestamp>,
-    wrong: Vec<String>,
+    violations: Vec<String>,
 }
 
 impl Conversation {
@@ -37,8 +37,8 @@ impl Conversation {
     }
 
     /// The violations found so far.
-    pub fn wrong(&self) -> &[String] {
-        &self.wrong
+    pub fn violations(&self) -> &[String] {
+        &self.violations
     }
 
     /// Parses a line that arrived `now`, including its line end; the error says why it is invalid.
@@ -86,26 +86,26 @@ impl Conversation {
 
     fn stamped(&mut self, stamp: Timestamp, now: SystemTime, name: &str) {
         let Timestamp { seconds, microseconds } = stamp;
-        let told = format!("the timestamp {seconds} s {microseconds} us of {name}");
+        let timestamp = format!("the timestamp {seconds} s {microseconds} us of {name}");
         let (Ok(whole), Ok(micros @ ..1_000_000)) =
             (u64::try_from(seconds), u64::try_from(microseconds))
         else {
-            return self.complain(format!("{told} is invalid"));
+            return self.complain(format!("{timestamp} is invalid"));
         };
         let then = Duration::from_secs(whole) + Duration::from_micros(micros);
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         if now.saturating_sub(then) > LATE || then.saturating_sub(now) > EARLY {
-            self.complain(format!("{told} is far from its arrival time, {now:?}"));
+            self.complain(format!("{timestamp} is far from its arrival time, {now:?}"));
         }
         if let Some(newest) = self.newest.filter(|newest| *newest > stamp) {
-            self.complain(format!("{told} is before that of an earlier event, {newest:?}"));
+            self.complain(format!("{timestamp} is before that of an earlier event, {newest:?}"));
         }
         self.newest = self.newest.max(Some(stamp));
     }
 
     fn complain(&mut self, why: String) {
-        if self.wrong.len() < KEPT {
-            self.wrong.push(why);
+        if self.violations.len() < KEPT {
+            self.violations.push(why);
         }
     }
 }
@@ -130,14 +130,14 @@ mod tests {
     }
 
     /// The violations in these lines, which answer the requests 1 to 3 and arrive in second 1000.
-    fn wrong(lines: &[String]) -> String {
+    fn violations(lines: &[String]) -> String {
         let mut conversation = Conversation::default();
         (1..=3).for_each(|id| conversation.ask(id));
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         for line in lines {
             let _ = conversation.line(line.as_bytes(), now);
         }
-        conversation.wrong().join("\n")
+        conversation.violations().join("\n")
     }
 
     fn ended(lines: &[&str]) -> Vec<String> {
@@ -154,7 +154,7 @@ mod tests {
             two,
             two,
         ];
-        assert_eq!(wrong(&ended(&lines)), "");
+        assert_eq!(violations(&ended(&lines)), "");
     }
 
     #[rstest]
@@ -172,14 +172,18 @@ mod tests {
     #[case::past(&[event!(939, 0)], "far from its arrival time")]
     #[case::back(&[event!(1000, 5), event!(1000, 4)], "before that of an earlier event")]
     fn reports_each_violation(#[case] lines: &[&str], #[case] why: &str) {
-        let told = wrong(&ended(lines));
-        assert!(told.contains(why) && told.lines().count() == 1, "{told}");
+        let violation = violations(&ended(lines));
+        assert!(violation.contains(why) && violation.lines().count() == 1, "{violation}");
     }
 
     #[test]
     fn checks_line_ends_and_the_order_of_the_greeting() {
-        assert!(wrong(&[format!("{GREETING}\n")]).starts_with("a line must end with CR and LF"));
-        assert!(wrong(&[format!("{}\r\n", event!(1000, 0))]).starts_with("before the greeting"));
+        assert!(
+            violations(&[format!("{GREETING}\n")]).starts_with("a line must end with CR and LF")
+        );
+        assert!(
+            violations(&[format!("{}\r\n", event!(1000, 0))]).starts_with("before the greeting")
+        );
     }
 
     #[test]
@@ -191,7 +195,7 @@ mod tests {
             }
             conversation.ask(7);
             let _ = conversation.line(format!("{text}\r\n").as_bytes(), SystemTime::now());
-            conversation.wrong().len()
+            conversation.violations().len()
         };
         assert_eq!(line(GREETING, false), 0);
         assert_eq!(line(GREETING, true), 0);

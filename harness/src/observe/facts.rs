@@ -84,7 +84,7 @@ mod tests {
         };
         let before = facts(&[("a", "1"), ("b", ""), ("same", "0")]);
         let after = facts(&[("a", "2"), ("c", "3"), ("same", "0")]);
-        let told: Vec<_> = before.changes(&after).iter().map(Change::to_string).collect();
-        assert_eq!(told, ["a was 1, is 2", "b was empty, is not there", "c was not there, is 3"]);
+        let lines: Vec<_> = before.changes(&after).iter().map(Change::to_string).collect();
+        assert_eq!(lines, ["a was 1, is 2", "b was empty, is not there", "c was not there, is 3"]);
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::{fs, io};
+
+use procfs::process::Process;
 
 use super::proc_error::ProcError;
 
@@ -38,6 +41,7 @@ impl Descriptor {
     fn read(pid: i32, number: i32, sockets: &UnixSockets) -> io::Result<Self> {
         let link = format!("/proc/{pid}/fd/{number}");
         let target = fs::read_link(&link)?.to_string_lossy().into_owned();
+        // `procfs` does not parse it.
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
         let meta = fs::metadata(&link)?;
         let field = |name: &str| {
@@ -115,13 +119,9 @@ type UnixSockets = BTreeMap<u64, String>;
 
 /// The Unix sockets in the network namespace of `pid`; accepted ones have their listener's path.
 fn unix_sockets(pid: i32) -> UnixSockets {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
-    let socket = |line: &str| {
-        let mut words = line.split_ascii_whitespace().skip(6);
-        let inode = words.next()?.parse().ok()?;
-        Some((inode, words.next().unwrap_or_default().to_owned()))
-    };
-    text.lines().skip(1).filter_map(socket).collect()
+    let sockets = Process::new(pid).and_then(|process| process.unix()).unwrap_or_default();
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    sockets.into_iter().map(|s| (s.inode, s.path.map_or_else(String::new, path))).collect()
 }
 
 impl fmt::Display for FdTable {

@@ -27,7 +27,7 @@ fn read<'a>(folder: &Path, named: impl IntoIterator<Item = &'a Path>, growing: &
     for path in named {
         if !path.starts_with(folder) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            tell(&name, path, growing, &mut facts);
+            read_file(&name, path, growing, &mut facts);
         }
     }
     facts
@@ -38,14 +38,14 @@ fn walk(root: &Path, folder: &Path, growing: &[&Path], facts: &mut Facts) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-        tell(&name, &path, growing, facts);
+        read_file(&name, &path, growing, facts);
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             walk(root, &path, growing, facts);
         }
     }
 }
 
-fn tell(name: &str, path: &Path, growing: &[&Path], facts: &mut Facts) {
+fn read_file(name: &str, path: &Path, growing: &[&Path], facts: &mut Facts) {
     let Ok(meta) = fs::symlink_metadata(path) else { return };
     facts.insert(format!("{name} mode"), format!("{:o}", meta.mode() & 0o7777));
     facts.insert(format!("{name} owner"), format!("{}:{}", meta.uid(), meta.gid()));

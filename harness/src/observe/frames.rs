@@ -2,22 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use memmap2::{Advice, MmapOptions};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use procfs::process::{MemoryPageFlags, PageInfo};
 
 use super::mailbox::MAILBOX_GPA;
 use super::maps::Mapping;
 
 const PAGE: u64 = 4096;
-const PRESENT: u64 = 1 << 63;
-const FRAME_BITS: u64 = (1 << 55) - 1;
 
 /// Frame numbers by offset in RAM; empty where the host does not show them.
 pub type Frames = BTreeMap<u64, u64>;
@@ -40,20 +36,17 @@ pub fn sample_file(path: &Path, bytes: u64, wanted: u64) -> Option<Frames> {
         return None;
     }
     let pagemap = File::open("/proc/self/pagemap").ok()?;
-    let length = NonZeroUsize::new(usize::try_from(bytes).ok()?)?;
-    // SAFETY: a new mapping of a file, at an address of the kernel's choice, which nothing reads.
-    let base = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) };
-    let base = base.ok()?;
+    let length = usize::try_from(bytes).ok()?;
+    let memory = MmapOptions::new().len(length).map_raw_read_only(&file).ok()?;
     let seen = |offset: u64| {
-        // SAFETY: inside the mapping.
-        let at = unsafe { base.byte_add(offset as usize) };
-        is_resident(at).then(|| populate(at)).flatten()?;
-        Some((offset, frame(&pagemap, at.as_ptr().addr() as u64)?))
+        let at = memory.as_mut_ptr().wrapping_add(usize::try_from(offset).ok()?);
+        if !is_resident(at) {
+            return None;
+        }
+        memory.advise_range(Advice::PopulateRead, offset as usize, PAGE as usize).ok()?;
+        Some((offset, frame(&pagemap, at.addr() as u64)?))
     };
-    let frames = offsets(0, bytes, bytes, wanted).chain([MAILBOX_GPA]).filter_map(seen).collect();
-    // SAFETY: our own mapping, of this length, to which there is no reference.
-    let _ = unsafe { munmap(base, length.get()) };
-    Some(frames)
+    Some(offsets(0, bytes, bytes, wanted).chain([MAILBOX_GPA]).filter_map(seen).collect())
 }
 
 /// Returns the frames of about `wanted` pages spread over `mappings` of process `pid`.
@@ -80,26 +73,23 @@ fn offsets(first: u64, end: u64, total: u64, wanted: u64) -> impl Iterator<Item 
 }
 
 /// Whether the file's page there is in memory: touching one that is not would allocate or read it.
-fn is_resident(at: NonNull<libc::c_void>) -> bool {
+fn is_resident(at: *mut u8) -> bool {
     let mut resident = 0;
-    // SAFETY: writes one byte of ours, for one page of our own mapping.
-    let asked = unsafe { libc::mincore(at.as_ptr(), PAGE as usize, &raw mut resident) };
+    // SAFETY: writes one byte of ours; where nothing is mapped, the call fails.
+    let asked = unsafe { libc::mincore(at.cast(), PAGE as usize, &raw mut resident) };
     asked == 0 && resident & 1 == 1
-}
-
-/// Maps the file's page there into our mapping.
-fn populate(at: NonNull<libc::c_void>) -> Option<()> {
-    // SAFETY: maps a page of our own mapping, and changes nothing in it.
-    let done = unsafe { libc::madvise(at.as_ptr(), PAGE as usize, libc::MADV_POPULATE_READ) };
-    Errno::result(done).ok().map(drop)
 }
 
 /// The frame behind `address` in the process with this `pagemap`.
 fn frame(pagemap: &File, address: u64) -> Option<u64> {
     let mut entry = [0; 8];
     pagemap.read_exact_at(&mut entry, address / PAGE * 8).ok()?;
-    let entry = u64::from_le_bytes(entry);
-    (entry & PRESENT != 0).then_some(entry & FRAME_BITS).filter(|frame| *frame != 0)
+    match PageInfo::parse_info(u64::from_ne_bytes(entry)) {
+        PageInfo::MemoryPage(page) if page.contains(MemoryPageFlags::PRESENT) => {
+            Some(page.get_page_frame_number().0).filter(|frame| *frame != 0)
+        }
+        _ => None,
+    }
 }
 
 /// Compares two samples: returns the number of pages seen in both, and how many of them moved.

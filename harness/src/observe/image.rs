@@ -28,6 +28,7 @@ impl Image {
     pub fn of(pid: i32) -> Result<Self, ProcError> {
         let folder = format!("/proc/{pid}");
         let read = |path: &str| fs::read(path).map_err(|e| ProcError::new(Path::new(path), e));
+        // Raw: `procfs` drops empty arguments, and the order of the auxiliary vector.
         let words = read(&format!("{folder}/cmdline"))?;
         let words = words.strip_suffix(&[0]).unwrap_or(&words).split(|byte| *byte == 0);
         let personality = read(&format!("{folder}/personality"))?;

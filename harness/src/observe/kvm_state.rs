@@ -14,7 +14,7 @@ use crate::observe::facts::Facts;
 pub const FILE_VARIABLE: &str = "CPR_AUDIT";
 
 /// Runs `x-audit` while the guest is stopped; `None` if the VMM has no such command.
-pub fn standing(qmp: &mut Qmp) -> Result<Option<Facts>, QmpFault> {
+pub fn while_stopped(qmp: &mut Qmp) -> Result<Option<Facts>, QmpFault> {
     match qmp.query::<Vec<AuditValue>>("x-audit") {
         Ok(values) => Ok(Some(values.into_iter().map(|value| (value.name, value.value)).collect())),
         Err(QmpFault::Refused { error, .. }) if error.class == ErrorClass::CommandNotFound => {

@@ -1,10 +1,8 @@
 //! Host access to the guest's mailbox.
 
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -12,7 +10,7 @@ use std::{fmt, io};
 
 use guest_images::mailbox::{CpuMailbox, MAILBOX_MAGIC, Mailbox, damage_kind, damage_state};
 pub use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, phase};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use memmap2::{MmapOptions, MmapRaw};
 use serde::Serialize;
 
 use super::clock;
@@ -20,7 +18,7 @@ use super::clock;
 /// Size of the mailbox.
 pub const PAGE: usize = std::mem::size_of::<Mailbox>();
 /// Bytes mapped: the minimum for a file with 2 MiB pages.
-const MAPPED: NonZeroUsize = NonZeroUsize::new(2 << 20).unwrap();
+const MAPPED: usize = 2 << 20;
 
 /// Access to the mailbox of one VM.
 #[derive(Clone, Debug)]
@@ -92,13 +90,8 @@ struct Bytes([u8; PAGE]);
 /// The start of the RAM file, mapped.
 #[derive(Debug)]
 pub struct SharedPage {
-    base: NonNull<libc::c_void>,
+    memory: MmapRaw,
 }
-
-// SAFETY: all access goes through the atomics of `Mailbox`; the mapping lives until `Drop`.
-unsafe impl Send for SharedPage {}
-// SAFETY: as above.
-unsafe impl Sync for SharedPage {}
 
 impl SharedPage {
     fn map(path: &Path) -> io::Result<Self> {
@@ -106,32 +99,14 @@ impl SharedPage {
         if file.metadata()?.len() < MAILBOX_GPA + PAGE as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too small for a mailbox"));
         }
-        // SAFETY: a new mapping of a file, at an address of the kernel's choice.
-        let base = unsafe {
-            mmap(
-                None,
-                MAPPED,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                &file,
-                0,
-            )
-        }?;
-        Ok(Self { base })
+        Ok(Self { memory: MmapOptions::new().len(MAPPED).map_raw(&file)? })
     }
 
     /// The mailbox.
     pub fn get(&self) -> &Mailbox {
         // SAFETY: the file covers the page (checked in `map`; guest RAM does not shrink), the
         // address is page-aligned, and every bit pattern is a valid `Mailbox`.
-        unsafe { self.base.byte_add(MAILBOX_GPA as usize).cast::<Mailbox>().as_ref() }
-    }
-}
-
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, of this length; no reference to it outlives `self`.
-        let _ = unsafe { munmap(self.base, MAPPED.get()) };
+        unsafe { &*self.memory.as_ptr().add(MAILBOX_GPA as usize).cast() }
     }
 }
 

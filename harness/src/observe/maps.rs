@@ -1,7 +1,9 @@
 //! The memory map of a process.
 
-use std::fs;
 use std::ops::Range;
+
+use procfs::FromRead;
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps};
 
 use super::proc_error::ProcError;
 
@@ -18,28 +20,28 @@ pub struct Mapping {
     pub offset: u64,
     /// Inode of the file; 0 for anonymous memory.
     pub inode: u64,
-    /// The mapped file, or the kernel's name for the mapping.
+    /// The mapped file; empty if there is none.
     pub path: String,
 }
 
-impl Mapping {
-    fn parse(line: &str) -> Option<Self> {
-        let mut words = line.splitn(6, ' ');
-        let (start, end) = words.next()?.split_once('-')?;
-        let permissions = words.next()?.as_bytes();
-        let offset = u64::from_str_radix(words.next()?, 16).ok()?;
-        let _device = words.next()?;
-        let inode = words.next()?.parse().ok()?;
-        Some(Self {
-            addresses: u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
-            shared: permissions.get(3) == Some(&b's'),
-            writable: permissions.get(1) == Some(&b'w'),
-            offset,
-            inode,
-            path: words.next().unwrap_or("").trim().to_owned(),
-        })
+impl From<MemoryMap> for Mapping {
+    fn from(map: MemoryMap) -> Self {
+        let path = match &map.pathname {
+            MMapPath::Path(path) => path.to_string_lossy().into_owned(),
+            _ => String::new(),
+        };
+        Self {
+            addresses: map.address.0..map.address.1,
+            shared: map.perms.contains(MMPermissions::SHARED),
+            writable: map.perms.contains(MMPermissions::WRITE),
+            offset: map.offset,
+            inode: map.inode,
+            path,
+        }
     }
+}
 
+impl Mapping {
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
         self.addresses.end - self.addresses.start
@@ -54,8 +56,8 @@ impl Mapping {
 /// Reads all mappings of process `pid`.
 pub fn read(pid: i32) -> Result<Vec<Mapping>, ProcError> {
     let path = format!("/proc/{pid}/maps");
-    let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
-    Ok(text.lines().filter_map(Mapping::parse).collect())
+    let maps = MemoryMaps::from_file(&path).map_err(|e| ProcError::parsing(path, e))?;
+    Ok(maps.into_iter().map(Mapping::from).collect())
 }
 
 #[cfg(test)]
@@ -64,17 +66,18 @@ mod tests {
 
     #[test]
     fn a_line_with_a_space_in_the_path() {
-        let line = "7f00-8f00 rw-s 00001000 00:01 4711                 /memfd:pc.ram (deleted)";
+        let line = "7f00-8f00 rw-s 00001000 00:01 4711                 /memfd:pc.ram (deleted)\n";
+        let maps = MemoryMaps::from_read(line.as_bytes()).unwrap();
         assert_eq!(
-            Mapping::parse(line),
-            Some(Mapping {
+            maps.into_iter().map(Mapping::from).collect::<Vec<_>>(),
+            [Mapping {
                 addresses: 0x7f00..0x8f00,
                 shared: true,
                 writable: true,
                 offset: 0x1000,
                 inode: 4711,
                 path: "/memfd:pc.ram (deleted)".into(),
-            })
+            }]
         );
     }
 }

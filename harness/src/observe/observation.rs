@@ -103,7 +103,7 @@ pub struct Observation {
     /// The content of the mailbox.
     pub mailbox: View,
     /// The KVM state, if the guest is stopped and the VMM reports it.
-    pub standing: Option<Facts>,
+    pub stopped_kvm: Option<Facts>,
     /// The KVM state at both ends of an update since the last observation.
     pub crossing: Option<[Facts; 2]>,
     /// `query-status`.
@@ -129,8 +129,8 @@ impl Observation {
         let parameters = qmp.execute(Command::plain("query-migrate-parameters"))?;
         // The check `run_state` reports a guest that runs although it should not.
         let stands = subject.stopped && !status.running;
-        let standing = match stands && subject.not_audited.is_none() {
-            true => kvm_state::standing(qmp)?,
+        let stopped_kvm = match stands && subject.not_audited.is_none() {
+            true => kvm_state::while_stopped(qmp)?,
             false => None,
         };
         let queries = queries.map(|queries| queries.ask(qmp)).transpose()?.unwrap_or_default();
@@ -160,7 +160,7 @@ impl Observation {
             digest,
             page,
             mailbox,
-            standing,
+            stopped_kvm,
             crossing,
             status,
             migrate,

@@ -222,7 +222,7 @@ mod tests {
         lines.iter().map(|line| (Duration::from_micros(10_210), *line)).collect()
     }
 
-    fn told(updates: &[UpdatePhases]) -> Vec<String> {
+    fn names(updates: &[UpdatePhases]) -> Vec<String> {
         let span = |span: &Span| {
             let (begin, end) = (span.begin.as_micros(), span.end.as_micros());
             format!("{} {begin} {end}", span.phase.name())
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn every_phase_has_a_begin_and_an_end() {
         let updates = updates(at(&["other", EXEC, "cpr_adopt fds=9", LOAD, EXEC, LOAD]));
-        assert_eq!(told(&updates), [PHASES, PHASES]);
+        assert_eq!(names(&updates), [PHASES, PHASES]);
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         let lines = [EXEC, LOAD, &blackout, &blackout, EXEC, LOAD];
         let updates = updates(at(&lines));
         let first_run = format!("{PHASES}, first run 13269 13440");
-        assert_eq!(told(&updates), [first_run.as_str(), PHASES]);
+        assert_eq!(names(&updates), [first_run.as_str(), PHASES]);
         let all: Duration = updates[0].spans.iter().map(Span::took).sum();
         assert_eq!(all, Duration::from_micros(3500));
     }

@@ -1,8 +1,11 @@
 //! A process as `/proc` shows it: identity, executable, children, environment.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+
+use procfs::FromRead;
+use procfs::process::{Process, Status};
 
 use super::proc_error::ProcError;
 
@@ -27,22 +30,8 @@ impl Stat {
     /// Reads `/proc/PID/stat`.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
         let path = format!("/proc/{pid}/stat");
-        let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
-        Self::parse(&text).ok_or_else(|| {
-            ProcError::new(&path, io::Error::new(io::ErrorKind::InvalidData, "not a stat line"))
-        })
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (pid, comm, fields) = fields(text)?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            comm: comm.to_owned(),
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-            group: fields.get(2)?.parse().ok()?,
-            start_time: fields.get(19)?.parse().ok()?,
-        })
+        let stat = procfs::process::Stat::from_file(&path);
+        stat.map(Self::from).map_err(|e| ProcError::parsing(path, e))
     }
 
     /// Returns false for a zombie: it has ended and waits to be reaped.
@@ -51,12 +40,17 @@ impl Stat {
     }
 }
 
-/// Splits `/proc/PID/stat` into PID, command name and the other fields.
-pub(crate) fn fields(text: &str) -> Option<(&str, &str, Vec<&str>)> {
-    // The command name is in brackets and may itself contain any character, brackets too.
-    let (pid, rest) = text.split_once(" (")?;
-    let (comm, rest) = rest.rsplit_once(") ")?;
-    Some((pid, comm, rest.split_ascii_whitespace().collect()))
+impl From<procfs::process::Stat> for Stat {
+    fn from(stat: procfs::process::Stat) -> Self {
+        Self {
+            pid: stat.pid,
+            comm: stat.comm,
+            state: stat.state,
+            parent: stat.ppid,
+            group: stat.pgrp,
+            start_time: stat.starttime,
+        }
+    }
 }
 
 /// The executable of a process.
@@ -114,19 +108,15 @@ impl Stat {
 /// Returns the keepers of process `pid`; fast, as it reads no other processes if the kernel can
 /// list children.
 pub fn keepers(pid: i32) -> Vec<Stat> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let mut listed = None;
-    for thread in threads {
-        if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
-            listed.get_or_insert_with(String::new).push_str(&text);
+    let threads = Process::new(pid).and_then(|process| process.tasks());
+    let of_threads = threads.into_iter().flatten().filter_map(|task| task.ok()?.children().ok());
+    let listed: Vec<Vec<u32>> = of_threads.collect();
+    let mut found: Vec<Stat> = match listed.is_empty() {
+        true => children(pid).unwrap_or_default(),
+        false => {
+            let listed = listed.into_iter().flatten();
+            listed.filter_map(|child| Stat::read(child as i32).ok()).collect()
         }
-    }
-    let mut found: Vec<Stat> = match listed {
-        Some(text) => {
-            let children = text.split_ascii_whitespace().filter_map(|word| word.parse().ok());
-            children.filter_map(|child| Stat::read(child).ok()).collect()
-        }
-        None => children(pid).unwrap_or_default(),
     };
     found.retain(Stat::is_keeper);
     found
@@ -135,6 +125,7 @@ pub fn keepers(pid: i32) -> Vec<Stat> {
 /// Returns the live processes, other than this one, that have the file with this device and inode
 /// open or mapped, in order of PID. Processes of other users are not seen.
 pub fn holders(file: (u64, u64)) -> Result<Vec<Stat>, ProcError> {
+    // `procfs` reads where a descriptor leads, but not its device and inode.
     let opened = |pid: i32| {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         entries.into_iter().any(|entry| {
@@ -168,11 +159,11 @@ pub fn with_environment(word: &[u8]) -> Result<Vec<Stat>, ProcError> {
 }
 
 fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
-    let entries = fs::read_dir("/proc").map_err(|e| ProcError::new("/proc", e))?;
-    let mut found: Vec<Stat> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+    let all = procfs::process::all_processes().map_err(|e| ProcError::parsing("/proc", e))?;
+    let mut found: Vec<Stat> = all
         // Skips processes that end meanwhile.
-        .filter_map(|candidate| Stat::read(candidate).ok())
+        .filter_map(|process| process.ok()?.stat().ok())
+        .map(Stat::from)
         .filter(wanted)
         .collect();
     found.sort_by_key(|stat| stat.pid);
@@ -181,22 +172,21 @@ fn find(wanted: impl Fn(&Stat) -> bool) -> Result<Vec<Stat>, ProcError> {
 
 /// Returns resident anonymous memory in KiB: a process's own memory, without guest RAM.
 pub fn anonymous_kib(pid: i32) -> Result<u64, ProcError> {
-    status_kib(pid, "RssAnon:")
+    Ok(status(pid)?.rssanon.unwrap_or(0))
 }
 
 /// Returns the mapped address space in bytes.
 pub fn address_space(pid: i32) -> Result<u64, ProcError> {
-    Ok(status_kib(pid, "VmSize:")? << 10)
+    Ok(status(pid)?.vmsize.unwrap_or(0) << 10)
 }
 
-fn status_kib(pid: i32, field: &str) -> Result<u64, ProcError> {
+fn status(pid: i32) -> Result<Status, ProcError> {
     let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).map_err(|e| ProcError::new(&path, e))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field));
-    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0))
+    Status::from_file(&path).map_err(|e| ProcError::parsing(path, e))
 }
 
-/// Returns the environment as the kernel shows it: the memory that held it at `execve`.
+/// Returns the environment as the kernel shows it: the memory that held it at `execve`. `procfs`
+/// would drop words without `=`, such as the rest of an erased variable.
 pub fn environ(pid: i32) -> Result<Vec<String>, ProcError> {
     let path = format!("/proc/{pid}/environ");
     let bytes = fs::read(&path).map_err(|e| ProcError::new(&path, e))?;
@@ -218,8 +208,9 @@ mod tests {
 
     #[test]
     fn a_command_name_may_contain_brackets() {
-        let line = "42 (a) b (c) S 7 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 4096 99 0";
-        let stat = Stat::parse(line).unwrap();
+        let rest = "4096 99 0 0 0 0 0 0 0 0 0 0 0 0 0";
+        let line = format!("42 (a) b (c) S 7 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 12345 {rest}");
+        let stat = Stat::from(procfs::process::Stat::from_read(line.as_bytes()).unwrap());
         assert_eq!(
             (stat.pid, stat.comm.as_str(), stat.state, stat.parent, stat.start_time),
             (42, "a) b (c", 'S', 7, 12345)

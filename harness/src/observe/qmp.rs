@@ -122,7 +122,7 @@ impl Qmp {
         give_up: impl Fn() -> Option<String>,
     ) -> Result<Self, QmpFault> {
         let inbox = Arc::new(Inbox::default());
-        let stream = dial(path, Deadline::after(limit), limit, &inbox, &tap, &give_up)?;
+        let stream = connect_within(path, Deadline::after(limit), limit, &inbox, &tap, &give_up)?;
         let mut qmp = Self { stream, inbox, tap, next_id: 1 };
         qmp.await_that("the greeting", limit, |c| c.greeting.clone())?;
         qmp.execute(Command::plain("qmp_capabilities"))?;
@@ -143,7 +143,7 @@ impl Qmp {
         loop {
             tries += 1;
             self.inbox.reopen();
-            self.stream = dial(path, deadline, limit, &self.inbox, &self.tap, &give_up)?;
+            self.stream = connect_within(path, deadline, limit, &self.inbox, &self.tap, &give_up)?;
             match self.await_that("the greeting", deadline.remaining(), |c| c.greeting.clone()) {
                 Err(QmpFault::Closed { .. }) if !deadline.passed() => {}
                 Err(other) => return Err(other),
@@ -156,7 +156,7 @@ impl Qmp {
 
     /// The content of the server's greeting.
     pub fn greeting(&self) -> Option<GreetingBody> {
-        self.inbox.look(|c| c.greeting.clone()).map(|g| g.qmp)
+        self.inbox.read(|c| c.greeting.clone()).map(|g| g.qmp)
     }
 
     /// Sends `commands` in one write and returns their ids.
@@ -219,13 +219,13 @@ impl Qmp {
     }
 
     /// Protocol violations by the server so far.
-    pub fn wrong(&self) -> Vec<String> {
-        self.inbox.look(|c| c.conversation.wrong().to_vec())
+    pub fn violations(&self) -> Vec<String> {
+        self.inbox.read(|c| c.conversation.violations().to_vec())
     }
 
     /// How many events have arrived.
     pub fn event_count(&self) -> usize {
-        self.inbox.look(|c| c.event_count())
+        self.inbox.read(|c| c.event_count())
     }
 
     /// Drops all answers, and the events before number `before`, which are no longer needed.
@@ -235,7 +235,7 @@ impl Qmp {
 
     /// The events from number `from` on.
     pub fn events_from(&self, from: usize) -> Vec<Arrived> {
-        self.inbox.look(|c| c.events_from(from).unwrap_or_default().to_vec())
+        self.inbox.read(|c| c.events_from(from).unwrap_or_default().to_vec())
     }
 
     /// Waits for the first event from number `from` on that `wanted` accepts.
@@ -274,7 +274,7 @@ impl Qmp {
     ) -> Result<T, QmpFault> {
         self.inbox.wait(Deadline::after(limit), look).map_err(|missed| {
             let what = what.to_owned();
-            let seen = self.inbox.look(|c| describe(&c.events));
+            let seen = self.inbox.read(|c| describe(&c.events));
             match missed {
                 Missed::Late => QmpFault::Late { what, limit, seen },
                 Missed::Closed(why) => QmpFault::Closed { what, why, seen },
@@ -291,7 +291,7 @@ impl Drop for Qmp {
 }
 
 /// Connects to `path` and starts the thread that fills the inbox.
-fn dial(
+fn connect_within(
     path: &Path,
     deadline: Deadline,
     limit: Duration,

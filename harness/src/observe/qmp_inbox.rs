@@ -150,8 +150,8 @@ impl Inbox {
     }
 
     /// Looks at the content now.
-    pub fn look<T>(&self, look: impl FnOnce(&Content) -> T) -> T {
-        look(&self.content.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn read<T>(&self, read: impl FnOnce(&Content) -> T) -> T {
+        read(&self.content.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until `look` finds something.
@@ -195,7 +195,7 @@ mod tests {
         inbox.fill(sent.as_bytes(), &tap);
         inbox.forget(2);
         let names = |from| {
-            inbox.look(|content| {
+            inbox.read(|content| {
                 let events = content.events_from(from)?;
                 Some(events.iter().map(|a| a.event.event.clone()).collect::<Vec<_>>())
             })
@@ -204,6 +204,6 @@ mod tests {
         assert_eq!(names(3), Some(Vec::new()));
         assert_eq!(names(4), None);
         inbox.forget(9);
-        assert_eq!(inbox.look(Content::event_count), 3);
+        assert_eq!(inbox.read(Content::event_count), 3);
     }
 }

@@ -134,9 +134,9 @@ mod tests {
         let mut facts = Facts::default();
         let value = json!({ "a": [1, { "b": null }], "empty": [], "text": "x", "words": ["y", 1] });
         flatten("q", &value, &mut facts);
-        let told: Vec<_> = facts.iter().map(|(item, value)| format!("{item}={value}")).collect();
+        let lines: Vec<_> = facts.iter().map(|(item, value)| format!("{item}={value}")).collect();
         assert_eq!(
-            told,
+            lines,
             ["q.a.0=1", "q.a.1.b=null", "q.empty=[]", "q.text=x", "q.words=[\"y\",1]"]
         );
     }
@@ -148,7 +148,7 @@ mod tests {
             flatten("q", &json!(["x".repeat(LONG), last]), &mut facts);
             facts
         };
-        assert!(digest("a").get("q").is_some_and(|told| told.contains("digest")));
+        assert!(digest("a").get("q").is_some_and(|value| value.contains("digest")));
         assert_eq!(digest("a").changes(&digest("b")).len(), 1);
     }
 

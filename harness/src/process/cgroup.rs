@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::{MountInfo, Process};
 
 use crate::observe::poll::{self, Deadline};
 use crate::process::environment::EnvironmentError;
@@ -116,36 +117,29 @@ pub fn unmet() -> Option<String> {
 
 /// Returns where a cgroup could be created: in the harness's own cgroup, or beside it.
 fn parents() -> Vec<PathBuf> {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let own = Process::myself();
+    let read = own.and_then(|own| Ok((own.cgroups()?, own.mountinfo()?)));
+    let Ok((cgroups, mounts)) = read else { return Vec::new() };
     let mut parents = Vec::new();
-    for line in own.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let memory = controllers.split(',').any(|controller| controller == "memory");
-        let kind = match (memory, controllers.is_empty()) {
+    for cgroup in cgroups {
+        let memory = cgroup.controllers.iter().any(|controller| controller == "memory");
+        let kind = match (memory, cgroup.controllers.is_empty()) {
             (true, _) => "cgroup",
             (false, true) => "cgroup2",
             _ => continue,
         };
-        let Some(root) = mounts.lines().find_map(|mount| mount_point(mount, kind)) else {
-            continue;
-        };
-        let own = root.join(path.trim_start_matches('/'));
-        let above = own.parent().filter(|above| above.starts_with(&root)).map(Path::to_owned);
+        let Some(mount) = mounts.iter().find(|mount| has_memory(mount, kind)) else { continue };
+        let root = &mount.mount_point;
+        let own = root.join(cgroup.pathname.trim_start_matches('/'));
+        let above = own.parent().filter(|above| above.starts_with(root)).map(Path::to_owned);
         parents.extend(std::iter::once(own).chain(above));
     }
     parents
 }
 
-/// Returns where a line of `mountinfo` mounts the memory controller's file system of type `kind`.
-fn mount_point(line: &str, kind: &str) -> Option<PathBuf> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut file_system = file_system.split(' ');
-    let same = file_system.next() == Some(kind);
-    let options = file_system.nth(1).unwrap_or_default();
-    let fits = same && (kind == "cgroup2" || options.split(',').any(|option| option == "memory"));
-    fits.then(|| mount.split(' ').nth(4).map(PathBuf::from)).flatten()
+/// Whether this is a mount of the memory controller's file system of type `kind`.
+fn has_memory(mount: &MountInfo, kind: &str) -> bool {
+    mount.fs_type == kind && (kind == "cgroup2" || mount.super_options.contains_key("memory"))
 }
 
 #[cfg(test)]
@@ -165,8 +159,9 @@ mod tests {
     ) {
         let line =
             format!("35 24 0:30 / /sys/fs/cgroup/{name} rw shared:9 - {kind} cgroup {options}");
-        let at = Path::new("/sys/fs/cgroup").join(name);
-        assert_eq!(mount_point(&line, kind), found.then_some(at));
-        assert_eq!(mount_point(&line, "tmpfs"), None);
+        let mount = MountInfo::from_line(&line).unwrap();
+        assert_eq!(mount.mount_point, Path::new("/sys/fs/cgroup").join(name));
+        assert_eq!(has_memory(&mount, kind), found);
+        assert!(!has_memory(&mount, "tmpfs"));
     }
 }

@@ -67,7 +67,7 @@ pub struct RlimitError {
     /// The kernel's name for the limit.
     pub name: &'static str,
     /// The cause.
-    pub source: nix::errno::Errno,
+    pub source: rustix::io::Errno,
 }
 
 /// Creates a folder unless it exists, but not its parents: a removed case folder must not come

@@ -30,7 +30,7 @@ impl Notify {
     }
 
     /// Returns the messages received since the last call.
-    pub fn heard(&self) -> Vec<String> {
+    pub fn received(&self) -> Vec<String> {
         let mut message = [0; LONGEST];
         let next = || {
             let length = self.socket.recv(&mut message).ok()?;
@@ -52,8 +52,8 @@ mod tests {
         for message in ["MAINPID=1\n", "READY=1"] {
             teller.send_to(message.as_bytes(), notify.path()).unwrap();
         }
-        assert_eq!(notify.heard(), ["MAINPID=1\n", "READY=1"]);
-        assert_eq!(notify.heard(), [""; 0]);
+        assert_eq!(notify.received(), ["MAINPID=1\n", "READY=1"]);
+        assert_eq!(notify.received(), [""; 0]);
         assert!(Notify::bind(folder.path()).is_ok());
     }
 }

@@ -28,7 +28,7 @@ pub fn reap() {
     if !ADOPTS.load(Ordering::Relaxed) {
         return;
     }
-    program::alone(|| {
+    program::exclusively(|| {
         let children = process::children(std::process::id() as i32).unwrap_or_default();
         for child in children.iter().filter(|c| !c.is_alive() && !signals::is_registered(c.pid)) {
             let _ = waitpid(Pid::from_raw(child.pid), Some(WaitPidFlag::WNOHANG));

@@ -33,7 +33,7 @@ pub fn inherit_nothing() -> std::io::Result<()> {
 }
 
 /// Runs `what` while no process is being started.
-pub fn alone<T>(what: impl FnOnce() -> T) -> T {
+pub fn exclusively<T>(what: impl FnOnce() -> T) -> T {
     let _alone = FORK.lock().unwrap_or_else(PoisonError::into_inner);
     what()
 }

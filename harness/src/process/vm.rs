@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::child::{die_with, kill_group};
 use crate::coverage;
@@ -110,24 +111,18 @@ impl Vm {
             // Its own process group: Ctrl-C reaches only the harness, and killing the group
             // reaches everything that the VMM leaves behind.
             .process_group(0);
-        // SAFETY: `reset` is async-signal-safe.
-        unsafe { command.pre_exec(signals::reset) };
-        if let Some(settings) = start.signals {
-            // SAFETY: `set` is async-signal-safe and the closure does nothing else.
-            unsafe { command.pre_exec(move || signals::set(settings)) };
-        }
-        // SAFETY: `inherit_nothing` is async-signal-safe.
-        unsafe { command.pre_exec(program::inherit_nothing) };
-        if !start.keep {
-            let parent = nix::unistd::getpid();
-            // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
-            unsafe { command.pre_exec(move || die_with(parent)) };
-        }
-        if let Some(cgroup) = &start.cgroup {
-            let processes = cgroup.processes()?;
-            // SAFETY: write is async-signal-safe and the closure calls nothing else.
-            unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
-        }
+        let settings = start.signals;
+        let parent = (!start.keep).then(nix::unistd::getpid);
+        let processes = start.cgroup.as_ref().map(Cgroup::processes).transpose()?;
+        let begin = move || {
+            signals::reset()?;
+            settings.map_or(Ok(()), signals::set)?;
+            program::inherit_nothing()?;
+            parent.map_or(Ok(()), die_with)?;
+            processes.as_ref().map_or(Ok(()), |mut file| file.write_all(b"0"))
+        };
+        // SAFETY: all of these are async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(begin) };
         if start.seccomp == Some(Seccomp::NoExecve) {
             let others = std::env::vars_os().filter(|(name, _)| {
                 name != STATE_VARIABLE && own.iter().all(|(ours, _)| name != ours)
@@ -168,7 +163,7 @@ impl Vm {
     /// process. The previous process must have been reaped.
     pub fn follow(&mut self, pid: i32) -> Result<&Stat, ProcError> {
         // Under the lock, so that `orphans` does not reap the process before it is registered.
-        let read = program::alone(|| {
+        let read = program::exclusively(|| {
             signals::register_successor(pid);
             Stat::read(pid)
         });
@@ -236,12 +231,9 @@ impl Drop for Vm {
 /// Reaps the child `pid` and returns its exit status if it has ended. If it was reaped elsewhere,
 /// its status is unknown and reported as SIGKILL.
 fn reap(pid: i32) -> Option<ExitStatus> {
-    let mut status = 0;
-    // SAFETY: only writes `status`.
-    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
-    match Errno::result(waited) {
-        Ok(0) | Err(Errno::EINTR) => None,
-        Ok(_) => Some(ExitStatus::from_raw(status)),
+    match waitpid(Pid::from_raw(pid), WaitOptions::NOHANG) {
+        Ok(None) | Err(Errno::INTR) => None,
+        Ok(Some((_, status))) => Some(ExitStatus::from_raw(status.as_raw())),
         Err(_) => Some(ExitStatus::from_raw(libc::SIGKILL)),
     }
 }

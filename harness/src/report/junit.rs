@@ -8,6 +8,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use super::record::{Entry, Record};
 use super::terminal::details;
 use super::tested::Run;
+use crate::check::Finding;
 use crate::run::Verdict;
 
 /// Returns the XML.
@@ -44,7 +45,7 @@ fn case(entry: &Entry, record: &Record) -> TestCase {
         Verdict::Pass => TestCaseStatus::success(),
         Verdict::Ignored(why) => skipped(why),
         Verdict::Fail(findings) => {
-            let first = findings.first().map(ToString::to_string).unwrap_or_default();
+            let first = findings.first().map(Finding::summary).unwrap_or_default();
             let kind = findings.first().map(|finding| finding.check.clone());
             not_good(NonSuccessKind::Failure, &first, kind, &details(report))
         }
@@ -91,7 +92,6 @@ fn not_good(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Finding;
     use crate::report::record::FORMAT;
     use crate::report::tested::Vmm;
     use crate::run::Report;

@@ -231,7 +231,7 @@ pub fn details(report: &Report) -> Vec<String> {
         lines.push(format!("        at {step}:"));
     }
     for finding in findings {
-        lines.push(format!("        {finding}"));
+        lines.extend(finding.to_string().lines().map(|line| format!("        {line}")));
     }
     if let Some((pid, socket)) = &report.kept {
         lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use kvm_bindings::KVM_CAP_TSC_DEADLINE_TIMER;
 use kvm_ioctls::Kvm;
+use procfs::{CpuInfo, Current};
 use serde::Deserialize;
 
 use crate::backend::Backend;
@@ -59,7 +60,7 @@ struct Facts<'a> {
     vmm: &'a str,
     uses_kvm: bool,
     has_module: &'a dyn Fn(&str) -> bool,
-    cpu_flags: &'a str,
+    cpu_flags: &'a [&'a str],
     kvm_has: &'a dyn Fn(Extension) -> bool,
 }
 
@@ -91,14 +92,14 @@ impl HostLacks {
 
     /// Checks that a guest of `vmm` may find `what` missing on this host; the error says why not.
     pub fn judge(&self, vmm: &dyn Backend, what: &str) -> Result<(), String> {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+        let cpuinfo = CpuInfo::current().ok();
+        let flags = cpuinfo.as_ref().and_then(|cpus| cpus.flags(0)).unwrap_or_default();
         let has_module = |name: &str| Path::new("/sys/module").join(name).exists();
         let facts = Facts {
             vmm: vmm.name(),
             uses_kvm: vmm.uses_kvm(),
             has_module: &has_module,
-            cpu_flags: flags,
+            cpu_flags: &flags,
             kvm_has: &kvm_has,
         };
         self.judge_with(what, facts)
@@ -121,9 +122,7 @@ impl On {
     fn holds(&self, facts: Facts<'_>) -> bool {
         match self {
             Self::KvmModule(name) => (facts.has_module)(name),
-            Self::CpuWithout(flag) => {
-                !facts.cpu_flags.split_ascii_whitespace().any(|has| has == flag)
-            }
+            Self::CpuWithout(flag) => !facts.cpu_flags.contains(&flag.as_str()),
             Self::KvmWithout(extension) => !(facts.kvm_has)(*extension),
             Self::Vmm(name) => facts.vmm == name,
             Self::VmmWithoutKvm(name) => facts.vmm == name && !facts.uses_kvm,
@@ -149,7 +148,7 @@ mod tests {
         "an interrupt in service (the LAPIC ends each by itself when it is delivered)";
 
     fn facts(vmm: &str) -> Facts<'_> {
-        let cpu_flags = "flags\t: fpu avx";
+        let cpu_flags = &["fpu", "avx"];
         let has_module = &|name: &str| name == "kvm_pvm";
         Facts { vmm, uses_kvm: true, has_module, cpu_flags, kvm_has: &|_| true }
     }

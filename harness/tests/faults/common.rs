@@ -73,7 +73,7 @@ pub fn failed_checks(report: &Report) -> Vec<&str> {
 }
 
 /// Formats what failed, where and why.
-pub fn told(report: &Report) -> String {
+pub fn findings(report: &Report) -> String {
     let Verdict::Fail(findings) = &report.verdict else { return "nothing failed".into() };
     let step = report.failed_step.as_deref().unwrap_or("nowhere");
     let lines: Vec<String> =
@@ -103,6 +103,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"still for [\d.]+m?s, at most [\d.]+m?s is", "still for [TIME], at most [TIME] is"),
         (r"stopped the guest for [\d.]+s", "stopped the guest for [TIME]"),
         (r"in calm times: [^)]*", "in calm times: [TIME]"),
+        (r"between heartbeats: [^)]*", "between heartbeats: [TIME]"),
         (r"inode \d+", "inode [INODE]"),
         (r"socket:\[\d+\]", "socket:[[INODE]]"),
         (r"(is|was) \d+ -> ", "$1 [FD] -> "),
@@ -126,6 +127,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r" \| scm_fds 0", ""),
         (r"names thread \d+", "names thread [TID]"),
         (r"(SndBuf|RcvBuf) \d+", "$1 [N]"),
+        (r"\d+\n  RcvBuf\n- \d+", "[N]\n  RcvBuf\n- [N]"),
         (r"heartbeat \d+", "heartbeat [N]"),
         (r"went from \d+ to \d+", "went from [N] to [N]"),
         (r"\d+ of \d+ pages", "[N] of [N] pages"),

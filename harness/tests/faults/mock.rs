@@ -1,5 +1,7 @@
 //! Tests that every check fails when it should: for each fault of the mock exactly one check fails.
 
+mod scenarios;
+
 use std::time::Duration;
 
 use crate::common;
@@ -13,148 +15,7 @@ use cpr_harness::scenario::parse;
 use cpr_harness::scenario::set::Set;
 use libtest_mimic::Trial;
 
-/// An update of a running guest, followed by one that fails.
-const RUNNING: &str = r#"
-summary = "running"
-steps = [
-  "boot",
-  { migrate = {} },
-  { migrate = { command = "enoent", expect = { failed = {} } } },
-  "quit",
-]
-"#;
-
-/// An update that is refused.
-const REFUSED: &str = r#"
-summary = "refused"
-steps = ["boot", { migrate = { command = "empty-list", expect = { refused = "empty list" } } }, "quit"]
-"#;
-
-/// Like `RUNNING`, with a stopped guest.
-const STOPPED: &str = r#"
-summary = "stopped"
-steps = [
-  "boot",
-  "stop",
-  { migrate = {} },
-  { migrate = { command = "enoent", expect = { failed = {} } } },
-  "cont",
-  "quit",
-]
-"#;
-
-/// Updates that may end in any way, as long as the guest continues.
-const KEPT: &str = r#"
-summary = "kept"
-steps = ["boot", { migrate = { command = "enoent", expect = "any" } }, { migrate = { expect = "any" } }]
-"#;
-
-/// A deadline that passes when the mock hangs.
-const WATCHED: &str = r#"
-summary = "watched"
-time-limit-ms = 300
-steps = ["boot", { migrate = {} }]
-"#;
-
-/// Kills the VMM once.
-const KILLED: &str = r#"
-summary = "killed"
-vm = { keeper = "off" }
-steps = ["boot", { kill-in-update = {} }, "quit"]
-"#;
-
-/// Kills the VMM before the update is requested, each time.
-const KILLED_TOO_EARLY: &str = r#"
-summary = "killed too early"
-vm = { keeper = "off" }
-steps = ["boot", { kill-in-update = { before-ms = 9, after-ms = 0, times = 2 } }, "quit"]
-"#;
-
-/// Kills a VMM that has a keeper, twice.
-const REVIVED: &str = r#"
-summary = "revived"
-vm = { cpus = 2, keeper = "on" }
-steps = ["boot", { kill-vmm = { expect = "revived", within-ms = 1, times = 2 } }, { migrate = {} }, "quit"]
-"#;
-
-/// Like `REVIVED`, with a stopped guest.
-const REVIVED_STOPPED: &str = r#"
-summary = "revived"
-vm = { keeper = "on" }
-steps = ["boot", "stop", { kill-vmm = { expect = "revived", within-ms = 1, times = 2 } }, "cont", "quit"]
-"#;
-
-/// Kills the VMM in an update, before and after the exec.
-const CUT_OFF: &str = r#"
-summary = "cut off"
-steps = ["boot", { kill-at = "save" }, { kill-at = "vcpus" }, { wait = { heartbeats = 1 } }, "quit"]
-"#;
-
-/// Kills the VMM at any time of an update.
-const CUT_ANYWHERE: &str = r#"
-summary = "cut off"
-vm = { cpus = 2 }
-steps = [
-  "boot",
-  { kill-in-update = { expect = "revived", before-ms = 0, after-ms = 4, times = 8 } },
-  "stop",
-  { kill-in-update = { expect = "revived", before-ms = 0, after-ms = 4, times = 8 } },
-  "cont",
-  { migrate = { expect = "survives" } },
-  "quit",
-]
-"#;
-
-/// Kills a VMM that has no keeper, or no longer has one.
-const GONE: &str = r#"
-summary = "gone"
-steps = ["boot", { migrate = {} }, { kill-vmm = { expect = "gone" } }]
-"#;
-
-/// Ends a VMM with a keeper by SIGTERM.
-const ENDED: &str = r#"
-summary = "ended"
-vm = { keeper = "on" }
-steps = ["boot", { end-by = "SIGTERM" }]
-"#;
-
-/// Injects a fault that the update survives.
-const INJECTED: &str = r#"
-summary = "injected"
-steps = ["boot", { inject = { point = "save", action = "kill-helper" } }, { migrate = {} }, "quit"]
-"#;
-
-/// Sends several commands at once.
-const RACING: &str = r#"
-summary = "racing"
-steps = ["boot", { race = ["migrate", "stop"] }, "cont", "quit"]
-"#;
-
-/// Like `RACING`, but the VMM ends.
-const RACING_TO_THE_END: &str = r#"
-summary = "racing to the end"
-steps = ["boot", { race = ["migrate", "quit"] }]
-"#;
-
-/// Kills every process of the VMM.
-const KILL: &str = r#"
-summary = "kill"
-steps = ["boot", "kill"]
-"#;
-
-/// Uses a socket for the serial port.
-const SERIAL: &str = r#"
-summary = "serial"
-vm = { serial = "unix" }
-steps = ["boot", { migrate = {} }, { serial = "connect" }, { wait = { serial-lines = 1 } }, { serial = "leave" }, "quit"]
-"#;
-
-/// Runs enough updates to detect memory growth.
-const SOAKED: &str = r#"
-summary = "soaked"
-time-limit-ms = 120000
-steps = ["boot", { soak = { times = 150 } }]
-"#;
+use scenarios::*;
 
 /// A fault, the scenario in which it occurs, and the check that must fail.
 struct Row {
@@ -264,7 +125,7 @@ faults! {
     connections_lost_in_a_revival: LoseClients, REVIVED => "clients";
     run_state_of_a_stopped_guest_in_a_revival: LieAfterRevival, REVIVED_STOPPED => "run_state";
     run_state_of_a_running_guest_in_a_revival: LieAfterRevival, REVIVED => "run_state";
-    revival_not_reported: SilentRevival, REVIVED => "told";
+    revival_not_reported: SilentRevival, REVIVED => "reported";
     revival_reported_late: LateRevival, CUT_OFF => "events";
     revival_error_without_pids: NamelessRevival, CUT_OFF => "error";
     socket_kept: KeepSocket, RUNNING => "gone";
@@ -322,17 +183,17 @@ pub fn trials() -> Vec<Trial> {
 fn exactly_one_check_fails(row: &Row) {
     let mock = Mock::at(common::binary(), Some(row.fault)).unwrap();
     let report = common::run(mock, row.name, row.scenario, patience(row.fault));
-    let mut told = common::told(&report);
+    let mut findings = common::findings(&report);
     if row.fault == Fault::SkipSerialLine {
         // The client may detect it while the next step waits for a line.
-        told = told.replace("step 4 (wait)", "step 3 (serial)");
+        findings = findings.replace("step 4 (wait)", "step 3 (serial)");
     }
     // The check reports such a file but does not remove it.
-    for file in told.split('"').filter(|_| row.fault == Fault::FileOutside) {
+    for file in findings.split('"').filter(|_| row.fault == Fault::FileOutside) {
         let _ = std::fs::remove_file(file);
     }
     let _stable = common::stable();
-    insta::assert_snapshot!(row.name, told);
+    insta::assert_snapshot!(row.name, findings);
     assert_eq!(common::failed_checks(&report), [row.check]);
 }
 
@@ -363,7 +224,7 @@ steps = ["boot", { soak = { times = 1, within-ms = 1 } }]"#;
     let options = common::options(mock, evidence.path(), Patience::default());
     let report = case::run_at(&cases[0], &options, Some(&Panics));
     assert_eq!(common::failed_checks(&report), ["harness"]);
-    assert!(common::told(&report).contains("on purpose"), "{}", common::told(&report));
+    assert!(common::findings(&report).contains("on purpose"), "{}", common::findings(&report));
     assert_eq!(case::earlier(&cases[0], &options).unwrap().verdict, report.verdict);
 }
 
@@ -388,7 +249,7 @@ fn model_is_checked_after_every_step() {
 fn briefly_open_descriptor_passes() {
     let mock = Mock::at(common::binary(), Some(Fault::LingerFd)).unwrap();
     let report = common::run(mock, "lingers", RUNNING, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
 }
 
 /// Every check that covers the run state fails, not just one.
@@ -426,7 +287,7 @@ fn without_a_fault_nothing_fails() {
             let mock = Mock::at(common::binary(), None).unwrap();
             common::run(mock, "good", scenario, Patience::default())
         };
-        assert_eq!(common::told(&report), "nothing failed");
+        assert_eq!(common::findings(&report), "nothing failed");
         assert_eq!(report.updates, updates);
     }
 }
@@ -444,7 +305,7 @@ fn keeper_scenarios_pass_on_the_mock() {
         match report.verdict {
             Verdict::Pass => passed += 1,
             Verdict::Ignored(why) => assert!(why.starts_with("the mock"), "{}: {why}", case.name),
-            _ => panic!("{}: {}", case.name, common::told(&report)),
+            _ => panic!("{}: {}", case.name, common::findings(&report)),
         }
     }
     assert!(passed > 20, "{passed} of {}", cases.len());
@@ -454,14 +315,14 @@ fn keeper_scenarios_pass_on_the_mock() {
 fn kills_repeat_until_one_lands() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "early", KILLED_TOO_EARLY, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
     assert!(report.kills.len() > 2 && report.kills.iter().any(Kill::landed), "{report:?}");
 }
 
 fn vm_survives_kills_at_any_time_of_an_update() {
     let mock = Mock::at(common::binary(), None).unwrap();
     let report = common::run(mock, "anywhere", CUT_ANYWHERE, Patience::default());
-    assert_eq!(common::told(&report), "nothing failed");
+    assert_eq!(common::findings(&report), "nothing failed");
     assert!(report.kills.len() >= 16, "{report:?}");
     let survived = report.kills.iter().filter(|kill| kill.revived).count();
     assert_eq!(survived, report.revivals.len());

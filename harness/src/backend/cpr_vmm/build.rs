@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
-use crate::backend::asked::{self, ProbeProcess};
+use crate::backend::probe_process::{self, ProbeProcess};
 use crate::carry;
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::Executable;
@@ -59,17 +59,17 @@ impl Build {
     /// Queries the build in `binary`.
     pub fn at(binary: &Path) -> io::Result<Self> {
         let binary = std::fs::canonicalize(binary)?;
-        let carries = said(&binary, &[], &["--version"])?;
-        let carries = carries.is_some_and(|told| told.starts_with("cpr-harness "));
+        let carries = output_of(&binary, &[], &["--version"])?;
+        let carries = carries.is_some_and(|output| output.starts_with("cpr-harness "));
         let first = if carries { vec![carry::VMM.to_owned()] } else { Vec::new() };
-        let told = said(&binary, &first, &["--version"])?;
-        let (version, revision) = told.as_deref().and_then(version_of).unzip();
+        let output = output_of(&binary, &first, &["--version"])?;
+        let (version, revision) = output.as_deref().and_then(version_of).unzip();
         let revision = revision.flatten();
         // A build without fail points rejects the option.
-        let fail_points = said(&binary, &first, &["--failpoint", "save=off", "--version"])?;
+        let fail_points = output_of(&binary, &first, &["--failpoint", "save=off", "--version"])?;
         let fail_points = fail_points.is_some();
-        let asked = said(&binary, &first, &["--test-device", "on", "--version"])?;
-        let test_device_option = asked.is_some();
+        let test_device = output_of(&binary, &first, &["--test-device", "on", "--version"])?;
+        let test_device_option = test_device.is_some();
         let executable = binary.clone();
         let parameters = OnceLock::new();
         let faults = Arc::default();
@@ -103,9 +103,9 @@ impl Build {
         if let Some(known) = faults.get(&fault) {
             return Ok(*known);
         }
-        let told = said(&self.binary, &self.first, &["--failpoint", &fault, "--version"])?;
-        faults.insert(fault, told.is_some());
-        Ok(told.is_some())
+        let output = output_of(&self.binary, &self.first, &["--failpoint", &fault, "--version"])?;
+        faults.insert(fault, output.is_some());
+        Ok(output.is_some())
     }
 
     fn ask_parameters(&self) -> Result<Vec<String>, AskError> {
@@ -124,9 +124,9 @@ impl Build {
         std::fs::write(&kernel, guest)?;
         let mut command = Command::new(&self.binary);
         command.args(&self.first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
-        let asked =
+        let process =
             ProbeProcess::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
-        question(&mut asked.qmp(&socket)?, asked.pid())
+        question(&mut process.qmp(&socket)?, process.pid())
     }
 }
 
@@ -145,14 +145,14 @@ fn is_script(binary: &Path) -> io::Result<bool> {
 }
 
 /// Whether it accepts these arguments; false if it cannot be started.
-pub(super) fn takes(binary: &Path, first: &[String], arguments: &[&str]) -> bool {
-    let told = said(binary, first, &[arguments, &["--version"]].concat());
-    told.is_ok_and(|told| told.is_some())
+pub(super) fn accepts(binary: &Path, first: &[String], arguments: &[&str]) -> bool {
+    let output = output_of(binary, first, &[arguments, &["--version"]].concat());
+    output.is_ok_and(|output| output.is_some())
 }
 
 /// Its output; none if it fails.
-fn said(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
-    asked::said(Command::new(binary).args(first).args(arguments))
+fn output_of(binary: &Path, first: &[String], arguments: &[&str]) -> io::Result<Option<String>> {
+    probe_process::output_of(Command::new(binary).args(first).args(arguments))
 }
 
 #[cfg(test)]

@@ -3,13 +3,11 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 /// Bytes of a slot; more than any state needs.
 const SLOT: usize = 4 << 20;
@@ -19,7 +17,7 @@ const HEADER: usize = 4096;
 /// Two slots, written alternately.
 pub struct Checkpoint {
     file: File,
-    base: NonNull<u8>,
+    memory: MmapRaw,
 }
 
 impl Checkpoint {
@@ -32,11 +30,8 @@ impl Checkpoint {
 
     /// Maps the checkpoint of the previous process.
     pub fn adopt(file: OwnedFd) -> io::Result<Self> {
-        let length = NonZeroUsize::MIN.saturating_add(HEADER + 2 * SLOT - 1);
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &file, 0) }?;
-        Ok(Self { file: file.into(), base: base.cast() })
+        let memory = MmapOptions::new().len(HEADER + 2 * SLOT).map_raw(&file)?;
+        Ok(Self { file: file.into(), memory })
     }
 
     /// The number of its descriptor.
@@ -47,7 +42,7 @@ impl Checkpoint {
     /// Twice the length of the valid state, plus the number of its slot.
     fn valid(&self) -> &AtomicUsize {
         // SAFETY: at the beginning of the mapping, aligned, and only ever used as this.
-        unsafe { self.base.cast().as_ref() }
+        unsafe { &*self.memory.as_ptr().cast() }
     }
 
     /// Makes `state` the newest state atomically.
@@ -58,8 +53,8 @@ impl Checkpoint {
         let slot = 1 - self.valid().load(Ordering::Acquire) % 2;
         // SAFETY: in the mapping, and in the slot that is not valid and thus not read.
         unsafe {
-            let to = self.base.add(HEADER + slot * SLOT);
-            to.copy_from_nonoverlapping(NonNull::from(state).cast(), state.len());
+            let to = self.memory.as_mut_ptr().add(HEADER + slot * SLOT);
+            to.copy_from_nonoverlapping(state.as_ptr(), state.len());
         }
         self.valid().store(state.len() * 2 + slot, Ordering::Release);
         Ok(())
@@ -71,7 +66,7 @@ impl Checkpoint {
         let (length, slot) = (valid / 2, valid % 2);
         // SAFETY: in the mapping; its writer has ended.
         let state = unsafe {
-            std::slice::from_raw_parts(self.base.add(HEADER + slot * SLOT).as_ptr(), length)
+            std::slice::from_raw_parts(self.memory.as_ptr().add(HEADER + slot * SLOT), length)
         };
         state.to_vec()
     }

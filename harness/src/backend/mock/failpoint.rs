@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// A fail point.
@@ -41,8 +43,7 @@ impl Armed {
         // If logging fails, the harness notices that the line is missing.
         let _ = log.write_all(format!("WARN failpoint point={point} action={action}\n").as_bytes());
         if action == ACTIONS[0] {
-            // SAFETY: a signal to this process.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            let _ = kill(Pid::this(), Signal::SIGKILL);
         }
     }
 

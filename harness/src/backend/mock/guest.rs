@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
 use guest_images::mailbox::{damage_state, phase};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::observe::clock;
 
@@ -23,7 +22,8 @@ const BEAT: Duration = Duration::from_micros(200);
 pub struct Guest {
     ram: File,
     bytes: u64,
-    base: NonNull<libc::c_void>,
+    /// Never unmapped.
+    memory: &'static MmapRaw,
     running: Arc<Mutex<bool>>,
     /// Whether the vCPUs execute between two heartbeats, instead of sleeping.
     pub busy: bool,
@@ -36,32 +36,31 @@ impl Guest {
     pub fn new(ram: OwnedFd, shared: bool, dumped: bool) -> io::Result<Self> {
         let ram = File::from(ram);
         let bytes = ram.metadata()?.len();
-        let length = std::num::NonZeroUsize::new(bytes as usize)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let flags = if shared { MapFlags::MAP_SHARED } else { MapFlags::MAP_PRIVATE };
-        // SAFETY: a new mapping at an address of the kernel's choice, never unmapped.
-        let base = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &ram, 0)
-        }?;
-        let advice = if dumped { MmapAdvise::MADV_DODUMP } else { MmapAdvise::MADV_DONTDUMP };
-        // SAFETY: exactly the mapping just made; the advice does not change its content.
-        unsafe { madvise(base, length.get(), advice) }?;
+        let mut options = MmapOptions::new();
+        options.len(bytes as usize);
+        let memory = match shared {
+            true => options.map_raw(&ram)?,
+            // SAFETY: accessed only through raw pointers, as the other kind of mapping.
+            false => unsafe { options.map_copy(&ram) }?.into(),
+        };
+        memory.advise(if dumped { Advice::DoDump } else { Advice::DontDump })?;
+        let memory = Box::leak(Box::new(memory));
         let running = Arc::new(Mutex::new(false));
-        let guest = Self { ram, bytes, base, running, busy: false, threads: Vec::new() };
+        let guest = Self { ram, bytes, memory, running, busy: false, threads: Vec::new() };
         guest.touch();
         Ok(guest)
     }
 
     fn mailbox(&self) -> &'static Mailbox {
         // SAFETY: inside the mapping, which is never unmapped; every bit pattern is a `Mailbox`.
-        unsafe { self.base.byte_add(MAILBOX_GPA as usize).cast::<Mailbox>().as_ref() }
+        unsafe { &*self.memory.as_ptr().add(MAILBOX_GPA as usize).cast() }
     }
 
     /// Touches a page in each MiB, so that RAM has page frames to check.
     fn touch(&self) {
         for offset in (0..self.bytes).step_by(1 << 20) {
             // SAFETY: inside the mapping; no one else uses the first word of a MiB.
-            let word = unsafe { self.base.byte_add(offset as usize).cast::<AtomicU64>().as_ref() };
+            let word: &AtomicU64 = unsafe { &*self.memory.as_ptr().add(offset as usize).cast() };
             word.fetch_max(1, Relaxed);
         }
     }
@@ -90,15 +89,15 @@ impl Guest {
     /// Starts the threads of `cpus` vCPUs, which beat while the guest runs. With `always`, the
     /// first one beats even while it is stopped.
     pub fn start(&mut self, cpus: usize, always: bool) -> io::Result<()> {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         for index in 0..cpus {
             let (mailbox, running) = (self.mailbox(), self.running.clone());
             let (always, busy) = (always && index == 0, self.busy);
-            let tell = tell.clone();
+            let sender = sender.clone();
             let name = format!("vcpu{index}");
             let vcpu = std::thread::Builder::new().name(name).spawn(move || {
                 // `start` waits for it.
-                let _ = tell.send(nix::unistd::gettid().as_raw());
+                let _ = sender.send(nix::unistd::gettid().as_raw());
                 loop {
                     let runs = {
                         let running = running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +113,7 @@ impl Guest {
                 }
             });
             vcpu?;
-            self.threads.extend(told.recv());
+            self.threads.extend(receiver.recv());
         }
         Ok(())
     }

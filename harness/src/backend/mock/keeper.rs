@@ -2,7 +2,7 @@
 //! the VMM dies.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::checkpoint::Checkpoint;
 use super::handover::{Handover, Revived};
@@ -30,11 +31,7 @@ impl Keeper {
     /// Starts a keeper for this process.
     pub fn start(args: &Args, checkpoint: &Checkpoint) -> io::Result<Self> {
         let own = std::process::id() as i32;
-        // SAFETY: plain numbers; a new descriptor that is ours alone, or an error.
-        let vmm = unsafe {
-            let number = Errno::result(libc::syscall(libc::SYS_pidfd_open, own, 0))?;
-            OwnedFd::from_raw_fd(number as i32)
-        };
+        let vmm = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         let flags = libc::CLONE_FILES | libc::SIGCHLD;
         // SAFETY: a copy of this process that shares its descriptors. No other thread allocates or
         // takes a lock, so the copy can continue.

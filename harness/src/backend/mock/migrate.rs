@@ -8,6 +8,7 @@ use std::path::Path;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::RunState;
+use nix::unistd::{ForkResult, fork};
 use serde_json::{Value, json};
 
 use super::Fault;
@@ -86,7 +87,7 @@ impl Machine {
         self.set_status(MigrationStatus::Setup);
         self.pause(RunState::FinishMigrate);
         self.set_status(MigrationStatus::Active);
-        self.come_to("save");
+        self.reach("save");
         let error = self.save(&channel).err().map(|e| format!("cannot write {channel}: {e}"));
         let error = error.unwrap_or_else(|| {
             self.set_status(MigrationStatus::Device);
@@ -118,7 +119,7 @@ impl Machine {
     }
 
     /// Runs the action armed at `point`.
-    pub(super) fn come_to(&mut self, point: &str) {
+    pub(super) fn reach(&mut self, point: &str) {
         if !self.args.has(Fault::PassFailpoints) {
             self.armed.at(point, &self.log);
         }
@@ -183,8 +184,7 @@ impl Machine {
 
 fn go_on_in_a_child() {
     // SAFETY: the child does nothing but exec.
-    let child = unsafe { libc::fork() };
-    if child > 0 {
+    if let Ok(ForkResult::Parent { .. }) = unsafe { fork() } {
         std::process::exit(0);
     }
 }

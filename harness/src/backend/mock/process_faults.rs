@@ -3,11 +3,11 @@
 use std::io;
 use std::num::NonZeroUsize;
 
-use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
+use rustix::process::setpriority_process;
 
 use super::Fault;
 
@@ -23,10 +23,7 @@ pub fn change(fault: Fault) -> io::Result<()> {
                 return Err(io::Error::last_os_error());
             }
         }
-        Fault::Renice => {
-            // SAFETY: plain integers.
-            Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 7) })?;
-        }
+        Fault::Renice => setpriority_process(None, 7)?,
         Fault::LowerLimit => {
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
             setrlimit(Resource::RLIMIT_NOFILE, soft - 1, hard)?;

@@ -8,7 +8,7 @@ use std::process::Command as Process;
 use cpr_qmp::message::{VersionInfo, VersionTriple};
 use serde_json::Value;
 
-use crate::backend::asked::ProbeProcess;
+use crate::backend::probe_process::ProbeProcess;
 use crate::observe::process::Executable;
 use crate::observe::qmp::{Command, QmpFault};
 
@@ -79,19 +79,19 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
         .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()));
-    let asked = ProbeProcess::start(&mut command).map_err(start)?;
+    let process = ProbeProcess::start(&mut command).map_err(start)?;
     let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
-    let mut qmp = asked.qmp(&socket).map_err(not_qemu)?;
-    let told: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
-    let version = name(&told);
-    if is_too_old(told.qemu) {
+    let mut qmp = process.qmp(&socket).map_err(not_qemu)?;
+    let version_info: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
+    let version = name(&version_info);
+    if is_too_old(version_info.qemu) {
         return Err(ProbeError::TooOld { path: binary, version });
     }
     let schema = qmp.execute(Command::plain("query-qmp-schema")).map_err(not_qemu)?;
     if let Some(lacks) = lacks(&schema) {
         return Err(ProbeError::Lacks { path: binary, version, lacks });
     }
-    let executable = Executable::of(asked.pid()).map_err(|e| start(io::Error::other(e)))?.path;
+    let executable = Executable::of(process.pid()).map_err(|e| start(io::Error::other(e)))?.path;
     Ok(Probed { binary, executable, version })
 }
 
@@ -151,8 +151,8 @@ mod tests {
     fn versions_before_10_2_are_too_old(#[case] major: u32, #[case] minor: u32, #[case] old: bool) {
         let version = VersionTriple { major, minor, micro: 9 };
         assert_eq!(is_too_old(version), old);
-        let told = VersionInfo { qemu: version, package: " Debian ".into() };
-        assert_eq!(name(&told), format!("{major}.{minor}.9 (Debian)"));
+        let version_info = VersionInfo { qemu: version, package: " Debian ".into() };
+        assert_eq!(name(&version_info), format!("{major}.{minor}.9 (Debian)"));
     }
 
     #[test]

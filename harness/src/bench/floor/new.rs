@@ -1,12 +1,13 @@
 //! The stage after `exec`: creates a VM, loads its state, and enters it once.
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use memmap2::MmapOptions;
 
 use super::state::{Saved, VcpuState};
 use super::{ProbeError, Stamps, kvm, number, system};
@@ -95,13 +96,10 @@ impl Kept {
     }
 
     fn memslots(&self, vm: &VmFd) -> Result<(), ProbeError> {
-        let length = std::num::NonZeroUsize::new(self.bytes as usize)
-            .ok_or_else(|| ProbeError::Arguments(vec!["0".into()]))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice; it is never unmapped.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &self.ram, 0) }
-            .map_err(system("mmap RAM"))?;
-        let base = base.as_ptr() as u64;
+        let memory = MmapOptions::new().len(self.bytes as usize).map_raw(&self.ram);
+        // Never unmapped: the VM uses it.
+        let memory = ManuallyDrop::new(memory.map_err(system("mmap RAM"))?);
+        let base = memory.as_ptr().addr() as u64;
         let low = self.bytes.min(HOLE);
         let parts = [(0, 0, low), (FOUR_GIB, low, self.bytes - low)];
         for (slot, (guest_phys_addr, offset, memory_size)) in (0..).zip(parts) {

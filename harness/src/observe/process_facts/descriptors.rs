@@ -37,18 +37,18 @@ pub(super) fn read(pid: i32, fds: &FdTable, facts: &mut Facts) {
     let mut values: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for fd in fds.iter() {
         let path = format!("/proc/{pid}/fdinfo/{}", fd.number);
-        let mut told: Vec<String> = match fs::read_to_string(path) {
+        let mut shown: Vec<String> = match fs::read_to_string(path) {
             // Its fdinfo has only counters.
             Ok(_) if fd.target == IO_URING => Vec::new(),
-            Ok(info) => info.lines().filter_map(|line| tell(line, pid, &kinds)).collect(),
+            Ok(info) => info.lines().filter_map(|line| describe(line, pid, &kinds)).collect(),
             Err(_) => vec![UNREADABLE.to_owned()],
         };
         if is_socket(fd) || is_memfd(fd) {
             let copy = copies.get(&fd.number);
-            told.push(copy.map_or_else(|| UNREADABLE.to_owned(), |copy| look(fd, copy)));
+            shown.push(copy.map_or_else(|| UNREADABLE.to_owned(), |copy| inspect(fd, copy)));
         }
         // The targets of epoll are unordered, and there may be many of a kind.
-        values.entry(&kinds[&fd.number]).or_default().insert(counted(told));
+        values.entry(&kinds[&fd.number]).or_default().insert(counted(shown));
     }
     for (kind, values) in values {
         // The check `fds` compares how many there are.
@@ -78,7 +78,7 @@ fn kind(fd: &Descriptor, copy: Option<&OwnedFd>) -> String {
     }
 }
 
-fn tell(line: &str, pid: i32, kinds: &BTreeMap<i32, String>) -> Option<String> {
+fn describe(line: &str, pid: i32, kinds: &BTreeMap<i32, String>) -> Option<String> {
     let (field, value) = line.split_once(':')?;
     if LEFT_OUT.contains(&field) {
         return None;
@@ -92,7 +92,7 @@ fn tell(line: &str, pid: i32, kinds: &BTreeMap<i32, String>) -> Option<String> {
             let target = target.map_or("what is not open any more", String::as_str);
             format!("waits for {events} of {target}")
         }
-        "Pid" => format!("process {}", whose(&value, pid)),
+        "Pid" => format!("process {}", process_name(&value, pid)),
         // Number, kind, advisory or mandatory, access, owner, file, range.
         "lock" => {
             let mut parts: Vec<&str> = value.split_whitespace().skip(1).collect();
@@ -106,7 +106,7 @@ fn tell(line: &str, pid: i32, kinds: &BTreeMap<i32, String>) -> Option<String> {
     })
 }
 
-fn whose(number: &str, pid: i32) -> String {
+fn process_name(number: &str, pid: i32) -> String {
     match number.parse() {
         Ok(own) if own == pid => "own".to_owned(),
         Ok(other) => Stat::read(other).map_or("gone".to_owned(), |stat| stat.comm),
@@ -115,7 +115,7 @@ fn whose(number: &str, pid: i32) -> String {
 }
 
 /// Reads what only a copy of the descriptor shows.
-fn look(fd: &Descriptor, copy: &OwnedFd) -> String {
+fn inspect(fd: &Descriptor, copy: &OwnedFd) -> String {
     if is_memfd(fd) {
         let seals = fcntl(copy, FcntlArg::F_GET_SEALS);
         return seals.map_or(UNREADABLE.to_owned(), |seals| format!("seals {seals:x}"));

@@ -42,6 +42,7 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
         let name = entry.file_name().to_string_lossy().into_owned();
         facts.insert(format!("namespace.{name}"), link(entry.path()));
     }
+    // Raw: `procfs` drops empty arguments, and words of the environment without `=`.
     let words = |name: &str| fs::read(format!("{folder}/{name}")).ok();
     let arguments = words("cmdline").unwrap_or_default();
     let arguments = String::from_utf8_lossy(&arguments).into_owned();

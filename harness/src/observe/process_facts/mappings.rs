@@ -29,18 +29,18 @@ pub(super) fn read(pid: i32, facts: &mut Facts) {
         let own = mapping.name == executable;
         let name = if own { "the executable" } else { mapping.name };
         let growing = GROWING.contains(&name) || mapping.is_private_memory();
-        let mut told = String::new();
+        let mut value = String::new();
         if !growing {
-            told = format!("{} at {} ", mapping.size(), mapping.offset);
+            value = format!("{} at {} ", mapping.size(), mapping.offset);
         }
         let fields = mapping.fields.join(" ");
         let words = fields.split(' ').filter(|word| !growing || !OF_ALLOCATOR.contains(word));
-        told.push_str(&words.collect::<Vec<_>>().join(" "));
+        value.push_str(&words.collect::<Vec<_>>().join(" "));
         let item = format!("mapping.{name}.{}", mapping.permissions);
         let known = mappings.entry(item).or_default();
         // Of the allocator's mappings only the kinds are recorded.
-        if !growing || !known.contains(&told) {
-            known.push(told);
+        if !growing || !known.contains(&value) {
+            known.push(value);
         }
     }
     for (item, values) in mappings {
@@ -72,6 +72,7 @@ impl Mapping<'_> {
     }
 }
 
+/// Parses `smaps`; `procfs` would drop flags that it does not know.
 fn parse(text: &str) -> Vec<Mapping<'_>> {
     let mut mappings: Vec<Mapping<'_>> = Vec::new();
     for line in text.lines() {

@@ -78,11 +78,11 @@ fn words(text: &str) -> String {
 /// Joins the values in order, each with its count if there are several.
 fn counted(mut values: Vec<String>) -> String {
     values.sort();
-    let told = values.chunk_by(|a, b| a == b).map(|same| match same.len() {
+    let parts = values.chunk_by(|a, b| a == b).map(|same| match same.len() {
         1 => same[0].clone(),
         n => format!("{n}x {}", same[0]),
     });
-    told.collect::<Vec<_>>().join(" | ")
+    parts.collect::<Vec<_>>().join(" | ")
 }
 
 #[cfg(test)]

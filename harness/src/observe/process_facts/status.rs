@@ -1,10 +1,15 @@
 //! Facts from `/proc/PID/status`, `stat` and `limits`.
+//!
+//! `status` and `limits` are split into lines here: `procfs` has only the fields that it knows, and
+//! a newer kernel's must not get lost.
 
 use std::fs;
 
+use procfs::FromRead;
+use procfs::process::Stat;
+
 use super::{UNREADABLE, words};
 use crate::observe::facts::Facts;
-use crate::observe::process::fields;
 
 /// Name of the fact with the process's name, which an update may change to that of the new binary.
 pub const NAME: &str = "status.Name";
@@ -47,19 +52,6 @@ const LEFT_OUT: &[&str] = &[
     "Mems_allowed",
     "voluntary_ctxt_switches",
     "nonvoluntary_ctxt_switches",
-];
-
-/// Fields of `stat` that are not in `status`, by index after the command name, from 0.
-const STAT: &[(usize, &str)] = &[
-    (2, "group"),
-    (3, "session"),
-    (4, "terminal"),
-    (15, "priority"),
-    (16, "nice"),
-    (35, "exit_signal"),
-    (37, "realtime_priority"),
-    (38, "policy"),
-    (49, "exit_code"),
 ];
 
 /// Fields in which a thread may differ from the main thread.
@@ -133,14 +125,27 @@ fn limit(kind: &str, name: &str) -> String {
 fn status(folder: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
     let fields = text.lines().filter_map(|line| line.split_once(':'));
-    let told = fields.filter(|(field, _)| !LEFT_OUT.contains(field));
-    told.map(|(field, value)| (field.to_owned(), words(value))).collect()
+    let kept = fields.filter(|(field, _)| !LEFT_OUT.contains(field));
+    kept.map(|(field, value)| (field.to_owned(), words(value))).collect()
 }
 
+/// Reads the fields of `stat` that are not in `status`.
 fn stat(folder: &str) -> Vec<(String, String)> {
-    let text = fs::read_to_string(format!("{folder}/stat")).unwrap_or_default();
-    let Some((_, _, values)) = fields(&text) else { return Vec::new() };
-    let value =
-        |(index, name): &(usize, &str)| Some(((*name).to_owned(), values.get(*index)?.to_string()));
-    STAT.iter().filter_map(value).collect()
+    let Ok(stat) = Stat::from_file(format!("{folder}/stat")) else { return Vec::new() };
+    let always = [
+        ("group", i64::from(stat.pgrp)),
+        ("session", stat.session.into()),
+        ("terminal", stat.tty_nr.into()),
+        ("priority", stat.priority),
+        ("nice", stat.nice),
+    ];
+    let if_known = [
+        ("exit_signal", stat.exit_signal.map(i64::from)),
+        ("realtime_priority", stat.rt_priority.map(i64::from)),
+        ("policy", stat.policy.map(i64::from)),
+        ("exit_code", stat.exit_code.map(i64::from)),
+    ];
+    let known = if_known.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let all = always.into_iter().chain(known);
+    all.map(|(name, value)| (name.to_owned(), value.to_string())).collect()
 }

@@ -1,7 +1,8 @@
 //! Facts about the threads, by name, as their TIDs change in an update.
 
 use std::collections::BTreeMap;
-use std::fs;
+
+use procfs::process::Process;
 
 use super::{counted, status, text};
 use crate::observe::facts::Facts;
@@ -18,8 +19,8 @@ pub const OF_KVM: &str = "kvm-";
 /// Reads the thread facts of process `pid`.
 pub(super) fn read(pid: i32, facts: &mut Facts) {
     let folder = format!("/proc/{pid}/task");
-    let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let tasks = Process::new(pid).and_then(|process| process.tasks());
+    let numbers = tasks.into_iter().flatten().filter_map(|task| Some(task.ok()?.tid));
     let mut threads: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
     for number in numbers {
         let folder = format!("{folder}/{number}");

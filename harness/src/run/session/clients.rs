@@ -81,8 +81,8 @@ impl EventListener {
     }
 
     /// Returns the protocol violations so far.
-    pub fn wrong(&self) -> Vec<String> {
-        self.qmp.wrong()
+    pub fn violations(&self) -> Vec<String> {
+        self.qmp.violations()
     }
 
     /// Drops the events that were already returned.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use procfs::process::Process;
 use serde_json::json;
 
 use crate::check::gone::Cause;
@@ -113,7 +114,7 @@ impl Session<'_> {
             _ => {}
         }
         misbehaving_client.after(&self.labels(from)).map_err(failed)?;
-        fits_protocol(&other.as_ref().map(Qmp::wrong).unwrap_or_default())?;
+        fits_protocol(&other.as_ref().map(Qmp::violations).unwrap_or_default())?;
         drop(other);
         // Otherwise the next observation would see the descriptors of clients that have left. If
         // they stay open, a check reports them.
@@ -140,8 +141,8 @@ impl Session<'_> {
 
     /// Returns how many descriptors the VMM has open.
     fn descriptors(&self) -> usize {
-        let folder = std::fs::read_dir(format!("/proc/{}/fd", self.vm.pid()));
-        folder.map_or(0, Iterator::count)
+        let count = Process::new(self.vm.pid()).and_then(|process| process.fd_count());
+        count.unwrap_or(0)
     }
 
     pub(super) fn labels(&self, from: usize) -> Vec<String> {

@@ -1,11 +1,14 @@
 //! Sets soft resource limits of the running VMM from outside.
 
-use std::ptr;
-
-use nix::errno::Errno;
+use procfs::FromRead;
+use procfs::process::{LimitValue, Limits};
+use rustix::io::Errno;
+use rustix::process::Resource::{As, Fsize, Nofile, Nproc};
+use rustix::process::{Pid, Rlimit};
 
 use crate::observe::fds::FdTable;
 use crate::observe::observation::NotAudited;
+use crate::observe::proc_error::ProcError;
 use crate::observe::{process, process_facts};
 use crate::process::environment::{EnvironmentError, RlimitError};
 use crate::run::failure::StepError;
@@ -16,13 +19,13 @@ use crate::scenario::{Amount, Limit};
 #[derive(Clone, Copy)]
 pub struct Saved {
     resource: Resource,
-    limit: libc::rlimit64,
+    limit: Rlimit,
 }
 
 /// A resource, and the kernel's name for its limit.
 #[derive(Clone, Copy)]
 struct Resource {
-    number: libc::__rlimit_resource_t,
+    number: rustix::process::Resource,
     name: &'static str,
 }
 
@@ -36,17 +39,17 @@ impl Session<'_> {
                 }
                 return Ok(());
             }
-            Limit::Nofile(amount) => (libc::RLIMIT_NOFILE, "Max open files", amount),
-            Limit::As(amount) => (libc::RLIMIT_AS, "Max address space", amount),
-            Limit::Nproc(amount) => (libc::RLIMIT_NPROC, "Max processes", amount),
-            Limit::Fsize(amount) => (libc::RLIMIT_FSIZE, "Max file size", amount),
+            Limit::Nofile(amount) => (Nofile, "Max open files", amount),
+            Limit::As(amount) => (As, "Max address space", amount),
+            Limit::Nproc(amount) => (Nproc, "Max processes", amount),
+            Limit::Fsize(amount) => (Fsize, "Max file size", amount),
         };
         let resource = Resource { number, name };
-        let before = prlimit(self.vm.pid(), resource, None)?;
+        let before = current(self.vm.pid(), resource)?;
         let wanted = self.wanted(limit, amount)?;
         self.limits.push(Saved { resource, limit: before });
-        let rlim_cur = wanted.min(before.rlim_max);
-        self.set_limit(resource, libc::rlimit64 { rlim_cur, ..before })
+        let wanted = before.maximum.map_or(wanted, |maximum| wanted.min(maximum));
+        self.set_limit(resource, Rlimit { current: Some(wanted), ..before })
     }
 
     /// Returns why the VMM cannot be audited now, if so: an audit reads thousands of values from
@@ -55,7 +58,7 @@ impl Session<'_> {
         if self.start_pends {
             return Some(NotAudited::StartPending);
         }
-        let limited = self.limits.iter().any(|saved| saved.resource.number == libc::RLIMIT_AS);
+        let limited = self.limits.iter().any(|saved| saved.resource.number == As);
         limited.then_some(NotAudited::LittleAddressSpace)
     }
 
@@ -80,34 +83,41 @@ impl Session<'_> {
         })
     }
 
-    fn set_limit(&mut self, resource: Resource, new: libc::rlimit64) -> Result<(), StepError> {
-        prlimit(self.vm.pid(), resource, Some(new))?;
-        self.evidence.timeline.say("harness", format!("{}: {}", resource.name, new.rlim_cur));
+    fn set_limit(&mut self, resource: Resource, new: Rlimit) -> Result<(), StepError> {
+        prlimit(self.vm.pid(), resource, new)?;
+        let value = new.current.map_or("unlimited".to_owned(), |value| value.to_string());
+        self.evidence.timeline.say("harness", format!("{}: {value}", resource.name));
         if let Some(seen) = &mut self.seen {
-            let value = match new.rlim_cur {
-                libc::RLIM64_INFINITY => "unlimited".to_owned(),
-                value => value.to_string(),
-            };
             seen.facts.insert(process_facts::soft_limit(resource.name), value);
         }
         Ok(())
     }
 }
 
-/// Sets a `new` limit of process `pid`, if given, and returns the old one. If the process is gone,
-/// that is a finding, not an error of the environment.
-fn prlimit(
-    pid: i32,
-    resource: Resource,
-    new: Option<libc::rlimit64>,
-) -> Result<libc::rlimit64, StepError> {
-    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: both pointers point to live limits, or are null, which the call allows.
-    let done = unsafe { libc::prlimit64(pid, resource.number, new, &raw mut old) };
-    match Errno::result(done) {
-        Ok(_) => Ok(old),
-        Err(Errno::ESRCH) => Err(StepError::Process(format!(
+/// Returns the limit of process `pid`. If the process is gone, that is a finding, not an error of
+/// the environment.
+fn current(pid: i32, resource: Resource) -> Result<Rlimit, StepError> {
+    let path = format!("/proc/{pid}/limits");
+    let limits = Limits::from_file(&path)
+        .map_err(|error| StepError::Process(ProcError::parsing(path, error).to_string()))?;
+    let limit = match resource.number {
+        Nofile => limits.max_open_files,
+        As => limits.max_address_space,
+        Nproc => limits.max_processes,
+        _ => limits.max_file_size,
+    };
+    let value = |value| match value {
+        LimitValue::Unlimited => None,
+        LimitValue::Value(value) => Some(value),
+    };
+    Ok(Rlimit { current: value(limit.soft_limit), maximum: value(limit.hard_limit) })
+}
+
+/// Sets a limit of process `pid`. If the process is gone, that is a finding, as above.
+fn prlimit(pid: i32, resource: Resource, new: Rlimit) -> Result<(), StepError> {
+    match rustix::process::prlimit(Pid::from_raw(pid), resource.number, new) {
+        Ok(_) => Ok(()),
+        Err(Errno::SRCH) => Err(StepError::Process(format!(
             "cannot set the limit `{}` of the VMM: process {pid} is gone",
             resource.name
         ))),
@@ -132,11 +142,12 @@ mod tests {
     fn limit_of_exited_vmm_is_a_finding() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        let resource = Resource { number: libc::RLIMIT_NOFILE, name: "Max open files" };
-        let error = prlimit(child.id() as i32, resource, None).err().unwrap();
+        let resource = Resource { number: Nofile, name: "Max open files" };
+        let error = current(child.id() as i32, resource).err().unwrap();
         let findings = error.findings().expect("a finding, not an error of the environment");
         assert_eq!(findings[0].check, "step");
-        assert!(findings[0].message.ends_with("is gone"), "{}", findings[0].message);
+        let message = &findings[0].message;
+        assert!(message.contains("/limits: No such file"), "{message}");
     }
 
     #[rstest]

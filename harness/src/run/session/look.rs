@@ -188,13 +188,13 @@ impl Session<'_> {
     pub fn look_at_guest(&self, awaited: bool) -> Option<Finding> {
         let page = &self.seen.as_ref()?.page;
         let log = self.evidence.vmm_log();
-        if let Err(message) = damage::look(page, self.boots, &|| log.since()) {
+        if let Err(message) = damage::judge(page, self.boots, &|| log.since()) {
             return Some(Finding::new(damage::CHECK.name, message));
         }
         if !(awaited && self.run_state.is_running()) {
             return None;
         }
-        let beat = progress::goes_on(page, self.case.vm.cpus, self.options.patience.beat);
+        let beat = progress::continues(page, self.case.vm.cpus, self.options.patience.beat);
         beat.err().map(|message| Finding::new(progress::CHECK.name, message))
     }
 
@@ -213,7 +213,7 @@ impl Session<'_> {
 
     /// Returns the protocol violations on the VMM's QMP connections.
     fn conversation(&self) -> Vec<String> {
-        [self.qmp.wrong(), self.second_client.wrong()].concat()
+        [self.qmp.violations(), self.second_client.violations()].concat()
     }
 
     /// Checks for protocol violations once the VMM has ended.

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::check::handover::{CONTINUED, Continued};
-use crate::check::{Finding, Handover, Revival, clients, pid, progress, told};
+use crate::check::{Finding, Handover, Revival, clients, pid, progress, reported};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
 use crate::observe::qmp::QmpFault;
@@ -64,7 +64,7 @@ impl Session<'_> {
         let what = format!("{CONTINUED} or the end of the connection");
         let wrong = |check, why| Err(StepError::Checks(vec![Finding::new(check, why)]));
         let arrived = self.qmp.await_event(from, &what, limit, |event| event.event == CONTINUED);
-        let told = match arrived {
+        let event = match arrived {
             Ok(arrived) => Continued::of(&arrived.event),
             Err(QmpFault::Closed { .. }) => {
                 self.vm.await_end(self.options.patience.end);
@@ -78,24 +78,24 @@ impl Session<'_> {
                     ),
                 };
             }
-            Err(late) => return wrong(told::CHECK.name, format!("the VMM died: {late}")),
+            Err(late) => return wrong(reported::CHECK.name, format!("the VMM died: {late}")),
         };
-        let told = match told {
-            Ok(told) => told,
-            Err(why) => return wrong(told::CHECK.name, why),
+        let event = match event {
+            Ok(event) => event,
+            Err(why) => return wrong(reported::CHECK.name, why),
         };
         self.vm.await_end(self.options.patience.end);
-        let now = match self.vm.follow(told.pid) {
+        let now = match self.vm.follow(event.pid) {
             Ok(now) => now.clone(),
             Err(e) => {
-                return wrong(told::CHECK.name, format!("{CONTINUED} has an invalid PID: {e}"));
+                return wrong(reported::CHECK.name, format!("{CONTINUED} has an invalid PID: {e}"));
             }
         };
         self.watchdog_follows(now.pid);
         let mut revival = Revival {
             former,
             keepers,
-            told,
+            event,
             beat: None,
             console: String::new(),
             notified: Vec::new(),
@@ -108,13 +108,13 @@ impl Session<'_> {
         self.hear_elsewhere(&mut revival);
         let text = format!(
             "the VM continues in process {} instead of {}: {}",
-            now.pid, revival.former.pid, revival.told.reason
+            now.pid, revival.former.pid, revival.event.reason
         );
         self.evidence.timeline.say("harness", text);
         self.revivals.push(Revived {
             former: revival.former.pid,
             pid: now.pid,
-            reason: revival.told.reason.clone(),
+            reason: revival.event.reason.clone(),
             blackout,
             beat: revival.beat,
         });
@@ -141,7 +141,7 @@ impl Session<'_> {
         let seen = self.seen.as_ref().filter(|_| self.run_state.is_running());
         let Some(page) = seen.map(|seen| seen.page.clone()) else { return (None, None) };
         let limit = self.options.patience.beat;
-        if progress::goes_on(&page, self.case.vm.cpus, limit).is_err() {
+        if progress::continues(&page, self.case.vm.cpus, limit).is_err() {
             return (None, None);
         }
         let beat = at.map(|at| at.elapsed());
@@ -154,9 +154,9 @@ impl Session<'_> {
         let notify = &self.notify;
         poll::until(Deadline::after(self.options.patience.settle), || {
             revival.console = console.since();
-            revival.notified.extend(notify.heard());
-            let told = revival.console.contains("the VM continues in process");
-            (told && !revival.notified.is_empty()).then_some(())
+            revival.notified.extend(notify.received());
+            let printed = revival.console.contains("the VM continues in process");
+            (printed && !revival.notified.is_empty()).then_some(())
         });
     }
 

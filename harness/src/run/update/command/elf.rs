@@ -1,39 +1,76 @@
 //! ELF files that cannot run as a VMM on this machine.
 
+use object::elf::{self, FileHeader32, FileHeader64, Ident, ProgramHeader32};
+use object::pod::bytes_of;
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{BigEndian, Endianness, LittleEndian, U16, U32, U64};
+
 /// Returns an ELF header for a foreign architecture.
 pub fn foreign() -> Vec<u8> {
-    const EM_S390: u8 = 22;
-    let mut header = vec![0; 64];
-    // ELF, 64 bit, big-endian, version 1; an executable.
-    header[..7].copy_from_slice(b"\x7fELF\x02\x02\x01");
-    (header[17], header[19], header[23]) = (2, EM_S390, 1);
-    header
+    let half = |value| U16::new(BigEndian, value);
+    let header = FileHeader64 {
+        e_ident: ident(elf::ELFCLASS64, elf::ELFDATA2MSB),
+        e_type: half(elf::ET_EXEC),
+        e_machine: half(elf::EM_S390),
+        e_version: U32::new(BigEndian, elf::EV_CURRENT.into()),
+        e_entry: U64::default(),
+        e_phoff: U64::default(),
+        e_shoff: U64::default(),
+        e_flags: U32::default(),
+        e_ehsize: half(0),
+        e_phentsize: half(0),
+        e_phnum: half(0),
+        e_shentsize: half(0),
+        e_shnum: half(0),
+        e_shstrndx: half(0),
+    };
+    bytes_of(&header).to_vec()
 }
 
 /// Returns a complete i386 program that exits with status 0. A kernel without 32-bit support does
 /// not execute it.
 pub fn i386() -> Vec<u8> {
     const BASE: u32 = 0x0804_8000;
-    const HEADERS: u32 = 52 + 32;
+    const FILE_HEADER: usize = size_of::<FileHeader32<LittleEndian>>();
+    const PROGRAM_HEADER: usize = size_of::<ProgramHeader32<LittleEndian>>();
+    const HEADERS: usize = FILE_HEADER + PROGRAM_HEADER;
     // mov eax, 1 (exit); xor ebx, ebx; int 0x80
     const CODE: &[u8] = b"\xb8\x01\x00\x00\x00\x31\xdb\xcd\x80";
-    let size = HEADERS + CODE.len() as u32;
-    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let half = |file: &mut Vec<u8>, values: &[u16]| {
-        values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+    let half = |value| U16::new(LittleEndian, value);
+    let word = |value| U32::new(LittleEndian, value);
+    let size = word((HEADERS + CODE.len()) as u32);
+    let header = FileHeader32 {
+        e_ident: ident(elf::ELFCLASS32, elf::ELFDATA2LSB),
+        e_type: half(elf::ET_EXEC),
+        e_machine: half(elf::EM_386),
+        e_version: word(elf::EV_CURRENT.into()),
+        e_entry: word(BASE + HEADERS as u32),
+        e_phoff: word(FILE_HEADER as u32),
+        e_shoff: word(0),
+        e_flags: word(0),
+        e_ehsize: half(FILE_HEADER as u16),
+        e_phentsize: half(PROGRAM_HEADER as u16),
+        e_phnum: half(1),
+        e_shentsize: half(0),
+        e_shnum: half(0),
+        e_shstrndx: half(0),
     };
-    let word = |file: &mut Vec<u8>, values: &[u32]| {
-        values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+    let segment = ProgramHeader32 {
+        p_type: word(elf::PT_LOAD),
+        p_offset: word(0),
+        p_vaddr: word(BASE),
+        p_paddr: word(BASE),
+        p_filesz: size,
+        p_memsz: size,
+        p_flags: word(elf::PF_R | elf::PF_X),
+        p_align: word(0x1000),
     };
-    // ET_EXEC, EM_386; version, entry, program headers, section headers, flags.
-    half(&mut file, &[2, 3]);
-    word(&mut file, &[1, BASE + HEADERS, 52, 0, 0]);
-    // Sizes and numbers of headers.
-    half(&mut file, &[52, 32, 1, 0, 0, 0]);
-    // PT_LOAD: offset, addresses, sizes, readable and executable, alignment.
-    word(&mut file, &[1, 0, BASE, BASE, size, size, 5, 0x1000]);
-    file.extend(CODE);
-    file
+    [bytes_of(&header), bytes_of(&segment), CODE].concat()
+}
+
+fn ident(class: u8, data: u8) -> Ident {
+    let (magic, version) = (elf::ELFMAG, elf::EV_CURRENT);
+    Ident { magic, class, data, version, os_abi: 0, abi_version: 0, padding: [0; 7] }
 }
 
 /// Returns the first half of what the kernel maps of a 64-bit `file`: less than half of the file if
@@ -45,18 +82,13 @@ pub fn half(file: &[u8]) -> &[u8] {
 
 /// Returns the end of the last PT_LOAD segment.
 fn loaded_bytes(file: &[u8]) -> Option<usize> {
-    const PT_LOAD: u64 = 1;
-    let number = |at: usize, bytes: usize| -> Option<u64> {
-        let bytes = file.get(at..at.checked_add(bytes)?)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    };
-    let (headers, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-    let segment = |index: u64| -> Option<u64> {
-        let at = usize::try_from(headers.checked_add(index * size)?).ok()?;
-        let loaded = number(at, 4)? == PT_LOAD;
-        Some(if loaded { number(at + 8, 8)?.checked_add(number(at + 32, 8)?)? } else { 0 })
-    };
-    let ends: Option<Vec<u64>> = (0..count).map(segment).collect();
+    let header = FileHeader64::<Endianness>::parse(file).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, file).ok()?;
+    let loaded = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
+    let ends: Option<Vec<u64>> = loaded
+        .map(|segment| segment.p_offset(endian).checked_add(segment.p_filesz(endian)))
+        .collect();
     ends?.into_iter().max().and_then(|end| usize::try_from(end).ok())
 }
 

@@ -33,12 +33,13 @@ impl ProbeProcess {
     fn spawn(command: &mut Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let parent = nix::unistd::getpid();
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(signals::reset) };
-        // SAFETY: it is async-signal-safe and the closure does nothing else.
-        unsafe { command.pre_exec(program::inherit_nothing) };
-        // SAFETY: prctl and getppid are async-signal-safe and the closure calls nothing else.
-        unsafe { command.pre_exec(move || child::die_with(parent)) };
+        let begin = move || {
+            signals::reset()?;
+            program::inherit_nothing()?;
+            child::die_with(parent)
+        };
+        // SAFETY: the three are async-signal-safe and the closure does nothing else.
+        unsafe { command.pre_exec(begin) };
         program::spawn(command).map(Mutex::new).map(Self)
     }
 
@@ -73,19 +74,20 @@ impl Drop for ProbeProcess {
 }
 
 /// Runs a command and returns its output; none if it fails.
-pub(super) fn said(command: &mut Command) -> io::Result<Option<String>> {
-    said_within(command, ANSWER)
+pub(super) fn output_of(command: &mut Command) -> io::Result<Option<String>> {
+    output_within(command, ANSWER)
 }
 
-fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
+fn output_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
     let deadline = Deadline::after(limit);
-    let asked = ProbeProcess::spawn(command.stdout(Stdio::piped()))?;
+    let process = ProbeProcess::spawn(command.stdout(Stdio::piped()))?;
     let late = |what: &str| {
         io::Error::new(io::ErrorKind::TimedOut, format!("{command:?} {what} within {limit:?}"))
     };
-    let stdout = asked.child().stdout.take().ok_or_else(|| io::Error::other("it has no output"))?;
+    let stdout =
+        process.child().stdout.take().ok_or_else(|| io::Error::other("it has no output"))?;
     let (sender, read) = mpsc::channel();
-    thread::Builder::new().name("said".into()).spawn(move || {
+    thread::Builder::new().name("output".into()).spawn(move || {
         let mut text = Vec::new();
         let read = stdout.take(LONGEST).read_to_end(&mut text);
         // The receiver is gone if the deadline has passed.
@@ -93,7 +95,7 @@ fn said_within(command: &mut Command, limit: Duration) -> io::Result<Option<Stri
     })?;
     let text = read.recv_timeout(deadline.remaining());
     let text = text.map_err(|_| late("did not close its output"))??;
-    let status = poll::until(deadline, || asked.child().try_wait().transpose());
+    let status = poll::until(deadline, || process.child().try_wait().transpose());
     let status = status.ok_or_else(|| late("did not end"))??;
     Ok(status.success().then(|| String::from_utf8_lossy(&text).into_owned()))
 }
@@ -113,11 +115,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case::an_answer("echo told", Some("told\n"))]
-    #[case::no_answer("echo told; exit 1", None)]
-    #[case::endless("while echo told; do :; done", None)]
+    #[case::an_answer("echo text", Some("text\n"))]
+    #[case::no_answer("echo text; exit 1", None)]
+    #[case::endless("while echo text; do :; done", None)]
     fn only_success_returns_output(#[case] script: &str, #[case] expected: Option<&str>) {
-        assert_eq!(said(&mut shell(script)).unwrap().as_deref(), expected);
+        assert_eq!(output_of(&mut shell(script)).unwrap().as_deref(), expected);
     }
 
     #[test]
@@ -126,7 +128,7 @@ mod tests {
         let fd = left_open.as_raw_fd();
         nix::fcntl::fcntl(&left_open, F_SETFD(FdFlag::empty())).unwrap();
         let script = format!("[ -e /proc/self/fd/{fd} ] && echo open || echo closed");
-        assert_eq!(said(&mut shell(&script)).unwrap().as_deref(), Some("closed\n"));
+        assert_eq!(output_of(&mut shell(&script)).unwrap().as_deref(), Some("closed\n"));
     }
 
     /// A command that hangs, or leaves a child behind, is not waited for.
@@ -135,7 +137,7 @@ mod tests {
     #[case::leaves_a_child("sleep 600 &")]
     #[case::closes_its_output("exec >&-; exec sleep 600")]
     fn late_command_is_ended(#[case] script: &str) {
-        let error = said_within(&mut shell(script), Duration::from_millis(100)).unwrap_err();
+        let error = output_within(&mut shell(script), Duration::from_millis(100)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().ends_with(" within 100ms"), "{error}");
     }
@@ -143,9 +145,9 @@ mod tests {
     /// No other code may reap it, because its owner does.
     #[test]
     fn process_is_registered_until_it_ends() {
-        let pid = ProbeProcess::start(&mut Command::new("/bin/cat")).map(|asked| {
-            assert!(signals::is_registered(asked.pid()));
-            asked.pid()
+        let pid = ProbeProcess::start(&mut Command::new("/bin/cat")).map(|process| {
+            assert!(signals::is_registered(process.pid()));
+            process.pid()
         });
         assert!(!signals::is_registered(pid.unwrap()));
     }
