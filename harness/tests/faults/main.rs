@@ -7,6 +7,7 @@ mod guests;
 mod measured;
 mod mock;
 mod points;
+mod texts;
 
 use std::process::ExitCode;
 

@@ -13,7 +13,8 @@ use serde_json::json;
 use super::Fault;
 use super::handover::{Handover, Peer, Revived};
 use super::keeper::{self, Keeper};
-use super::machine::{Machine, write_pid_file};
+use super::machine::Machine;
+use super::start::write_pid_file;
 use crate::scenario::Keeper as Policy;
 
 impl Machine {

@@ -13,6 +13,7 @@ mod migrate;
 mod process_faults;
 mod ram;
 mod server;
+mod start;
 
 use std::ffi::OsString;
 use std::io;
