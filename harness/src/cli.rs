@@ -181,9 +181,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints to standard error; ignores failures, because it may be as full as standard output.
+/// Prints to standard error, in colours only on a terminal; ignores failures, because it may be as full as standard output.
 fn complain(why: &str) {
-    let _ = writeln!(std::io::stderr(), "{PROGRAM}: {why}");
+    let _ = writeln!(anstream::stderr(), "{PROGRAM}: {why}");
 }
 
 /// Number of CPUs that the harness may use.

@@ -6,10 +6,12 @@ pub mod random;
 pub mod table;
 pub mod trial;
 
+use cpr_vmm::failpoints::Plant;
 use need::Need;
 use serde::Deserialize;
 
-use crate::scenario::{Case, ScenarioError};
+use crate::check;
+use crate::scenario::{Case, ScenarioError, tree};
 
 /// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/bug-classes.toml");
@@ -67,12 +69,35 @@ struct File {
 
 /// Returns all classes.
 pub fn all() -> Result<Vec<BugClass>, ScenarioError> {
-    let file: File =
-        toml::from_str(EMBEDDED).map_err(|e| ScenarioError::syntax(NAME, EMBEDDED, &e))?;
-    Ok(file.class)
+    parse(EMBEDDED)
+}
+
+fn parse(text: &str) -> Result<Vec<BugClass>, ScenarioError> {
+    let file: File = tree::from_str(NAME, text)?;
+    let wrong = file.class.iter().filter_map(|class| {
+        let message = format!("{}: {}", class.planted, class.invalid()?);
+        Some(ScenarioError::sense(NAME, message))
+    });
+    match ScenarioError::all(wrong.collect()) {
+        None => Ok(file.class),
+        Some(error) => Err(error),
+    }
 }
 
 impl BugClass {
+    /// Returns why this entry is invalid, if it is.
+    fn invalid(&self) -> Option<String> {
+        let known: Vec<&str> = check::names().collect();
+        if let Err(unknown) = self.planted.parse::<Plant>() {
+            return Some(unknown.to_string());
+        }
+        let unknown = self.checks.iter().find(|check| !known.contains(&check.as_str()));
+        match unknown {
+            Some(check) => Some(format!("unknown check {check}: expected {}", known.join(", "))),
+            None => self.checks.is_empty().then(|| "no check is named".to_owned()),
+        }
+    }
+
     /// Finds its case among `cases`.
     pub fn find<'a>(&self, cases: &'a [Case]) -> Result<&'a Case, ScenarioError> {
         cases.iter().find(|case| case.name == self.case).ok_or_else(|| {
@@ -86,7 +111,6 @@ impl BugClass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check;
     use crate::scenario::set::Set;
 
     #[test]
@@ -95,9 +119,6 @@ mod tests {
         let mut bugs = Vec::new();
         for class in all().unwrap() {
             class.find(&cases).unwrap();
-            let known: Vec<_> = check::names().collect();
-            assert!(!class.checks.is_empty());
-            assert!(class.checks.iter().all(|c| known.contains(&c.as_str())), "{class:?}");
             bugs.push((class.planted, class.case));
         }
         for number in cpr_vmm::failpoints::CONSTRAINTS {
@@ -112,5 +133,23 @@ mod tests {
         bugs.sort();
         bugs.dedup();
         assert_eq!(bugs.len(), all);
+    }
+
+    #[test]
+    fn rejects_unknown_bugs_and_checks() {
+        let class = |planted: &str, checks: &str| {
+            let text = format!(
+                "[[class]]\nclass = ''\nexample = ''\ncase = ''\nplanted = '{planted}'\nchecks = {checks}\n"
+            );
+            parse(&text).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(class("swap-1", "['ram', 'killed']"), Ok(()));
+        let wrong =
+            [class("stale-errors", "['ram']"), class("swap-1", "['rom']"), class("swap-1", "[]")];
+        let whys = ["unknown bug \"stale-errors\"", "unknown check rom", "no check is named"];
+        for (wrong, why) in wrong.into_iter().zip(whys) {
+            let told = wrong.unwrap_err();
+            assert!(told.contains(why), "{told}");
+        }
     }
 }

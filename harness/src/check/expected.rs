@@ -11,7 +11,7 @@ use super::action::{Action, Ending};
 use super::diff::Difference;
 use super::handover::Handover;
 use crate::observe::facts::Change;
-use crate::scenario::ScenarioError;
+use crate::scenario::{ScenarioError, tree};
 
 /// The file, as it was when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/audits.toml");
@@ -118,7 +118,7 @@ impl Expectations {
     }
 
     fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let file: File = toml::from_str(text).map_err(|e| ScenarioError::syntax(NAME, text, &e))?;
+        let file: File = tree::from_str(NAME, text)?;
         let whole = |pattern: &str| {
             Regex::new(&format!("^(?s:{pattern})$"))
                 .map_err(|error| ScenarioError::sense(NAME, format!("{pattern:?}: {error}")))

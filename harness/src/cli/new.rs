@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,6 +14,8 @@ use crate::scenario::set::FOLDER;
 
 /// A scenario that runs unchanged, with a comment on each part.
 const EXAMPLE: &str = include_str!("../scenario/example.toml");
+/// The schema that the first line of the example names.
+const SCHEMA: &str = "scenario.schema.json";
 
 #[derive(Args)]
 pub(super) struct New {
@@ -31,14 +33,25 @@ pub(super) fn main(new: &New) -> Result<ExitCode, CliError> {
         .and_then(|()| File::create_new(&path))
         .and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));
     written.map_err(|e| CliError::usage(format!("cannot write {}: {e}", path.display())))?;
+    write_schema()?;
     say(path.display());
     say(format_args!("run it: cpr-harness run --filter {}", new.name));
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes the schema of this binary beside the themes, unless it is there.
+fn write_schema() -> Result<(), CliError> {
+    let (path, text) = (Path::new(FOLDER).join(SCHEMA), format!("{}\n", schema::text()));
+    if fs::read_to_string(&path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    let written = fs::write(&path, text);
+    written.map_err(|e| CliError::usage(format!("cannot write {}: {e}", path.display())))
+}
+
 /// Prints the schema.
 pub(super) fn schema() -> Result<ExitCode, CliError> {
-    say(format_args!("{:#}", schema::schema().as_value()));
+    say(schema::text());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -81,7 +81,7 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
         [] => Set::find(),
         paths => Set::at(paths),
     };
-    let mut set = found.map_err(CliError::usage)?;
+    let mut set = found.map_err(|e| CliError::usage(e.styled()))?;
     let filters: Vec<Filter> = selection.filter.iter().chain(&selection.skip).cloned().collect();
     let exact = &selection.exact;
     // Naming a file is a request too.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::compare::{self, Kind, Mismatch, PASS};
 use crate::check;
 use crate::run::{Report, Verdict};
-use crate::scenario::ScenarioError;
+use crate::scenario::{ScenarioError, tree};
 
 /// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/differences.toml");
@@ -99,6 +99,9 @@ impl Difference {
         if !VMMS.contains(&self.vmm.as_str()) {
             return Some(format!("unknown `vmm` {:?}: expected {}", self.vmm, VMMS.join(", ")));
         }
+        if self.reason.trim().is_empty() {
+            return Some("it has no reason".to_owned());
+        }
         if (self.kind == Kind::Verdict) == self.findings.is_empty() {
             return Some("`findings` is required for a verdict and invalid elsewhere".to_owned());
         }
@@ -137,7 +140,7 @@ impl Differences {
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
-        let file: File = toml::from_str(text).map_err(|e| ScenarioError::syntax(name, text, &e))?;
+        let file: File = tree::from_str(name, text)?;
         let mut names = BTreeSet::new();
         for difference in &file.difference {
             if !names.insert(&difference.name) {
@@ -290,6 +293,7 @@ reason = "it is a new process"
     #[rstest]
     #[case("vmm = \"qemu\"", "vmm = \"cpr-vmm\"", "unknown `vmm` \"cpr-vmm\"")]
     #[case("vmm = \"qemu\"", "vmm = \"qmeu\"", "unknown `vmm` \"qmeu\"")]
+    #[case("reason = ", "reason = \" \" # ", "it has no reason")]
     #[case("pid = ", "pidd = ", "unknown check pidd")]
     #[case("\" has ended\"", "\"\"", "\"\" matches any text")]
     #[case("\" has ended\"", "\".*\"", "\".*\" matches any text")]

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use regex::Regex;
 use serde::Deserialize;
 
-use crate::scenario::ScenarioError;
+use crate::scenario::{ScenarioError, tree};
 
 /// Contents of the file at build time.
 const EMBEDDED: &str = include_str!("../../../scenarios/not-driven.toml");
@@ -46,7 +46,7 @@ impl NotDriven {
     }
 
     fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let file: File = toml::from_str(text).map_err(|e| ScenarioError::syntax(NAME, text, &e))?;
+        let file: File = tree::from_str(NAME, text)?;
         let with_pattern = |listed: Listed| {
             if listed.reason.trim().is_empty() {
                 return Err(ScenarioError::sense(NAME, format!("{} has no reason", listed.item)));

@@ -42,25 +42,21 @@ pub enum Host {
 impl Guest {
     /// Returns the guest of `vm`.
     pub fn of(vm: &Vm) -> Self {
-        let word = |key: &str| {
-            let mut words = vm.cmdline.split_ascii_whitespace();
-            words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-        };
         let plain = matches!(vm.guest.as_str(), "heartbeat" | "pattern");
-        let host = match word("test") {
+        let host = match vm.word("test") {
             Some("host-nmi") => Some(Host::Nmi),
             Some("host-irqfd") => Some(Host::Irqfd),
             _ => None,
         };
         Self {
-            markers: word("markers").and_then(|n| n.parse().ok()).unwrap_or(0),
-            end: match word("end") {
+            markers: vm.markers(),
+            end: match vm.word("end") {
                 Some("reset" | "triple") => End::Reset,
                 Some("exit") => End::Exit,
                 _ => End::None,
             },
             host,
-            sweeps: matches!(vm.guest.as_str(), "pattern" | "serial"),
+            sweeps: vm.counts_sweeps(),
             talks: vm.guest == "serial",
             updated_at_markers: !plain && host.is_none(),
         }

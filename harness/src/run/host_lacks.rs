@@ -9,7 +9,7 @@ use procfs::{CpuInfo, Current};
 use serde::Deserialize;
 
 use crate::backend::Backend;
-use crate::scenario::ScenarioError;
+use crate::scenario::{ScenarioError, tree};
 
 /// The file's content when this binary was built.
 const EMBEDDED: &str = include_str!("../../../scenarios/host-lacks.toml");
@@ -80,8 +80,8 @@ impl HostLacks {
     }
 
     fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let file: File = toml::from_str(text).map_err(|e| ScenarioError::syntax(NAME, text, &e))?;
-        match file.lack.iter().find(|lack| lack.reason.is_empty()) {
+        let file: File = tree::from_str(NAME, text)?;
+        match file.lack.iter().find(|lack| lack.reason.trim().is_empty()) {
             Some(lack) => {
                 let message = format!("\"{}\" has no reason", lack.what);
                 Err(ScenarioError::sense(NAME, message))
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn rejects_a_missing_reason() {
-        let text = "[[lack]]\nwhat = \"x\"\non = { vmm = \"qemu\" }\nreason = \"\"\n";
+        let text = "[[lack]]\nwhat = \"x\"\non = { vmm = \"qemu\" }\nreason = \" \"\n";
         let error = HostLacks::parse(text).err().unwrap().to_string();
         assert!(error.contains("\"x\" has no reason"), "{error}");
     }

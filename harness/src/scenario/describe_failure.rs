@@ -2,9 +2,12 @@
 
 use serde::Serialize;
 
+use super::case::Case;
 use super::command_kind::CommandKind;
 use super::fault::Inject;
-use super::model::{Case, Channel, Expect, Migrate, Step, Vm};
+use super::step::Step;
+use super::update::{Channel, Expect, Migrate};
+use super::vm::Vm;
 
 impl Migrate {
     /// Describes what is wrong with the update on `vm`; `scenarios/ERRORS.md` uses it as the key.

@@ -1,24 +1,18 @@
-//! Errors in scenario files, with their place and a hint how to fix them.
+//! Errors in scenario files, shown with the lines at fault.
 
+use std::fmt;
 use std::path::PathBuf;
 
-/// An error in a scenario.
+use annotate_snippets::Renderer;
+
+use super::mistake::Mistake;
+
+/// An error in scenarios.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// The text is not a valid scenario.
-    #[error("{file}:{line}:{column}: {message}{hint}")]
-    Syntax {
-        /// The file.
-        file: String,
-        /// Line, from 1.
-        line: usize,
-        /// Column, from 1.
-        column: usize,
-        /// What is wrong.
-        message: String,
-        /// The nearest valid key, or empty if none is near.
-        hint: String,
-    },
+    #[error(transparent)]
+    Invalid(Mistakes),
     /// The scenario is well-formed but makes no sense.
     #[error("{file}: {message}")]
     Sense {
@@ -36,65 +30,92 @@ pub enum ScenarioError {
         #[source]
         source: std::io::Error,
     },
+    /// Errors in several files.
+    #[error("{}", reports(.0, &Renderer::plain()))]
+    Several(Vec<ScenarioError>),
+}
+
+/// What is wrong in one file.
+#[derive(Debug)]
+pub struct Mistakes {
+    file: String,
+    text: String,
+    all: Vec<Mistake>,
 }
 
 impl ScenarioError {
-    /// Converts an error of the TOML parser in `text`.
-    pub fn syntax(file: &str, text: &str, error: &toml::de::Error) -> Self {
-        let at = error.span().map_or(0, |span| span.start);
-        let message = error.message().replace('\n', "; ");
-        let hint = renamed(&message)
-            .or_else(|| nearest(&message).map(|key| format!("; did you mean `{key}`?")));
-        Self::at(file, text, at, message, hint.unwrap_or_default())
-    }
-
-    /// An error at byte `at` of `text`.
-    pub fn at(file: &str, text: &str, at: usize, message: String, hint: String) -> Self {
-        let before = text.get(..at).unwrap_or(text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        Self::Syntax { file: file.to_owned(), line, column, message, hint }
+    /// What is wrong in `text`, the contents of `file`.
+    pub fn mistakes(file: &str, text: &str, mut all: Vec<Mistake>) -> Self {
+        all.sort_by_key(|mistake| mistake.at.as_ref().map_or(0, |at| at.start));
+        Self::Invalid(Mistakes { file: file.to_owned(), text: text.to_owned(), all })
     }
 
     /// An error in the meaning of the scenario.
     pub fn sense(file: &str, message: impl Into<String>) -> Self {
         Self::Sense { file: file.to_owned(), message: message.into() }
     }
-}
 
-/// Keys and values of earlier versions, and what replaces them, which depends on the place. Those that
-/// only changed from `snake_case` to `kebab-case` are found by [`nearest`].
-const RENAMED: [(&str, &str); 7] = [
-    ("deadline_ms", "time-limit-ms"),
-    ("deadline_ms", "deadline-ms"),
-    ("repeat", "times"),
-    ("updates", "times"),
-    ("kept", "any"),
-    ("undone", "not-completed"),
-    ("start", "init-sipi"),
-];
-
-/// Names what replaces the unknown key or value that `message` is about, if it was renamed.
-fn renamed(message: &str) -> Option<String> {
-    let mut quoted = message.strip_prefix("unknown ")?.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    let valid: Vec<&str> = quoted.collect();
-    let is_here = |(old, new): &&(&str, &str)| *old == unknown && valid.contains(new);
-    let (old, new) = RENAMED.iter().find(is_here)?;
-    Some(format!("; `{old}` is now `{new}`"))
-}
-
-/// Finds the valid key nearest to the unknown one; both come from serde's message:
-/// unknown field `x`, expected one of `a`, `b`.
-fn nearest(message: &str) -> Option<String> {
-    if !message.starts_with("unknown") {
-        return None;
+    /// All of `errors` as one; none if there are none.
+    pub fn all(mut errors: Vec<Self>) -> Option<Self> {
+        match errors.len() {
+            0 | 1 => errors.pop(),
+            _ => Some(Self::Several(errors)),
+        }
     }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    quoted
-        .map(|valid| (strsim::damerau_levenshtein(unknown, valid), valid))
-        .filter(|(distance, valid)| *distance <= valid.len() / 2)
-        .min()
-        .map(|(_, valid)| valid.to_owned())
+
+    /// All errors for a terminal, with a summary as the first line.
+    pub fn styled(&self) -> String {
+        let (errors, files) = (self.count(), self.files());
+        let files = if files == 1 { "one file".to_owned() } else { format!("{files} files") };
+        match self {
+            Self::Invalid(_) | Self::Several(_) if errors > 1 => {
+                format!("{errors} errors in {files}\n\n{}", self.render(&Renderer::styled()))
+            }
+            Self::Invalid(_) => format!("invalid scenario\n\n{}", self.render(&Renderer::styled())),
+            _ => self.to_string(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Invalid(mistakes) => mistakes.all.len(),
+            Self::Several(errors) => errors.iter().map(Self::count).sum(),
+            Self::Sense { .. } | Self::Read { .. } => 1,
+        }
+    }
+
+    fn files(&self) -> usize {
+        match self {
+            Self::Several(errors) => errors.iter().map(Self::files).sum(),
+            _ => 1,
+        }
+    }
+
+    fn render(&self, renderer: &Renderer) -> String {
+        match self {
+            Self::Invalid(mistakes) => mistakes.render(renderer),
+            Self::Several(errors) => reports(errors, renderer),
+            error => format!("error: {error}"),
+        }
+    }
 }
+
+fn reports(errors: &[ScenarioError], renderer: &Renderer) -> String {
+    let reports: Vec<String> = errors.iter().map(|error| error.render(renderer)).collect();
+    reports.join("\n\n")
+}
+
+impl Mistakes {
+    fn render(&self, renderer: &Renderer) -> String {
+        let report = |mistake: &Mistake| mistake.render(&self.file, &self.text, renderer);
+        self.all.iter().map(report).collect::<Vec<_>>().join("\n\n")
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(&Renderer::plain()))
+    }
+}
+
+impl std::error::Error for Mistakes {}

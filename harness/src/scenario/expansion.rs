@@ -2,8 +2,9 @@
 
 use super::fault::{ACTIONS, HANGING_MS, Inject};
 use super::interrupt::{Interrupt, Interruption};
-use super::model::{Expect, Migrate, Repeat, RunTarget, Step};
 use super::signal::{EndSignal, SignalAt};
+use super::step::{Repeat, RunTarget, Step};
+use super::update::{Expect, Migrate};
 
 /// Replaces `faults`, `kill-at`, `signal`, `interrupts` and `repeat` by the steps they stand for.
 pub fn expand(steps: Vec<Step>) -> Vec<Step> {

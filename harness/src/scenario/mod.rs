@@ -1,17 +1,20 @@
 //! Scenario files, and the cases they expand to.
 
+pub mod case;
 pub mod choice;
 pub mod command_kind;
 pub mod describe_failure;
+mod deserialize;
 pub mod error;
 pub mod expansion;
 pub mod fault;
+mod hint;
 pub mod interrupt;
 pub mod kill;
 pub mod kill_in_update;
 pub mod limit;
 pub mod matrix;
-pub mod model;
+mod mistake;
 pub mod parse;
 pub mod schema;
 mod schema_parts;
@@ -21,10 +24,17 @@ pub mod signal;
 pub mod size;
 pub mod soak;
 pub mod stalled;
+pub mod step;
 pub mod storm;
+pub mod tree;
+pub mod update;
 mod validate;
+pub mod vm;
 pub mod write;
+#[cfg(test)]
+mod wrong;
 
+pub use case::Case;
 pub use command_kind::{CommandKind, Errno};
 pub use error::ScenarioError;
 pub use fault::Inject;
@@ -32,12 +42,11 @@ pub use interrupt::{Interrupt, Interruption};
 pub use kill::{EndBy, Keeper, KillOutcome, KillVmm};
 pub use kill_in_update::{KillInUpdate, Origin};
 pub use limit::{Amount, Limit};
-pub use model::{
-    BinaryChange, Case, Channel, Expect, Failure, Migrate, Pages, RaceCommand, Repeat, RunTarget,
-    Seccomp, SerialAction, SerialKind, Signals, StartAt, Step, Vm, Wait,
-};
 pub use signal::{EndSignal, SignalAt};
 pub use soak::{Disturbance, Setbacks, Soak, SoakUpdate};
 pub use stalled::Stalled;
+pub use step::{BinaryChange, RaceCommand, Repeat, RunTarget, SerialAction, StartAt, Step, Wait};
 pub use storm::{Storm, StormEventKind};
+pub use update::{Channel, Expect, Failure, Migrate};
 pub use validate::check_made;
+pub use vm::{Pages, Seccomp, SerialKind, Signals, Vm};

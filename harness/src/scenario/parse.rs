@@ -4,9 +4,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::ScenarioError;
+use super::case::Case;
 use super::expansion::expand;
-use super::model::{Case, Step, Vm};
-use super::{ScenarioError, matrix, validate};
+use super::matrix::{self, Matrix};
+use super::mistake::Mistake;
+use super::step::{Repeat, Step};
+use super::tree::{self, Part, Tree};
+use super::validate::{self, Placed};
+use super::vm::Vm;
 
 /// The time limit of a case, in milliseconds, unless the scenario sets another.
 const DEADLINE_MS: u64 = 60_000;
@@ -37,49 +43,132 @@ pub(super) struct File {
     /// Values for "${key}" in the file; each combination of values is one case.
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Vec<super::schema_parts::Scalar>>")]
-    #[allow(dead_code, reason = "`matrix` has already read it; here it must only be a known key")]
+    #[allow(dead_code, reason = "`matrix` takes it out before; here it is only for the schema")]
     matrix: toml::Table,
 }
 
 /// Parses the cases of scenario `name` (`theme/scenario`) from the `text` of `file`.
 pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioError> {
-    matrix::choices(file, text)?
-        .iter()
-        .map(|choice| {
-            let text = matrix::substitute(file, text, choice)?;
-            let scenario: File =
-                toml::from_str(&text).map_err(|e| ScenarioError::syntax(file, &text, &e))?;
-            let name = format!("{name}{}", matrix::suffix(choice));
-            let (numbers, steps) = numbered(scenario.steps);
-            let case = Case {
-                // Masked, because TOML's integers are signed.
-                seed: scenario.seed.unwrap_or_else(|| xxh3_64(name.as_bytes()) >> 1),
-                name,
-                summary: scenario.summary,
-                deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
-                max_blackout_ms: scenario.max_blackout_ms,
-                on_request: scenario.on_request,
-                steps,
-                vm: scenario.vm,
-            };
-            validate::check(&case, &numbers).map_err(|invalid| invalid.told(file, &text))?;
-            Ok(case)
-        })
-        .collect()
+    let wrong = |mistakes| ScenarioError::mistakes(file, text, mistakes);
+    let mut tree = tree::parse(text).map_err(wrong)?;
+    let (matrix, mut mistakes) = Matrix::take(&mut tree);
+    mistakes.extend(matrix.placeholders(&tree, text));
+    if !mistakes.is_empty() {
+        // Without its values, what a placeholder stands for cannot be judged.
+        let others = tree::read::<File>(tree).err().unwrap_or_default();
+        let of_text = |mistake: &Mistake| {
+            let at = mistake.at.clone().and_then(|at| text.get(at));
+            !at.is_some_and(|text| text.contains("${"))
+        };
+        mistakes.extend(others.into_iter().filter(of_text));
+        return Err(wrong(mistakes));
+    }
+    let choices = matrix.choices();
+    let mut found = Found::default();
+    let mut cases = Vec::new();
+    for choice in &choices {
+        let mut tree = tree.clone();
+        matrix::substitute(tree.get_mut(), choice);
+        let suffix = matrix::suffix(choice);
+        match case(&format!("{name}{suffix}"), tree) {
+            Ok(case) => cases.push(case),
+            Err(mistakes) => found.add(mistakes, &suffix),
+        }
+    }
+    let mistakes = found.told(choices.len());
+    if mistakes.is_empty() { Ok(cases) } else { Err(wrong(mistakes)) }
 }
 
-/// Expands all steps and returns each with its number in the file.
-fn numbered(steps: Vec<Step>) -> (Vec<usize>, Vec<Step>) {
-    let numbered = steps.into_iter().zip(1..);
-    numbered.flat_map(|(step, n)| expand(vec![step]).into_iter().map(move |s| (n, s))).unzip()
+/// Reads one case.
+fn case(name: &str, tree: Tree<'_>) -> Result<Case, Vec<Mistake>> {
+    let scenario: File = tree::read(tree.clone())?;
+    let too_often = validate::repetitions(&scenario.steps);
+    if !too_often.is_empty() {
+        return Err(placed(&tree, too_often));
+    }
+    let (paths, steps): (Vec<_>, Vec<_>) =
+        expanded(scenario.steps, &[Part::Key("steps")]).into_iter().unzip();
+    let case = Case {
+        // Masked, because TOML's integers are signed.
+        seed: scenario.seed.unwrap_or_else(|| xxh3_64(name.as_bytes()) >> 1),
+        name: name.to_owned(),
+        summary: scenario.summary,
+        deadline_ms: scenario.deadline_ms.unwrap_or(DEADLINE_MS),
+        max_blackout_ms: scenario.max_blackout_ms,
+        on_request: scenario.on_request,
+        steps,
+        vm: scenario.vm,
+    };
+    checked(case, &paths, &tree)
+}
+
+fn checked(case: Case, paths: &[Vec<Part>], tree: &Tree<'_>) -> Result<Case, Vec<Mistake>> {
+    let wrong = validate::check(&case, paths);
+    if wrong.is_empty() { Ok(case) } else { Err(placed(tree, wrong)) }
+}
+
+fn placed(tree: &Tree<'_>, wrong: Vec<Placed>) -> Vec<Mistake> {
+    let place = |Placed { path, mistake }: Placed| mistake.at(tree::place(tree, &path));
+    wrong.into_iter().map(place).collect()
+}
+
+/// Expands the steps in the list at `list`, each with the path of the step in the file.
+fn expanded(steps: Vec<Step>, list: &[Part]) -> Vec<(Vec<Part>, Step)> {
+    let mut all = Vec::new();
+    for (index, step) in steps.into_iter().enumerate() {
+        let path = [list, &[Part::Element(index)]].concat();
+        match step {
+            Step::Repeat(Repeat { times, steps }) => {
+                let list = [&*path, &[Part::Only, Part::Key("steps")]].concat();
+                let round = expanded(steps, &list);
+                all.extend(std::iter::repeat_n(round, times as usize).flatten());
+            }
+            step => all.extend(expand(vec![step]).into_iter().map(|step| (path.clone(), step))),
+        }
+    }
+    all
 }
 
 /// Parses one expanded case, as stored in an evidence folder.
 pub fn parse_case(file: &str, text: &str) -> Result<Case, ScenarioError> {
-    let case: Case = toml::from_str(text).map_err(|e| ScenarioError::syntax(file, text, &e))?;
-    let numbers: Vec<usize> = (1..=case.steps.len()).collect();
-    validate::check(&case, &numbers).map_err(|invalid| invalid.told(file, text))?;
-    Ok(case)
+    let parsed = tree::parse(text).and_then(|tree| {
+        let case: Case = tree::read(tree.clone())?;
+        let path = |index| vec![Part::Key("steps"), Part::Element(index)];
+        let paths: Vec<Vec<Part>> = (0..case.steps.len()).map(path).collect();
+        checked(case, &paths, &tree)
+    });
+    parsed.map_err(|mistakes| ScenarioError::mistakes(file, text, mistakes))
+}
+
+/// What is wrong in the cases of a file, each with the cases in which it is.
+#[derive(Default)]
+struct Found(Vec<(Mistake, Vec<String>)>);
+
+impl Found {
+    fn add(&mut self, mistakes: Vec<Mistake>, suffix: &str) {
+        for mistake in mistakes {
+            let same = self.0.iter_mut().find(|(known, _)| *known == mistake);
+            match same {
+                // A step that stands for several can have the same error several times.
+                Some((_, cases)) if cases.last().is_some_and(|last| last == suffix) => {}
+                Some((_, cases)) => cases.push(suffix.to_owned()),
+                None => self.0.push((mistake, vec![suffix.to_owned()])),
+            }
+        }
+    }
+
+    /// All mistakes; those that are not in all of `count` cases name theirs.
+    fn told(self, count: usize) -> Vec<Mistake> {
+        let tell = |(mistake, cases): (Mistake, Vec<String>)| match cases.as_slice() {
+            all if all.len() == count => mistake,
+            [only] => mistake.note(format!("only in the case {only}")),
+            [first, others @ ..] => {
+                mistake.note(format!("in {} of {count} cases: {first}, …", others.len() + 1))
+            }
+            [] => mistake,
+        };
+        self.0.into_iter().map(tell).collect()
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,11 @@ pub fn schema() -> Schema {
     settings.into_generator().into_root_schema_for::<File>()
 }
 
+/// The schema as text, without a line break at its end.
+pub fn text() -> String {
+    format!("{:#}", schema().as_value())
+}
+
 /// Adapts the schema to scenario files: TOML has no null, and the `"${key}"` of a matrix can
 /// replace any value.
 #[derive(Clone)]
@@ -90,6 +95,13 @@ mod tests {
                 validator.iter_errors(&scenario).map(|e| e.to_string()).collect();
             assert!(errors.is_empty(), "{name}: {errors:?}");
         }
+    }
+
+    #[test]
+    fn the_file_in_the_repository_is_current() {
+        let there = include_str!("../../../scenarios/scenario.schema.json");
+        let how = "cargo run --release -- schema > scenarios/scenario.schema.json";
+        assert!(there == format!("{}\n", text()), "write it again: {how}");
     }
 
     #[rstest]

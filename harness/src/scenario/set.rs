@@ -1,5 +1,6 @@
 //! Reads scenarios from the working tree, from the command line or from this binary.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,11 +31,12 @@ impl Set {
 
     /// Reads the scenarios that were embedded when this binary was built.
     pub fn embedded() -> Result<Self, ScenarioError> {
-        let mut cases = Vec::new();
-        for (name, text) in EMBEDDED {
-            cases.extend(parse::parse(&format!("(embedded) {name}.toml"), name, text)?);
-        }
-        Ok(Self { origin: "embedded scenarios".into(), cases })
+        let parse = |(name, text): &(&str, &str)| {
+            let file = format!("(embedded) {name}.toml");
+            let cases = parse::parse(&file, name, text);
+            (file, cases)
+        };
+        Self::collect("embedded scenarios".into(), EMBEDDED.iter().map(parse))
     }
 
     /// Reads the scenarios in `paths`: files, folders of files, or folders of theme folders.
@@ -48,18 +50,50 @@ impl Set {
                 files.push(path.clone());
             }
         }
+        // A file may be in a folder that is given too.
+        let mut seen = BTreeSet::new();
+        files.retain(|path| seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())));
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         Self::read(names.join(", "), &files)
     }
 
     fn read(origin: String, files: &[PathBuf]) -> Result<Self, ScenarioError> {
-        let mut cases = Vec::new();
-        for path in files {
-            let text = fs::read_to_string(path)
-                .map_err(|source| ScenarioError::Read { path: path.clone(), source })?;
-            cases.extend(parse::parse(&path.display().to_string(), &name(path), &text)?);
+        let parse = |path: &PathBuf| {
+            let file = path.display().to_string();
+            let cases = fs::read_to_string(path)
+                .map_err(|source| ScenarioError::Read { path: path.clone(), source })
+                .and_then(|text| parse::parse(&file, &name(path), &text));
+            (file, cases)
+        };
+        Self::collect(origin, files.iter().map(parse))
+    }
+
+    /// Collects the cases of files, or the errors of all of them.
+    fn collect(
+        origin: String,
+        files: impl Iterator<Item = (String, Result<Vec<Case>, ScenarioError>)>,
+    ) -> Result<Self, ScenarioError> {
+        let (mut all, mut errors) = (Vec::new(), Vec::new());
+        let mut files_of = BTreeMap::new();
+        for (file, cases) in files {
+            match cases {
+                Ok(cases) => {
+                    let twice =
+                        cases.iter().find_map(|case| Some((case, files_of.get(&case.name)?)));
+                    if let Some((case, other)) = twice {
+                        let message = format!("the case {} is also in {other}", case.name);
+                        errors.push(ScenarioError::sense(&file, message));
+                    }
+                    files_of.extend(cases.iter().map(|case| (case.name.clone(), file.clone())));
+                    all.extend(cases);
+                }
+                Err(error) => errors.push(error),
+            }
         }
-        Ok(Self { origin, cases })
+        match ScenarioError::all(errors) {
+            None => Ok(Self { origin, cases: all }),
+            Some(error) => Err(error),
+        }
     }
 }
 
@@ -104,5 +138,43 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all);
+    }
+
+    /// Writes files to a folder.
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        folder
+    }
+
+    const GOOD: &str = "summary = \"\"\nsteps = [\"boot\"]\n";
+
+    #[test]
+    fn errors_of_all_files_are_reported() {
+        let folder = folder(&[
+            ("a/good.toml", GOOD),
+            ("a/one.toml", "summary = \"\"\nstep = []\n"),
+            ("b/two.toml", "summary = \"\"\nsteps = [\"boot\"]\nsed = 1\n"),
+            ("b/three.toml", "summary = \n"),
+        ]);
+        let error = Set::at(&[folder.path().into(), folder.path().join("none.toml")]).unwrap_err();
+        let shown = error.to_string().replace(&folder.path().display().to_string(), "scenarios");
+        insta::assert_snapshot!(shown);
+        let styled = anstream::adapter::strip_str(&error.styled()).to_string();
+        assert!(styled.starts_with("4 errors in 4 files\n\n"), "{styled}");
+    }
+
+    #[test]
+    fn two_cases_of_one_name_are_an_error_and_one_file_given_twice_is_not() {
+        let folder = folder(&[("x/a/b.toml", GOOD), ("y/a/b.toml", GOOD)]);
+        let (x, y) = (folder.path().join("x"), folder.path().join("y"));
+        let error = Set::at(&[x.clone(), y]).unwrap_err().to_string();
+        let shown = error.replace(&folder.path().display().to_string(), "");
+        assert_eq!(shown, "/y/a/b.toml: the case a/b is also in /x/a/b.toml");
+        assert_eq!(Set::at(&[x.clone(), x.join("a/b.toml")]).unwrap().cases.len(), 1);
     }
 }

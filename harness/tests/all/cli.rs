@@ -195,11 +195,21 @@ fn usage_errors_exit_with_2() {
         let told = text(&done.get_output().stderr);
         assert!(told.contains(why), "{args:?}: {told}");
     }
-    std::fs::write(folder.path().join("bad.toml"), "summary = \"\"\nstep = []\n").unwrap();
-    let done = harness(folder.path(), &["list", "bad.toml"]).assert().code(2);
-    let told = text(&done.get_output().stderr);
-    assert!(told.contains("bad.toml:2:1: unknown field `step`"), "{told}");
-    assert!(told.contains("did you mean `steps`?"), "{told}");
+}
+
+#[rstest]
+#[case(&["list"])]
+#[case(&["run", "--backend", "mock", "--filter", "twice"])]
+#[case(&["run", "--backend", "mock", "scenarios/theme"])]
+fn errors_of_all_scenario_files_are_shown_before_anything_runs(#[case] args: &[&str]) {
+    let folder = folder();
+    let theme = folder.path().join("scenarios/theme");
+    std::fs::write(theme.join("bad.toml"), "summary = \"\"\nstep = []\n").unwrap();
+    let worse = "summary = \"\"\nsteps = [\"boot\", \"migrate\"]\n";
+    std::fs::write(theme.join("worse.toml"), worse).unwrap();
+    let done = harness(folder.path(), args).assert().code(2).stdout("");
+    insta::assert_snapshot!("scenario_errors", text(&done.get_output().stderr));
+    assert!(!folder.path().join("evidence").exists());
 }
 
 #[test]

@@ -36,9 +36,13 @@ fn new_scenario_runs_and_is_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let text = told(folder.path(), &["new", "theme/mine"]);
     assert_eq!(text, "scenarios/theme/mine.toml\nrun it: cpr-harness run --filter theme/mine\n");
+    let file = folder.path().join("scenarios/theme/mine.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let schema = written.lines().next().unwrap().strip_prefix("#:schema ").unwrap();
+    let schema = std::fs::read_to_string(file.parent().unwrap().join(schema)).unwrap();
+    assert_eq!(schema, told(folder.path(), &["schema"]));
     let ran = told(folder.path(), &["run", "--backend", "mock", "--filter", "theme/mine"]);
     assert!(ran.contains("2 ran, 2 passed, 0 failed, 0 ignored"), "{ran}");
-    let file = folder.path().join("scenarios/theme/mine.toml");
     std::fs::write(&file, "mine").unwrap();
     let again = harness(folder.path(), &["new", "theme/mine"]).assert().code(2);
     again

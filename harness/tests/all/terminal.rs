@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use nix::pty::openpty;
 
-/// Returns what a passing run of one case on the mock prints to a terminal.
-fn shown(folder: &Path, variables: &[(&str, &str)]) -> String {
+/// Returns what a run of one case on the mock prints to a terminal.
+fn shown(folder: &Path, variables: &[(&str, &str)], code: i32) -> String {
     let terminal = openpty(None, None).unwrap();
     let end = || Stdio::from(terminal.slave.try_clone().unwrap());
     let mut run = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
@@ -26,7 +26,7 @@ fn shown(folder: &Path, variables: &[(&str, &str)]) -> String {
     let mut text = Vec::new();
     // The end of the terminal is reported as an error.
     let _ = File::from(terminal.master).read_to_end(&mut text);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(code));
     String::from_utf8_lossy(&text).into_owned()
 }
 
@@ -42,14 +42,25 @@ const GREEN: &str = "\u{1b}[32mpass";
 
 #[test]
 fn terminal_gets_colours_and_progress() {
-    let text = shown(folder().path(), &[]);
+    let text = shown(folder().path(), &[], 0);
     assert!(text.contains(GREEN) && text.contains(" 0/1 "), "{text:?}");
 }
 
 #[test]
 fn no_colours_with_no_color() {
-    let text = shown(folder().path(), &[("NO_COLOR", "1")]);
+    let text = shown(folder().path(), &[("NO_COLOR", "1")], 0);
     assert!(text.contains("pass    theme/nothing") && !text.contains(GREEN), "{text:?}");
+}
+
+#[test]
+fn scenario_errors_are_coloured_on_a_terminal_only() {
+    let folder = folder();
+    let file = folder.path().join("scenarios/theme/nothing.toml");
+    std::fs::write(file, "summary = \"\"\nsteps = [\"bot\"]\n").unwrap();
+    let coloured = shown(folder.path(), &[], 2);
+    let plain = shown(folder.path(), &[("NO_COLOR", "1")], 2);
+    assert!(coloured.contains('\u{1b}') && coloured.contains("did you mean `boot`?"), "{coloured}");
+    assert!(!plain.contains('\u{1b}') && plain.contains("did you mean `boot`?"), "{plain}");
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! Checks that a well-formed scenario makes sense, and says where it does not.
+
+mod alone;
+mod order;
+
+use super::case::Case;
+use super::mistake::Mistake;
+use super::step::{Repeat, Step};
+use super::tree::Part;
+
+/// The largest number of vCPUs that a guest supports.
+const MAX_CPUS: u32 = guest_images::mailbox::MAX_CPUS as u32;
+/// The largest number of rounds of a `repeat`, all of which are kept in memory.
+const MAX_ROUNDS: u32 = 100_000;
+
+/// A mistake, and the path of what is wrong.
+#[derive(Debug)]
+pub struct Placed {
+    /// The path from the root of the file.
+    pub path: Vec<Part>,
+    /// What is wrong there.
+    pub mistake: Mistake,
+}
+
+/// Checks `case`, which does not come from a file.
+pub fn check_made(case: &Case) -> Result<(), String> {
+    let paths = vec![Vec::new(); case.steps.len()];
+    let wrong: Vec<String> =
+        check(case, &paths).iter().map(|placed| placed.mistake.to_string()).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(format!("{}: {}", case.name, wrong.join("; "))) }
+}
+
+/// Returns all that is wrong in `case`, whose steps have these paths in the file.
+pub fn check(case: &Case, paths: &[Vec<Part>]) -> Vec<Placed> {
+    let mut wrong = of_the_case(case);
+    for (step, path) in case.steps.iter().zip(paths) {
+        let placed = |(rest, mistake): (Vec<Part>, Mistake)| Placed {
+            path: [&**path, &rest].concat(),
+            mistake,
+        };
+        wrong.extend(alone::check(&case.vm, step).into_iter().map(placed));
+    }
+    wrong.extend(order::check(case, paths));
+    wrong
+}
+
+/// Returns each `repeat` in `steps` that must not be expanded.
+pub fn repetitions(steps: &[Step]) -> Vec<Placed> {
+    repetitions_in(steps, &[Part::Key("steps")])
+}
+
+fn repetitions_in(steps: &[Step], list: &[Part]) -> Vec<Placed> {
+    let mut wrong = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let Step::Repeat(Repeat { times, steps }) = step else { continue };
+        let within = |key| [list, &[Part::Element(index), Part::Only, Part::Key(key)]].concat();
+        if !(1..=MAX_ROUNDS).contains(times) {
+            let mistake = Mistake::new(format!("`times` must be 1 to {MAX_ROUNDS}"));
+            wrong.push(Placed { path: within("times"), mistake });
+        }
+        wrong.extend(repetitions_in(steps, &within("steps")));
+    }
+    wrong
+}
+
+/// What is wrong outside of the steps.
+fn of_the_case(case: &Case) -> Vec<Placed> {
+    let mut wrong = Vec::new();
+    let mut add = |path: &[Part], mistake| wrong.push(Placed { path: path.to_vec(), mistake });
+    let vm = |key| [Part::Key("vm"), Part::Key(key)];
+    if guest_images::guest(&case.vm.guest).is_none() {
+        let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
+        add(&vm("guest"), Mistake::unknown("guest", &case.vm.guest, &all));
+    }
+    if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
+        let wrong = format!("`cpus` is {}: it must be 1 to {MAX_CPUS}", case.vm.cpus);
+        add(&vm("cpus"), Mistake::new(wrong));
+    }
+    if case.vm.memory.0 < 2 << 20 {
+        let wrong = format!("`memory` is {}: it must be 2M or more", case.vm.memory);
+        add(&vm("memory"), Mistake::new(wrong));
+    }
+    if case.deadline_ms == 0 {
+        add(&[Part::Key("time-limit-ms")], no_time("time-limit-ms"));
+    }
+    wrong
+}
+
+/// The error that the time `key` is 0.
+fn no_time(key: &str) -> Mistake {
+    Mistake::new(format!("`{key}` must be 1 or more")).label("omit it for the default")
+}

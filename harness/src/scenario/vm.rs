@@ -1,0 +1,200 @@
+//! The virtual machine of a case.
+
+use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kill::Keeper;
+use super::limit::Amount;
+use super::size::Size;
+use super::stalled::Stalled;
+
+/// The guests that count sweeps over their RAM, or of what they receive.
+pub const SWEEPING: [&str; 2] = ["pattern", "serial"];
+
+/// The virtual machine of a case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Vm {
+    /// The guest that boots.
+    #[serde(default = "heartbeat")]
+    #[schemars(transform = super::schema_parts::guests)]
+    pub guest: String,
+    /// Number of vCPUs.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 8))]
+    pub cpus: u32,
+    /// Size of RAM.
+    #[serde(default)]
+    pub memory: Size,
+    /// Whether RAM is shared memory, which an update needs.
+    #[serde(default = "yes")]
+    pub share: bool,
+    /// Page size of RAM.
+    #[serde(default)]
+    pub pages: Pages,
+    /// What the serial port is connected to.
+    #[serde(default, skip_serializing_if = "SerialKind::is_default")]
+    pub serial: SerialKind,
+    /// Whether the guest waits for `cont` before it starts.
+    #[serde(default)]
+    pub paused: bool,
+    /// Additional text for the guest's command line; the seed is always included.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    /// A system call filter that the VMM is started under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
+    /// The signal settings that the VMM is started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<Signals>,
+    /// Gives the VMM its own memory cgroup, with this limit once the guest has booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Amount>,
+    /// Whether the VMM is started from a copy of its binary in the case's folder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_binary: bool,
+    /// When the VMM has a keeper; none: the VMM's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<Keeper>,
+    /// Sends the VMM's log to a pipe that is never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<Stalled>,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            guest: heartbeat(),
+            cpus: one(),
+            memory: Size::default(),
+            share: yes(),
+            pages: Pages::default(),
+            serial: SerialKind::default(),
+            paused: false,
+            cmdline: String::new(),
+            seccomp: None,
+            signals: None,
+            memory_limit: None,
+            own_binary: false,
+            keeper: None,
+            stalled: None,
+        }
+    }
+}
+
+impl Vm {
+    /// Whether the guest counts sweeps.
+    pub fn counts_sweeps(&self) -> bool {
+        SWEEPING.contains(&self.guest.as_str())
+    }
+
+    /// The last marker at which the guest waits, from 1; 0 if it waits at none.
+    pub fn markers(&self) -> u32 {
+        self.word("markers").and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    /// The value of `key` on the guest's command line.
+    pub fn word(&self, key: &str) -> Option<&str> {
+        let mut words = self.cmdline.split_ascii_whitespace();
+        words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+}
+
+/// A system call filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// `execve` fails with EPERM, `execveat` works.
+    NoExecve,
+}
+
+/// Signal settings that a process inherits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Signals {
+    /// SIGCHLD is ignored.
+    SigchldIgnored,
+    /// SIGRTMIN is blocked.
+    SigrtminBlocked,
+    /// All signals that can be blocked are blocked.
+    AllBlocked,
+}
+
+fn heartbeat() -> String {
+    "heartbeat".into()
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What the guest's serial port is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SerialKind {
+    /// A file.
+    #[default]
+    File,
+    /// A UNIX socket.
+    Unix,
+}
+
+impl SerialKind {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Page size of the guest's RAM on the host.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
+pub enum Pages {
+    /// 4 KiB.
+    #[default]
+    #[serde(rename = "4k")]
+    #[value(name = "4k")]
+    Small,
+    /// Transparent huge pages.
+    #[serde(rename = "thp")]
+    #[value(name = "thp")]
+    Transparent,
+    /// 2 MiB pages from the host's hugetlbfs pool.
+    #[serde(rename = "2m")]
+    #[value(name = "2m")]
+    Reserved,
+}
+
+impl Pages {
+    /// The name in a scenario and on the VMM's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Small => "4k",
+            Self::Transparent => "thp",
+            Self::Reserved => "2m",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_guests_that_count_sweeps_are_those_whose_source_does() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/guests");
+        let counts = |guest: &&guest_images::GuestImage| {
+            let source = std::fs::read_to_string(folder.join(format!("{}.rs", guest.name)));
+            source.unwrap().contains("mailbox().sweeps")
+        };
+        let counting: Vec<&str> =
+            guest_images::GUESTS.iter().filter(counts).map(|guest| guest.name).collect();
+        assert_eq!(counting, SWEEPING);
+    }
+}
