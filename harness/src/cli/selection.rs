@@ -43,6 +43,11 @@ impl Selection {
         Self { filter, skip, exact, embedded: false, shard, scenarios }
     }
 
+    /// Selects only the cases with these names, of those that are selected.
+    pub(super) fn only(&mut self, names: impl IntoIterator<Item = String>) {
+        self.exact = names.into_iter().collect();
+    }
+
     /// True if all cases are selected, except those that run on request only.
     pub(super) fn is_whole(&self) -> bool {
         let Self { filter, skip, exact, embedded: _, shard, scenarios } = self;

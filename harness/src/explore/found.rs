@@ -8,7 +8,7 @@ use super::grammar::{Grammar, Sequence};
 use super::possible::is_possible;
 use super::search::{Ran, case_of, forget};
 use super::shrink::{Budget, Shrinker, Shrunk, up_to};
-use super::signature::Signature;
+use crate::run::signature::Signature;
 use crate::run::{Options, Report, case};
 use crate::scenario::write::Scenario;
 use crate::scenario::{ScenarioError, Step, Vm, parse};

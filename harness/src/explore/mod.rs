@@ -16,6 +16,5 @@ mod model_tests;
 pub mod possible;
 pub mod search;
 pub mod shrink;
-pub mod signature;
 pub mod simpler;
 pub mod vocabulary;

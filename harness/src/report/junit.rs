@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
+use super::case_text::details;
 use super::record::{Entry, Record, Run};
-use super::terminal::details;
 use crate::run::Verdict;
 
 /// Returns the XML.
@@ -22,6 +22,15 @@ pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
         let time = suite.time.unwrap_or(Duration::ZERO) + entry.report.took;
         suite.set_time(time);
         suite.add_test_case(case(entry, record));
+    }
+    for name in &record.not_run {
+        let (theme, case) = name.split_once('/').unwrap_or(("", name));
+        let mut case = TestCase::new(case, skipped("not run: the run ended before"));
+        case.set_classname(theme);
+        match suites.iter_mut().find(|suite| *suite.name == *theme) {
+            Some(suite) => suite.add_test_case(case),
+            None => suites.push_mut(TestSuite::new(theme)).add_test_case(case),
+        };
     }
     for suite in &mut suites {
         let of = |entry: &&Entry| *suite.name == *entry.theme;
@@ -96,7 +105,7 @@ fn not_good(
 mod tests {
     use super::*;
     use crate::check::Finding;
-    use crate::report::record::{FORMAT, Vmm};
+    use crate::report::record::Vmm;
     use crate::run::Report;
 
     /// Consistent with `run`, whose exit status is 0 then.
@@ -120,7 +129,7 @@ mod tests {
             started_unix: 0.0,
             took: Duration::ZERO,
         };
-        let xml = xml(&Record { format: FORMAT, runs: vec![run], cases: vec![entry] }).unwrap();
+        let xml = xml(&Record { cases: vec![entry], ..Record::of(vec![run]) }).unwrap();
         assert!(xml.contains(r#"tests="1" skipped="1" failures="0" errors="0""#), "{xml}");
         assert!(xml.contains(r#"<skipped message="known difference: postmigrate"/>"#), "{xml}");
     }

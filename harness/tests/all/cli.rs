@@ -15,8 +15,6 @@ steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
 times = [1, 2]
 "#;
 
-const USELESS_FOLDER: &str = "/proc/nowhere";
-
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
 }
@@ -185,6 +183,27 @@ fn usage_errors_exit_with_2() {
         (&["run", "--filter", "twice", "--skip", "twice"], "no case in scenarios is left"),
         (&["run", "--skip", "!twice"], "it excludes by itself: write `twice`"),
         (&["run", "--jobs", "0"], "invalid value '0' for '--jobs <N>'"),
+        (
+            &["run", "--evidence", "/proc/nowhere"],
+            "cannot write evidence to /proc/nowhere: No such",
+        ),
+        (
+            &["soak", "--evidence", "/proc/nowhere"],
+            "cannot write evidence to /proc/nowhere: No such",
+        ),
+        (&["run", "--errors", "nowhere/E.md"], "cannot write nowhere/E.md: No such file"),
+        (&["explore", "--steps", "0"], "invalid value '0' for '--steps <N>'"),
+        (&["explore", "--steps", "1", "--json", "nowhere/e.json"], "cannot write nowhere/e.json"),
+        (&["bench", "--json", "nowhere/b.json"], "cannot write nowhere/b.json: No such file"),
+        (&["run", "--backend", "mock", "--vmm-arg=-x"], "the mock takes no argument such as -x"),
+        (
+            &["conform", "--vmm", "cpr-vmm", "--vmm", "mock", "--vmm-arg=-x"],
+            "the mock takes no argument such as -x",
+        ),
+        (
+            &["conform", "--vmm-arg=-x", "--vmm", "mock", "--vmm", "mock"],
+            "give --vmm-arg after the --vmm that it is for",
+        ),
         (&["run", "--embedded", "scenarios"], "cannot be used with"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
         (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
@@ -205,13 +224,21 @@ fn usage_errors_exit_with_2() {
 #[test]
 fn environment_error_exits_with_3() {
     let folder = folder();
-    let done = harness(folder.path(), &mock(&["--evidence", USELESS_FOLDER])).assert().code(3);
+    // A file, so that no case can write evidence there.
+    let blocked = |path: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    };
+    blocked("evidence/theme");
+    blocked("evidence/conform");
+    let done = harness(folder.path(), &mock(&[])).assert().code(3);
     let told = text(&done.get_output().stdout);
-    assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create /proc/nowhere"), "{told}");
+    assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create "), "{told}");
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
     // Nor is a table written that would list these cases as not compared.
-    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "T.md", "--evidence"];
-    let done = harness(folder.path(), &[&args[..], &[USELESS_FOLDER]].concat()).assert();
+    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "T.md"];
+    let done = harness(folder.path(), &args).assert();
     let told = text(&done.get_output().stdout);
     assert!(told.contains("T.md was not written: some cases could not be run"), "{told}");
     assert!(!folder.path().join("T.md").exists());

@@ -78,7 +78,8 @@ fn comparable(text: &str) -> Vec<String> {
     let times = Regex::new(r"[0-9.]+ (ms|s)\b").unwrap();
     let spaces = Regex::new(r" +").unwrap();
     let origin = Regex::new("embedded scenarios|scenarios$").unwrap();
-    let lines = text.lines().filter(|line| !line.contains("replay: ") && !line.contains("show: "));
+    let commands = ["replay: ", "show: ", "run what failed again: "];
+    let lines = text.lines().filter(|line| !commands.iter().any(|word| line.contains(word)));
     lines
         .map(|line| {
             let line = times.replace_all(line, "TIME");

@@ -16,7 +16,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 use super::folder::Folder;
-use super::record::{Entry, FORMAT, Record, Run, from_file, theme};
+use super::record::{Entry, Record, Run, from_file, theme};
 use super::show::Sources;
 use crate::run::Verdict;
 use case::View;
@@ -93,7 +93,7 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
         report,
     };
     let view = View::of_folder(&entry, run.as_ref(), folder, sources, file);
-    let record = Record { format: FORMAT, runs: run.clone().into_iter().collect(), cases: vec![] };
+    let record = Record::of(run.clone().into_iter().collect());
     let name = &entry.report.case;
     let body = html! {
         header {

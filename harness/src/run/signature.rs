@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::check::Finding;
-use crate::run::{Report, Verdict};
+use crate::run::verdict::{Report, Verdict};
 
 /// The first finding of a failing step, without what differs from run to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
