@@ -11,7 +11,7 @@ use crate::report::merge::{Merged, merge};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::report::{html, junit};
+use crate::report::{github, html, junit};
 use crate::run::Verdict;
 
 #[derive(Args)]
@@ -109,5 +109,7 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     }
     remarks.iter().for_each(say);
     terminal.finish(record.took());
+    github::summarize(&record)
+        .map_err(|e| CliError::environment(format!("cannot write the summary for GitHub: {e}")))?;
     Ok(exit_status::of(&terminal, true, *require_all))
 }

@@ -139,7 +139,8 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
         Some(last) => last.continued(names),
     };
     let files = Some(&run.files);
-    let around = Around { errors, files, last_run: Some(last_run), durations };
+    let scenarios = run.selection.files();
+    let around = Around { errors, files, scenarios, last_run: Some(last_run), durations };
     let how = How {
         jobs: run.jobs.map_or_else(cores, NonZeroUsize::get),
         rounds: run.rounds(),

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::{CliError, complain, exit_status};
 use crate::conform::differences::Differences;
 use crate::process::signals;
 use crate::report::errors::Errors;
+use crate::report::github;
 use crate::report::last_run::LastRun;
 use crate::report::progress::Progress;
 use crate::report::record::{self, Record};
@@ -62,6 +64,8 @@ pub(super) struct Around<'a> {
     pub(super) errors: Option<Errors>,
     /// The report files.
     pub(super) files: Option<&'a Files>,
+    /// The files and folders of the scenarios, unless they are embedded.
+    pub(super) scenarios: Option<&'a [PathBuf]>,
     /// The state of the run, which another run can continue.
     pub(super) last_run: Option<LastRun>,
     /// How long cases took in an earlier run.
@@ -208,11 +212,18 @@ impl Running<'_> {
         }
         self.say_how_to_go_on();
         self.write_state().map_err(CliError::environment)?;
-        if let Some(files) = self.around.files {
-            files.write(&self.record)?;
-        }
+        self.write_reports()?;
         let code = exit_status::of(&self.terminal, same, self.how.require_all);
         Ok(Ran { record: self.record, code })
+    }
+
+    /// Writes the reports, also those for GitHub.
+    fn write_reports(&self) -> Result<(), CliError> {
+        let Some(files) = self.around.files else { return Ok(()) };
+        files.write(&self.record)?;
+        github::annotate(&self.record, self.around.scenarios);
+        github::summarize(&self.record)
+            .map_err(|e| CliError::environment(format!("cannot write the summary for GitHub: {e}")))
     }
 
     /// Prints the commands that run what failed, or what has not run.
@@ -243,8 +254,7 @@ impl Running<'_> {
             were(not_begun)
         ));
         self.say_how_to_go_on();
-        let written = self.around.files.map(|files| files.write(&self.record));
-        if let Some(Err(CliError(why, _))) = written {
+        if let Err(CliError(why, _)) = self.write_reports() {
             complain(&why);
         }
         if let Err(why) = self.write_state() {

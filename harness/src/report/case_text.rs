@@ -44,6 +44,8 @@ fn blackouts(count: usize, of: Option<(Duration, Duration)>) -> String {
     match of {
         None => "no blackout seen".to_owned(),
         Some((_, max)) if count == 1 => format!("blackout {:.2} ms", ms(max)),
+        // The larger of two is also their median.
+        Some((median, max)) if median == max => format!("blackout max {:.2} ms", ms(max)),
         Some((median, max)) => {
             format!("blackout median {:.2}, max {:.2} ms", ms(median), ms(max))
         }
@@ -215,7 +217,9 @@ pub(super) mod tests {
         let none = Report { refusals: Vec::new(), ..refused.clone() };
         let told = [&base, &one, &refused, &none].map(stood_still);
         let gap = "largest gap 0.60 ms";
-        let many = "blackout median 2.10, max 2.10 ms";
-        assert_eq!(told, [many, "blackout 2.00 ms", gap, ""]);
+        assert_eq!(told, ["blackout max 2.10 ms", "blackout 2.00 ms", gap, ""]);
+        let three = [2, 1, 3].map(Duration::from_millis).to_vec();
+        let many = Report { blackouts: three, ..base };
+        assert_eq!(stood_still(&many), "blackout median 2.00, max 3.00 ms");
     }
 }

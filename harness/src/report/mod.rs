@@ -3,6 +3,7 @@
 pub mod case_text;
 pub mod errors;
 pub mod folder;
+pub mod github;
 pub mod html;
 pub mod junit;
 pub mod last_run;

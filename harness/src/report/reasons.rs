@@ -30,10 +30,15 @@ pub fn of<'a>(failed: impl IntoIterator<Item = &'a Report>) -> Vec<Reason<'a>> {
 }
 
 impl Reason<'_> {
+    /// Returns the first finding of the first case.
+    pub fn finding(&self) -> String {
+        self.first.verdict.findings().into_iter().next().unwrap_or_default()
+    }
+
     /// Formats the reason, its first case, and what to do about that.
     pub fn lines(&self) -> Vec<String> {
         let Self { first, count, .. } = self;
-        let finding = first.verdict.findings().into_iter().next().unwrap_or_default();
+        let finding = self.finding();
         let step = first.failed_step.as_ref().map(|step| format!(" at {step}"));
         let which = if *count == 1 { "case" } else { "first" };
         let mut lines = vec![

@@ -219,3 +219,28 @@ fn verbose_run_prints_each_step() {
     let failed = told.lines().find(|line| line.contains("step 2 (migrate), ")).unwrap();
     assert!(failed.starts_with("        theme/twice[times=1]: ") && failed.ends_with(" s, failed"));
 }
+
+#[test]
+fn github_gets_annotations_and_a_table() {
+    let folder = folder();
+    let run = |variables: &[(&str, &str)]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
+        crate::program::not_for_github(&mut command);
+        let args = ["run", "--backend", "mock", "--fault", "leak-fd"];
+        command.current_dir(folder.path()).args(args).envs(variables.iter().copied());
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert!(!run(&[]).contains("::error"));
+    let workspace = folder.path().to_str().unwrap();
+    let summary = folder.path().join("summary.md");
+    let told = run(&[
+        ("GITHUB_ACTIONS", "true"),
+        ("GITHUB_WORKSPACE", workspace),
+        ("GITHUB_STEP_SUMMARY", summary.to_str().unwrap()),
+    ]);
+    let place = "::error file=scenarios/theme/twice.toml,line=2,title=theme/twice[times=";
+    assert_eq!(told.matches(place).count(), 1, "{told}");
+    let table = std::fs::read_to_string(summary).unwrap();
+    assert!(table.contains("| passed | 1 |\n| failed | 2 |\n"), "{table}");
+    assert!(table.contains("\n| 2 | fds: "), "{table}");
+}

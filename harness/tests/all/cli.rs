@@ -7,6 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 
+use crate::program::not_for_github;
+
 const GOOD: &str = r#"
 summary = "updated twice"
 steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
@@ -30,6 +32,7 @@ fn folder() -> tempfile::TempDir {
 fn harness(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder).args(args);
+    not_for_github(&mut command);
     command
 }
 
@@ -48,7 +51,7 @@ fn passing_run_leaves_evidence_and_exits_with_0() {
     let told = text(&done.get_output().stdout);
     assert!(told.starts_with("2 cases from scenarios\n"), "{told}");
     assert!(told.contains("2 ran, 2 passed, 0 failed, 0 ignored"), "{told}");
-    assert!(told.contains("pass    theme/twice[times=2]   2 updates  blackout median"), "{told}");
+    assert!(told.contains("pass    theme/twice[times=2]   2 updates  blackout max"), "{told}");
     let evidence = folder.path().join("evidence/theme/twice,times=2");
     for file in ["case.toml", "start.json", "timeline.jsonl", "verdict.json", "proc-boot.txt"] {
         assert!(evidence.join(file).exists(), "{file}");

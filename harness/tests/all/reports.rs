@@ -4,6 +4,8 @@ use std::path::Path;
 
 use assert_cmd::Command;
 
+use crate::program::not_for_github;
+
 /// A scenario for two themes, of which a run selects one.
 const SCENARIO: &str = r#"
 summary = "updated <twice> & \"quoted\""
@@ -20,6 +22,7 @@ steps = ["boot", { migrate = { command = "true", rehearsal = true, expect = { re
 
 fn harness(folder: &Path, args: &[&str], code: i32) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
+    not_for_github(&mut command);
     let done = command.current_dir(folder).args(args).assert().code(code);
     let output = done.get_output();
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
