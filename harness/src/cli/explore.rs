@@ -104,7 +104,6 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
     }
     let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
     let command = command_line(explore, seed);
-    say(format_args!("seed {seed}; run again: {command}"));
     let began = Instant::now();
     let told: Arc<OnceLock<Mutex<Told>>> = Arc::default();
     let at_end = told.clone();
@@ -118,6 +117,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
         told.coverage();
     };
     let ready = Ready::new(&explore.evidence, Ending::After(Box::new(tell)))?;
+    say(format_args!("seed {seed}; run again: {command}"));
     let backend = backend(&explore.vmm)?;
     if let Some(why) = Vocabulary::unmet(&*backend, &Machine::default()) {
         return Err(CliError::environment(why));

@@ -64,7 +64,7 @@ impl ScenarioError {
 
 /// Keys and values of earlier versions, and what replaces them, which depends on the place. Those that
 /// only changed from `snake_case` to `kebab-case` are found by [`nearest`].
-const RENAMED: [(&str, &str); 7] = [
+const RENAMED: [(&str, &str); 8] = [
     ("deadline_ms", "time-limit-ms"),
     ("deadline_ms", "deadline-ms"),
     ("repeat", "times"),
@@ -72,6 +72,7 @@ const RENAMED: [(&str, &str); 7] = [
     ("kept", "any"),
     ("undone", "not-completed"),
     ("start", "init-sipi"),
+    ("storm", "soak"),
 ];
 
 /// Names what replaces the unknown key or value that `message` is about, if it was renamed.
@@ -81,7 +82,11 @@ fn renamed(message: &str) -> Option<String> {
     let valid: Vec<&str> = quoted.collect();
     let is_here = |(old, new): &&(&str, &str)| *old == unknown && valid.contains(new);
     let (old, new) = RENAMED.iter().find(is_here)?;
-    Some(format!("; `{old}` is now `{new}`"))
+    let with = match *old {
+        "storm" => " with `within-ms = 5, setbacks = \"none\"`",
+        _ => "",
+    };
+    Some(format!("; `{old}` is now `{new}`{with}"))
 }
 
 /// Finds the valid key nearest to the unknown one; both come from serde's message:

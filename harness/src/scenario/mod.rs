@@ -3,6 +3,7 @@
 pub mod choice;
 pub mod command_kind;
 pub mod describe_failure;
+mod draw;
 pub mod error;
 pub mod expansion;
 pub mod fault;
@@ -21,7 +22,6 @@ pub mod signal;
 pub mod size;
 pub mod soak;
 pub mod stalled;
-pub mod storm;
 mod validate;
 pub mod write;
 
@@ -39,5 +39,4 @@ pub use model::{
 pub use signal::{EndSignal, SignalAt};
 pub use soak::{Disturbance, Setbacks, Soak, SoakUpdate};
 pub use stalled::Stalled;
-pub use storm::{Storm, StormEventKind};
 pub use validate::check_made;

@@ -14,7 +14,6 @@ use super::signal::SignalAt;
 use super::size::Size;
 use super::soak::Soak;
 use super::stalled::Stalled;
-use super::storm::Storm;
 
 /// One run of one scenario, with every parameter fixed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -236,9 +235,7 @@ pub enum Step {
     KillAt(String),
     /// Repeat these steps.
     Repeat(Repeat),
-    /// Updates at random times, drawn from the case's seed.
-    Storm(Storm),
-    /// A long series of updates at random times, drawn from the case's seed.
+    /// Updates at random times, drawn from the case's seed; checked after each of them.
     Soak(Soak),
     /// Send the VMM a signal at this point of an update; the VMM must end.
     Signal(SignalAt),

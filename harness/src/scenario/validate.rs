@@ -102,7 +102,6 @@ impl Before {
             Step::EndBy(EndBy::CgroupKill) if case.vm.memory_limit.is_none() => {
                 return no(": requires vm.memory-limit, which gives the VMM its own cgroup");
             }
-            Step::Storm(storm) if storm.updates == 0 => return no(": times is 0"),
             Step::Soak(soak) if soak.updates == 0 => return no(": times is 0"),
             Step::Limit(Limit::Restore) if !self.limited => {
                 return no(": there is no limit to restore; set one first");
