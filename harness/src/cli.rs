@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::observe::clock;
 use crate::report::stdout;
 
+mod again;
 mod bench;
 mod catalogue;
 mod conform;
@@ -23,7 +24,9 @@ mod new;
 mod replay;
 mod report;
 mod run;
+mod run_cases;
 mod selection;
+mod setup;
 mod shell;
 mod show;
 mod soak;
@@ -136,8 +139,10 @@ pub fn command() -> clap::Command {
 
 /// Runs the harness from the command line.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             // Help and version are not errors.
             let _ = e.print();
@@ -145,17 +150,19 @@ pub fn main() -> ExitCode {
         }
     };
     clock::start();
+    // What follows which option shows only there.
+    let matches = matches.subcommand().map(|(_, matches)| matches.clone()).unwrap_or_default();
     let done = match cli.command {
-        Command::Run(run) => run::main(&run),
+        Command::Run(run) => run::main(run),
         Command::List(list) => selection::list(&list),
         Command::Replay(replay) => replay::main(&replay),
         Command::Show(show) => show::main(&show),
         Command::Report(report) => report::main(&report),
         Command::Catalogue(catalogue) => catalogue::main(&catalogue),
-        Command::Conform(conform) => conform::main(&conform),
+        Command::Conform(conform) => conform::main(&conform, &matches),
         Command::Explore(explore) => explore::main(&explore),
         Command::Matrix(matrix) => matrix::main(&matrix),
-        Command::Bench(bench) => bench::main(&bench),
+        Command::Bench(bench) => bench::main(&bench, &matches),
         Command::Soak(soak) => soak::main(&soak),
         Command::Vmm { arguments } => {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));

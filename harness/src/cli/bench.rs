@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::report::try_out;
-use super::vmm::{candidate, candidate_option};
+use super::setup::{Ready, try_out};
+use super::vmm::{arguments_by_vmm, candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
 use crate::bench::{Candidate, Measured, Plan, cells, measure, table};
 use crate::observe::patience::Patience;
+use crate::process::signals::Ending;
 use crate::report::stdout::say;
-use crate::run::{self, Options};
+use crate::run::Options;
 use crate::scenario::Pages;
 use crate::scenario::size::Size;
 
@@ -29,6 +30,9 @@ pub(super) struct Bench {
     /// first is the baseline.
     #[arg(long, value_name = "VMM", default_values_t = ["cpr-vmm".to_owned()])]
     vmm: Vec<String>,
+    /// Extra argument for the VMM of the last --vmm before it; can be repeated.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    vmm_arg: Vec<String>,
     /// Accelerator that QEMU uses.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
@@ -78,7 +82,7 @@ fn at_least_one(text: &str) -> Result<f64, String> {
 }
 
 /// Runs `bench`.
-pub(super) fn main(bench: &Bench) -> Result<ExitCode, CliError> {
+pub(super) fn main(bench: &Bench, matches: &ArgMatches) -> Result<ExitCode, CliError> {
     match &bench.what {
         Some(What::Compare { old, new, threshold }) => {
             let read = |path: &PathBuf| Results::read(path).map_err(CliError::usage);
@@ -91,25 +95,26 @@ pub(super) fn main(bench: &Bench) -> Result<ExitCode, CliError> {
             let failed = comparison.any_slower() || !comparison.lost.is_empty();
             Ok(ExitCode::from(if failed { FAILED } else { 0 }))
         }
-        None => run(bench),
+        None => run(bench, &arguments_by_vmm(matches)?),
     }
 }
 
-fn run(bench: &Bench) -> Result<ExitCode, CliError> {
-    run::guard();
-    let options = |(index, name): (usize, &String)| {
-        let backend = candidate(name, bench.accel)?;
-        let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
-        // A missing measurement is an error here, so wait longer than a test would.
-        let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
-        let vmm_option = candidate_option(name, bench.accel);
-        let audits = false;
-        let options = Options { backend, evidence, keep: false, audits, patience, vmm_option };
-        Ok(Candidate { name: name.clone(), options })
-    };
+fn run(bench: &Bench, arguments: &[Vec<String>]) -> Result<ExitCode, CliError> {
     if let Some(path) = &bench.json {
         try_out(path)?;
     }
+    let ready = Ready::new(&bench.evidence, Ending::AtOnce)?;
+    let options = |(index, name): (usize, &String)| {
+        let arguments = &arguments[index];
+        let backend = candidate(name, bench.accel, arguments)?;
+        let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
+        // A missing measurement is an error here, so wait longer than a test would.
+        let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
+        let vmm_option = candidate_option(name, bench.accel, arguments);
+        let options = ready.options(backend, evidence, vmm_option);
+        let options = Options { audits: false, patience, ..options };
+        Ok(Candidate { name: name.clone(), options })
+    };
     let candidates =
         bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, CliError>>()?;
     // The floor needs KVM, and is only comparable with VMMs that use it.

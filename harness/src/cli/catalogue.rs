@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::setup::{Ready, writable};
 use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::cpr_vmm::CprVmm;
 use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
-use crate::observe::patience::Patience;
+use crate::process::signals::Ending;
 use crate::report::stdout::say;
-use crate::run::{self, Options, schedule};
+use crate::run::{Options, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
 
@@ -53,20 +54,17 @@ pub(super) struct Catalogue {
 pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, CliError> {
     let classes = all().map_err(CliError::usage)?;
     if let Some(path) = &catalogue.write {
+        writable(path)?;
         let text = table::markdown(&classes);
         let cannot = |e| CliError::environment(format!("cannot write {}: {e}", path.display()));
         return fs::write(path, text).map(|()| ExitCode::SUCCESS).map_err(cannot);
     }
-    run::guard();
+    let ready = Ready::new(&catalogue.evidence, Ending::AtOnce)?;
     let vmm = CprVmm::carried()
         .map_err(|e| CliError::environment(format!("cannot find my own binary: {e}")))?;
     let options = Options {
-        backend: Arc::new(vmm.clone()),
-        evidence: catalogue.evidence.join("catalogue"),
-        keep: false,
         audits: !catalogue.no_audits,
-        patience: Patience::default(),
-        vmm_option: String::new(),
+        ..ready.options(Arc::new(vmm.clone()), catalogue.evidence.join("catalogue"), String::new())
     };
     let cases = Set::embedded().map_err(CliError::usage)?.cases;
     if let Some(number) = catalogue.loss {

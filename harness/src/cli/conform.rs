@@ -6,18 +6,19 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 
 use super::selection::{Selection, select};
-use super::vmm::{candidate, candidate_option};
+use super::setup::{Ready, writable};
+use super::vmm::{arguments_by_vmm, candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
-use crate::observe::patience::Patience;
+use crate::process::signals::Ending;
 use crate::report::stdout::say;
-use crate::run::{self, Options, Report, Verdict, case, schedule};
+use crate::run::{Options, Report, Verdict, case, schedule};
 use crate::scenario::Case;
 
 #[derive(Args)]
@@ -27,6 +28,9 @@ pub(super) struct Conform {
     /// The two VMMs, ours first: `cpr-vmm`, `qemu`, `mock`, or the path of a build.
     #[arg(long, value_name = "VMM", required = true)]
     vmm: Vec<String>,
+    /// Extra argument for the VMM of the last --vmm before it; can be repeated.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    vmm_arg: Vec<String>,
     /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -42,7 +46,7 @@ pub(super) struct Conform {
 }
 
 /// Runs `conform`.
-pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
+pub(super) fn main(conform: &Conform, matches: &ArgMatches) -> Result<ExitCode, CliError> {
     let [first, second] = conform.vmm.as_slice() else {
         return Err(CliError::usage("conform compares two VMMs: give --vmm twice"));
     };
@@ -51,21 +55,20 @@ pub(super) fn main(conform: &Conform) -> Result<ExitCode, CliError> {
         let why = "--write requires a run of all cases: omit all options that select cases";
         return Err(CliError::usage(why));
     }
+    let arguments = arguments_by_vmm(matches)?;
     let set = select(&conform.selection)?;
     let mut differences = Differences::embedded().map_err(CliError::usage)?;
-    run::guard();
-    let options = |name: &String, place: &str| {
-        let backend = candidate(name, Accelerator::default())?;
-        Ok(Options {
-            backend,
-            evidence: conform.evidence.join("conform").join(place),
-            keep: false,
-            audits: true,
-            patience: Patience::default(),
-            vmm_option: candidate_option(name, Accelerator::default()),
-        })
+    if let Some(path) = &conform.write {
+        writable(path)?;
+    }
+    let ready = Ready::new(&conform.evidence, Ending::AtOnce)?;
+    let options = |name: &String, arguments: &[String], place: &str| -> Result<_, CliError> {
+        let backend = candidate(name, Accelerator::default(), arguments)?;
+        let option = candidate_option(name, Accelerator::default(), arguments);
+        Ok(ready.options(backend, conform.evidence.join("conform").join(place), option))
     };
-    let (one, two) = (options(first, "first")?, options(second, "second")?);
+    let one = options(first, &arguments[0], "first")?;
+    let two = options(second, &arguments[1], "second")?;
     let vmm = two.backend.name();
     let (mut rows, mut broken) = (Vec::new(), false);
     let jobs = conform.jobs.map_or_else(cores, NonZeroUsize::get);

@@ -1,5 +1,6 @@
 //! The `explore` command.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::setup::{Ready, try_out};
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{CliError, ENVIRONMENT, FAILED};
 use crate::conform::differences::Differences;
@@ -17,10 +19,9 @@ use crate::explore::grammar::{Grammar, Sequence};
 use crate::explore::search::{self, Extent, Ran};
 use crate::explore::shrink::Budget;
 use crate::explore::vocabulary::Vocabulary;
-use crate::observe::patience::Patience;
-use crate::process::{orphans, signals};
+use crate::process::signals::Ending;
+use crate::report::case_text::details;
 use crate::report::stdout::say;
-use crate::report::terminal::details;
 use crate::run::case::quoted;
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::write::of_step;
@@ -33,13 +34,13 @@ pub(super) struct Explore {
     seed: Option<u64>,
     /// Total steps to run, over all sequences.
     #[arg(long, value_name = "N", required_unless_present = "duration")]
-    steps: Option<usize>,
+    steps: Option<NonZeroUsize>,
     /// How long to run, such as 10m or 1h30m; a sequence that has started is finished.
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, id = "duration")]
     duration: Option<Duration>,
     /// Sequences to run in parallel.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    jobs: usize,
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
     /// Folder for the scenario of a failure [default: scenarios/found in a working tree, else
     /// found].
     #[arg(long, value_name = "DIR")]
@@ -92,22 +93,31 @@ fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 
 /// Runs `explore`.
 pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
+    if let Some(path) = &explore.json {
+        try_out(path)?;
+    }
+    if let Some(folder) = &explore.write {
+        // It is created again for a failure.
+        std::fs::create_dir_all(folder)
+            .map(|()| drop(std::fs::remove_dir(folder)))
+            .map_err(|e| CliError::usage(format!("cannot create {}: {e}", folder.display())))?;
+    }
     let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
     let command = command_line(explore, seed);
-    say(format_args!("seed {seed}; run again: {command}"));
     let began = Instant::now();
     let told: Arc<OnceLock<Mutex<Told>>> = Arc::default();
     let at_end = told.clone();
     // Before the backend is created: probing another build starts it.
-    signals::guard_after(move || {
+    let tell = move || {
         let Some(told) = at_end.get() else { return };
         // The lock is never released, so failures caused by this exit are not printed.
         let told = std::mem::ManuallyDrop::new(lock(told));
         told.bar.finish_and_clear();
         told.line("\ninterrupted");
         told.coverage();
-    });
-    orphans::adopt();
+    };
+    let ready = Ready::new(&explore.evidence, Ending::After(Box::new(tell)))?;
+    say(format_args!("seed {seed}; run again: {command}"));
     let backend = backend(&explore.vmm)?;
     if let Some(why) = Vocabulary::unmet(&*backend, &Machine::default()) {
         return Err(CliError::environment(why));
@@ -116,19 +126,14 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
     let bar = progress_bar(explore);
     let coverage = Coverage::default();
     let told = told.get_or_init(|| Mutex::new(Told { grammar: grammar.clone(), coverage, bar }));
-    let options = Options {
-        backend: backend.clone(),
-        evidence: explore.evidence.clone(),
-        keep: explore.vmm.keep,
-        audits: true,
-        patience: Patience::default(),
-        vmm_option: vmm_option(&explore.vmm),
-    };
+    let option = vmm_option(&explore.vmm);
+    let options = ready.options(backend.clone(), explore.evidence.clone(), option);
+    let options = Options { keep: explore.vmm.keep, ..options };
     let extent = Extent {
         seed,
-        steps: explore.steps,
+        steps: explore.steps.map(NonZeroUsize::get),
         until: explore.duration.map(|duration| began + duration),
-        jobs: explore.jobs,
+        jobs: explore.jobs.get(),
     };
     let differences = Mutex::new(Differences::embedded().map_err(CliError::usage)?.anywhere());
     let known = |report: &Report| {
@@ -236,7 +241,9 @@ fn progress_bar(explore: &Explore) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let (bar, template) = match explore.steps {
-        Some(steps) => (ProgressBar::new(steps as u64), "{bar:30} {pos}/{len} steps {elapsed}"),
+        Some(steps) => {
+            (ProgressBar::new(steps.get() as u64), "{bar:30} {pos}/{len} steps {elapsed}")
+        }
         None => (ProgressBar::no_length(), "{spinner} {pos} steps {elapsed}"),
     };
     let style = ProgressStyle::with_template(template);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use serde_json::json;
 use super::filter::{self, Filter};
 use super::report::Files;
 use super::selection::{Selection, select};
+use super::setup::Ready;
 use super::vmm::{candidate, candidate_option, cross_version, skew_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
 use crate::backend::qemu::Accelerator;
@@ -21,10 +21,10 @@ use crate::matrix::Route;
 use crate::matrix::build::{Build, MOST};
 use crate::matrix::first_update::{FirstUpdate, try_first_update};
 use crate::matrix::table::{self, Row};
-use crate::observe::patience::Patience;
+use crate::process::signals::Ending;
+use crate::report::case_text::details;
 use crate::report::stdout::say;
-use crate::report::terminal::details;
-use crate::run::{self, Options, Report, Verdict, schedule};
+use crate::run::{Options, Report, Verdict, schedule};
 use crate::scenario::Case;
 use crate::scenario::shard::Shard;
 
@@ -74,15 +74,15 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
     }
     let set = select(&Selection::by_name(filter, matrix.shard))?;
     Files::only_json(matrix.json.clone()).try_out()?;
-    run::guard();
+    let ready = Ready::new(&matrix.evidence, Ending::AtOnce)?;
     let build = |name: &String| {
-        let backend = candidate(name, Accelerator::default())?;
+        let backend = candidate(name, Accelerator::default(), &[])?;
         let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());
         Build::of(name, Arc::clone(&backend)).map_err(|e| CliError::usage(cannot(e)))
     };
     let builds = matrix.builds.iter().map(build).collect::<Result<Vec<_>, CliError>>()?;
     // Before the first case, so that an error does not discard finished work.
-    let with_options = |route: Route| Ok((route, options(matrix, &builds, &route)?));
+    let with_options = |route: Route| Ok((route, options(&ready, matrix, &builds, &route)?));
     let routes = Route::all(builds.len()).into_iter().map(with_options);
     let routes = routes.collect::<Result<Vec<_>, CliError>>()?;
     table::builds(&builds).iter().for_each(say);
@@ -125,18 +125,17 @@ fn exit_code(rows: &[Row], must_update: bool, require_all: bool) -> u8 {
     }
 }
 
-fn options(matrix: &Matrix, builds: &[Build], route: &Route) -> Result<Options, CliError> {
+fn options(
+    ready: &Ready,
+    matrix: &Matrix,
+    builds: &[Build],
+    route: &Route,
+) -> Result<Options, CliError> {
     let (from, to) = (&builds[route.from], &builds[route.to]);
     let backend = cross_version(from.backend.clone(), to.backend.clone(), route.course)?;
-    Ok(Options {
-        backend,
-        evidence: matrix.evidence.join("matrix").join(route.folder()),
-        keep: false,
-        audits: true,
-        patience: Patience::default(),
-        vmm_option: candidate_option(&from.name, Accelerator::default())
-            + &skew_option(&to.name, route.course),
-    })
+    let evidence = matrix.evidence.join("matrix").join(route.folder());
+    let option = candidate_option(&from.name, Accelerator::default(), &[]);
+    Ok(ready.options(backend, evidence, option + &skew_option(&to.name, route.course)))
 }
 
 /// The row of a there-and-back route of which one direction was refused.
@@ -176,7 +175,6 @@ fn travel(route: &Route, cases: &[Case], jobs: usize, options: &Options) -> Resu
     schedule::run(&cases, jobs, options, |report| {
         tell(&row, &report);
         row.reports.push(report);
-        ControlFlow::Continue(())
     });
     row.reports.sort_by(|a, b| a.case.cmp(&b.case));
     let counts = row.counts();

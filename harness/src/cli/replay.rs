@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser};
 
 use super::CliError;
-use super::run::{How, options, run_cases};
-use super::vmm::Vmm;
+use super::run_cases::{Around, How, run_cases};
+use super::setup::Ready;
+use super::vmm::{Vmm, backend, vmm_option};
 use crate::report::folder;
 use crate::report::stdout::say;
-use crate::run::Report;
 use crate::run::evidence::start::Start;
+use crate::run::watched::Events;
+use crate::run::{Options, Report};
 
 #[derive(Args)]
 pub(super) struct Replay {
@@ -46,15 +48,24 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
         }
         _ => None,
     };
-    crate::run::guard();
-    let options = options(again.as_ref().unwrap_or(&replay.vmm), evidence)?;
+    let events = Events::new();
+    let ready = Ready::new(&evidence, events.ending())?;
+    let vmm = again.as_ref().unwrap_or(&replay.vmm);
+    let options = ready.options(backend(vmm)?, evidence, vmm_option(vmm));
+    let options = Options { keep: vmm.keep, ..options };
     match start {
         None => say("start.json is missing or damaged: cannot compare versions and host"),
         Some(start) => {
             start.differences(&Start::now(&case, &options)).iter().for_each(say);
         }
     }
-    let ran = run_cases(std::slice::from_ref(&case), How::default(), &options, None)?;
+    let ran = run_cases(
+        std::slice::from_ref(&case),
+        How::default(),
+        &options,
+        &events,
+        Around::default(),
+    )?;
     if let Some(entry) = ran.record.cases.first() {
         say(compared(recorded.as_ref(), &entry.report));
     }

@@ -1,18 +1,17 @@
 //! The `report` command, and the report files that `run` also writes.
 
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::setup::try_out;
 use super::{CliError, exit_status};
 use crate::report::merge::{Merged, merge};
 use crate::report::record::{self, Record};
 use crate::report::stdout::say;
 use crate::report::terminal::Terminal;
-use crate::report::{html, junit};
+use crate::report::{github, html, junit};
 use crate::run::Verdict;
 
 #[derive(Args)]
@@ -54,6 +53,11 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// The path of the record.
+    pub(super) fn record(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+
     /// Requests only the JSON report, if any.
     pub(super) fn only_json(json: Option<PathBuf>) -> Self {
         Self { json, junit: None, html: None }
@@ -82,27 +86,6 @@ impl Files {
     }
 }
 
-/// Checks that the file can be written, before a long run, and removes it.
-pub(super) fn try_out(path: &Path) -> Result<(), CliError> {
-    tried(path).map_err(|e| cannot(path, &e))
-}
-
-fn tried(path: &Path) -> io::Result<()> {
-    let is_file = match std::fs::metadata(path) {
-        Ok(there) => {
-            File::options().append(true).open(path)?;
-            there.is_file()
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            File::create_new(path)?;
-            true
-        }
-        Err(e) => return Err(e),
-    };
-    // Do not remove a device, such as /dev/stdout.
-    if is_file { std::fs::remove_file(path) } else { Ok(()) }
-}
-
 fn cannot(path: &Path, why: &dyn std::fmt::Display) -> CliError {
     CliError::environment(format!("cannot write {}: {why}", path.display()))
 }
@@ -113,6 +96,7 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     let Merged { record, remarks } = merge(runs).map_err(CliError::usage)?;
     files.write(&record)?;
     let mut terminal = Terminal::new(0, 0);
+    terminal.not_run(record.not_run.len());
     for entry in &record.cases {
         // The summary names failed cases only.
         if let Verdict::Broken(why) = &entry.report.verdict {
@@ -125,25 +109,7 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     }
     remarks.iter().for_each(say);
     terminal.finish(record.took());
+    github::summarize(&record)
+        .map_err(|e| CliError::environment(format!("cannot write the summary for GitHub: {e}")))?;
     Ok(exit_status::of(&terminal, true, *require_all))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn try_out_checks_the_path_and_removes_an_old_report() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.json");
-        tried(&path).unwrap();
-        assert!(!path.exists());
-        std::fs::write(&path, "of an earlier run").unwrap();
-        tried(&path).unwrap();
-        assert!(!path.exists());
-        assert!(tried(&path.join("deeper")).is_err());
-        assert!(tried(folder.path()).is_err());
-        tried(Path::new("/dev/null")).unwrap();
-        assert!(Path::new("/dev/null").exists());
-    }
 }

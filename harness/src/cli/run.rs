@@ -1,31 +1,33 @@
-//! The `run` command, and what it shares with `replay`.
+//! The `run` command.
 
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::Duration;
 
 use clap::Args;
 
+use super::again::{Again, durations, remove_rounds};
 use super::report::Files;
+use super::run_cases::{Around, How, run_cases};
 use super::selection::{Selection, select};
+use super::setup::{Ready, writable};
 use super::vmm::{Vmm, backend, vmm_option};
-use super::{CliError, FAILED, cores, exit_status};
+use super::{CliError, FAILED, cores};
 use crate::backend::cpr_vmm;
 use crate::check::expected::Expectations;
-use crate::conform::differences::Differences;
 use crate::coverage;
-use crate::observe::patience::Patience;
 use crate::report::errors::{Errors, Wish};
-use crate::report::record::Record;
+use crate::report::last_run::LastRun;
 use crate::report::stdout::say;
-use crate::report::terminal::Terminal;
-use crate::report::tested;
-use crate::run::{self, Options, Verdict, schedule};
+use crate::run::Options;
+use crate::run::watched::Events;
 use crate::scenario::Case;
 use crate::scenario::set::Set;
+
+/// How often `--until-fail` runs each case, unless `--repeat` says otherwise.
+const MANY: usize = 1000;
 
 #[derive(Args)]
 pub(super) struct Run {
@@ -39,9 +41,28 @@ pub(super) struct Run {
     /// Begin no further case after the first that fails.
     #[arg(long)]
     fail_fast: bool,
+    /// Run each case N times; from the second time on, its name and evidence end with @2, @3, ….
+    #[arg(long, value_name = "N", conflicts_with_all = ["errors", "check_errors"])]
+    repeat: Option<NonZeroUsize>,
+    /// Run the cases until one fails, up to --repeat times [default: 1000]; repeats that pass leave no
+    /// evidence.
+    #[arg(long, conflicts_with_all = ["errors", "check_errors"])]
+    until_fail: bool,
+    /// Only the cases that failed, or could not be run, in the last run with the same --evidence.
+    #[arg(long, conflicts_with = "exact")]
+    rerun_failed: bool,
+    /// Only the cases that the last run with the same --evidence did not begin or finish.
+    #[arg(long = "continue", conflicts_with_all = ["exact", "rerun_failed"])]
+    go_on: bool,
     /// Print only cases that fail or could not be run, and the summary.
     #[arg(short, long)]
     quiet: bool,
+    /// Print each step when it ends.
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Record of an earlier run, to estimate the time left from [default: the file of --json].
+    #[arg(long, value_name = "FILE")]
+    durations: Option<PathBuf>,
     /// List the N cases that took longest.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     slowest: usize,
@@ -65,22 +86,75 @@ pub(super) struct Run {
     check_errors: Option<PathBuf>,
 }
 
+impl Run {
+    /// The cases of the last run to which this one is limited.
+    fn again(&self) -> Option<Again> {
+        match (self.rerun_failed, self.go_on) {
+            (true, _) => Some(Again::Failed),
+            (_, true) => Some(Again::NotRun),
+            (false, false) => None,
+        }
+    }
+
+    fn rounds(&self) -> usize {
+        let default = if self.until_fail { MANY } else { 1 };
+        self.repeat.map_or(default, NonZeroUsize::get)
+    }
+
+    /// How long cases took in an earlier run, if that is known.
+    fn durations(&self) -> Result<BTreeMap<String, Duration>, CliError> {
+        match (&self.durations, self.files.record()) {
+            (Some(path), _) => durations(path),
+            // A file of another kind is no error: it is about to be replaced. Reading from a pipe or
+            // a terminal could block.
+            (None, Some(path)) if path.is_file() => Ok(durations(path).unwrap_or_default()),
+            (None, _) => Ok(BTreeMap::new()),
+        }
+    }
+}
+
 /// Runs `run`.
-pub(super) fn main(run: &Run) -> Result<ExitCode, CliError> {
+pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
+    let last = match run.again() {
+        None => None,
+        Some(again) => {
+            let (last, cases) = again.read(&run.evidence)?;
+            run.selection.only(cases);
+            Some(last)
+        }
+    };
     let set = select(&run.selection)?;
-    let errors = errors_table(run)?;
+    let errors = errors_table(&run)?;
+    let durations = run.durations()?;
     run.files.try_out()?;
-    run::guard();
-    let options = options(&run.vmm, run.evidence.clone())?;
-    let options = Options { audits: !run.no_audits, ..options };
+    let events = Events::new();
+    let ready = Ready::new(&run.evidence, events.ending())?;
+    let options = ready.options(backend(&run.vmm)?, run.evidence.clone(), vmm_option(&run.vmm));
+    let options = Options { audits: !run.no_audits, keep: run.vmm.keep, ..options };
+    remove_rounds(&run.evidence, &set.cases)?;
     say(&set);
-    let jobs = run.jobs.map_or_else(cores, NonZeroUsize::get);
-    let Run { require_all, fail_fast, quiet, slowest, .. } = *run;
-    let how = How { jobs, require_all, fail_fast, quiet, slowest };
-    let ran = run_cases(&set.cases, how, &options, errors)?;
-    run.files.write(&ran.record)?;
+    let names = set.cases.iter().map(|case| case.name.clone());
+    let last_run = match last {
+        None => LastRun::new(names),
+        Some(last) => last.continued(names),
+    };
+    let files = Some(&run.files);
+    let scenarios = run.selection.files();
+    let around = Around { errors, files, scenarios, last_run: Some(last_run), durations };
+    let how = How {
+        jobs: run.jobs.map_or_else(cores, NonZeroUsize::get),
+        rounds: run.rounds(),
+        require_all: run.require_all,
+        fail_fast: run.fail_fast || run.until_fail,
+        forget_passed: run.until_fail,
+        quiet: run.quiet,
+        verbose: run.verbose,
+        slowest: run.slowest,
+    };
+    let ran = run_cases(&set.cases, how, &options, &events, around)?;
+    let complete = ran.record.not_run.is_empty();
     // Without KVM, not every expected difference can occur.
-    if ran.complete && options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
+    if complete && options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {
         let name = options.backend.name();
         let mut missing = Expectations::embedded().unseen(name);
         // Coverage is measured against the interface of our own VMM.
@@ -114,99 +188,9 @@ fn errors_table(run: &Run) -> Result<Option<Errors>, CliError> {
             format!("{option} requires a run of all cases: omit all options that select cases");
         return Err(CliError::usage(why));
     }
+    if option == "--errors" {
+        writable(path)?;
+    }
     let errors = Errors::new(path, wish);
     errors.map(Some).map_err(|e| CliError::usage(format!("cannot read {}: {e}", path.display())))
-}
-
-/// Options to run cases with.
-pub(super) fn options(vmm: &Vmm, evidence: PathBuf) -> Result<Options, CliError> {
-    Ok(Options {
-        backend: backend(vmm)?,
-        evidence,
-        keep: vmm.keep,
-        audits: true,
-        patience: Patience::default(),
-        vmm_option: vmm_option(vmm),
-    })
-}
-
-/// Result of a run.
-pub(super) struct Ran {
-    /// The record of the run.
-    pub(super) record: Record,
-    /// Exit status of the harness.
-    pub(super) code: ExitCode,
-    /// Whether every case was run.
-    complete: bool,
-}
-
-/// How cases are run, and what is printed of them.
-#[derive(Clone, Copy, Default)]
-pub(super) struct How {
-    /// Cases at a time.
-    pub(super) jobs: usize,
-    /// A case that cannot run here is an error.
-    pub(super) require_all: bool,
-    /// Whether no case begins after one that failed.
-    pub(super) fail_fast: bool,
-    /// Whether only failures are printed.
-    pub(super) quiet: bool,
-    /// How many of the longest cases are listed.
-    pub(super) slowest: usize,
-}
-
-/// Runs these cases and prints their reports.
-pub(super) fn run_cases(
-    cases: &[Case],
-    how: How,
-    options: &Options,
-    mut errors: Option<Errors>,
-) -> Result<Ran, CliError> {
-    let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
-    let mut terminal = Terminal::new(cases.len(), width);
-    let mut differences = Differences::embedded().map_err(CliError::usage)?;
-    let mut record = Record::new(tested::Run::now(options, how.jobs));
-    let began = Instant::now();
-    let mut took = Vec::new();
-    schedule::run(cases, how.jobs, options, |report| {
-        let known = differences.of_failure(options.backend.name(), &report);
-        if let Some(case) = cases.iter().find(|case| case.name == report.case) {
-            if let Some(errors) = &mut errors {
-                errors.case(case, &report);
-            }
-            record.add(case, &report, &known, &options.evidence);
-        }
-        took.push((report.took, report.case.clone()));
-        let failed = known.is_none() && matches!(report.verdict, Verdict::Fail(_));
-        let missed = how.require_all && report.verdict.miss().is_some();
-        let broken = matches!(report.verdict, Verdict::Broken(_));
-        let shown = !how.quiet || failed || missed || broken || report.kept.is_some();
-        match known {
-            Some(names) if shown => terminal.known(&report, names),
-            Some(names) => terminal.count_known(&report, names),
-            None if shown => terminal.case(report),
-            None => terminal.count(report),
-        }
-        match failed && how.fail_fast {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    });
-    record.runs.iter_mut().for_each(|run| run.end(began.elapsed()));
-    terminal.finish(began.elapsed());
-    took.sort_by_key(|(took, _)| Reverse(*took));
-    for (took, case) in took.iter().take(how.slowest) {
-        say(format_args!("{:>8.2} s  {case}", took.as_secs_f64()));
-    }
-    let (told, same) = match errors.map(|errors| errors.finish()) {
-        None => (Vec::new(), true),
-        Some(finished) => finished
-            .map_err(|e| CliError::environment(format!("cannot write the table of errors: {e}")))?,
-    };
-    told.iter().for_each(say);
-    let complete = took.len() == cases.len();
-    if !complete {
-        say(format_args!("{} cases were not begun (--fail-fast)", cases.len() - took.len()));
-    }
-    Ok(Ran { record, code: exit_status::of(&terminal, same, how.require_all), complete })
 }

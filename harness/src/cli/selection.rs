@@ -43,6 +43,16 @@ impl Selection {
         Self { filter, skip, exact, embedded: false, shard, scenarios }
     }
 
+    /// Selects only the cases with these names, of those that are selected.
+    pub(super) fn only(&mut self, names: impl IntoIterator<Item = String>) {
+        self.exact = names.into_iter().collect();
+    }
+
+    /// The files and folders of the scenarios, unless the embedded ones were asked for.
+    pub(super) fn files(&self) -> Option<&[PathBuf]> {
+        (!self.embedded).then_some(&self.scenarios)
+    }
+
     /// True if all cases are selected, except those that run on request only.
     pub(super) fn is_whole(&self) -> bool {
         let Self { filter, skip, exact, embedded: _, shard, scenarios } = self;

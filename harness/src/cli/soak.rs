@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
+use super::setup::Ready;
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{CliError, ENVIRONMENT, FAILED};
-use crate::observe::patience::Patience;
-use crate::process::{orphans, signals};
+use crate::process::signals::Ending;
 use crate::report::stdout::say;
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::size::Size;
@@ -79,16 +79,14 @@ pub(super) fn main(soak: &Soak) -> Result<ExitCode, CliError> {
     let limits = Limits { updates: soak.updates, time: soak.time.map(Into::into) };
     let soaking = Arc::new(Soaking::new(&cases, limits));
     let ending = soaking.clone();
-    signals::guard_asking(move || ending.stop());
-    orphans::adopt();
-    let options = Options {
-        backend: backend(&soak.vmm)?,
-        evidence: soak.evidence.clone(),
-        keep: soak.vmm.keep,
-        audits: true,
-        patience: Patience::default(),
-        vmm_option: vmm_option(&soak.vmm),
+    let stop = move |_| {
+        ending.stop();
+        true
     };
+    let ready = Ready::new(&soak.evidence, Ending::Asked(Box::new(stop)))?;
+    let backend = backend(&soak.vmm)?;
+    let options = ready.options(backend, soak.evidence.clone(), vmm_option(&soak.vmm));
+    let options = Options { keep: soak.vmm.keep, ..options };
     let s = if cases.len() == 1 { "" } else { "s" };
     say(format_args!("{} VM{s}, seed {}", cases.len(), wish.seed));
     let reports = match std::io::stdout().is_terminal() {

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
 
 use super::CliError;
 use crate::backend::Backend;
@@ -33,10 +34,10 @@ pub(super) struct Vmm {
     /// Accelerator that QEMU uses.
     #[arg(long, value_enum, default_value_t)]
     accel: Accelerator,
-    /// Extra argument for our VMM; can be repeated.
+    /// Extra argument for the VMM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
-    /// Extra argument for our VMM in the process that takes over a VM; can be repeated.
+    /// Extra argument for the VMM in the process that takes over a VM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     new_vmm_arg: Vec<String>,
     /// Kind of VMM to test [default: cpr-vmm].
@@ -69,6 +70,9 @@ impl Vmm {
 pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, CliError> {
     let kind = vmm.backend.unwrap_or(BackendKind::CprVmm);
     let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg };
+    if kind == BackendKind::Mock {
+        more.none_for_the_mock()?;
+    }
     let from = match (kind, &vmm.vmm) {
         (BackendKind::Mock, _) => Arc::new(Mock::carried(vmm.fault).map_err(own)?),
         (BackendKind::CprVmm, None) => carried(more)?,
@@ -101,11 +105,23 @@ fn own(e: std::io::Error) -> CliError {
     CliError::environment(format!("cannot find my own binary: {e}"))
 }
 
-/// Extra arguments of our VMM: for every process, and for those that take over.
+/// Extra arguments of a VMM: for every process, and for those that take over.
 #[derive(Clone, Copy, Default)]
 pub(super) struct More<'a> {
     all: &'a [String],
     new: &'a [String],
+}
+
+impl More<'_> {
+    /// An error if there are any: the mock has no use for them.
+    fn none_for_the_mock(self) -> Result<(), CliError> {
+        match self.all.iter().chain(self.new).next() {
+            Some(argument) => {
+                Err(CliError::usage(format!("the mock takes no argument such as {argument}")))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, CliError> {
@@ -121,10 +137,11 @@ pub(super) fn backend_at(
     if path.as_os_str() == QEMU {
         let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
         let path = qemu::find().ok_or_else(|| CliError::environment(why))?;
-        return Ok(Arc::new(Qemu::at(&path, accelerator).map_err(CliError::environment)?));
+        let qemu = Qemu::at(&path, accelerator).map_err(CliError::environment)?;
+        return Ok(Arc::new(qemu.with(more.all).with_new(more.new)));
     }
     match Qemu::at(path, accelerator) {
-        Ok(qemu) => return Ok(Arc::new(qemu)),
+        Ok(qemu) => return Ok(Arc::new(qemu.with(more.all).with_new(more.new))),
         Err(e @ (ProbeError::TooOld { .. } | ProbeError::Lacks { .. })) => {
             return Err(CliError::environment(e));
         }
@@ -136,26 +153,62 @@ pub(super) fn backend_at(
     }
 }
 
-/// Creates the backend for a VMM named on the command line.
+/// Returns the values of `--vmm-arg` for each of the VMMs of a command that takes several: those
+/// that follow its `--vmm`.
+pub(super) fn arguments_by_vmm(matches: &ArgMatches) -> Result<Vec<Vec<String>>, CliError> {
+    let at = |id| matches.indices_of(id).into_iter().flatten();
+    let vmms: Vec<usize> = at("vmm").collect();
+    let chosen = matches.value_source("vmm") == Some(ValueSource::CommandLine);
+    let mut all = vec![Vec::new(); vmms.len().max(1)];
+    let values = matches.get_many::<String>("vmm_arg").into_iter().flatten();
+    for (index, value) in at("vmm_arg").zip(values) {
+        let before = match chosen {
+            true => vmms.iter().filter(|vmm| **vmm < index).count(),
+            false => 1,
+        };
+        let of = before.checked_sub(1).and_then(|vmm| all.get_mut(vmm));
+        let why = "give --vmm-arg after the --vmm that it is for";
+        of.ok_or_else(|| CliError::usage(why))?.push(value.clone());
+    }
+    Ok(all)
+}
+
+/// Creates the backend for a VMM named on the command line, with these extra arguments.
 pub(super) fn candidate(
     name: &str,
     accelerator: Accelerator,
+    arguments: &[String],
 ) -> Result<Arc<dyn Backend>, CliError> {
+    let more = More { all: arguments, new: &[] };
     Ok(match name {
-        CARRIED => carried(More::default())?,
-        "mock" => Arc::new(Mock::carried(None).map_err(own)?),
-        path => backend_at(Path::new(path), More::default(), accelerator)?,
+        CARRIED => carried(more)?,
+        "mock" => {
+            more.none_for_the_mock()?;
+            Arc::new(Mock::carried(None).map_err(own)?)
+        }
+        path => backend_at(Path::new(path), more, accelerator)?,
     })
 }
 
 /// The options with which `replay` uses the same VMM.
-pub(super) fn candidate_option(name: &str, accelerator: Accelerator) -> String {
-    match name {
+pub(super) fn candidate_option(
+    name: &str,
+    accelerator: Accelerator,
+    arguments: &[String],
+) -> String {
+    let option = match name {
         CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),
         name if accelerator == Accelerator::default() => format!(" --vmm {}", quoted(name)),
         name => format!(" --vmm {} --accel {}", quoted(name), accelerator.name()),
-    }
+    };
+    option + &argument_options("--vmm-arg", arguments)
+}
+
+/// The options that pass `arguments` to the VMM.
+fn argument_options(option: &str, arguments: &[String]) -> String {
+    let options = arguments.iter();
+    options.map(|argument| format!(" {}", quoted(&format!("{option}={argument}")))).collect()
 }
 
 /// The options with which `replay` updates to the same build.
@@ -178,12 +231,8 @@ pub(super) fn vmm_option(vmm: &Vmm) -> String {
     if vmm.accel != Accelerator::default() {
         option.push_str(&format!(" --accel {}", vmm.accel.name()));
     }
-    for argument in &vmm.vmm_arg {
-        option.push_str(&format!(" {}", quoted(&format!("--vmm-arg={argument}"))));
-    }
-    for argument in &vmm.new_vmm_arg {
-        option.push_str(&format!(" {}", quoted(&format!("--new-vmm-arg={argument}"))));
-    }
+    option.push_str(&argument_options("--vmm-arg", &vmm.vmm_arg));
+    option.push_str(&argument_options("--new-vmm-arg", &vmm.new_vmm_arg));
     if vmm.backend == Some(BackendKind::Mock) {
         option.push_str(" --backend mock");
     }
@@ -191,4 +240,24 @@ pub(super) fn vmm_option(vmm: &Vmm) -> String {
         option.push_str(&format!(" --fault {fault}"));
     }
     option
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command;
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("conform --vmm a --vmm-arg=-x --vmm b --vmm-arg y --vmm-arg=z", &["-x", "y z"])]
+    #[case("bench --vmm-arg=-x", &["-x"])]
+    #[case("bench", &[""])]
+    #[case("conform --vmm a --vmm b", &["", ""])]
+    fn arguments_belong_to_the_vmm_before_them(#[case] line: &str, #[case] expected: &[&str]) {
+        let words = ["cpr-harness"].into_iter().chain(line.split(' '));
+        let matches = command().get_matches_from(words);
+        let all = arguments_by_vmm(matches.subcommand().unwrap().1);
+        let all = all.map_err(|CliError(why, _)| why).unwrap();
+        assert_eq!(all.iter().map(|of| of.join(" ")).collect::<Vec<_>>(), expected);
+    }
 }

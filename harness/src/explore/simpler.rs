@@ -2,7 +2,7 @@
 
 use crate::scenario::{
     Channel, CommandKind, Inject, Interrupt, Interruption, Migrate, Pages, RaceCommand, RunTarget,
-    SerialKind, Step, Storm, Vm, Wait,
+    SerialKind, Soak, Step, Vm, Wait,
 };
 
 /// Returns VMs that differ from `vm` in one property, which has its default.
@@ -64,7 +64,7 @@ fn cost_of(step: &Step) -> usize {
         Step::Race(commands) => (STEP + 5) * commands.len() + 1,
         Step::Interrupt(_) => 3 * STEP,
         Step::EachMarker(n) => (STEP + 1) * *n as usize + 1,
-        Step::Storm(storm) => 3 * STEP * storm.updates as usize,
+        Step::Soak(soak) => 3 * STEP * soak.updates as usize,
         Step::KillInUpdate(_) | Step::Signal(_) => 2 * STEP,
         _ => STEP,
     }
@@ -92,8 +92,8 @@ fn simpler(step: &Step) -> Vec<Vec<Step>> {
             let reverse = parts.iter().rev().cloned().collect();
             vec![vec![update()], parts, reverse]
         }
-        Step::Storm(storm) => {
-            let one = Step::Storm(Storm { updates: 1, ..storm.clone() });
+        Step::Soak(soak) => {
+            let one = Step::Soak(Soak { updates: 1, ..soak.clone() });
             let paused = [Step::Stop, update(), Step::Cont];
             vec![vec![update()], vec![update(), update()], paused.into(), vec![one]]
         }

@@ -11,8 +11,11 @@ use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
     Amount, BinaryChange, Case, Channel, CommandKind, EndSignal, Inject, Interrupt, Interruption,
     KillInUpdate, KillOutcome, Limit, Migrate, RaceCommand, RunTarget, SerialAction, SerialKind,
-    SignalAt, Step, Storm, Vm, Wait, fault,
+    Setbacks, SignalAt, Soak, Step, Vm, Wait, fault,
 };
+
+/// A short soak: failing updates are drawn as steps of their own.
+const SOAK: Soak = Soak { updates: 5, within_ms: 5, setbacks: Setbacks::None };
 
 /// A step, or a fault with the update that meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +173,7 @@ fn words() -> Vec<Word> {
         (StepKind::Irqfd, Step::Irqfd),
         (StepKind::SerialClient, Step::Serial(SerialAction::Connect)),
         (StepKind::SerialClient, Step::Serial(SerialAction::Leave)),
-        (StepKind::Storm, Step::Storm(Storm { updates: 5, within_ms: 5 })),
+        (StepKind::Soak, Step::Soak(SOAK)),
         (StepKind::Limit, Step::Limit(Limit::Restore)),
     ]
     .map(|(kind, step)| one(kind)(step))

@@ -185,9 +185,7 @@ impl Model {
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
             Step::KillVmm(kill) if kill.expect == KillOutcome::Revived => {}
             Step::KillVmm(_) | Step::EndBy(_) => state.run = Run::Gone,
-            Step::Storm(_) | Step::Soak(_) | Step::Measure => {
-                self.updated(&mut state, &Expect::Completed)
-            }
+            Step::Soak(_) | Step::Measure => self.updated(&mut state, &Expect::Completed),
             Step::Interrupt(interrupt) => {
                 (state.patient, state.command_left) = (true, true);
                 let early = interrupt.point == REHEARSING;

@@ -138,53 +138,61 @@ pub fn set(settings: Signals) -> std::io::Result<()> {
     Ok(blocked.thread_block()?)
 }
 
-/// Ends every VM and this process on SIGINT, SIGTERM or SIGHUP, unless that signal is ignored.
+/// What a signal does before it ends the VMs and this process.
+pub enum Ending {
+    /// Nothing.
+    AtOnce,
+    /// It calls this.
+    After(Box<dyn FnOnce() + Send>),
+    /// It calls this, which returns whether it ends this process itself. Then only a second signal
+    /// ends it here, at once.
+    Asked(Box<dyn Fn(Signal) -> bool + Send>),
+}
+
+/// Ends every VM and this process on SIGINT, SIGTERM or SIGHUP, unless that signal is ignored, and
+/// on a SIGPIPE that is sent to the process, which says that standard output has no reader any more.
 ///
 /// Call it before other threads exist, because they must inherit the blocked signals. VMMs inherit
 /// them too and therefore call [`reset`].
-pub fn guard() {
-    guard_after(|| {});
-}
-
-/// Does the same as [`guard`], but calls `first` before it ends anything.
-pub fn guard_after(first: impl FnOnce() + Send + 'static) {
-    guard_with(None, first);
-}
-
-/// Does the same as [`guard`], but the first signal only calls `ask`, which requests the end; the
-/// second one ends this process.
-pub fn guard_asking(ask: impl FnOnce() + Send + 'static) {
-    guard_with(Some(Box::new(ask)), || {});
-}
-
-fn guard_with(ask: Option<Box<dyn FnOnce() + Send>>, first: impl FnOnce() + Send + 'static) {
+pub fn guard(ending: Ending) {
     begin();
-    let signals = guarded();
+    let mut signals = guarded();
+    signals.add(Signal::SIGPIPE);
     if signals.thread_block().is_err() {
         return;
     }
+    // Ignored until now, so it would not be pending. Blocked, it is as harmless to a writer.
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // Without the thread, PR_SET_PDEATHSIG still ends the VMMs with this process.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(ask) = ask {
-            if signals.wait().is_err() {
-                return;
-            }
-            ask();
+        let Ok(mut signal) = signals.wait() else { return };
+        match ending {
+            Ending::AtOnce => {}
+            Ending::After(first) => first(),
+            Ending::Asked(ask) if ask(signal) => match signals.wait() {
+                Ok(second) => signal = second,
+                Err(_) => return,
+            },
+            Ending::Asked(_) => {}
         }
-        let Ok(signal) = signals.wait() else { return };
-        first();
-        for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
-        }
-        let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-        for folder in folders.iter() {
-            // The folder's case may still be writing to it.
-            poll::until(Deadline::after(REMOVED), || {
-                // A cgroup's files cannot be removed; removing its folder is enough.
-                let _ = std::fs::remove_dir(folder).or_else(|_| std::fs::remove_dir_all(folder));
-                (!folder.exists()).then_some(())
-            });
-        }
-        std::process::exit(128 + signal as i32);
+        end(signal)
     });
+}
+
+/// Ends every VM, removes the folders of the running cases, and ends this process as `signal` does.
+pub fn end(signal: Signal) -> ! {
+    for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
+    }
+    let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    for folder in folders.iter() {
+        // The folder's case may still be writing to it.
+        poll::until(Deadline::after(REMOVED), || {
+            // A cgroup's files cannot be removed; removing its folder is enough.
+            let _ = std::fs::remove_dir(folder).or_else(|_| std::fs::remove_dir_all(folder));
+            (!folder.exists()).then_some(())
+        });
+    }
+    std::process::exit(128 + signal as i32)
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
+use super::case_text::details;
 use super::record::{Entry, Record};
-use super::terminal::details;
 use super::tested::Run;
 use crate::check::Finding;
 use crate::run::Verdict;
@@ -24,6 +24,15 @@ pub fn xml(record: &Record) -> Result<String, quick_junit::SerializeError> {
         let time = suite.time.unwrap_or(Duration::ZERO) + entry.report.took;
         suite.set_time(time);
         suite.add_test_case(case(entry, record));
+    }
+    for name in &record.not_run {
+        let (theme, case) = name.split_once('/').unwrap_or(("", name));
+        let mut case = TestCase::new(case, skipped("not run: the run ended before"));
+        case.set_classname(theme);
+        match suites.iter_mut().find(|suite| *suite.name == *theme) {
+            Some(suite) => suite.add_test_case(case),
+            None => suites.push_mut(TestSuite::new(theme)).add_test_case(case),
+        };
     }
     for suite in &mut suites {
         let of = |entry: &&Entry| *suite.name == *entry.theme;
@@ -92,7 +101,6 @@ fn not_good(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::record::FORMAT;
     use crate::report::tested::Vmm;
     use crate::run::Report;
 
@@ -110,7 +118,7 @@ mod tests {
         };
         let vmm = Vmm { title: "qemu 10.2".into(), ..Vmm::default() };
         let run = Run { vmm, ..Run::default() };
-        let xml = xml(&Record { format: FORMAT, runs: vec![run], cases: vec![entry] }).unwrap();
+        let xml = xml(&Record { cases: vec![entry], ..Record::of(vec![run]) }).unwrap();
         assert!(xml.contains(r#"tests="1" skipped="1" failures="0" errors="0""#), "{xml}");
         assert!(xml.contains(r#"<skipped message="known difference: postmigrate"/>"#), "{xml}");
     }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::folder::{Folder, FolderError};
-use super::record::{Entry, FORMAT, Record, RecordError, theme};
+use super::last_run::{self, LastRun};
+use super::record::{Entry, Record, RecordError, theme};
 use super::tested::{Run, Vmm};
 use crate::conform::differences::Differences;
 use crate::run::evidence::start::START;
@@ -32,6 +33,15 @@ pub enum MergeError {
     #[error("cannot read {path}: {source}")]
     Walk {
         /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The state of the last run in a folder cannot be read.
+    #[error("cannot read {path}: {source}")]
+    LastRun {
+        /// The file.
         path: PathBuf,
         /// The cause.
         #[source]
@@ -79,7 +89,7 @@ pub struct Merged {
 
 /// Merges records and evidence folders.
 pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
-    let mut record = Record { format: FORMAT, runs: Vec::new(), cases: Vec::new() };
+    let mut record = Record::of(Vec::new());
     let mut remarks = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     for path in paths {
@@ -104,7 +114,10 @@ pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
             record.cases.push(entry);
         }
         record.runs.extend(part.runs);
+        record.not_run.extend(part.not_run);
     }
+    // What one part did not run, another may have.
+    record.not_run.retain(|case| !places.contains_key(case));
     for (what, of) in [
         ("VMMs", (|run| run.vmm.title.clone()) as fn(&Run) -> String),
         ("harnesses", |run| run.harness.clone()),
@@ -139,9 +152,13 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
     let mut folders = Vec::new();
     walk(root, &mut folders)?;
     folders.sort();
-    let mut record = Record { format: FORMAT, runs: Vec::new(), cases: Vec::new() };
+    let mut record = Record::of(Vec::new());
     let mut differences = Differences::embedded()?;
     let (mut deeper, mut left_out) = (Vec::new(), 0);
+    let last = LastRun::read(root);
+    let last =
+        last.map_err(|source| MergeError::LastRun { path: root.join(last_run::FILE), source })?;
+    let last = last.unwrap_or_default();
     let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
     for path in folders {
         let folder = Folder::read(&path)?;
@@ -157,9 +174,15 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
             }
             continue;
         }
-        add(&mut record, &folder, &mut differences);
+        // The last run was to run this case, but did not: the evidence is of an earlier one.
+        let begun = folder.start.as_ref().map(|start| start.started_unix);
+        let is_old = begun.is_some_and(|begun| begun < last.started_unix);
+        if !(is_old && last.not_run.contains(&folder.name())) {
+            add(&mut record, &folder, &mut differences);
+        }
     }
-    if record.cases.is_empty() {
+    record.not_run = last.not_run;
+    if record.cases.is_empty() && record.not_run.is_empty() {
         return Err(MergeError::Empty { path: root.to_owned(), deeper });
     }
     if left_out > 0 {

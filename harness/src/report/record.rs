@@ -24,6 +24,9 @@ pub struct Record {
     pub runs: Vec<Run>,
     /// The cases, in the order in which they ended.
     pub cases: Vec<Entry>,
+    /// Cases of the run that did not begin or were interrupted, by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub not_run: BTreeSet<String>,
 }
 
 /// One case.
@@ -104,9 +107,14 @@ pub fn theme(case: &str) -> &str {
 }
 
 impl Record {
+    /// Creates a record without cases.
+    pub fn of(runs: Vec<Run>) -> Self {
+        Self { format: FORMAT, runs, cases: Vec::new(), not_run: BTreeSet::new() }
+    }
+
     /// Creates the empty record of a run.
     pub fn new(run: Run) -> Self {
-        Self { format: FORMAT, runs: vec![run], cases: Vec::new() }
+        Self::of(vec![run])
     }
 
     /// Adds a finished case of the first run; its evidence, if any, is in the folder `evidence`.

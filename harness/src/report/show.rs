@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
+use super::case_text::details;
 use super::folder::Folder;
 use super::qmp_text::{Shortener, printable};
-use super::terminal::details;
 use crate::run::evidence::timeline::{Entry, SOURCES};
 use crate::run::{Report, Verdict};
 

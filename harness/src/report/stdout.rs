@@ -2,16 +2,22 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write, stdout};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getpid;
 
 /// The first error in writing to standard output.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// Prints a line. A closed pipe, as in `list | head`, is ignored: it affects neither the exit
-/// status nor the guests. Other errors, such as a full disk, are returned by [`failure`].
+/// Whether standard output has lost its reader.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line. A closed pipe, as in `list | head`, is no error, but ends a command that runs VMs,
+/// as SIGPIPE does (`signals::guard`). Other errors, such as a full disk, are returned by [`failure`].
 pub fn say(line: impl fmt::Display) {
     write(format!("{}\n", as_shown(&line.to_string())).as_bytes());
 }
@@ -20,10 +26,17 @@ pub fn say(line: impl fmt::Display) {
 pub fn write(bytes: &[u8]) {
     let mut stdout = stdout().lock();
     let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
-    if let Err(error) = written
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    match written {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {
+            // Once: a second signal would not let the first one finish. Ignored without a guard.
+            if !CLOSED.swap(true, Ordering::Relaxed) {
+                let _ = kill(getpid(), Signal::SIGPIPE);
+            }
+        }
+        Err(e) => {
+            FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        }
+        Ok(()) => {}
     }
 }
 

@@ -2,26 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use terminal_size::{Width, terminal_size_of};
 
+use super::case_text::{case_line, cut, findings};
 use super::paint::verdict_first;
+use super::progress::Progress;
+use super::reasons;
 use super::stdout::{as_shown, say};
 use crate::check::gaps::Refusal;
-use crate::run::verdict::Kill;
+use crate::run::case::Stepped;
 use crate::run::{Report, Verdict};
 
 /// Prints each report as it arrives, and a summary at the end.
 pub struct Terminal {
     bar: ProgressBar,
+    progress: Progress,
     width: usize,
+    /// The width of the terminal, if there is one.
+    columns: Option<usize>,
     passed: usize,
     failed: Vec<Report>,
     /// Known differences and the number of cases that failed because of each.
     known: BTreeMap<String, usize>,
     known_cases: usize,
     broken: usize,
+    /// Cases that did not begin or were interrupted.
+    not_run: usize,
     ignored: BTreeMap<String, usize>,
     missed: bool,
     lost: usize,
@@ -33,20 +42,24 @@ impl Terminal {
     /// Prepares for `total` cases whose names have at most `width` characters.
     pub fn new(total: usize, width: usize) -> Self {
         let bar = if std::io::stdout().is_terminal() {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}");
+            let style = ProgressStyle::with_template("{bar:16} {pos}/{len} {elapsed} {wide_msg}");
             ProgressBar::new(total as u64)
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         } else {
             ProgressBar::hidden()
         };
+        let columns = terminal_size_of(std::io::stdout()).map(|(Width(width), _)| width.into());
         Self {
             bar,
+            progress: Progress::default(),
             width,
+            columns,
             passed: 0,
             failed: Vec::new(),
             known: BTreeMap::new(),
             known_cases: 0,
             broken: 0,
+            not_run: 0,
             ignored: BTreeMap::new(),
             missed: false,
             lost: 0,
@@ -54,20 +67,51 @@ impl Terminal {
         }
     }
 
+    /// Shows this progress below the cases.
+    pub fn watch(&mut self, progress: Progress) {
+        self.progress = progress;
+    }
+
+    /// Notes that a case began.
+    pub fn began(&mut self, case: &str) {
+        self.progress.began(case, Instant::now());
+        self.refresh();
+    }
+
+    /// Shows the progress as it is now.
+    pub fn refresh(&self) {
+        if !self.bar.is_hidden() {
+            self.bar.set_message(self.progress.line(Instant::now()));
+        }
+    }
+
+    /// Prints a step that ended.
+    pub fn step(&self, case: &str, step: &Stepped) {
+        let Stepped { step, took, passed } = step;
+        let failed = if *passed { "" } else { ", failed" };
+        self.line(&format!("        {case}: {step}, {:.2} s{failed}", took.as_secs_f64()));
+    }
+
+    /// Notes how many cases did not begin or were interrupted.
+    pub fn not_run(&mut self, count: usize) {
+        self.not_run = count;
+    }
+
     /// Prints a case that failed because of known differences of its VMM.
     pub fn known(&mut self, report: &Report, differences: BTreeSet<String>) {
         let names: Vec<&str> = differences.iter().map(String::as_str).collect();
         let names = names.join(", ");
-        self.line(&format!("differs {:<width$}  {names}", report.case, width = self.width));
+        let line = format!("differs {:<width$}  {names}", report.case, width = self.width);
+        self.line(&cut(line, self.columns));
         if report.kept.is_some() {
-            details(report).iter().for_each(|line| self.line(line));
+            findings(report).iter().for_each(|line| self.line(line));
         }
         self.count_known(report, differences);
     }
 
     /// Counts such a case without printing it.
     pub fn count_known(&mut self, report: &Report, differences: BTreeSet<String>) {
-        self.bar.inc(1);
+        self.ended(report, false);
         self.lost += usize::from(report.lost_its_vm());
         for name in differences {
             *self.known.entry(name).or_default() += 1;
@@ -77,16 +121,23 @@ impl Terminal {
 
     /// Prints a finished case.
     pub fn case(&mut self, report: Report) {
-        self.line(&case_line(&report, self.width));
-        for line in details(&report) {
+        self.line(&case_line(&report, self.width, self.columns));
+        // What to do about a failure is printed once for each reason, at the end.
+        for line in findings(&report) {
             self.line(&line);
         }
         self.count(report);
     }
 
+    fn ended(&mut self, report: &Report, failed: bool) {
+        self.bar.inc(1);
+        self.progress.ended(&report.case, report.took, failed);
+        self.refresh();
+    }
+
     /// Counts a finished case without printing it.
     pub fn count(&mut self, report: Report) {
-        self.bar.inc(1);
+        self.ended(&report, matches!(report.verdict, Verdict::Fail(_)));
         self.lost += usize::from(report.lost_its_vm());
         self.ratios.extend(report.refusals.iter().map(Refusal::ratio));
         self.missed |= report.verdict.miss().is_some();
@@ -95,9 +146,6 @@ impl Terminal {
             Verdict::Fail(_) => self.failed.push(report),
             Verdict::Ignored(why) => *self.ignored.entry(why.clone()).or_default() += 1,
             Verdict::Broken(_) => self.broken += 1,
-        }
-        if !self.failed.is_empty() {
-            self.bar.set_message(format!("{} failed", self.failed.len()));
         }
     }
 
@@ -127,16 +175,22 @@ impl Terminal {
         if self.broken > 0 {
             text.push_str(&format!(", {} could not be run", self.broken));
         }
+        if self.not_run > 0 {
+            text.push_str(&format!(", {} not run", self.not_run));
+        }
         text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
         text.push_str(&format!("\nVMs lost: {}", self.lost));
         text.extend(self.refusals());
         if self.all_ignored() {
             text.push_str(&format!("\nno case ran: all {ignored} were ignored"));
         }
-        for report in &self.failed {
-            text.push_str(&format!("\nfailed: {}", report.case));
-            text.extend(report.repro_commands().into_iter().map(|line| format!("\n  {line}")));
+        if !self.failed.is_empty() {
+            text.push_str("\nfailed:");
         }
+        let reasons = reasons::of(&self.failed);
+        text.extend(
+            reasons.iter().flat_map(|reason| reason.lines()).map(|line| format!("\n{line}")),
+        );
         text
     }
 
@@ -167,9 +221,9 @@ impl Terminal {
         ran == 0 && !self.ignored.is_empty()
     }
 
-    /// True if the host prevented a case from running.
+    /// True if the host prevented a case from running, or the run ended before it.
     pub fn any_broken(&self) -> bool {
-        self.broken > 0
+        self.broken > 0 || self.not_run > 0
     }
 
     fn line(&self, line: &str) {
@@ -182,148 +236,11 @@ impl Terminal {
     }
 }
 
-/// Formats a case: verdict, name, updates, blackout, time.
-fn case_line(report: &Report, width: usize) -> String {
-    let verdict = match &report.verdict {
-        Verdict::Pass => "pass",
-        Verdict::Fail(_) => "FAIL",
-        Verdict::Ignored(_) => "ignored",
-        Verdict::Broken(_) => "BROKEN",
-    };
-    let name = &report.case;
-    if let Verdict::Ignored(why) | Verdict::Broken(why) = &report.verdict {
-        return format!("{verdict:<7} {name:<width$}  {why}");
-    }
-    let updates = match report.updates {
-        1 => " 1 update ".to_owned(),
-        n => format!("{n:>2} updates"),
-    };
-    let blackout = match report.blackout() {
-        Some((median, max)) => {
-            let ms = |d: Duration| d.as_secs_f64() * 1e3;
-            format!("blackout median {:.2} ms, max {:.2} ms", ms(median), ms(max))
-        }
-        None => "no blackout seen".to_owned(),
-    };
-    let took = report.took.as_secs_f64();
-    format!("{verdict:<7} {name:<width$}  {updates}  {blackout:<38}  {took:5.2} s")
-}
-
-/// Number of updates from which the memory of the VMM is printed.
-const MANY: u32 = 100;
-
-/// Returns the details of a failure or of a long case.
-pub fn details(report: &Report) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let (MANY.., [boot, first, last]) = (report.updates, report.memory_kib.as_slice()) {
-        lines.push(format!(
-            "        VMM memory without guest RAM: {boot} KiB after boot, {first} after the first update, {last} after the last"
-        ));
-    }
-    if !report.kills.is_empty() {
-        lines.push(kills_line(&report.kills));
-    }
-    if !report.revivals.is_empty() {
-        lines.push(revivals_line(report));
-    }
-    let Verdict::Fail(findings) = &report.verdict else { return lines };
-    if let Some(step) = &report.failed_step {
-        lines.push(format!("        at {step}:"));
-    }
-    for finding in findings {
-        lines.extend(finding.to_string().lines().map(|line| format!("        {line}")));
-    }
-    if let Some((pid, socket)) = &report.kept {
-        lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));
-    }
-    lines.extend(report.repro_commands().into_iter().map(|line| format!("        {line}")));
-    lines
-}
-
-/// Counts the kills by the part of the update in which they happened.
-fn kills_line(kills: &[Kill]) -> String {
-    let (mut before, mut during, mut after) = (0, 0, 0);
-    for kill in kills {
-        match kill.last_event.as_deref() {
-            None | Some("MIGRATION(setup)") => before += 1,
-            Some("RESUME" | "MIGRATION(completed)") => after += 1,
-            Some(_) => during += 1,
-        }
-    }
-    let mut line = format!(
-        "        kills: {before} before the guest stopped, {during} during the blackout, {after} after it resumed"
-    );
-    let revived = kills.iter().filter(|kill| kill.revived).count();
-    if revived > 0 {
-        line.push_str(&format!("; VM survived {revived}"));
-    }
-    if let Some(gone) = kills.iter().filter(|kill| !kill.revived).map(|kill| kill.gone).max() {
-        line.push_str(&format!("; all processes gone within {:.0} ms", gone.as_secs_f64() * 1e3));
-    }
-    line
-}
-
-/// Formats how often the VM was revived in another process, and the blackouts of its guest.
-fn revivals_line(report: &Report) -> String {
-    let times = report.revivals.len();
-    let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
-    let blackout = report.blackout_of_revivals().map_or_else(
-        || "no blackout seen".to_owned(),
-        |(median, max)| {
-            let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
-            format!("blackout median {}, max {}", ms(median), ms(max))
-        },
-    );
-    format!("        revived {times}: {blackout}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::check::Finding;
-    use crate::run::verdict::Revived;
-
-    fn report(name: &str, verdict: Verdict) -> Report {
-        Report {
-            case: name.into(),
-            verdict,
-            failed_step: Some("step 3 (migrate)".into()),
-            updates: 10,
-            blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
-            phases: Vec::new(),
-            host_seen: Vec::new(),
-            took: Duration::from_millis(420),
-            failed_updates: Vec::new(),
-            heard: Vec::new(),
-            observed: Vec::new(),
-            refusals: vec![Refusal {
-                took: Duration::from_millis(20),
-                calm: Duration::from_micros(500),
-                during: Duration::from_micros(600),
-                sleeps: Some(0),
-            }],
-            kills: vec![
-                kill(-1, None),
-                kill(4, Some("MIGRATION(device)")),
-                kill(9, Some("RESUME")),
-            ],
-            revivals: vec![revived(1), revived(9)],
-            memory_kib: vec![3000, 3100, 3200],
-            replay: "cpr-harness replay evidence/update/running".into(),
-            show: "cpr-harness show evidence/update/running".into(),
-            kept: None,
-        }
-    }
-
-    fn revived(ms: u64) -> Revived {
-        let blackout = Some(Duration::from_millis(ms));
-        Revived { former: 1, pid: 2, reason: "SIGKILL".into(), blackout, beat: None }
-    }
-
-    fn kill(ms: i64, last: Option<&str>) -> Kill {
-        let gone = Duration::from_millis(30);
-        Kill { moment_us: ms * 1000, last_event: last.map(str::to_owned), gone, revived: false }
-    }
+    use crate::report::case_text::tests::report;
 
     #[test]
     fn a_run_as_it_is_printed() {
@@ -336,9 +253,9 @@ mod tests {
         let mut terminal = Terminal::new(4, 24);
         let mut text = String::new();
         for report in reports {
-            text.push_str(&case_line(&report, 24));
+            text.push_str(&case_line(&report, 24, None));
             text.push('\n');
-            for line in details(&report) {
+            for line in findings(&report) {
                 text.push_str(&line);
                 text.push('\n');
             }

@@ -1,7 +1,7 @@
 //! Runs one case.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::evidence::{self, Evidence};
 use super::failure::StepError;
@@ -19,6 +19,9 @@ use crate::run::session::steps::After;
 use crate::run::update::mounts;
 use crate::run::{Options, requirements};
 use crate::scenario::{Case, Step};
+
+/// The first step, which starts the VM.
+const BOOT: &str = "step 1 (boot)";
 
 /// Runs `case` on two VMMs, one after the other; on neither if either of them cannot run it here.
 pub fn run_both(case: &Case, first: &Options, second: &Options) -> (Report, Report) {
@@ -49,11 +52,47 @@ pub fn earlier(case: &Case, options: &Options) -> std::io::Result<Report> {
 ///
 /// The case runs in its own thread, whose mounts are private and whose end is the end of its VM.
 pub fn run(case: &Case, options: &Options) -> Report {
-    run_at(case, options, None)
+    run_with(case, options, Watch::default())
+}
+
+/// A step that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stepped {
+    /// The step, as in [`label`].
+    pub step: String,
+    /// How long it took, with all checks after it.
+    pub took: Duration,
+    /// Whether it succeeded and every check passed.
+    pub passed: bool,
+}
+
+/// Does the same as [`run`], and calls `stepped` after each step.
+pub fn run_watched(case: &Case, options: &Options, stepped: &(dyn Fn(Stepped) + Sync)) -> Report {
+    run_with(case, options, Watch { stepped: Some(stepped), pace: None })
 }
 
 /// Does the same as [`run`]; `pace` decides how long the soak of the case lasts.
 pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report {
+    run_with(case, options, Watch { stepped: None, pace })
+}
+
+/// Who watches a case.
+#[derive(Clone, Copy, Default)]
+struct Watch<'a> {
+    stepped: Option<&'a (dyn Fn(Stepped) + Sync)>,
+    pace: Option<&'a dyn Pace>,
+}
+
+impl Watch<'_> {
+    /// Tells of the end of `step`, which began at `began`.
+    fn tell(&self, step: &str, began: Instant, passed: bool) {
+        if let Some(stepped) = self.stepped {
+            stepped(Stepped { step: step.to_owned(), took: began.elapsed(), passed });
+        }
+    }
+}
+
+fn run_with(case: &Case, options: &Options, watch: Watch<'_>) -> Report {
     let mut report = blank(case, options);
     if let Some(why) = requirements::unmet(case, &*options.backend) {
         report.verdict = Verdict::Ignored(why);
@@ -63,7 +102,7 @@ pub fn run_at(case: &Case, options: &Options, pace: Option<&dyn Pace>) -> Report
     let ran = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("case".into())
-            .spawn_scoped(scope, || run_in_thread(case, options, pace, &mut report))
+            .spawn_scoped(scope, || run_in_thread(case, options, watch, &mut report))
             .map_err(EnvironmentError::Thread)?;
         Ok(thread.join())
     });
@@ -95,7 +134,7 @@ fn blank(case: &Case, options: &Options) -> Report {
 fn run_in_thread(
     case: &Case,
     options: &Options,
-    pace: Option<&dyn Pace>,
+    watch: Watch<'_>,
     report: &mut Report,
 ) -> Result<(), EnvironmentError> {
     if mounts::unmet().is_none() {
@@ -108,12 +147,13 @@ fn run_in_thread(
     let mut evidence = match Session::boot(case, options, evidence, work.path()) {
         Err(failed) => {
             let (evidence, error) = *failed;
-            fail(report, "step 1 (boot)", error.findings()?);
+            watch.tell(BOOT, began, false);
+            fail(report, BOOT, error.findings()?);
             evidence
         }
         Ok(mut session) => {
-            session.pace = pace;
-            let steps = run_steps(&mut session, report);
+            session.pace = watch.pace;
+            let steps = run_steps(&mut session, report, began, watch);
             let kept = keep_or_not(&mut session, report);
             steps?;
             if kept {
@@ -143,7 +183,12 @@ fn run_in_thread(
     evidence.finish(report)
 }
 
-fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), EnvironmentError> {
+fn run_steps(
+    session: &mut Session<'_>,
+    report: &mut Report,
+    mut began: Instant,
+    watch: Watch<'_>,
+) -> Result<(), EnvironmentError> {
     let steps = &session.case.steps;
     let rehearses = session.options.backend.lacks(Feature::Rehearsal).is_none();
     let mut judge = Judge::new(session.case, rehearses);
@@ -151,6 +196,8 @@ fn run_steps(session: &mut Session<'_>, report: &mut Report) -> Result<(), Envir
         let label = label(index, step);
         session.evidence.timeline.say("harness", &label);
         let done = session.step(step);
+        watch.tell(&label, began, done.is_ok());
+        began = Instant::now();
         report.heard.extend(session.heard(&label, done.is_err()));
         match done {
             Ok(After::Up) => {

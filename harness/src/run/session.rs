@@ -15,7 +15,6 @@ pub mod refusal;
 pub mod revival;
 pub mod soak;
 pub mod steps;
-pub mod storm;
 pub mod update;
 
 use std::collections::BTreeMap;

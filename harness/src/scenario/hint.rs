@@ -5,7 +5,7 @@ const SHORT: usize = 16;
 
 /// Keys and values of earlier versions, and what replaces them, which depends on the place. Those that
 /// only changed from `snake_case` to `kebab-case` are found by [`nearest`].
-const RENAMED: [(&str, &str); 7] = [
+const RENAMED: [(&str, &str); 8] = [
     ("deadline_ms", "time-limit-ms"),
     ("deadline_ms", "deadline-ms"),
     ("repeat", "times"),
@@ -13,12 +13,16 @@ const RENAMED: [(&str, &str); 7] = [
     ("kept", "any"),
     ("undone", "not-completed"),
     ("start", "init-sipi"),
+    ("storm", "soak"),
 ];
 
 /// What to write instead of `word`, if it was renamed to one of `valid` or one of them is near.
 pub fn label(word: &str, valid: &[&str]) -> Option<String> {
     let is_here = |(old, new): &&(&str, &str)| *old == word && valid.contains(new);
     match RENAMED.iter().find(is_here) {
+        Some((old @ "storm", new)) => {
+            Some(format!("`{old}` is now `{new}` with `within-ms = 5, setbacks = \"none\"`"))
+        }
         Some((old, new)) => Some(format!("`{old}` is now `{new}`")),
         None => nearest(word, valid).map(|near| format!("did you mean `{near}`?")),
     }

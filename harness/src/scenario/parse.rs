@@ -292,6 +292,7 @@ pages = ["4k", "thp"]
         "summary = \"\"\nsteps = [\"boot\", { migrate = { expect = \"kept\" } }]\n"
     )]
     #[case::kebab_case("summary = \"\"\nvm = { own_binary = true }\nsteps = [\"boot\"]\n")]
+    #[case::renamed_step("summary = \"\"\nsteps = [\"boot\", { storm = { times = 9 } }]\n")]
     fn mistakes_are_reported(#[case] text: &str) {
         let error = parse("theme/scenario.toml", "theme/scenario", text).unwrap_err();
         let name =

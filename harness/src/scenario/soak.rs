@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::storm::draw;
+use super::draw::draw;
 
 /// A series of updates, each after a random delay, some with a pause or a failing update around
 /// them.

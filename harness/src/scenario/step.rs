@@ -10,7 +10,6 @@ use super::kill_in_update::KillInUpdate;
 use super::limit::Limit;
 use super::signal::SignalAt;
 use super::soak::Soak;
-use super::storm::Storm;
 use super::update::{Expect, Migrate};
 
 /// One step of a case.
@@ -57,9 +56,7 @@ pub enum Step {
     KillAt(String),
     /// Repeat these steps.
     Repeat(Repeat),
-    /// Updates at random times, drawn from the case's seed.
-    Storm(Storm),
-    /// A long series of updates at random times, drawn from the case's seed.
+    /// Updates at random times, drawn from the case's seed; checked after each of them.
     Soak(Soak),
     /// Send the VMM a signal at this point of an update; the VMM must end.
     Signal(SignalAt),

@@ -305,7 +305,7 @@ const REAL: [&str; 10] = [
     "refused/other-machine",
     "keeper/faults",
     "race/guest-resets",
-    "endurance/storm",
+    "endurance/soak",
     "inside/modes",
     "channel/full",
 ];

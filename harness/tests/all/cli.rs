@@ -7,6 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 
+use crate::program::not_for_github;
+
 const GOOD: &str = r#"
 summary = "updated twice"
 steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
@@ -14,8 +16,6 @@ steps = ["boot", { migrate = { times = "${times}" } }, "quit"]
 [matrix]
 times = [1, 2]
 "#;
-
-const USELESS_FOLDER: &str = "/proc/nowhere";
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_cpr-harness"))
@@ -32,6 +32,7 @@ fn folder() -> tempfile::TempDir {
 fn harness(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder).args(args);
+    not_for_github(&mut command);
     command
 }
 
@@ -50,7 +51,7 @@ fn passing_run_leaves_evidence_and_exits_with_0() {
     let told = text(&done.get_output().stdout);
     assert!(told.starts_with("2 cases from scenarios\n"), "{told}");
     assert!(told.contains("2 ran, 2 passed, 0 failed, 0 ignored"), "{told}");
-    assert!(told.contains("pass    theme/twice[times=2]   2 updates  blackout median"), "{told}");
+    assert!(told.contains("pass    theme/twice[times=2]   2 updates  blackout max"), "{told}");
     let evidence = folder.path().join("evidence/theme/twice,times=2");
     for file in ["case.toml", "start.json", "timeline.jsonl", "verdict.json", "proc-boot.txt"] {
         assert!(evidence.join(file).exists(), "{file}");
@@ -185,6 +186,27 @@ fn usage_errors_exit_with_2() {
         (&["run", "--filter", "twice", "--skip", "twice"], "no case in scenarios is left"),
         (&["run", "--skip", "!twice"], "it excludes by itself: write `twice`"),
         (&["run", "--jobs", "0"], "invalid value '0' for '--jobs <N>'"),
+        (
+            &["run", "--evidence", "/proc/nowhere"],
+            "cannot write evidence to /proc/nowhere: No such",
+        ),
+        (
+            &["soak", "--evidence", "/proc/nowhere"],
+            "cannot write evidence to /proc/nowhere: No such",
+        ),
+        (&["run", "--errors", "nowhere/E.md"], "cannot write nowhere/E.md: No such file"),
+        (&["explore", "--steps", "0"], "invalid value '0' for '--steps <N>'"),
+        (&["explore", "--steps", "1", "--json", "nowhere/e.json"], "cannot write nowhere/e.json"),
+        (&["bench", "--json", "nowhere/b.json"], "cannot write nowhere/b.json: No such file"),
+        (&["run", "--backend", "mock", "--vmm-arg=-x"], "the mock takes no argument such as -x"),
+        (
+            &["conform", "--vmm", "cpr-vmm", "--vmm", "mock", "--vmm-arg=-x"],
+            "the mock takes no argument such as -x",
+        ),
+        (
+            &["conform", "--vmm-arg=-x", "--vmm", "mock", "--vmm", "mock"],
+            "give --vmm-arg after the --vmm that it is for",
+        ),
         (&["run", "--embedded", "scenarios"], "cannot be used with"),
         (&["run", "no-such-file.toml"], "cannot read scenario no-such-file.toml: No such file"),
         (&["run", "--vmm", "no-such-vmm"], "cannot find the VMM no-such-vmm: No such file"),
@@ -215,13 +237,21 @@ fn errors_of_all_scenario_files_are_shown_before_anything_runs(#[case] args: &[&
 #[test]
 fn environment_error_exits_with_3() {
     let folder = folder();
-    let done = harness(folder.path(), &mock(&["--evidence", USELESS_FOLDER])).assert().code(3);
+    // A file, so that no case can write evidence there.
+    let blocked = |path: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    };
+    blocked("evidence/theme");
+    blocked("evidence/conform");
+    let done = harness(folder.path(), &mock(&[])).assert().code(3);
     let told = text(&done.get_output().stdout);
-    assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create /proc/nowhere"), "{told}");
+    assert!(told.contains("BROKEN  theme/twice[times=1]  cannot create "), "{told}");
     assert!(told.contains("0 ran, 0 passed, 0 failed, 0 ignored, 2 could not be run"), "{told}");
     // Nor is a table written that would list these cases as not compared.
-    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "T.md", "--evidence"];
-    let done = harness(folder.path(), &[&args[..], &[USELESS_FOLDER]].concat()).assert();
+    let args = ["conform", "--vmm", "mock", "--vmm", "mock", "--write", "T.md"];
+    let done = harness(folder.path(), &args).assert();
     let told = text(&done.get_output().stdout);
     assert!(told.contains("T.md was not written: some cases could not be run"), "{told}");
     assert!(!folder.path().join("T.md").exists());

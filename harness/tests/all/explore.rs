@@ -77,8 +77,11 @@ fn printed_seed_repeats_the_exploration() {
 #[test]
 fn environment_error_ends_exploration() {
     let folder = tempfile::tempdir().unwrap();
+    // A file, so that no sequence can write evidence there.
+    std::fs::create_dir(folder.path().join("evidence")).unwrap();
+    std::fs::write(folder.path().join("evidence/explore"), "").unwrap();
     // The printed time contains blanks.
-    let args = ["--backend", "mock", "--for", "90m", "--evidence", "/proc/nowhere"];
+    let args = ["--backend", "mock", "--for", "90m"];
     let told = explore(folder.path(), &args, 3);
     let lines = told.lines().filter(|line| line.starts_with("BROKEN")).count();
     assert_eq!(lines, 1, "{told}");

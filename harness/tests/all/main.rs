@@ -1,5 +1,6 @@
 //! Tests of the harness from outside.
 
+mod again;
 mod bench;
 mod cli;
 mod errors;

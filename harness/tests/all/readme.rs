@@ -80,7 +80,8 @@ fn comparable(text: &str) -> Vec<String> {
     // How many interrupts the guest has counted depends on the host's load.
     let counts = Regex::new("0x[0-9a-f]+").unwrap();
     let origin = Regex::new("embedded scenarios|scenarios$").unwrap();
-    let lines = text.lines().filter(|line| !line.contains("replay: ") && !line.contains("show: "));
+    let commands = ["replay: ", "show: ", "run what failed again: "];
+    let lines = text.lines().filter(|line| !commands.iter().any(|word| line.contains(word)));
     lines
         .map(|line| {
             let line = times.replace_all(line, "TIME");

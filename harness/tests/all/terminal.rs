@@ -44,6 +44,7 @@ const GREEN: &str = "\u{1b}[32mpass";
 fn terminal_gets_colours_and_progress() {
     let text = shown(folder().path(), &[], 0);
     assert!(text.contains(GREEN) && text.contains(" 0/1 "), "{text:?}");
+    assert!(text.contains("longest: theme/nothing 0 s"), "{text:?}");
 }
 
 #[test]

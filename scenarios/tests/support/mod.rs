@@ -10,7 +10,7 @@ use cpr_harness::backend::Backend;
 use cpr_harness::multicall;
 use cpr_harness::observe::clock;
 use cpr_harness::observe::patience::Patience;
-use cpr_harness::report::terminal;
+use cpr_harness::report::case_text;
 use cpr_harness::run::verdict::HOST_LACKS;
 use cpr_harness::run::{self, Options, Report, Verdict, requirements};
 use libtest_mimic::{Arguments, Completion, Failed};
@@ -45,7 +45,7 @@ pub fn options(backend: Arc<dyn Backend>, folder: &str, vmm_option: &str) -> Opt
 pub fn completion(report: &Report) -> Result<Completion, Failed> {
     match &report.verdict {
         Verdict::Pass => Ok(Completion::Completed),
-        Verdict::Fail(_) => Err(terminal::details(report).join("\n").into()),
+        Verdict::Fail(_) => Err(case_text::details(report).join("\n").into()),
         Verdict::Ignored(why) => ignored(why),
         Verdict::Broken(why) => Err(why.into()),
     }

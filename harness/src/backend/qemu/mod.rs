@@ -42,13 +42,29 @@ pub struct Qemu {
     executable: PathBuf,
     version: String,
     accelerator: Accelerator,
+    /// Extra arguments: of every process, and of those that take over.
+    last: Vec<String>,
+    last_of_new: Vec<String>,
 }
 
 impl Qemu {
     /// Starts the QEMU at `binary` once to query its version and features.
     pub fn at(binary: &Path, accelerator: Accelerator) -> Result<Self, ProbeError> {
         let probe::Probed { binary, executable, version } = probe::probe(binary)?;
-        Ok(Self { binary, executable, version, accelerator })
+        let (last, last_of_new) = Default::default();
+        Ok(Self { binary, executable, version, accelerator, last, last_of_new })
+    }
+
+    /// Adds `arguments` after all others.
+    pub fn with(mut self, arguments: &[String]) -> Self {
+        self.last.extend_from_slice(arguments);
+        self
+    }
+
+    /// Adds `arguments` when QEMU takes over a VM.
+    pub fn with_new(mut self, arguments: &[String]) -> Self {
+        self.last_of_new.extend_from_slice(arguments);
+        self
     }
 }
 
@@ -80,12 +96,14 @@ impl Backend for Qemu {
         if launch.vm.paused {
             arguments.push("-S".into());
         }
+        arguments.extend_from_slice(&self.last);
         arguments
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
         let arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
-        [arguments, vec!["-incoming".into(), format!("file:{state}")]].concat()
+        let incoming = vec!["-incoming".into(), format!("file:{state}")];
+        [arguments, incoming, self.last.clone(), self.last_of_new.clone()].concat()
     }
 
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
@@ -229,7 +247,27 @@ mod tests {
             executable: "/q/ld.so".into(),
             version: "11.1.3".into(),
             accelerator: Accelerator::Kvm,
+            last: Vec::new(),
+            last_of_new: Vec::new(),
         }
+    }
+
+    #[test]
+    fn extra_arguments_come_last() {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let qemu = qemu().with(&words(&["-d", "int"])).with_new(&words(&["-trace", "x"]));
+        let ends = |launch: Launch<'_>, state: Option<&str>, end: &[&str]| {
+            let arguments = match state {
+                Some(state) => qemu.update_arguments(launch, state),
+                None => qemu.arguments(launch),
+            };
+            assert!(arguments.ends_with(&words(end)), "{arguments:?}");
+        };
+        let vm = Vm { paused: true, ..Vm::default() };
+        with_launch(&vm, |launch| ends(launch, None, &["-S", "-d", "int"]));
+        with_launch(&vm, |launch| {
+            ends(launch, Some("/s"), &["file:/s", "-d", "int", "-trace", "x"])
+        });
     }
 
     fn with_launch<T>(vm: &Vm, use_it: impl FnOnce(Launch<'_>) -> T) -> T {

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use maud::{Markup, html};
 
+use super::super::case_text::details;
 use super::super::folder::Folder;
 use super::super::record::Entry;
 use super::super::show::{Row, Sources, rows};
-use super::super::terminal::details;
 use super::super::tested::Run;
 use super::events::events;
 use super::parts::{Kind, anchor, badge, ms, scrolling};

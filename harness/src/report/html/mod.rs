@@ -18,7 +18,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 use super::folder::Folder;
-use super::record::{Entry, FORMAT, Record, from_file, theme};
+use super::record::{Entry, Record, from_file, theme};
 use super::show::Sources;
 use super::tested::Run;
 use crate::run::Verdict;
@@ -108,7 +108,7 @@ pub fn case_page(folder: &Folder, sources: &Sources, file: &Path) -> String {
         report,
     };
     let view = View::of_folder(&entry, run.as_ref(), folder, sources, file);
-    let record = Record { format: FORMAT, runs: run.clone().into_iter().collect(), cases: vec![] };
+    let record = Record::of(run.clone().into_iter().collect());
     let name = &entry.report.case;
     let body = html! {
         header {

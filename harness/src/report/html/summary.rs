@@ -103,6 +103,7 @@ pub fn summary(record: &Record) -> Markup {
                     @if count(kind) > 0 { (figure(kind.name(), count(kind), kind)) }
                 }
                 (figure("VMs lost", lost, if lost > 0 { Kind::Failed } else { Kind::Passed }))
+                @if !record.not_run.is_empty() { (figure("not run", record.not_run.len(), Kind::Broken)) }
                 div { dt { "updates" } dd { (updates) } }
                 @if let (Some(median), Some(max)) = (median, blackouts.last()) {
                     div { dt { "blackout, median" } dd { (ms(*median)) } }

@@ -60,7 +60,10 @@ impl Session<'_> {
             self.burst(burst.with)?;
             self.tell_progress(setbacks);
             self.check_growth(&mut growth)?;
+            // Without a pace the scenario limits their number, and the report is to show them all.
+            let blackouts = self.pace.is_none().then(|| std::mem::take(&mut self.blackouts));
             self.forget();
+            self.blackouts = blackouts.unwrap_or_default();
         }
         Ok(())
     }

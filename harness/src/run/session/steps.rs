@@ -88,10 +88,6 @@ impl Session<'_> {
                 Action::Nothing
             }
             Step::Measure => self.measured_update()?,
-            Step::Storm(storm) => {
-                self.storm(storm)?;
-                Action::Nothing
-            }
             Step::Soak(soak) => {
                 self.soak(soak)?;
                 Action::Nothing

@@ -54,7 +54,6 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
                 "cgroup-kill requires vm.memory-limit, which gives the VMM its own cgroup";
             one(VALUE.into(), Mistake::new(message))
         }
-        Step::Storm(storm) => times(storm.updates),
         Step::Soak(soak) => times(soak.updates),
         Step::Race(commands) => race(vm, commands),
         Step::Serial(_) if vm.serial != SerialKind::Unix => {

@@ -1,0 +1,121 @@
+//! What a run takes from an earlier one: the cases that failed or did not run, and how long they took.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::CliError;
+use crate::report::last_run::LastRun;
+use crate::report::record::Record;
+use crate::run::case::quoted;
+use crate::run::evidence::folder_name;
+use crate::run::rounds::without_round;
+use crate::scenario::Case;
+
+/// Which cases of the last run are run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// Those that failed or could not be run.
+    Failed,
+    /// Those that did not begin or were interrupted.
+    NotRun,
+}
+
+impl Again {
+    /// The option that asks for it.
+    pub(super) fn option(self) -> &'static str {
+        match self {
+            Self::Failed => "--rerun-failed",
+            Self::NotRun => "--continue",
+        }
+    }
+
+    /// Reads the state of the last run with the folder `evidence`, and the names of these cases.
+    pub(super) fn read(self, evidence: &Path) -> Result<(LastRun, BTreeSet<String>), CliError> {
+        let folder = evidence.display();
+        let last = LastRun::read(evidence).map_err(|e| {
+            CliError::usage(format!("cannot read the state of the last run in {folder}: {e}"))
+        })?;
+        let last = last.ok_or_else(|| {
+            CliError::usage(format!(
+                "there was no run with evidence in {folder}: omit {}",
+                self.option()
+            ))
+        })?;
+        let (cases, what) = match self {
+            Self::Failed => (last.failed.clone(), "no case failed in"),
+            Self::NotRun => (last.not_run.clone(), "every case ended in"),
+        };
+        match cases.is_empty() {
+            true => Err(CliError::usage(format!("{what} the last run with evidence in {folder}"))),
+            false => Ok((last, cases)),
+        }
+    }
+}
+
+/// Returns how long cases took, according to the record of an earlier run.
+pub(super) fn durations(record: &Path) -> Result<BTreeMap<String, Duration>, CliError> {
+    let record = Record::read(record).map_err(CliError::usage)?;
+    let took = record.cases.into_iter().map(|entry| (entry.report.case, entry.report.took));
+    Ok(took.collect())
+}
+
+/// Removes the evidence of the second and further rounds of an earlier run of `cases`.
+pub(super) fn remove_rounds(evidence: &Path, cases: &[Case]) -> Result<(), CliError> {
+    let names: BTreeSet<String> = cases.iter().map(|case| folder_name(&case.name)).collect();
+    let themes: BTreeSet<&Path> =
+        names.iter().filter_map(|name| Path::new(name).parent()).collect();
+    for theme in themes {
+        let entries = fs::read_dir(evidence.join(theme)).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = theme.join(entry.file_name()).to_string_lossy().into_owned();
+            let case = without_round(&name);
+            if case != name && names.contains(case) {
+                let path = entry.path();
+                remove(&path).map_err(|e| {
+                    CliError::usage(format!("cannot remove {}: {e}", path.display()))
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a folder, if it is there.
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// The command line of this run, with `again` instead of what it took from an earlier one.
+pub(super) fn command(again: Again) -> String {
+    let other = [Again::Failed, Again::NotRun].map(Again::option);
+    let words = std::env::args().filter(|word| !other.contains(&word.as_str()));
+    let words: Vec<String> = words.map(|word| quoted(&word)).collect();
+    format!("{} {}", words.join(" "), again.option())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::parse::parse;
+
+    #[test]
+    fn rounds_of_the_selected_cases_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = ["a/b,c=1", "a/b,c=1@2", "a/b,c=1@17", "a/b,c=2@2", "a/other@2"];
+        for name in all {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        let text = "summary = \"\"\nsteps = [\"boot\", \"quit\"]\n";
+        let mut case = parse("b.toml", "a/b", text).unwrap().remove(0);
+        case.name.push_str("[c=1]");
+        remove_rounds(folder.path(), &[case]).map_err(|CliError(why, _)| why).unwrap();
+        let left = all.map(|name| folder.path().join(name).exists());
+        assert_eq!(left, [true, false, false, true, true]);
+    }
+}
