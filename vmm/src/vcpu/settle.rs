@@ -24,6 +24,7 @@ pub(super) fn save(
     capabilities: &StateCapabilities,
     kickable: &Kickable,
 ) -> Result<VcpuState, StateError> {
+    // No seam: a saved state does not tell that its timer was due.
     if planted!(OneShotTwice) {
         return Access { index, fd, capabilities }.save();
     }

@@ -57,22 +57,6 @@ pub(super) struct Sregs2Tail {
     pub(super) pdptrs: [u64; 4],
 }
 
-impl VcpuState {
-    /// Returns the LAPIC to restore: `lapic`, unless a planted bug clears its ISR or IRR.
-    fn planted_lapic(&self, lapic: &kvm_lapic_state) -> kvm_lapic_state {
-        const ISR: std::ops::Range<usize> = 0x100..0x180;
-        const IRR: std::ops::Range<usize> = 0x200..0x280;
-        let mut lapic = *lapic;
-        if planted!(ForgetIsr) {
-            lapic.regs[ISR].fill(0);
-        }
-        if planted!(ForgetIrr) {
-            lapic.regs[IRR].fill(0);
-        }
-        lapic
-    }
-}
-
 /// What this host's KVM offers for saving a vCPU, queried once.
 #[derive(Clone, Debug)]
 pub struct StateCapabilities {
@@ -233,9 +217,6 @@ impl Access<'_> {
     fn restore_item(&self, item: Item, state: &VcpuState) -> Result<(), StateError> {
         let fd = self.fd;
         match item {
-            Item::MpState if planted!(ForgetMpState) => Ok(()),
-            Item::DebugRegs if planted!(ForgetDebugRegs) => Ok(()),
-            Item::Xcrs if planted!(ForgetXcr0) => Ok(()),
             Item::MpState => self.call("KVM_SET_MP_STATE", fd.set_mp_state(state.mp_state)),
             Item::Regs => self.call("KVM_SET_REGS", fd.set_regs(&state.regs)),
             Item::Sregs => self.set_sregs(state),
@@ -245,38 +226,15 @@ impl Access<'_> {
             },
             Item::Xsave => self.set_xsave(&state.xsave),
             Item::DebugRegs => self.call("KVM_SET_DEBUGREGS", fd.set_debug_regs(&state.debug_regs)),
-            Item::Lapic => {
-                self.call("KVM_SET_LAPIC", fd.set_lapic(&state.planted_lapic(&state.lapic)))
-            }
-            Item::Msrs if planted!(PartialMsrs) => {
-                self.set_msrs(&state.msrs[..state.msrs.len() / 2])
-            }
+            Item::Lapic => self.call("KVM_SET_LAPIC", fd.set_lapic(&state.lapic)),
             Item::Msrs => self.set_msrs(&state.msrs),
             Item::TscOffset => match state.tsc_offset {
-                Some(offset) if planted!(SkewTsc) && self.index == 1 => {
-                    self.set_tsc_offset(offset.wrapping_add(1 << 30))
-                }
                 Some(offset) => self.set_tsc_offset(offset),
                 None => Ok(()),
             },
-            Item::Events => {
-                let mut events = state.events;
-                if planted!(ForgetShadow) {
-                    events.interrupt.shadow = 0;
-                }
-                if planted!(ForgetNmi) {
-                    (events.nmi.pending, events.nmi.injected) = (0, 0);
-                }
-                self.call("KVM_SET_VCPU_EVENTS", fd.set_vcpu_events(&events))
-            }
+            Item::Events => self.call("KVM_SET_VCPU_EVENTS", fd.set_vcpu_events(&state.events)),
             Item::Cpuid => {
-                let mut entries = state.cpuid.clone();
-                if planted!(LoseCpuid) {
-                    // The LAPIC's TSC-deadline mode.
-                    let features = entries.iter_mut().find(|entry| entry.function == 1);
-                    features.into_iter().for_each(|entry| entry.ecx &= !(1 << 24));
-                }
-                let cpuid = CpuId::from_entries(&entries).map_err(|_| StateError::TooMany {
+                let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| StateError::TooMany {
                     vcpu: self.index,
                     what: "CPUID entries",
                     count: state.cpuid.len(),
@@ -368,12 +326,6 @@ impl Access<'_> {
         if bytes.len() != expected {
             let found = bytes.len();
             return Err(StateError::XsaveSize { vcpu: self.index, found, expected });
-        }
-        // The planted bug keeps only the first word.
-        const FIRST_BYTES: usize = 4;
-        let mut bytes = bytes.to_vec();
-        if planted!(TruncateXsave) {
-            bytes[FIRST_BYTES..].fill(0);
         }
         let words: Vec<u32> = bytes
             .chunks_exact(4)
