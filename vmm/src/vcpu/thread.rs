@@ -6,13 +6,14 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use kvm_ioctls::VcpuExit;
 
+use super::access::Access;
 use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::{PortAccess, port_access};
 use super::kick::Kickable;
 use super::request::{Request, VcpuStart};
 use super::settle;
 use super::shared::VcpuShared;
-use super::state::{Access, VcpuState};
+use super::state::VcpuState;
 use super::state_error::StateError;
 
 /// A vCPU, on its thread.
