@@ -8,7 +8,23 @@ macro_rules! fail_point {
     };
 }
 
-/// Tells whether a bug is planted (see `failpoints`); always false without the feature.
+/// Passes a value through a seam, where a test can change it (see `failpoints::seam`); unchanged
+/// without the feature.
+#[cfg(feature = "failpoints")]
+macro_rules! seam {
+    ($seam:ident($($value:expr),*)) => {
+        crate::failpoints::seam::$seam($($value),*)
+    };
+}
+#[cfg(not(feature = "failpoints"))]
+macro_rules! seam {
+    ($seam:ident($($value:expr),*)) => {
+        ($($value),*)
+    };
+}
+
+/// Tells whether a bug is planted (see `failpoints`); always false without the feature. Only for
+/// bugs for which no seam fits: a comment above says why, and `tests/seams.rs` counts them.
 macro_rules! planted {
     ($bug:ident) => {{
         #[cfg(feature = "failpoints")]

@@ -7,6 +7,7 @@ mod action;
 mod loss;
 mod planted;
 mod point;
+pub mod seam;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +18,6 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 
 pub use action::{Action, ActionError, relieve};
-pub use loss::{
-    lose_attribute, lose_of_answer, lose_of_cpr_state, lose_of_event, lose_of_saved_state,
-};
 pub use planted::{CONSTRAINTS, Plant, Planted, plant, planted, swapped};
 pub use point::{Point, Side};
 

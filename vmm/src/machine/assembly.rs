@@ -183,10 +183,6 @@ impl Parts<'_> {
             test_port: TestPortState::default(),
         });
         let host = self.host.take().expect("taken once");
-        let state = match planted!(ForgetUart) {
-            true => DevicesState { serial: SerialPortState::default(), ..state },
-            false => state,
-        };
         let serial =
             SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
         let bus = PortBus::new(serial, state.test_port, self.vm.clone());

@@ -385,6 +385,7 @@ impl Machine {
 
     /// Gets every vCPU out of the guest. On an error, those that had left it run again.
     pub fn pause(&mut self, state: RunState) -> Result<(), MachineError> {
+        // No seam: the devices must be read while the vCPUs still write to them.
         #[cfg(feature = "failpoints")]
         if planted!(DevicesFirst) {
             *self.early_devices.borrow_mut() = self.bus().map(|bus| bus.state());

@@ -107,20 +107,12 @@ impl PlatformState {
 
     pub(super) fn set_irqchip(&self, vm: &VmFd) -> Result<(), MachineError> {
         for chip in [&self.pic_master, &self.pic_slave, &self.ioapic] {
-            if planted!(ForgetSlavePic) && chip.chip_id == KVM_IRQCHIP_PIC_SLAVE
-                || planted!(ForgetIoapic) && chip.chip_id == KVM_IRQCHIP_IOAPIC
-            {
-                continue;
-            }
             vm.set_irqchip(chip).map_err(kvm("KVM_SET_IRQCHIP"))?;
         }
         Ok(())
     }
 
     pub(super) fn set_pit(&self, vm: &VmFd) -> Result<(), MachineError> {
-        if planted!(ForgetPit) {
-            return Ok(());
-        }
         vm.set_pit2(&self.pit).map_err(kvm("KVM_SET_PIT2"))
     }
 
@@ -129,7 +121,6 @@ impl PlatformState {
         // counts the blackout. The other flags say how the clock was read: setting it uses none of
         // them, and KVM before 5.16 rejects them.
         let flags = self.clock.flags & KVM_CLOCK_REALTIME;
-        let flags = if planted!(ClockStandsStill) { 0 } else { flags };
         let clock = kvm_clock_data { flags, ..self.clock };
         vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
     }

@@ -211,16 +211,15 @@ fn map_region(
     pages: PageKind,
 ) -> Result<GuestRegionMmap, RamError> {
     let flags = match file {
-        Some(_) if planted!(PrivateMapping) => libc::MAP_PRIVATE | libc::MAP_NORESERVE,
         Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
         None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     };
+    let (flags, offset) = seam!(mapping(flags, region.offset));
     let mut builder = MmapRegionBuilder::new(region.size as usize)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
         .with_hugetlbfs(pages == PageKind::Huge2M);
     if let Some(file) = file {
-        let offset = if planted!(WrongOffset) { 0 } else { region.offset };
         builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
     }
     let mapping = builder.build().map_err(|source| RamError::Map {

@@ -41,7 +41,7 @@ pub(super) fn greeting() -> Greeting {
 /// Wraps `result` in a response.
 pub(super) fn response(result: Result<Value, QmpError>, id: Option<Value>) -> Response {
     #[cfg(feature = "failpoints")]
-    let result = result.map(crate::failpoints::lose_of_answer);
+    let result = result.map(crate::failpoints::seam::answer);
     match result {
         Ok(value) => Response::Success { value, id },
         Err(error) => Response::Failure { error, id },

@@ -246,13 +246,13 @@ impl Server {
 
     /// Sends `event` to every client that has negotiated.
     pub fn broadcast(&mut self, event: &Event) {
-        #[cfg(feature = "failpoints")]
-        let Some(event) = &crate::failpoints::lose_of_event(event) else { return };
-        self.with_every_client(
-            |client| {
-                if client.negotiated { client.send(event) } else { Ok(()) }
-            },
-        );
+        for event in seam!(events(std::slice::from_ref(event))).iter() {
+            self.with_every_client(
+                |client| {
+                    if client.negotiated { client.send(event) } else { Ok(()) }
+                },
+            );
+        }
     }
 
     /// Sends as much as the sockets accept.

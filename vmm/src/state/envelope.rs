@@ -117,6 +117,7 @@ impl Envelope {
             return Err(EnvelopeError::Length { found: content.len() as u64, expected });
         };
         let checksum = u128::from_le_bytes(field(header, 24));
+        // No seam: the mistake is that the comparison is missing.
         if checksum != xxh3_128(body) && !planted!(NoChecksum) {
             return Err(EnvelopeError::Checksum);
         }

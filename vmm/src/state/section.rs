@@ -11,13 +11,7 @@ const ENVELOPE: Envelope = Envelope { magic: *b"CPRSTAT\n", version: STATE_VERSI
 
 /// Returns the version of the saved state that this binary reads.
 pub fn readable_version() -> u32 {
-    #[cfg(feature = "failpoints")]
-    return match planted!(AnyVersion) {
-        true => STATE_VERSION,
-        false => crate::failpoints::pretended_version().unwrap_or(STATE_VERSION),
-    };
-    #[cfg(not(feature = "failpoints"))]
-    STATE_VERSION
+    seam!(readable_version(STATE_VERSION))
 }
 /// Maximum number of sections that are accepted.
 const MAX_SECTIONS: usize = 4096;
@@ -166,7 +160,7 @@ impl SavedState {
             }
         }
         #[cfg(feature = "failpoints")]
-        crate::failpoints::lose_of_saved_state(
+        crate::failpoints::seam::saved_state(
             sections.iter_mut().map(|s| (format!("{}.{}", s.name, s.instance), &mut s.data)),
         );
         Ok((Self { sections }, fingerprint))

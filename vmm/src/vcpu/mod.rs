@@ -1,5 +1,6 @@
 //! vCPUs: their threads, how they are stopped, and their saved state.
 
+mod access;
 mod cpuid;
 mod events;
 mod exit;
@@ -17,10 +18,11 @@ mod state;
 mod state_error;
 mod thread;
 
+pub use access::{Access, StateCapabilities};
 pub use cpuid::{CpuidError, cpuid_for};
 pub use events::{EventSink, GuestEvent, GuestEventKind};
 pub use handle::{Answer, PauseError, VcpuHandle};
 pub use kick::install_kick_handler;
 pub use request::VcpuStart;
-pub use state::{Access, StateCapabilities, VcpuState};
+pub use state::VcpuState;
 pub use state_error::StateError;

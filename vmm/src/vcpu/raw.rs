@@ -17,9 +17,10 @@ use nix::errno::Errno;
 use nix::{request_code_none, request_code_read, request_code_readwrite, request_code_write};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::access::StateCapabilities;
 use super::order::{self, Item};
 use super::shared::VcpuShared;
-use super::state::{Sregs2Tail, StateCapabilities, VcpuState};
+use super::state::{Sregs2Tail, VcpuState};
 use super::{kick, lapic_timer, msrs, settle};
 use crate::sys;
 

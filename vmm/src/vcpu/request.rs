@@ -5,8 +5,9 @@ use std::sync::mpsc::Sender;
 
 use kvm_ioctls::VcpuFd;
 
+use super::access::StateCapabilities;
 use super::events::EventSink;
-use super::state::{StateCapabilities, VcpuState};
+use super::state::VcpuState;
 use super::state_error::StateError;
 use crate::devices::PortBus;
 

@@ -8,9 +8,10 @@ use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+use super::access::{Access, StateCapabilities};
 use super::kick::{self, Kickable};
 use super::lapic_timer;
-use super::state::{Access, StateCapabilities, VcpuState};
+use super::state::VcpuState;
 use super::state_error::StateError;
 
 /// Maximum attempts: a timer that ticks faster than it can be saved is then saved as it is.
@@ -24,6 +25,7 @@ pub(super) fn save(
     capabilities: &StateCapabilities,
     kickable: &Kickable,
 ) -> Result<VcpuState, StateError> {
+    // No seam: a saved state does not tell that its timer was due.
     if planted!(OneShotTwice) {
         return Access { index, fd, capabilities }.save();
     }

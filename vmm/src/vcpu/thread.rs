@@ -6,13 +6,14 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use kvm_ioctls::VcpuExit;
 
+use super::access::Access;
 use super::events::{EventSink, GuestEvent, GuestEventKind};
 use super::exit::{PortAccess, port_access};
 use super::kick::Kickable;
 use super::request::{Request, VcpuStart};
 use super::settle;
 use super::shared::VcpuShared;
-use super::state::{Access, VcpuState};
+use super::state::VcpuState;
 use super::state_error::StateError;
 
 /// A vCPU, on its thread.
@@ -125,6 +126,7 @@ impl Vcpu {
             }
             Request::Quit => Next::End,
             Request::Pause(answer) => {
+                // No seam: nothing but the answer tells that the vCPU has stopped.
                 if planted!(DeafVcpu) {
                     std::mem::forget(answer);
                     return Next::Stand;
@@ -153,6 +155,7 @@ impl Vcpu {
 
     /// Runs with `immediate_exit` until KVM has nothing left to complete (KVM API 4.10, note).
     fn finish_access(&mut self, kickable: &Kickable) {
+        // No seam: only KVM_RUN completes the access, and no saved state shows that it was not.
         if planted!(HalfDoneAccess) {
             return;
         }
@@ -166,6 +169,7 @@ impl Vcpu {
     /// (`KVM_KVMCLOCK_CTRL`, KVM API 4.74). Done on resume, not on pause: until the vCPU runs, KVM
     /// keeps the flag where no ioctl reads it, and an update would lose it.
     fn note_pause_to_guest(&self) {
+        // No seam: the ioctl sets a flag that no state contains.
         if planted!(NoKvmclockCtrl) {
             return;
         }
@@ -200,6 +204,7 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Outcome::Nothing,
             Err(error) => Outcome::Event(GuestEventKind::Failed(format!("KVM_RUN: {error}"))),
         };
+        // No seam: the flag is in the page that this thread shares with KVM.
         if !planted!(KeepImmediateExit) {
             kickable.set(false);
         }

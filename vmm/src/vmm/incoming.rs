@@ -11,7 +11,6 @@ use cpr_qmp::event::Continued;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
-use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 
 use super::{Finishing, Vmm, protected};
@@ -65,7 +64,7 @@ pub struct FallbackFds {
     /// State that was saved without its process.
     pub dump: Option<File>,
     /// Descriptors that the new command line does not use; their numbers must not be reused.
-    pub unused: Vec<OwnedFd>,
+    pub _unused: Vec<OwnedFd>,
 }
 
 impl FallbackFds {
@@ -181,15 +180,13 @@ impl Vmm {
         }
         self.machine.msrs_were_chosen_from(cpr.msr_choice);
         phases.done(&"build");
-        if !planted!(ForgetEvents) {
-            let mut events = cpr.pending_events;
-            let known = |event: &GuestEvent| events.iter().any(|known| known.vcpu == event.vcpu);
-            let unknown: Vec<_> = loaded.events.into_iter().filter(|e| !known(e)).collect();
-            events.extend(unknown);
-            self.machine.put_back_events(events);
-        }
+        let mut events = cpr.pending_events;
+        let known = |event: &GuestEvent| events.iter().any(|known| known.vcpu == event.vcpu);
+        let unknown: Vec<_> = loaded.events.into_iter().filter(|e| !known(e)).collect();
+        events.extend(unknown);
+        self.machine.put_back_events(events);
         self.machine.apply_traffic(&loaded.lost_writes, &loaded.serial_went);
-        let runs = cpr.run_state.is_running() || planted!(AlwaysResume);
+        let runs = cpr.run_state.is_running();
         let stop_reported = if cpr.live.is_some() { loaded.stop_reported } else { runs };
         self.parameters_of_return(&fallback, &cpr.parameters);
         self.run_state_to_be = Some(cpr.run_state);
@@ -224,17 +221,11 @@ impl Vmm {
         phases.end();
         drop(committed);
         let keeper = fallback.former.map_or(cpr.helper, |_| None).and_then(AdoptedKeeper::adopt);
-        let FallbackFds { memfd, unused, timer: carried_timer, .. } = carried;
-        if planted!(KeepStateFd) {
-            std::mem::forget(memfd);
-        }
-        if planted!(StaleVm) {
-            std::mem::forget(unused);
-        }
         #[cfg(feature = "failpoints")]
         {
             crate::failpoints::relieve();
-            crate::failpoints::lose_attribute();
+            use crate::migration::cpr::variables::STATE;
+            crate::failpoints::seam::taken_over(STATE, carried.memfd.as_fd());
         }
         self.own_files();
         tracing::info!(run_state = ?cpr.run_state, downtime_us = downtime_ns / 1000, phases = phases.since(paused_ns), "cpr_state_load");
@@ -242,7 +233,7 @@ impl Vmm {
             keeper.release();
             // A keeper that this process may not kill, because it runs as another user by now,
             // wakes up by this timer and ends by itself.
-            carried_timer.into_iter().for_each(|timer| {
+            carried.timer.into_iter().for_each(|timer| {
                 let _ = timer.set(Some(Duration::ZERO));
             });
         }
@@ -254,14 +245,7 @@ impl Vmm {
             self.report_fallback(&why, fallback.former, updating, resumed);
             return Ok(());
         }
-        if planted!(EarlyCompleted) {
-            let status = MigrationStatus::Completed;
-            self.qmp.broadcast(&EventKind::Migration { status }.now());
-        }
         if runs {
-            self.qmp.broadcast(&EventKind::Resume.now());
-        }
-        if runs && planted!(DoubleResume) {
             self.qmp.broadcast(&EventKind::Resume.now());
         }
         if let Some(safeguard) = &self.safeguard {
@@ -338,6 +322,7 @@ impl Vmm {
     /// Takes ownership of the socket and PID files: no fallback needs them any more, so they are
     /// removed when this process exits.
     pub(super) fn own_files(&mut self) {
+        // No seam: who removes the file is decided here, and nothing later can tell.
         if planted!(StaleSocket) {
             return;
         }

@@ -305,9 +305,7 @@ impl Vmm {
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };
         debug_assert_eq!(self.migration.status(), MigrationStatus::Device);
-        if let Some(event) =
-            self.migration.complete(Some(times)).filter(|_| !planted!(EarlyCompleted))
-        {
+        if let Some(event) = self.migration.complete(Some(times)) {
             self.qmp.broadcast(&event);
         }
         self.conclude();

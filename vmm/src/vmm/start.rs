@@ -254,12 +254,6 @@ impl Vmm {
         let ends = reader.zip(writer).map(|(reader, writer)| [reader, writer]);
         let signals = EndSignals::install(ends).map_err(StartError::Signals)?;
         held_signals::release(&fallback.record.mask());
-        if planted!(LowerLimit) {
-            use nix::sys::resource::{Resource, getrlimit, setrlimit};
-            let limited = getrlimit(Resource::RLIMIT_NOFILE)
-                .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft - 1, hard));
-            tracing::debug!(?limited, "planted");
-        }
         phases.done(&"signals");
         fail_point!(Signals);
         let ram = match cpr.ram_blocks.as_slice() {
@@ -310,7 +304,8 @@ impl Vmm {
             unused.push(fd);
         }
         let saved = saved.map(File::from);
-        let carried = FallbackFds { memfd, saved, _binary: binary, page, timer, dump, unused };
+        let carried =
+            FallbackFds { memfd, saved, _binary: binary, page, timer, dump, _unused: unused };
         phases.done(&"qmp");
         let mut machine = Machine::new(config.machine(), ram, image, kvm)?;
         #[cfg(feature = "failpoints")]

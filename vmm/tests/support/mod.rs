@@ -4,9 +4,11 @@ mod images;
 mod patience;
 pub mod process;
 mod qmp;
+mod refusal;
 mod scene;
 pub mod trials;
 
 pub use patience::{PATIENCE, until};
 pub use qmp::Qmp;
+pub use refusal::{refusal, snapshot};
 pub use scene::{Scene, Vm};

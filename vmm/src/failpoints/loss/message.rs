@@ -23,8 +23,7 @@ static ANSWERS_SEEN: AtomicUsize = AtomicUsize::new(0);
 static SHAPE: AtomicU64 = AtomicU64::new(NONE);
 
 /// Returns what becomes of an event; `None` if it is not sent.
-pub fn lose_of_event(event: &Event) -> Option<Event> {
-    let mut event = event.clone();
+pub fn lose_of_event(mut event: Event) -> Option<Event> {
     let Some(mut draw) = drawn(Seam::Event) else { return Some(event) };
     let which = draw.below(EVENTS);
     if EVENTS_SEEN.fetch_add(1, Ordering::SeqCst) != which {

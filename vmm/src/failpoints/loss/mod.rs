@@ -10,6 +10,7 @@ mod draw;
 mod message;
 mod value;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use draw::Draw;
@@ -55,9 +56,8 @@ fn tell(what: &str) {
 }
 
 /// Loses a value of one of the sections of a saved state.
-pub fn lose_of_saved_state<'a>(sections: impl Iterator<Item = (String, &'a mut Vec<u8>)>) {
+pub fn lose_of_saved_state(mut sections: Vec<(String, &mut Vec<u8>)>) {
     let Some(mut draw) = drawn(Seam::SavedState) else { return };
-    let mut sections: Vec<_> = sections.collect();
     let first = draw.below(sections.len().max(1));
     sections.rotate_left(first);
     for (name, data) in sections {
@@ -68,14 +68,13 @@ pub fn lose_of_saved_state<'a>(sections: impl Iterator<Item = (String, &'a mut V
 }
 
 /// Loses a value of the CPR state.
-pub fn lose_of_cpr_state(body: &[u8]) -> Vec<u8> {
-    let mut body = body.to_vec();
-    if let Some(mut draw) = drawn(Seam::CprState)
-        && let Some(what) = value::lose_of_cbor(&mut body, &mut draw)
-    {
+pub fn lose_of_cpr_state(body: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    let Some(mut draw) = drawn(Seam::CprState) else { return body };
+    let mut body = body.into_owned();
+    if let Some(what) = value::lose_of_cbor(&mut body, &mut draw) {
         tell(&format!("cpr-state{what}"));
     }
-    body
+    body.into()
 }
 
 /// Loses an attribute of this process, which has just taken over.

@@ -44,9 +44,8 @@ pub struct ExecError {
 impl ExecError {
     /// Creates the error of an `execve` of `command` that failed with `errno`.
     pub fn new(command: &str, errno: Errno) -> Self {
-        let errno = if planted!(WrongErrno) { Errno::EINTR } else { errno };
-        let command = if planted!(StaleError) { String::new() } else { command.to_owned() };
-        Self { command, errno }
+        let (command, errno) = seam!(exec_error(command, errno));
+        Self { command: command.to_owned(), errno }
     }
 }
 
@@ -62,9 +61,8 @@ pub struct ExecCommand {
 impl ExecCommand {
     /// Checks `words` and looks the first one up in `PATH`.
     pub fn prepare(words: Option<&[String]>) -> Result<Self, CommandError> {
-        let words = words.ok_or(CommandError::Missing)?;
-        let fallback = planted!(EmptyCommand).then(|| "/bin/false".to_owned());
-        let binary = words.first().or(fallback.as_ref()).ok_or(CommandError::EmptyList)?;
+        let words = seam!(command(words.ok_or(CommandError::Missing)?));
+        let binary = words.first().ok_or(CommandError::EmptyList)?;
         if binary.is_empty() {
             return Err(CommandError::EmptyBinary);
         }

@@ -92,9 +92,7 @@ impl<'a> CheckedFds<'a> {
             if named.fd < 0 {
                 return Err(closed(Errno::EBADF));
             }
-            let flags =
-                if planted!(ForgetCloseOnExec) { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
-            fcntl(fd, FcntlArg::F_SETFD(flags)).map_err(closed)?;
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(closed)?;
         }
         Ok(Self(list))
     }
@@ -117,18 +115,13 @@ impl AdoptedFds {
             let fd = unsafe { OwnedFd::from_raw_fd(named.fd) };
             (named.name.clone(), named.id, fd)
         };
-        Self { fds: list.0.iter().map(own).collect() }
+        let fds = list.0.iter().map(own).collect();
+        Self { fds: seam!(adopted(fds)) }
     }
 
     /// Hands the descriptor called `name`, `id` to its new owner.
     pub fn take(&mut self, name: &str, id: u32) -> Option<OwnedFd> {
-        let at = match planted!(ByOrder) {
-            true => 0,
-            false => self.fds.iter().position(|(n, i, _)| n == name && *i == id)?,
-        };
-        if planted!(ZeroIsAbsent) && id == 0 || self.fds.is_empty() {
-            return None;
-        }
+        let at = self.fds.iter().position(|(n, i, _)| n == name && *i == id)?;
         Some(self.fds.swap_remove(at).2)
     }
 

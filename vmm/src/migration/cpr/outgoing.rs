@@ -63,8 +63,8 @@ pub fn outgoing_fds<'a>(view: &View<'a>, serial: &SerialHandOver) -> OutgoingFds
     }
     fds.add(KVM_FD, 0, machine.kvm_fd());
     #[cfg(feature = "failpoints")]
-    if let Some(vm) = machine.vm_fd().filter(|_| planted!(StaleVm)) {
-        fds.add("kvm.vm", 0, vm);
+    if let Some((name, fd)) = crate::failpoints::seam::handed_over_too(machine.vm_fd()) {
+        fds.add(name, 0, fd);
     }
     #[cfg(feature = "failpoints")]
     fds.add(crate::machine::irqfd::NAME, 0, machine.irqfd().fd());

@@ -48,9 +48,6 @@ impl<'a> Published<'a> {
 
 impl Drop for Published<'_> {
     fn drop(&mut self) {
-        if planted!(KeepInheritable) {
-            return;
-        }
         for fd in self.all() {
             if let Err(error) = set_flags(fd, FdFlag::FD_CLOEXEC) {
                 tracing::error!(?fd, %error, "cpr_unpublish_failed");

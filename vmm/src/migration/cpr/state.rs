@@ -1,6 +1,7 @@
 //! The CPR state: what the new process must know before it creates anything. It is in a sealed
 //! memfd, after the fallback record.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -325,11 +326,8 @@ impl Sealed {
         let fd = self.fd;
         let (body, _) =
             ENVELOPE.open(&self.state).map_err(|source| ReadError::Envelope { fd, source })?;
-        #[cfg(feature = "failpoints")]
-        let rest = crate::failpoints::lose_of_cpr_state(body);
-        #[cfg(feature = "failpoints")]
-        let body = &*rest;
-        let mut body = body;
+        let body = seam!(cpr_state(Cow::from(body)));
+        let mut body = &*body;
         let decode = |why: String| ReadError::Decode { fd, why };
         let state = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
             .map_err(|error| decode(error.to_string()))?;

@@ -138,9 +138,7 @@ impl UpdateContext<'_> {
         let paused = Paused::pause(self.machine)?;
         let paused_ns = monotonic_ns();
         if paused.before.is_running() {
-            if !planted!(NoStopEvent) {
-                self.qmp.broadcast(&EventKind::Stop.now());
-            }
+            self.qmp.broadcast(&EventKind::Stop.now());
             *self.stopped = true;
         }
         fail_point!(Paused);
@@ -191,9 +189,6 @@ impl UpdateContext<'_> {
         let _saved = self.safeguard.saved(&record);
         tracing::info!(fds = record.fds.len(), "cpr_state_save");
         fail_point!(Publish);
-        if planted!(LeakFd) {
-            std::mem::forget(binary.try_clone());
-        }
         let published = Published::new(fds, sealed)?;
         fail_point!(Exec);
         let _held = rehearsed.then(HeldSignals::hold);
@@ -240,10 +235,9 @@ impl Drop for Watched<'_> {
 
 /// Reports that an update failed; `stopped`: clients were told that the guest has stopped.
 pub fn report_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
-    let failed = match planted!(FailureIsSuccess) {
-        true => migration.complete(None),
-        false => migration.fail(error),
-    };
+    #[cfg(feature = "failpoints")]
+    crate::failpoints::seam::update_failed();
+    let failed = migration.fail(error);
     let resumed = stopped.then(|| EventKind::Resume.now());
     failed.into_iter().chain(resumed).for_each(|event| qmp.broadcast(&event));
 }
@@ -279,6 +273,7 @@ impl Deref for Paused<'_> {
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
         self.machine.connect_irqfd();
+        // No seam: the mistake is that this guard does not undo the pause.
         if planted!(StayPaused) && self.before.is_running() {
             self.machine.set_run_state(RunState::Paused);
         } else if self.before.is_running() {

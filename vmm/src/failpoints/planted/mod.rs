@@ -1,6 +1,13 @@
 //! Planted bugs: mistakes that VMMs have made, to prove that a scenario notices each of them.
 //!
-//! Planted by `--plant NAME`; `scenarios/BUG-CLASSES.md` lists the classes.
+//! Planted by `--plant NAME`; `scenarios/BUG-CLASSES.md` lists the classes. Most act where something
+//! passes a seam (`failpoints::seam`), the others by `planted!` at the place of the mistake.
+
+pub(super) mod call;
+pub(super) mod handover;
+pub(super) mod message;
+pub(super) mod process;
+pub(super) mod saved_state;
 
 use std::fmt;
 use std::str::FromStr;
