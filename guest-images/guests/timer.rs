@@ -1,6 +1,6 @@
-//! Arms timers and counts their interrupts: each must arrive once, none early, late or lost, and
-//! the timers keep their speed.
+//! Arms timers and counts their interrupts: each must arrive once, none early, late or lost.
 //!
+//! The timers must keep their speed, too.
 //! `test=` selects the timer: oneshot, periodic or deadline (the LAPIC's, on every vCPU), pit or
 //! pit-periodic (on vCPU 0); pit-modes arms none, but keeps setting one up again. Every other shot
 //! is awaited in `hlt`. At marker n of vCPU 0 the timer fires while the guest waits (n = 1, 4, …),

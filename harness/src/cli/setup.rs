@@ -18,9 +18,14 @@ impl Ready {
     /// a backend is created, which may start another build to query it.
     pub(super) fn new(evidence: &Path, ending: Ending) -> Result<Self, CliError> {
         let cannot = |e| format!("cannot write evidence to {}: {e}", evidence.display());
+        let was_there = evidence.exists();
         fs::create_dir_all(evidence)
             .and_then(|()| tempfile::tempfile_in(evidence))
             .map_err(|e| CliError::usage(cannot(e)))?;
+        // The next check may find that nothing can be run.
+        if !was_there {
+            let _ = fs::remove_dir(evidence);
+        }
         run::guard_until(ending);
         Ok(Self(()))
     }

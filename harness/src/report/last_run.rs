@@ -60,6 +60,7 @@ impl LastRun {
     pub fn write(&self, evidence: &Path) -> io::Result<()> {
         // Atomically: this process may be killed.
         let new = evidence.join(format!("{FILE}.new"));
+        std::fs::create_dir_all(evidence)?;
         std::fs::write(&new, serde_json::to_string_pretty(self)? + "\n")?;
         std::fs::rename(new, evidence.join(FILE))
     }
