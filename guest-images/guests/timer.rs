@@ -15,6 +15,8 @@
 mod runtime;
 #[path = "../runtime/timer_speed.rs"]
 mod timer_speed;
+#[path = "../runtime/timer_watch.rs"]
+mod timer_watch;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -24,7 +26,8 @@ use runtime::interrupts::{self, Eoi};
 use runtime::ioapic::{self, Trigger};
 use runtime::lapic::{self, TimerMode};
 use runtime::{Cpu, cpl0};
-use timer_speed::{CALM, Speed};
+use timer_speed::{CALM, SCALE, Slow, Speed, WINDOW};
+use timer_watch::Watch;
 
 const VECTOR: u8 = 0x40;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -38,8 +41,6 @@ const SHOTS_PER_MARKER: u64 = 8;
 const PATIENCE: u64 = 15 << 30;
 /// TSC ticks that one check counts at most, so that a stopped guest does not time out.
 const ONE_LOOK: u64 = 1 << 24;
-/// TSC ticks between two checks of a vCPU that the host let run: some 0.1 ms.
-const WITHOUT_A_GAP: u64 = 1 << 18;
 /// How long a vCPU may always execute while a shot is overdue, in microseconds: the clocks differ.
 const MAY_BE_LATE_US: u64 = 2000;
 /// How many times what it did in the calm stretch it may do so.
@@ -189,13 +190,13 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         };
         let began = rdtsc();
         let due = arm(kind, us);
-        let mut watch = Watch::new(due);
+        let mut watch = Watch::new(rdtsc(), due);
         let before = if may_come_again(kind) { interrupts::count(VECTOR) } else { before };
         if (1..=markers).contains(&marker) {
             if marker % 3 == 0 {
                 // The timer fires with interrupts off.
                 while rdtsc() < due + tsc_ticks(1000 * TICKS_PER_US) {
-                    watch.look_with_interrupts_off();
+                    watch.look_with_interrupts_off(rdtsc());
                     cpu.tick();
                 }
                 cpu.marker(marker as u32);
@@ -207,7 +208,7 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
                     if is_idle && interrupts::count(VECTOR) == before {
                         cpl0::halt();
                     }
-                    watch.look(interrupts::count(VECTOR) > before);
+                    watch.look(rdtsc(), interrupts::count(VECTOR) > before);
                     pause();
                     cpu.tick();
                 });
@@ -223,19 +224,18 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         cpu.note_lateness(fired.saturating_sub(due));
         let is_calm = shot <= CALM;
         if is_calm {
-            calm_overdue = watch.overdue.max(calm_overdue);
+            calm_overdue = watch.overdue().max(calm_overdue);
         } else if !is_idle && !may_come_again(kind) {
-            // A timer that is saved and restored stands still meanwhile.
             let most = tsc_ticks(MAY_BE_LATE_US * TICKS_PER_US)
                 + CALM_TIMES * calm_overdue
-                + watch.gaps;
-            if watch.overdue > most {
+                + watch.blackouts();
+            if watch.overdue() > most {
                 let name = format_args!("TSC ticks that shot {shot} is overdue: late");
-                damage::wrong(most, watch.overdue, name);
+                damage::wrong(most, watch.overdue(), name);
             }
         }
         if marker == 0 && !may_come_again(kind) {
-            speed.judge(due - began, fired.saturating_sub(began));
+            check_speed(&mut speed, due - began, fired.saturating_sub(began));
         }
         if marker == markers && markers > 0 {
             cpu.end();
@@ -243,38 +243,11 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
     }
 }
 
-/// The time that a vCPU spends waiting for a shot, in TSC ticks. It checks without a pause, so a
-/// gap between two checks means that the host did not let it run, which makes no shot late.
-struct Watch {
-    due: u64,
-    last: u64,
-    /// Sum of the gaps.
-    gaps: u64,
-    /// How long it executed after the shot was due, with interrupts on.
-    overdue: u64,
-}
-
-impl Watch {
-    fn new(due: u64) -> Self {
-        Self { due, last: rdtsc(), gaps: 0, overdue: 0 }
-    }
-
-    /// Checks once; `has_fired`: the shot has arrived.
-    fn look(&mut self, has_fired: bool) -> u64 {
-        let passed = self.look_with_interrupts_off();
-        if self.last > self.due && !has_fired && passed < WITHOUT_A_GAP {
-            self.overdue += passed;
-        }
-        passed
-    }
-
-    fn look_with_interrupts_off(&mut self) -> u64 {
-        let passed = rdtsc() - self.last;
-        self.last += passed;
-        if passed >= WITHOUT_A_GAP {
-            self.gaps += passed;
-        }
-        passed
+/// Records as damage that a timer has become slow.
+fn check_speed(speed: &mut Speed, wanted: u64, took: u64) {
+    if let Err(Slow { most, took }) = speed.judge(wanted, took) {
+        let name = format_args!("time to the promptest of {WINDOW} interrupts, in 1/{SCALE}: slow");
+        damage::wrong(most, took, name);
     }
 }
 
@@ -289,8 +262,8 @@ fn wait(cpu: &mut Cpu, kind: Kind, shot: u64, watch: &mut Watch, is_idle: bool) 
             cpl0::halt();
         }
         cpu.tick();
-        let passed = watch.look(interrupts::count(VECTOR) >= shot);
-        if watch.last > watch.due {
+        let passed = watch.look(rdtsc(), interrupts::count(VECTOR) >= shot);
+        if watch.is_overdue() {
             waited += passed.min(ONE_LOOK);
         }
         if waited > PATIENCE {
@@ -346,7 +319,7 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
         looked = now;
         if count > seen {
             cpu.note_lateness((now - last).saturating_sub(period));
-            speed.judge(period, now - last);
+            check_speed(&mut speed, period, now - last);
             (seen, last, waited) = (count, now, 0);
         }
         // Allows a fiftieth and two more, because the clocks differ.

@@ -3,17 +3,24 @@
 //! Any single interrupt may be late, because the host did not let the guest run. Of many, the
 //! promptest one is not: if even that takes longer than in the calm stretch, the timer is slow.
 
-use super::runtime::damage;
-
 /// How many interrupts the calm stretch has.
 pub const CALM: u64 = 32;
 /// How many interrupts are judged together after that: enough that even on a host with ten busy
 /// threads a core one of them is prompt.
-const WINDOW: u64 = 128;
+pub const WINDOW: u64 = 128;
 /// How much slower than in the calm stretch a timer may be: half as slow again.
 const SLOWER: u64 = SCALE / 2;
 /// A quotient of one.
-const SCALE: u64 = 1024;
+pub const SCALE: u64 = 1024;
+
+/// A timer is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slow {
+    /// What the promptest interrupt may take at most, in 1/1024 of what it should take.
+    pub most: u64,
+    /// What it took.
+    pub took: u64,
+}
 
 /// What the interrupts so far took, as multiples of what they should take.
 #[derive(Default)]
@@ -27,26 +34,23 @@ pub struct Speed {
 
 impl Speed {
     /// Takes note of an interrupt that should come after `wanted` TSC ticks and came after `took`.
-    pub fn judge(&mut self, wanted: u64, took: u64) {
+    pub fn judge(&mut self, wanted: u64, took: u64) -> Result<(), Slow> {
         let quotient = took.saturating_mul(SCALE) / wanted.max(1);
         self.least = if self.seen == 0 { quotient } else { self.least.min(quotient) };
         self.seen += 1;
         let is_calm = self.calm == 0;
         if self.seen < if is_calm { CALM } else { WINDOW } {
-            return;
+            return Ok(());
         }
         self.seen = 0;
         if is_calm {
             self.calm = self.least.max(1);
-            return;
+            return Ok(());
         }
         let most = self.calm.max(SCALE) + SLOWER;
-        if self.least > most {
-            damage::wrong(
-                most,
-                self.least,
-                format_args!("time to the promptest of {WINDOW} interrupts, in 1/{SCALE}: slow"),
-            );
+        match self.least > most {
+            true => Err(Slow { most, took: self.least }),
+            false => Ok(()),
         }
     }
 }

@@ -2,15 +2,60 @@
 
 use guest_images::mailbox;
 use options::{End, Fault, Options, Word};
+use timer_speed::{CALM, SCALE, Slow, Speed, WINDOW};
+use timer_watch::Watch;
 use usable::Range;
 use words::{STEP, WORDS, Words};
 
 #[path = "../runtime/options.rs"]
 mod options;
+#[path = "../runtime/timer_speed.rs"]
+mod timer_speed;
+#[path = "../runtime/timer_watch.rs"]
+mod timer_watch;
 #[path = "../runtime/usable.rs"]
 mod usable;
 #[path = "../runtime/words.rs"]
 mod words;
+
+/// One interrupt in time is enough, and a whole window at half speed is noticed.
+#[test]
+fn slow_timer_is_told_from_a_busy_host() {
+    let mut speed = Speed::default();
+    let mut judge = |took: u64, times: u64| (0..times).try_for_each(|_| speed.judge(1000, took));
+    assert_eq!(judge(1100, CALM), Ok(()));
+    assert_eq!(judge(9000, WINDOW - 1), Ok(()));
+    assert_eq!(judge(1500, 1), Ok(()));
+    let slow = Slow { most: 1100 * SCALE / 1000 + SCALE / 2, took: 2 * SCALE };
+    assert_eq!(judge(2000, WINDOW), Err(slow));
+}
+
+#[test]
+fn only_executed_time_makes_an_interrupt_late() {
+    const DUE: u64 = 50_000_000;
+    let mut watch = Watch::new(0, DUE);
+    let mut now = 0;
+    let mut go_on = |watch: &mut Watch, step: u64, times: u64| {
+        for _ in 0..times {
+            now += step;
+            watch.look(now, false);
+        }
+    };
+    go_on(&mut watch, 10_000, 1000);
+    // An update, and the host being busy.
+    go_on(&mut watch, 20_000_000, 1);
+    go_on(&mut watch, 3_000_000, 4);
+    assert_eq!((watch.overdue(), watch.is_overdue(), watch.blackouts()), (0, false, 20_000_000));
+    go_on(&mut watch, 10_000, 900);
+    go_on(&mut watch, 3_000_000, 1);
+    assert!(watch.is_overdue());
+    assert_eq!((watch.overdue(), watch.blackouts()), (100 * 10_000, 20_000_000));
+    // A second update of the same length.
+    go_on(&mut watch, 18_000_000, 1);
+    assert_eq!((watch.overdue(), watch.blackouts()), (100 * 10_000, 38_000_000));
+    watch.look(1 << 40, true);
+    assert_eq!(watch.overdue(), 100 * 10_000);
+}
 
 #[test]
 fn guests_fill_free_low_memory_and_all_above_the_image() {

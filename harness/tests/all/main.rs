@@ -18,3 +18,4 @@ mod shards;
 mod skew;
 mod soak;
 mod terminal;
+mod timers;

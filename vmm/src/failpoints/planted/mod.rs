@@ -122,6 +122,10 @@ bugs! {
     ForgetMpState: "forget-mp-state",
     /// The one-shot timer that has fired fires again.
     OneShotTwice: "one-shot-twice",
+    /// A LAPIC timer that counts down starts over.
+    RestartTimer: "restart-timer",
+    /// The LAPIC's timer counts at half its speed.
+    SlowTimer: "slow-timer",
     /// The UART is as after power-on.
     ForgetUart: "forget-uart",
     /// Devices are saved before the vCPUs that write to them are paused.

@@ -55,6 +55,20 @@ const MISTAKES: &[Mistake] = &[
     (Planted::ForgetIrr, "vcpu", |state| {
         edit(state, "lapic", |lapic: &mut kvm_lapic_state| lapic.regs[0x200..0x280].fill(0));
     }),
+    (Planted::RestartTimer, "vcpu", |state| {
+        edit(state, "lapic", |lapic: &mut kvm_lapic_state| {
+            const INITIAL: usize = 0x380;
+            const CURRENT: usize = 0x390;
+            if lapic.regs[CURRENT..CURRENT + 4] != [0; 4] {
+                lapic.regs.copy_within(INITIAL..INITIAL + 4, CURRENT);
+            }
+        });
+    }),
+    (Planted::SlowTimer, "vcpu", |state| {
+        const DIVIDE: usize = 0x3e0;
+        const BY_2: std::ffi::c_char = 0;
+        edit(state, "lapic", |lapic: &mut kvm_lapic_state| lapic.regs[DIVIDE] = BY_2);
+    }),
     (Planted::ForgetMpState, "vcpu", |state| {
         let mp_state = KVM_MP_STATE_UNINITIALIZED;
         edit(state, "mp_state", |saved: &mut kvm_mp_state| saved.mp_state = mp_state);

@@ -1,0 +1,62 @@
+//! Watches a vCPU that waits for a timer's interrupt, to judge whether the interrupt is late.
+//!
+//! The vCPU checks without a pause, so a gap between two checks means that the host did not let it
+//! run. That makes no interrupt late; only what the vCPU executes after the due time counts.
+
+/// TSC ticks from which the time between two checks is a gap: some 0.1 ms.
+const GAP: u64 = 1 << 18;
+/// How many of the longest gaps are kept.
+const KEPT: usize = 8;
+
+/// What a vCPU has seen since it armed a timer. All times are in TSC ticks.
+pub struct Watch {
+    due: u64,
+    last: u64,
+    overdue: u64,
+    gaps: [u64; KEPT],
+}
+
+impl Watch {
+    /// Begins at `now`; the interrupt should come at `due`.
+    pub fn new(now: u64, due: u64) -> Self {
+        Self { due, last: now, overdue: 0, gaps: [0; KEPT] }
+    }
+
+    /// Checks with interrupts on; `has_fired`: the interrupt has arrived. Returns the time since the
+    /// last check.
+    pub fn look(&mut self, now: u64, has_fired: bool) -> u64 {
+        let passed = self.look_with_interrupts_off(now);
+        if self.is_overdue() && !has_fired && passed < GAP {
+            self.overdue += passed;
+        }
+        passed
+    }
+
+    /// Checks while the interrupt cannot arrive.
+    pub fn look_with_interrupts_off(&mut self, now: u64) -> u64 {
+        let passed = now - self.last;
+        self.last = now;
+        let shortest = self.gaps.iter_mut().min();
+        if let Some(shortest) = shortest.filter(|gap| passed >= GAP && passed > **gap) {
+            *shortest = passed;
+        }
+        passed
+    }
+
+    /// Whether the due time was over at the last check.
+    pub fn is_overdue(&self) -> bool {
+        self.last > self.due
+    }
+
+    /// How long the vCPU has executed since the due time, with interrupts on.
+    pub fn overdue(&self) -> u64 {
+        self.overdue
+    }
+
+    /// Sum of the gaps that may have been the blackouts of updates: the longest, and those at least
+    /// half as long. A timer that is saved and restored stands still meanwhile.
+    pub fn blackouts(&self) -> u64 {
+        let longest = self.gaps.iter().copied().max().unwrap_or(0);
+        self.gaps.iter().filter(|gap| **gap >= longest / 2).sum()
+    }
+}
