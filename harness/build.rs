@@ -8,7 +8,7 @@ use std::{env, fs, io};
 mod revision;
 
 /// What the harness, with all that it carries, is built from.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "Cargo.lock",
     "Cargo.toml",
     "guest-images/Cargo.toml",
@@ -24,6 +24,7 @@ const SOURCES: [&str; 16] = [
     "scenarios",
     "vmm/Cargo.toml",
     "vmm/qmp",
+    "vmm/revision.rs",
     "vmm/src",
 ];
 

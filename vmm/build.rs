@@ -6,8 +6,15 @@ use std::path::PathBuf;
 mod revision;
 
 /// What the VMM is built from.
-const SOURCES: [&str; 6] =
-    ["Cargo.lock", "Cargo.toml", "vmm/Cargo.toml", "vmm/build.rs", "vmm/qmp", "vmm/src"];
+const SOURCES: [&str; 7] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "vmm/Cargo.toml",
+    "vmm/build.rs",
+    "vmm/qmp",
+    "vmm/revision.rs",
+    "vmm/src",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=revision.rs");

@@ -34,7 +34,7 @@ static SWEEPS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 fn prepare(cpu: &mut Cpu) {
     let info = cpu.boot_info();
-    assert!(info.ram_bytes() > 0, "there is no RAM above 2 MiB");
+    assert!(info.ram_bytes() > 0, "there is no RAM to fill");
     if cpu.index() == 0 {
         mailbox().ram_start.store(info.ram()[0].start, Relaxed);
         let used = (info.ram_bytes() / 4096).div_ceil(cpu.options().every) * 4096;

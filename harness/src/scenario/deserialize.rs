@@ -57,7 +57,9 @@ impl<'a> Node<'a> {
         let Some(DeValue::Integer(integer)) = self.value else {
             return Err(self.not(&expected, "1"));
         };
-        let number = i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(i128::MAX);
+        let text = integer.as_str();
+        let beyond = if text.starts_with('-') { i128::MIN } else { i128::MAX };
+        let number = i128::from_str_radix(text, integer.radix()).unwrap_or(beyond);
         match number {
             _ if number > max => Err(self.not(&format!("a whole number up to {max}"), "1")),
             _ if number < min => Err(self.not(&expected, "1")),

@@ -16,6 +16,9 @@ use super::tree::Tree;
 /// One combination of values: pairs of key and value, sorted by key.
 pub type Choice<'a> = Vec<(String, DeValue<'a>)>;
 
+/// The largest number of combinations, each of which becomes a case.
+const MAX_CHOICES: usize = 10_000;
+
 /// The values of each key.
 #[derive(Default)]
 pub struct Matrix<'a>(BTreeMap<String, Axis<'a>>);
@@ -50,6 +53,13 @@ impl<'a> Matrix<'a> {
             };
             mistakes.extend(wrong_values(&key, &values));
             axes.insert(key, Axis { at, values });
+        }
+        let counts = axes.values().map(|axis| axis.values.len());
+        let count = counts.fold(1, usize::saturating_mul);
+        if count > MAX_CHOICES {
+            let wrong = format!("`matrix` has {count} combinations; {MAX_CHOICES} are accepted");
+            mistakes.push(Mistake::new(wrong).at(at));
+            axes.values_mut().for_each(|axis| axis.values.truncate(1));
         }
         (Self(axes), mistakes)
     }
@@ -119,6 +129,10 @@ fn wrong_values(key: &str, values: &[Spanned<DeValue<'_>>]) -> Vec<Mistake> {
             mistakes.push(Mistake::new(wrong).at(value.span()));
             continue;
         };
+        if text.contains("${") {
+            let wrong = format!("a value of `matrix.{key}` cannot contain a placeholder");
+            mistakes.push(Mistake::new(wrong).at(value.span()));
+        }
         let first = values[..index].iter().find(|v| plain(v.get_ref()).as_ref() == Some(&text));
         if let Some(first) = first {
             let twice = Mistake::new(format!("`{text}` is twice in `matrix.{key}`"));
@@ -186,8 +200,15 @@ fn key_of(placeholder: &str) -> Option<&str> {
     placeholder.strip_prefix("${")?.strip_suffix('}')
 }
 
-/// Replaces the placeholders in `value` by the values of `choice`; unknown ones stay.
-pub fn substitute<'a>(value: &mut DeValue<'a>, choice: &Choice<'a>) {
+/// Replaces the placeholders in `value` by the values of `choice`; unknown ones stay. Returns the
+/// keys that are in a table twice then.
+pub fn substitute<'a>(value: &mut DeValue<'a>, choice: &Choice<'a>) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    substitute_in(value, choice, &mut mistakes);
+    mistakes
+}
+
+fn substitute_in<'a>(value: &mut DeValue<'a>, choice: &Choice<'a>, mistakes: &mut Vec<Mistake>) {
     match value {
         DeValue::String(string) => {
             let whole = key_of(string).and_then(|key| value_of(choice, key));
@@ -197,16 +218,21 @@ pub fn substitute<'a>(value: &mut DeValue<'a>, choice: &Choice<'a>) {
             };
         }
         DeValue::Array(values) => {
-            values.iter_mut().for_each(|value| substitute(value.get_mut(), choice));
+            let each = values.iter_mut();
+            each.for_each(|value| substitute_in(value.get_mut(), choice, mistakes));
         }
         DeValue::Table(table) => {
-            let entries = std::mem::replace(table, DeTable::new()).into_iter();
-            *table = entries
-                .map(|(key, mut value)| {
-                    substitute(value.get_mut(), choice);
-                    (Spanned::new(key.span(), replaced(key.get_ref(), choice).into()), value)
-                })
-                .collect();
+            for (key, mut value) in std::mem::replace(table, DeTable::new()) {
+                substitute_in(value.get_mut(), choice, mistakes);
+                let name = replaced(key.get_ref(), choice);
+                let first = table.get_key_value(name.as_str()).map(|(first, _)| first.span());
+                if let Some(first) = first {
+                    let twice = Mistake::new(format!("`{name}` is here twice")).at(key.span());
+                    mistakes
+                        .push(Mistake { other: Some(Box::new((first, "first here"))), ..twice });
+                }
+                table.insert(Spanned::new(key.span(), name.into()), value);
+            }
         }
         _ => {}
     }
@@ -258,7 +284,7 @@ mod tests {
     fn a_whole_string_becomes_the_value_and_a_part_its_text() {
         let mut tree = tree::parse("a = \"${n}\"\n\"b${n}\" = [\"x${n}y\", \"${m}\"]\n").unwrap();
         let choice = vec![("n".to_owned(), DeValue::parse("0x10").unwrap().into_inner())];
-        substitute(tree.get_mut(), &choice);
+        assert!(substitute(tree.get_mut(), &choice).is_empty());
         let read: toml::Table = tree::read(tree).unwrap();
         assert_eq!(read, toml::from_str("a = 16\nb16 = [\"x16y\", \"${m}\"]\n").unwrap());
     }

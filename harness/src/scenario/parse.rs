@@ -68,8 +68,12 @@ pub fn parse(file: &str, name: &str, text: &str) -> Result<Vec<Case>, ScenarioEr
     let mut cases = Vec::new();
     for choice in &choices {
         let mut tree = tree.clone();
-        matrix::substitute(tree.get_mut(), choice);
+        let twice = matrix::substitute(tree.get_mut(), choice);
         let suffix = matrix::suffix(choice);
+        if !twice.is_empty() {
+            found.add(twice, &suffix);
+            continue;
+        }
         match case(&format!("{name}{suffix}"), tree) {
             Ok(case) => cases.push(case),
             Err(mistakes) => found.add(mistakes, &suffix),

@@ -18,7 +18,7 @@ pub struct Soak {
     pub updates: u32,
     /// The longest delay between two updates, in milliseconds.
     #[serde(default = "twenty")]
-    pub within_ms: u64,
+    pub within_ms: u32,
     /// Whether the series includes updates that must not succeed.
     #[serde(default)]
     pub setbacks: Setbacks,
@@ -37,7 +37,7 @@ pub enum Setbacks {
     None,
 }
 
-fn twenty() -> u64 {
+fn twenty() -> u32 {
     20
 }
 
@@ -68,7 +68,8 @@ pub enum Disturbance {
 impl Soak {
     /// Burst `number` of the series that `seed` generates.
     pub fn burst(&self, seed: u64, number: u32) -> SoakUpdate {
-        let after = Duration::from_micros(draw(seed, number, 0) % (self.within_ms * 1000).max(1));
+        let within_us = (u64::from(self.within_ms) * 1000).max(1);
+        let after = Duration::from_micros(draw(seed, number, 0) % within_us);
         let with = match draw(seed, number, 1) % 16 {
             0 => Disturbance::PauseBefore,
             1 => Disturbance::PauseAround,

@@ -266,6 +266,55 @@ steps = ["boot", { repeat = { times = 2, steps = [{ migrate = {} }, { migrate = 
 steps = ["boot", { race = ["migrate", "guest-reset"] }]
 "#
 )]
+#[case::key_twice_with_a_placeholder(
+    r#"summary = "…"
+vm = { "${k}" = 3, cpus = 1 }
+steps = ["boot"]
+
+[matrix]
+k = ["cpus"]
+"#
+)]
+#[case::placeholder_in_a_value(
+    r#"summary = "…"
+vm = { cmdline = "${a}" }
+steps = ["boot"]
+
+[matrix]
+a = ["${b}", "z"]
+"#
+)]
+#[case::too_many_combinations(
+    r#"summary = "…"
+vm = { cmdline = "${a}${b}${c}" }
+steps = ["boot"]
+
+[matrix]
+a = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
+b = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
+c = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
+"#
+)]
+#[case::rounds_of_rounds(
+    r#"summary = "…"
+steps = ["boot", { repeat = { times = 1000, steps = [{ repeat = { times = 1000, steps = ["stop"] } }] } }]
+"#
+)]
+#[case::nothing_to_repeat(
+    r#"summary = "…"
+steps = ["boot", { repeat = { times = 3, steps = [] } }]
+"#
+)]
+#[case::far_below_zero(
+    r#"summary = "…"
+steps = ["boot", { wait = { heartbeats = -99999999999999999999999999999999999999999999999999 } }]
+"#
+)]
+#[case::soak_for_ages(
+    r#"summary = "…"
+steps = ["boot", { soak = { times = 1, within-ms = 9223372036854775807 } }]
+"#
+)]
 fn a_wrong_scenario_is_shown_with_what_is_accepted(#[case] text: &str) {
     let shown = read(text).unwrap_err().to_string();
     for word in JARGON {

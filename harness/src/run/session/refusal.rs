@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::backend::Feature;
 use crate::check::gaps::Refusal;
 use crate::observe::mailbox::MailboxPage;
 use crate::observe::poll::{self, Deadline};
@@ -16,14 +17,26 @@ use crate::scenario::{Expect, Migrate};
 /// The shortest time that is compared: a shorter one has hardly any heartbeats.
 const WINDOW: Duration = Duration::from_millis(20);
 
+/// The longest time in which no process can have been started and have answered.
+const WITHOUT_A_PROCESS: Duration = Duration::from_millis(5);
+
 /// How long the guest is watched once for the calm gap that its updates are compared with.
 const CALM: Duration = Duration::from_millis(50);
 
 /// A time without requests.
 pub(super) struct Calm {
     largest_gap: Duration,
-    /// How often the vCPUs' threads had gone to sleep by its end, if they never did during it.
+    /// Whether no vCPU's thread went to sleep.
+    awake: bool,
+}
+
+/// The moment before an update is requested.
+pub(super) struct Asked {
+    pub(super) at: Instant,
+    /// How often the vCPUs' threads had gone to sleep.
     sleeps: Option<u64>,
+    /// Whether the command may be rehearsed first.
+    may_rehearse: bool,
 }
 
 impl Session<'_> {
@@ -31,30 +44,44 @@ impl Session<'_> {
     pub(super) fn calm(&self, migrate: &Migrate) -> Option<Calm> {
         let refused = matches!(migrate.expect, Expect::Refused(_));
         let page = &self.seen.as_ref().filter(|_| refused && self.run_state.is_running())?.page;
+        self.calm_for(page, WINDOW)
+    }
+
+    fn calm_for(&self, page: &MailboxPage, time: Duration) -> Option<Calm> {
         let before = self.sleeps();
-        let largest_gap = self.largest_gap(page, WINDOW)?;
-        let after = self.sleeps();
-        Some(Calm { largest_gap, sleeps: after.filter(|_| after == before) })
+        let largest_gap = self.largest_gap(page, time)?;
+        Some(Calm { largest_gap, awake: before.is_some() && self.sleeps() == before })
+    }
+
+    /// Notes the moment before an update is requested.
+    pub(super) fn asking(&self, migrate: &Migrate) -> Asked {
+        let rehearses = self.options.backend.lacks(Feature::Rehearsal).is_none();
+        let may_rehearse = rehearses && migrate.rehearsal != Some(false);
+        Asked { may_rehearse, sleeps: self.sleeps(), at: Instant::now() }
     }
 
     /// Ends the measurement of an update that was requested at `asked` and has been refused.
-    pub(super) fn measure_refusal(&mut self, calm: Option<Calm>, asked: Instant) {
+    pub(super) fn measure_refusal(&mut self, calm: Option<Calm>, asked: Asked) {
         let measuring = self.measuring.take();
         let (Some(calm), Some(measuring), Some(seen)) = (calm, measuring, &self.seen) else {
             return;
         };
-        let sleeps = calm.sleeps.and_then(|before| Some(self.sleeps()? - before));
-        spend(WINDOW.saturating_sub(asked.elapsed()));
+        // While a process is started for a rehearsal, a vCPU with a page fault may wait for the kernel.
+        let rehearsed = asked.may_rehearse && asked.at.elapsed() > WITHOUT_A_PROCESS;
+        let slept = self.sleeps().zip(asked.sleeps).filter(|_| !rehearsed);
+        let slept = slept.and_then(|(after, before)| after.checked_sub(before));
+        spend(WINDOW.saturating_sub(asked.at.elapsed()));
         let during = self.end(measuring, &seen.page);
-        let took = asked.elapsed();
+        let took = asked.at.elapsed();
         // The refusal may have taken longer than the calm time before it: watch for the rest now.
         let rest = took.saturating_sub(WINDOW);
         let after = match rest.is_zero() {
-            true => Some(Duration::ZERO),
-            false => self.largest_gap(&seen.page, rest),
+            true => Some(Calm { largest_gap: Duration::ZERO, awake: true }),
+            false => self.calm_for(&seen.page, rest),
         };
         if let (Some(during), Some(after)) = (during, after) {
-            let calm = calm.largest_gap.max(after);
+            let sleeps = slept.filter(|_| calm.awake && after.awake);
+            let calm = calm.largest_gap.max(after.largest_gap);
             self.calm = self.calm.max(Some(calm));
             self.refused = Some(Refusal { took, calm, during, sleeps });
         }

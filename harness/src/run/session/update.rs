@@ -1,6 +1,6 @@
 //! Updates, and commands that race with them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cpr_qmp::message::Event;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ impl Session<'_> {
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         let calm = self.calm(migrate);
         self.measure();
-        let (from, asked) = (self.qmp.event_count(), Instant::now());
+        let (from, asked) = (self.qmp.event_count(), self.asking(migrate));
         let ending = match self.ask(&command, &channel, migrate) {
             Ok(()) => {
                 let limit = match migrate.expect {

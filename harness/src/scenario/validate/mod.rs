@@ -46,19 +46,27 @@ pub fn check(case: &Case, paths: &[Vec<Part>]) -> Vec<Placed> {
 
 /// Returns each `repeat` in `steps` that must not be expanded.
 pub fn repetitions(steps: &[Step]) -> Vec<Placed> {
-    repetitions_in(steps, &[Part::Key("steps")])
+    repetitions_in(steps, &[Part::Key("steps")], 1)
 }
 
-fn repetitions_in(steps: &[Step], list: &[Part]) -> Vec<Placed> {
+/// `outer` is how often the list as a whole is repeated.
+fn repetitions_in(steps: &[Step], list: &[Part], outer: u32) -> Vec<Placed> {
     let mut wrong = Vec::new();
     for (index, step) in steps.iter().enumerate() {
         let Step::Repeat(Repeat { times, steps }) = step else { continue };
         let within = |key| [list, &[Part::Element(index), Part::Only, Part::Key(key)]].concat();
-        if !(1..=MAX_ROUNDS).contains(times) {
-            let mistake = Mistake::new(format!("`times` must be 1 to {MAX_ROUNDS}"));
+        let all = outer.saturating_mul(*times);
+        if !(1..=MAX_ROUNDS).contains(&all) {
+            let around = if outer > 1 { format!(" (here times {outer})") } else { String::new() };
+            let mistake = Mistake::new(format!("`times`{around} must be 1 to {MAX_ROUNDS}"));
             wrong.push(Placed { path: within("times"), mistake });
+            continue;
         }
-        wrong.extend(repetitions_in(steps, &within("steps")));
+        if steps.is_empty() {
+            let mistake = Mistake::new("`steps` is empty: there is nothing to repeat");
+            wrong.push(Placed { path: within("steps"), mistake });
+        }
+        wrong.extend(repetitions_in(steps, &within("steps"), all));
     }
     wrong
 }
