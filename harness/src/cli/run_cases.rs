@@ -139,7 +139,7 @@ impl Running<'_> {
     fn done(&mut self, report: Report) -> ControlFlow<()> {
         let How { require_all, fail_fast, forget_passed, quiet, .. } = self.how;
         let known = self.differences.of_failure(self.options.backend.name(), &report);
-        let name = without_round(&report.case);
+        let name = self.name(&report.case);
         if forget_passed && name != report.case && report.verdict == Verdict::Pass {
             // What cannot be removed stays.
             let _ = again::remove(&self.options.evidence.join(folder_name(&report.case)));
@@ -156,7 +156,7 @@ impl Running<'_> {
         let missed = require_all && report.verdict.miss().is_some();
         let broken = matches!(report.verdict, Verdict::Broken(_));
         if let Some(last) = &mut self.around.last_run {
-            last.ended(&report.case, failed || broken);
+            last.ended(name, failed || broken);
         }
         // At the end of the run, a failure of this is reported.
         let _ = self.write_state();
@@ -173,6 +173,15 @@ impl Running<'_> {
         }
     }
 
+    /// Returns the name of the case that ran as `name`, which may end with its round. So may the name
+    /// of a case itself: that of a replayed round.
+    fn name<'b>(&self, name: &'b str) -> &'b str {
+        match self.rounds.count > 1 && !self.rounds.cases.iter().any(|case| case.name == name) {
+            true => without_round(name),
+            false => name,
+        }
+    }
+
     fn write_state(&self) -> Result<(), String> {
         let Some(last) = &self.around.last_run else { return Ok(()) };
         let evidence = &self.options.evidence;
@@ -185,10 +194,10 @@ impl Running<'_> {
     fn summarize(&mut self) {
         let took = self.began.elapsed();
         self.record.runs.iter_mut().for_each(|run| run.end(took));
-        let ended: BTreeSet<&str> = self.took.iter().map(|(_, case)| without_round(case)).collect();
+        let ended: BTreeSet<&str> = self.took.iter().map(|(_, case)| self.name(case)).collect();
         let names = self.rounds.cases.iter().map(|case| &case.name);
-        self.record.not_run =
-            names.filter(|name| !ended.contains(name.as_str())).cloned().collect();
+        let not_run = names.filter(|name| !ended.contains(name.as_str())).cloned().collect();
+        self.record.not_run = not_run;
         self.terminal.not_run(self.record.not_run.len());
         self.terminal.finish(took);
         self.took.sort_by_key(|(took, _)| Reverse(*took));

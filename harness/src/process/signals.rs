@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
@@ -16,6 +16,10 @@ use crate::scenario::Signals;
 
 /// How long a folder in use may take to be removed.
 const REMOVED: Duration = Duration::from_secs(1);
+
+/// How long further signals are ignored after one that asks for an end: Ctrl-C reaches a whole pipeline,
+/// and some programs signal both a process and its group.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 
 /// The signals that end this process.
 const GUARDED: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -28,6 +32,15 @@ static SUCCESSORS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// The folders of the running cases.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Locked for writing, for good, before the VMs are killed to end this process.
+static ENDING: RwLock<()> = RwLock::new(());
+
+/// Waits forever if a signal is ending this process, else delays that end while the guard exists:
+/// what a case learns from a killed VM is no result.
+pub fn unless_ending() -> RwLockReadGuard<'static, ()> {
+    ENDING.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Creates a temporary folder that is also removed if a signal ends this process.
 pub fn guarded_folder() -> std::io::Result<(TempDir, FolderGuard)> {
@@ -145,7 +158,7 @@ pub enum Ending {
     /// It calls this.
     After(Box<dyn FnOnce() + Send>),
     /// It calls this, which returns whether it ends this process itself. Then only a second signal
-    /// ends it here, at once.
+    /// ends it here, at once: not SIGPIPE, and none that comes with the first.
     Asked(Box<dyn Fn(Signal) -> bool + Send>),
 }
 
@@ -170,10 +183,17 @@ pub fn guard(ending: Ending) {
         match ending {
             Ending::AtOnce => {}
             Ending::After(first) => first(),
-            Ending::Asked(ask) if ask(signal) => match signals.wait() {
-                Ok(second) => signal = second,
-                Err(_) => return,
-            },
+            Ending::Asked(ask) if ask(signal) => {
+                let first = Instant::now();
+                signals.remove(Signal::SIGPIPE);
+                loop {
+                    let Ok(second) = signals.wait() else { return };
+                    if first.elapsed() >= SAME_REQUEST {
+                        signal = second;
+                        break;
+                    }
+                }
+            }
             Ending::Asked(_) => {}
         }
         end(signal)
@@ -182,6 +202,8 @@ pub fn guard(ending: Ending) {
 
 /// Ends every VM, removes the folders of the running cases, and ends this process as `signal` does.
 pub fn end(signal: Signal) -> ! {
+    // First, and for good: the cases of these VMs would take their end for a failure.
+    std::mem::forget(ENDING.write().unwrap_or_else(PoisonError::into_inner));
     for group in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let _ = killpg(Pid::from_raw(*group), Signal::SIGKILL);
     }

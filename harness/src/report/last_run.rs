@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::record;
 use crate::run::evidence::start::unix_now;
-use crate::run::rounds::without_round;
 
 /// The file, in the folder for evidence.
 pub const FILE: &str = "last-run.json";
@@ -38,9 +38,8 @@ impl LastRun {
         self
     }
 
-    /// Notes the end of a case.
+    /// Notes the end of a case, or of one round of it; `case` is its name without the round.
     pub fn ended(&mut self, case: &str, failed: bool) {
-        let case = without_round(case);
         self.not_run.remove(case);
         if failed {
             self.failed.insert(case.to_owned());
@@ -58,11 +57,9 @@ impl LastRun {
 
     /// Writes the state to the evidence folder `evidence`.
     pub fn write(&self, evidence: &Path) -> io::Result<()> {
-        // Atomically: this process may be killed.
-        let new = evidence.join(format!("{FILE}.new"));
         std::fs::create_dir_all(evidence)?;
-        std::fs::write(&new, serde_json::to_string_pretty(self)? + "\n")?;
-        std::fs::rename(new, evidence.join(FILE))
+        // As a whole: this process may be killed.
+        record::replace(&evidence.join(FILE), &(serde_json::to_string_pretty(self)? + "\n"))
     }
 }
 
@@ -80,7 +77,7 @@ mod tests {
         assert_eq!(LastRun::read(folder.path()).unwrap(), None);
         let mut run = LastRun::new(names(&["a", "b", "c"]).into_iter());
         run.ended("a", true);
-        run.ended("b@2", true);
+        run.ended("b", true);
         run.write(folder.path()).unwrap();
         let read = LastRun::read(folder.path()).unwrap().unwrap();
         assert_eq!(read, run);

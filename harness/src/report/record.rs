@@ -189,10 +189,25 @@ impl Record {
     }
 }
 
-/// Writes a report to `path`.
+/// Writes a report to `path`: a regular file as a whole or not at all, since this process may be killed.
 pub fn write(path: &Path, text: &str) -> Result<(), RecordError> {
     let file = |source| RecordError::File { what: "write", path: path.to_owned(), source };
-    std::fs::write(path, text).map_err(file)
+    // A device, a pipe or a link is not replaced.
+    let written = match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => std::fs::write(path, text),
+        _ => replace(path, text),
+    };
+    written.map_err(file)
+}
+
+/// Replaces a file by one with this text, or leaves it as it was.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)).inspect_err(|_| {
+        // On a full disk, the part that was written takes space.
+        let _ = std::fs::remove_file(&new);
+    })
 }
 
 /// Returns `target` relative to the folder of `file`, or absolute if they share only the root.
@@ -243,6 +258,27 @@ mod tests {
         let told = record.write(&file).unwrap_err().to_string();
         assert!(told.starts_with("cannot write ") && told.contains("UTF-8"), "{told}");
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn report_is_written_as_a_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.json");
+        let names = || std::fs::read_dir(folder.path()).unwrap().count();
+        write(&file, "old").unwrap();
+        // An open file keeps what it had, so the new text is in another one.
+        let old = std::fs::File::open(&file).unwrap();
+        write(&file, "new").unwrap();
+        assert_eq!(io::read_to_string(old).unwrap(), "old");
+        assert_eq!((std::fs::read_to_string(&file).unwrap(), names()), ("new".to_owned(), 1));
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir_all(file.join("deeper")).unwrap();
+        replace(&file, "text").unwrap_err();
+        assert_eq!(names(), 1);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        write(&link, "text").unwrap();
+        assert!(link.is_symlink());
     }
 
     #[rstest]

@@ -17,6 +17,7 @@ use crate::observe::files::Files;
 use crate::observe::observation::Observation;
 use crate::observe::startup::Startup;
 use crate::process::environment::EnvironmentError;
+use crate::process::signals;
 use crate::run::Options;
 use crate::run::evidence::start::{START, Start};
 use crate::run::evidence::timeline::{TIMELINE, Timeline};
@@ -155,8 +156,9 @@ impl Evidence {
     }
 }
 
-/// Writes the verdict into the evidence folder `folder`.
+/// Writes the verdict into the evidence folder `folder`, unless a signal is ending this process.
 pub fn write_verdict(folder: &Path, report: &Report) -> Result<(), EnvironmentError> {
+    let _not_ending = signals::unless_ending();
     write_json(folder, VERDICT, report)
 }
 

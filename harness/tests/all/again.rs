@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use cpr_harness::observe::poll::{self, Deadline};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -43,9 +45,11 @@ fn merge(folder: &Path, what: &str, code: i32) -> String {
 }
 
 fn start(folder: &Path, args: &[&str]) -> Child {
+    let one: &[&str] = if args.contains(&"--jobs") { &[] } else { &["--jobs", "1"] };
     Command::new(env!("CARGO_BIN_EXE_cpr-harness"))
         .current_dir(folder)
-        .args(["run", "--backend", "mock", "--jobs", "1"])
+        .args(["run", "--backend", "mock"])
+        .args(one)
         .args(args)
         .env("TMPDIR", folder.join("tmp"))
         .stdout(Stdio::piped())
@@ -117,6 +121,56 @@ fn interrupted_run_writes_reports_and_can_be_continued() {
 }
 
 #[test]
+fn cases_that_a_signal_stops_leave_no_verdict() {
+    let folder = folder();
+    let args = ["--fault", "hang", "--filter", "twice", "--repeat", "8", "--jobs", "16"];
+    let mut child = start(folder.path(), &[&args[..], &["--verbose"]].concat());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let booted = lines.by_ref().filter(|line| line.contains("step 1 (boot), ")).take(16).count();
+    assert_eq!(booted, 16);
+    interrupt(&child);
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGINT as i32));
+    let cases = std::fs::read_dir(folder.path().join("evidence/theme")).unwrap();
+    let folders: Vec<_> = cases.map(|case| case.unwrap().path()).collect();
+    assert_eq!(folders.len(), 16);
+    let judged: Vec<_> = folders.iter().filter(|case| case.join("verdict.json").exists()).collect();
+    assert!(judged.is_empty(), "{judged:?}");
+    let told = merge(folder.path(), "evidence", 3);
+    assert!(told.contains(" 0 failed, "), "{told}");
+}
+
+#[test]
+fn signals_that_come_with_the_first_do_not_prevent_reports() {
+    let folder = folder();
+    // Its reader lets the record be written only later.
+    let fifo = folder.path().join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let reader = std::fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let (mut child, mut rest) = hanging(folder.path(), &["--json", "fifo", "--junit", "all.xml"]);
+    drop(reader);
+    interrupt(&child);
+    assert!(rest.any(|line| line.starts_with("merge the results: ")));
+    interrupt(&child);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGPIPE).unwrap();
+    let limit = Deadline::after(Duration::from_millis(300));
+    assert_eq!(poll::until(limit, || child.try_wait().unwrap()), None);
+    let text = std::fs::read_to_string(&fifo).unwrap();
+    assert!(text.contains("\"not_run\""), "{text}");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGINT as i32));
+    assert!(folder.path().join("all.xml").exists());
+}
+
+#[test]
+fn repeated_case_can_be_replayed() {
+    let folder = folder();
+    run(folder.path(), &["--repeat", "2", "--filter", "nothing"], 0);
+    let (code, told) = harness(folder.path(), &["replay", "evidence/theme/nothing@2"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("same verdict as recorded: passed"), "{told}");
+}
+
+#[test]
 fn second_signal_ends_a_run_that_cannot_write_its_reports() {
     let folder = folder();
     // It will have no reader, so opening it blocks.
@@ -127,8 +181,12 @@ fn second_signal_ends_a_run_that_cannot_write_its_reports() {
     drop(reader);
     interrupt(&child);
     assert!(rest.any(|line| line.starts_with("merge the results: ")));
-    interrupt(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGINT as i32));
+    // One that comes with the first is ignored.
+    let ended = poll::until(Deadline::after(Duration::from_secs(20)), || {
+        interrupt(&child);
+        child.try_wait().unwrap()
+    });
+    assert_eq!(ended.expect("no end").code(), Some(128 + Signal::SIGINT as i32));
     assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
 }
 
