@@ -1,5 +1,6 @@
 //! The `report` command, and the report files that `run` also writes.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -70,31 +71,34 @@ impl Files {
         paths.into_iter().try_for_each(|path| try_out(path))
     }
 
-    /// Writes the requested reports.
-    pub(super) fn write(&self, record: &Record) -> Result<(), CliError> {
-        if let Some(path) = &self.json {
-            record.write(path).map_err(CliError::environment)?;
-        }
-        if let Some(path) = &self.junit {
+    /// Writes the requested reports; returns why some could not be written.
+    pub(super) fn write(&self, record: &Record) -> Vec<String> {
+        let cannot =
+            |path: &Path, why: &dyn Display| format!("cannot write {}: {why}", path.display());
+        let json = self.json.as_deref().map(|path| record.write(path).map_err(|e| e.to_string()));
+        let junit = self.junit.as_deref().map(|path| {
             let xml = junit::xml(record).map_err(|e| cannot(path, &e))?;
-            record::write(path, &xml).map_err(CliError::environment)?;
-        }
-        if let Some(path) = &self.html {
-            record::write(path, &html::page(record, path)).map_err(CliError::environment)?;
-        }
-        Ok(())
+            record::write(path, &xml).map_err(|e| e.to_string())
+        });
+        let html = self
+            .html
+            .as_deref()
+            .map(|path| record::write(path, &html::page(record, path)).map_err(|e| e.to_string()));
+        [json, junit, html].into_iter().flatten().filter_map(Result::err).collect()
     }
 }
 
-fn cannot(path: &Path, why: &dyn std::fmt::Display) -> CliError {
-    CliError::environment(format!("cannot write {}: {why}", path.display()))
+/// Writes the summary for GitHub, if this runs there; returns why it could not be written.
+pub(super) fn summarize_for_github(record: &Record) -> Option<String> {
+    let cannot = |e| format!("cannot write the summary for GitHub: {e}");
+    github::summarize(record).err().map(cannot)
 }
 
 /// Runs `report`.
 pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     let What::Merge(Merge { runs, files, require_all }) = &report.what;
     let Merged { record, remarks } = merge(runs).map_err(CliError::usage)?;
-    files.write(&record)?;
+    let mut wrong = files.write(&record);
     let mut terminal = Terminal::new(0, 0);
     terminal.not_run(record.not_run.len());
     for entry in &record.cases {
@@ -109,7 +113,6 @@ pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
     }
     remarks.iter().for_each(say);
     terminal.finish(record.took());
-    github::summarize(&record)
-        .map_err(|e| CliError::environment(format!("cannot write the summary for GitHub: {e}")))?;
-    Ok(exit_status::of(&terminal, true, *require_all))
+    wrong.extend(summarize_for_github(&record));
+    Ok(exit_status::despite(&wrong, exit_status::of(&terminal, true, *require_all)))
 }

@@ -131,12 +131,20 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
     let ready = Ready::new(&run.evidence, events.ending())?;
     let options = ready.options(backend(&run.vmm)?, run.evidence.clone(), vmm_option(&run.vmm));
     let options = Options { audits: !run.no_audits, keep: run.vmm.keep, ..options };
-    remove_rounds(&run.evidence, &set.cases)?;
+    remove_rounds(&run.evidence, &set.cases, &set.names)?;
     say(&set);
+    if !set.gone.is_empty() {
+        let exist = if set.gone.len() == 1 {
+            "case of the last run no longer exists"
+        } else {
+            "cases of the last run no longer exist"
+        };
+        say(format_args!("{} {exist}: {}", set.gone.len(), set.gone.join(", ")));
+    }
     let names = set.cases.iter().map(|case| case.name.clone());
     let last_run = match last {
         None => LastRun::new(names),
-        Some(last) => last.continued(names),
+        Some(last) => last.without(&set.gone).continued(names),
     };
     let files = Some(&run.files);
     let scenarios = run.selection.files();
@@ -145,8 +153,8 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
         jobs: run.jobs.map_or_else(cores, NonZeroUsize::get),
         rounds: run.rounds(),
         require_all: run.require_all,
-        fail_fast: run.fail_fast || run.until_fail,
-        forget_passed: run.until_fail,
+        fail_fast: run.fail_fast,
+        until_fail: run.until_fail,
         quiet: run.quiet,
         verbose: run.verbose,
         slowest: run.slowest,

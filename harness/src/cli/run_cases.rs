@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::again::{self, Again};
-use super::report::Files;
+use super::report::{Files, summarize_for_github};
 use super::{CliError, complain, exit_status};
 use crate::conform::differences::Differences;
 use crate::process::signals;
@@ -28,6 +28,9 @@ use crate::run::rounds::{Rounds, without_round};
 use crate::run::watched::{Event, Events};
 use crate::run::{Options, Report, Verdict};
 use crate::scenario::Case;
+
+/// Why a run ends that was to find a failure.
+const UNTIL_FAIL: &str = "--until-fail";
 
 /// Result of a run.
 pub(super) struct Ran {
@@ -48,8 +51,8 @@ pub(super) struct How {
     pub(super) require_all: bool,
     /// Whether no case begins after one that failed.
     pub(super) fail_fast: bool,
-    /// Whether the evidence of repeats that pass is removed.
-    pub(super) forget_passed: bool,
+    /// The same, and whether the evidence of repeats that pass is removed.
+    pub(super) until_fail: bool,
     /// Whether only failures are printed.
     pub(super) quiet: bool,
     /// Whether each step is printed.
@@ -97,10 +100,11 @@ pub(super) fn run_cases(
         began: Instant::now(),
         begun: 0,
         took: Vec::new(),
+        stopped: None,
     };
     running.write_state().map_err(CliError::environment)?;
     events.run(rounds, how.jobs, options, |event| running.on(event));
-    running.finish()
+    Ok(running.finish())
 }
 
 /// A run in progress.
@@ -117,6 +121,8 @@ struct Running<'a> {
     begun: usize,
     /// The cases that have ended, and how long they took.
     took: Vec<(Duration, String)>,
+    /// Why no further case begins.
+    stopped: Option<&'static str>,
 }
 
 impl Running<'_> {
@@ -137,10 +143,10 @@ impl Running<'_> {
 
     /// Counts, records and prints a case that ended.
     fn done(&mut self, report: Report) -> ControlFlow<()> {
-        let How { require_all, fail_fast, forget_passed, quiet, .. } = self.how;
+        let How { require_all, fail_fast, until_fail, quiet, .. } = self.how;
         let known = self.differences.of_failure(self.options.backend.name(), &report);
         let name = self.name(&report.case);
-        if forget_passed && name != report.case && report.verdict == Verdict::Pass {
+        if until_fail && name != report.case && report.verdict == Verdict::Pass {
             // What cannot be removed stays.
             let _ = again::remove(&self.options.evidence.join(folder_name(&report.case)));
         }
@@ -167,10 +173,21 @@ impl Running<'_> {
             None if shown => self.terminal.case(report),
             None => self.terminal.count(report),
         }
-        match failed && fail_fast {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+        self.stopped = self.stopped.or(match failed {
+            true if until_fail => Some(UNTIL_FAIL),
+            true if fail_fast => Some("--fail-fast"),
+            _ => self.none_can_run().then_some("all were ignored"),
+        });
+        match self.stopped {
+            Some(_) => ControlFlow::Break(()),
+            None => ControlFlow::Continue(()),
         }
+    }
+
+    /// True if every case ended at least once, but was ignored: so it will be in each round.
+    fn none_can_run(&self) -> bool {
+        let names = || self.took.iter().map(|(_, case)| self.name(case)).collect::<BTreeSet<_>>();
+        self.terminal.all_ignored() && names().len() == self.rounds.cases.len()
     }
 
     /// Returns the name of the case that ran as `name`, which may end with its round. So may the name
@@ -207,33 +224,37 @@ impl Running<'_> {
     }
 
     /// Ends the run after its last case.
-    fn finish(mut self) -> Result<Ran, CliError> {
+    fn finish(mut self) -> Ran {
         self.summarize();
+        let mut wrong = Vec::new();
         let (told, same) = match self.around.errors.take().map(|errors| errors.finish()) {
             None => (Vec::new(), true),
-            Some(finished) => finished.map_err(|e| {
-                CliError::environment(format!("cannot write the table of errors: {e}"))
-            })?,
+            Some(Ok(finished)) => finished,
+            Some(Err(e)) => {
+                wrong.push(format!("cannot write the table of errors: {e}"));
+                (Vec::new(), true)
+            }
         };
         told.iter().for_each(say);
         let not_begun = self.rounds.total() - self.begun;
-        if not_begun > 0 {
-            say(format_args!("{} not begun (--fail-fast)", were(not_begun)));
+        if let Some(why) = self.stopped.filter(|_| not_begun > 0) {
+            say(format_args!("{} not begun ({why})", were(not_begun)));
         }
         self.say_how_to_go_on();
-        self.write_state().map_err(CliError::environment)?;
-        self.write_reports()?;
+        wrong.extend(self.write_all());
         let code = exit_status::of(&self.terminal, same, self.how.require_all);
-        Ok(Ran { record: self.record, code })
+        Ran { record: self.record, code: exit_status::despite(&wrong, code) }
     }
 
-    /// Writes the reports, also those for GitHub.
-    fn write_reports(&self) -> Result<(), CliError> {
-        let Some(files) = self.around.files else { return Ok(()) };
-        files.write(&self.record)?;
-        github::annotate(&self.record, self.around.scenarios);
-        github::summarize(&self.record)
-            .map_err(|e| CliError::environment(format!("cannot write the summary for GitHub: {e}")))
+    /// Writes the state of the run and all reports; returns why some could not be written.
+    fn write_all(&self) -> Vec<String> {
+        let mut wrong: Vec<String> = self.write_state().err().into_iter().collect();
+        if let Some(files) = self.around.files {
+            wrong.extend(files.write(&self.record));
+            github::annotate(&self.record, self.around.scenarios);
+            wrong.extend(summarize_for_github(&self.record));
+        }
+        wrong
     }
 
     /// Prints the commands that run what failed, or what has not run.
@@ -242,7 +263,8 @@ impl Running<'_> {
         if !last.failed.is_empty() {
             say(format_args!("run what failed again: {}", again::command(Again::Failed)));
         }
-        if !last.not_run.is_empty() {
+        // Whoever waits for a failure has it.
+        if !last.not_run.is_empty() && self.stopped != Some(UNTIL_FAIL) {
             say(format_args!("continue: {}", again::command(Again::NotRun)));
             let evidence = self.options.evidence.to_string_lossy();
             say(format_args!("merge the results: cpr-harness report merge {}", quoted(&evidence)));
@@ -259,17 +281,13 @@ impl Running<'_> {
         };
         let (total, ended) = (self.rounds.total(), self.took.len());
         let (stopped, not_begun) = (self.begun - ended, total - self.begun);
-        say(format_args!(
-            "{why}: {ended} of {total} cases ran, {stopped} stopped, {} not begun",
-            were(not_begun)
-        ));
+        let mut line = format!("{why}: {ended} of {total} cases ran, {stopped} stopped");
+        if not_begun > 0 {
+            line.push_str(&format!(", {} not begun", were(not_begun)));
+        }
+        say(line);
         self.say_how_to_go_on();
-        if let Err(CliError(why, _)) = self.write_reports() {
-            complain(&why);
-        }
-        if let Err(why) = self.write_state() {
-            complain(&why);
-        }
+        self.write_all().iter().for_each(|why| complain(why));
         signals::end(signal)
     }
 }

@@ -1,5 +1,6 @@
 //! Selection of cases, for `list`, `run`, `conform` and `matrix`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +26,9 @@ pub(super) struct Selection {
     /// Only the case with exactly this name; can be repeated.
     #[arg(long, value_name = "CASE")]
     exact: Vec<String>,
+    /// Only these cases of an earlier run, if they still exist.
+    #[arg(skip)]
+    again: Option<BTreeSet<String>>,
     /// Use the scenarios embedded in this binary even if there is a folder scenarios/ here.
     #[arg(long, conflicts_with = "scenarios")]
     embedded: bool,
@@ -40,12 +44,12 @@ impl Selection {
     /// Selects by name in the scenarios found here.
     pub(super) fn by_name(filter: Vec<Filter>, shard: Option<Shard>) -> Self {
         let (skip, exact, scenarios) = (Vec::new(), Vec::new(), Vec::new());
-        Self { filter, skip, exact, embedded: false, shard, scenarios }
+        Self { filter, skip, exact, again: None, embedded: false, shard, scenarios }
     }
 
-    /// Selects only the cases with these names, of those that are selected.
-    pub(super) fn only(&mut self, names: impl IntoIterator<Item = String>) {
-        self.exact = names.into_iter().collect();
+    /// Selects only the cases with these names, of those that are selected and still exist.
+    pub(super) fn only(&mut self, names: BTreeSet<String>) {
+        self.again = Some(names);
     }
 
     /// The files and folders of the scenarios, unless the embedded ones were asked for.
@@ -55,10 +59,11 @@ impl Selection {
 
     /// True if all cases are selected, except those that run on request only.
     pub(super) fn is_whole(&self) -> bool {
-        let Self { filter, skip, exact, embedded: _, shard, scenarios } = self;
+        let Self { filter, skip, exact, again, embedded: _, shard, scenarios } = self;
         filter.is_empty()
             && skip.is_empty()
             && exact.is_empty()
+            && again.is_none()
             && scenarios.is_empty()
             && shard.is_none()
     }
@@ -67,6 +72,10 @@ impl Selection {
 /// Selected cases and their origin.
 pub(super) struct Selected {
     pub(super) cases: Vec<Case>,
+    /// The names of all cases there, also of those that are not selected.
+    pub(super) names: Vec<String>,
+    /// Cases of an earlier run that no longer exist.
+    pub(super) gone: Vec<String>,
     origin: String,
     /// The shard, and the number of cases in all shards.
     part: Option<(Shard, usize)>,
@@ -93,14 +102,24 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     };
     let mut set = found.map_err(|e| CliError::usage(e.styled()))?;
     let filters: Vec<Filter> = selection.filter.iter().chain(&selection.skip).cloned().collect();
-    let exact = &selection.exact;
+    let (exact, again) = (&selection.exact, &selection.again);
     // Naming a file is a request too.
-    let requested =
-        filter::request(&filters) || !exact.is_empty() || !selection.scenarios.is_empty();
+    let requested = filter::request(&filters)
+        || !exact.is_empty()
+        || again.is_some()
+        || !selection.scenarios.is_empty();
     let names: Vec<String> = set.cases.iter().map(|case| case.name.clone()).collect();
     set.cases.retain(|case| requested || !case.on_request);
     set.cases.retain(|case| exact.is_empty() || exact.contains(&case.name));
     set.cases.retain(|case| filter::select(&filters, &case.name));
+    let exists = |name: &&String| names.contains(name);
+    let gone: Vec<String> = again.iter().flatten().filter(|name| !exists(name)).cloned().collect();
+    if again.as_ref().is_some_and(|again| again.len() == gone.len()) {
+        let (origin, gone) = (&set.origin, gone.join(", "));
+        let why = format!("no such case of the last run is left in {origin}: {gone}");
+        return Err(CliError::usage(why));
+    }
+    set.cases.retain(|case| again.as_ref().is_none_or(|again| again.contains(&case.name)));
     if let Some(unknown) = exact.iter().find(|name| !names.contains(name)) {
         return Err(no_case(&set.origin, unknown, &names));
     }
@@ -115,7 +134,7 @@ pub(super) fn select(selection: &Selection) -> Result<Selected, CliError> {
     let part = selection.shard.map(|shard| (shard, set.cases.len()));
     // An empty shard is not an error.
     set.cases.retain(|case| selection.shard.is_none_or(|shard| shard.takes(&case.name)));
-    Ok(Selected { cases: set.cases, origin: set.origin, part })
+    Ok(Selected { cases: set.cases, names, gone, origin: set.origin, part })
 }
 
 /// The error that no case is named, or contains, `wanted`.

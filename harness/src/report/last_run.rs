@@ -29,6 +29,15 @@ impl LastRun {
         Self { started_unix: unix_now(), failed: BTreeSet::new(), not_run: cases.collect() }
     }
 
+    /// Removes cases that no longer exist.
+    pub fn without(mut self, gone: &[String]) -> Self {
+        for case in gone {
+            self.failed.remove(case);
+            self.not_run.remove(case);
+        }
+        self
+    }
+
     /// Continues this run with `cases`, in another run.
     pub fn continued(mut self, cases: impl Iterator<Item = String>) -> Self {
         for case in cases {

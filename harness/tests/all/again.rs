@@ -100,8 +100,9 @@ fn interrupted_run_writes_reports_and_can_be_continued() {
     assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGINT as i32), "{rest:?}");
     let line = "interrupted by SIGINT: 1 of 3 cases ran, 1 stopped, 1 case was not begun";
     assert!(rest.iter().any(|told| told == line), "{rest:?}");
-    let ends = |line: &&String| line.starts_with("continue: ") && line.ends_with(" --continue");
-    assert!(rest.iter().any(|told| ends(&told)), "{rest:?}");
+    let is_command =
+        |line: &String| line.starts_with("continue: ") && line.contains(" run --continue ");
+    assert!(rest.iter().any(is_command), "{rest:?}");
     assert_eq!(std::fs::read_dir(path.join("tmp")).unwrap().count(), 0);
     let written = record(&path.join("1.json"));
     assert_eq!(written["cases"].as_array().unwrap().len(), 1, "{written}");
@@ -171,6 +172,23 @@ fn repeated_case_can_be_replayed() {
 }
 
 #[test]
+fn reports_are_written_even_if_the_state_of_the_run_cannot_be() {
+    let folder = folder();
+    let args = ["--repeat", "40", "--filter", "nothing", "--json", "all.json"];
+    let mut child = start(folder.path(), &args);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("pass ")));
+    // The state cannot be written to a folder. It is just being written, perhaps.
+    let new = folder.path().join("evidence/last-run.json.new");
+    let limit = Deadline::after(Duration::from_secs(20));
+    poll::until(limit, || std::fs::create_dir(&new).ok()).expect("cannot create the folder");
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let cases = record(&folder.path().join("all.json"))["cases"].as_array().unwrap().len();
+    assert_eq!(cases, 40);
+}
+
+#[test]
 fn second_signal_ends_a_run_that_cannot_write_its_reports() {
     let folder = folder();
     // It will have no reader, so opening it blocks.
@@ -232,7 +250,7 @@ fn failed_cases_are_run_again() {
     let told = run(folder.path(), &["--rerun-failed"], 2);
     assert!(told.contains("there was no run with evidence in evidence"), "{told}");
     let told = run(folder.path(), &["--fault", "leak-fd"], 1);
-    assert!(told.contains("\nrun what failed again: ") && told.contains(" --rerun-failed\n"));
+    assert!(told.contains("\nrun what failed again: ") && told.contains(" run --rerun-failed "));
     let told = run(folder.path(), &["--rerun-failed", "--filter", "times=1"], 0);
     assert!(told.contains("1 ran, 1 passed"), "{told}");
     // What was not selected has still failed.
@@ -265,7 +283,57 @@ fn repeats_end_with_the_first_failure() {
     assert!(has(folder.path(), "twice,times=1") && !has(folder.path(), "twice,times=1@2"));
     let told = run(folder.path(), &[&only[..], &["--fault", "leak-fd"]].concat(), 1);
     assert!(told.contains("1 ran, 0 passed, 1 failed"), "{told}");
-    assert!(told.contains("\n999 cases were not begun (--fail-fast)\n"), "{told}");
+    assert!(told.contains("\n999 cases were not begun (--until-fail)\n"), "{told}");
+    let told = run(folder.path(), &["--until-fail", "--filter", "twice", "--fault", "leak-fd"], 1);
+    assert!(told.contains("\nrun what failed again: ") && !told.contains("continue: "), "{told}");
+}
+
+#[test]
+fn repeats_end_if_no_case_can_run() {
+    let folder = folder();
+    let step =
+        "{ migrate = { command = \"true\", rehearsal = true, expect = { refused = \"no\" } } }";
+    let text = format!("summary = \"rehearsed\"\nsteps = [\"boot\", {step}]\n");
+    std::fs::write(folder.path().join("scenarios/theme/no.toml"), text).unwrap();
+    let told = run(folder.path(), &["--repeat", "9", "--filter", "/no"], 0);
+    assert!(told.contains("9 passed, 0 failed, 9 ignored"), "{told}");
+    let told = run(folder.path(), &["--repeat", "9", "--exact", "theme/no"], 3);
+    assert!(told.contains("\n8 cases were not begun (all were ignored)\n"), "{told}");
+}
+
+#[test]
+fn cases_that_no_longer_exist_are_not_run_again() {
+    let folder = folder();
+    run(folder.path(), &["--fault", "leak-fd"], 1);
+    let scenario = folder.path().join("scenarios/theme/twice.toml");
+    std::fs::write(&scenario, TWICE.replace("[1, 2]", "[2, 3]")).unwrap();
+    let again = ["--rerun-failed", "--fault", "leak-fd"];
+    let told = run(folder.path(), &again, 1);
+    let line = "1 case of the last run no longer exists: theme/twice[times=1]\n";
+    assert!(told.contains(line) && told.contains("1 ran, 0 passed, 1 failed"), "{told}");
+    std::fs::remove_file(&scenario).unwrap();
+    let told = run(folder.path(), &again, 2);
+    let why = "no such case of the last run is left in scenarios: theme/twice[times=2]\n";
+    assert!(told.contains(why), "{told}");
+    std::fs::write(folder.path().join("evidence/last-run.json"), "").unwrap();
+    let told = run(folder.path(), &again, 2);
+    let why = "cannot read evidence/last-run.json: EOF while parsing";
+    assert!(told.contains(why) && told.contains("; omit --rerun-failed to run all"), "{told}");
+}
+
+#[test]
+fn command_that_continues_is_accepted() {
+    let folder = folder();
+    let exact = ["--exact", "theme/twice[times=1]", "--fault", "leak-fd"];
+    let told = run(folder.path(), &[&exact[..], &["--", "scenarios"]].concat(), 1);
+    let command = told.lines().find_map(|line| line.strip_prefix("run what failed again: "));
+    let again = assert_cmd::Command::new("sh")
+        .current_dir(folder.path())
+        .args(["-c", command.unwrap()])
+        .assert();
+    let again = again.code(1);
+    let told = String::from_utf8_lossy(&again.get_output().stdout);
+    assert!(told.contains("1 ran, 0 passed, 1 failed"), "{told}");
 }
 
 #[test]
@@ -286,9 +354,11 @@ fn github_gets_annotations_and_a_table() {
         crate::program::not_for_github(&mut command);
         let args = ["run", "--backend", "mock", "--fault", "leak-fd"];
         command.current_dir(folder.path()).args(args).envs(variables.iter().copied());
-        String::from_utf8(command.output().unwrap().stdout).unwrap()
+        String::from_utf8(command.assert().code(1).get_output().stdout.clone()).unwrap()
     };
     assert!(!run(&[]).contains("::error"));
+    // A summary that cannot be written does not hide the failure.
+    run(&[("GITHUB_STEP_SUMMARY", "nowhere/summary.md")]);
     let workspace = folder.path().to_str().unwrap();
     let summary = folder.path().join("summary.md");
     let told = run(&[
