@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -42,21 +43,33 @@ enum Message {
 pub struct Events {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
+    /// Whether a run receives the events. Locked while a signal is sent, so that the run ends before
+    /// or after that.
+    running: Arc<Mutex<bool>>,
 }
 
 impl Events {
-    /// Creates an empty queue. While it exists, its run decides what a signal does.
+    /// Creates an empty queue. During its run, that decides what a signal does.
     #[allow(clippy::new_without_default, reason = "it is a channel, not a value")]
     pub fn new() -> Self {
         let (sender, receiver) = mpsc::channel();
-        Self { sender, receiver }
+        Self { sender, receiver, running: Arc::default() }
     }
 
-    /// Returns an ending that asks the run to end itself, if it has not ended.
+    /// Returns an ending that asks the run to end itself. Before and after the run, a signal ends the
+    /// process at once, but a closed standard output leaves time for the reports.
     pub fn ending(&self) -> Ending {
-        let sender = self.sender.clone();
-        let ask = move |signal| sender.send(Message::Event(Event::Interrupted(signal))).is_ok();
+        let (sender, running) = (self.sender.clone(), self.running.clone());
+        let ask = move |signal| {
+            let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+            let asks = *running || signal == Signal::SIGPIPE;
+            asks && sender.send(Message::Event(Event::Interrupted(signal))).is_ok()
+        };
         Ending::Asked(Box::new(ask))
+    }
+
+    fn set_running(&self, running: bool) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
     }
 
     /// Runs `rounds`, `jobs` cases at a time, and calls `on` with each event. After it breaks no
@@ -84,6 +97,7 @@ impl Events {
         mut on: impl FnMut(Event) -> ControlFlow<()>,
     ) {
         let next = AtomicUsize::new(0);
+        self.set_running(true);
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 let (sender, next, run) = (self.sender.clone(), &next, &run);
@@ -118,6 +132,13 @@ impl Events {
                 judge.map(|judge| judge.send(verdict));
             }
         });
+        self.set_running(false);
+        // A signal that was accepted after the last worker left.
+        for message in self.receiver.try_iter() {
+            if let Message::Event(event @ Event::Interrupted(_)) = message {
+                let _ = on(event);
+            }
+        }
     }
 }
 
@@ -171,24 +192,41 @@ mod tests {
         assert_eq!(names(3, 9), ["0", "1", "2", "3"]);
     }
 
+    /// Runs nothing, but calls `during`; returns the signals that the run was asked for.
+    fn signals(events: &Events, during: impl Fn() + Sync) -> Vec<Signal> {
+        let mut signals = Vec::new();
+        let run = |_: usize, _: &Worker<'_>| {
+            during();
+            None
+        };
+        events.work(1, run, |event| {
+            if let Event::Interrupted(signal) = event {
+                signals.push(signal);
+            }
+            ControlFlow::Continue(())
+        });
+        signals
+    }
+
     #[test]
-    fn a_signal_before_the_run_is_not_lost() {
+    fn run_is_asked_to_end_only_while_it_runs() {
         let events = Events::new();
         let Ending::Asked(ask) = events.ending() else { panic!("another ending") };
-        assert!(ask(Signal::SIGTERM));
-        let mut signals = Vec::new();
-        events.work(
-            1,
-            |_, _| None,
-            |event| {
-                if let Event::Interrupted(signal) = event {
-                    signals.push(signal);
-                }
-                ControlFlow::Continue(())
-            },
-        );
-        assert_eq!(signals, [Signal::SIGTERM]);
-        drop(events);
         assert!(!ask(Signal::SIGTERM));
+        let ask = Mutex::new(ask);
+        let during = || assert!(ask.lock().unwrap()(Signal::SIGINT));
+        assert_eq!(signals(&events, during), [Signal::SIGINT]);
+        assert!(!ask.lock().unwrap()(Signal::SIGTERM));
+        assert_eq!(signals(&events, || ()), []);
+    }
+
+    #[test]
+    fn closed_stdout_before_the_run_ends_it_and_later_does_not() {
+        let events = Events::new();
+        let Ending::Asked(ask) = events.ending() else { panic!("another ending") };
+        assert!(ask(Signal::SIGPIPE));
+        assert_eq!(signals(&events, || ()), [Signal::SIGPIPE]);
+        // The reports are being written.
+        assert!(ask(Signal::SIGPIPE));
     }
 }
