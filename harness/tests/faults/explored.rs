@@ -61,6 +61,7 @@ fn redacted(text: &str, folder: &Path) -> String {
         (path(folder), "<folder>"),
         (path(&std::env::temp_dir()) + r"/cpr-\w+", "<work>"),
         (r"in \d+\.\d+ s".to_owned(), "in <time>"),
+        (r"harness 0\.1\.0 \([^)]*\)".to_owned(), "harness <version>"),
         (r"(blackout .*|no blackout seen) +\d+\.\d+ s".to_owned(), "<blackout> <time>"),
         // It may be missing on a busy host.
         (r"(?m)^.* seen by the guest: .*\n".to_owned(), ""),
