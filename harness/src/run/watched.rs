@@ -26,7 +26,7 @@ pub enum Event {
     Done(Box<Report>),
     /// This signal asks for the end of the run.
     Interrupted(Signal),
-    /// Nothing, for [`TICK`].
+    /// Nothing, for `TICK`.
     Idle,
 }
 

@@ -1,7 +1,7 @@
 //! Reading a vCPU's state with system calls only, into memory allocated in advance, to continue the
 //! guest after the thread that ran the vCPU has died at any point.
 //!
-//! It reads what [`Access::save`](super::state::Access::save) reads: both walk
+//! It reads what [`Access::save`](super::access::Access::save) reads: both walk
 //! [`SAVE`](super::order::SAVE), and neither compiles if an item is missing.
 
 use std::cell::UnsafeCell;
