@@ -7,6 +7,14 @@ fn ones<T>() -> Value {
     Value::Bytes(vec![0xff; size_of::<T>()])
 }
 
+/// A LAPIC of which every bit is set, but for one of the timer's current count.
+fn lapic() -> Value {
+    const CURRENT_COUNT: usize = 0x390;
+    let mut registers = vec![0xff; size_of::<kvm_lapic_state>()];
+    registers[CURRENT_COUNT] = 0xfe;
+    Value::Bytes(registers)
+}
+
 /// A state with what the mistakes change, as different from a new machine as can be.
 fn state(section: &str) -> Value {
     let fields = match section {
@@ -37,7 +45,7 @@ fn state(section: &str) -> Value {
             ("xcrs", ones::<kvm_xcrs>()),
             ("xsave", Value::Bytes(vec![0xff; 4096])),
             ("debug_regs", ones::<kvm_debugregs>()),
-            ("lapic", ones::<kvm_lapic_state>()),
+            ("lapic", lapic()),
             ("msrs", Value::Array(vec![ones::<kvm_msr_entry>(); 4])),
             ("tsc_offset", u64::MAX.into()),
             ("events", ones::<kvm_vcpu_events>()),
