@@ -105,7 +105,7 @@ impl Run {
     fn durations(&self) -> Result<BTreeMap<String, Duration>, CliError> {
         match (&self.durations, self.files.record()) {
             (Some(path), _) => durations(path),
-            // A file of another kind is no error: it is about to be replaced. Reading from a pipe or
+            // A file of another kind is not an error: it is about to be replaced. Reading from a pipe or
             // a terminal could block.
             (None, Some(path)) if path.is_file() => Ok(durations(path).unwrap_or_default()),
             (None, _) => Ok(BTreeMap::new()),

@@ -240,7 +240,7 @@ impl Running<'_> {
         if let Some(why) = self.stopped.filter(|_| not_begun > 0) {
             say(format_args!("{} not begun ({why})", were(not_begun)));
         }
-        self.say_how_to_go_on();
+        self.print_next_commands();
         wrong.extend(self.write_all());
         let code = exit_status::of(&self.terminal, same, self.how.require_all);
         Ran { record: self.record, code: exit_status::despite(&wrong, code) }
@@ -258,12 +258,12 @@ impl Running<'_> {
     }
 
     /// Prints the commands that run what failed, or what has not run.
-    fn say_how_to_go_on(&self) {
+    fn print_next_commands(&self) {
         let Some(last) = &self.around.last_run else { return };
         if !last.failed.is_empty() {
             say(format_args!("run what failed again: {}", again::command(Again::Failed)));
         }
-        // Whoever waits for a failure has it.
+        // A run that was to find a failure has found it.
         if !last.not_run.is_empty() && self.stopped != Some(UNTIL_FAIL) {
             say(format_args!("continue: {}", again::command(Again::NotRun)));
             let evidence = self.options.evidence.to_string_lossy();
@@ -286,7 +286,7 @@ impl Running<'_> {
             line.push_str(&format!(", {} not begun", were(not_begun)));
         }
         say(line);
-        self.say_how_to_go_on();
+        self.print_next_commands();
         self.write_all().iter().for_each(|why| complain(why));
         signals::end(signal)
     }

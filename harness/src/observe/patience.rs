@@ -45,7 +45,7 @@ impl Default for Patience {
             end: seconds(40),
             events: seconds(2),
             beat: seconds(10),
-            revival: seconds(2),
+            revival: seconds(1),
             measure: seconds(1),
             still: Duration::from_millis(15),
             settle: Duration::from_millis(500),

@@ -37,7 +37,7 @@ static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 static ENDING: RwLock<()> = RwLock::new(());
 
 /// Waits forever if a signal is ending this process, else delays that end while the guard exists:
-/// what a case learns from a killed VM is no result.
+/// what a case learns from a killed VM does not count.
 pub fn unless_ending() -> RwLockReadGuard<'static, ()> {
     ENDING.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,7 @@ static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 /// Whether standard output has lost its reader.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line. A closed pipe, as in `list | head`, is no error, but ends a command that runs VMs,
+/// Prints a line. A closed pipe, as in `list | head`, is not an error, but ends a command that runs VMs,
 /// as SIGPIPE does (`signals::guard`). Other errors, such as a full disk, are returned by [`failure`].
 pub fn say(line: impl fmt::Display) {
     write(format!("{}\n", as_shown(&line.to_string())).as_bytes());

@@ -18,7 +18,7 @@ use super::{Args, Fault};
 use crate::carry;
 
 /// Longer than a guest may be stopped.
-const SLOW: Duration = Duration::from_millis(2500);
+const SLOW: Duration = Duration::from_millis(1500);
 
 /// A waiting keeper.
 pub struct Keeper {
