@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use similar::{ChangeTag, TextDiff};
+
 use crate::run::{Report, Verdict};
 use crate::scenario::Case;
 use crate::scenario::choice::{self, Choice, holds_for, split};
@@ -132,8 +134,7 @@ impl Errors {
             return Ok((vec![told], true));
         }
         let new = rows(&self.seen);
-        let text: String = new.iter().map(|row| format!("{row}\n")).collect();
-        let text = format!("{HEADER}{text}");
+        let text = table(&new);
         if self.wish == Wish::Write {
             fs::write(&self.path, text)?;
             return Ok((vec![format!("wrote {} errors to {path}", new.len())], true));
@@ -141,15 +142,28 @@ impl Errors {
         if text == self.old {
             return Ok((vec![format!("{} errors, matching {path}", new.len())], true));
         }
-        let old: BTreeSet<Row> = rows_of(&self.old).collect();
-        let new: BTreeSet<Row> = new.into_iter().collect();
         let mut told = vec![format!(
             "{path} differs from this run (- in the file, + in this run): update it with --errors {path}"
         )];
-        told.extend(old.difference(&new).map(|row| format!("- {row}")));
-        told.extend(new.difference(&old).map(|row| format!("+ {row}")));
+        // Lines, not rows: the header or the order may be all that differs.
+        let diff = TextDiff::from_lines(&self.old, &text);
+        told.extend(
+            diff.iter_all_changes()
+                .filter(|change| change.tag() != ChangeTag::Equal)
+                .map(|change| format!("{} {}", change.tag(), change.value().trim_end())),
+        );
         Ok((told, false))
     }
+}
+
+/// The table of `rows`, as a run writes it.
+fn table(rows: &[Row]) -> String {
+    rows.iter().fold(HEADER.to_owned(), |text, row| text + &format!("{row}\n"))
+}
+
+/// The table that a run would write if it saw exactly the rows of `text`.
+pub fn as_written(text: &str) -> String {
+    table(&rows_of(text).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
 }
 
 /// Parses the rows of a table.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use assert_cmd::Command;
-use cpr_harness::report::errors::{Row, is_about, rows_of};
+use cpr_harness::report::errors::{Row, as_written, is_about, rows_of};
 use cpr_harness::scenario::Case;
 use cpr_harness::scenario::set::Set;
 
@@ -77,7 +77,11 @@ fn error_table_requires_a_complete_passing_run() {
 #[test]
 fn failures_and_table_rows_match() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios/ERRORS.md");
-    let rows: Vec<Row> = rows_of(&std::fs::read_to_string(file).unwrap()).collect();
+    let text = std::fs::read_to_string(file).unwrap();
+    let written = as_written(&text);
+    let differing = similar::TextDiff::from_lines(&text, &written).unified_diff().to_string();
+    assert!(differing.is_empty(), "not as a run writes it:\n{differing}");
+    let rows: Vec<Row> = rows_of(&text).collect();
     let cases = Set::embedded().unwrap().cases;
     let cases: Vec<&Case> = cases.iter().filter(|case| !case.on_request).collect();
     let of = |row: &Row, case: &Case| {
