@@ -20,6 +20,9 @@ global_asm!(
     "cpl0_interrupts_off:",
     "    andl $~0x200, 24(%rsp)",
     "    ret",
+    "cpl0_set_iopl_3:",
+    "    orl $0x3000, 24(%rsp)",
+    "    ret",
     "cpl0_halt:",
     "    sti",
     "    hlt",
@@ -107,7 +110,7 @@ macro_rules! functions {
 }
 
 functions! {
-    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
+    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_set_iopl_3 cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
     cpl0_xgetbv cpl0_xsetbv cpl0_read_cr4 cpl0_write_cr4
     cpl0_read_dr0 cpl0_read_dr1 cpl0_read_dr2 cpl0_read_dr3 cpl0_read_dr6 cpl0_read_dr7
     cpl0_write_dr0 cpl0_write_dr1 cpl0_write_dr2 cpl0_write_dr3 cpl0_write_dr6 cpl0_write_dr7
@@ -144,6 +147,11 @@ pub fn interrupts_on() {
 /// Disables interrupts.
 pub fn interrupts_off() {
     call(cpl0_interrupts_off::address(), 0, 0, 0);
+}
+
+/// Opens all I/O ports to CPL3, whatever the TSS says.
+pub(super) fn set_iopl_3() {
+    call(cpl0_set_iopl_3::address(), 0, 0, 0);
 }
 
 /// Halts until an interrupt arrives. If interrupts were off before, none is missed: a pending one

@@ -27,6 +27,7 @@ pub mod mailbox;
 mod mem;
 pub mod options;
 mod paging;
+mod ports;
 pub mod shim;
 pub mod test_device;
 mod usable;
@@ -69,6 +70,7 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(info) };
     let page = mailbox();
 
+    ports::open();
     lapic::mask_8259s();
     paging::map_up_to(info.ram().iter().map(|range| range.end).max().unwrap_or(0));
     page.phase.store(phase::PREPARING, Release);
@@ -95,6 +97,7 @@ fn other_cpu(index: usize) -> ! {
     if index >= info.options.cpus {
         shim::stop();
     }
+    ports::open();
     lapic::enable();
     let mut cpu = Cpu::new(index, info);
     cpu.go_online();
