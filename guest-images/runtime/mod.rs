@@ -2,8 +2,8 @@
 //!
 //! A guest is one file that declares `mod runtime` and has two functions:
 //! `fn prepare(cpu: &mut Cpu)`, which every vCPU runs before the guest counts as running, and
-//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run at CPL3 with interrupts off. The RAM, the image
-//! and the LAPIC are identity-mapped and accessible to them.
+//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run with interrupts off, at CPL3 or as `ring=` says.
+//! The RAM, the image and the LAPIC are identity-mapped and accessible to them.
 
 // No guest uses all of it.
 #![allow(dead_code)]
@@ -21,6 +21,7 @@ pub mod damage;
 mod fw_cfg;
 pub mod interrupts;
 pub mod ioapic;
+pub mod kernel_mode;
 pub mod lapic;
 pub mod lock;
 pub mod mailbox;
@@ -71,6 +72,7 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     let page = mailbox();
 
     ports::open();
+    kernel_mode::enter(info.options.ring);
     lapic::mask_8259s();
     paging::map_up_to(info.ram().iter().map(|range| range.end).max().unwrap_or(0));
     page.phase.store(phase::PREPARING, Release);
@@ -98,6 +100,7 @@ fn other_cpu(index: usize) -> ! {
         shim::stop();
     }
     ports::open();
+    kernel_mode::enter(info.options.ring);
     lapic::enable();
     let mut cpu = Cpu::new(index, info);
     cpu.go_online();
