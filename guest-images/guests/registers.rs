@@ -32,10 +32,12 @@ const SPINS: u64 = 20_000;
 const SLOW: u64 = 32;
 const ROUNDS_PER_MARKER: u64 = 100;
 
+const IOPL: u64 = 0x3000;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const XCR0_AVX: u64 = 0b111;
 const XCR0_AVX512: u64 = 0b1110_0111;
+
 fn prepare(cpu: &mut Cpu) {
     if cpu.wants_only("xcr0") && xcr0_is_the_hosts() {
         unavailable(format_args!("XCR0 of the VM's own (CPL3 runs with the host's)"));
@@ -79,6 +81,13 @@ fn xcr0_at_cpl3() -> Option<u64> {
         None => Some(u64::from(high) << 32 | u64::from(low)),
         Some(_) => None,
     }
+}
+
+fn flags() -> u64 {
+    let flags;
+    // SAFETY: reads the flags.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
+    flags
 }
 
 /// Enables the available vector registers and returns their size.
@@ -139,6 +148,8 @@ struct Rounds {
     found: State,
     xcr0: Option<u64>,
     selectors: bool,
+    /// Flags that `popfq` does not change at CPL3.
+    kept_flags: u64,
     privileged: Privileged,
 }
 
@@ -162,6 +173,7 @@ impl Rounds {
             found: EMPTY,
             xcr0: xcr0_at_cpl3(),
             selectors: selectors_are_kept(),
+            kept_flags: flags() & IOPL,
             privileged: Privileged::new(),
         };
         rounds.write_privileged(cpu);
@@ -233,7 +245,7 @@ impl Rounds {
             for (n, name) in GENERAL.iter().enumerate() {
                 let expected = match n {
                     // IF is the guest's own.
-                    0 => values.general[0],
+                    0 => values.general[0] | self.kept_flags,
                     2 => 0,
                     n => values.general[n],
                 };

@@ -1,10 +1,12 @@
-//! Privileged operations, called from CPL3 through the shim's gate.
+//! Privileged operations, called from CPL3 through the shim's gate, and directly where the body runs
+//! at CPL0.
 //!
 //! Each function is a few plain instructions that push nothing, so that after an exception in any
 //! of them execution can continue at one common `ret`.
 
 use core::arch::{asm, global_asm};
 
+use super::kernel_mode;
 use super::shim::{self, GATE_CALL};
 
 global_asm!(
@@ -19,6 +21,14 @@ global_asm!(
     "    ret",
     "cpl0_interrupts_off:",
     "    andl $~0x200, 24(%rsp)",
+    "    ret",
+    "cpl0_set_iopl_3:",
+    "    orl $0x3000, 24(%rsp)",
+    "    ret",
+    // Continues the caller at CPL0, on its own stack.
+    "cpl0_stay:",
+    "    movq $0x10, 16(%rsp)",
+    "    movq $0x18, 40(%rsp)",
     "    ret",
     "cpl0_halt:",
     "    sti",
@@ -107,7 +117,7 @@ macro_rules! functions {
 }
 
 functions! {
-    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
+    cpl0_faulted cpl0_interrupts_on cpl0_interrupts_off cpl0_set_iopl_3 cpl0_stay cpl0_halt cpl0_sti_shadow cpl0_mov_ss_shadow cpl0_cpuid cpl0_rdmsr cpl0_wrmsr
     cpl0_xgetbv cpl0_xsetbv cpl0_read_cr4 cpl0_write_cr4
     cpl0_read_dr0 cpl0_read_dr1 cpl0_read_dr2 cpl0_read_dr3 cpl0_read_dr6 cpl0_read_dr7
     cpl0_write_dr0 cpl0_write_dr1 cpl0_write_dr2 cpl0_write_dr3 cpl0_write_dr6 cpl0_write_dr7
@@ -122,9 +132,15 @@ fn call(function: usize, rsi: u64, rdx: u64, r8: u64) -> u64 {
     let result;
     // SAFETY: the functions use only these registers, and write only to what R8 points to.
     unsafe {
-        asm!("ud2", inlateout("rax") u64::from(GATE_CALL) => result, in("rdi") function,
-             inlateout("rsi") rsi => _, inlateout("rdx") rdx => _, inlateout("r8") r8 => _,
-             lateout("rcx") _, lateout("r9") _);
+        if kernel_mode::is_on() {
+            asm!("call rdi", inlateout("rax") 0_u64 => result, in("rdi") function,
+                 inlateout("rsi") rsi => _, inlateout("rdx") rdx => _, inlateout("r8") r8 => _,
+                 lateout("rcx") _, lateout("r9") _);
+        } else {
+            asm!("ud2", inlateout("rax") u64::from(GATE_CALL) => result, in("rdi") function,
+                 inlateout("rsi") rsi => _, inlateout("rdx") rdx => _, inlateout("r8") r8 => _,
+                 lateout("rcx") _, lateout("r9") _);
+        }
     }
     result
 }
@@ -138,12 +154,32 @@ fn try_call(function: usize, rsi: u64, rdx: u64) -> Result<u64, Fault> {
 
 /// Enables interrupts.
 pub fn interrupts_on() {
-    call(cpl0_interrupts_on::address(), 0, 0, 0);
+    if kernel_mode::is_on() {
+        // SAFETY: the handlers use a stack of their own and change no register.
+        unsafe { asm!("sti") };
+    } else {
+        call(cpl0_interrupts_on::address(), 0, 0, 0);
+    }
 }
 
 /// Disables interrupts.
 pub fn interrupts_off() {
-    call(cpl0_interrupts_off::address(), 0, 0, 0);
+    if kernel_mode::is_on() {
+        // SAFETY: as above.
+        unsafe { asm!("cli") };
+    } else {
+        call(cpl0_interrupts_off::address(), 0, 0, 0);
+    }
+}
+
+/// Opens all I/O ports to CPL3, whatever the TSS says.
+pub(super) fn set_iopl_3() {
+    call(cpl0_set_iopl_3::address(), 0, 0, 0);
+}
+
+/// Continues at CPL0.
+pub(super) fn stay() {
+    call(cpl0_stay::address(), 0, 0, 0);
 }
 
 /// Halts until an interrupt arrives. If interrupts were off before, none is missed: a pending one

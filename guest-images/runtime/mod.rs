@@ -2,8 +2,8 @@
 //!
 //! A guest is one file that declares `mod runtime` and has two functions:
 //! `fn prepare(cpu: &mut Cpu)`, which every vCPU runs before the guest counts as running, and
-//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run at CPL3 with interrupts off. The RAM, the image
-//! and the LAPIC are identity-mapped and accessible to them.
+//! `fn run(cpu: &mut Cpu) -> !`, its body. Both run with interrupts off, at CPL3 or as `ring=` says.
+//! The RAM, the image and the LAPIC are identity-mapped and accessible to them.
 
 // No guest uses all of it.
 #![allow(dead_code)]
@@ -21,12 +21,14 @@ pub mod damage;
 mod fw_cfg;
 pub mod interrupts;
 pub mod ioapic;
+pub mod kernel_mode;
 pub mod lapic;
 pub mod lock;
 pub mod mailbox;
 mod mem;
 pub mod options;
 mod paging;
+mod ports;
 pub mod shim;
 pub mod test_device;
 mod usable;
@@ -69,6 +71,8 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(info) };
     let page = mailbox();
 
+    ports::open();
+    kernel_mode::enter(info.options.ring);
     lapic::mask_8259s();
     paging::map_up_to(info.ram().iter().map(|range| range.end).max().unwrap_or(0));
     page.phase.store(phase::PREPARING, Release);
@@ -95,6 +99,8 @@ fn other_cpu(index: usize) -> ! {
     if index >= info.options.cpus {
         shim::stop();
     }
+    ports::open();
+    kernel_mode::enter(info.options.ring);
     lapic::enable();
     let mut cpu = Cpu::new(index, info);
     cpu.go_online();

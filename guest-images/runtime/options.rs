@@ -26,6 +26,17 @@ pub struct Options {
     pub test: Word,
     /// `fault=KIND`: how the guest `faulty` fails.
     pub fault: Fault,
+    /// `ring=0`, `ring=3`: the privilege level of the body.
+    pub ring: Ring,
+}
+
+/// A privilege level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// CPL0.
+    Kernel,
+    /// CPL3.
+    User,
 }
 
 /// A word of up to 16 bytes, zero-padded.
@@ -95,6 +106,7 @@ impl Options {
             every: 1,
             test: Word::EMPTY,
             fault: Fault::Undefined,
+            ring: Ring::User,
         };
         for word in line.split(u8::is_ascii_whitespace) {
             let Some(equals) = word.iter().position(|b| *b == b'=') else { continue };
@@ -156,6 +168,13 @@ impl Options {
                                 "command line: fault= takes divide, ud, gp, page, panic, triple or hang",
                             );
                         }
+                    };
+                }
+                b"ring" => {
+                    options.ring = match value {
+                        b"0" => Ring::Kernel,
+                        b"3" => Ring::User,
+                        _ => return Err("command line: ring= takes 0 or 3"),
                     };
                 }
                 _ => {}

@@ -110,6 +110,17 @@ pub fn drop_exception_handlers() {
     unsafe { start.write_bytes(0, bytes) };
 }
 
+/// Selects a stack of the interrupt stack table for the handler of each vector.
+pub(super) fn set_handler_stacks(stack: impl Fn(usize) -> u8) {
+    /// Bytes per gate, and where in one the stack is.
+    const GATE: usize = 16;
+    const STACK: usize = 4;
+    for vector in 0..256 {
+        // SAFETY: a byte of the table, which only processors read.
+        unsafe { (&raw mut idt).add(vector * GATE + STACK).write_volatile(stack(vector)) };
+    }
+}
+
 /// The code that a vCPU executes first, in real mode.
 pub fn trampoline_code() -> &'static [u8] {
     let start = &raw const trampoline;
@@ -118,7 +129,7 @@ pub fn trampoline_code() -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 
-/// The index of the running vCPU, derived from its stack: at CPL3 `cpuid` shows the host's.
+/// The index of the running vCPU, derived from the body's stack: at CPL3 `cpuid` shows the host's.
 pub fn cpu_index() -> usize {
     let here = 0u8;
     ((&raw const here).addr() - (&raw const user_stacks).addr()) >> USER_STACK_SHIFT

@@ -1,4 +1,5 @@
-// All code of a guest that runs at CPL0, and the tables that it needs.
+// All code of a guest that runs at CPL0, unless `ring=0` has the body run there, too, and the tables
+// that it needs.
 //
 // Hosts without hardware virtualization emulate CPL0 slowly and incompletely, so this is limited to
 // a few dozen plain integer instructions per vCPU: the assembler lays out the tables instead of
@@ -45,15 +46,19 @@ page_directories:
     .set page, page + 0x200000
     .endr
 
-// One TSS per vCPU: the stack for exceptions, and a bitmap that opens the first 4096 I/O ports to
-// CPL3 (some hosts ignore IOPL).
+// One TSS per vCPU: the stack for exceptions, twice, because only a stack of the interrupt stack table
+// is switched to at CPL0, another stack for what may interrupt a handler (see kernel_mode.rs), and a
+// bitmap that opens the first 4096 I/O ports to CPL3 (some hosts ignore IOPL).
 tss:
     .set cpu, 0
     .rept {max_cpus}
     .balign {tss_stride}
     .long 0
     .quad kernel_stacks + (cpu + 1) * {kernel_stack}
-    .fill 90, 1, 0
+    .fill 24, 1, 0
+    .quad kernel_stacks + (cpu + 1) * {kernel_stack}
+    .quad kernel_stacks + cpu * {kernel_stack} + {kernel_stack} / 2
+    .fill 50, 1, 0
     .short 104                          // offset of the bitmap
     .fill 512, 1, 0
     .byte 0xff
@@ -177,8 +182,8 @@ interrupt:
 2:  popq %rcx
     popq %rax
 
-// `ud2` with the right EAX is the gate from CPL3: it stops the vCPU, or calls the function at RDI
-// at CPL0. (A fault, not `int3`: KVM does not save a breakpoint that is being delivered.) An
+// `ud2` with the right EAX is the gate from CPL3: it stops the vCPU, at CPL0 too, or calls the
+// function at RDI at CPL0. (A fault, not `int3`: KVM does not save a breakpoint that is being delivered.) An
 // exception that the body is prepared for continues at its fixup. Any other is damage and does not
 // return: the first one of the machine is recorded, then the vCPU stops.
 exception:

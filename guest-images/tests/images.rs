@@ -77,6 +77,7 @@ fn guests_are_found_by_name() {
             "faulty",
             "heartbeat",
             "interrupts",
+            "kernel",
             "mmio",
             "modes",
             "pattern",
@@ -185,7 +186,7 @@ fn firmware_images_contain_what_the_elf_files_load() {
 fn guest_builds_are_reproducible_and_free_of_warnings() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let elsewhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests-elsewhere");
-    for folder in ["runtime", "guests", "guests/registers"] {
+    for folder in ["runtime", "guests", "guests/kernel", "guests/registers"] {
         fs::create_dir_all(elsewhere.join(folder)).unwrap();
         let entries = fs::read_dir(here.join(folder)).unwrap().map(|entry| entry.unwrap().path());
         for path in entries.filter(|path| path.is_file()) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cpr_harness::backend::cpr_vmm::CprVmm;
 use cpr_harness::catalogue::trial::{self, Outcome, Tried};
+use cpr_harness::catalogue::lab::Record;
 use cpr_harness::catalogue::{self, BugClass, table};
 use cpr_harness::run::Options;
 use cpr_harness::scenario::Case;
@@ -29,7 +30,7 @@ fn trials() -> Result<Vec<Trial>, Box<dyn Error>> {
     let options = support::options(Arc::new(vmm.clone()), "evidence/catalogue", "");
     let cases = Set::embedded()?.cases;
     let classes = catalogue::all()?;
-    let file = table::markdown(&classes);
+    let file = table::markdown(&classes, &Record::embedded()?);
     let mut trials = vec![Trial::test("the_file_is_current", move || match file == FILE {
         true => Ok(()),
         false => {

@@ -26,6 +26,9 @@ const MSRS: [(u32, &str, u64); 13] = [
     (0x250, "IA32_MTRR_FIX64K_00000", 0x0404_0404_0404_0404),
     (0x3b, "IA32_TSC_ADJUST", 0),
 ];
+/// Those of them that have 32 bits only, unless the guest's processor is Intel's: KVM on AMD drops
+/// the rest when it reads them (`svm_get_msr`), but a guest may see it until then.
+const HALVED: [u32; 2] = [0x175, 0x176];
 /// Canonical addresses.
 const LOW_HALF: u64 = 0x0000_7fff_ffff_ffff;
 
@@ -63,6 +66,7 @@ pub struct Privileged {
     debug: [Option<u64>; DEBUG_REGISTERS.len()],
     /// A digest of each CPUID leaf.
     cpuid: [u64; CPUID_LEAVES],
+    is_intel: bool,
 }
 
 impl Privileged {
@@ -72,6 +76,7 @@ impl Privileged {
             msrs: [None; MSRS.len()],
             debug: [None; DEBUG_REGISTERS.len()],
             cpuid: Self::cpuid_now(),
+            is_intel: cpl0::cpuid(0, 0)[1].to_le_bytes() == *b"Genu",
         }
     }
 
@@ -84,6 +89,8 @@ impl Privileged {
         }
         if cpu.wants("msrs") {
             for (n, (msr, _, bits)) in MSRS.into_iter().enumerate() {
+                let is_halved = HALVED.contains(&msr) && !self.is_intel;
+                let bits = if is_halved { bits & 0xffff_ffff } else { bits };
                 let value = word(1 + n as u64) & bits;
                 let taken = cpl0::wrmsr(msr, value).is_ok() && cpl0::rdmsr(msr) == Ok(value);
                 self.msrs[n] = taken.then_some(value);

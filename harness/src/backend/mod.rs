@@ -13,7 +13,7 @@ use std::path::Path;
 use guest_images::GuestImage;
 
 use crate::observe::files::Files;
-use crate::scenario::{CommandKind, Inject, Vm};
+use crate::scenario::{CommandKind, Inject, Ring, Vm};
 pub use dialect::{AcrossExec, Dialect, Feature, Handover};
 
 /// The parameters of a VMM's start.
@@ -32,8 +32,9 @@ pub struct Launch<'a> {
 impl Launch<'_> {
     /// The guest's command line.
     pub fn cmdline(&self) -> String {
-        let line = format!("seed={} cpus={} {}", self.seed, self.vm.cpus, self.vm.cmdline);
-        line.trim_end().to_owned()
+        let Self { vm: Vm { cpus, ring, cmdline, .. }, seed, .. } = self;
+        let ring = if *ring == Ring::Kernel { "ring=0 " } else { "" };
+        format!("seed={seed} cpus={cpus} {ring}{cmdline}").trim_end().to_owned()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Catalogue of known classes of bugs, each with the scenario that catches it, which is proved by
 //! planting the bug.
 
+pub mod lab;
 pub mod need;
 pub mod random;
 pub mod table;

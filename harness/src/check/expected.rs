@@ -11,6 +11,7 @@ use super::action::{Action, Ending};
 use super::diff::Difference;
 use super::handover::Handover;
 use crate::observe::facts::Change;
+use crate::observe::host_condition::{HostCondition, HostFacts};
 use crate::scenario::{ScenarioError, tree};
 
 /// The file, as it was when this binary was built.
@@ -81,6 +82,9 @@ struct Expected {
     /// The VMM that shows it; absent: every VMM.
     #[serde(default)]
     vmm: Option<String>,
+    /// The hosts that show it, and must; absent: every host.
+    #[serde(default)]
+    host: Option<HostCondition>,
     /// Whether only some hosts or some runs show it.
     #[serde(default)]
     rare: bool,
@@ -95,6 +99,8 @@ struct Entry {
     item: Regex,
     was: Option<Regex>,
     is: Option<Regex>,
+    /// Whether this host is one that shows it.
+    here: bool,
     seen: AtomicBool,
 }
 
@@ -114,10 +120,12 @@ impl Expectations {
     pub fn embedded() -> &'static Self {
         static EMBEDDED_ONES: OnceLock<Expectations> = OnceLock::new();
         // Cannot fail: a test parses the same file.
-        EMBEDDED_ONES.get_or_init(|| Self::parse(EMBEDDED).expect("audits.toml is valid"))
+        EMBEDDED_ONES.get_or_init(|| {
+            HostFacts::with(|host| Self::parse(EMBEDDED, host)).expect("audits.toml is valid")
+        })
     }
 
-    fn parse(text: &str) -> Result<Self, ScenarioError> {
+    fn parse(text: &str, host: HostFacts<'_>) -> Result<Self, ScenarioError> {
         let file: File = tree::from_str(NAME, text)?;
         let whole = |pattern: &str| {
             Regex::new(&format!("^(?s:{pattern})$"))
@@ -132,6 +140,7 @@ impl Expectations {
                 item: whole(&expected.item)?,
                 was: expected.was.as_deref().map(whole).transpose()?,
                 is: expected.is.as_deref().map(whole).transpose()?,
+                here: expected.host.as_ref().is_none_or(|condition| condition.holds(host)),
                 seen: AtomicBool::new(false),
                 expected,
             })
@@ -169,7 +178,7 @@ impl Expectations {
 
 impl Entry {
     fn is_about(&self, vmm: &str) -> bool {
-        self.expected.vmm.as_deref().is_none_or(|wanted| wanted == vmm)
+        self.here && self.expected.vmm.as_deref().is_none_or(|wanted| wanted == vmm)
     }
 
     fn explains(&self, audit: &str, vmm: &str, moment: Moment, change: &Change) -> bool {
@@ -251,7 +260,17 @@ mod tests {
         item = "x"
         vmm = "qemu"
         reason = "known"
+
+        [[expected]]
+        audit = "kvm"
+        item = "y"
+        host = { kvm-with = "hyper-v" }
+        reason = "a counter of the host"
     "#;
+
+    const NO_HYPER_V: HostFacts<'_> =
+        HostFacts { has_module: &|_| false, cpu_flags: &[], kvm_has: &|_| false };
+    const HYPER_V: HostFacts<'_> = HostFacts { kvm_has: &|_| true, ..NO_HYPER_V };
 
     fn change(item: &str, is: Option<&str>) -> Change {
         Change { item: item.into(), was: Some("0".into()), is: is.map(str::to_owned) }
@@ -259,12 +278,12 @@ mod tests {
 
     #[test]
     fn the_file_is_valid() {
-        Expectations::parse(EMBEDDED).unwrap();
+        Expectations::parse(EMBEDDED, NO_HYPER_V).unwrap();
     }
 
     #[test]
     fn an_entry_explains_only_its_audit_moment_and_vmm() {
-        let all = Expectations::parse(TEXT).unwrap();
+        let all = Expectations::parse(TEXT, NO_HYPER_V).unwrap();
         let tsc = || vec![change("cpu.0.tsc", Some("17"))];
         let left = |audit, vmm, moment, changes| all.unexplained(audit, vmm, moment, changes).len();
         assert_eq!(left("process", "a", Moment::Updated, tsc()), 1);
@@ -277,6 +296,18 @@ mod tests {
         assert_eq!(left("kvm", "a", Moment::Step, vec![change("x", None)]), 1);
         assert_eq!(left("kvm", "qemu", Moment::Step, vec![change("x", None)]), 0);
         assert_eq!(all.unseen("qemu"), [""; 0]);
+    }
+
+    #[test]
+    fn an_entry_for_some_hosts_explains_nothing_elsewhere_and_is_not_missing_there() {
+        let left = |host| {
+            let all = Expectations::parse(TEXT, host).unwrap();
+            let missing = all.unseen("a").len();
+            let changes = vec![change("y", Some("1"))];
+            (all.unexplained("kvm", "a", Moment::Step, changes).len(), missing)
+        };
+        assert_eq!(left(NO_HYPER_V), (1, 1));
+        assert_eq!(left(HYPER_V), (0, 2));
     }
 
     #[test]
@@ -301,7 +332,7 @@ mod tests {
     #[test]
     fn rejects_an_entry_without_reason() {
         let text = "[[expected]]\naudit = \"a\"\nitem = \"x\"\nreason = \" \"\n";
-        let error = Expectations::parse(text).unwrap_err().to_string();
+        let error = Expectations::parse(text, NO_HYPER_V).unwrap_err().to_string();
         assert!(error.contains("has no reason"), "{error}");
     }
 }

@@ -10,11 +10,13 @@ use clap::Args;
 use super::setup::{Ready, writable};
 use super::{CliError, ENVIRONMENT, FAILED};
 use crate::backend::cpr_vmm::CprVmm;
+use crate::catalogue::lab::Record;
 use crate::catalogue::random::{self, Loss, Share};
 use crate::catalogue::trial::{self, Outcome, Tried};
 use crate::catalogue::{BugClass, all, table};
 use crate::process::signals::Ending;
 use crate::report::stdout::say;
+use crate::run::evidence::start;
 use crate::run::{Options, schedule};
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -42,6 +44,12 @@ pub(super) struct Catalogue {
     /// Skip the audits, to see what they contribute.
     #[arg(long)]
     no_audits: bool,
+    /// Plant the bugs of unproved classes too: on this host one may be noticed.
+    #[arg(long, conflicts_with_all = ["random", "loss", "write"])]
+    unproved: bool,
+    /// Add the results to this record, the column `lab` of the catalogue.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["random", "loss", "write"])]
+    record: Option<PathBuf>,
     /// Write the catalogue to this file and run nothing.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -55,7 +63,8 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, CliError> {
     let classes = all().map_err(CliError::usage)?;
     if let Some(path) = &catalogue.write {
         writable(path)?;
-        let text = table::markdown(&classes);
+        let lab = Record::embedded().map_err(CliError::usage)?;
+        let text = table::markdown(&classes, &lab);
         let cannot = |e| CliError::environment(format!("cannot write {}: {e}", path.display()));
         return fs::write(path, text).map(|()| ExitCode::SUCCESS).map_err(cannot);
     }
@@ -86,15 +95,25 @@ pub(super) fn main(catalogue: &Catalogue) -> Result<ExitCode, CliError> {
         ));
     }
     let mut seen = Seen::default();
+    let mut record = match &catalogue.record {
+        Some(path) => Some((path, Record::read(path).map_err(CliError::usage)?)),
+        None => None,
+    };
     say(format_args!("{:<22} {:<58} {:<14} planted", "bug", "scenario", "clean"));
     for class in classes.iter().filter(wanted) {
-        if let Some(why) = &class.unproved {
+        if let Some(why) = &class.unproved
+            && !catalogue.unproved
+        {
             say(format_args!("{:<22} {:<58} UNPROVED: {why}", class.planted, class.case));
             seen.unproved += 1;
             continue;
         }
         let case = class.find(&cases).map_err(CliError::usage)?;
-        seen.class(class, case, &vmm, &options, catalogue.clean);
+        let outcome = seen.class(class, case, &vmm, &options, catalogue.clean);
+        if let Some((path, record)) = &mut record {
+            record.add(class, &start::kernel(), &outcome);
+            record.write(path).map_err(CliError::environment)?;
+        }
     }
     say(format_args!("\n{}", seen.summary()));
     Ok(ExitCode::from(seen.code()))
@@ -145,11 +164,14 @@ impl Seen {
         vmm: &CprVmm,
         options: &Options,
         clean: u32,
-    ) {
+    ) -> Outcome {
+        let ignore = |why: String| {
+            say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
+            Outcome::NotRun(why)
+        };
         if let Some(Outcome::NotRun(why)) = trial::unmet(class) {
             self.ignored += 1;
-            say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
-            return;
+            return ignore(why);
         }
         let mut problems = Vec::new();
         for _ in 0..clean {
@@ -158,8 +180,7 @@ impl Seen {
                 Outcome::Passed => self.clean += 1,
                 Outcome::NotRun(why) => {
                     self.ignored += 1;
-                    say(format_args!("{:<22} {:<58} ignored: {why}", class.planted, case.name));
-                    return;
+                    return ignore(why);
                 }
                 _ => {
                     self.clean += 1;
@@ -196,6 +217,7 @@ impl Seen {
         if !caught {
             repro_commands.iter().for_each(|line| say(format_args!("    {line}")));
         }
+        planted
     }
 
     fn summary(&self) -> String {

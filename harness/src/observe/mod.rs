@@ -8,6 +8,7 @@ pub mod file_facts;
 pub mod files;
 pub mod frames;
 pub mod host;
+pub mod host_condition;
 pub mod image;
 pub mod kvm_state;
 pub mod mailbox;

@@ -1,14 +1,10 @@
 //! The features that a guest may find missing on a host: `scenarios/host-lacks.toml`. Any other
 //! missing feature is a failure of the VMM.
 
-use std::path::Path;
-
-use kvm_bindings::KVM_CAP_TSC_DEADLINE_TIMER;
-use kvm_ioctls::Kvm;
-use procfs::{CpuInfo, Current};
 use serde::Deserialize;
 
 use crate::backend::Backend;
+use crate::observe::host_condition::{HostCondition, HostFacts};
 use crate::scenario::{ScenarioError, tree};
 
 /// The file's content when this binary was built.
@@ -34,24 +30,12 @@ struct Lack {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum On {
-    /// With this KVM module.
-    KvmModule(String),
-    /// On a CPU without this flag in `/proc/cpuinfo`.
-    CpuWithout(String),
-    /// On a KVM without this extension.
-    KvmWithout(Extension),
+    /// On such a host.
+    Host(HostCondition),
     /// With this VMM.
     Vmm(String),
     /// With this VMM, where it does not use KVM.
     VmmWithoutKvm(String),
-}
-
-/// A KVM extension.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Extension {
-    /// `KVM_CAP_TSC_DEADLINE_TIMER`.
-    TscDeadlineTimer,
 }
 
 /// Facts about this host and the VMM on it.
@@ -59,9 +43,7 @@ enum Extension {
 struct Facts<'a> {
     vmm: &'a str,
     uses_kvm: bool,
-    has_module: &'a dyn Fn(&str) -> bool,
-    cpu_flags: &'a [&'a str],
-    kvm_has: &'a dyn Fn(Extension) -> bool,
+    host: HostFacts<'a>,
 }
 
 /// All features that may be missing.
@@ -92,17 +74,10 @@ impl HostLacks {
 
     /// Checks that a guest of `vmm` may find `what` missing on this host; the error says why not.
     pub fn judge(&self, vmm: &dyn Backend, what: &str) -> Result<(), String> {
-        let cpuinfo = CpuInfo::current().ok();
-        let flags = cpuinfo.as_ref().and_then(|cpus| cpus.flags(0)).unwrap_or_default();
-        let has_module = |name: &str| Path::new("/sys/module").join(name).exists();
-        let facts = Facts {
-            vmm: vmm.name(),
-            uses_kvm: vmm.uses_kvm(),
-            has_module: &has_module,
-            cpu_flags: &flags,
-            kvm_has: &kvm_has,
-        };
-        self.judge_with(what, facts)
+        HostFacts::with(|host| {
+            let facts = Facts { vmm: vmm.name(), uses_kvm: vmm.uses_kvm(), host };
+            self.judge_with(what, facts)
+        })
     }
 
     fn judge_with(&self, what: &str, facts: Facts<'_>) -> Result<(), String> {
@@ -121,21 +96,11 @@ impl HostLacks {
 impl On {
     fn holds(&self, facts: Facts<'_>) -> bool {
         match self {
-            Self::KvmModule(name) => (facts.has_module)(name),
-            Self::CpuWithout(flag) => !facts.cpu_flags.contains(&flag.as_str()),
-            Self::KvmWithout(extension) => !(facts.kvm_has)(*extension),
+            Self::Host(condition) => condition.holds(facts.host),
             Self::Vmm(name) => facts.vmm == name,
             Self::VmmWithoutKvm(name) => facts.vmm == name && !facts.uses_kvm,
         }
     }
-}
-
-/// Returns whether KVM has the extension; assumes so if `/dev/kvm` cannot be opened.
-fn kvm_has(extension: Extension) -> bool {
-    let number = match extension {
-        Extension::TscDeadlineTimer => KVM_CAP_TSC_DEADLINE_TIMER,
-    };
-    Kvm::new().map_or(true, |kvm| kvm.check_extension_raw(number.into()) > 0)
 }
 
 #[cfg(test)]
@@ -148,9 +113,9 @@ mod tests {
         "an interrupt in service (the LAPIC ends each by itself when it is delivered)";
 
     fn facts(vmm: &str) -> Facts<'_> {
-        let cpu_flags = &["fpu", "avx"];
         let has_module = &|name: &str| name == "kvm_pvm";
-        Facts { vmm, uses_kvm: true, has_module, cpu_flags, kvm_has: &|_| true }
+        let host = HostFacts { has_module, cpu_flags: &["fpu", "avx"], kvm_has: &|_| true };
+        Facts { vmm, uses_kvm: true, host }
     }
 
     #[rstest]
@@ -172,7 +137,8 @@ mod tests {
     #[test]
     fn depends_on_kvm() {
         let (all, ours, other) = (HostLacks::embedded().unwrap(), facts("cpr-vmm"), facts("qemu"));
-        let elsewhere = all.judge_with(SERVICE, Facts { has_module: &|_| false, ..ours });
+        let host = HostFacts { has_module: &|_| false, ..ours.host };
+        let elsewhere = all.judge_with(SERVICE, Facts { host, ..ours });
         assert!(elsewhere.unwrap_err().ends_with("lists it, but not for this host and VMM"));
         assert_eq!(all.judge_with("pvclock", Facts { uses_kvm: false, ..other }), Ok(()));
     }

@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use crate::backend::{Backend, Feature};
+use crate::observe::host::{self, KernelMode};
 use crate::process::cgroup;
 use crate::run::update::{command, mounts};
+use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Seccomp, Step,
+    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Ring, Seccomp, Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
@@ -30,6 +32,12 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         && let Err(e) = File::options().read(true).write(true).open(kvm)
     {
         return Some(format!("no KVM here ({}: {e})", kvm.display()));
+    }
+    if case.vm.ring == Ring::Kernel
+        && backend.uses_kvm()
+        && let Some(why) = no_kernel_mode(host::this().kernel_mode)
+    {
+        return Some(why);
     }
     if let Some(why) = needs(case).into_iter().find_map(|feature| backend.lacks(feature)) {
         return Some(why);
@@ -60,6 +68,16 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     };
     let unmet = case.steps.iter().find_map(command);
     unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
+}
+
+/// Returns why the body of a guest cannot run at CPL0, if so: an emulator in the kernel would run it,
+/// and not all of it.
+fn no_kernel_mode(kernel_mode: KernelMode) -> Option<String> {
+    (kernel_mode == KernelMode::Emulated).then(|| {
+        format!(
+            "{HOST_LACKS}the guest's kernel mode on the CPU (a lab has it: `cpr-harness lab run --filter ring=0`)"
+        )
+    })
 }
 
 /// Returns the features that a case needs of its VMM.
@@ -171,6 +189,15 @@ pub fn reserved_bytes() -> u64 {
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[rstest]
+    #[case::emulated(KernelMode::Emulated, true)]
+    #[case::on_the_cpu(KernelMode::OnTheCpu, false)]
+    #[case::not_known(KernelMode::Unknown, false)]
+    fn ring_0_needs_the_cpu(#[case] kernel_mode: KernelMode, #[case] lacks: bool) {
+        let why = no_kernel_mode(kernel_mode);
+        assert_eq!(why.as_deref().map(|why| why.starts_with(HOST_LACKS)), lacks.then_some(true));
+    }
 
     #[rstest]
     #[case(None, false)]

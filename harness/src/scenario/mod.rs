@@ -48,4 +48,4 @@ pub use stalled::Stalled;
 pub use step::{BinaryChange, RaceCommand, Repeat, RunTarget, SerialAction, StartAt, Step, Wait};
 pub use update::{Channel, Expect, Failure, Migrate};
 pub use validate::check_made;
-pub use vm::{Pages, Seccomp, SerialKind, Signals, Vm};
+pub use vm::{Pages, Ring, Seccomp, SerialKind, Signals, Vm};

@@ -20,6 +20,9 @@ pub struct Vm {
     #[serde(default = "heartbeat")]
     #[schemars(transform = super::schema_parts::guests)]
     pub guest: String,
+    /// The privilege level of the guest's body: 3 as a program, 0 as a kernel.
+    #[serde(default, skip_serializing_if = "Ring::is_default")]
+    pub ring: Ring,
     /// Number of vCPUs.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 8))]
@@ -66,6 +69,7 @@ impl Default for Vm {
     fn default() -> Self {
         Self {
             guest: heartbeat(),
+            ring: Ring::default(),
             cpus: one(),
             memory: Size::default(),
             share: yes(),
@@ -98,6 +102,50 @@ impl Vm {
     pub fn word(&self, key: &str) -> Option<&str> {
         let mut words = self.cmdline.split_ascii_whitespace();
         words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+}
+
+/// The privilege level at which the body of a guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u8", into = "u8")]
+#[schemars(extend("enum" = [0, 3]))]
+pub enum Ring {
+    /// CPL0.
+    Kernel,
+    /// CPL3, which every host runs at full speed.
+    #[default]
+    User,
+}
+
+/// An error for a number that is not a ring of a guest.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid ring {0}: expected 0 or 3")]
+pub struct BadRing(u8);
+
+impl Ring {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl TryFrom<u8> for Ring {
+    type Error = BadRing;
+
+    fn try_from(number: u8) -> Result<Self, BadRing> {
+        match number {
+            0 => Ok(Self::Kernel),
+            3 => Ok(Self::User),
+            other => Err(BadRing(other)),
+        }
+    }
+}
+
+impl From<Ring> for u8 {
+    fn from(ring: Ring) -> Self {
+        match ring {
+            Ring::Kernel => 0,
+            Ring::User => 3,
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use toml::{Table, Value};
 use crate::scenario::{Migrate, Step, Vm};
 
 /// The order of keys in a scenario; all others follow.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "guest",
+    "ring",
     "cpus",
     "memory",
     "share",
