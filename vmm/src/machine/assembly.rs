@@ -56,7 +56,7 @@ impl Machine {
 
 /// The initial content of a machine.
 enum Content {
-    PowerOn(boot::PvhEntry),
+    PowerOn(boot::Entry),
     Restored(Box<RestoredState>),
     Rehearsed,
 }
@@ -73,7 +73,7 @@ struct Parts<'a> {
     devices: Option<DevicesState>,
     vcpu_states: Vec<VcpuState>,
     platform: Option<PlatformState>,
-    entry: Option<boot::PvhEntry>,
+    entry: Option<boot::Entry>,
     rehearsed: bool,
 }
 
@@ -240,7 +240,7 @@ impl Parts<'_> {
         Ok(())
     }
 
-    fn enter(&self, entry: boot::PvhEntry) -> Result<(), MachineError> {
+    fn enter(&self, entry: boot::Entry) -> Result<(), MachineError> {
         let boot_cpu = &self.fds[0];
         let reset = boot_cpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
         boot_cpu.set_sregs(&entry.sregs(&reset)).map_err(kvm("KVM_SET_SREGS"))?;

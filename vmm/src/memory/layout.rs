@@ -12,6 +12,8 @@ pub const PVH_START_INFO_SIZE: u64 = 0x1000;
 pub const PVH_MODULES: u64 = 0x100;
 /// Offset of the memory map from the start info.
 pub const PVH_MEMMAP: u64 = 0x200;
+/// Zero page of a bzImage, followed by GDT and page tables, unless the kernel is there.
+pub const ZERO_PAGE: u64 = 0x6000;
 /// The guest's command line, NUL-terminated, unless the kernel is there.
 pub const CMDLINE: u64 = 0x1_0000;
 /// Maximum bytes of the command line, including its NUL.
