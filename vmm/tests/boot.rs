@@ -1,4 +1,5 @@
-//! Tests that guests boot by each protocol, and boot again on a reset after an update.
+//! Tests that guests boot by each protocol, and boot again on a reset after an update; and that they
+//! can power the machine off.
 
 // Other tests use the rest of it.
 #[allow(dead_code, unused_imports)]
@@ -9,12 +10,15 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use cpr_qmp::command::Command;
+use cpr_qmp::event::EventKind;
+use cpr_qmp::run_state::ShutdownCause;
 use support::trials::{self, kvm, trials};
-use support::{PATIENCE, Scene};
+use support::{PATIENCE, Qmp, Scene};
 
 fn main() -> ExitCode {
     trials::run(trials![kvm();
         bzimage_finds_its_command_line,
+        power_button_is_noticed_after_an_update,
     ])
 }
 
@@ -39,4 +43,30 @@ fn bzimage_finds_its_command_line() {
     expect(&serial, "the echo", b"after");
     qmp.done(Command::SystemReset);
     expect(&serial, "the command line after a reset", b"console=ttyS0\0");
+}
+
+fn power_button_is_noticed_after_an_update() {
+    for pressed_before in [true, false] {
+        let scene = Scene::new();
+        let mut vm = scene.start("--kernel DIR/powers-off --memory 16M --paused");
+        let mut qmp = vm.qmp();
+        let press = |qmp: &mut Qmp| {
+            qmp.done(Command::SystemPowerdown);
+            qmp.event("POWERDOWN", |event| (event == EventKind::Powerdown).then_some(()));
+        };
+        if pressed_before {
+            press(&mut qmp);
+        } else {
+            qmp.done(Command::Cont);
+        }
+        vm.update(&mut qmp);
+        if pressed_before {
+            qmp.done(Command::Cont);
+        } else {
+            press(&mut qmp);
+        }
+        let shutdown = EventKind::Shutdown { guest: true, reason: ShutdownCause::GuestShutdown };
+        qmp.event("SHUTDOWN", |event| (event == shutdown).then_some(()));
+        assert_eq!(vm.end().code(), Some(0));
+    }
 }

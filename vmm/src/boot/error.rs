@@ -41,6 +41,9 @@ pub enum BootError {
         "cannot boot the bzImage: it has no 64-bit entry (XLF_KERNEL_64); use an x86-64 kernel"
     )]
     No64BitEntry,
+    /// The kernel is loaded below 1 MiB.
+    #[error("cannot boot the kernel: it is a zImage, which is loaded below 1 MiB; use a bzImage")]
+    ZImage,
     /// The bzImage is shorter than its header says.
     #[error(
         "cannot boot the bzImage: its file has {actual} of the {needed} bytes that its header announces"
@@ -68,7 +71,7 @@ pub enum BootError {
     },
     /// The command line is too long for this bzImage.
     #[error(
-        "the guest's command line has {length} bytes, this kernel accepts {limit} (cmdline_size)"
+        "the guest's command line has {length} bytes, this kernel accepts {limit} (cmdline_size): shorten --cmdline"
     )]
     CmdlineSize {
         /// Bytes without the NUL.

@@ -16,7 +16,7 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::long_mode::{LongMode, TABLES_SIZE};
 use super::parts::{self, Piece};
 use super::placement::Taken;
-use super::{BootError, BootImage};
+use super::{BootError, BootImage, Given, acpi};
 use crate::memory::GuestMemory;
 use crate::memory::layout::ZERO_PAGE;
 
@@ -27,8 +27,9 @@ const HEADER_START: usize = 0x202 - 0x1f1;
 const MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// Linux 3.8: the first version with `xloadflags`.
 const MIN_PROTOCOL: u16 = 0x020c;
+const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
-/// "A boot loader without a number of its own."
+/// A boot loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// Where the 64-bit entry is, from the start of the loaded kernel.
 const ENTRY_64: u64 = 0x200;
@@ -52,11 +53,11 @@ pub(super) fn is_bzimage(kernel: &File) -> io::Result<bool> {
 pub(super) fn load(
     memory: &GuestMemory,
     image: &BootImage,
-    cmdline: &str,
+    given: Given<'_>,
 ) -> Result<LinuxEntry, BootError> {
     let header = read_header(image.kernel()).map_err(BootError::Read)?.unwrap_or_default();
     let length = image.kernel().metadata().map_err(BootError::Read)?.len();
-    check(&header, length, cmdline)?;
+    check(&header, length, given.cmdline)?;
     let mut taken = Taken::default();
     let kernel = kernel_at(memory, &header, length)?;
     taken.add(kernel.start..kernel.start + kernel.size);
@@ -71,8 +72,9 @@ pub(super) fn load(
     let what = "the zero page and page tables";
     let zero_page = parts::place(memory, &mut taken, what, ZERO_PAGE, PAGE + TABLES_SIZE)?;
     let mode = LongMode::write(memory, zero_page + PAGE)?;
-    let cmdline_at = parts::load_cmdline(memory, cmdline, &mut taken)?;
-    let params = zero_page_content(memory, header, cmdline_at, initrd);
+    let cmdline_at = parts::load_cmdline(memory, given.cmdline, &mut taken)?;
+    let mut params = zero_page_content(memory, header, cmdline_at, initrd);
+    params.acpi_rsdp_addr = acpi::write(memory, &taken, given.cpus)?.unwrap_or(0);
     let params = BootParams::new(&params, GuestAddress(zero_page));
     LinuxBootConfigurator::write_bootparams(&params, memory)
         .map_err(|source| BootError::Params { what: "the zero page", source })?;
@@ -107,6 +109,9 @@ fn check(header: &setup_header, length: u64, cmdline: &str) -> Result<(), BootEr
     if version < MIN_PROTOCOL {
         return Err(BootError::OldProtocol { version });
     }
+    if header.loadflags & LOADED_HIGH == 0 {
+        return Err(BootError::ZImage);
+    }
     if header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(BootError::No64BitEntry);
     }
@@ -122,8 +127,8 @@ fn check(header: &setup_header, length: u64, cmdline: &str) -> Result<(), BootEr
     Ok(())
 }
 
-/// Returns where the kernel goes. Loaded below its preferred address it would move itself there;
-/// there it needs `init_size` bytes until it has a memory map.
+/// Returns where to load the kernel: at its preferred address, because it moves itself there if it is
+/// loaded lower. It needs `init_size` bytes from there on.
 fn kernel_at(memory: &GuestMemory, header: &setup_header, length: u64) -> Result<Piece, BootError> {
     let start = header.pref_address;
     let size = u64::from(header.init_size).max(length - setup_bytes(header));

@@ -1,5 +1,6 @@
 //! Booting the guest: the boot image and its entry point.
 
+mod acpi;
 mod error;
 mod image;
 mod linux;
@@ -27,13 +28,22 @@ pub enum Entry {
     Linux(linux::LinuxEntry),
 }
 
+/// What a guest is given besides kernel and initrd.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// Its command line.
+    pub cmdline: &'a str,
+    /// Number of vCPUs, which the ACPI tables list.
+    pub cpus: u8,
+}
+
 /// Puts the guest and what it is given into RAM, by the boot protocol of its kernel.
-pub fn load(memory: &GuestMemory, image: &BootImage, cmdline: &str) -> Result<Entry, BootError> {
+pub fn load(memory: &GuestMemory, image: &BootImage, given: Given<'_>) -> Result<Entry, BootError> {
     let kernel = image.kernel();
     if pvh::is_elf(kernel).map_err(BootError::Read)? {
-        pvh::load(memory, image, cmdline).map(Entry::Pvh)
+        pvh::load(memory, image, given).map(Entry::Pvh)
     } else if linux::is_bzimage(kernel).map_err(BootError::Read)? {
-        linux::load(memory, image, cmdline).map(Entry::Linux)
+        linux::load(memory, image, given).map(Entry::Linux)
     } else {
         Err(BootError::Format)
     }

@@ -8,10 +8,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::BootError;
 use super::placement::Taken;
 use crate::memory::GuestMemory;
-use crate::memory::layout::{CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, EXTENDED_START, LOW_RAM_END};
+use crate::memory::layout::{
+    ACPI_START, CMDLINE, CMDLINE_MAX, CONVENTIONAL_END, EXTENDED_START, LOW_RAM_END,
+};
 
-/// A type of the memory map's entries, as of the BIOS call E820.
+/// The types of the memory map's entries, as of the BIOS call E820.
 pub(super) const E820_RAM: u32 = 1;
+pub(super) const E820_RESERVED: u32 = 2;
 
 /// Guest RAM that holds something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +95,12 @@ pub(super) fn load_initrd(
 /// Returns the guest's memory map.
 pub(super) fn memory_map(memory: &GuestMemory) -> Vec<MapEntry> {
     let ram = |start, end: u64| MapEntry { start, size: end - start, kind: E820_RAM };
-    let mut map = vec![ram(0, CONVENTIONAL_END), ram(EXTENDED_START, low_end(memory))];
+    let acpi = EXTENDED_START - ACPI_START;
+    let mut map = vec![
+        ram(0, CONVENTIONAL_END),
+        MapEntry { start: ACPI_START, size: acpi, kind: E820_RESERVED },
+        ram(EXTENDED_START, low_end(memory)),
+    ];
     for high in memory.iter().skip(1) {
         map.push(ram(high.start_addr().0, high.start_addr().0 + high.len()));
     }
@@ -111,9 +119,17 @@ mod tests {
     #[test]
     fn memory_map_excludes_the_holes() {
         let ram = ram(4 << 30);
-        let map: Vec<_> =
-            memory_map(ram.memory()).iter().map(|e| (e.start, e.start + e.size)).collect();
-        assert_eq!(map, [(0, 0xa_0000), (0x10_0000, 3 << 30), (4 << 30, 5 << 30)]);
+        let map = memory_map(ram.memory());
+        let map: Vec<_> = map.iter().map(|e| (e.start, e.start + e.size, e.kind)).collect();
+        assert_eq!(
+            map,
+            [
+                (0, 0xa_0000, E820_RAM),
+                (0xe_0000, 0x10_0000, E820_RESERVED),
+                (0x10_0000, 3 << 30, E820_RAM),
+                (4 << 30, 5 << 30, E820_RAM),
+            ]
+        );
     }
 
     #[test]

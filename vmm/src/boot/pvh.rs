@@ -20,7 +20,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 use super::parts::{self, MapEntry, Piece};
 use super::placement::Taken;
 use super::segments::{CR0_ET, CR0_PE, flat};
-use super::{BootError, BootImage};
+use super::{BootError, BootImage, Given, acpi};
 use crate::memory::GuestMemory;
 use crate::memory::layout::{PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, PVH_START_INFO_SIZE};
 
@@ -42,7 +42,7 @@ pub struct PvhEntry {
 pub(super) fn load(
     memory: &GuestMemory,
     image: &BootImage,
-    cmdline: &str,
+    given: Given<'_>,
 ) -> Result<PvhEntry, BootError> {
     // The loader does not clear .bss, and after a reset RAM is dirty.
     let segments = segments(image.kernel()).map_err(BootError::Read)?;
@@ -60,8 +60,9 @@ pub(super) fn load(
     };
     let (usual, size) = (PVH_START_INFO, PVH_START_INFO_SIZE);
     let start_info = parts::place(memory, &mut taken, START_INFO, usual, size)?;
-    let cmdline_at = parts::load_cmdline(memory, cmdline, &mut taken)?;
-    write_start_info(memory, start_info, cmdline_at, module)?;
+    let cmdline = parts::load_cmdline(memory, given.cmdline, &mut taken)?;
+    let rsdp = acpi::write(memory, &taken, given.cpus)?;
+    write_start_info(memory, start_info, cmdline, rsdp, module)?;
     Ok(PvhEntry { entry, start_info })
 }
 
@@ -131,6 +132,7 @@ fn write_start_info(
     memory: &GuestMemory,
     start_info: u64,
     cmdline: u64,
+    rsdp: Option<u64>,
     initrd: Option<Piece>,
 ) -> Result<(), BootError> {
     let module = initrd.map(|initrd| hvm_modlist_entry {
@@ -146,6 +148,7 @@ fn write_start_info(
         nr_modules: module.iter().len() as u32,
         modlist_paddr: if module.is_some() { modules } else { 0 },
         cmdline_paddr: cmdline,
+        rsdp_paddr: rsdp.unwrap_or(0),
         memmap_paddr: memmap,
         memmap_entries: map.len() as u32,
         ..Default::default()

@@ -20,6 +20,8 @@ pub const CMDLINE: u64 = 0x1_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End of the memory below 1 MiB that a PC may use; the EBDA, VGA and ROMs follow.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
+/// Start of the ACPI tables: of the BIOS area, every 16 bytes of which a guest searches for them.
+pub const ACPI_START: u64 = 0xe_0000;
 /// Where PC ROMs end and extended memory begins.
 pub const EXTENDED_START: u64 = 0x10_0000;
 /// Three pages that KVM needs for real mode on Intel without unrestricted guest.

@@ -48,6 +48,26 @@ pub fn alphabet() -> Vec<u8> {
     )
 }
 
+/// Returns a guest that powers the machine off when the power button is pressed.
+pub fn powers_off() -> Vec<u8> {
+    elf(
+        &[
+            0x66, 0xba, 0x02, 0x06, //         mov dx, 0x602
+            0x66, 0xb8, 0x00, 0x01, //         mov ax, 0x100
+            0x66, 0xef, //                     out dx, ax
+            0xb2, 0x00, //                     mov dl, 0
+            0x66, 0xed, //               wait: in ax, dx
+            0xf6, 0xc4, 0x01, //               test ah, 1
+            0x74, 0xf9, //                     jz wait
+            0xb2, 0x04, //                     mov dl, 4
+            0x66, 0xb8, 0x00, 0x34, //         mov ax, 0x3400
+            0x66, 0xef, //                     out dx, ax
+            0xf4, //                           hlt
+        ],
+        true,
+    )
+}
+
 /// Returns a bzImage whose guest sends its command line, with the NUL at its end, and then echoes
 /// what the serial port receives.
 pub fn bzimage() -> Vec<u8> {

@@ -9,6 +9,10 @@ const INIT_SIZE: u32 = 0x20_0000;
 /// The kernel proper: recognizable bytes, 3 sectors of 512.
 const PAYLOAD: [u8; 0x600] = [0xaa; 0x600];
 
+fn given(cmdline: &str) -> Given<'_> {
+    Given { cmdline, cpus: 1 }
+}
+
 fn ram(size: u64) -> RamBlock {
     RamBlock::create(MemoryConfig { size, share: true, pages: PageKind::Small }).unwrap()
 }
@@ -54,7 +58,8 @@ fn image(kernel: &[u8], initrd: Option<&[u8]>) -> BootImage {
 }
 
 fn error(size: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> String {
-    super::super::load(ram(size).memory(), &image(kernel, initrd), cmdline).unwrap_err().to_string()
+    let image = image(kernel, initrd);
+    super::super::load(ram(size).memory(), &image, given(cmdline)).unwrap_err().to_string()
 }
 
 #[test]
@@ -62,7 +67,8 @@ fn zero_page_describes_kernel_command_line_initrd_and_ram() {
     let ram = ram(4 << 30);
     let memory = ram.memory();
     memory.write_slice(&[0xff; 0x1_0000], GuestAddress(0)).unwrap();
-    let entry = load(memory, &image(&bzimage(|_| ()), Some(&[0xbb; 5000])), "console=x").unwrap();
+    let entry =
+        load(memory, &image(&bzimage(|_| ()), Some(&[0xbb; 5000])), given("console=x")).unwrap();
     let regs = entry.regs();
     assert_eq!((regs.rip, regs.rflags), (PREFERRED + 0x200, 2));
     let mut page = [0; 4096];
@@ -87,11 +93,11 @@ fn zero_page_describes_kernel_command_line_initrd_and_ram() {
 fn initrd_and_tables_stay_clear_of_the_kernel_while_it_unpacks_itself() {
     let ram = ram(20 << 20);
     let kernel = bzimage(|header| header.init_size = (4 << 20) - 0x1000);
-    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), "").unwrap();
+    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), given("")).unwrap();
     let at: u32 = ram.memory().read_obj(GuestAddress(entry.zero_page + 0x218)).unwrap();
     assert_eq!(u64::from(at), (20 << 20) - 0x1000);
     let kernel = bzimage(|header| (header.pref_address, header.init_size) = (0x10_0000, 0x10_0000));
-    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), "").unwrap();
+    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), given("")).unwrap();
     assert_eq!(entry.regs().rip, 0x10_0200);
     assert!(entry.zero_page + PAGE + TABLES_SIZE <= 0x10_0000, "{entry:?}");
 }
@@ -100,7 +106,7 @@ fn initrd_and_tables_stay_clear_of_the_kernel_while_it_unpacks_itself() {
 fn initrd_is_placed_below_the_kernels_limit() {
     let ram = ram(64 << 20);
     let kernel = bzimage(|header| header.initrd_addr_max = 0x1ff_ffff);
-    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), "").unwrap();
+    let entry = load(ram.memory(), &image(&kernel, Some(&[1; 4096])), given("")).unwrap();
     let at: u32 = ram.memory().read_obj(GuestAddress(entry.zero_page + 0x218)).unwrap();
     assert_eq!(at, 0x1ff_f000);
 }
@@ -133,5 +139,5 @@ fn what_cannot_boot_is_named() {
         error(RAM, &good, None, "a\0b"),
     ];
     insta::assert_snapshot!(rows.join("\n"));
-    load(ram(RAM).memory(), &image(&shorter_line, None), "quiet").unwrap();
+    load(ram(RAM).memory(), &image(&shorter_line, None), given("quiet")).unwrap();
 }
