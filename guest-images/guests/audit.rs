@@ -26,6 +26,27 @@ const PIC_COMMANDS: [u16; 2] = [0x20, 0xa0];
 const LEVELS: [u16; 2] = [0x4d0, 0x4d1];
 /// The inputs whose trigger mode can be set.
 const LEVELS_FREE: [u8; 2] = [0xf8, 0xde];
+/// Index and data of the real-time clock (data sheet of the MC146818).
+const CLOCK: u16 = 0x70;
+const CLOCK_B: u8 = 11;
+/// Holds the clock while it is set.
+const CLOCK_SET: u8 = 0x80;
+/// Binary or decimal digits, and hours of whole or half days.
+const CLOCK_FORMAT: u8 = 6;
+const CLOCK_ALARM: [u8; 3] = [1, 3, 5];
+/// 2042-06-15 05:00:00 as digits: in the other format a valid time as well. The registers that do
+/// not change within 12 hours come last.
+const CLOCK_TIME: [(u8, u8); 7] =
+    [(0, 0), (2, 0), (4, 0x05), (0x32, 0x20), (9, 0x42), (8, 0x06), (7, 0x15)];
+const CLOCK_DATE: [u8; 4] = [0x32, 9, 8, 7];
+/// Register A without its announcement of updates.
+const CLOCK_A_FREE: u8 = 0x7f;
+/// Memory without a meaning on any PC.
+const CLOCK_MEMORY: core::ops::Range<u8> = 0x40..0x60;
+/// Bytes of ACPI's PM1 registers that can be written without an effect, with their free bits: the
+/// power button's enable bit, the sleep type. A VMM without them reads as all ones.
+const POWER_WRITABLE: [(u16, u8); 2] = [(0x603, 0x01), (0x605, 0x1c)];
+const POWER: core::ops::Range<u16> = 0x600..0x606;
 const PIT: u16 = 0x40;
 const PIT_COMMAND: u16 = 0x43;
 /// Read-back of the status, not of the count, of all three channels (8254 data sheet).
@@ -120,6 +141,10 @@ fn prepare(cpu: &mut Cpu) {
         set_uart(seeded);
         set_pics(seeded);
         set_pit(seeded);
+        set_clock(seeded);
+        for (port, free) in POWER_WRITABLE {
+            outb(port, seeded.byte() & free);
+        }
         set_ioapic(seeded);
     }
     for (register, free, set) in LAPIC_WRITABLE {
@@ -164,6 +189,23 @@ fn set_pit(seeded: &mut Seeded) {
         outb(PIT + u16::from(channel), seeded.byte() & 0x77 | 0x10);
     }
     outb(SYSTEM_CONTROL, seeded.byte() & SYSTEM_CONTROL_FREE);
+}
+
+fn set_clock(seeded: &mut Seeded) {
+    let format = seeded.byte() & CLOCK_FORMAT;
+    write_clock(CLOCK_B, format | CLOCK_SET);
+    for (register, value) in CLOCK_TIME {
+        write_clock(register, value);
+    }
+    write_clock(CLOCK_B, format);
+    for register in CLOCK_ALARM.into_iter().chain(CLOCK_MEMORY) {
+        write_clock(register, seeded.byte());
+    }
+}
+
+fn write_clock(register: u8, value: u8) {
+    outb(CLOCK, register);
+    outb(CLOCK + 1, value);
 }
 
 fn set_ioapic(seeded: &mut Seeded) {
@@ -246,6 +288,7 @@ fn read(cpu: &mut Cpu, mut see: impl FnMut(&str, u64, u64)) {
 }
 
 fn read_board(see: &mut impl FnMut(&str, u64, u64)) {
+    read_clock(see);
     let mut port = |name: &str, port: u16, mask: u8| see(name, port.into(), (inb(port) & mask).into());
     // Neither the data nor the interrupt identification register: reading changes them.
     for register in [1, 3, 4, 5, 6, 7] {
@@ -260,6 +303,9 @@ fn read_board(see: &mut impl FnMut(&str, u64, u64)) {
         port("the PIC's port", command, 0xff);
         port("the PIC's port", command + 1, 0xff);
         port("the PIC's port", levels, 0xff);
+    }
+    for power in POWER {
+        port("the power management's port", power, 0xff);
     }
     outb(PIT_COMMAND, PIT_STATUS);
     for channel in 0..3 {
@@ -276,4 +322,17 @@ fn read_board(see: &mut impl FnMut(&str, u64, u64)) {
         outl(PCI_ADDRESS, PCI_ENABLE | device << 11);
         see("the identity of PCI device", device.into(), inl(PCI_DATA).into());
     }
+}
+
+/// First the register that was selected last time, in the last round or before the first one.
+fn read_clock(see: &mut impl FnMut(&str, u64, u64)) {
+    see("the clock's selected register", 0, inb(CLOCK + 1).into());
+    let mut register = |register: u8, mask: u8| {
+        outb(CLOCK, register);
+        see("the clock's register", register.into(), (inb(CLOCK + 1) & mask).into());
+    };
+    register(10, CLOCK_A_FREE);
+    // Not C: reading it changes it.
+    [CLOCK_B, 13].into_iter().chain(CLOCK_ALARM).chain(CLOCK_DATE).for_each(|r| register(r, 0xff));
+    CLOCK_MEMORY.for_each(|r| register(r, 0xff));
 }

@@ -18,7 +18,7 @@ pub const MAX_CPUS: u8 = 64;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "cpr-vmm", version, long_version = crate::VERSION, no_binary_name = true)]
 pub struct Config {
-    /// Guest image to boot: an ELF file with a PVH entry note.
+    /// Guest image to boot: an ELF file with a PVH entry note, or a Linux bzImage.
     #[arg(long, value_name = "FILE", required_unless_present = "incoming")]
     pub kernel: Option<PathBuf>,
 
@@ -26,7 +26,7 @@ pub struct Config {
     #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
     pub cmdline: String,
 
-    /// Initial RAM disk passed to the guest as its first module.
+    /// Initial RAM disk passed to the guest; with PVH, as its first module.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 

@@ -67,6 +67,8 @@ fn bad_command_lines_of_a_machine() {
     scene.write("text", "#!/bin/sh\nexec true\n");
     let guest = std::fs::read(scene.path("heartbeat")).expect("it was just written");
     scene.write("cut", &guest[..100]);
+    let bzimage = std::fs::read(scene.path("bzimage")).expect("it was just written");
+    scene.write("cut-bzimage", &bzimage[..bzimage.len() - 1]);
     scene.write("initrd", vec![0; 20 << 20]);
     refusals(
         "bad_command_lines_of_a_machine",
@@ -75,6 +77,7 @@ fn bad_command_lines_of_a_machine() {
             "--kernel DIR/text",
             "--kernel DIR/cut",
             "--kernel DIR/without-note",
+            "--kernel DIR/cut-bzimage",
             "--kernel DIR/heartbeat --memory 16M --initrd DIR/initrd",
             "--kernel DIR/heartbeat --memory 16M --serial file:DIR/missing/serial",
             "--kernel DIR/heartbeat --memory 16M --serial unix:DIR/missing/serial",

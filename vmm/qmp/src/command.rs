@@ -38,6 +38,9 @@ pub enum Command {
     /// Resets the machine.
     #[serde(rename = "system_reset")]
     SystemReset,
+    /// Presses the power button.
+    #[serde(rename = "system_powerdown")]
+    SystemPowerdown,
     /// Sends an NMI to every vCPU.
     InjectNmi,
     /// Writes guest-physical memory to a file.

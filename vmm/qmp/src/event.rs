@@ -29,6 +29,8 @@ pub enum EventKind {
         /// Why.
         reason: ShutdownCause,
     },
+    /// The power button was pressed.
+    Powerdown,
     /// The migration's status changed.
     Migration {
         /// The new status.
@@ -65,6 +67,7 @@ impl EventKind {
         match self {
             Self::Stop => Event::now("STOP", None),
             Self::Resume => Event::now("RESUME", None),
+            Self::Powerdown => Event::now("POWERDOWN", None),
             Self::Reset { guest, reason } => {
                 Event::now("RESET", Some(json!({ "guest": guest, "reason": reason })))
             }

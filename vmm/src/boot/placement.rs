@@ -18,6 +18,11 @@ impl Taken {
         }
     }
 
+    /// Whether nothing in `range` is in use.
+    pub fn is_free(&self, range: &Range<u64>) -> bool {
+        self.0.iter().all(|taken| range.end <= taken.start || taken.end <= range.start)
+    }
+
     /// Takes `size` bytes at `usual`, or else at the lowest free page: below 640 KiB, or from 1 MiB
     /// to `low_end`. Page 0 stays free: its address means "none".
     pub fn place(&mut self, usual: u64, size: u64, low_end: u64) -> Option<u64> {

@@ -2,13 +2,16 @@
 //! writes are lost, as on a PC.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
+use super::board::{Board, BoardState};
+use super::power::PowerState;
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
-use super::{DeviceRequest, TestPortState, debug_exit, i8042, test_port};
+use super::{DeviceRequest, TestPortState, debug_exit, i8042, power, rtc, test_port};
 use crate::counted_io::CountedIo;
 
 const TEST_FIRST: u16 = test_port::PORT;
@@ -19,6 +22,7 @@ const TEST_LAST: u16 = test_port::PORT + 0x1f;
 pub struct PortBus {
     serial: Mutex<SerialPort>,
     test_port: Mutex<TestPortState>,
+    board: Mutex<Board>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
     /// Whether there is a test device.
@@ -35,6 +39,8 @@ pub struct Shadows {
     pub serial_io: Arc<CountedIo>,
     /// The copy of the test device's state.
     pub test_port: Shadow,
+    /// The copy of the state of the board's devices.
+    pub board: Shadow,
 }
 
 /// The saved state of every device behind a port.
@@ -48,13 +54,19 @@ pub struct DevicesState {
 
 impl PortBus {
     /// Creates the devices as after power-on, or as they were saved, without the test device.
-    pub fn new(serial: SerialPort, test_port: TestPortState, vm: Arc<VmFd>) -> Self {
+    pub fn new(serial: SerialPort, test_port: TestPortState, board: Board, vm: Arc<VmFd>) -> Self {
         let serial_io = serial.host().exact().clone();
-        let shadows =
-            Shadows { serial: Shadow::default(), serial_io, test_port: Shadow::default() };
+        let [serial_copy, test_port_copy, board_copy] = [(); 3].map(|()| Shadow::default());
+        let shadows = Shadows {
+            serial: serial_copy,
+            serial_io,
+            test_port: test_port_copy,
+            board: board_copy,
+        };
         Self {
             serial: Mutex::new(serial),
             test_port: Mutex::new(test_port),
+            board: Mutex::new(board),
             vm,
             test_device: false,
             shadows,
@@ -63,14 +75,16 @@ impl PortBus {
 
     /// Enables or disables the copies of the devices' states, which are up to date while `enabled`.
     pub fn shadows(&self, enabled: bool) {
-        let Shadows { serial, test_port, .. } = &self.shadows;
-        let (port, device) = (self.serial(), self.test_port());
+        let Shadows { serial, test_port, board, .. } = &self.shadows;
+        let (port, device, chips) = (self.serial(), self.test_port(), self.board());
         if enabled {
             serial.enable(&port.shadow_state());
             test_port.enable(&*device);
+            board.enable(chips.state());
         } else {
             serial.disable();
             test_port.disable();
+            board.disable();
         }
         port.host().exact().copied(serial.generation());
     }
@@ -95,6 +109,37 @@ impl PortBus {
         result
     }
 
+    fn with_board<T>(&self, access: Option<&Access>, act: impl FnOnce(&mut Board) -> T) -> T {
+        let mut board = self.board();
+        let result = act(&mut board);
+        self.shadows.board.publish(|| board.state(), access);
+        result
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.with_board(None, |board| board.with_power(PowerState::press_button));
+    }
+
+    /// Raises the real-time clock's interrupt if it is due.
+    pub fn service_clock(&self) {
+        let mut board = self.board();
+        if board.service_clock() {
+            self.shadows.board.publish(|| board.state(), None);
+        }
+    }
+
+    /// Returns the time until the real-time clock's next interrupt.
+    pub fn next_clock_interrupt(&self) -> Option<Duration> {
+        self.board().next_clock_interrupt()
+    }
+
+    /// Sets the levels of interrupt lines again, after KVM's chips were restored: the process may
+    /// have died between a change of a device and that of its line.
+    pub fn renew_lines(&self) {
+        self.board().renew_lines();
+    }
+
     /// Moves as much data between the serial port and the host as possible without blocking.
     pub fn service_serial(&self) {
         self.with_serial(None, SerialPort::service);
@@ -106,16 +151,27 @@ impl PortBus {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The serial port's host side, for the devices of a rebuilt machine.
-    pub fn into_host(self) -> SerialHost {
-        self.serial.into_inner().unwrap_or_else(PoisonError::into_inner).into_host()
+    /// What survives a reset: the serial port's host side, and the state of the board's devices.
+    pub fn into_lasting(self) -> (SerialHost, BoardState) {
+        let serial = self.serial.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let board = self.board.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (serial.into_host(), board.state().clone().after_reset())
     }
 
     fn test_port(&self) -> std::sync::MutexGuard<'_, TestPortState> {
         self.test_port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the state of all devices; the vCPUs must be paused.
+    fn board(&self) -> std::sync::MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the state of the board's devices; the vCPUs must be paused.
+    pub fn board_state(&self) -> BoardState {
+        self.board().state().clone()
+    }
+
+    /// Returns the state of all other devices; the vCPUs must be paused.
     pub fn state(&self) -> DevicesState {
         DevicesState { serial: self.serial().state(), test_port: self.test_port().clone() }
     }
@@ -130,6 +186,14 @@ impl PortBus {
                 self.with_serial(Some(access), |serial| *byte = serial.read(offset));
             }
             (i8042::COMMAND, [byte]) => *byte = i8042::read(),
+            (power::EVENTS..=power::LAST, data) => {
+                self.with_board(Some(access), |board| {
+                    board.with_power(|power| power.read(port, data));
+                });
+            }
+            (rtc::INDEX..=rtc::DATA, [byte]) => {
+                self.with_board(Some(access), |board| *byte = board.read_clock(port));
+            }
             (TEST_FIRST..=TEST_LAST, data) => {
                 self.with_test_port(access, |device| device.read(port, data));
             }
@@ -148,6 +212,18 @@ impl PortBus {
                 None
             }
             (i8042::COMMAND, &[byte]) => i8042::write(byte),
+            (power::EVENTS..=power::LAST, data) => {
+                let mut board = self.board();
+                let off = board.with_power(|power| power.write(port, data));
+                // A write that powers off is done once the vCPU has recorded that; until then it is
+                // repeated if the process dies.
+                self.shadows.board.publish(|| board.state(), (!off).then_some(access));
+                off.then_some(DeviceRequest::PowerOff)
+            }
+            (rtc::INDEX..=rtc::DATA, &[byte]) => {
+                self.with_board(Some(access), |board| board.write_clock(port, byte));
+                None
+            }
             (debug_exit::BASE..=DEBUG_EXIT_LAST, &[value, ..]) => Some(debug_exit::write(value)),
             (test_port::LINES, &[line, order, ..]) => {
                 self.order_line(line, order);

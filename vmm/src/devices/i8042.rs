@@ -8,6 +8,8 @@ use super::DeviceRequest;
 
 /// The command port.
 pub const COMMAND: u16 = 0x64;
+/// The command that resets the machine.
+pub const RESET: u8 = 0xfe;
 /// Offset of the command port from the data port.
 const COMMAND_OFFSET: u8 = 4;
 
@@ -41,7 +43,7 @@ mod tests {
 
     #[test]
     fn only_the_reset_command_resets() {
-        assert_eq!(write(0xfe), Some(DeviceRequest::Reset));
+        assert_eq!(write(RESET), Some(DeviceRequest::Reset));
         assert_eq!(write(0xd1), None);
         assert_eq!(read(), 0);
     }

@@ -1,14 +1,18 @@
 //! The devices that are not in KVM, each with a `state` of its own.
 
+mod board;
 mod bus;
 mod debug_exit;
-mod i8042;
+pub mod i8042;
+pub mod power;
+pub mod rtc;
 mod sequence;
 pub mod serial;
 pub mod shadow;
 mod test_device;
 mod test_port;
 
+pub use board::{Board, BoardState};
 pub use bus::{DevicesState, PortBus, Shadows};
 pub use test_port::TestPortState;
 
@@ -19,4 +23,6 @@ pub enum DeviceRequest {
     Reset,
     /// End the VMM with this status.
     Exit(u8),
+    /// Power the machine off.
+    PowerOff,
 }

@@ -28,16 +28,17 @@ mod tests {
     use nix::sys::eventfd::EventFd;
 
     use super::*;
-    use crate::devices::TestPortState;
     use crate::devices::serial::{SerialConfig, SerialHost, SerialPort};
+    use crate::devices::{Board, TestPortState};
 
     #[test]
     fn without_test_device_its_addresses_are_unclaimed() {
         let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         let wake = Arc::new(EventFd::new().unwrap());
+        let board = Board::new(Default::default(), vm.clone(), wake.clone());
         let serial = SerialPort::new(vm.clone(), wake, null, &Default::default()).unwrap();
-        let bus = PortBus::new(serial, TestPortState::default(), vm);
+        let bus = PortBus::new(serial, TestPortState::default(), board, vm);
         let see = |bus: &PortBus| {
             let access = crate::devices::shadow::Access::default();
             let exits = bus.write(debug_exit::BASE, &[1], &access).is_some();

@@ -12,21 +12,27 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::order::{CONSTRAINTS, STEPS, Step};
 use super::state::{PlatformState, RestoredState};
 use super::{KvmPart, Machine, MachineError, VCPU_DEADLINE, kvm, system};
-use crate::boot;
+use crate::boot::{self, Given};
 use crate::constraint::in_order;
 use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
-use crate::devices::{DevicesState, PortBus, TestPortState};
+use crate::devices::{Board, BoardState, DevicesState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::vcpu::{
     Access, CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
     install_kick_handler,
 };
 
-/// Assembles a machine as after power-on, with its boot processor at the kernel's entry.
-pub(super) fn power_on(machine: &Machine, host: SerialHost) -> Result<KvmPart, MachineError> {
+/// Assembles a machine as after power-on, but with `board`, and with its boot processor at the
+/// kernel's entry.
+pub(super) fn power_on(
+    machine: &Machine,
+    host: SerialHost,
+    board: BoardState,
+) -> Result<KvmPart, MachineError> {
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
-    let entry = boot::load(machine.ram.memory(), image, &machine.config.cmdline)?;
-    assemble(machine, host, Content::PowerOn(entry), &mut |_| ())
+    let given = Given { cmdline: &machine.config.cmdline, cpus: machine.config.cpus };
+    let entry = boot::load(machine.ram.memory(), image, given)?;
+    assemble(machine, host, Content::PowerOn(entry, board), &mut |_| ())
 }
 
 /// Assembles a machine with everything that a restored one has, but nothing to run: each part is
@@ -56,7 +62,7 @@ impl Machine {
 
 /// The initial content of a machine.
 enum Content {
-    PowerOn(boot::PvhEntry),
+    PowerOn(boot::Entry, BoardState),
     Restored(Box<RestoredState>),
     Rehearsed,
 }
@@ -71,9 +77,10 @@ struct Parts<'a> {
     host: Option<SerialHost>,
     vcpus: Vec<VcpuHandle>,
     devices: Option<DevicesState>,
+    board: Option<BoardState>,
     vcpu_states: Vec<VcpuState>,
     platform: Option<PlatformState>,
-    entry: Option<boot::PvhEntry>,
+    entry: Option<boot::Entry>,
     rehearsed: bool,
 }
 
@@ -88,14 +95,14 @@ fn assemble(
         .map_err(|errno| system("install the handler that stops vCPUs")(errno.into()))?;
     let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
     let rehearsed = matches!(content, Content::Rehearsed);
-    let (state, entry) = match content {
-        Content::PowerOn(entry) => (None, Some(entry)),
-        Content::Restored(state) => (Some(*state), None),
-        Content::Rehearsed => (None, None),
+    let (state, entry, board) = match content {
+        Content::PowerOn(entry, board) => (None, Some(entry), Some(board)),
+        Content::Restored(state) => (Some(*state), None, None),
+        Content::Rehearsed => (None, None, None),
     };
-    let (devices, vcpu_states, platform) = match state {
-        Some(state) => (Some(state.devices), state.vcpus, Some(state.platform)),
-        None => (None, Vec::new(), None),
+    let (devices, board, vcpu_states, platform) = match state {
+        Some(state) => (Some(state.devices), Some(state.board), state.vcpus, Some(state.platform)),
+        None => (None, board, Vec::new(), None),
     };
     let mut parts = Parts {
         machine,
@@ -107,6 +114,7 @@ fn assemble(
         host: Some(host),
         vcpus: Vec::new(),
         devices,
+        board,
         vcpu_states,
         platform,
         entry,
@@ -153,7 +161,11 @@ impl Parts<'_> {
             Step::CreateVcpus => self.create_vcpus(),
             Step::Devices => self.devices(),
             Step::Vcpus => self.vcpus(),
-            Step::Irqchip => self.platform(PlatformState::set_irqchip),
+            Step::Irqchip => {
+                self.platform(PlatformState::set_irqchip)?;
+                self.bus.iter().for_each(|bus| bus.renew_lines());
+                Ok(())
+            }
             Step::Pit => self.platform(PlatformState::set_pit),
             Step::Clock => self.platform(PlatformState::set_clock),
             Step::Run => unreachable!("the machine's owner runs it"),
@@ -185,7 +197,9 @@ impl Parts<'_> {
         let host = self.host.take().expect("taken once");
         let serial =
             SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
-        let bus = PortBus::new(serial, state.test_port, self.vm.clone());
+        let board = self.board.take().unwrap_or_default();
+        let board = Board::new(board, self.vm.clone(), self.machine.wake.clone());
+        let bus = PortBus::new(serial, state.test_port, board, self.vm.clone());
         self.bus = Some(Arc::new(bus.with_test_device(self.machine.config.test_device)));
         Ok(())
     }
@@ -240,7 +254,7 @@ impl Parts<'_> {
         Ok(())
     }
 
-    fn enter(&self, entry: boot::PvhEntry) -> Result<(), MachineError> {
+    fn enter(&self, entry: boot::Entry) -> Result<(), MachineError> {
         let boot_cpu = &self.fds[0];
         let reset = boot_cpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
         boot_cpu.set_sregs(&entry.sregs(&reset)).map_err(kvm("KVM_SET_SREGS"))?;

@@ -25,11 +25,11 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VmFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub use state::{LOADABLE_SECTIONS, RestoredState};
+pub use state::{LOADABLE_SECTIONS, OPTIONAL_SECTIONS, RestoredState};
 
 use crate::boot::{BootError, BootImage, ImageError};
 use crate::devices::serial::{HostError, SerialError, SerialHost};
-use crate::devices::{DeviceRequest, PortBus};
+use crate::devices::{BoardState, DeviceRequest, PortBus};
 use crate::memory::{MemoryConfig, RamBlock, RamError};
 use crate::state::SectionError;
 use crate::vcpu::{
@@ -200,7 +200,11 @@ impl Machine {
 
     /// Assembles a machine as after power-on; the vCPUs wait for [`Machine::resume`].
     pub fn boot(&mut self, host: SerialHost) -> Result<(), MachineError> {
-        self.kvm_part = Some(assembly::power_on(self, host)?);
+        self.boot_with(host, BoardState::default())
+    }
+
+    fn boot_with(&mut self, host: SerialHost, board: BoardState) -> Result<(), MachineError> {
+        self.kvm_part = Some(assembly::power_on(self, host, board)?);
         self.connect_irqfd();
         Ok(())
     }
@@ -226,7 +230,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Restarts the guest: RAM keeps its content, everything else is as after power-on.
+    /// Restarts the guest: RAM and the battery-backed clock keep their content, everything else is
+    /// as after power-on.
     ///
     /// The run state stays; on an error the machine is left without vCPUs and cannot run.
     pub fn reset(&mut self) -> Result<(), MachineError> {
@@ -234,12 +239,13 @@ impl Machine {
         let Some(old) = self.kvm_part.take() else { return Ok(()) };
         let KvmPart { vcpus, bus, capabilities, vm, .. } = old;
         drop(vcpus);
-        let host = Arc::into_inner(bus).map(PortBus::into_host);
+        let lasting = Arc::into_inner(bus).map(PortBus::into_lasting);
         drop((capabilities, vm));
         self.drain_events();
         self.pending.clear();
-        let host = host.expect("the vCPU threads held the other references and have ended");
-        self.boot(host)?;
+        let (host, board) =
+            lasting.expect("the vCPU threads held the other references and have ended");
+        self.boot_with(host, board)?;
         if self.run_state.is_running() {
             self.start_vcpus();
         }
@@ -302,6 +308,19 @@ impl Machine {
             // The counter can only be full if a wake-up is coming anyway.
             let _ = self.wake.write(1);
         }
+    }
+
+    /// Raises the real-time clock's interrupt if it is due and the guest runs.
+    pub fn service_clock(&self) {
+        if let (true, Some(bus)) = (self.run_state.is_running(), self.bus()) {
+            bus.service_clock();
+        }
+    }
+
+    /// Returns the time until the real-time clock's next interrupt; `None` while the guest is
+    /// stopped.
+    pub fn next_clock_interrupt(&self) -> Option<Duration> {
+        self.bus().filter(|_| self.run_state.is_running())?.next_clock_interrupt()
     }
 
     fn drain_events(&mut self) {
@@ -408,11 +427,13 @@ impl Machine {
     }
 }
 
-/// Returns the index of the oldest event, but prefers an exit: a concurrent reset would undo it.
+/// Returns the index of the oldest event, but prefers the end: a concurrent reset would undo it.
 fn first_event(pending: &[GuestEvent]) -> Option<usize> {
-    let exits =
-        |event: &GuestEvent| matches!(event.kind, GuestEventKind::Device(DeviceRequest::Exit(_)));
-    pending.iter().position(exits).or((!pending.is_empty()).then_some(0))
+    let ends = |event: &GuestEvent| {
+        use DeviceRequest::{Exit, PowerOff};
+        matches!(event.kind, GuestEventKind::Device(Exit(_) | PowerOff))
+    };
+    pending.iter().position(ends).or((!pending.is_empty()).then_some(0))
 }
 
 fn system(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
@@ -428,13 +449,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_come_in_order_but_an_exit_comes_first() {
+    fn events_come_in_order_but_the_end_comes_first() {
         let event = |vcpu, kind| GuestEvent { vcpu, kind };
         let reset = |vcpu| event(vcpu, GuestEventKind::Device(DeviceRequest::Reset));
-        let exit = event(2, GuestEventKind::Device(DeviceRequest::Exit(3)));
-        let mut pending = vec![reset(0), reset(1), exit.clone()];
-        let order: Vec<_> =
-            std::iter::from_fn(|| Some(pending.remove(first_event(&pending)?))).collect();
-        assert_eq!(order, [exit, reset(0), reset(1)]);
+        for end in [DeviceRequest::Exit(3), DeviceRequest::PowerOff] {
+            let end = event(2, GuestEventKind::Device(end));
+            let mut pending = vec![reset(0), reset(1), end.clone()];
+            let order: Vec<_> =
+                std::iter::from_fn(|| Some(pending.remove(first_event(&pending)?))).collect();
+            assert_eq!(order, [end, reset(0), reset(1)]);
+        }
     }
 }

@@ -45,6 +45,7 @@ pub(super) mod kind {
     pub const SINCE: u32 = 10;
     pub const SERIAL_SENT: u32 = 11;
     pub const SERIAL_RECEIVED: u32 = 12;
+    pub const BOARD: u32 = 13;
     /// Kinds from here on are items of a vCPU.
     pub const FIRST_ITEM: u32 = 64;
 }
@@ -134,8 +135,10 @@ impl Salvage {
                 Part::Devices => {
                     let shadows = self.bus.shadows_now();
                     // SAFETY: no thread publishes any longer: the caller's promise.
-                    let [serial, test_port] =
-                        unsafe { [shadows.serial.newest(), shadows.test_port.newest()] };
+                    let [serial, test_port, board] = unsafe {
+                        [&shadows.serial, &shadows.test_port, &shadows.board]
+                            .map(|shadow| shadow.newest())
+                    };
                     put(to, kind::SERIAL, 0, serial).map_err(&write)?;
                     let generation = shadows.serial.generation();
                     // SAFETY: as above.
@@ -143,6 +146,7 @@ impl Salvage {
                     put(to, kind::SERIAL_SENT, 0, went.sent.as_bytes()).map_err(&write)?;
                     put(to, kind::SERIAL_RECEIVED, 0, went.received).map_err(&write)?;
                     put(to, kind::TEST_PORT, 0, test_port).map_err(&write)?;
+                    put(to, kind::BOARD, 0, board).map_err(&write)?;
                 }
             }
         }

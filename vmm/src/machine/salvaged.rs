@@ -61,6 +61,7 @@ struct Found {
     pit: Option<kvm_pit_state2>,
     serial: Vec<u8>,
     test_port: Vec<u8>,
+    board: Vec<u8>,
     stop_reported: bool,
     since_ns: u64,
     serial_went: (u64, Vec<u8>),
@@ -125,6 +126,7 @@ impl Found {
             kind::PIT => self.pit = Some(read(bytes)?),
             kind::SERIAL => self.serial = bytes.to_vec(),
             kind::TEST_PORT => self.test_port = bytes.to_vec(),
+            kind::BOARD => self.board = bytes.to_vec(),
             kind::TOLD_STOPPED => self.stop_reported = true,
             kind::SERIAL_SENT => self.serial_went.0 = read(bytes)?,
             kind::SERIAL_RECEIVED => self.serial_went.1 = bytes.to_vec(),
@@ -151,14 +153,16 @@ impl Found {
             return Err(missing);
         };
         let device = SalvagedError::Invalid("a device's state cannot be decoded");
-        let (Ok(serial), Ok(test_port)) = (
+        let (Ok(serial), Ok(test_port), Ok(board)) = (
             ciborium::from_reader(self.serial.as_slice()),
             ciborium::from_reader(self.test_port.as_slice()),
+            ciborium::from_reader(self.board.as_slice()),
         ) else {
             return Err(device);
         };
         let state = RestoredState {
             devices: DevicesState { serial, test_port },
+            board,
             vcpus: self.vcpus,
             platform: PlatformState::of([master, slave, ioapic], pit, clock),
         };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::order::{self, Part};
 use super::{Machine, MachineError, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
-use crate::devices::{DevicesState, TestPortState};
+use crate::devices::{BoardState, DevicesState, TestPortState};
 use crate::memory::RamBlockInfo;
 use crate::state::{SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
@@ -21,9 +21,14 @@ pub(super) const MACHINE: (&str, u32) = ("machine", 1);
 pub(super) const PLATFORM: (&str, u32) = ("platform", 1);
 pub(super) const DEVICES: (&str, u32) = ("devices", 2);
 pub(super) const VCPU: (&str, u32) = ("vcpu", 1);
+/// Older VMMs neither have these devices nor write this section.
+pub(super) const BOARD: (&str, u32) = ("board", 1);
 
 /// The sections that this binary writes and loads.
-pub const LOADABLE_SECTIONS: [(&str, u32); 4] = [MACHINE, PLATFORM, DEVICES, VCPU];
+pub const LOADABLE_SECTIONS: [(&str, u32); 5] = [MACHINE, PLATFORM, DEVICES, VCPU, BOARD];
+
+/// Those of them that may be missing.
+pub const OPTIONAL_SECTIONS: [&str; 1] = [BOARD.0];
 
 /// What a machine consists of. A state loads only into a machine with the same inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +38,17 @@ pub(super) struct Inventory {
     /// `None` in states of older VMMs, which always have the test device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     test_device: Option<bool>,
+    /// Whether there is a section for the board's devices; `None` in states of older VMMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) board: Option<bool>,
 }
 
 impl Inventory {
     /// Whether a state of this machine loads into the machine that is `described`.
     fn fits(&self, described: &Self) -> bool {
         let test_device = self.test_device.or(described.test_device);
-        Self { test_device, ..self.clone() } == *described
+        let board = self.board.or(described.board);
+        Self { test_device, board, ..self.clone() } == *described
     }
 }
 
@@ -130,21 +139,27 @@ impl PlatformState {
 #[derive(Debug)]
 pub struct RestoredState {
     pub(super) devices: DevicesState,
+    pub(super) board: BoardState,
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) platform: PlatformState,
 }
 
 impl RestoredState {
     /// Decodes a saved state whose inventory has already been taken.
-    pub(super) fn take(mut state: SavedState, cpus: u8) -> Result<Self, SectionError> {
+    pub(super) fn take(mut state: SavedState, saved: &Inventory) -> Result<Self, SectionError> {
         let mut vcpus = Vec::new();
-        for index in 0..cpus {
+        for index in 0..saved.cpus {
             vcpus.push(state.take(VCPU.0, index.into(), VCPU.1)?);
         }
         let platform = state.take(PLATFORM.0, 0, PLATFORM.1)?;
         let devices = state.take(DEVICES.0, 0, DEVICES.1)?;
+        // In a machine that had none of these devices, they are as after power-on.
+        let board = match saved.board {
+            None => BoardState::default(),
+            Some(_) => state.take(BOARD.0, 0, BOARD.1)?,
+        };
         state.finish()?;
-        Ok(Self { devices, vcpus, platform })
+        Ok(Self { devices, board, vcpus, platform })
     }
 }
 
@@ -152,7 +167,7 @@ impl Machine {
     fn inventory(&self) -> Inventory {
         let Machine { config, ram, .. } = self;
         let (cpus, test_device) = (config.cpus, Some(config.test_device));
-        Inventory { cpus, ram_blocks: vec![ram.info()], test_device }
+        Inventory { cpus, ram_blocks: vec![ram.info()], test_device, board: Some(true) }
     }
 
     /// Saves everything but RAM, in the order of [`order::SAVE`]. The vCPUs must be paused.
@@ -162,7 +177,7 @@ impl Machine {
         let mut state = SavedState::default();
         state.put(MACHINE.0, 0, MACHINE.1, &self.inventory());
         let mut platform = PlatformState::default();
-        let mut devices = None;
+        let (mut devices, mut board) = (None, None);
         for part in in_order(order::SAVE, &order::SAVE_CONSTRAINTS) {
             match part {
                 Part::Vcpus => {
@@ -172,7 +187,10 @@ impl Machine {
                         state.put(VCPU.0, index, VCPU.1, &vcpu.wait(until)?);
                     }
                 }
-                Part::Devices => devices = Some(kvm_part.bus.state()),
+                Part::Devices => {
+                    devices = Some(kvm_part.bus.state());
+                    board = Some(kvm_part.bus.board_state());
+                }
                 of_platform => platform.save_part(&kvm_part.vm, of_platform)?,
             }
         }
@@ -180,6 +198,7 @@ impl Machine {
         let devices = self.early_devices.borrow_mut().take().or(devices);
         state.put(PLATFORM.0, 0, PLATFORM.1, &platform);
         state.put(DEVICES.0, 0, DEVICES.1, &devices.expect("a part of SAVE"));
+        state.put(BOARD.0, 0, BOARD.1, &board.expect("a part of SAVE"));
         Ok(state)
     }
 
@@ -191,7 +210,7 @@ impl Machine {
             let (saved, described) = (saved.to_string(), described.to_string());
             return Err(MachineError::Other { saved, described });
         }
-        let state = RestoredState::take(state, self.config.cpus)?;
+        let state = RestoredState::take(state, &saved)?;
         let used = state.devices.test_port != TestPortState::default();
         if used && !self.config.test_device {
             return Err(MachineError::TestDevice);

@@ -12,12 +12,16 @@ pub const PVH_START_INFO_SIZE: u64 = 0x1000;
 pub const PVH_MODULES: u64 = 0x100;
 /// Offset of the memory map from the start info.
 pub const PVH_MEMMAP: u64 = 0x200;
+/// Zero page of a bzImage, followed by GDT and page tables, unless the kernel is there.
+pub const ZERO_PAGE: u64 = 0x6000;
 /// The guest's command line, NUL-terminated, unless the kernel is there.
 pub const CMDLINE: u64 = 0x1_0000;
 /// Maximum bytes of the command line, including its NUL.
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End of the memory below 1 MiB that a PC may use; the EBDA, VGA and ROMs follow.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
+/// Start of the ACPI tables: of the BIOS area, every 16 bytes of which a guest searches for them.
+pub const ACPI_START: u64 = 0xe_0000;
 /// Where PC ROMs end and extended memory begins.
 pub const EXTENDED_START: u64 = 0x10_0000;
 /// Three pages that KVM needs for real mode on Intel without unrestricted guest.

@@ -19,6 +19,7 @@ const RESET: u64 = 1;
 const EXIT: u64 = 2;
 const TRIPLE_FAULT: u64 = 3;
 const FAILED: u64 = 4;
+const POWER_OFF: u64 = 5;
 /// First bit of an exit status.
 const STATUS_SHIFT: u32 = 8;
 
@@ -108,6 +109,7 @@ impl VcpuShared {
     pub(super) fn record_event(&self, kind: &GuestEventKind) {
         let event = match kind {
             GuestEventKind::Device(DeviceRequest::Reset) => RESET,
+            GuestEventKind::Device(DeviceRequest::PowerOff) => POWER_OFF,
             GuestEventKind::Device(DeviceRequest::Exit(status)) => {
                 EXIT | u64::from(*status) << STATUS_SHIFT
             }
@@ -129,6 +131,7 @@ impl VcpuShared {
     pub fn event_of([event, rip]: [u64; 2]) -> Option<GuestEventKind> {
         Some(match event & ((1 << STATUS_SHIFT) - 1) {
             RESET => GuestEventKind::Device(DeviceRequest::Reset),
+            POWER_OFF => GuestEventKind::Device(DeviceRequest::PowerOff),
             EXIT => GuestEventKind::Device(DeviceRequest::Exit((event >> STATUS_SHIFT) as u8)),
             TRIPLE_FAULT => GuestEventKind::TripleFault { rip },
             FAILED => GuestEventKind::Failed("it failed before its process ended".to_owned()),

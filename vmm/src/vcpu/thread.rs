@@ -291,8 +291,8 @@ mod tests {
 
     use super::super::{StateCapabilities, VcpuHandle, install_kick_handler};
     use super::*;
-    use crate::devices::PortBus;
     use crate::devices::serial::{SerialConfig, SerialHost, SerialPort};
+    use crate::devices::{Board, PortBus};
     use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
     #[test]
@@ -328,7 +328,8 @@ mod tests {
         let wake = Arc::new(EventFd::new().unwrap());
         let null = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap();
         let serial = SerialPort::new(vm.clone(), wake.clone(), null, &Default::default()).unwrap();
-        let bus = Arc::new(PortBus::new(serial, Default::default(), vm.clone()));
+        let board = Board::new(Default::default(), vm.clone(), wake.clone());
+        let bus = Arc::new(PortBus::new(serial, Default::default(), board, vm.clone()));
         let (queue, _events) = channel();
         let events = EventSink::new(queue, wake);
         install_kick_handler().unwrap();

@@ -1,6 +1,7 @@
 //! Carries out QMP commands.
 
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
+use cpr_qmp::event::EventKind;
 use cpr_qmp::info::{CpuInfoFast, MemoryInfo, NameInfo, SysEmuTarget};
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{
@@ -41,6 +42,7 @@ impl Vmm {
                 done()
             }
             Command::SystemReset => self.qmp_system_reset(),
+            Command::SystemPowerdown => self.qmp_system_powerdown(),
             Command::InjectNmi => self.qmp_inject_nmi(),
             Command::MigrateCancel => {
                 // After the rehearsal, the update ends before the next command is read.
@@ -135,6 +137,17 @@ impl Vmm {
             return Err(QmpError::generic("Guest is waiting for an incoming migration"));
         }
         self.reset(false, ShutdownCause::HostQmpSystemReset);
+        done()
+    }
+
+    fn qmp_system_powerdown(&mut self) -> Result<Value, QmpError> {
+        if self.awaits_state() {
+            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
+        }
+        if let Some(bus) = self.machine.bus() {
+            bus.press_power_button();
+        }
+        self.qmp.broadcast(&EventKind::Powerdown.now());
         done()
     }
 

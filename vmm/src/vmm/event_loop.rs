@@ -53,6 +53,7 @@ impl Vmm {
     /// Waits until a descriptor is ready or a timeout passes, and dispatches the events.
     pub(super) fn wait(&mut self) {
         tell_of_the_reserve();
+        self.machine.service_clock();
         let timeout = self.timeout();
         let (mut sources, mut fds) = (Vec::new(), Vec::new());
         let mut watch = |source, fd, events| {
@@ -105,7 +106,8 @@ impl Vmm {
     /// Returns the time until there is something to do without any event.
     fn timeout(&self) -> PollTimeout {
         let rehearsal = self.rehearsing.as_ref().map(Rehearsing::time_left);
-        let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left()];
+        let clock = self.machine.next_clock_interrupt();
+        let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left(), clock];
         match times.into_iter().flatten().min() {
             // Rounded up: a poll that ends just before the time would be repeated without waiting.
             Some(left) => {

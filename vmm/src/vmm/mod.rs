@@ -238,6 +238,9 @@ impl Vmm {
             GuestEventKind::Device(DeviceRequest::Reset) => {
                 self.reset(true, ShutdownCause::GuestReset);
             }
+            GuestEventKind::Device(DeviceRequest::PowerOff) => {
+                self.end(0, true, ShutdownCause::GuestShutdown);
+            }
             GuestEventKind::Device(DeviceRequest::Exit(status)) => {
                 self.end(status, true, ShutdownCause::GuestShutdown);
             }

@@ -31,6 +31,8 @@ impl Scene {
         scene.write(heartbeat.name, heartbeat.elf);
         scene.write("alphabet", images::alphabet());
         scene.write("echo", images::echo());
+        scene.write("powers-off", images::powers_off());
+        scene.write("bzimage", images::bzimage());
         scene.write("without-note", images::without_note());
         scene
     }

@@ -27,6 +27,7 @@ pub static COMMANDS: &[CommandSpec] = &[
     command("cont", &EMPTY, NOTHING),
     command("quit", &EMPTY, NOTHING),
     command("system_reset", &EMPTY, NOTHING),
+    command("system_powerdown", &EMPTY, NOTHING),
     command("inject-nmi", &EMPTY, NOTHING),
     command("pmemsave", &PMEMSAVE_ARGS, NOTHING),
     command("migrate", &MIGRATE_ARGS, NOTHING),
@@ -51,6 +52,7 @@ pub static COMMANDS: &[CommandSpec] = &[
 pub static EVENTS: &[EventSpec] = &[
     EventSpec { name: "STOP", data: &EMPTY },
     EventSpec { name: "RESUME", data: &EMPTY },
+    EventSpec { name: "POWERDOWN", data: &EMPTY },
     EventSpec { name: "RESET", data: &RESET_DATA },
     EventSpec { name: "SHUTDOWN", data: &SHUTDOWN_DATA },
     EventSpec { name: "MIGRATION", data: &MIGRATION_DATA },

@@ -21,7 +21,7 @@ pub const BASE: u16 = 0x3f8;
 /// Last port of COM1.
 pub const LAST: u16 = 0x3ff;
 /// Its interrupt.
-const GSI: u32 = 4;
+pub const IRQ: u32 = 4;
 
 /// An edge-triggered interrupt line into KVM's irqchip.
 ///
@@ -35,8 +35,8 @@ impl Trigger for IrqLine {
     type E = kvm_ioctls::Error;
 
     fn trigger(&self) -> Result<(), Self::E> {
-        self.vm.set_irq_line(GSI, true)?;
-        self.vm.set_irq_line(GSI, false)
+        self.vm.set_irq_line(IRQ, true)?;
+        self.vm.set_irq_line(IRQ, false)
     }
 }
 

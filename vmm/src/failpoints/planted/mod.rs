@@ -128,6 +128,12 @@ bugs! {
     SlowTimer: "slow-timer",
     /// The UART is as after power-on.
     ForgetUart: "forget-uart",
+    /// The real-time clock's memory is cleared.
+    ForgetCmos: "forget-cmos",
+    /// The real-time clock shows the host's time, not the one that the guest has set.
+    ForgetClock: "forget-clock",
+    /// The enabled events of the power management are forgotten.
+    ForgetPower: "forget-power",
     /// Devices are saved before the vCPUs that write to them are paused.
     DevicesFirst: "devices-first",
     /// The guest does not learn about its pause.

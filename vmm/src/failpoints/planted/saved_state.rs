@@ -49,6 +49,15 @@ const MISTAKES: &[Mistake] = &[
         edit(state, "clock", |clock: &mut kvm_clock_data| clock.flags &= !KVM_CLOCK_REALTIME);
     }),
     (Planted::ForgetUart, "devices", forget_uart),
+    (Planted::ForgetCmos, "board", |state| {
+        const REGISTERS_OF_TIME: usize = 14;
+        let bytes = field(field(state, "rtc"), "registers").as_bytes_mut();
+        bytes.expect("the registers are bytes")[REGISTERS_OF_TIME..].fill(0);
+    }),
+    (Planted::ForgetClock, "board", |state| {
+        edit(field(state, "rtc"), "ahead", |ahead: &mut Option<(i64, u32)>| *ahead = Some((0, 0)));
+    }),
+    (Planted::ForgetPower, "board", |state| *field(field(state, "power"), "enabled") = 0.into()),
     (Planted::ForgetIsr, "vcpu", |state| {
         edit(state, "lapic", |lapic: &mut kvm_lapic_state| lapic.regs[0x100..0x180].fill(0));
     }),

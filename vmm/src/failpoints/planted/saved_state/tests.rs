@@ -40,6 +40,11 @@ fn state(section: &str) -> Value {
             let fields = registers.map(|name| (name, Value::from(0xff))).into_iter();
             vec![("serial", map(fields.chain(buffers))), ("test_port", map([]))]
         }
+        "board" => {
+            let ahead = Value::serialized(&Some((5_i64, 5_u32))).unwrap();
+            let clock = [("registers", ones::<[u8; 128]>()), ("ahead", ahead)];
+            vec![("rtc", map(clock)), ("power", map([("enabled", 0xff.into())]))]
+        }
         _ => vec![
             ("mp_state", ones::<kvm_mp_state>()),
             ("xcrs", ones::<kvm_xcrs>()),
