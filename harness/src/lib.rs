@@ -19,6 +19,7 @@ pub mod conform;
 pub mod coverage;
 pub mod doctor;
 pub mod explore;
+pub mod kernels;
 pub mod matrix;
 pub mod model;
 pub mod multicall;
