@@ -15,6 +15,9 @@ pub const VARIABLE: &str = "CPR_KERNELS";
 /// Where `ci/install-lab` puts them, in a working tree.
 const INSTALLED: &str = "ci/.lab/kernels";
 
+/// Where a distribution has its modules.
+const HOST: &str = "/lib/modules";
+
 /// A kernel and its modules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -50,6 +53,14 @@ pub enum KernelError {
     Empty {
         /// The folder.
         folder: PathBuf,
+    },
+    /// What was named is not a kernel with modules.
+    #[error("cannot use {} as a kernel: {why}", .path.display())]
+    Unusable {
+        /// What was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// There are kernels, but none of the wanted series.
     #[error("no kernel {wanted} in {}, which has {found}", .folder.display())]
@@ -87,6 +98,11 @@ impl Kernels {
         Ok(Self { folder: folder.into(), kernels })
     }
 
+    /// Returns the folder that holds them.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Returns all, from the oldest to the newest.
     pub fn all(&self) -> &[Kernel] {
         &self.kernels
@@ -121,6 +137,27 @@ impl Kernel {
         let (vmlinuz, modules) = (folder.join("vmlinuz"), folder.join("modules"));
         (vmlinuz.is_file() && modules.is_dir()).then_some(Self { release, vmlinuz, modules })
     }
+
+    /// Returns the kernel that a user names: a bzImage, whose modules are in `modules` next to it or in the
+    /// host's `/lib/modules`; or a folder with `vmlinuz` and `modules`, or with `vmlinuz` and `kernel`.
+    pub fn named(path: &Path) -> Result<Self, KernelError> {
+        let unusable = |why: String| KernelError::Unusable { path: path.into(), why };
+        let (vmlinuz, folder) = match path.is_dir() {
+            true => (path.join("vmlinuz"), path),
+            false => (path.to_owned(), path.parent().unwrap_or(Path::new("."))),
+        };
+        let image =
+            fs::read(&vmlinuz).map_err(|e| unusable(format!("{}: {e}", vmlinuz.display())))?;
+        let release = release(&image);
+        let release = release.ok_or_else(|| unusable("it is not a bzImage of Linux".into()))?;
+        let places = [folder.join("modules"), folder.to_owned(), Path::new(HOST).join(&release)];
+        let modules = places.iter().find(|place| place.join("kernel").is_dir());
+        let modules = modules.cloned().ok_or_else(|| {
+            let looked = places.map(|place| place.join("kernel").display().to_string());
+            unusable(format!("found no modules of {release} in {}", looked.join(", ")))
+        })?;
+        Ok(Self { release, vmlinuz, modules })
+    }
 }
 
 fn installed() -> PathBuf {
@@ -139,9 +176,46 @@ fn numbers(release: &str) -> Vec<u32> {
     release[..end].split('.').map_while(|number| number.parse().ok()).collect()
 }
 
+/// The release in the header of a bzImage (Linux boot protocol: `header` at 0x202, `kernel_version` at
+/// 0x20e, an offset from 0x200).
+fn release(image: &[u8]) -> Option<String> {
+    (image.get(0x202..0x206)? == b"HdrS").then_some(())?;
+    let at = 0x200 + usize::from(u16::from_le_bytes(image.get(0x20e..0x210)?.try_into().ok()?));
+    let text = image.get(at..)?.split(|byte| matches!(byte, 0 | b' ')).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The beginning of a bzImage.
+    fn image(version: &str) -> Vec<u8> {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+        image[0x300..0x300 + version.len()].copy_from_slice(version.as_bytes());
+        image
+    }
+
+    #[test]
+    fn a_kernel_is_named_by_its_image_or_folder() {
+        let folder = folder(&["mine"]);
+        let mine = folder.path().join("kernels/mine");
+        fs::write(mine.join("vmlinuz"), image("6.9.1-me (me@here) #1")).unwrap();
+        fs::create_dir(mine.join("modules/kernel")).unwrap();
+        for path in [mine.clone(), mine.join("vmlinuz")] {
+            let kernel = Kernel::named(&path).unwrap();
+            assert_eq!(kernel.release, "6.9.1-me");
+            assert_eq!(kernel.modules, mine.join("modules"));
+        }
+        fs::remove_dir(mine.join("modules/kernel")).unwrap();
+        let error = Kernel::named(&mine).unwrap_err().to_string();
+        assert!(error.contains("found no modules of 6.9.1-me in "), "{error}");
+        fs::write(mine.join("vmlinuz"), "text").unwrap();
+        let error = Kernel::named(&mine).unwrap_err().to_string();
+        assert!(error.contains("not a bzImage"), "{error}");
+    }
 
     fn folder(releases: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

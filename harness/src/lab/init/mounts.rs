@@ -1,0 +1,74 @@
+//! The file systems in a lab.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+
+use super::InitError;
+use crate::lab::settings::Share;
+
+/// Source, mount point, type and options of each, in this order.
+const SYSTEM: [(&str, &str, &str, &str); 10] = [
+    ("proc", "/proc", "proc", ""),
+    ("sysfs", "/sys", "sysfs", ""),
+    ("devtmpfs", "/dev", "devtmpfs", "mode=0755"),
+    ("devpts", "/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
+    ("shm", "/dev/shm", "tmpfs", "mode=1777"),
+    ("tmp", "/tmp", "tmpfs", "mode=1777"),
+    ("run", "/run", "tmpfs", "mode=0755"),
+    ("cgroup", CGROUPS, "cgroup2", ""),
+    ("debugfs", "/sys/kernel/debug", "debugfs", ""),
+    ("tracefs", "/sys/kernel/tracing", "tracefs", ""),
+];
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Mounts what every process expects, and lets cgroups use all controllers.
+pub(super) fn system() -> Result<(), InitError> {
+    for (source, target, kind, options) in SYSTEM {
+        mount_on(source, Path::new(target), kind, MsFlags::empty(), options)?;
+    }
+    let controllers = Path::new(CGROUPS).join("cgroup.controllers");
+    let controllers = fs::read_to_string(controllers)
+        .map_err(InitError::step("read the controllers of cgroups"))?;
+    for name in controllers.split_ascii_whitespace() {
+        let file = Path::new(CGROUPS).join("cgroup.subtree_control");
+        fs::write(file, format!("+{name}"))
+            .map_err(InitError::step(format!("delegate the cgroup controller {name}")))?;
+    }
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        std::os::unix::fs::symlink(target, link)
+            .map_err(InitError::step(format!("create {link}")))?;
+    }
+    Ok(())
+}
+
+/// Mounts a folder of the host outside.
+pub(super) fn share(share: &Share) -> Result<(), InitError> {
+    // Without a cache, so that nothing is lost when the lab is killed; what is read-only may be cached.
+    let (flags, cache) = match share.read_only {
+        true => (MsFlags::MS_RDONLY, "loose"),
+        false => (MsFlags::empty(), "none"),
+    };
+    let options = format!("trans=virtio,version=9p2000.L,msize=512000,cache={cache}");
+    mount_on(&share.tag, &share.path, "9p", flags, &options)
+}
+
+fn mount_on(
+    source: &str,
+    target: &Path,
+    kind: &str,
+    flags: MsFlags,
+    options: &str,
+) -> Result<(), InitError> {
+    let what = || format!("mount {source} ({kind}) on {}", target.display());
+    fs::create_dir_all(target).map_err(|e| InitError::new(what(), e))?;
+    mount(Some(source), target, Some(kind), flags, Some(options))
+        .map_err(|e| InitError::new(what(), e))
+}
