@@ -14,6 +14,7 @@ use crate::lab::qemu::MAX_DEVICES;
 use crate::lab::session::{Events, Outcome};
 use crate::lab::settings::Command;
 use crate::lab::{self, BUSYBOX, KERNELS, terminal};
+use crate::run::case::quoted;
 use crate::scenario::size::Size;
 
 /// The least memory of a lab: its kernel, this binary and some VMs.
@@ -117,7 +118,7 @@ fn check(command: &[String]) -> Result<(), CliError> {
     let words = std::iter::once(super::PROGRAM).chain(command.iter().map(String::as_str));
     match super::command().try_get_matches_from(words) {
         Ok(_) => Ok(()),
-        Err(e) if !e.use_stderr() => Ok(()),
+        // Help is one, too.
         Err(e) => e.exit(),
     }
 }
@@ -130,7 +131,7 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
     if options.device.len() > MAX_DEVICES {
         return Err(CliError::usage(format!("a lab has at most {MAX_DEVICES} devices")));
     }
-    let qemu = qemu::find().ok_or_else(|| {
+    let qemu = qemu::find_anywhere().ok_or_else(|| {
         CliError::environment("no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu")
     })?;
     let installed = Kernels::find();
@@ -196,22 +197,31 @@ fn command(options: &Lab, folder: PathBuf, raw: bool) -> Result<Command, CliErro
     Ok(Command {
         file: if options.shell { BUSYBOX } else { lab::PROGRAM }.into(),
         arguments: words,
-        environment: environment(),
+        environment: environment(prefix(options)),
         folder,
         terminals: terminal::terminals(raw),
     })
 }
 
-fn environment() -> Vec<(String, String)> {
+/// The arguments of this process up to the command, quoted for a shell.
+fn prefix(options: &Lab) -> String {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let own = words.len().saturating_sub(options.command.len());
+    let quoted: Vec<_> = words[..own].iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    quoted.join(" ")
+}
+
+fn environment(prefix: String) -> Vec<(String, String)> {
     let passed = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("CPR_"))
-        .filter(|(name, _)| name != crate::kernels::VARIABLE);
+        .filter(|(name, _)| name != crate::kernels::VARIABLE)
+        .filter(|(name, _)| name != lab::VARIABLE);
     let own = [
-        ("PATH", "/bin"),
-        ("HOME", "/root"),
-        (lab::VARIABLE, "1"),
-        (crate::kernels::VARIABLE, KERNELS),
+        ("PATH", "/bin".to_owned()),
+        ("HOME", "/root".to_owned()),
+        (lab::VARIABLE, prefix),
+        (crate::kernels::VARIABLE, KERNELS.to_owned()),
     ];
-    passed.chain(own.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+    passed.chain(own.map(|(name, value)| (name.to_owned(), value))).collect()
 }

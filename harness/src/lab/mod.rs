@@ -32,8 +32,13 @@ pub const BUSYBOX: &str = "/bin/busybox";
 /// The place of the kernels in a lab.
 pub const KERNELS: &str = "/lab/kernels";
 
-/// The environment variable that is set in a lab.
+/// The environment variable that says, in a lab, which arguments of the harness outside started it.
 pub const VARIABLE: &str = "CPR_LAB";
+
+/// In a lab: the arguments with which the harness outside runs a command in one like this, quoted for a shell.
+pub fn outside() -> Option<String> {
+    std::env::var(VARIABLE).ok().filter(|arguments| !arguments.is_empty())
+}
 
 /// An emulated host.
 #[derive(Clone, Debug)]

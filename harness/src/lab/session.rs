@@ -84,12 +84,19 @@ impl Events {
         started: impl FnOnce(),
     ) -> Result<(Outcome, Option<PathBuf>), LabError> {
         let (machine, child, ports) = Machine::start(lab, command)?;
-        let control = ports.control.try_clone().map_err(LabError::prepare("copy a socket"))?;
+        let copy = |port: &UnixStream| port.try_clone().map_err(LabError::prepare("copy a socket"));
+        let (control, stdin) = (copy(&ports.control)?, copy(&ports.stdin)?);
         self.watch(child, ports).map_err(LabError::prepare("start a thread"))?;
         let Self { sender, receiver } = self;
         drop(sender);
-        let mut session =
-            Session { machine, control, events: receiver, timeout: lab.timeout, seen: [0; 2] };
+        let mut session = Session {
+            machine,
+            control,
+            _stdin: stdin,
+            events: receiver,
+            timeout: lab.timeout,
+            seen: [0; 2],
+        };
         let outcome = session.run(started);
         // First: no process of the lab outlives its result.
         session.machine.kill();
@@ -127,6 +134,8 @@ impl Default for Events {
 struct Session {
     machine: Machine,
     control: UnixStream,
+    /// QEMU drops what it has not passed on when this is closed; its end is a shutdown.
+    _stdin: UnixStream,
     events: Receiver<Event>,
     timeout: Option<Duration>,
     /// Bytes of standard output and error that were passed on.

@@ -90,7 +90,8 @@ fn read(file: &Path) -> Result<Settings, InitError> {
 }
 
 fn prepare(settings: &Settings) -> Result<(), InitError> {
-    for path in &settings.modules {
+    let cpus = fs::read_to_string("/proc/cpuinfo").map_err(InitError::step("read the CPUs"))?;
+    for path in settings.modules.iter().filter(|path| suits(path, &cpus)) {
         load(path)?;
     }
     if !Path::new("/dev/kvm").exists() {
@@ -102,6 +103,16 @@ fn prepare(settings: &Settings) -> Result<(), InitError> {
     settings.devices.iter().try_for_each(|address| devices::bind(address))
 }
 
+/// Whether a module is for these CPUs, as `/proc/cpuinfo` describes them.
+fn suits(module: &Path, cpus: &str) -> bool {
+    let has = |flag: &str| cpus.split_ascii_whitespace().any(|word| word == flag);
+    match module.file_stem().and_then(|name| name.to_str()) {
+        Some("kvm_amd") => has("svm"),
+        Some("kvm_intel") => has("vmx"),
+        _ => true,
+    }
+}
+
 /// Loads a module. Those for another kind of CPU or device are left out.
 fn load(path: &Path) -> Result<(), InitError> {
     let what = || format!("load the module {}", path.display());
@@ -109,5 +120,18 @@ fn load(path: &Path) -> Result<(), InitError> {
     match finit_module(file.as_fd(), c"", ModuleInitFlags::empty()) {
         Ok(()) | Err(Errno::EEXIST | Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(()),
         Err(e) => Err(InitError::new(what(), e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_module_for_the_cpu_is_loaded() {
+        let flags = "flags\t\t: fpu svm nrip_save\n";
+        let suits = |name: &str| suits(Path::new(name), flags);
+        assert!(suits("/lab/modules/kvm_amd.ko") && suits("/lab/modules/kvm.ko"));
+        assert!(!suits("/lab/modules/kvm_intel.ko"));
     }
 }
