@@ -87,6 +87,8 @@ impl Kernels {
     /// Finds the kernels in `folder`.
     pub fn in_folder(folder: &Path) -> Result<Self, KernelError> {
         let unreadable = |source| KernelError::Unreadable { folder: folder.into(), source };
+        let folder = &folder.canonicalize().map_err(unreadable)?;
+        let unreadable = |source| KernelError::Unreadable { folder: folder.into(), source };
         let mut kernels = Vec::new();
         for entry in fs::read_dir(folder).map_err(unreadable)? {
             kernels.extend(Kernel::at(&entry.map_err(unreadable)?.path()));

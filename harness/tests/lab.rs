@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
@@ -208,8 +209,17 @@ fn shell() -> Tested {
     let mut master = File::from(terminal.master);
     let mut seen = await_text(&mut child, &mut master, "# ");
     // The terminal inside edits lines, and makes the key a signal.
-    master.write_all(b"stty size\nsleep 1000\n").unwrap();
+    master.write_all(b"stty size\n").unwrap();
     seen += &await_text(&mut child, &mut master, "31 97");
+    let smaller = Winsize { ws_row: 30, ws_col: 90, ..size };
+    // SAFETY: the kernel reads the structure, which lives until the call returns.
+    let done = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const smaller) };
+    assert_eq!(done, 0);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGWINCH).unwrap();
+    // It arrives some time later.
+    master.write_all(b"until stty size | grep '30 90'; do :; done\n").unwrap();
+    seen += &await_text(&mut child, &mut master, "\r\n30 90");
+    master.write_all(b"sleep 1000\n").unwrap();
     seen += &await_text(&mut child, &mut master, "sleep 1000");
     master.write_all(b"\x03").unwrap();
     seen += &await_text(&mut child, &mut master, "# ");

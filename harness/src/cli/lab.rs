@@ -87,10 +87,10 @@ pub(super) fn main(options: Lab) -> Result<ExitCode, CliError> {
     let lab = lab(&options, &folder)?;
     let raw = options.shell && io::IsTerminal::is_terminal(&io::stdin());
     let command = command(&options, folder, raw)?;
+    let cpus = if lab.cpus == 1 { "1 CPU".to_owned() } else { format!("{} CPUs", lab.cpus) };
     complain(&format!(
-        "lab: Linux {}, {} CPUs, {} of memory, {}",
+        "lab: Linux {}, {cpus}, {} of memory, {}",
         lab.kernel.release,
-        lab.cpus,
         lab.memory,
         lab.accelerator.title()
     ));
@@ -141,20 +141,23 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
         let whole = path.canonicalize().map_err(|e| {
             CliError::usage(format!("cannot share {} with the lab: {e}", path.display()))
         })?;
-        if whole == Path::new("/") || !whole.is_dir() {
-            let why = format!(
-                "cannot share {} with the lab: expected a folder below /; start in another one",
-                path.display()
-            );
+        if let Some(why) = lab::not_shareable(&whole) {
+            let path = path.display();
+            let why = format!("cannot share {path} with the lab: {why}; use another folder");
             return Err(CliError::usage(why));
         }
         shares.push(whole);
+    }
+    let busybox = installed.as_ref().ok().and_then(Kernels::busybox);
+    if options.shell && busybox.is_none() {
+        let why = "no busybox next to the kernels, for --shell: run ci/install-lab";
+        return Err(CliError::environment(why));
     }
     Ok(lab::Lab {
         qemu,
         kernel,
         kernels: installed.as_ref().ok().map(|kernels| kernels.folder().to_owned()),
-        busybox: installed.as_ref().ok().and_then(Kernels::busybox),
+        busybox,
         cpus: options.cpus,
         memory: options.memory,
         accelerator: options.accel.decide(),
@@ -172,7 +175,10 @@ fn kernel(
     wanted: Option<&str>,
     installed: &Result<Kernels, KernelError>,
 ) -> Result<Kernel, CliError> {
-    let is_series = |wanted: &str| wanted.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let is_series = |wanted: &str| {
+        wanted.starts_with(|first: char| first.is_ascii_digit())
+            && wanted.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+    };
     match (wanted, installed) {
         (Some(wanted), _) if !is_series(wanted) => {
             Kernel::named(Path::new(wanted)).map_err(CliError::usage)
@@ -203,8 +209,12 @@ fn command(options: &Lab, folder: PathBuf, raw: bool) -> Result<Command, CliErro
     })
 }
 
-/// The arguments of this process up to the command, quoted for a shell.
+/// The arguments of this process up to the command, quoted for a shell. In a shell of the lab there is no need
+/// to start one.
 fn prefix(options: &Lab) -> String {
+    if options.shell {
+        return String::new();
+    }
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     let own = words.len().saturating_sub(options.command.len());
     let quoted: Vec<_> = words[..own].iter().map(|word| quoted(&word.to_string_lossy())).collect();

@@ -63,6 +63,12 @@ pub enum LabError {
         /// What the lab last wrote.
         log: Log,
     },
+    /// Standard output or error of this process cannot be written to.
+    #[error("cannot write the output of the command: {source}")]
+    Unwritable {
+        /// What went wrong.
+        source: io::Error,
+    },
     /// The command ended, but its output is incomplete.
     #[error(
         "the output of the command is incomplete: {seen:?} of {written:?} bytes arrived within {limit:?}{log}"

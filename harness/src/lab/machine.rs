@@ -18,7 +18,6 @@ use super::modules::{self, Module};
 use super::qemu::{self, Files};
 use super::settings::{Settings, Share};
 use super::{KERNELS, Lab, settings};
-use crate::carry;
 use crate::process::child::{die_with, kill_group};
 use crate::process::program;
 use crate::process::signals::{self, FolderGuard};
@@ -93,6 +92,13 @@ impl Machine {
         Log { lines, file: self.console.clone() }
     }
 
+    /// Removes what is no longer needed after the boot: a lab that is killed leaves little behind.
+    pub fn booted(&self) {
+        if let Some((folder, _)) = &self.folder {
+            let _ = fs::remove_file(folder.path().join("initramfs"));
+        }
+    }
+
     /// Keeps the folder; returns it.
     pub fn keep(&mut self) -> Option<PathBuf> {
         self.folder.take().map(|(folder, _)| folder.keep())
@@ -134,7 +140,8 @@ fn write_initramfs(
     modules: &[Module],
     settings: &Settings,
 ) -> Result<(), LabError> {
-    let own = carry::own_binary().and_then(fs::read);
+    // The file may have been replaced by a newer build.
+    let own = fs::read("/proc/self/exe");
     let own = own.map_err(LabError::prepare("read this binary"))?;
     let busybox = lab.busybox.as_ref().map(|path| Ok((fs::read(path)?, commands(path)?)));
     let busybox = busybox.transpose().map_err(LabError::prepare("read busybox"))?;
@@ -196,5 +203,8 @@ fn last_lines(path: &Path) -> Vec<String> {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
-    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+    // Registers and a trace follow a panic: its first lines say more.
+    let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+    let first = panic.unwrap_or(lines.len().saturating_sub(LINES));
+    lines[first..].iter().take(LINES).map(|line| (*line).to_owned()).collect()
 }

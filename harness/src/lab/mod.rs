@@ -16,11 +16,12 @@ pub mod session;
 pub mod settings;
 pub mod terminal;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::kernels::Kernel;
 use crate::lab::accelerator::Accelerator;
+use crate::observe::host;
 use crate::scenario::size::Size;
 
 /// The name of the harness in a lab, and its place.
@@ -33,11 +34,27 @@ pub const BUSYBOX: &str = "/bin/busybox";
 pub const KERNELS: &str = "/lab/kernels";
 
 /// The environment variable that says, in a lab, which arguments of the harness outside started it.
-pub const VARIABLE: &str = "CPR_LAB";
+pub const VARIABLE: &str = host::LAB;
 
 /// In a lab: the arguments with which the harness outside runs a command in one like this, quoted for a shell.
 pub fn outside() -> Option<String> {
     std::env::var(VARIABLE).ok().filter(|arguments| !arguments.is_empty())
+}
+
+/// Folders of a lab that a shared one would hide.
+const OWN: [&str; 10] =
+    ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/sys", "/lab", "/tmp", "/run"];
+
+/// Returns why `folder` cannot be shared with a lab, if so.
+pub fn not_shareable(folder: &Path) -> Option<String> {
+    let own = OWN.iter().find(|own| folder == Path::new(own));
+    let inside = ["/dev", "/proc", "/sys", "/lab"].iter().find(|own| folder.starts_with(own));
+    match (folder.is_dir(), own.or(inside)) {
+        (false, _) => Some("it is not a folder".into()),
+        (true, _) if folder == Path::new("/") => Some("it holds the whole system".into()),
+        (true, Some(own)) => Some(format!("a lab has a {own} of its own")),
+        (true, None) => None,
+    }
 }
 
 /// An emulated host.
@@ -69,4 +86,17 @@ pub struct Lab {
     pub timeout: Option<Duration>,
     /// Keep the folder with the console's log.
     pub keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_the_lab_itself_are_not_shared() {
+        for folder in ["/", "/dev/shm", "/proc", "/tmp", "/nothing"] {
+            assert!(not_shareable(Path::new(folder)).is_some(), "{folder}");
+        }
+        assert_eq!(not_shareable(tempfile::tempdir().unwrap().path()), None);
+    }
 }

@@ -58,7 +58,8 @@ pub fn arguments(lab: &Lab, files: &Files<'_>) -> Vec<String> {
         arguments.flag(each);
     }
     arguments.add("-display", "none");
-    arguments.add("-serial", format!("file:{}", escaped(files.console)));
+    arguments.add("-chardev", format!("file,id=console,path={}", escaped(files.console)));
+    arguments.add("-serial", "chardev:console");
     arguments.add("-kernel", lab.kernel.vmlinuz.display().to_string());
     arguments.add("-initrd", files.initramfs.display().to_string());
     arguments.add("-append", kernel_arguments(lab));

@@ -5,6 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
@@ -24,8 +26,14 @@ const START: Duration = Duration::from_secs(240);
 /// How long a command may take to end after a signal.
 const SIGNALLED: Duration = Duration::from_millis(1500);
 
-/// How long the rest of the output may take after the end of the command.
+/// How long a command may take to end after its time is over.
+const TERMINATED: Duration = Duration::from_secs(30);
+
+/// How long the lab may send nothing of the rest of the output after the end of the command.
 const OUTPUT: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to exit after SIGKILL.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// A limit for waits that have none.
 const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -39,8 +47,8 @@ pub enum Event {
     Report(Report),
     /// This many bytes of standard output (0) or error (1) were passed on.
     Written(usize, u64),
-    /// Standard output or error outside has no reader.
-    Closed,
+    /// Standard output or error outside cannot be written to.
+    Unwritable(io::Error),
     /// This signal asks for the end.
     Signal(Signal),
     /// The terminal's size may have changed.
@@ -83,10 +91,14 @@ impl Events {
         command: Command,
         started: impl FnOnce(),
     ) -> Result<(Outcome, Option<PathBuf>), LabError> {
+        // A terminal is read by a shell only: a lab in the background would be stopped.
+        let input = command.terminals.cooked || !command.terminals.stdin;
         let (machine, child, ports) = Machine::start(lab, command)?;
         let copy = |port: &UnixStream| port.try_clone().map_err(LabError::prepare("copy a socket"));
         let (control, stdin) = (copy(&ports.control)?, copy(&ports.stdin)?);
-        self.watch(child, ports).map_err(LabError::prepare("start a thread"))?;
+        let writing = Arc::new(AtomicUsize::new(0));
+        let watched = self.watch(child, ports, input, &writing);
+        watched.map_err(LabError::prepare("start a thread"))?;
         let Self { sender, receiver } = self;
         drop(sender);
         let mut session = Session {
@@ -95,17 +107,26 @@ impl Events {
             _stdin: stdin,
             events: receiver,
             timeout: lab.timeout,
+            writing,
+            timed_out: false,
             seen: [0; 2],
+            died: false,
         };
         let outcome = session.run(started);
         // First: no process of the lab outlives its result.
-        session.machine.kill();
+        session.end();
         let kept = if lab.keep { session.machine.keep() } else { None };
         outcome.map(|outcome| (outcome, kept))
     }
 
     /// Starts the threads that pass data and events on.
-    fn watch(&self, mut child: Child, ports: Ports) -> io::Result<()> {
+    fn watch(
+        &self,
+        mut child: Child,
+        ports: Ports,
+        input: bool,
+        writing: &Arc<AtomicUsize>,
+    ) -> io::Result<()> {
         let sender = self.sender.clone();
         start(move || sender.send(Event::Died(child.wait())).map_or((), drop))?;
         let sender = self.sender.clone();
@@ -117,11 +138,11 @@ impl Events {
                 }
             }
         })?;
-        let sender = self.sender.clone();
-        start(move || pass_on(ports.stdout, io::stdout(), 0, &sender))?;
-        let sender = self.sender.clone();
-        start(move || pass_on(ports.stderr, io::stderr(), 1, &sender))?;
-        start(move || feed(ports.stdin))
+        let (sender, count) = (self.sender.clone(), writing.clone());
+        start(move || pass_on(ports.stdout, io::stdout(), 0, &sender, &count))?;
+        let (sender, count) = (self.sender.clone(), writing.clone());
+        start(move || pass_on(ports.stderr, io::stderr(), 1, &sender, &count))?;
+        start(move || feed(ports.stdin, input))
     }
 }
 
@@ -138,8 +159,14 @@ struct Session {
     _stdin: UnixStream,
     events: Receiver<Event>,
     timeout: Option<Duration>,
+    /// How many threads wait for standard output or error outside to take data.
+    writing: Arc<AtomicUsize>,
+    /// Whether the command was asked to end because its time is over.
+    timed_out: bool,
     /// Bytes of standard output and error that were passed on.
     seen: [u64; 2],
+    /// Whether QEMU has exited.
+    died: bool,
 }
 
 /// What a session waits for.
@@ -164,10 +191,22 @@ impl Session {
             if let Phase::Output(written, status) = phase
                 && self.seen == written
             {
-                return Ok(Outcome::Ended(status));
+                return self.result(status);
             }
             let event = match self.events.recv_timeout(deadline.remaining()) {
                 Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) if self.is_waited_for(phase) => {
+                    deadline = Deadline::after(OUTPUT);
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout)
+                    if matches!(phase, Phase::Run) && !self.timed_out =>
+                {
+                    self.timed_out = true;
+                    self.ask(Request::Signal(Signal::SIGTERM as i32));
+                    deadline = Deadline::after(TERMINATED);
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => return self.late(phase, deadline.limit()),
                 // The thread that waits for QEMU reports its end before it ends itself.
                 Err(RecvTimeoutError::Disconnected) => return self.late(phase, Duration::ZERO),
@@ -179,7 +218,8 @@ impl Session {
                     }
                     if matches!(phase, Phase::Start) {
                         phase = Phase::Run;
-                        deadline = Deadline::after(self.timeout.unwrap_or(LONG));
+                        deadline = Deadline::after(self.timeout.unwrap_or(LONG).min(LONG));
+                        self.machine.booted();
                     }
                 }
                 Event::Report(Report::Ended { status, written }) => {
@@ -189,10 +229,21 @@ impl Session {
                 Event::Report(Report::Failed(why)) => {
                     return Err(LabError::Failed { why, log: self.machine.log() });
                 }
-                Event::Written(stream, bytes) => self.seen[stream] += bytes,
-                Event::Closed => return Ok(Outcome::Signalled(Signal::SIGPIPE)),
-                Event::Signal(signal) => {
-                    if matches!(phase, Phase::Start) {
+                Event::Written(stream, bytes) => {
+                    self.seen[stream] += bytes;
+                    if matches!(phase, Phase::Output(..)) {
+                        deadline = Deadline::after(OUTPUT);
+                    }
+                }
+                Event::Unwritable(source) if source.kind() != ErrorKind::BrokenPipe => {
+                    return Err(LabError::Unwritable { source });
+                }
+                event @ (Event::Unwritable(_) | Event::Signal(_)) => {
+                    let signal = match event {
+                        Event::Signal(signal) => signal,
+                        _ => Signal::SIGPIPE,
+                    };
+                    if matches!(phase, Phase::Start | Phase::Output(..)) {
                         return Ok(Outcome::Signalled(signal));
                     }
                     self.ask(Request::Signal(signal as i32));
@@ -207,12 +258,41 @@ impl Session {
                     }
                 }
                 Event::Died(status) => {
+                    self.died = true;
                     let status = status.map_err(LabError::prepare("wait for QEMU"))?;
                     return match phase {
                         Phase::Signalled(signal) => Ok(Outcome::Signalled(signal)),
                         _ => Err(LabError::Died { status, log: self.machine.log() }),
                     };
                 }
+            }
+        }
+    }
+
+    /// The result of a command that ended with this status, and all of its output.
+    fn result(&mut self, status: u8) -> Result<Outcome, LabError> {
+        if !self.timed_out {
+            return Ok(Outcome::Ended(status));
+        }
+        let limit = self.timeout.unwrap_or_default();
+        Err(LabError::Timeout { limit, log: self.machine.log() })
+    }
+
+    /// True if the rest of the output waits for a reader outside.
+    fn is_waited_for(&self, phase: Phase) -> bool {
+        matches!(phase, Phase::Output(..)) && self.writing.load(Ordering::Relaxed) > 0
+    }
+
+    /// Kills QEMU, unless it has exited, and waits for that.
+    fn end(&mut self) {
+        if self.died {
+            return;
+        }
+        self.machine.kill();
+        let deadline = Deadline::after(KILLED);
+        while let Ok(event) = self.events.recv_timeout(deadline.remaining()) {
+            if matches!(event, Event::Died(_)) {
+                return;
             }
         }
     }
@@ -228,7 +308,9 @@ impl Session {
             Phase::Output(written, _) => {
                 LabError::Incomplete { seen: self.seen, written, limit, log }
             }
-            Phase::Run | Phase::Signalled(_) => LabError::Timeout { limit, log },
+            Phase::Run | Phase::Signalled(_) => {
+                LabError::Timeout { limit: self.timeout.unwrap_or(limit), log }
+            }
         })
     }
 
@@ -255,7 +337,16 @@ fn watch_size(sender: Sender<Event>) {
 }
 
 /// Writes what comes from a port to standard output (0) or error (1).
-fn pass_on(mut port: UnixStream, mut to: impl Write, stream: usize, sender: &Sender<Event>) {
+///
+/// What cannot be written is dropped, so that the command can end.
+fn pass_on(
+    mut port: UnixStream,
+    mut to: impl Write,
+    stream: usize,
+    sender: &Sender<Event>,
+    writing: &AtomicUsize,
+) {
+    let mut broken = false;
     let mut buffer = vec![0; CHUNK];
     loop {
         let read = match port.read(&mut buffer) {
@@ -264,20 +355,26 @@ fn pass_on(mut port: UnixStream, mut to: impl Write, stream: usize, sender: &Sen
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        let written = to.write_all(&buffer[..read]).and_then(|()| to.flush());
-        let event = match written {
-            Ok(()) => Event::Written(stream, read as u64),
-            Err(_) => Event::Closed,
-        };
-        if sender.send(event).is_err() {
+        if !broken {
+            writing.fetch_add(1, Ordering::Relaxed);
+            let written = to.write_all(&buffer[..read]).and_then(|()| to.flush());
+            writing.fetch_sub(1, Ordering::Relaxed);
+            if let Err(e) = written {
+                broken = true;
+                let _ = sender.send(Event::Unwritable(e));
+            }
+        }
+        if sender.send(Event::Written(stream, read as u64)).is_err() {
             return;
         }
     }
 }
 
 /// Passes standard input on to the lab, and its end.
-fn feed(mut port: UnixStream) {
-    // An error means that the lab has ended, or that there is no input.
-    let _ = io::copy(&mut io::stdin(), &mut port);
+fn feed(mut port: UnixStream, input: bool) {
+    if input {
+        // An error means that the lab has ended, or that there is no input.
+        let _ = io::copy(&mut io::stdin(), &mut port);
+    }
     let _ = port.shutdown(Shutdown::Write);
 }

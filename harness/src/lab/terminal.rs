@@ -1,6 +1,7 @@
 //! The terminal outside a lab.
 
 use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use terminal_size::{Height, Width, terminal_size_of};
@@ -27,8 +28,11 @@ pub fn size() -> Option<(u16, u16)> {
     size.map(|(Width(columns), Height(rows))| (rows, columns))
 }
 
-/// Keeps the terminal raw: every key reaches the lab. Restores it when dropped.
-pub struct Raw(Termios);
+/// The settings of the terminal to restore at the end of this process, however it exits.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Keeps the terminal raw: every key reaches the lab. Restores it when dropped, and at `exit`.
+pub struct Raw(());
 
 impl Raw {
     /// Makes the terminal of standard input raw.
@@ -36,14 +40,24 @@ impl Raw {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        // A second signal exits without unwinding.
+        // SAFETY: the function is safe to call at any time, and never unwinds.
+        unsafe { libc::atexit(restore) };
         tcsetattr(io::stdin(), SetArg::TCSADRAIN, &raw)?;
-        Ok(Self(before))
+        Ok(Self(()))
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
+        restore();
+    }
+}
+
+extern "C" fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // Nothing is left to do about a failure.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.0);
+        let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &before);
     }
 }

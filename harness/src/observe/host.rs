@@ -31,13 +31,17 @@ pub enum KernelMode {
     Unknown,
 }
 
+/// The environment variable that is set in a lab, whose times are no measurements on any CPU.
+pub const LAB: &str = "CPR_LAB";
+
 /// What CPUID reports in an emulated host (QEMU, `target/i386/cpu.c`).
 const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
 
-/// Whether this host's CPUs are emulated.
-static EMULATED: LazyLock<bool> = LazyLock::new(|| hypervisor() == Some(*TCG));
+/// Whether this host is emulated.
+static EMULATED: LazyLock<bool> =
+    LazyLock::new(|| hypervisor() == Some(*TCG) || std::env::var_os(LAB).is_some());
 
-/// Returns whether this host's CPUs are emulated, as in a lab: everything takes 20 to 60 times longer, and
+/// Returns whether this host is emulated, as a lab is: everything takes 20 to 60 times longer, and
 /// no time is a measurement.
 pub fn is_emulated() -> bool {
     *EMULATED

@@ -7,18 +7,24 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::InitError;
 use super::ports::Ports;
 use crate::lab::messages::{self, Report, Request};
 use crate::lab::settings::{self, Terminals};
+use crate::observe::poll::{self, Deadline};
+
+/// How long killed processes may take to exit.
+const GONE: Duration = Duration::from_secs(30);
 
 /// The size of a terminal whose size is not known.
 const SIZE: (u16, u16) = (24, 80);
@@ -94,6 +100,9 @@ fn terminal(wanted: Terminals) -> io::Result<Option<Terminal>> {
         return Ok(None);
     }
     let pty = openpty(Some(&winsize(wanted.size.unwrap_or(SIZE))), None)?;
+    for end in [&pty.master, &pty.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
     if !wanted.cooked {
         // The terminal outside echoes and edits lines already.
         let mut raw = tcgetattr(&pty.slave)?;
@@ -198,5 +207,7 @@ fn wait_for(command: Pid) -> Result<u8, InitError> {
 /// Kills and reaps all other processes, which hold the command's output open.
 fn end_all() {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    while waitpid(None, None) != Err(Errno::ECHILD) {}
+    let gone = || (waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD)).then_some(());
+    // One that the kernel does not let go of ends with the lab.
+    poll::until(Deadline::after(GONE), gone);
 }

@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -23,9 +22,6 @@ use super::settings::Settings;
 
 /// First argument that makes the binary the first process in a lab.
 pub const NAME: &str = "lab-init";
-
-/// How long the harness outside may take to end the lab after the report.
-const ENDED: Duration = Duration::from_secs(30);
 
 /// A step of the setup failed.
 #[derive(Debug, Error)]
@@ -69,18 +65,23 @@ fn run(arguments: &[OsString]) -> Result<(), InitError> {
     mounts::system()?;
     let ports = ports::open()?;
     let control = ports.control.try_clone().map_err(InitError::step("copy the control port"))?;
-    let report = match prepare(&settings).and_then(|()| command::run(&settings.command, ports)) {
+    let ran = prepare(&settings).and_then(|shares| {
+        let ended = command::run(&settings.command, ports)?;
+        shares.iter().try_for_each(mounts::Shared::sync)?;
+        Ok(ended)
+    });
+    let report = match ran {
         Ok(ended) => ended,
         Err(e) => {
             eprintln!("{NAME}: {e}");
             Report::Failed(e.to_string())
         }
     };
-    nix::unistd::sync();
     messages::send(control, &report).map_err(InitError::step("report the end"))?;
-    // The harness outside ends the lab when it has read all of that.
-    std::thread::sleep(ENDED);
-    Ok(())
+    // The harness outside ends the lab when it has read all of that; QEMU does not outlive it.
+    loop {
+        std::thread::park();
+    }
 }
 
 fn read(file: &Path) -> Result<Settings, InitError> {
@@ -89,7 +90,7 @@ fn read(file: &Path) -> Result<Settings, InitError> {
     serde_json::from_slice(&text).map_err(|e| InitError::new(what(), e))
 }
 
-fn prepare(settings: &Settings) -> Result<(), InitError> {
+fn prepare(settings: &Settings) -> Result<Vec<mounts::Shared>, InitError> {
     let cpus = fs::read_to_string("/proc/cpuinfo").map_err(InitError::step("read the CPUs"))?;
     for path in settings.modules.iter().filter(|path| suits(path, &cpus)) {
         load(path)?;
@@ -98,9 +99,10 @@ fn prepare(settings: &Settings) -> Result<(), InitError> {
         let why = "its CPU has neither SVM nor VMX, or its kernel has no KVM for it";
         return Err(InitError::new("use KVM in the lab", why));
     }
-    settings.shares.iter().try_for_each(mounts::share)?;
+    let shares = settings.shares.iter().map(mounts::share).collect::<Result<_, _>>()?;
     devices::reserve_huge_pages(settings.huge_pages)?;
-    settings.devices.iter().try_for_each(|address| devices::bind(address))
+    settings.devices.iter().try_for_each(|address| devices::bind(address))?;
+    Ok(shares)
 }
 
 /// Whether a module is for these CPUs, as `/proc/cpuinfo` describes them.

@@ -1,9 +1,11 @@
 //! The file systems in a lab.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::unistd::syncfs;
 
 use super::InitError;
 use crate::lab::settings::Share;
@@ -56,12 +58,30 @@ pub(super) fn system() -> Result<(), InitError> {
     Ok(())
 }
 
+/// A folder of the host outside.
+pub(super) struct Shared {
+    path: PathBuf,
+    /// Opened before anything was written, so that it reports each failure to write.
+    folder: File,
+}
+
+impl Shared {
+    /// Writes what the lab has written to the host outside.
+    pub(super) fn sync(&self) -> Result<(), InitError> {
+        let what = format!("write to {} outside of the lab", self.path.display());
+        syncfs(&self.folder).map_err(InitError::step(what))
+    }
+}
+
 /// Mounts a folder of the host outside.
-pub(super) fn share(share: &Share) -> Result<(), InitError> {
+pub(super) fn share(share: &Share) -> Result<Shared, InitError> {
     let flags = if share.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     // Nothing outside changes what the lab writes, so it may be cached.
     let options = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
-    mount_on(&share.tag, &share.path, "9p", flags, options)
+    mount_on(&share.tag, &share.path, "9p", flags, options)?;
+    let what = format!("open {}", share.path.display());
+    let folder = File::open(&share.path).map_err(InitError::step(what))?;
+    Ok(Shared { path: share.path.clone(), folder })
 }
 
 fn mount_on(
@@ -73,6 +93,9 @@ fn mount_on(
 ) -> Result<(), InitError> {
     let what = || format!("mount {source} ({kind}) on {}", target.display());
     fs::create_dir_all(target).map_err(|e| InitError::new(what(), e))?;
-    mount(Some(source), target, Some(kind), flags, Some(options))
-        .map_err(|e| InitError::new(what(), e))
+    match mount(Some(source), target, Some(kind), flags, Some(options)) {
+        // Not every kernel has them.
+        Err(Errno::ENODEV) if matches!(kind, "debugfs" | "tracefs") => Ok(()),
+        done => done.map_err(|e| InitError::new(what(), e)),
+    }
 }
