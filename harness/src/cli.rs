@@ -19,6 +19,7 @@ mod exit_status;
 mod explore;
 mod filter;
 mod guests;
+mod lab;
 mod matrix;
 mod new;
 mod replay;
@@ -103,6 +104,9 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         extract: Option<PathBuf>,
     },
+    /// Run a command on real KVM in an emulated host, on machines without KVM too.
+    #[command(after_help = examples::LAB)]
+    Lab(lab::Lab),
     /// Check this host: what can run here, and how to enable the rest.
     Doctor,
     /// Write an example scenario with a comment on each part.
@@ -168,6 +172,7 @@ pub fn main() -> ExitCode {
             return cpr_vmm::main(arguments.into_iter().map(Into::into));
         }
         Command::Guests { extract } => guests::main(extract.as_deref()),
+        Command::Lab(lab) => lab::main(lab),
         Command::Doctor => doctor::main(),
         Command::New(new) => new::main(&new),
         Command::Schema => new::schema(),

@@ -6,7 +6,8 @@
 //! the cases and [`report`] presents the results. [`conform`] compares two VMMs, [`matrix`] updates
 //! several builds to each other, [`catalogue`] plants known bugs in our VMM, [`explore`] runs
 //! random sequences of steps, [`mod@bench`] measures blackouts, [`soak`] runs updates continuously,
-//! [`doctor`] checks what the host supports. [`model`] predicts what each step makes of a VM, and
+//! [`doctor`] checks what the host supports,
+//! [`lab`] runs the harness in an emulated host. [`model`] predicts what each step makes of a VM, and
 //! [`process`] starts and ends processes.
 
 pub mod backend;
@@ -19,6 +20,8 @@ pub mod conform;
 pub mod coverage;
 pub mod doctor;
 pub mod explore;
+pub mod kernels;
+pub mod lab;
 pub mod matrix;
 pub mod model;
 pub mod multicall;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use crate::backend::mock;
 use crate::bench::floor;
-use crate::{carry, restricted};
+use crate::{carry, lab, restricted};
 
-/// Runs the VMM, the mock VMM, a wrapper or a probe if the arguments select one. Call it first in
+/// Runs the VMM, the mock VMM, a wrapper, a probe or the first process
+/// of a lab if the arguments select one. Call it first in
 /// `main`.
 ///
 /// Returns None if this process is the harness.
@@ -22,6 +23,7 @@ pub fn dispatch() -> Option<ExitCode> {
     match first.to_str()? {
         carry::VMM => Some(cpr_vmm::main(rest)),
         carry::RESTRICTED => Some(restricted::main(&rest)),
+        lab::init::NAME => Some(lab::init::main(&rest)),
         carry::MOCK_VMM => Some(mock::main(rest)),
         floor::PROBE => {
             let words = rest.into_iter().map(|word| word.to_string_lossy().into_owned());

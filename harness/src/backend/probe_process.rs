@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Qmp, QmpFault};
 use crate::process::{child, program, signals};
@@ -46,7 +47,7 @@ impl ProbeProcess {
     /// Connects to it.
     pub fn qmp(&self, socket: &Path) -> Result<Qmp, QmpFault> {
         let ended = || Some(format!("it has ended ({})", self.ended()?));
-        Qmp::connect(socket, GREETING, Arc::new(|_, _| {}), ended)
+        Qmp::connect(socket, patient(GREETING), Arc::new(|_, _| {}), ended)
     }
 
     /// Its PID.
@@ -75,7 +76,7 @@ impl Drop for ProbeProcess {
 
 /// Runs a command and returns its output; none if it fails.
 pub(super) fn output_of(command: &mut Command) -> io::Result<Option<String>> {
-    output_within(command, ANSWER)
+    output_within(command, patient(ANSWER))
 }
 
 fn output_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {

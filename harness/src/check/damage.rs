@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Check, Scene};
 use crate::observe::mailbox::{MailboxPage, phase};
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 
 /// The `damage` check.
@@ -26,7 +27,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 /// Checks the mailbox of a guest that must have booted `boots` times, and its VMM's `log`.
 pub fn judge(page: &MailboxPage, boots: u32, log: &dyn Fn() -> String) -> Result<(), String> {
     let read = || page.read().map_err(|e| format!("cannot read the mailbox: {e}"));
-    let whole = poll::until(Deadline::after(WRITTEN), || match read() {
+    let whole = poll::until(Deadline::after(patient(WRITTEN)), || match read() {
         Ok(view) if view.damage.as_ref().is_some_and(|damage| !damage.is_whole()) => None,
         other => Some(other),
     });

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::CliError;
+use crate::lab;
 use crate::report::last_run::{FILE, LastRun};
 use crate::report::record::Record;
 use crate::run::case::quoted;
@@ -109,14 +110,16 @@ const WITH_ANY_VALUE: [&str; 2] = ["--vmm-arg", "--new-vmm-arg"];
 
 /// The command line of this run, with `again` instead of what it took from an earlier one.
 pub(super) fn command(again: Again) -> String {
-    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    command_of(words, again)
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = quoted(&words.next().unwrap_or_default());
+    let lab = lab::outside().map(|lab| format!("{lab} ")).unwrap_or_default();
+    format!("{program} {lab}{}", command_of(words, again))
 }
 
 fn command_of(mut words: impl Iterator<Item = String>, again: Again) -> String {
     let other = [Again::Failed, Again::NotRun].map(Again::option);
-    // The program and the subcommand; the option must not come after `--`.
-    let mut kept: Vec<String> = words.by_ref().take(2).collect();
+    // The subcommand; the option must not come after `--`.
+    let mut kept: Vec<String> = words.by_ref().take(1).collect();
     kept.push(again.option().to_owned());
     while let Some(word) = words.next() {
         let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
@@ -147,15 +150,15 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case("h run", "h run --continue")]
-    #[case("h run --rerun-failed --jobs 1", "h run --continue --jobs 1")]
-    #[case("h run --exact a/b --exact=a/c --jobs 1", "h run --continue --jobs 1")]
-    #[case("h run --errors E.md --check-errors=E.md -q", "h run --continue -q")]
+    #[case("run", "run --continue")]
+    #[case("run --rerun-failed --jobs 1", "run --continue --jobs 1")]
+    #[case("run --exact a/b --exact=a/c --jobs 1", "run --continue --jobs 1")]
+    #[case("run --errors E.md --check-errors=E.md -q", "run --continue -q")]
     #[case(
-        "h run --vmm-arg --exact --vmm-arg=--errors",
-        "h run --continue --vmm-arg --exact --vmm-arg=--errors"
+        "run --vmm-arg --exact --vmm-arg=--errors",
+        "run --continue --vmm-arg --exact --vmm-arg=--errors"
     )]
-    #[case("h run -- --continue --exact x", "h run --continue -- --continue --exact x")]
+    #[case("run -- --continue --exact x", "run --continue -- --continue --exact x")]
     fn command_is_one_that_is_accepted(#[case] was: &str, #[case] again: &str) {
         let words = was.split(' ').map(str::to_owned);
         assert_eq!(command_of(words, Again::NotRun), again);

@@ -14,6 +14,7 @@ use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
 use crate::bench::{Candidate, Measured, Plan, cells, measure, table};
+use crate::observe::host;
 use crate::observe::patience::Patience;
 use crate::process::signals::Ending;
 use crate::report::stdout::say;
@@ -100,6 +101,10 @@ pub(super) fn main(bench: &Bench, matches: &ArgMatches) -> Result<ExitCode, CliE
 }
 
 fn run(bench: &Bench, arguments: &[Vec<String>]) -> Result<ExitCode, CliError> {
+    if host::is_emulated() {
+        let why = "cannot measure on this host: its CPUs are emulated; use one with KVM";
+        return Err(CliError::environment(why));
+    }
     if let Some(path) = &bench.json {
         try_out(path)?;
     }

@@ -87,6 +87,18 @@ Examples:
   cpr-harness soak --updates 2000 --vms 4
   cpr-harness soak --for 8h --vms 2 --interval 1m --vmm ./cpr-vmm";
 
+/// Examples of `lab`.
+pub(super) const LAB: &str = "\
+Examples:
+  cpr-harness lab run --filter update/                   needs no /dev/kvm
+  cpr-harness lab --kernel 6 --cpus 4 -- run --jobs 4    the newest installed kernel of series 6
+  cpr-harness lab --device edu -- run --filter linux/    with a PCI device for pass-through
+  cpr-harness lab --shell                                a shell in the lab
+
+The working directory is shared, so evidence and reports appear where they would without the lab. The
+exit status is that of the command, or 3 if the lab does not start. Times in an emulated lab are no
+measurements.";
+
 /// Examples of `new`.
 pub(super) const NEW: &str = "\
 Example:

@@ -42,7 +42,8 @@ fn unusable(errno: i32) -> Finding {
         }
         _ => "see the kernel log (dmesg) for messages from KVM",
     };
-    Finding::missing("KVM", seen, advice)
+    let without = "without it: cpr-harness lab run";
+    Finding::missing("KVM", seen, format!("{advice}; {without}"))
 }
 
 fn capabilities(kvm: &Kvm) -> Finding {
@@ -109,6 +110,7 @@ mod tests {
         let finding = unusable(errno);
         assert_eq!(finding.health, Health::Missing);
         assert!(finding.advice.contains(help), "{finding:?}");
+        assert!(finding.advice.ends_with("; without it: cpr-harness lab run"), "{finding:?}");
         assert!(finding.seen.ends_with(&format!("(os error {errno})")), "{finding:?}");
     }
 

@@ -1,5 +1,6 @@
 //! What a run's results depend on besides the VMM: CPU, memory and KVM of the host, and its load.
 
+use std::arch::x86_64::__cpuid;
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -28,6 +29,30 @@ pub enum KernelMode {
     /// Not known: KVM is not a module.
     #[default]
     Unknown,
+}
+
+/// The environment variable that is set in a lab, whose times are no measurements on any CPU.
+pub const LAB: &str = "CPR_LAB";
+
+/// What CPUID reports in an emulated host (QEMU, `target/i386/cpu.c`).
+const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
+
+/// Whether this host is emulated.
+static EMULATED: LazyLock<bool> =
+    LazyLock::new(|| hypervisor() == Some(*TCG) || std::env::var_os(LAB).is_some());
+
+/// Returns whether this host is emulated, as a lab is: everything takes 20 to 60 times longer, and
+/// no time is a measurement.
+pub fn is_emulated() -> bool {
+    *EMULATED
+}
+
+/// The signature of the hypervisor that this host runs on, if it has one (leaf 0x40000000).
+fn hypervisor() -> Option<[u8; 12]> {
+    let is_guest = __cpuid(1).ecx & 1 << 31 != 0;
+    let leaf = is_guest.then(|| __cpuid(0x4000_0000))?;
+    let words = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    words.concat().try_into().ok()
 }
 
 /// This host.

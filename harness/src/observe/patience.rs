@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+use crate::observe::host;
+
+/// How many times longer a wait may take where the CPU is emulated.
+const EMULATED: u32 = 10;
+
+/// Returns `limit`, or a multiple of it on a host whose CPUs are emulated.
+pub fn patient(limit: Duration) -> Duration {
+    limit * if host::is_emulated() { EMULATED } else { 1 }
+}
+
 /// The limits of all waits, except for single QMP answers.
 ///
 /// Generous by default: a busy host is not a failure, and a wait ends as soon as it is met.
@@ -34,7 +44,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        let seconds = Duration::from_secs;
+        let seconds = |seconds| patient(Duration::from_secs(seconds));
         Self {
             greeting: seconds(10),
             boot: seconds(20),
@@ -47,8 +57,8 @@ impl Default for Patience {
             beat: seconds(10),
             revival: seconds(1),
             measure: seconds(1),
-            still: Duration::from_millis(15),
-            settle: Duration::from_millis(500),
+            still: patient(Duration::from_millis(15)),
+            settle: patient(Duration::from_millis(500)),
         }
     }
 }
@@ -57,6 +67,6 @@ impl Patience {
     /// Returns the limit for `sweeps` whole sweeps over `ram` bytes, plus the rest of the current
     /// sweep.
     pub fn sweeps_over(&self, ram: u64, sweeps: u64) -> Duration {
-        self.guest + Duration::from_secs(10 * (ram >> 30) * (sweeps + 1))
+        self.guest + patient(Duration::from_secs(10 * (ram >> 30) * (sweeps + 1)))
     }
 }

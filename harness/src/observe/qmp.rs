@@ -11,6 +11,7 @@ use std::time::Duration;
 use cpr_qmp::message::{Event, GreetingBody, QmpError, Response};
 use serde_json::{Value, json};
 
+use super::patience::patient;
 use super::poll::{self, Deadline};
 pub use super::qmp_inbox::{Arrived, Direction, Tap};
 use super::qmp_inbox::{Inbox, Missed};
@@ -187,7 +188,7 @@ impl Qmp {
     /// Waits for the answer to the command with this id.
     pub fn answer(&self, name: &str, id: u64) -> Result<Value, QmpFault> {
         let what = format!("the answer to `{name}`");
-        match self.await_that(&what, ANSWER, |c| c.answers.get(&id).cloned())? {
+        match self.await_that(&what, patient(ANSWER), |c| c.answers.get(&id).cloned())? {
             Response::Success { value, .. } => {
                 coverage::answered(name, &value);
                 Ok(value)

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::{MountInfo, Process};
 
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::process::environment::EnvironmentError;
 use crate::process::signals::{self, FolderGuard};
@@ -84,7 +85,7 @@ impl Cgroup {
         }
         let path = self.folder.join("cgroup.procs");
         let mut read = Ok(String::new());
-        poll::until(Deadline::after(EMPTY), || {
+        poll::until(Deadline::after(patient(EMPTY)), || {
             read = fs::read_to_string(&path);
             let pids = read.as_ref().map(String::as_str).unwrap_or_default();
             for pid in pids.lines().filter_map(|line| line.parse().ok()) {
@@ -105,7 +106,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if !self.keep {
-            poll::until(Deadline::after(EMPTY), || fs::remove_dir(&self.folder).ok());
+            poll::until(Deadline::after(patient(EMPTY)), || fs::remove_dir(&self.folder).ok());
         }
     }
 }

@@ -179,6 +179,8 @@ pub fn guard(ending: Ending) {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // Without the thread, PR_SET_PDEATHSIG still ends the VMMs with this process.
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        // Those that another thread waits for must not be delivered, and lost, here.
+        let _ = SigSet::all().thread_block();
         let Ok(mut signal) = signals.wait() else { return };
         match ending {
             Ending::AtOnce => {}

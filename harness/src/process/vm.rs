@@ -14,6 +14,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use super::child::{die_with, kill_group};
 use crate::coverage;
 use crate::observe::kvm_state;
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::Stat;
@@ -186,7 +187,7 @@ impl Vm {
     pub fn ended_or_ending(&mut self) -> Option<ExitStatus> {
         match Stat::read(self.pid()) {
             Ok(stat) if stat.is_alive() => self.ended(),
-            _ => self.await_end(REAPED),
+            _ => self.await_end(patient(REAPED)),
         }
     }
 
@@ -198,7 +199,7 @@ impl Vm {
     /// Sends SIGKILL to the process group and waits for the process to end.
     pub fn kill(&mut self) {
         kill_group(self.group);
-        self.await_end(KILLED);
+        self.await_end(patient(KILLED));
     }
 
     /// Leaves the VMM running when this is dropped.

@@ -10,7 +10,9 @@ use super::session::Session;
 use super::verdict::{self, Report, Verdict};
 use crate::backend::Feature;
 use crate::check::Finding;
+use crate::lab;
 use crate::model::judge::Judge;
+use crate::observe::patience::patient;
 use crate::observe::qmp::QmpFault;
 use crate::process::environment::EnvironmentError;
 use crate::process::signals;
@@ -255,7 +257,7 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
     }
     let mut findings = error.findings()?;
     if session.watchdog_expired() {
-        let limit = session.case.deadline_ms;
+        let limit = patient(Duration::from_millis(session.case.deadline_ms)).as_millis();
         let text = format!("the watchdog ended the case after {limit} ms");
         // Everything else failed because the watchdog killed the VMM.
         return Ok(vec![Finding::new(verdict::WATCHDOG, text)]);
@@ -316,7 +318,10 @@ fn harness_and_folder(case: &Case, options: &Options) -> (String, String) {
     let program = Path::new(&program);
     // The test target cannot replay; the harness can.
     let program = match program.file_name().and_then(|n| n.to_str()) {
-        Some("cpr-harness") => quoted(&program.to_string_lossy()),
+        Some("cpr-harness") => match lab::outside() {
+            None => quoted(&program.to_string_lossy()),
+            Some(lab) => format!("{} {lab}", quoted(&program.to_string_lossy())),
+        },
         _ => "cargo run --release -p cpr-harness --".to_owned(),
     };
     (program, quoted(&folder.to_string_lossy()))

@@ -84,7 +84,7 @@ fn measurements_and_versions_are_those_of_their_source() {
         assert!(conformance.contains(&format!("qemu {} ", &version[1])), "{}", &version[0]);
     }
     let manifest = read("Cargo.toml");
-    let (_, rust) = readme.split_once("Both need Rust ").unwrap();
+    let (_, rust) = readme.split_once("All need Rust ").unwrap();
     let (rust, _) = rust.split_once(" or newer").unwrap();
     assert!(manifest.contains(&format!("rust-version = \"{rust}\"")), "{rust}");
 }

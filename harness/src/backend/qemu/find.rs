@@ -14,6 +14,12 @@ pub fn find() -> Option<PathBuf> {
     folders.map(|folder| folder.join(NAME)).find(|file| is_executable(file))
 }
 
+/// Does the same, and also looks in the working tree that this binary was built from.
+pub fn find_anywhere() -> Option<PathBuf> {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(INSTALLED).join(NAME);
+    find().or_else(|| Some(built()).filter(|file| is_executable(file)))
+}
+
 fn is_executable(path: &Path) -> bool {
     path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
 }

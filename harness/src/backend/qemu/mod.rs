@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use guest_images::GuestImage;
 
-pub use find::find;
+pub use find::{find, find_anywhere};
 pub use probe::ProbeError;
 
 use crate::backend::{AcrossExec, Backend, Dialect, Feature, Handover, Image, Launch, value_of};

@@ -13,6 +13,7 @@ use std::{fs, io};
 
 use crate::observe::facts::Facts;
 use crate::observe::fds::FdTable;
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 pub use status::{NAME, soft_limit};
 pub use threads::OF_KVM;
@@ -31,7 +32,7 @@ const STARTS_ONE: Duration = Duration::from_secs(1);
 /// child process, during which its main thread blocks all signals.
 pub fn read(pid: i32, fds: &FdTable) -> Facts {
     let mut facts = once(pid, fds);
-    poll::until(Deadline::after(STARTS_ONE), || {
+    poll::until(Deadline::after(patient(STARTS_ONE)), || {
         if status::blocks_all(&facts) {
             facts = once(pid, fds);
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 use cpr_qmp::message::ServerMessage;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::observe::patience::patient;
 use crate::observe::qmp::{ANSWER, label};
 
 /// The first and the second part of a command.
@@ -35,8 +36,8 @@ impl MisbehavingClient {
     /// Only connects; the VMM need not have accepted the connection.
     fn connect_raw(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(patient(ANSWER)))?;
+        stream.set_write_timeout(Some(patient(ANSWER)))?;
         Ok(Self { reader: BufReader::new(stream) })
     }
 
@@ -121,7 +122,7 @@ impl MisbehavingClient {
             Ok(0) => Err(failed(ErrorKind::UnexpectedEof, "it was disconnected".to_owned())),
             Ok(_) => Ok(String::from_utf8_lossy(&line).into_owned()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                Err(failed(e.kind(), format!("no data for {ANSWER:?}")))
+                Err(failed(e.kind(), format!("no data for {:?}", patient(ANSWER))))
             }
             Err(e) => Err(failed(e.kind(), e.to_string())),
         }

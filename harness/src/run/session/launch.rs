@@ -12,6 +12,7 @@ use crate::backend::Launch;
 use crate::check::Handover;
 use crate::observe::files::Files;
 use crate::observe::outside::Outside;
+use crate::observe::patience::patient;
 use crate::observe::process::Executable;
 use crate::observe::qmp::Qmp;
 use crate::process::cgroup::Cgroup;
@@ -57,7 +58,7 @@ impl<'a> Session<'a> {
             files.log = work.join("log").display().to_string();
         }
         CommandBuilder { folder: work, backend }.path_folder()?;
-        let limit = Duration::from_millis(case.deadline_ms);
+        let limit = patient(Duration::from_millis(case.deadline_ms));
         Self::launch_vmm(case, options, evidence, work, files, limit)
     }
 
@@ -125,7 +126,7 @@ impl<'a> Session<'a> {
 
     /// Starts a VMM in place of one that has exited, with the same arguments, paths and deadline.
     pub(in crate::run) fn boot_again(&mut self) -> Result<(), StepError> {
-        let limit = Duration::from_millis(self.case.deadline_ms);
+        let limit = patient(Duration::from_millis(self.case.deadline_ms));
         let limit = limit.saturating_sub(self.began.elapsed());
         let (case, options, evidence) = (self.case, self.options, &self.evidence);
         let files = self.files.clone();

@@ -18,6 +18,7 @@ use crate::check::{
 };
 use crate::coverage::{self, endings::Ended};
 use crate::model::judge::Observed;
+use crate::observe::host;
 use crate::observe::observation::{Observation, Subject};
 use crate::observe::queries::Queries;
 use crate::observe::{file_facts, phases, qmp};
@@ -141,12 +142,14 @@ impl Session<'_> {
         self.evidence.collect();
         let judged = action.updated() && findings.iter().all(|f| f.check == blackout::CHECK.name);
         let blackout = judged.then(measured).flatten();
-        self.refusals.extend(refusal);
+        // In an emulated host nothing is measured.
+        let measures = !host::is_emulated();
+        self.refusals.extend(refusal.filter(|_| measures));
         self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
-        if action.updated() {
+        if action.updated() && measures {
             self.note_phases(&logged, blackout);
         }
-        self.blackouts.extend(blackout);
+        self.blackouts.extend(blackout.filter(|_| measures));
         if *action == Action::Boot || action.updated() {
             self.memory_kib.push(after.memory_kib);
         }

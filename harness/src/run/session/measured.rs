@@ -4,6 +4,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::check::Action;
+use crate::observe::patience::patient;
 use crate::observe::poll::Deadline;
 use crate::observe::watch;
 use crate::run::failure::StepError;
@@ -21,7 +22,7 @@ impl Session<'_> {
     pub(super) fn measured_update(&mut self) -> Result<Action, StepError> {
         let (page, cpus) = (self.page()?, self.case.vm.cpus);
         let gib = u32::try_from(self.case.vm.memory.0.div_ceil(1 << 30)).unwrap_or(u32::MAX);
-        let limit = AT_LEAST + FOR_A_GIB.saturating_mul(gib);
+        let limit = patient(AT_LEAST + FOR_A_GIB.saturating_mul(gib));
         let touches = page.read().is_ok_and(|view| watch::share(&view, cpus).is_some());
         let missed = |what: &str| StepError::Guest {
             what: what.to_owned(),

@@ -10,6 +10,7 @@ use crate::check::gone::Cause;
 use crate::check::race::Race;
 use crate::check::{self, Action, Ending, Finding};
 use crate::coverage;
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::queries;
@@ -37,7 +38,7 @@ impl Session<'_> {
             Ok(()) => {
                 let limit = match migrate.expect {
                     // A hanging update must time out first.
-                    Expect::Survives => Duration::from_millis(self.case.deadline_ms),
+                    Expect::Survives => patient(Duration::from_millis(self.case.deadline_ms)),
                     _ => self.options.patience.update,
                 };
                 if migrate.command == CommandKind::Deferred {
