@@ -29,7 +29,9 @@ pub fn is_on() -> bool {
 /// vCPU before it starts the others.
 pub(super) fn enter(ring: Ring) {
     if ring == Ring::Kernel {
-        shim::set_handler_stacks(|vector| if NESTED.contains(&vector) { NESTED_STACK } else { STACK });
+        shim::set_handler_stacks(
+            |vector| if NESTED.contains(&vector) { NESTED_STACK } else { STACK },
+        );
         cpl0::stay();
     }
 }

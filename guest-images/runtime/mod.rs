@@ -71,7 +71,7 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     let info: &'static BootInfo = unsafe { &*core::ptr::from_ref(info) };
     let page = mailbox();
 
-    ports::open();
+    ports::open(info.options.ports);
     kernel_mode::enter(info.options.ring);
     lapic::mask_8259s();
     paging::map_up_to(info.ram().iter().map(|range| range.end).max().unwrap_or(0));
@@ -99,7 +99,7 @@ fn other_cpu(index: usize) -> ! {
     if index >= info.options.cpus {
         shim::stop();
     }
-    ports::open();
+    ports::open(info.options.ports);
     kernel_mode::enter(info.options.ring);
     lapic::enable();
     let mut cpu = Cpu::new(index, info);

@@ -28,6 +28,17 @@ pub struct Options {
     pub fault: Fault,
     /// `ring=0`, `ring=3`: the privilege level of the body.
     pub ring: Ring,
+    /// `ports=tss`, `ports=iopl`: what opens I/O ports to CPL3.
+    pub ports: Ports,
+}
+
+/// What opens I/O ports to CPL3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// The bitmap in the TSS.
+    Tss,
+    /// IOPL 3, too.
+    Iopl,
 }
 
 /// A privilege level.
@@ -107,6 +118,7 @@ impl Options {
             test: Word::EMPTY,
             fault: Fault::Undefined,
             ring: Ring::User,
+            ports: Ports::Tss,
         };
         for word in line.split(u8::is_ascii_whitespace) {
             let Some(equals) = word.iter().position(|b| *b == b'=') else { continue };
@@ -175,6 +187,13 @@ impl Options {
                         b"0" => Ring::Kernel,
                         b"3" => Ring::User,
                         _ => return Err("command line: ring= takes 0 or 3"),
+                    };
+                }
+                b"ports" => {
+                    options.ports = match value {
+                        b"tss" => Ports::Tss,
+                        b"iopl" => Ports::Iopl,
+                        _ => return Err("command line: ports= takes tss or iopl"),
                     };
                 }
                 _ => {}

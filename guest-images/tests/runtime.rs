@@ -1,7 +1,7 @@
 //! Tests of the parts of the guests' runtime that also run on the host.
 
 use guest_images::mailbox;
-use options::{End, Fault, Options, Ring, Word};
+use options::{End, Fault, Options, Ports, Ring, Word};
 use timer_speed::{CALM, SCALE, Slow, Speed, WINDOW};
 use timer_watch::Watch;
 use usable::Range;
@@ -108,6 +108,7 @@ fn empty_command_line_gives_the_defaults() {
         test: Word::EMPTY,
         fault: Fault::Undefined,
         ring: Ring::User,
+        ports: Ports::Tss,
     };
     assert_eq!(Options::parse(b""), Ok(defaults));
     assert_eq!(Options::parse(b"console=ttyS0 quiet  = cpusN=3 pci=off"), Ok(defaults));
@@ -116,7 +117,7 @@ fn empty_command_line_gives_the_defaults() {
 #[test]
 fn parses_command_line() {
     let line =
-        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 every=64 ring=0 ";
+        b" cpus=8 seed=18446744073709551615\tram=64M markers=3 end=reset fault=page test=x87 words=1 every=64 ring=0 ports=iopl ";
     assert_eq!(
         Options::parse(line),
         Ok(Options {
@@ -130,6 +131,7 @@ fn parses_command_line() {
             test: Word(*b"x87\0\0\0\0\0\0\0\0\0\0\0\0\0"),
             fault: Fault::Page,
             ring: Ring::Kernel,
+            ports: Ports::Iopl,
         })
     );
     assert_eq!(Options::parse(b"test=x87").expect("a word").test.as_str(), "x87");
@@ -170,6 +172,7 @@ fn error_of_a_bad_value_names_the_word() {
         "test=longer-than-it-may",
         "fault=",
         "ring=1",
+        "ports=all",
     ] {
         let error = Options::parse(word.as_bytes()).expect_err(word);
         let (name, _) = word.split_once('=').expect(word);

@@ -13,6 +13,7 @@ use std::path::Path;
 use guest_images::GuestImage;
 
 use crate::observe::files::Files;
+use crate::observe::host;
 use crate::scenario::{CommandKind, Inject, Ring, Vm};
 pub use dialect::{AcrossExec, Dialect, Feature, Handover};
 
@@ -34,7 +35,9 @@ impl Launch<'_> {
     pub fn cmdline(&self) -> String {
         let Self { vm: Vm { cpus, ring, cmdline, .. }, seed, .. } = self;
         let ring = if *ring == Ring::Kernel { "ring=0 " } else { "" };
-        format!("seed={seed} cpus={cpus} {ring}{cmdline}").trim_end().to_owned()
+        // See guest-images/runtime/ports.rs.
+        let ports = if host::is_below_tcg() { "ports=iopl " } else { "" };
+        format!("seed={seed} cpus={cpus} {ring}{ports}{cmdline}").trim_end().to_owned()
     }
 }
 

@@ -157,6 +157,7 @@ struct Seen {
 }
 
 impl Seen {
+    /// Runs the case of a class and counts what comes of it; returns what the planted bug came to.
     fn class(
         &mut self,
         class: &BugClass,
@@ -210,6 +211,7 @@ impl Seen {
             case.name,
             format!("{good} of {clean} pass")
         ));
+        let is_proof = problems.is_empty();
         for Tried { outcome, repro_commands } in problems {
             say(format_args!("    clean: {outcome:?}"));
             repro_commands.iter().for_each(|line| say(format_args!("    {line}")));
@@ -217,7 +219,10 @@ impl Seen {
         if !caught {
             repro_commands.iter().for_each(|line| say(format_args!("    {line}")));
         }
-        planted
+        match is_proof {
+            true => planted,
+            false => Outcome::NotRun("the case fails without the bug, too".to_owned()),
+        }
     }
 
     fn summary(&self) -> String {

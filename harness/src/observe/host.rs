@@ -37,9 +37,17 @@ pub const LAB: &str = "CPR_LAB";
 /// What CPUID reports in an emulated host (QEMU, `target/i386/cpu.c`).
 const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
 
+/// Whether QEMU's TCG executes this host's instructions.
+static BELOW_TCG: LazyLock<bool> = LazyLock::new(|| hypervisor() == Some(*TCG));
+
 /// Whether this host is emulated.
 static EMULATED: LazyLock<bool> =
-    LazyLock::new(|| hypervisor() == Some(*TCG) || std::env::var_os(LAB).is_some());
+    LazyLock::new(|| is_below_tcg() || std::env::var_os(LAB).is_some());
+
+/// Returns whether QEMU's TCG executes this host's instructions.
+pub fn is_below_tcg() -> bool {
+    *BELOW_TCG
+}
 
 /// Returns whether this host is emulated, as a lab is: everything takes 20 to 60 times longer, and
 /// no time is a measurement.
