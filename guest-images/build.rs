@@ -1,5 +1,5 @@
 //! Compiles every file in `guests/`, makes a firmware image of each, and writes the table of guests
-//! that `src/lib.rs` includes.
+//! that `src/lib.rs` includes. Builds the agent in `linux/` and an initramfs with it.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -8,11 +8,21 @@ use std::{env, fs};
 
 mod bios;
 mod compile;
+mod initramfs;
 
 use compile::{Compiler, TARGET};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for source in ["build.rs", "compile.rs", "bios.rs", "runtime", "guests"] {
+    for source in [
+        "build.rs",
+        "compile.rs",
+        "bios.rs",
+        "initramfs.rs",
+        "runtime",
+        "guests",
+        "linux",
+        "../Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={source}");
     }
     let sources = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -48,6 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     table.push_str("]\n");
     fs::write(out.join("guests.rs"), table)?;
+    match initramfs::build(&sources, &out) {
+        Ok(initramfs) => fs::write(out.join("linux.cpio"), initramfs)?,
+        Err(what) => what.lines().for_each(|line| println!("cargo::error={line}")),
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use super::boot_info::BootInfo;
 use super::damage::{self, Report};
 use super::mailbox::{CpuMailbox, DEBUG_EXIT_PORT, TEST_PORT, damage_kind, phase};
 use super::options::{End, Options};
+use super::reporting::Pulse;
 use super::{mailbox, shim};
 
 const I8042_COMMAND: u16 = 0x64;
@@ -17,16 +18,13 @@ pub struct Cpu {
     index: usize,
     info: &'static BootInfo,
     shown: &'static CpuMailbox,
-    heartbeat: u64,
-    tsc: u64,
-    gap: u64,
-    gap_ack: u32,
+    pulse: Pulse,
 }
 
 impl Cpu {
     pub(super) fn new(index: usize, info: &'static BootInfo) -> Self {
         let shown = &mailbox().cpus[index];
-        Self { index, info, shown, heartbeat: 0, tsc: rdtsc(), gap: 0, gap_ack: 0 }
+        Self { index, info, shown, pulse: Pulse::new(rdtsc()) }
     }
 
     /// The index of this vCPU, which is its APIC ID.
@@ -54,28 +52,9 @@ impl Cpu {
     #[inline]
     pub fn tick(&mut self) {
         let now = rdtsc();
-        if now < self.tsc {
-            tsc_back(self.tsc, now);
+        if let Err(before) = self.pulse.beat(mailbox(), self.shown, now) {
+            tsc_back(before, now);
         }
-        let gap = now - self.tsc;
-        self.tsc = now;
-
-        let request = mailbox().gap_request.load(Relaxed);
-        if request != self.gap_ack {
-            self.forget_gap();
-            self.gap_ack = request;
-            self.shown.gap_ack.store(request, Release);
-        } else if gap > self.gap {
-            self.gap = gap;
-            self.shown.gap_tsc.store(now, Relaxed);
-            self.shown.gap.store(gap, Release);
-        }
-
-        // There is one writer, so the addition need not be atomic.
-        self.heartbeat += 1;
-        self.shown.tsc.store(now, Relaxed);
-        self.shown.heartbeat.store(self.heartbeat, Release);
-
         if damage::is_damaged() {
             shim::stop();
         }
@@ -97,9 +76,7 @@ impl Cpu {
 
     /// Resets the largest gap.
     pub(super) fn forget_gap(&mut self) {
-        self.gap = 0;
-        self.shown.gap.store(0, Relaxed);
-        self.shown.gap_tsc.store(0, Relaxed);
+        self.pulse.forget_gap(self.shown);
     }
 
     /// Stops at a point at which the host may act. If the command line has `markers=` of at least

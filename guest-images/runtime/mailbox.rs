@@ -68,7 +68,12 @@ pub struct Mailbox {
     pub unavailable: [AtomicU8; 128],
     /// The largest lateness of an expected instant, in TSC ticks (guests that arm timers).
     pub lateness: AtomicU64,
+    /// The largest steps of [`CLOCKS`] against the TSC, in nanoseconds (`linux`).
+    pub clock_steps: [AtomicU64; CLOCKS.len()],
 }
+
+/// The clocks of a Linux guest whose steps it reports.
+pub const CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_BOOTTIME", "CLOCK_REALTIME"];
 
 /// The state of one vCPU, in its own cache line.
 #[repr(C, align(64))]
@@ -156,4 +161,6 @@ pub mod damage_kind {
     pub const CPU_MISSING: u32 = 5;
     /// A value is wrong; the text names it.
     pub const VALUE: u32 = 6;
+    /// What else is wrong, which the text says.
+    pub const TEXT: u32 = 7;
 }

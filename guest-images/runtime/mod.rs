@@ -9,8 +9,8 @@
 #![allow(dead_code)]
 
 use core::sync::atomic::{
-    AtomicPtr, AtomicU32, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    AtomicPtr, AtomicU32,
+    Ordering::{Acquire, Release},
 };
 
 pub mod arch;
@@ -29,6 +29,7 @@ mod mem;
 pub mod options;
 mod paging;
 mod ports;
+mod reporting;
 pub mod shim;
 pub mod test_device;
 mod usable;
@@ -37,7 +38,7 @@ pub mod words;
 pub use boot_info::BootInfo;
 pub use cpu::Cpu;
 use damage::Report;
-use mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind, phase};
+use mailbox::{MAILBOX_GPA, Mailbox, damage_kind, phase};
 
 /// The number of vCPUs that have finished `prepare`.
 static PREPARED: AtomicU32 = AtomicU32::new(0);
@@ -61,7 +62,11 @@ fn boot_cpu(start_info: u64, index: usize) -> ! {
     // Before the mailbox is reset, which may overlap the VMM's structures in low RAM.
     // SAFETY: the shim passes the value of EBX.
     let info = unsafe { BootInfo::read(start_info) };
-    reset_mailbox(info.as_ref().map_or(0, |info| info.options.seed));
+    reporting::set_up(
+        mailbox(),
+        env!("GUEST_NAME"),
+        info.as_ref().map_or(0, |info| info.options.seed),
+    );
     let info = match &info {
         Ok(info) => info,
         Err(what) => panic!("{what}"),
@@ -121,28 +126,6 @@ fn prepare(cpu: &mut Cpu) {
     crate::prepare(cpu);
     cpu.forget_gap();
     PREPARED.fetch_add(1, Release);
-}
-
-/// Clears the mailbox and fills in what is known at boot, the magic last. Low RAM may contain
-/// anything, including the mailbox from before a reset.
-fn reset_mailbox(seed: u64) {
-    let page = mailbox();
-    let is_mailbox =
-        page.magic.load(Acquire) == MAILBOX_MAGIC && page.layout.load(Relaxed) == MAILBOX_LAYOUT;
-    let boots = if is_mailbox { page.boots.load(Relaxed) } else { 0 };
-
-    page.magic.store(0, SeqCst);
-    // SAFETY: the same page as plain words; all fields are atomics, so this is not a data race.
-    let words: &[AtomicU64; 512] = unsafe { &*(&raw const *page).cast() };
-    words.iter().for_each(|word| word.store(0, Relaxed));
-
-    page.layout.store(MAILBOX_LAYOUT, Relaxed);
-    for (shown, byte) in page.name.iter().zip(env!("GUEST_NAME").bytes()) {
-        shown.store(byte, Relaxed);
-    }
-    page.boots.store(boots.wrapping_add(1), Relaxed);
-    page.seed.store(seed, Relaxed);
-    page.magic.store(MAILBOX_MAGIC, Release);
 }
 
 /// Waits until all requested vCPUs are online. A missing one is damage.

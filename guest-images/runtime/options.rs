@@ -207,7 +207,8 @@ fn number(digits: &[u8]) -> Option<u64> {
     core::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn size(value: &[u8]) -> Option<u64> {
+/// Parses a size: bytes, or with a suffix K, M or G.
+pub fn size(value: &[u8]) -> Option<u64> {
     let (digits, shift) = match value.split_last()? {
         (b'K' | b'k', digits) => (digits, 10),
         (b'M' | b'm', digits) => (digits, 20),

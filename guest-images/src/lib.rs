@@ -17,10 +17,25 @@ pub struct GuestImage {
     pub bios: &'static [u8],
 }
 
-/// All guests, sorted by name.
+/// All guests but [`LINUX`], sorted by name.
 pub static GUESTS: &[GuestImage] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
-/// The guest with this name, if there is one.
+/// The name of the guest that is a Linux kernel, which the host provides, with [`INITRAMFS`].
+pub const LINUX: &str = "linux";
+
+/// What that guest does, in one line.
+pub const LINUX_SUMMARY: &str =
+    "Runs Linux and checks its clocks, timers, memory, FPU registers, wakeups and log.";
+
+/// The initramfs of a Linux guest: a cpio archive with the agent as `/init`.
+pub static INITRAMFS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/linux.cpio"));
+
+/// The names of all guests.
+pub fn names() -> Vec<&'static str> {
+    GUESTS.iter().map(|guest| guest.name).chain([LINUX]).collect()
+}
+
+/// The guest with this name, if there is one and it has an image.
 pub fn guest(name: &str) -> Option<&'static GuestImage> {
     GUESTS.iter().find(|guest| guest.name == name)
 }

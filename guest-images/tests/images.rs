@@ -36,8 +36,12 @@ fn mailbox_layout_is_fixed() {
         offset_of!(Mailbox, cpus),
         offset_of!(Mailbox, unavailable),
         offset_of!(Mailbox, lateness),
+        offset_of!(Mailbox, clock_steps),
     ];
-    assert_eq!(offsets, [0, 8, 12, 16, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 128, 320, 832, 960]);
+    assert_eq!(
+        offsets,
+        [0, 8, 12, 16, 32, 36, 40, 44, 48, 52, 56, 64, 72, 80, 128, 320, 832, 960, 968]
+    );
 
     assert_eq!((size_of::<Damage>(), size_of::<CpuMailbox>()), (192, 64));
     let offsets = [

@@ -206,6 +206,9 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     if !vm.stalled.is_some_and(Stalled::is_stderr) {
         arguments.extend(["--log-file".into(), files.log.clone()]);
     }
+    if let Some(initrd) = &files.initrd {
+        arguments.extend(["--initrd".into(), initrd.clone()]);
+    }
     if vm.paused {
         arguments.push("--paused".into());
     }

@@ -68,6 +68,8 @@ pub enum Feature {
     Deferred,
     /// The VMM logs to standard error or to a file.
     Log,
+    /// The VMM boots a Linux kernel with an initramfs.
+    Linux,
     /// The VMM uses `execveat` where `execve` is forbidden.
     Execveat,
 }

@@ -14,6 +14,7 @@ use guest_images::GuestImage;
 
 use crate::observe::files::Files;
 use crate::observe::host;
+use crate::observe::mailbox::MAILBOX_GPA;
 use crate::scenario::{CommandKind, Inject, Ring, Vm};
 pub use dialect::{AcrossExec, Dialect, Feature, Handover};
 
@@ -37,8 +38,15 @@ impl Launch<'_> {
         let ring = if *ring == Ring::Kernel { "ring=0 " } else { "" };
         // See guest-images/runtime/ports.rs.
         let ports = if host::is_below_tcg() { "ports=iopl " } else { "" };
-        format!("seed={seed} cpus={cpus} {ring}{ports}{cmdline}").trim_end().to_owned()
+        let linux = if self.vm.is_linux() { linux_words() } else { String::new() };
+        format!("{linux}seed={seed} cpus={cpus} {ring}{ports}{cmdline}").trim_end().to_owned()
     }
+}
+
+/// What a Linux guest needs on its command line: its warnings on the serial port, the mailbox's page
+/// kept from the kernel, and a reset, which the harness notices, after a panic.
+fn linux_words() -> String {
+    format!("console=ttyS0 loglevel=5 memmap=4K${MAILBOX_GPA:#x} panic=-1 ")
 }
 
 /// An image of a guest and the extension of its file name.

@@ -22,6 +22,8 @@ pub enum Cause {
     Quit,
     /// The guest, by the debug exit port.
     Guest,
+    /// The guest, by the power-off of its operating system.
+    PowerOff,
     /// SIGTERM, SIGINT or SIGHUP.
     Signal,
 }
@@ -32,6 +34,7 @@ impl Cause {
         match self {
             Self::Quit => "quit",
             Self::Guest => "the guest's end",
+            Self::PowerOff => "the guest's power-off",
             Self::Signal => "the signal",
         }
     }
@@ -39,7 +42,7 @@ impl Cause {
     fn reason(self) -> &'static str {
         match self {
             Self::Quit => "host-qmp-quit",
-            Self::Guest => "guest-shutdown",
+            Self::Guest | Self::PowerOff => "guest-shutdown",
             Self::Signal => "host-signal",
         }
     }
@@ -78,7 +81,7 @@ pub fn check(gone: &Gone<'_>) -> Result<(), String> {
     let [shutdown] = shutdowns[..] else {
         // No client may be left to see the end.
         return match (cause, shutdowns.len()) {
-            (Cause::Guest, 0) => Ok(()),
+            (Cause::Guest | Cause::PowerOff, 0) => Ok(()),
             (_, sent) => Err(format!("expected one SHUTDOWN event, got {sent}")),
         };
     };

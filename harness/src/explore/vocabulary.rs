@@ -15,7 +15,7 @@ use crate::scenario::{
 };
 
 /// A short soak: failing updates are drawn as steps of their own.
-const SOAK: Soak = Soak { updates: 5, within_ms: 5, setbacks: Setbacks::None };
+const SOAK: Soak = Soak { updates: 5, within_ms: 5, setbacks: Setbacks::None, in_boot: false };
 
 /// A step, or a fault with the update that meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -42,7 +42,7 @@ pub enum Host {
 impl Guest {
     /// Returns the guest of `vm`.
     pub fn of(vm: &Vm) -> Self {
-        let plain = matches!(vm.guest.as_str(), "heartbeat" | "pattern");
+        let plain = matches!(vm.guest.as_str(), "heartbeat" | "pattern" | "linux");
         let host = match vm.word("test") {
             Some("host-nmi") => Some(Host::Nmi),
             Some("host-irqfd") => Some(Host::Irqfd),

@@ -185,6 +185,10 @@ impl Model {
             Step::KillInUpdate(_) => return State { saved: state.saved, ..self.boot() },
             Step::KillVmm(kill) if kill.expect == KillOutcome::Revived => {}
             Step::KillVmm(_) | Step::EndBy(_) => state.run = Run::Gone,
+            Step::Soak(soak) if soak.in_boot => {
+                self.updated(&mut state, &Expect::Completed);
+                cont(&mut state);
+            }
             Step::Soak(_) | Step::Measure => self.updated(&mut state, &Expect::Completed),
             Step::Interrupt(interrupt) => {
                 (state.patient, state.command_left) = (true, true);

@@ -7,6 +7,8 @@ use crate::scenario::{SerialKind, Vm};
 pub struct Files {
     /// The guest's image.
     pub kernel: String,
+    /// Its initramfs, if it has one.
+    pub initrd: Option<String>,
     /// The QMP socket.
     pub qmp: String,
     /// The file with the output of the guest's serial port.

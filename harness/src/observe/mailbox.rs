@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use std::{fmt, io};
 
+pub use guest_images::mailbox::{CLOCKS, MAILBOX_GPA, MAILBOX_LAYOUT, phase};
 use guest_images::mailbox::{CpuMailbox, MAILBOX_MAGIC, Mailbox, damage_kind, damage_state};
-pub use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, phase};
 use memmap2::{MmapOptions, MmapRaw};
 use serde::Serialize;
 
@@ -139,6 +139,8 @@ pub struct View {
     pub unavailable: String,
     /// The greatest lateness of an expected instant, in TSC ticks.
     pub lateness: u64,
+    /// The largest steps of a Linux guest's [`CLOCKS`] against the TSC, in nanoseconds.
+    pub clock_steps: [u64; CLOCKS.len()],
     /// The parts of the vCPUs.
     pub cpus: Vec<Cpu>,
 }
@@ -175,6 +177,7 @@ impl View {
             damage: Damage::of(&mailbox.damage),
             unavailable: text(&mailbox.unavailable),
             lateness: mailbox.lateness.load(Ordering::Relaxed),
+            clock_steps: mailbox.clock_steps.each_ref().map(|step| step.load(Ordering::Relaxed)),
             cpus,
         }
     }
@@ -293,6 +296,7 @@ impl fmt::Display for Damage {
                     "vCPU {cpu} found a wrong value, {name}: {found:#x}, must be {expected:#x}"
                 )
             }
+            damage_kind::TEXT => write!(f, "vCPU {cpu} found damage: {}", self.text),
             kind => write!(
                 f,
                 "vCPU {cpu} found damage of unknown kind {kind}: at {address:#x} expected {expected:#x}, found {found:#x}, detail {detail:#x}, text {:?}",

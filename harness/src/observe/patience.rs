@@ -22,6 +22,8 @@ pub struct Patience {
     /// From there to the guest's body, on hosts that emulate CPL0; restarts while the guest is
     /// seen to fill its RAM.
     pub boot: Duration,
+    /// The same for a Linux kernel.
+    pub linux_boot: Duration,
     /// For the guest to make the progress that a step waits for.
     pub guest: Duration,
     /// For an update.
@@ -48,6 +50,7 @@ impl Default for Patience {
         Self {
             greeting: seconds(10),
             boot: seconds(20),
+            linux_boot: seconds(30),
             guest: seconds(20),
             // Both include the teardown of a VM, which takes one or two RCU grace periods: many
             // seconds on a busy host that emulates.

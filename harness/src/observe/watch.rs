@@ -194,6 +194,7 @@ mod tests {
             damage: None,
             unavailable: String::new(),
             lateness: 0,
+            clock_steps: [0; 3],
             cpus: vec![cpu],
         }
     }

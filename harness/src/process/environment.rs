@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::kernels::KernelError;
+
 /// The machine does not let the harness do its work. This is not a verdict on the VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
@@ -41,6 +43,9 @@ pub enum EnvironmentError {
         #[source]
         source: nix::errno::Errno,
     },
+    /// The kernel of a Linux guest was not found.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A limit of the VMM could not be set.
     #[error(transparent)]
     Rlimit(#[from] RlimitError),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::observe::host;
-use crate::run::verdict::Kill;
+use crate::run::verdict::{ClockStep, Kill};
 use crate::run::{Report, Verdict};
 
 /// Formats a case: verdict, name, updates, how long the guest stood still, time. The name is
@@ -99,6 +99,9 @@ pub(super) fn findings(report: &Report) -> Vec<String> {
             "        VMM memory without guest RAM: {boot} KiB after boot, {first} after the first update, {last} after the last"
         ));
     }
+    if !report.clock_steps.is_empty() {
+        lines.push(clock_steps_line(&report.clock_steps));
+    }
     if !report.kills.is_empty() {
         lines.push(kills_line(&report.kills));
     }
@@ -116,6 +119,14 @@ pub(super) fn findings(report: &Report) -> Vec<String> {
         lines.push(format!("        kept: PID {pid}, QMP socket {socket}"));
     }
     lines
+}
+
+/// Formats the largest step of each clock of the guest.
+fn clock_steps_line(steps: &[ClockStep]) -> String {
+    let micros = |step: &ClockStep| step.largest.as_secs_f64() * 1e6;
+    let each = steps.iter().map(|step| format!("{} {:.1} us", step.clock, micros(step)));
+    let each = each.collect::<Vec<_>>().join(", ");
+    format!("        largest steps of the guest's clocks: {each}")
 }
 
 /// Counts the kills by the part of the update in which they happened.
@@ -166,6 +177,7 @@ pub(super) mod tests {
             blackouts: vec![Duration::from_micros(1330), Duration::from_micros(2100)],
             phases: Vec::new(),
             host_seen: Vec::new(),
+            clock_steps: Vec::new(),
             took: Duration::from_millis(420),
             failed_updates: Vec::new(),
             heard: Vec::new(),

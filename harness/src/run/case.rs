@@ -172,6 +172,7 @@ fn run_in_thread(
             report.refusals = std::mem::take(&mut session.refusals);
             report.kills = std::mem::take(&mut session.kills);
             report.revivals = std::mem::take(&mut session.revivals);
+            report.clock_steps = session.clock_steps();
             report.memory_kib = session.memory();
             if let Some(seen) = &session.seen {
                 session.evidence.observation("after", seen)?;

@@ -78,8 +78,26 @@ impl Evidence {
     ) -> Result<Files, EnvironmentError> {
         let kernel = self.folder.join(format!("{guest}.{}", image.ending));
         fs::write(&kernel, image.bytes).map_err(EnvironmentError::file("write", &kernel))?;
+        self.files_of(work, &kernel, None)
+    }
+
+    /// Writes the initramfs of a Linux guest that boots `kernel`, and returns the paths of its files.
+    pub fn linux_files(&self, work: &Path, kernel: &Path) -> Result<Files, EnvironmentError> {
+        let initrd = self.folder.join("linux.cpio");
+        let written = fs::write(&initrd, guest_images::INITRAMFS);
+        written.map_err(EnvironmentError::file("write", &initrd))?;
+        self.files_of(work, kernel, Some(&initrd))
+    }
+
+    fn files_of(
+        &self,
+        work: &Path,
+        kernel: &Path,
+        initrd: Option<&Path>,
+    ) -> Result<Files, EnvironmentError> {
         Ok(Files {
-            kernel: utf8(&kernel)?,
+            kernel: utf8(kernel)?,
+            initrd: initrd.map(utf8).transpose()?,
             qmp: utf8(&work.join("qmp.sock"))?,
             serial: utf8(&self.folder.join("serial.log"))?,
             serial_socket: utf8(&work.join("serial.sock"))?,

@@ -4,6 +4,7 @@ pub mod case;
 pub mod evidence;
 pub mod failure;
 pub mod host_lacks;
+pub mod linux;
 pub mod measure;
 pub mod peer;
 pub mod requirements;

@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::backend::{Backend, Feature};
 use crate::observe::host::{self, KernelMode};
 use crate::process::cgroup;
+use crate::run::linux;
 use crate::run::update::{command, mounts};
 use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
@@ -34,9 +35,9 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     {
         return Some(format!("no KVM here ({}: {e})", kvm.display()));
     }
-    if case.vm.ring == Ring::Kernel
+    if let Some(cases) = in_kernel_mode(case)
         && backend.uses_kvm()
-        && let Some(why) = no_kernel_mode(host::this().kernel_mode)
+        && let Some(why) = no_kernel_mode(host::this().kernel_mode, cases)
     {
         return Some(why);
     }
@@ -45,6 +46,11 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     }
     if let Some(why) = faults(case).iter().find_map(|fault| backend.unsupported_fault(fault)) {
         return Some(why);
+    }
+    if case.vm.is_linux()
+        && let Err(error) = linux::kernel(&case.vm)
+    {
+        return Some(error.to_string());
     }
     match case.vm.pages {
         Pages::Small => {}
@@ -71,12 +77,21 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
 }
 
-/// Returns why the body of a guest cannot run at CPL0, if so: an emulator in the kernel would run it,
-/// and not all of it.
-fn no_kernel_mode(kernel_mode: KernelMode) -> Option<String> {
+/// Returns the filter that selects the cases like this one, if its guest runs in kernel mode.
+fn in_kernel_mode(case: &Case) -> Option<&'static str> {
+    match case.vm.ring {
+        _ if case.vm.is_linux() => Some("linux/"),
+        Ring::Kernel => Some("ring=0"),
+        _ => None,
+    }
+}
+
+/// Returns why a guest cannot run in kernel mode, if so: an emulator in the kernel would run it, and
+/// not all of it.
+fn no_kernel_mode(kernel_mode: KernelMode, cases: &str) -> Option<String> {
     (kernel_mode == KernelMode::Emulated).then(|| {
         format!(
-            "{HOST_LACKS}the guest's kernel mode on the CPU (a lab has it: `cpr-harness lab run --filter ring=0`)"
+            "{HOST_LACKS}the guest's kernel mode on the CPU (a lab has it: `cpr-harness lab run --filter {cases}`)"
         )
     })
 }
@@ -84,6 +99,9 @@ fn no_kernel_mode(kernel_mode: KernelMode) -> Option<String> {
 /// Returns the features that a case needs of its VMM.
 fn needs(case: &Case) -> Vec<Feature> {
     let mut needs = Vec::new();
+    if case.vm.is_linux() {
+        needs.push(Feature::Linux);
+    }
     if case.vm.own_binary {
         needs.push(Feature::OwnBinary);
     }
@@ -196,7 +214,7 @@ mod tests {
     #[case::on_the_cpu(KernelMode::OnTheCpu, false)]
     #[case::not_known(KernelMode::Unknown, false)]
     fn ring_0_needs_the_cpu(#[case] kernel_mode: KernelMode, #[case] lacks: bool) {
-        let why = no_kernel_mode(kernel_mode);
+        let why = no_kernel_mode(kernel_mode, "ring=0");
         assert_eq!(why.as_deref().map(|why| why.starts_with(HOST_LACKS)), lacks.then_some(true));
     }
 

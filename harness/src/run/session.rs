@@ -1,5 +1,6 @@
 //! A VM under test: its process, its QMP connections, and the expected state.
 
+mod boot_soak;
 pub mod clients;
 mod ending;
 pub mod failed_update;
@@ -38,6 +39,7 @@ use crate::coverage;
 use crate::observe::facts::Facts;
 use crate::observe::fds::FdTable;
 use crate::observe::files::Files;
+use crate::observe::mailbox::CLOCKS;
 use crate::observe::observation::Observation;
 use crate::observe::outside::Outside;
 use crate::observe::phases::UpdatePhases;
@@ -53,7 +55,7 @@ use crate::run::measure::blackout::Measurement;
 use crate::run::peer::serial::SerialClient;
 use crate::run::session::clients::EventListener;
 use crate::run::session::soak::Pace;
-use crate::run::verdict::{FailedUpdate, HostSeen, Kill, Revived};
+use crate::run::verdict::{ClockStep, FailedUpdate, HostSeen, Kill, Revived};
 use crate::scenario::{Case, Inject};
 
 /// How many of the newest updates' state files a soak keeps.
@@ -233,6 +235,19 @@ impl<'a> Session<'a> {
     pub fn memory(&self) -> Vec<u64> {
         let all = &self.memory_kib;
         all.iter().take(2).chain(all.get(2..).and_then(<[u64]>::last)).copied().collect()
+    }
+
+    /// Returns the largest steps of the clocks that a Linux guest has last reported.
+    pub fn clock_steps(&self) -> Vec<ClockStep> {
+        let Some(seen) = self.seen.as_ref().filter(|_| self.case.vm.is_linux()) else {
+            return Vec::new();
+        };
+        let steps = CLOCKS.into_iter().zip(seen.mailbox.clock_steps);
+        let step = |(clock, ns): (&str, u64)| ClockStep {
+            clock: clock.to_owned(),
+            largest: Duration::from_nanos(ns),
+        };
+        steps.map(step).collect()
     }
 
     /// Returns the error in `query-migrate`.

@@ -93,6 +93,9 @@ pub struct Report {
     /// Deaths of the VMM's process that the VM survived.
     #[serde(default)]
     pub revivals: Vec<Revived>,
+    /// The largest step of each clock of a Linux guest against its TSC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clock_steps: Vec<ClockStep>,
     /// The VMM's own memory in KiB after boot, after the first update and after the last.
     pub memory_kib: Vec<u64>,
     /// How long the case took.
@@ -113,6 +116,15 @@ pub struct HostSeen {
     pub blackout: Duration,
     /// How long the guest took to touch all its RAM, if it does so.
     pub touch: Option<Touch>,
+}
+
+/// The largest step of a clock in a Linux guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStep {
+    /// The clock's name.
+    pub clock: String,
+    /// By how much at least it differed from the TSC between two readings.
+    pub largest: Duration,
 }
 
 /// How long a guest took to touch all its RAM once.
@@ -197,6 +209,7 @@ impl Report {
             refusals: Vec::new(),
             kills: Vec::new(),
             revivals: Vec::new(),
+            clock_steps: Vec::new(),
             memory_kib: Vec::new(),
             took: Duration::ZERO,
             replay,

@@ -249,7 +249,7 @@ pages = ["4k", "thp"]
     #[case::unused_in_matrix("summary = \"\"\nsteps = [\"boot\"]\n[matrix]\ncpus = [1]\n")]
     #[case::empty_matrix("summary = \"${x}\"\nsteps = [\"boot\"]\n[matrix]\nx = []\n")]
     #[case::no_boot("summary = \"\"\nsteps = [\"stop\"]\n")]
-    #[case::unknown_guest("summary = \"\"\nvm = { guest = \"linux\" }\nsteps = [\"boot\"]\n")]
+    #[case::unknown_guest("summary = \"\"\nvm = { guest = \"windows\" }\nsteps = [\"boot\"]\n")]
     #[case::after_the_end("summary = \"\"\nsteps = [\"boot\", \"quit\", \"cont\"]\n")]
     #[case::any_failure(
         "summary = \"\"\nsteps = [\"boot\", { migrate = { expect = { failed = {} } } }]\n"

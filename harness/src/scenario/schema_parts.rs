@@ -18,6 +18,5 @@ pub(super) enum Scalar {
 
 /// Restricts the schema of a field of [`Vm`](super::Vm) to the names of the guests.
 pub(super) fn guests(schema: &mut Schema) {
-    let names: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-    schema.insert("enum".into(), json!(names));
+    schema.insert("enum".into(), json!(guest_images::names()));
 }

@@ -22,6 +22,10 @@ pub struct Soak {
     /// Whether the series includes updates that must not succeed.
     #[serde(default)]
     pub setbacks: Setbacks,
+    /// Whether the series begins with a guest that has not started and ends once it has booted. The
+    /// guest is stopped for each update, so that it runs only for the delays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_boot: bool,
 }
 
 /// Whether to include updates that must be refused or rolled back, each before a good one.

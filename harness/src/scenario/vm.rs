@@ -10,7 +10,7 @@ use super::size::Size;
 use super::stalled::Stalled;
 
 /// The guests that count sweeps over their RAM, or of what they receive.
-pub const SWEEPING: [&str; 2] = ["pattern", "serial"];
+pub const SWEEPING: [&str; 3] = ["pattern", "serial", guest_images::LINUX];
 
 /// The virtual machine of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -23,6 +23,11 @@ pub struct Vm {
     /// The privilege level of the guest's body: 3 as a program, 0 as a kernel.
     #[serde(default, skip_serializing_if = "Ring::is_default")]
     pub ring: Ring,
+    /// The series of the kernel that the guest `linux` boots, such as `6` or `7.3`; none: the newest
+    /// that is installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = "^[0-9]+([.][0-9]+)*$"))]
+    pub kernel: Option<String>,
     /// Number of vCPUs.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 8))]
@@ -70,6 +75,7 @@ impl Default for Vm {
         Self {
             guest: heartbeat(),
             ring: Ring::default(),
+            kernel: None,
             cpus: one(),
             memory: Size::default(),
             share: yes(),
@@ -91,6 +97,11 @@ impl Vm {
     /// Whether the guest counts sweeps.
     pub fn counts_sweeps(&self) -> bool {
         SWEEPING.contains(&self.guest.as_str())
+    }
+
+    /// Whether the guest is a Linux kernel of the host's.
+    pub fn is_linux(&self) -> bool {
+        self.guest == guest_images::LINUX
     }
 
     /// The last marker at which the guest waits, from 1; 0 if it waits at none.
@@ -236,13 +247,16 @@ mod tests {
 
     #[test]
     fn the_guests_that_count_sweeps_are_those_whose_source_does() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/guests");
-        let counts = |guest: &&guest_images::GuestImage| {
-            let source = std::fs::read_to_string(folder.join(format!("{}.rs", guest.name)));
-            source.unwrap().contains("mailbox().sweeps")
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images");
+        let counts = |guest: &&str| {
+            let source = match *guest {
+                guest_images::LINUX => folder.join("linux/src/memory.rs"),
+                guest => folder.join(format!("guests/{guest}.rs")),
+            };
+            let source = std::fs::read_to_string(source).unwrap();
+            source.contains("mailbox().sweeps") || source.contains("mailbox.sweeps")
         };
-        let counting: Vec<&str> =
-            guest_images::GUESTS.iter().filter(counts).map(|guest| guest.name).collect();
+        let counting: Vec<&str> = guest_images::names().into_iter().filter(counts).collect();
         assert_eq!(counting, SWEEPING);
     }
 }

@@ -61,7 +61,8 @@ pub fn cases(wish: &SoakConfig) -> Vec<Case> {
             [] => CPUS[pick(index, CPUS.len())],
             counts => counts[pick(index, counts.len())],
         };
-        let soak = Soak { updates: u32::MAX, within_ms: 20, setbacks: wish.setbacks };
+        let soak =
+            Soak { updates: u32::MAX, within_ms: 20, setbacks: wish.setbacks, in_boot: false };
         Case {
             name: format!("soak/{index}-{guest}[cpus={cpus},memory={memory}]"),
             summary: "updates without end".into(),

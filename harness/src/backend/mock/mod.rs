@@ -81,6 +81,7 @@ impl Backend for Mock {
             Feature::Rehearsal => Some("the mock does not rehearse commands".into()),
             Feature::Deferred => Some("the mock does not wait for migrate-incoming".into()),
             Feature::Log => Some("the mock logs to regular files only".into()),
+            Feature::Linux => Some("the mock does not boot Linux".into()),
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
             _ => None,
         }

@@ -172,6 +172,7 @@ impl Backend for Qemu {
                 "qemu drops its clients during an update, so none can tell it what to load"
             }
             Feature::Log => "qemu does not log updates",
+            Feature::Linux => "qemu boots guests as firmware here, and Linux is none",
             Feature::Execveat => "qemu uses execvp, which this case forbids",
         };
         Some(why.to_owned())
@@ -274,6 +275,7 @@ mod tests {
         let file = |name: &str| format!("/w/{name}");
         let files = Files {
             kernel: file("guest.bios"),
+            initrd: None,
             qmp: file("qmp"),
             serial: file("serial"),
             serial_socket: file("serial.sock"),

@@ -25,7 +25,7 @@ use crate::run::evidence::watchdog::Watchdog;
 use crate::run::session::clients::{EventListener, connect};
 use crate::run::session::own_binary;
 use crate::run::update::command::{CommandBuilder, PATH_FOLDER};
-use crate::run::{Options, StepError};
+use crate::run::{Options, StepError, linux};
 use crate::scenario::Case;
 
 impl<'a> Session<'a> {
@@ -48,11 +48,17 @@ impl<'a> Session<'a> {
         evidence: &mut Evidence,
         work: &Path,
     ) -> Result<Parts, StepError> {
-        let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
-            StepError::Process(format!("there is no guest named {}", case.vm.guest))
-        })?;
         let backend = &*options.backend;
-        let mut files = evidence.files(work, guest.name, backend.image(guest))?;
+        let mut files = match case.vm.is_linux() {
+            true => evidence
+                .linux_files(work, &linux::kernel(&case.vm).map_err(EnvironmentError::from)?)?,
+            false => {
+                let guest = guest_images::guest(&case.vm.guest).ok_or_else(|| {
+                    StepError::Process(format!("there is no guest named {}", case.vm.guest))
+                })?;
+                evidence.files(work, guest.name, backend.image(guest))?
+            }
+        };
         if case.vm.stalled.is_some() {
             // Not in the evidence folder: files there are read to their end, and this is a FIFO.
             files.log = work.join("log").display().to_string();

@@ -248,6 +248,24 @@ impl Session<'_> {
         });
     }
 
+    /// Waits for the events of an action without an observation, on both connections.
+    pub(super) fn acknowledge(&mut self, action: &Action, ran: bool) -> Result<(), StepError> {
+        let handover = Handover::default();
+        self.settle_events(action, &handover, ran);
+        let across_exec = self.options.backend.dialect().across_exec;
+        let events = self.take_events();
+        let wrong = |check: &str, why: String| StepError::Checks(vec![Finding::new(check, why)]);
+        if !check::events::complete(action, &handover, ran, across_exec, &events) {
+            let labels: Vec<String> = events.iter().map(qmp::label).collect();
+            let why = format!("the events of {action:?} are not complete: {labels:?}");
+            return Err(wrong(check::events::CHECK.name, why));
+        }
+        let common =
+            |events: &[Event]| check::clients::common(action, &handover, across_exec, events);
+        let theirs = self.second_client.hear(&events, common, self.options.patience.events);
+        theirs.map(drop).map_err(|why| wrong(check::clients::CHECK.name, why))
+    }
+
     /// Takes the events that were not checked yet.
     fn take_events(&mut self) -> Vec<Event> {
         let arrived = self.qmp.events_from(self.events_checked);

@@ -89,7 +89,10 @@ impl Session<'_> {
             }
             Step::Measure => self.measured_update()?,
             Step::Soak(soak) => {
-                self.soak(soak)?;
+                match soak.in_boot {
+                    true => self.soak_in_boot(soak)?,
+                    false => self.soak(soak)?,
+                }
                 Action::Nothing
             }
             Step::Serial(wish) => {
@@ -159,10 +162,16 @@ impl Session<'_> {
     }
 
     pub(super) fn cont(&mut self) -> Result<Action, StepError> {
-        self.qmp.execute(Command::plain("cont"))?;
-        self.note_cont();
+        self.resume()?;
         self.await_boot(self.boots)?;
         Ok(Action::Cont)
+    }
+
+    /// Continues the guest, and does not wait until it has booted.
+    pub(super) fn resume(&mut self) -> Result<(), StepError> {
+        self.qmp.execute(Command::plain("cont"))?;
+        self.note_cont();
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<Action, StepError> {
@@ -232,7 +241,11 @@ impl Session<'_> {
     /// Waits until the guest's body runs on all vCPUs in boot number `boots`. While the guest is
     /// seen to fill its RAM, only the watchdog limits the wait.
     pub(super) fn await_boot(&mut self, boots: u32) -> Result<(), StepError> {
-        let (cpus, limit) = (self.case.vm.cpus, self.options.patience.boot);
+        let cpus = self.case.vm.cpus;
+        let limit = match self.case.vm.is_linux() {
+            true => self.options.patience.linux_boot,
+            false => self.options.patience.boot,
+        };
         let what = format!("boot {boots} of the guest on {cpus} vCPUs");
         let page = self.page()?;
         let is_up = |view: &View| view.boots >= boots && view.is_up(cpus);

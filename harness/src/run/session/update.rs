@@ -188,7 +188,11 @@ impl Session<'_> {
         }
         if ends {
             let by_guest = commands.contains(&RaceCommand::GuestExit);
-            self.await_gone(if by_guest { Cause::Guest } else { Cause::Quit })?;
+            self.await_gone(match by_guest {
+                true if self.case.vm.is_linux() => Cause::PowerOff,
+                true => Cause::Guest,
+                false => Cause::Quit,
+            })?;
             let asked = commands.iter().take_while(|c| **c != RaceCommand::Quit);
             let asked = asked.filter(|c| **c == RaceCommand::Migrate).count();
             let wrong = |check: &str, why| Err(StepError::Checks(vec![Finding::new(check, why)]));

@@ -54,6 +54,10 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
                 "cgroup-kill requires vm.memory-limit, which gives the VMM its own cgroup";
             one(VALUE.into(), Mistake::new(message))
         }
+        Step::Soak(soak) if soak.in_boot && !vm.paused => {
+            let wrong = Mistake::new("the guest has booted when this step begins");
+            one(option("in-boot"), wrong.label("requires `vm.paused`"))
+        }
         Step::Soak(soak) => times(soak.updates),
         Step::Race(commands) => race(vm, commands),
         Step::Serial(_) if vm.serial != SerialKind::Unix => {
@@ -100,7 +104,7 @@ fn at_point(point: &str, path: Vec<Part>, others: &[&str]) -> Wrong {
 fn waiting(vm: &Vm, wait: Wait) -> Wrong {
     let value = vec![Part::Only, Part::Only];
     match wait {
-        Wait::Sweeps(_) if guest_images::guest(&vm.guest).is_some() && !vm.counts_sweeps() => {
+        Wait::Sweeps(_) if guest_images::names().contains(&&*vm.guest) && !vm.counts_sweeps() => {
             let wrong = Mistake::new(format!("the guest `{}` counts no sweeps", vm.guest));
             let wrong = wrong.label("wait for heartbeats, or take another guest");
             one(value, wrong.note(format!("guests that do: `{}`", SWEEPING.join("`, `"))))

@@ -76,9 +76,19 @@ fn of_the_case(case: &Case) -> Vec<Placed> {
     let mut wrong = Vec::new();
     let mut add = |path: &[Part], mistake| wrong.push(Placed { path: path.to_vec(), mistake });
     let vm = |key| [Part::Key("vm"), Part::Key(key)];
-    if guest_images::guest(&case.vm.guest).is_none() {
-        let all: Vec<&str> = guest_images::GUESTS.iter().map(|guest| guest.name).collect();
-        add(&vm("guest"), Mistake::unknown("guest", &case.vm.guest, &all));
+    let guests = guest_images::names();
+    if !guests.contains(&case.vm.guest.as_str()) {
+        add(&vm("guest"), Mistake::unknown("guest", &case.vm.guest, &guests));
+    }
+    if let Some(kernel) = &case.vm.kernel {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if !case.vm.is_linux() {
+            let wrong = format!("the guest `{}` has no kernel", case.vm.guest);
+            add(&vm("kernel"), Mistake::new(wrong).label("only the guest `linux` has one"));
+        } else if !kernel.split('.').all(is_number) {
+            let wrong = format!("`kernel` is `{kernel}`: it must be a series such as 6 or 7.3");
+            add(&vm("kernel"), Mistake::new(wrong));
+        }
     }
     if !(1..=MAX_CPUS).contains(&case.vm.cpus) {
         let wrong = format!("`cpus` is {}: it must be 1 to {MAX_CPUS}", case.vm.cpus);
