@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cpr_harness::backend::cpr_vmm::CprVmm;
-use cpr_harness::catalogue::trial::{self, Outcome, Tried};
 use cpr_harness::catalogue::lab::Record;
+use cpr_harness::catalogue::trial::{self, Outcome, Tried};
 use cpr_harness::catalogue::{self, BugClass, table};
 use cpr_harness::run::Options;
 use cpr_harness::scenario::Case;

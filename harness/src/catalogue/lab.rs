@@ -88,9 +88,10 @@ impl Record {
     /// Adds what the planted bug of `class` came to, instead of an earlier result of it.
     pub fn add(&mut self, class: &BugClass, kernel: &str, outcome: &Outcome) {
         let (caught_by, not_run) = match outcome {
-            Outcome::Failed { checks, .. } if outcome.is_caught_by(&class.checks) => {
-                (checks.iter().filter(|check| class.checks.contains(check)).cloned().collect(), None)
-            }
+            Outcome::Failed { checks, .. } if outcome.is_caught_by(&class.checks) => (
+                checks.iter().filter(|check| class.checks.contains(check)).cloned().collect(),
+                None,
+            ),
             Outcome::NotRun(why) => (Vec::new(), Some(why.clone())),
             Outcome::Passed | Outcome::Failed { .. } => (Vec::new(), None),
         };

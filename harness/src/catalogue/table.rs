@@ -36,7 +36,8 @@ pub fn markdown(classes: &[BugClass], lab: &Record) -> String {
         };
         let lab = lab.of(entry).map_or_else(String::new, ToString::to_string);
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "| {class} | {example} | `{case}` | `{planted}` | {check} | {lab} |");
+        let _ =
+            writeln!(text, "| {class} | {example} | `{case}` | `{planted}` | {check} | {lab} |");
     }
     text
 }

@@ -12,7 +12,8 @@ use crate::run::update::{command, mounts};
 use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Ring, Seccomp, Step,
+    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Ring, Seccomp,
+    Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
