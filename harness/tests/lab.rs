@@ -19,13 +19,14 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 type Tested = Result<(), Failed>;
+type Test = fn() -> Tested;
 
 /// How long a lab may take to end after Ctrl-C.
 const ENDED: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let lacks = lacks();
-    let real: [(&str, fn() -> Tested); 5] = [
+    let real: [(&str, Test); 5] = [
         ("streams_and_status_are_those_of_the_command", streams_and_status),
         ("scenarios_run_without_kvm_and_leave_evidence_outside", scenarios_without_kvm),
         ("interrupted_lab_leaves_nothing_behind", interrupted),
@@ -139,7 +140,7 @@ fn streams_and_status() -> Tested {
 /// Runs the harness where `/dev/kvm` is `/dev/null`, if this process may mount that.
 fn scenarios_without_kvm() -> Tested {
     let place = Place::new();
-    let scenario = "summary = \"updated\"\nsteps = [\"boot\", \"migrate\", \"quit\"]\n";
+    let scenario = "summary = \"updated\"\nsteps = [\"boot\", { migrate = {} }, \"quit\"]\n";
     let theme = place.folder.path().join("scenarios/theme");
     fs::create_dir_all(&theme).unwrap();
     fs::write(theme.join("updated.toml"), scenario).unwrap();
@@ -171,7 +172,10 @@ fn interrupted() -> Tested {
     writeln!(input, "trap '' INT; echo ready; while :; do sleep 1000; done").unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
+    if line != "ready\n" {
+        let done = child.wait_with_output()?;
+        return Err(format!("{line:?}, {}: {}", done.status, text(&done.stderr)).into());
+    }
     assert!(!place.left().is_empty());
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let asked = Instant::now();
@@ -206,23 +210,26 @@ fn shell() -> Tested {
     lab.stdin(end()).stdout(end()).stderr(end());
     let mut child = lab.spawn().unwrap();
     drop((lab, terminal.slave));
+    let pid = Pid::from_raw(child.id() as i32);
     let mut master = File::from(terminal.master);
     let mut seen = await_text(&mut child, &mut master, "# ");
     // The terminal inside edits lines, and makes the key a signal.
-    master.write_all(b"stty size\n").unwrap();
-    seen += &await_text(&mut child, &mut master, "31 97");
+    let mut type_line = |master: &mut File, line: &str, wanted: &str| {
+        master.write_all(format!("{line}\n").as_bytes()).unwrap();
+        seen += &await_text(&mut child, master, wanted);
+    };
+    type_line(&mut master, "stty size", "\r\n31 97");
+    type_line(&mut master, "", "# ");
     let smaller = Winsize { ws_row: 30, ws_col: 90, ..size };
     // SAFETY: the kernel reads the structure, which lives until the call returns.
     let done = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const smaller) };
     assert_eq!(done, 0);
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGWINCH).unwrap();
+    kill(pid, Signal::SIGWINCH).unwrap();
     // It arrives some time later.
-    master.write_all(b"until stty size | grep '30 90'; do :; done\n").unwrap();
-    seen += &await_text(&mut child, &mut master, "\r\n30 90");
-    master.write_all(b"sleep 1000\n").unwrap();
-    seen += &await_text(&mut child, &mut master, "sleep 1000");
-    master.write_all(b"\x03").unwrap();
-    seen += &await_text(&mut child, &mut master, "# ");
+    type_line(&mut master, "until stty size | grep '30 90'; do :; done", "\r\n30 90");
+    type_line(&mut master, "", "# ");
+    type_line(&mut master, "echo beg''un; sleep 1000", "begun");
+    type_line(&mut master, "\x03", "# ");
     master.write_all(b"exit 5\n").unwrap();
     let mut rest = Vec::new();
     // The end of a terminal is reported as an error.
