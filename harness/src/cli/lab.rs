@@ -43,9 +43,9 @@ pub(super) struct Lab {
     /// Run a shell instead.
     #[arg(long, conflicts_with = "command")]
     shell: bool,
-    /// CPUs of the lab.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: u32,
+    /// CPUs of the lab [default: 1 if it is emulated, else 2].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: Option<u32>,
     /// Memory of the lab.
     #[arg(long, value_name = "SIZE", default_value_t = Size(4 << 30))]
     memory: Size,
@@ -134,6 +134,7 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
     let qemu = qemu::find_anywhere().ok_or_else(|| {
         CliError::environment("no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu")
     })?;
+    let accelerator = options.accel.decide();
     let installed = Kernels::find();
     let kernel = kernel(options.kernel.as_deref(), &installed)?;
     let mut shares = Vec::new();
@@ -158,9 +159,9 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
         kernel,
         kernels: installed.as_ref().ok().map(|kernels| kernels.folder().to_owned()),
         busybox,
-        cpus: options.cpus,
+        cpus: options.cpus.unwrap_or(accelerator.usual_cpus()),
         memory: options.memory,
-        accelerator: options.accel.decide(),
+        accelerator,
         iommu: options.iommu || !options.device.is_empty(),
         devices: options.device.clone(),
         huge_pages: options.huge_pages,

@@ -48,6 +48,15 @@ fn automatic(device: &Path, modules: &Path) -> Accelerator {
 }
 
 impl Accelerator {
+    /// How many CPUs a lab has unless the user says otherwise. TCG runs them in turn, so that more than
+    /// one gain nothing, and with two it delivered some interrupts twice to the VMs of a lab.
+    pub fn usual_cpus(self) -> u32 {
+        match self {
+            Self::Kvm => 2,
+            Self::Tcg => 1,
+        }
+    }
+
     /// How it is described.
     pub fn title(self) -> &'static str {
         match self {
