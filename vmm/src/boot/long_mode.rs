@@ -42,7 +42,7 @@ impl LongMode {
         words.resize(ENTRIES as usize, 0);
         words.push(pdpt | PRESENT_WRITABLE);
         words.resize(2 * ENTRIES as usize, 0);
-        words.extend((0..DIRECTORIES).map(|n| directories + n * PAGE | PRESENT_WRITABLE));
+        words.extend((0..DIRECTORIES).map(|n| (directories + n * PAGE) | PRESENT_WRITABLE));
         words.resize(3 * ENTRIES as usize, 0);
         words.extend((0..DIRECTORIES * ENTRIES).map(|n| n << 21 | LARGE | PRESENT_WRITABLE));
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();

@@ -32,7 +32,7 @@ pub(super) fn power_on(
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
     let given = Given { cmdline: &machine.config.cmdline, cpus: machine.config.cpus };
     let entry = boot::load(machine.ram.memory(), image, given)?;
-    assemble(machine, host, Content::PowerOn(entry, board), &mut |_| ())
+    assemble(machine, host, Content::PowerOn(entry, Box::new(board)), &mut |_| ())
 }
 
 /// Assembles a machine with everything that a restored one has, but nothing to run: each part is
@@ -62,7 +62,7 @@ impl Machine {
 
 /// The initial content of a machine.
 enum Content {
-    PowerOn(boot::Entry, BoardState),
+    PowerOn(boot::Entry, Box<BoardState>),
     Restored(Box<RestoredState>),
     Rehearsed,
 }
@@ -96,7 +96,7 @@ fn assemble(
     let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
     let rehearsed = matches!(content, Content::Rehearsed);
     let (state, entry, board) = match content {
-        Content::PowerOn(entry, board) => (None, Some(entry), Some(board)),
+        Content::PowerOn(entry, board) => (None, Some(entry), Some(*board)),
         Content::Restored(state) => (Some(*state), None, None),
         Content::Rehearsed => (None, None, None),
     };

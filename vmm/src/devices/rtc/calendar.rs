@@ -134,7 +134,7 @@ impl Mode {
 }
 
 fn to_digits(value: u8) -> u8 {
-    value / 10 % 10 << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 fn from_digits(digits: u8) -> u8 {
