@@ -118,6 +118,7 @@ fn huge(size: u64) -> Result<&'static mut [Words4K], MemoryError> {
     map_anonymous("huge", pages * HUGE, MapFlags::MAP_SHARED | MapFlags::MAP_HUGETLB)
 }
 
+#[allow(clippy::mut_from_ref, reason = "the mapping is new; the reference is only its name")]
 fn map_anonymous(
     kind: &'static str,
     size: u64,

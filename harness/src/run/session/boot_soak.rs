@@ -32,7 +32,10 @@ impl Session<'_> {
                 self.evidence.timeline.say("harness", text);
                 return Ok(());
             }
-            self.checked(Self::stop, true)?;
+            let stop = self.stop()?;
+            self.acknowledge(&stop, true)?;
+            // The guest has run since the last observation.
+            self.seen = Some(self.observe()?);
             self.forget();
         }
         let what = format!("the guest's boot over {} updates", soak.updates);
