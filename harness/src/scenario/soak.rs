@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn same_seed_gives_same_bursts_and_every_kind_occurs() {
-        let soak = Soak { updates: 100, within_ms: 5, setbacks: Setbacks::Some };
+        let soak = Soak { updates: 100, within_ms: 5, setbacks: Setbacks::Some, in_boot: false };
         let bursts = |seed| -> Vec<SoakUpdate> { (0..100).map(|n| soak.burst(seed, n)).collect() };
         assert_eq!(bursts(7), bursts(7));
         assert_ne!(bursts(7), bursts(8));
