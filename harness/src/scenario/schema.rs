@@ -108,7 +108,7 @@ mod tests {
     #[case::key("summary = ''\nstep = ['boot']")]
     #[case::missing("summary = ''")]
     #[case::step("summary = ''\nsteps = ['boot', 'stopp']")]
-    #[case::guest("summary = ''\nvm = { guest = 'linux' }\nsteps = ['boot']")]
+    #[case::guest("summary = ''\nvm = { guest = 'windows' }\nsteps = ['boot']")]
     #[case::cpus("summary = ''\nvm = { cpus = 9 }\nsteps = ['boot']")]
     #[case::size("summary = ''\nvm = { memory = '64X' }\nsteps = ['boot']")]
     #[case::command("summary = ''\nsteps = ['boot', { migrate = { command = 'enent' } }]")]

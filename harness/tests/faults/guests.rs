@@ -51,6 +51,7 @@ fn failing_guest_is_reported(fault: &str, check: &str) {
     let report = common::run(vmm, fault, &SCENARIO.replace("[FAULT]", fault), patience);
     let mut stable = insta::Settings::clone_current();
     stable.add_filter(r"RIP 0x\w+", "RIP [RIP]");
+    stable.add_filter("rip=\"0x[0-9a-f]+\"", "rip=[RIP]");
     stable.add_filter(r"heartbeat \d+", "heartbeat [N]");
     stable.add_filter(r"\d{4}-\d\d-\d\dT\S+Z", "[TIME]");
     let _stable = stable.bind_to_scope();
