@@ -3,8 +3,8 @@
 //! Most need QEMU and a kernel, and boot it: 10 to 60 s each.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use cpr_harness::backend::qemu;
 use cpr_harness::kernels::Kernels;
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,8 +22,11 @@ use tempfile::TempDir;
 type Tested = Result<(), Failed>;
 type Test = fn() -> Tested;
 
-/// How long a lab may take to end after Ctrl-C.
-const ENDED: Duration = Duration::from_secs(2);
+/// How long a lab may take to end after Ctrl-C: 2 s, but this host may be busy with other tests.
+const ENDED: Duration = Duration::from_secs(8);
+
+/// How long a lab may take to show what a test waits for, its start included.
+const SHOWN: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let lacks = lacks();
@@ -74,7 +78,8 @@ impl Place {
 
     fn lab(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
-        self.prepare(&mut command).arg("lab").args(arguments);
+        // So that a test cannot wait for ever.
+        self.prepare(&mut command).args(["lab", "--timeout", "4m"]).args(arguments);
         command
     }
 
@@ -170,12 +175,8 @@ fn interrupted() -> Tested {
     let mut input = child.stdin.take().unwrap();
     // A shell that ignores the signal does not delay the end.
     writeln!(input, "trap '' INT; echo ready; while :; do sleep 1000; done").unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    if line != "ready\n" {
-        let done = child.wait_with_output()?;
-        return Err(format!("{line:?}, {}: {}", done.status, text(&done.stderr)).into());
-    }
+    let mut output = child.stdout.take().unwrap();
+    await_text(&mut child, &mut output, "ready\n");
     assert!(!place.left().is_empty());
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let asked = Instant::now();
@@ -239,15 +240,24 @@ fn shell() -> Tested {
     Ok(())
 }
 
-/// Reads from a terminal until `wanted` appears.
-fn await_text(child: &mut Child, master: &mut File, wanted: &str) -> String {
+/// Reads until `wanted` appears; returns what was read.
+fn await_text(child: &mut Child, from: &mut (impl Read + AsFd), wanted: &str) -> String {
+    let deadline = Instant::now() + SHOWN;
     let mut seen = Vec::new();
     while !text(&seen).contains(wanted) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap();
+        let mut readable = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut readable, left) == Ok(1);
         let mut byte = [0];
-        match master.read(&mut byte) {
-            Ok(1) => seen.extend(byte),
-            _ => panic!("{:?} without {wanted:?}: {}", child.wait(), text(&seen)),
+        if ready && matches!(from.read(&mut byte), Ok(1)) {
+            seen.extend(byte);
+            continue;
         }
+        let _ = child.kill();
+        let (status, mut error) = (child.wait(), String::new());
+        child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut error));
+        panic!("no {wanted:?} within {SHOWN:?}: saw {:?}, {status:?}, {error}", text(&seen));
     }
     text(&seen)
 }
