@@ -14,7 +14,7 @@ pub struct Options {
     pub seed: u64,
     /// `ram=SIZE`: use no more RAM than that (bytes, or with K, M, G).
     pub ram: u64,
-    /// `markers=N`: stop at the first N markers (see [`super::Cpu::marker`]).
+    /// `markers=N`: stop at the first N markers (see `Cpu::marker`).
     pub markers: u32,
     /// `end=never`, `end=reset`, `end=triple` or `end=exit`: what happens after the last marker.
     pub end: End,
