@@ -187,9 +187,9 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         let us = match marker % 3 {
             _ if marker == 0 => 200 + shot % 5 * 300,
             1 => 4_000,
-            // So long that the update comes well before, and a timer that starts over is later than
-            // any blackout excuses. The PIT counts no further than 55 ms.
-            2 if !is_idle && kind != Kind::Pit => 400_000,
+            // At a marker the host does one update: so long that it comes well before, and a timer
+            // that starts over is later than any blackout excuses. The PIT counts no further than 55 ms.
+            2 if marker <= markers && !is_idle && kind != Kind::Pit => 400_000,
             2 => 50_000,
             _ => 1_000,
         };
