@@ -78,7 +78,7 @@ impl Place {
 
     fn lab(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cpr-harness"));
-        // So that a test cannot wait for ever.
+        // Bounds every wait of a test.
         self.prepare(&mut command).args(["lab", "--timeout", "4m"]).args(arguments);
         command
     }

@@ -92,7 +92,7 @@ impl Machine {
         Log { lines, file: self.console.clone() }
     }
 
-    /// Removes what is no longer needed after the boot: a lab that is killed leaves little behind.
+    /// Removes the initramfs, which only the boot needs: a lab that is killed leaves little behind.
     pub fn booted(&self) {
         if let Some((folder, _)) = &self.folder {
             let _ = fs::remove_file(folder.path().join("initramfs"));

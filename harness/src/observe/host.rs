@@ -31,7 +31,7 @@ pub enum KernelMode {
     Unknown,
 }
 
-/// The environment variable that is set in a lab, whose times are no measurements on any CPU.
+/// The environment variable that is set in a lab, where nothing may be measured, whatever the CPU.
 pub const LAB: &str = "CPR_LAB";
 
 /// What CPUID reports in an emulated host (QEMU, `target/i386/cpu.c`).
