@@ -176,26 +176,30 @@ impl PortBus {
         DevicesState { serial: self.serial().state(), test_port: self.test_port().clone() }
     }
 
-    /// Handles a guest read of `data.len()` bytes (1, 2 or 4) from `port`.
-    pub fn read(&self, port: u16, data: &mut [u8], access: &Access) {
+    /// Handles guest reads of `size` bytes each (1, 2 or 4) from `port` until `data` is full. The
+    /// copy of the device's state shows all of them or none.
+    pub fn read(&self, port: u16, size: usize, data: &mut [u8], access: &Access) {
         data.fill(0xff);
-        match (port, &mut *data) {
+        let items = data.chunks_exact_mut(size.max(1));
+        match (port, size) {
             _ if self.hides_port(port) => {}
-            (serial::BASE..=serial::LAST, [byte]) => {
+            (serial::BASE..=serial::LAST, 1) => {
                 let offset = (port - serial::BASE) as u8;
-                self.with_serial(Some(access), |serial| *byte = serial.read(offset));
+                self.with_serial(Some(access), |serial| data.fill_with(|| serial.read(offset)));
             }
-            (i8042::COMMAND, [byte]) => *byte = i8042::read(),
-            (power::EVENTS..=power::LAST, data) => {
+            (i8042::COMMAND, 1) => data.fill_with(i8042::read),
+            (power::EVENTS..=power::LAST, _) => {
                 self.with_board(Some(access), |board| {
-                    board.with_power(|power| power.read(port, data));
+                    board.with_power(|power| items.for_each(|item| power.read(port, item)));
                 });
             }
-            (rtc::INDEX..=rtc::DATA, [byte]) => {
-                self.with_board(Some(access), |board| *byte = board.read_clock(port));
+            (rtc::INDEX..=rtc::DATA, 1) => {
+                self.with_board(Some(access), |board| data.fill_with(|| board.read_clock(port)));
             }
-            (TEST_FIRST..=TEST_LAST, data) => {
-                self.with_test_port(access, |device| device.read(port, data));
+            (TEST_FIRST..=TEST_LAST, _) => {
+                self.with_test_port(access, |device| {
+                    items.for_each(|item| device.read(port, item))
+                });
             }
             _ => {}
         }

@@ -121,16 +121,32 @@ impl Shadow {
 
 /// A vCPU's progress with the port or MMIO access of its last exit.
 ///
-/// An access has one item, except for string instructions (`rep ins`, `rep outs`).
-#[derive(Debug, Default)]
+/// An access has one item, except for string instructions (`rep ins`, `rep outs`). The devices
+/// handle the items of string output one by one: those that are left can be written later. String
+/// input is handled as a whole, because KVM takes its answers all at once.
+#[derive(Debug)]
 pub struct Access {
     /// Items that the devices have handled.
     done: AtomicU32,
-    /// The item whose effect is being published, the shadow that shows it and the generation from
-    /// which on it does.
-    item: AtomicU32,
+    /// Items that the devices handle at once.
+    at_once: AtomicU32,
+    /// The number of items done once the effect that is being published is shown, the shadow that
+    /// shows it and the generation from which on it does.
+    then_done: AtomicU32,
     generation: AtomicU64,
     shadow: AtomicPtr<Shadow>,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            done: AtomicU32::new(0),
+            at_once: AtomicU32::new(1),
+            then_done: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
+            shadow: AtomicPtr::default(),
+        }
+    }
 }
 
 impl Access {
@@ -138,19 +154,26 @@ impl Access {
     pub fn begin(&self) {
         self.shadow.store(std::ptr::null_mut(), Ordering::Release);
         self.done.store(0, Ordering::Release);
+        self.at_once.store(1, Ordering::Relaxed);
+    }
+
+    /// Makes what the devices publish and complete next that many items.
+    pub fn handle_at_once(&self, items: u32) {
+        self.at_once.store(items, Ordering::Relaxed);
     }
 
     fn intend(&self, shadow: &Shadow, generation: u64) {
         self.shadow.store(std::ptr::null_mut(), Ordering::Release);
-        self.item.store(self.done.load(Ordering::Relaxed), Ordering::Release);
+        let then = self.done.load(Ordering::Relaxed) + self.at_once.load(Ordering::Relaxed);
+        self.then_done.store(then, Ordering::Release);
         self.generation.store(generation, Ordering::Release);
         self.shadow.store(std::ptr::from_ref(shadow).cast_mut(), Ordering::Release);
     }
 
-    /// Records that the devices have handled one more item, and that any answer is where KVM
-    /// expects it.
+    /// Records that the devices have handled one more item, or all that they handle at once, and
+    /// that any answer is where KVM expects it.
     pub fn item_done(&self) {
-        self.done.fetch_add(1, Ordering::Release);
+        self.done.fetch_add(self.at_once.load(Ordering::Relaxed), Ordering::Release);
     }
 
     /// Returns the number of items that they have handled. Async-signal-safe.
@@ -160,7 +183,7 @@ impl Access {
         let shadow = unsafe { self.shadow.load(Ordering::Acquire).as_ref() };
         match shadow {
             Some(shadow) if shadow.has_reached(self.generation.load(Ordering::Acquire)) => {
-                done.max(self.item.load(Ordering::Acquire) + 1)
+                done.max(self.then_done.load(Ordering::Acquire))
             }
             _ => done,
         }
@@ -207,6 +230,22 @@ mod tests {
         access.begin();
         assert_eq!(access.items_done(), 0);
         access.item_done();
+        assert_eq!(access.items_done(), 1);
+    }
+
+    #[test]
+    fn items_handled_at_once_are_done_together() {
+        let (shadow, access) = (Shadow::default(), Access::default());
+        shadow.enable(&0_u32);
+        access.begin();
+        access.handle_at_once(24);
+        assert_eq!(access.items_done(), 0);
+        shadow.publish(|| 24_u32, Some(&access));
+        assert_eq!(access.items_done(), 24);
+        access.item_done();
+        assert_eq!(access.items_done(), 24);
+        access.begin();
+        shadow.publish(|| 25_u32, Some(&access));
         assert_eq!(access.items_done(), 1);
     }
 

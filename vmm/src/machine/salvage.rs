@@ -1,11 +1,10 @@
 //! Saving a whole machine with system calls only, to continue the guest after the process that ran
 //! it has died or crashed: into an empty memfd, as records that the same binary reads.
 //!
-//! Guarantees of the devices: the test device sees each access exactly once, except for string
-//! input (`rep ins`) and reads of more than 8 bytes, which restart at their first item. The same
-//! holds for the serial port. Each byte goes over its socket exactly once; to a file or a terminal,
-//! the last one may go twice if the process died while it was written. Of output that the host has
-//! not taken, the oldest 64 KiB are kept. State in KVM is unchanged.
+//! Guarantees of the devices: they see each access exactly once, except for MMIO reads of more than
+//! 8 bytes, which restart at their first 8. Each byte goes over its socket exactly once; to a file
+//! or a terminal, the last one may go twice if the process died while it was written. Of output that
+//! the host has not taken, the oldest 64 KiB are kept. State in KVM is unchanged.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;

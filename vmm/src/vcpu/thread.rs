@@ -256,10 +256,15 @@ impl Vcpu {
         let PortAccess { port, size, is_in, data } = port_access(self.start.fd.get_kvm_run());
         let (bus, access) = (&self.start.bus, &self.shared.access);
         let mut event = None;
-        for item in data.chunks_exact_mut(size.max(1)) {
-            if is_in {
-                bus.read(port, item, access);
-            } else if let Some(request) = bus.write(port, item, access) {
+        let size = size.max(1);
+        if is_in {
+            access.handle_at_once((data.len() / size) as u32);
+            bus.read(port, size, data, access);
+            access.item_done();
+            return None;
+        }
+        for item in data.chunks_exact(size) {
+            if let Some(request) = bus.write(port, item, access) {
                 let kind = GuestEventKind::Device(request);
                 // Recorded before the item is done: a done item is not repeated.
                 self.shared.record_event(&kind);

@@ -214,15 +214,11 @@ impl CommandBuilder<'_> {
         self.program("truncated-vmm", elf::half(&content))
     }
 
+    /// An executable that ends where its entry point would follow: the bytes are the same for each
+    /// build, since a VMM that passes it to a shell fails as they say.
     fn truncated_elf(&self) -> Result<String, EnvironmentError> {
-        let own = crate::carry::own_binary().unwrap_or_default();
-        let start = File::open(&own)
-            .and_then(|mut file| {
-                let mut start = [0; 40];
-                std::io::Read::read_exact(&mut file, &mut start).map(|()| start)
-            })
-            .map_err(EnvironmentError::file("read", &own))?;
-        self.program("truncated-elf", &start)
+        const START: &[u8; 24] = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0";
+        self.program("truncated-elf", START)
     }
 
     fn loop_link(&self) -> Result<String, EnvironmentError> {
