@@ -30,12 +30,13 @@ const SHOWN: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let lacks = lacks();
-    let real: [(&str, Test); 5] = [
+    let real: [(&str, Test); 6] = [
         ("streams_and_status_are_those_of_the_command", streams_and_status),
         ("scenarios_run_without_kvm_and_leave_evidence_outside", scenarios_without_kvm),
         ("interrupted_lab_leaves_nothing_behind", interrupted),
         ("panic_of_the_kernel_is_reported", panic),
         ("shell_has_a_terminal", shell),
+        ("escape_key_ends_a_shell_that_hangs", escape),
     ];
     let mut trials: Vec<Trial> = real
         .map(|(name, test)| match &lacks {
@@ -236,6 +237,27 @@ fn shell() -> Tested {
     // The end of a terminal is reported as an error.
     let _ = master.read_to_end(&mut rest);
     assert_eq!(child.wait().unwrap().code(), Some(5), "{seen}{}", text(&rest));
+    assert_eq!(place.left(), [""; 0]);
+    Ok(())
+}
+
+fn escape() -> Tested {
+    let place = Place::new();
+    let terminal = openpty(None, None).unwrap();
+    let end = || Stdio::from(terminal.slave.try_clone().unwrap());
+    let mut lab = place.lab(&["--shell"]);
+    lab.stdin(end()).stdout(end()).stderr(end());
+    let mut child = lab.spawn().unwrap();
+    drop((lab, terminal.slave));
+    let mut master = File::from(terminal.master);
+    await_text(&mut child, &mut master, "# ");
+    master.write_all(b"trap '' INT TERM; echo beg''un; while :; do :; done\n").unwrap();
+    await_text(&mut child, &mut master, "begun");
+    let pressed = Instant::now();
+    master.write_all(b"\x1d").unwrap();
+    let _ = master.read_to_end(&mut Vec::new());
+    assert_eq!(child.wait().unwrap().code(), Some(128 + Signal::SIGTERM as i32));
+    assert!(pressed.elapsed() < ENDED, "{:?}", pressed.elapsed());
     assert_eq!(place.left(), [""; 0]);
     Ok(())
 }

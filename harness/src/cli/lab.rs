@@ -40,7 +40,7 @@ pub(super) struct Lab {
     /// Command of the harness to run in the lab, with its arguments.
     #[arg(trailing_var_arg = true, required_unless_present = "shell", value_name = "COMMAND")]
     command: Vec<String>,
-    /// Run a shell instead.
+    /// Run a shell instead; at a terminal, Ctrl-] ends it.
     #[arg(long, conflicts_with = "command")]
     shell: bool,
     /// CPUs of the lab [default: 1 if it is emulated, else 2].

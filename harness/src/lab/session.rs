@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::error::LabError;
 use super::machine::{Machine, Ports};
 use super::messages::{self, Report, Request};
-use super::settings::Command;
+use super::settings::{Command, Terminals};
 use super::{Lab, terminal};
 use crate::observe::poll::Deadline;
 use crate::process::signals::{self, Ending};
@@ -34,6 +34,9 @@ const OUTPUT: Duration = Duration::from_secs(10);
 
 /// How long QEMU may take to exit after SIGKILL.
 const KILLED: Duration = Duration::from_secs(1);
+
+/// The key that ends a lab whose terminal is raw: Ctrl-], as in telnet.
+const ESCAPE: u8 = 0x1d;
 
 /// A limit for waits that have none.
 const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -92,7 +95,11 @@ impl Events {
         started: impl FnOnce(),
     ) -> Result<(Outcome, Option<PathBuf>), LabError> {
         // A terminal is read by a shell only: a lab in the background would be stopped.
-        let input = command.terminals.cooked || !command.terminals.stdin;
+        let input = match command.terminals {
+            Terminals { cooked: true, .. } => Input::Keys,
+            Terminals { stdin: true, .. } => Input::None,
+            _ => Input::Stream,
+        };
         let (machine, child, ports) = Machine::start(lab, command)?;
         let copy = |port: &UnixStream| port.try_clone().map_err(LabError::prepare("copy a socket"));
         let (control, stdin) = (copy(&ports.control)?, copy(&ports.stdin)?);
@@ -124,7 +131,7 @@ impl Events {
         &self,
         mut child: Child,
         ports: Ports,
-        input: bool,
+        input: Input,
         writing: &Arc<AtomicUsize>,
     ) -> io::Result<()> {
         let sender = self.sender.clone();
@@ -142,8 +149,20 @@ impl Events {
         start(move || pass_on(ports.stdout, io::stdout(), 0, &sender, &count))?;
         let (sender, count) = (self.sender.clone(), writing.clone());
         start(move || pass_on(ports.stderr, io::stderr(), 1, &sender, &count))?;
-        start(move || feed(ports.stdin, input))
+        let sender = self.sender.clone();
+        start(move || feed(io::stdin(), ports.stdin, input, &sender))
     }
+}
+
+/// What the lab gets of standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    /// Nothing.
+    None,
+    /// All of it.
+    Stream,
+    /// The keys of a raw terminal, up to [`ESCAPE`].
+    Keys,
 }
 
 impl Default for Events {
@@ -370,11 +389,48 @@ fn pass_on(
     }
 }
 
-/// Passes standard input on to the lab, and its end.
-fn feed(mut port: UnixStream, input: bool) {
-    if input {
-        // An error means that the lab has ended, or that there is no input.
-        let _ = io::copy(&mut io::stdin(), &mut port);
+/// Passes input on to the lab, and its end.
+fn feed(mut from: impl Read, mut port: UnixStream, input: Input, sender: &Sender<Event>) {
+    let mut buffer = vec![0; CHUNK];
+    while input != Input::None {
+        let keys = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => &buffer[..read],
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        let end = keys.iter().position(|key| input == Input::Keys && *key == ESCAPE);
+        if end.is_some() {
+            // Not passed on first: a lab that hangs takes nothing.
+            let _ = sender.send(Event::Signal(Signal::SIGTERM));
+            break;
+        }
+        // The lab has ended.
+        if port.write_all(keys).is_err() {
+            break;
+        }
     }
     let _ = port.shutdown(Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fed(input: Input, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (sender, events) = mpsc::channel();
+        feed(bytes, ours, input, &sender);
+        let mut passed_on = Vec::new();
+        theirs.read_to_end(&mut passed_on).unwrap();
+        (passed_on, matches!(events.try_recv(), Ok(Event::Signal(Signal::SIGTERM))))
+    }
+
+    #[test]
+    fn escape_key_ends_the_lab_only_at_a_terminal() {
+        assert_eq!(fed(Input::Keys, b"ls\n"), (b"ls\n".to_vec(), false));
+        assert_eq!(fed(Input::Keys, b"\x1d"), (vec![], true));
+        assert_eq!(fed(Input::Stream, b"a\x1db"), (b"a\x1db".to_vec(), false));
+        assert_eq!(fed(Input::None, b"a"), (vec![], false));
+    }
 }
