@@ -5,8 +5,11 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cpr_qmp::command::Command;
 use cpr_qmp::migration::MigrationStatus;
@@ -137,11 +140,14 @@ fn loads(state: &Path, options: &str) -> Result<Completion, Failed> {
 
 /// Returns the error of a VMM that does not start; `None` if it starts.
 fn refusal(scene: &Scene, vm: &mut support::Vm<'_>) -> Option<String> {
-    let started = support::until("the QMP socket, or the end", || {
-        if scene.path("qmp").exists() {
-            return Ok(true);
+    // The socket alone tells nothing: it is there before KVM gets the state.
+    let started = support::until("the QMP greeting, or the end", || {
+        if vm.has_ended() {
+            return Ok(false);
         }
-        if vm.has_ended() { Ok(false) } else { Err("neither") }
+        let mut client = UnixStream::connect(scene.path("qmp")).map_err(|_| "no QMP socket")?;
+        client.set_read_timeout(Some(Duration::from_secs(1))).map_err(|_| "no timeout")?;
+        client.read_exact(&mut [0]).map(|()| true).map_err(|_| "no greeting")
     });
     (!started).then(|| vm.stderr().trim().to_owned())
 }

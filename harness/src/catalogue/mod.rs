@@ -32,7 +32,7 @@ pub struct BugClass {
     #[serde(default)]
     pub in_process: InProcess,
     /// Most runs of the case until it catches the bug: more than one if an update must hit a window
-    /// of microseconds.
+    /// of microseconds, or if a guest makes allowance for a busy host.
     #[serde(default = "once")]
     pub runs: u32,
     /// What the host must support for the bug to have an effect.

@@ -121,6 +121,8 @@ pub struct Session<'a> {
     pub updates: u32,
     /// Updates that were attempted.
     pub tried: u32,
+    /// The longest that an update of this VM took to complete.
+    pub slowest: Duration,
     /// The fault to inject into the next update.
     pub injection: Option<Inject>,
     /// The blackout measurement in progress.

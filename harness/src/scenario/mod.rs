@@ -37,7 +37,7 @@ mod wrong;
 pub use case::Case;
 pub use command_kind::{CommandKind, Errno};
 pub use error::ScenarioError;
-pub use fault::Inject;
+pub use fault::{HANGING_MS, Inject};
 pub use interrupt::{Interrupt, Interruption};
 pub use kill::{EndBy, Keeper, KillOutcome, KillVmm};
 pub use kill_in_update::{KillInUpdate, Origin};

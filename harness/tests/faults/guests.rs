@@ -58,6 +58,6 @@ fn failing_guest_is_reported(fault: &str, check: &str) {
     let Verdict::Fail(findings) = &report.verdict else { panic!("{:?}", report.verdict) };
     // Other checks may fail, too: a triple fault is followed by a reset.
     let finding = findings.iter().find(|finding| finding.check == check);
-    let message = finding.map(|finding| finding.message.as_str());
-    insta::assert_snapshot!(fault, message.unwrap_or("was not detected"));
+    let finding = finding.unwrap_or_else(|| panic!("{check} did not fail, but {findings:?}"));
+    insta::assert_snapshot!(fault, finding.message);
 }

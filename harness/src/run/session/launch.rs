@@ -191,6 +191,7 @@ impl<'a> Session<'a> {
             boots: u32::from(!case.vm.paused),
             updates: 0,
             tried: 0,
+            slowest: Duration::ZERO,
             injection: None,
             measuring: None,
             serial: None,

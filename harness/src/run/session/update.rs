@@ -1,6 +1,6 @@
 //! Updates, and commands that race with them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
 use serde_json::{Value, json};
@@ -21,10 +21,22 @@ use crate::run::session::{Session, executable};
 use crate::run::update::channel::{self, Prepared as PreparedChannel};
 use crate::run::update::command::{CommandBuilder, Prepared as PreparedCommand, Targets};
 use crate::run::update::fault;
-use crate::scenario::{Channel, CommandKind, Expect, Inject, Migrate, RaceCommand};
+use crate::scenario::{Channel, CommandKind, Expect, HANGING_MS, Inject, Migrate, RaceCommand};
 
 /// The default deadline of an update, in milliseconds; shorter than the harness waits.
 const DEADLINE_MS: u64 = 15_000;
+
+/// How much slower than the slowest so far an update may become before it hangs.
+const SLOWER: u32 = 4;
+
+/// Returns the deadline of an update, in milliseconds. One that is to hang must get that far first:
+/// on a busy host, it has several times as long as the `slowest` update so far.
+fn deadline_ms(migrate: &Migrate, slowest: Duration) -> u64 {
+    match migrate.deadline_ms {
+        Some(HANGING_MS) => HANGING_MS.max((SLOWER * slowest).as_millis() as u64),
+        other => other.unwrap_or(DEADLINE_MS),
+    }
+}
 
 impl Session<'_> {
     /// Updates once.
@@ -34,6 +46,7 @@ impl Session<'_> {
         let calm = self.calm(migrate);
         self.measure();
         let (from, asked) = (self.qmp.event_count(), self.asking(migrate));
+        let began = Instant::now();
         let ending = match self.ask(&command, &channel, migrate) {
             Ok(()) => {
                 let limit = match migrate.expect {
@@ -65,6 +78,7 @@ impl Session<'_> {
         }
         self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
+            self.slowest = self.slowest.max(began.elapsed());
             self.note_update(channel.state.clone());
         }
         let errno = match &migrate.expect {
@@ -290,7 +304,7 @@ impl Session<'_> {
         }
         if has(Feature::Deadline) {
             // Always set, because an earlier update may have changed it.
-            parameters["x-cpr-exec-deadline"] = json!(migrate.deadline_ms.unwrap_or(DEADLINE_MS));
+            parameters["x-cpr-exec-deadline"] = json!(deadline_ms(migrate, self.slowest));
         }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
         self.note_parameters()
@@ -398,4 +412,19 @@ fn message(command: RaceCommand, channel: &PreparedChannel) -> Option<Command> {
         RaceCommand::Cont => Command::plain("cont"),
     };
     Some(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn update_that_hangs_gets_longer_on_a_slow_host() {
+        let migrate = |deadline_ms| Migrate { deadline_ms, ..Migrate::default() };
+        let of = |deadline, ms| deadline_ms(&migrate(deadline), Duration::from_millis(ms));
+        assert_eq!(of(Some(HANGING_MS), 0), HANGING_MS);
+        assert_eq!(of(Some(HANGING_MS), 500), 2000);
+        assert_eq!(of(Some(700), 500), 700);
+        assert_eq!(of(None, 500), DEADLINE_MS);
+    }
 }
