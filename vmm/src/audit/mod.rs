@@ -9,6 +9,7 @@ mod msrs;
 mod process;
 mod vcpu;
 mod vm;
+mod xsave;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -199,7 +199,8 @@ fn xsave(vcpu: RawFd, name: &str, values: &mut Values) {
     if or_note(values, name, read).is_none() {
         return;
     }
-    let area: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut area: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    super::xsave::normalise(&mut area);
     let used = area.iter().rposition(|byte| *byte != 0).map_or(0, |last| last / 16 * 16 + 16);
     values.bytes(name, &area[..used.max(0x240)]);
 }

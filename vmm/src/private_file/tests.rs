@@ -88,7 +88,8 @@ fn files_of_this_process_are_refused() {
     let path = dir.path().join("log");
     let log = File::create(&path).unwrap();
     let expected = format!("this VMM itself has it open (descriptor {}): ", log.as_raw_fd());
-    assert!(refusal(&path).starts_with(&expected), "{}", refusal(&path));
+    let refused = refusal(&path);
+    assert!(refused.starts_with(&expected), "{refused}");
     let by_link = format!("/proc/self/fd/{}", log.as_raw_fd());
     let followed = PrivateFile::open(by_link.into(), Switch::On).unwrap_err().to_string();
     assert!(followed.starts_with(&expected), "{followed}");
