@@ -1,6 +1,9 @@
 //! Tests the golden states in `scenarios/golden/`: this VMM loads each, or refuses its version.
 
-// Other tests use the rest of it.
+// Other tests use the rest of them.
+#[path = "../src/state/golden.rs"]
+#[allow(dead_code)]
+mod golden;
 #[allow(dead_code, unused_imports)]
 mod support;
 
@@ -14,8 +17,8 @@ use std::time::Duration;
 use cpr_qmp::command::Command;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
-use cpr_vmm::machine::{LOADABLE_SECTIONS, OPTIONAL_SECTIONS};
-use cpr_vmm::state::STATE_VERSION;
+use cpr_vmm::machine::SECTIONS;
+use cpr_vmm::state::{KnownSection, STATE_VERSION, known_versions};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use support::Scene;
 use support::trials::{kvm, trial};
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
     let mut tests = Vec::new();
     for format in formats() {
         let name = format.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let readable = is_readable(&name);
+        let readable = golden::is_readable(&format, &SECTIONS);
         for (state, options) in STATES {
             let path = format.join(format!("{state}.state"));
             let what = if readable { "is_loaded" } else { "is_refused" };
@@ -70,20 +73,6 @@ fn formats() -> Vec<PathBuf> {
     let mut formats: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_one).collect();
     formats.sort();
     formats
-}
-
-fn own_format() -> String {
-    let sections = LOADABLE_SECTIONS.map(|(name, version)| format!("-{name}{version}"));
-    format!("state{STATE_VERSION}{}", sections.concat())
-}
-
-/// Whether this binary reads states of a format: its own, or an older one that only lacks sections
-/// which may be missing.
-fn is_readable(format: &str) -> bool {
-    let (own, parts) = (own_format(), format.split('-').collect::<Vec<_>>());
-    let may_lack = |part: &str| OPTIONAL_SECTIONS.iter().any(|name| part.starts_with(name));
-    parts.iter().all(|part| own.split('-').any(|of_own| of_own == *part))
-        && own.split('-').all(|part| parts.contains(&part) || may_lack(part))
 }
 
 /// Describes the host features that the registers of a vCPU depend on.
@@ -165,7 +154,7 @@ fn refuses(state: &Path, options: &str) -> Result<Completion, Failed> {
 
 /// Saves states of this format, which must not exist yet.
 fn write() {
-    let format = folder().join(own_format());
+    let format = folder().join(golden::own(&SECTIONS));
     fs::create_dir(&format).unwrap_or_else(|error| {
         panic!(
             "{format:?}: {error}: golden states are never changed; a new format has new versions"

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use ciborium::Value;
 use cpr_qmp::command::Command;
-use cpr_vmm::machine::LOADABLE_SECTIONS;
-use cpr_vmm::state::SavedState;
+use cpr_vmm::machine::SECTIONS;
+use cpr_vmm::state::{STATE_VERSION, SavedState};
 use support::Scene;
 use support::trials::{self, kvm, trials};
 
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
 fn with_vcpus(file: &Path, mut change: impl FnMut(&mut Vec<Value>)) -> SavedState {
     let bytes = fs::read(file).expect("an update has written it");
     let (mut state, _) = SavedState::decode(&bytes).expect("the file is a state");
-    let (name, version) = LOADABLE_SECTIONS.into_iter().find(|(name, _)| *name == "vcpu").unwrap();
+    let known = SECTIONS.into_iter().find(|known| known.name == "vcpu").unwrap();
+    let (name, version) = (known.name, known.newest);
     for vcpu in 0..CPUS {
         let mut section: Value = state.take(name, vcpu, version).expect("the state has that vCPU");
         let fields = section.as_map_mut().expect("a map of fields");
@@ -62,7 +63,7 @@ fn next_update_saves_msrs_missing_from_an_older_state() {
     let older = with_vcpus(&vm.state_file(), |msrs| drop(msrs.drain(5..msrs.len() - 5)));
     qmp.done(Command::Quit);
     vm.end();
-    scene.write("older", older.encode().0);
+    scene.write("older", older.encode(STATE_VERSION).0);
     let ram = fs::File::create(scene.path("ram")).expect("the folder is ours");
     ram.set_len(16 << 20).expect("a sparse file");
 

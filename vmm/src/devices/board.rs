@@ -23,6 +23,11 @@ pub struct BoardState {
 }
 
 impl BoardState {
+    /// Whether no guest has used these devices.
+    pub fn is_unused(&self) -> bool {
+        self.power == PowerState::default() && self.rtc.is_unused()
+    }
+
     /// Returns the state after a reset, which the battery-backed parts survive.
     pub fn after_reset(self) -> Self {
         Self { power: PowerState::default(), rtc: self.rtc.after_reset() }

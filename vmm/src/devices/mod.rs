@@ -4,6 +4,7 @@ mod board;
 mod bus;
 mod debug_exit;
 pub mod i8042;
+mod older;
 pub mod power;
 pub mod rtc;
 mod sequence;
@@ -14,6 +15,7 @@ mod test_port;
 
 pub use board::{Board, BoardState};
 pub use bus::{DevicesState, PortBus, Shadows};
+pub use older::DevicesState1;
 pub use test_port::TestPortState;
 
 /// A request from a device to the machine.

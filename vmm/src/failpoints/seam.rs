@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use cpr_qmp::message::Event;
@@ -72,9 +73,10 @@ pub fn channel_written(file: &File) {
     call::cut_short(file);
 }
 
-/// The version of the saved state that this binary reads, if it is `known`.
-pub fn readable_version(known: u32) -> u32 {
-    call::change_version(known, pretended_version().unwrap_or(known))
+/// The versions of the saved state that this binary knows, if they are `known`.
+pub fn known_versions(known: RangeInclusive<u32>) -> RangeInclusive<u32> {
+    let pretended = pretended_version().map(|version| version..=version);
+    call::change_versions(known.clone(), pretended.unwrap_or(known))
 }
 
 /// The flags and the offset with which RAM is mapped.

@@ -6,6 +6,14 @@ use crate::memory::RamError;
 use crate::state::SectionError;
 use crate::vcpu::{CpuidError, PauseError, StateError};
 
+/// A VMM reads only versions of the saved state that cannot hold what the guest has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("reads no version of section {section} that holds {used}, which this guest has used")]
+pub struct TooOld {
+    pub(super) section: &'static str,
+    pub(super) used: &'static str,
+}
+
 /// Errors from assembling, saving or restoring a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -70,6 +78,9 @@ pub enum MachineError {
     /// The guest of an older VMM, whose state does not say whether it has the test device, uses it.
     #[error("the saved state is of a guest that has used the test device: add --test-device on")]
     TestDevice,
+    /// The VMM that is to load the state reads only versions that would lose some of it.
+    #[error("the new VMM {0}")]
+    TooOld(#[from] TooOld),
     /// There is nothing to boot from.
     #[error("cannot start the guest: --kernel is missing")]
     NoKernel,

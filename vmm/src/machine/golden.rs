@@ -8,28 +8,11 @@ use ciborium::Value;
 use serde::de::DeserializeOwned;
 
 use super::state::{
-    BOARD, DEVICES, Inventory, LOADABLE_SECTIONS, MACHINE, OPTIONAL_SECTIONS, PLATFORM,
-    PlatformState, RestoredState, VCPU,
+    BOARD, DEVICES, Inventory, MACHINE, PLATFORM, PlatformState, RestoredState, SECTIONS, VCPU,
 };
-use crate::state::golden::{COMMAND, changes, entries, folder, formats, writes};
+use crate::state::golden::{COMMAND, changes, entries, folder, formats, is_readable, own, writes};
 use crate::state::{STATE_VERSION, SavedState, SectionError};
 use crate::vcpu::VcpuState;
-
-/// The folder of this binary's format.
-fn own_format() -> String {
-    let sections = LOADABLE_SECTIONS.map(|(name, version)| format!("-{name}{version}"));
-    format!("state{STATE_VERSION}{}", sections.concat())
-}
-
-/// Whether this binary reads the states in `folder`: of its own format, or of an older one that only
-/// lacks sections which may be missing.
-fn is_readable(folder: &Path) -> bool {
-    let (own, name) = (own_format(), folder.file_name().unwrap().to_string_lossy());
-    let parts: Vec<_> = name.split('-').collect();
-    let may_lack = |part: &str| OPTIONAL_SECTIONS.iter().any(|name| part.starts_with(name));
-    parts.iter().all(|part| own.split('-').any(|of_own| of_own == *part))
-        && own.split('-').all(|part| parts.contains(&part) || may_lack(part))
-}
 
 /// What to do if a test here fails.
 fn rule() -> String {
@@ -79,7 +62,7 @@ fn difference(golden: &SavedState, now: &SavedState) -> Option<String> {
 #[test]
 fn golden_states_are_read_or_refused_by_version() {
     for format in formats("state") {
-        let readable = is_readable(&format);
+        let readable = is_readable(&format, &SECTIONS);
         for (path, bytes) in states(&format) {
             match take_apart(&bytes) {
                 Ok(_) => assert!(readable, "{path} was read, but is of another format"),
@@ -92,7 +75,7 @@ fn golden_states_are_read_or_refused_by_version() {
 
 #[test]
 fn golden_states_of_this_format_are_rewritten_unchanged() {
-    let own = folder().join(own_format());
+    let own = folder().join(own(&SECTIONS));
     if !own.exists() {
         assert!(writes(), "{own:?} is missing: add golden states of this format: {COMMAND}");
         return;
@@ -106,7 +89,11 @@ fn golden_states_of_this_format_are_rewritten_unchanged() {
         if let Some(told) = difference(&golden, &now) {
             panic!("{path}: {told}\n{}", rule());
         }
-        assert_eq!(now.encode().0, bytes, "{path}: its envelope or list of sections has changed");
+        assert_eq!(
+            now.encode(STATE_VERSION).0,
+            bytes,
+            "{path}: its envelope or list of sections has changed"
+        );
     }
 }
 
@@ -148,7 +135,7 @@ fn with_other_size<T: DeserializeOwned>(
 
 #[test]
 fn rejects_kvm_structures_of_the_wrong_size_by_name() {
-    let (_, bytes) = states(&folder().join(own_format())).remove(0);
+    let (_, bytes) = states(&folder().join(own(&SECTIONS))).remove(0);
     let (golden, _) = SavedState::decode(&bytes).unwrap();
     for longer in [false, true] {
         for (name, .., section) in golden.contents() {

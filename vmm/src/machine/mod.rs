@@ -26,8 +26,8 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VmFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub use error::MachineError;
-pub use state::{LOADABLE_SECTIONS, OPTIONAL_SECTIONS, RestoredState};
+pub use error::{MachineError, TooOld};
+pub use state::{RestoredState, SECTIONS};
 
 use crate::boot::BootImage;
 use crate::devices::serial::SerialHost;

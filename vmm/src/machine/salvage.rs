@@ -207,6 +207,10 @@ mod tests {
     /// Fields that tell the time, which advances between two saves.
     const CLOCKS: [&str; 3] = ["clock", "tsc", "realtime"];
 
+    fn newest() -> crate::state::Formats {
+        crate::state::Formats::newest(&crate::machine::SECTIONS)
+    }
+
     fn machine(cpus: u8) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
         let config = MachineConfig { memory, cpus, cmdline: String::new(), test_device: true };
@@ -246,7 +250,7 @@ mod tests {
     fn salvaged_state_equals_saved_state() {
         let machine = machine(2);
         let salvaged = machine.read_salvaged(&salvaged(&machine)).unwrap();
-        let saved = machine.examine(machine.save().unwrap()).unwrap();
+        let saved = machine.examine(machine.save(&newest()).unwrap()).unwrap();
         assert!(salvaged.lost_writes.is_empty() && salvaged.events.is_empty());
         let (ours, theirs) = (shown(&salvaged.state), shown(&saved));
         let differing: Vec<_> =

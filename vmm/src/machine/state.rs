@@ -10,25 +10,33 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::order::{self, Part};
-use super::{Machine, MachineError, VCPU_DEADLINE, kvm};
+use super::{Machine, MachineError, TooOld, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
-use crate::devices::{BoardState, DevicesState, TestPortState};
+use crate::devices::{BoardState, DevicesState, DevicesState1, PortBus, TestPortState};
 use crate::memory::RamBlockInfo;
-use crate::state::{SavedState, SectionError, exact};
+use crate::state::{Formats, KnownSection, SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
 
 pub(super) const MACHINE: (&str, u32) = ("machine", 1);
 pub(super) const PLATFORM: (&str, u32) = ("platform", 1);
+/// Version 1: [`DevicesState1`].
 pub(super) const DEVICES: (&str, u32) = ("devices", 2);
 pub(super) const VCPU: (&str, u32) = ("vcpu", 1);
 /// Older VMMs neither have these devices nor write this section.
 pub(super) const BOARD: (&str, u32) = ("board", 1);
 
 /// The sections that this binary writes and loads.
-pub const LOADABLE_SECTIONS: [(&str, u32); 5] = [MACHINE, PLATFORM, DEVICES, VCPU, BOARD];
+pub const SECTIONS: [KnownSection; 5] = [
+    only(MACHINE),
+    only(PLATFORM),
+    KnownSection { oldest: 1, ..only(DEVICES) },
+    only(VCPU),
+    KnownSection { optional: true, ..only(BOARD) },
+];
 
-/// Those of them that may be missing.
-pub const OPTIONAL_SECTIONS: [&str; 1] = [BOARD.0];
+const fn only((name, version): (&'static str, u32)) -> KnownSection {
+    KnownSection { name, oldest: version, newest: version, optional: false }
+}
 
 /// What a machine consists of. A state loads only into a machine with the same inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +160,10 @@ impl RestoredState {
             vcpus.push(state.take(VCPU.0, index.into(), VCPU.1)?);
         }
         let platform = state.take(PLATFORM.0, 0, PLATFORM.1)?;
-        let devices = state.take(DEVICES.0, 0, DEVICES.1)?;
+        let devices = match state.version(DEVICES.0, 0) {
+            Some(1) => state.take::<DevicesState1>(DEVICES.0, 0, 1)?.into(),
+            _ => state.take(DEVICES.0, 0, DEVICES.1)?,
+        };
         // In a machine that had none of these devices, they are as after power-on.
         let board = match saved.board {
             None => BoardState::default(),
@@ -163,6 +174,41 @@ impl RestoredState {
     }
 }
 
+/// The state of the devices that are not in KVM.
+struct Devices {
+    devices: DevicesState,
+    board: BoardState,
+}
+
+impl Devices {
+    fn of(bus: &PortBus) -> Self {
+        Self { devices: bus.state(), board: bus.board_state() }
+    }
+
+    /// Adds the sections in the versions of `formats`, unless those lose something.
+    fn put(&self, to: &mut SavedState, formats: &Formats) -> Result<(), TooOld> {
+        let Self { devices, board } = self;
+        match formats.section(DEVICES.0) {
+            Some(1) => {
+                let used = "the sequences of the test device";
+                let older = DevicesState1::of(devices);
+                let older = older.ok_or(TooOld { section: DEVICES.0, used })?;
+                to.put(DEVICES.0, 0, 1, &older);
+            }
+            _ => to.put(DEVICES.0, 0, DEVICES.1, devices),
+        }
+        match formats.section(BOARD.0) {
+            Some(version) => to.put(BOARD.0, 0, version, board),
+            None if board.is_unused() => {}
+            None => {
+                let used = "the power button or the real-time clock";
+                return Err(TooOld { section: BOARD.0, used });
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Machine {
     fn inventory(&self) -> Inventory {
         let Machine { config, ram, .. } = self;
@@ -170,14 +216,17 @@ impl Machine {
         Inventory { cpus, ram_blocks: vec![ram.info()], test_device, board: Some(true) }
     }
 
-    /// Saves everything but RAM, in the order of [`order::SAVE`]. The vCPUs must be paused.
-    pub fn save(&self) -> Result<SavedState, MachineError> {
+    /// Saves everything but RAM, in the order of [`order::SAVE`], in the versions of `formats`. The
+    /// vCPUs must be paused.
+    pub fn save(&self, formats: &Formats) -> Result<SavedState, MachineError> {
         let kvm_part = self.kvm_part.as_ref().ok_or(MachineError::NoKernel)?;
         let until = Instant::now() + VCPU_DEADLINE;
         let mut state = SavedState::default();
-        state.put(MACHINE.0, 0, MACHINE.1, &self.inventory());
+        let has_board = formats.section(BOARD.0).is_some();
+        let inventory = Inventory { board: has_board.then_some(true), ..self.inventory() };
+        state.put(MACHINE.0, 0, MACHINE.1, &inventory);
         let mut platform = PlatformState::default();
-        let (mut devices, mut board) = (None, None);
+        let mut devices = None;
         for part in in_order(order::SAVE, &order::SAVE_CONSTRAINTS) {
             match part {
                 Part::Vcpus => {
@@ -187,19 +236,27 @@ impl Machine {
                         state.put(VCPU.0, index, VCPU.1, &vcpu.wait(until)?);
                     }
                 }
-                Part::Devices => {
-                    devices = Some(kvm_part.bus.state());
-                    board = Some(kvm_part.bus.board_state());
-                }
+                Part::Devices => devices = Some(Devices::of(&kvm_part.bus)),
                 of_platform => platform.save_part(&kvm_part.vm, of_platform)?,
             }
         }
+        let devices = devices.expect("a part of SAVE");
         #[cfg(feature = "failpoints")]
-        let devices = self.early_devices.borrow_mut().take().or(devices);
+        let devices = match self.early_devices.borrow_mut().take() {
+            Some(early) => Devices { devices: early, ..devices },
+            None => devices,
+        };
         state.put(PLATFORM.0, 0, PLATFORM.1, &platform);
-        state.put(DEVICES.0, 0, DEVICES.1, &devices.expect("a part of SAVE"));
-        state.put(BOARD.0, 0, BOARD.1, &board.expect("a part of SAVE"));
+        devices.put(&mut state, formats)?;
         Ok(state)
+    }
+
+    /// Checks whether `formats` can hold what the guest, which may be running, has done so far.
+    pub fn check_formats(&self, formats: &Formats) -> Result<(), TooOld> {
+        match self.bus() {
+            Some(bus) => Devices::of(bus).put(&mut SavedState::default(), formats),
+            None => Ok(()),
+        }
     }
 
     /// Decodes a saved state and checks that it fits this machine; an error names what does not.

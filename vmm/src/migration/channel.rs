@@ -214,6 +214,7 @@ pub fn read_open(file: &File, path: &Path) -> Result<(SavedState, Fingerprint), 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::STATE_VERSION;
 
     fn state() -> SavedState {
         let mut state = SavedState::default();
@@ -230,7 +231,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let mut file = open(&path);
-        let (bytes, written) = state().encode();
+        let (bytes, written) = state().encode(STATE_VERSION);
         file.write(&bytes).unwrap();
         file.keep();
         let (mut state, read) = read(&path).unwrap();
@@ -242,7 +243,7 @@ mod tests {
     fn dropped_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        open(&path).write(&state().encode().0).unwrap();
+        open(&path).write(&state().encode(STATE_VERSION).0).unwrap();
         assert!(!path.exists());
     }
 
@@ -255,7 +256,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         let mut file = open(&path);
         file.clear_target().unwrap();
-        file.write(&state().encode().0).unwrap();
+        file.write(&state().encode(STATE_VERSION).0).unwrap();
         super::read(&path).unwrap();
         drop(file);
         assert!(!path.exists());
@@ -268,7 +269,7 @@ mod tests {
         std::fs::write(&path, vec![1; 1 << 16]).unwrap();
         let mut file = open(&path);
         file.clear_target().unwrap();
-        file.write(&state().encode().0).unwrap();
+        file.write(&state().encode(STATE_VERSION).0).unwrap();
         file.keep();
         read(&path).unwrap();
     }

@@ -1,9 +1,11 @@
 //! The saved states of each released format, in `scenarios/golden/`, and how they are compared.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ciborium::Value;
+
+use super::{KnownSection, STATE_VERSION, known_versions};
 
 /// Environment variable that makes the tests write the golden states of a new format.
 const WRITE: &str = "CPR_WRITE_GOLDEN";
@@ -27,6 +29,36 @@ pub fn formats(prefix: &str) -> Vec<PathBuf> {
         path.is_dir() && name.is_some_and(|name| name.starts_with(prefix))
     };
     entries(folder()).into_iter().filter(is_one).collect()
+}
+
+/// The folder of the format that this binary writes.
+pub fn own(known: &[KnownSection]) -> String {
+    let sections: Vec<_> =
+        known.iter().map(|known| format!("-{}{}", known.name, known.newest)).collect();
+    format!("state{STATE_VERSION}{}", sections.concat())
+}
+
+/// Whether this binary reads the states in `folder`, whose name has the versions.
+pub fn is_readable(folder: &Path, known: &[KnownSection]) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let found: Vec<_> = name
+        .split('-')
+        .map(|part| {
+            let digits = part.trim_start_matches(|c: char| !c.is_ascii_digit());
+            (part.strip_suffix(digits).unwrap_or_default(), digits.parse::<u32>().ok())
+        })
+        .collect();
+    let reads = |(name, version): &(&str, Option<u32>)| {
+        version.is_some_and(|version| match *name {
+            "state" => known_versions().contains(&version),
+            name => {
+                known.iter().any(|known| known.name == name && known.versions().contains(&version))
+            }
+        })
+    };
+    let has =
+        |known: &KnownSection| known.optional || found.iter().any(|(name, _)| *name == known.name);
+    found.iter().all(reads) && known.iter().all(has)
 }
 
 /// Returns the entries of a folder, sorted.

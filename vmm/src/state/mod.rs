@@ -1,10 +1,14 @@
-//! The saved-state format: a sealed envelope, and inside it named, versioned sections.
+//! The saved-state format: named, versioned sections, in a sealed envelope or in a stream of frames.
 
 mod envelope;
 pub mod exact;
+mod formats;
+mod frames;
 #[cfg(test)]
 pub mod golden;
 mod section;
 
 pub use envelope::{Envelope, EnvelopeError, Fingerprint};
-pub use section::{STATE_VERSION, SavedState, SectionError, readable_version};
+pub use formats::{Formats, KnownSection, known_versions, named, newest_common};
+pub use frames::FrameError;
+pub use section::{OLDEST_VERSION, STATE_VERSION, SavedState, SectionError};

@@ -8,11 +8,13 @@ use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
 
 use super::{Vmm, answers};
+use crate::machine::SECTIONS;
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::plan::{self, Plan, Refused, check_run_state};
 use crate::migration::cpr::rehearsal::{self, Rehearsal, RehearsalError};
 use crate::migration::cpr::update::handed_over;
 use crate::qmp::ConnectionId;
+use crate::state::Formats;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -110,14 +112,21 @@ impl Vmm {
         // Refuse a different machine at once; the rest of its rehearsal does not matter.
         let own = Description::of(&self.config);
         let channel = rehearsing.plan.channel();
-        let differs =
-            rehearsing.rehearsal.description().and_then(|new| own.difference(new, channel));
+        let too_old = |new: &Description| {
+            self.machine.check_formats(&own.formats(new).ok()?).err().map(|why| why.to_string())
+        };
+        let differs = rehearsing
+            .rehearsal
+            .description()
+            .and_then(|new| own.difference(new, channel).or_else(|| too_old(new)));
         let Some(result) = differs.map(RehearsalError::Differs).map(Err).or(result) else {
             self.rehearsing = Some(rehearsing);
             return;
         };
         let new = rehearsing.rehearsal.description();
         let commits = new.is_some_and(|new| new.commit_point);
+        let formats = new.and_then(|new| own.formats(new).ok());
+        let formats = formats.unwrap_or_else(|| Formats::for_unknown_reader(&SECTIONS));
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
         // The rehearsal is gone before the guest stops or the answer is read.
         let left = rehearsal.end();
@@ -125,7 +134,7 @@ impl Vmm {
         self.leftovers.extend(left);
         match result {
             Ok(()) => match check_run_state(&self.machine) {
-                Ok(()) => self.answer_and_update(client, plan.rehearsed(commits)),
+                Ok(()) => self.answer_and_update(client, plan.rehearsed(commits, formats)),
                 Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
             },
             Err(error) => self.end_unchanged(client, Err(refused(&error))),

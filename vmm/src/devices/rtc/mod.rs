@@ -114,6 +114,11 @@ pub fn host_time() -> i128 {
 }
 
 impl RtcState {
+    /// Whether it is as after power-on, but for the time.
+    pub fn is_unused(&self) -> bool {
+        Self { seen: None, ..self.clone() } == Self::default()
+    }
+
     /// Returns the state after a reset of the machine, which the battery-backed parts survive.
     pub fn after_reset(mut self) -> Self {
         self.registers[B] &= !(UPDATE | ALARM_EVENT | PERIODIC | B_SQUARE_WAVE);

@@ -1,6 +1,7 @@
 //! Planted bugs in single calls: their arguments, or what is told about their failure.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
 use nix::errno::Errno;
@@ -31,8 +32,11 @@ pub(in super::super) fn cut_short(file: &File) {
     }
 }
 
-/// Returns the version that is read in place of `readable`.
-pub(in super::super) fn change_version(known: u32, readable: u32) -> u32 {
+/// Returns the versions that are read in place of `readable`.
+pub(in super::super) fn change_versions(
+    known: RangeInclusive<u32>,
+    readable: RangeInclusive<u32>,
+) -> RangeInclusive<u32> {
     if planted(Planted::AnyVersion) { known } else { readable }
 }
 

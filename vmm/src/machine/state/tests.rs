@@ -24,6 +24,10 @@ fn machine() -> Machine {
     Machine::new(config, RamBlock::create(memory).unwrap(), Some(image), None).unwrap()
 }
 
+fn newest() -> Formats {
+    Formats::newest(&SECTIONS)
+}
+
 fn null() -> SerialHost {
     SerialHost::open(&SerialConfig::Null, None, &mut |_| None).unwrap()
 }
@@ -42,7 +46,7 @@ fn with_lapic<T>(state: &mut SavedState, act: impl FnOnce(&mut [u8]) -> T) -> T 
 fn with_lapic_enabled() -> Machine {
     let mut first = machine();
     first.boot(null()).unwrap();
-    let mut state = first.save().unwrap();
+    let mut state = first.save(&newest()).unwrap();
     with_lapic(&mut state, |lapic| lapic[SPIV + 1] |= 1);
     let mut machine = machine();
     let state = machine.examine(state).unwrap();
@@ -76,7 +80,7 @@ fn no_tick_during_the_save_is_lost() {
             }
         });
         ready.wait();
-        let mut state = machine.save().unwrap();
+        let mut state = machine.save(&newest()).unwrap();
         tick.join().unwrap();
         let place = IRR + usize::from(vector / 32) * 0x10 + usize::from(vector % 32 / 8);
         let requested = with_lapic(&mut state, |lapic| lapic[place] >> (vector % 8) & 1 == 1);
@@ -85,4 +89,27 @@ fn no_tick_during_the_save_is_lost() {
         let waits = unsafe { platform.ioapic.chip.ioapic.redirtbl[0].bits } & REMOTE_IRR != 0;
         assert!(requested || !waits, "vector {vector:#x}");
     }
+}
+
+#[test]
+fn older_versions_are_written_unless_they_lose_something() {
+    let mut machine = machine();
+    machine.boot(null()).unwrap();
+    let mut older = newest();
+    older.sections.remove(BOARD.0);
+    older.sections.insert(DEVICES.0, 1);
+    let state = machine.save(&older).unwrap();
+    assert_eq!((state.version(DEVICES.0, 0), state.version(BOARD.0, 0)), (Some(1), None));
+    let restored = machine.examine(state).unwrap();
+    assert_eq!(restored.devices, machine.bus().unwrap().state());
+
+    machine.bus().unwrap().press_power_button();
+    let error = machine.check_formats(&older).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "reads no version of section board that holds the power button or the real-time clock, which \
+         this guest has used"
+    );
+    assert!(matches!(machine.save(&older), Err(MachineError::TooOld(same)) if same == error));
+    machine.check_formats(&newest()).unwrap();
 }

@@ -1,6 +1,7 @@
 //! The description of a VMM and its machine, which a rehearsal compares.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::version::CPR_VERSION;
 use crate::config::{Config, Incoming};
 use crate::devices::serial::SerialConfig;
-use crate::machine::{LOADABLE_SECTIONS, MachineConfig};
+use crate::machine::{MachineConfig, SECTIONS};
 use crate::memory::{PC_RAM, RamBlockInfo};
-use crate::state::readable_version;
+use crate::state::{Formats, known_versions, named, newest_common};
 
 /// The identity of a VMM, what it can load, and the machine its arguments describe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +22,16 @@ pub struct Description {
     pub version: String,
     /// The version of the CPR state it reads.
     pub cpr_version: u32,
-    /// The version of the saved state's envelope it reads.
+    /// The oldest version of the saved state that it reads. Older VMMs read no other, and write it.
     pub state_version: u32,
-    /// The sections it loads, with their versions.
+    /// The newest version of the saved state that it reads. Older VMMs do not report this.
+    #[serde(default)]
+    pub newest_state_version: Option<u32>,
+    /// The sections it loads, with their newest versions.
     pub sections: BTreeMap<String, u32>,
+    /// The oldest versions that it loads of sections of which it loads several.
+    #[serde(default)]
+    pub oldest_sections: BTreeMap<String, u32>,
     /// RAM blocks that can be handed over.
     pub ram_blocks: Vec<RamBlockInfo>,
     /// Number of vCPUs.
@@ -70,8 +77,14 @@ impl Description {
             name: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cpr_version: CPR_VERSION,
-            state_version: readable_version(),
-            sections: LOADABLE_SECTIONS.iter().map(|&(n, v)| (n.to_owned(), v)).collect(),
+            state_version: *known_versions().start(),
+            newest_state_version: Some(*known_versions().end()),
+            sections: SECTIONS.iter().map(|known| (known.name.to_owned(), known.newest)).collect(),
+            oldest_sections: SECTIONS
+                .iter()
+                .filter(|known| known.oldest != known.newest)
+                .map(|known| (known.name.to_owned(), known.oldest))
+                .collect(),
             ram_blocks: if memory.share { vec![block] } else { Vec::new() },
             cpus,
             devices,
@@ -102,21 +115,48 @@ impl Description {
     }
 
     fn version_difference(&self, new: &Self) -> Option<String> {
-        for (what, old, new) in [
-            ("CPR state", self.cpr_version, new.cpr_version),
-            ("saved state", self.state_version, new.state_version),
-        ] {
-            if old != new {
-                return Some(format!("reads {what} version {new}, this VM writes version {old}"));
-            }
+        let (old_cpr, new_cpr) = (self.cpr_version, new.cpr_version);
+        if old_cpr != new_cpr {
+            return Some(format!(
+                "reads CPR state version {new_cpr}, this VM writes version {old_cpr}"
+            ));
         }
-        self.sections.iter().find_map(|(name, old)| match new.sections.get(name) {
-            None => Some(format!("does not load section {name}, which this VM writes")),
-            Some(new) if new != old => {
-                Some(format!("loads section {name} version {new}, this VM writes version {old}"))
-            }
-            Some(_) => None,
-        })
+        self.formats(new).err()
+    }
+
+    /// Returns the newest versions that this VMM writes and `new` reads.
+    pub fn formats(&self, new: &Self) -> Result<Formats, String> {
+        let (ours, theirs) = (self.state_versions(), new.state_versions());
+        let state = newest_common(&ours, &theirs).ok_or_else(|| {
+            let (ours, theirs) = (named(&ours), named(&theirs));
+            format!("reads saved state {theirs}, this VM writes {ours}")
+        })?;
+        let mut formats = Formats { state, sections: BTreeMap::new() };
+        for known in &SECTIONS {
+            let (name, ours) = (known.name, known.versions());
+            let Some(theirs) = new.section_versions(name) else {
+                if known.optional {
+                    continue;
+                }
+                return Err(format!("does not load section {name}, which this VM writes"));
+            };
+            let version = newest_common(&ours, &theirs).ok_or_else(|| {
+                let (ours, theirs) = (named(&ours), named(&theirs));
+                format!("loads section {name} {theirs}, this VM writes {ours}")
+            })?;
+            formats.sections.insert(name, version);
+        }
+        Ok(formats)
+    }
+
+    fn state_versions(&self) -> RangeInclusive<u32> {
+        let oldest = self.state_version;
+        oldest..=self.newest_state_version.unwrap_or(oldest)
+    }
+
+    fn section_versions(&self, name: &str) -> Option<RangeInclusive<u32>> {
+        let newest = *self.sections.get(name)?;
+        Some(self.oldest_sections.get(name).copied().unwrap_or(newest)..=newest)
     }
 
     fn ram_difference(&self, new: &Self) -> Option<String> {
@@ -268,6 +308,27 @@ mod tests {
     }
 
     #[test]
+    fn newest_versions_that_both_know_are_written() {
+        let ours = of(VM);
+        assert_eq!(ours.formats(&ours), Ok(Formats::newest(&SECTIONS)));
+        let mut older = ours.clone();
+        older.newest_state_version = None;
+        older.oldest_sections.clear();
+        older.sections.insert("devices".to_owned(), 1);
+        older.sections.remove("board");
+        let formats = ours.formats(&older).unwrap();
+        assert_eq!(
+            (formats.state, formats.section("devices"), formats.section("board")),
+            (1, Some(1), None)
+        );
+        let mut newer = ours.clone();
+        newer.newest_state_version = Some(99);
+        newer.sections.insert("devices".to_owned(), 9);
+        newer.oldest_sections.insert("devices".to_owned(), 2);
+        assert_eq!(ours.formats(&newer), Ok(Formats::newest(&SECTIONS)));
+    }
+
+    #[test]
     fn versions_are_compared() {
         let old = of(VM);
         let channel = Path::new("/state");
@@ -276,7 +337,7 @@ mod tests {
         let mut texts = vec![old.difference(&new, channel).unwrap()];
         new.sections.remove("vcpu");
         texts.push(old.difference(&new, channel).unwrap());
-        new.state_version += 1;
+        (new.state_version, new.newest_state_version) = (98, Some(99));
         texts.push(old.difference(&new, channel).unwrap());
         new.cpr_version += 1;
         texts.push(old.difference(&new, channel).unwrap());

@@ -15,13 +15,14 @@ use super::fall_back::Record;
 use super::headroom::{self, NoRoom};
 use super::monotonic::monotonic_ns;
 use super::state::{SavedStateFd, StateFd, WriteError};
-use crate::machine::Machine;
+use crate::machine::{Machine, SECTIONS};
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::channel::{self, ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
 use crate::own_binary;
 use crate::private_file::Retraction;
 use crate::qmp::Server;
+use crate::state::Formats;
 use crate::switch::Switch;
 
 /// Maximum number of descriptors that are handed over besides those of QMP.
@@ -83,6 +84,8 @@ pub struct Plan {
     pub(super) rehearsed: bool,
     /// Whether the command passes the commit point; true as well if that is unknown.
     pub(super) commits: bool,
+    /// What the state is written in.
+    pub(super) formats: Formats,
 }
 
 /// Returns how long the new binary may take.
@@ -152,6 +155,7 @@ pub fn check(
         began_ns,
         rehearsed: false,
         commits: true,
+        formats: Formats::for_unknown_reader(&SECTIONS),
     })
 }
 
@@ -170,9 +174,9 @@ impl Plan {
         &self.command
     }
 
-    /// Marks the command as rehearsed; `commits`: it passes the commit point.
-    pub fn rehearsed(self, commits: bool) -> Self {
-        Self { rehearsed: true, commits, ..self }
+    /// Marks the command as rehearsed; `commits`: it passes the commit point; `formats`: what it reads.
+    pub fn rehearsed(self, commits: bool, formats: Formats) -> Self {
+        Self { rehearsed: true, commits, formats, ..self }
     }
 
     /// Returns the deadline, which applies to the old process too.

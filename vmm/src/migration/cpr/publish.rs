@@ -71,7 +71,7 @@ mod tests {
     use super::super::state::{CprState, MigrationRecord, StateFd};
     use super::*;
     use crate::qmp::ServerState;
-    use crate::state::SavedState;
+    use crate::state::{STATE_VERSION, SavedState};
 
     fn closes_on_exec(fd: &impl AsFd) -> bool {
         fcntl(fd, FcntlArg::F_GETFD).unwrap() & FdFlag::FD_CLOEXEC.bits() != 0
@@ -83,7 +83,7 @@ mod tests {
         let state = CprState {
             run_state: RunState::Paused,
             ram_blocks: Vec::new(),
-            channel: SavedState::default().encode().1,
+            channel: SavedState::default().encode(STATE_VERSION).1,
             qmp: ServerState::default(),
             serial_listener: None,
             pending_events: Vec::new(),

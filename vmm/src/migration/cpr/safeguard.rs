@@ -21,7 +21,7 @@ use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteErro
 use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
 use crate::keeper::{self, Keeper, KeeperError, TIMER_FD};
 use crate::machine::salvage::Salvage;
-use crate::state::SavedState;
+use crate::state::{STATE_VERSION, SavedState};
 use crate::{memfd, own_binary};
 
 /// Errors from setting up the safeguard.
@@ -259,7 +259,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
     CprState {
         run_state: view.run_state,
         ram_blocks: vec![view.machine.ram().info()],
-        channel: SavedState::default().encode().1,
+        channel: SavedState::default().encode(STATE_VERSION).1,
         qmp: view.qmp.save(),
         serial_listener: serial.listener.clone(),
         pending_events: view.machine.unhandled_events(),

@@ -35,7 +35,7 @@ use crate::machine::{Machine, MachineError};
 use crate::migration::channel::{ChannelError, OutgoingFile};
 use crate::migration::status::Migration;
 use crate::qmp::Server;
-use crate::state::Fingerprint;
+use crate::state::{Fingerprint, Formats};
 
 /// Errors of an update after it had begun. The guest is again as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ impl UpdateContext<'_> {
     }
 
     fn attempt(&mut self, plan: Plan) -> Result<Infallible, UpdateError> {
-        let Plan { rehearsed, commits, began_ns, .. } = plan;
+        let Plan { rehearsed, commits, began_ns, formats, .. } = plan;
         let Plan { command, channel, state_fd, saved_fd, binary, mut record, .. } = plan;
         fail_point!(Helper);
         let record_deadline = Duration::from_millis(record.deadline_ms);
@@ -147,7 +147,7 @@ impl UpdateContext<'_> {
                 self.qmp.broadcast(&event);
             }
         }
-        let saved = Saved::save(&paused, channel, saved_fd)?;
+        let saved = Saved::save(&paused, &formats, channel, saved_fd)?;
         phases.stamp("save");
         audit_point!(paused, Old);
         self.safeguard.set_told_stopped(*self.stopped);
@@ -295,11 +295,12 @@ struct Saved {
 impl Saved {
     fn save(
         paused: &Paused<'_>,
+        formats: &Formats,
         mut channel: OutgoingFile,
         copy: SavedStateFd,
     ) -> Result<Self, UpdateError> {
         fail_point!(Save);
-        let (bytes, fingerprint) = paused.save()?.encode();
+        let (bytes, fingerprint) = paused.save(formats)?.encode(formats.state);
         fail_point!(Channel);
         channel.write(&bytes)?;
         fail_point!(Copy);
@@ -340,6 +341,7 @@ mod tests {
     use crate::boot::{self, BootImage};
     use crate::devices::serial::{SerialConfig, SerialHost};
     use crate::machine::MachineConfig;
+    use crate::machine::SECTIONS;
     use crate::memory::{MemoryConfig, PageKind, RamBlock};
     use crate::migration::cpr::command::ExecCommand;
     use crate::migration::cpr::deadlines::DEFAULT_DEADLINE;
@@ -377,6 +379,7 @@ mod tests {
             began_ns: 0,
             rehearsed: true,
             commits: true,
+            formats: Formats::newest(&SECTIONS),
         };
         let (qmp_server, log) = (&mut qmp, None);
         let mut stopped = false;
