@@ -390,27 +390,32 @@ fn pass_on(
 }
 
 /// Passes input on to the lab, and its end.
-fn feed(mut from: impl Read, mut port: UnixStream, input: Input, sender: &Sender<Event>) {
-    let mut buffer = vec![0; CHUNK];
-    while input != Input::None {
-        let keys = match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => &buffer[..read],
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => break,
-        };
-        let end = keys.iter().position(|key| input == Input::Keys && *key == ESCAPE);
-        if end.is_some() {
-            // Not passed on first: a lab that hangs takes nothing.
-            let _ = sender.send(Event::Signal(Signal::SIGTERM));
-            break;
-        }
-        // The lab has ended.
-        if port.write_all(keys).is_err() {
-            break;
-        }
+fn feed(from: impl Read, mut port: UnixStream, input: Input, sender: &Sender<Event>) {
+    if input != Input::None {
+        pass_in(from, &mut port, input == Input::Keys, sender);
     }
     let _ = port.shutdown(Shutdown::Write);
+}
+
+fn pass_in(mut from: impl Read, port: &mut UnixStream, keys: bool, sender: &Sender<Event>) {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let bytes = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read) => &buffer[..read],
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        if keys && bytes.contains(&ESCAPE) {
+            // What was typed before it is dropped: a lab that hangs takes nothing.
+            let _ = sender.send(Event::Signal(Signal::SIGTERM));
+            return;
+        }
+        // An error means that the lab has ended.
+        if port.write_all(bytes).is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
