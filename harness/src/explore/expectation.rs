@@ -91,6 +91,8 @@ fn of_command(state: &State, command: CommandKind, rehearsed: bool) -> Option<Ex
         NewerState => Some(other_version(rehearsed, "99")),
         ReplacesState if !state.saved => None,
         ReplacesState => Some(failed(None, "holds a state that this update did not write")),
+        // A command that was not rehearsed gets the oldest format.
+        TruncatesState if rehearsed => Some(failed(None, "it is truncated at section")),
         TruncatesState => Some(failed(None, "bytes after its header, which says")),
         FlipsState => Some(failed(None, "its checksum does not match")),
         EmptiesState => Some(failed(None, "0 bytes are too short for a header")),

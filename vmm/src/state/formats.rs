@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use super::section::{OLDEST_VERSION, STATE_VERSION};
+/// Version 1 of the saved state: a CBOR array of sections in an envelope.
+pub const OLDEST_VERSION: u32 = 1;
+/// Version 2: sections in frames.
+pub const STATE_VERSION: u32 = 2;
 
 /// A section with the versions that this binary reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// It ends too early.
-    #[error("it ends after {sections} sections, before its checksum")]
+    #[error("it is truncated at section {sections}, before its checksum")]
     Truncated {
         /// Whole sections before the end.
         sections: usize,

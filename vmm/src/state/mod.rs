@@ -9,6 +9,8 @@ pub mod golden;
 mod section;
 
 pub use envelope::{Envelope, EnvelopeError, Fingerprint};
-pub use formats::{Formats, KnownSection, known_versions, named, newest_common};
+pub use formats::{
+    Formats, KnownSection, OLDEST_VERSION, STATE_VERSION, known_versions, named, newest_common,
+};
 pub use frames::FrameError;
-pub use section::{OLDEST_VERSION, STATE_VERSION, SavedState, SectionError};
+pub use section::{SavedState, SectionError};

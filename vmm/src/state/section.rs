@@ -6,13 +6,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{Envelope, EnvelopeError, Fingerprint};
-use super::formats::{known_versions, named};
+use super::formats::{OLDEST_VERSION, STATE_VERSION, known_versions, named};
 use super::frames::{self, FrameError};
 
-/// Version 1: a CBOR array of sections in an envelope.
-pub const OLDEST_VERSION: u32 = 1;
-/// Version 2: sections in frames.
-pub const STATE_VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"CPRSTAT\n";
 const ENVELOPE: Envelope = Envelope { magic: MAGIC, version: OLDEST_VERSION };
 
@@ -42,6 +38,9 @@ pub enum SectionError {
     /// The envelope is invalid.
     #[error("not a saved state: {0}")]
     Envelope(#[from] EnvelopeError),
+    /// It is too short to have a header.
+    #[error("not a saved state: {0} bytes are too short for a header of {header}", header = frames::HEADER)]
+    NoHeader(usize),
     /// The whole has a version that this binary does not read.
     #[error("not a saved state: it has format version {found}, this binary reads {known}")]
     StateVersion {
@@ -187,7 +186,7 @@ impl SavedState {
         let read = from.by_ref().take(frames::HEADER as u64).read_to_end(&mut header);
         read.map_err(FrameError::Read)?;
         let header: [u8; frames::HEADER] =
-            header.try_into().map_err(|short: Vec<u8>| EnvelopeError::NoHeader(short.len()))?;
+            header.try_into().map_err(|short: Vec<u8>| SectionError::NoHeader(short.len()))?;
         let [magic, version] = [&header[..8], &header[8..]];
         if magic != MAGIC {
             return Err(EnvelopeError::Magic(MAGIC).into());

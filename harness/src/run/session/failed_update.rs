@@ -21,6 +21,7 @@ static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\b(after writing|which says) \d+", "$1 N"),
         // The position of a word shifts when a command gains an option before it.
         (r"\bword \d+", "word N"),
+        (r"\bat section \d+", "at section N"),
         (r"\.rs:\d+", ".rs:N"),
         (r"\bn{20,}", "nnn…"),
         (r"\s+", " "),
@@ -89,6 +90,7 @@ mod tests {
     #[case("it has 12 bytes after writing 15094", "it has N bytes after writing N")]
     #[case("4 bytes after its header, which says 14454", "N bytes after its header, which says N")]
     #[case("word 26 of cpr-exec-command", "word N of cpr-exec-command")]
+    #[case("truncated at section 2, before", "truncated at section N, before")]
     #[case("descriptor 17 of process 4711", "descriptor N of process N")]
     #[case("has 64 MiB, within 2000 ms", "has 64 MiB, within 2000 ms")]
     #[case("/tmp/cpr-a/nnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: two\nlines", "<work>/nnn…: two lines")]
@@ -99,6 +101,6 @@ mod tests {
 
     #[test]
     fn every_pattern_is_valid() {
-        assert_eq!(VARYING.len(), 8);
+        assert_eq!(VARYING.len(), 9);
     }
 }
