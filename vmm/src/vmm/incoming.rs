@@ -311,7 +311,7 @@ impl Vmm {
         }
         let before = carried.page.as_ref().filter(|page| page.is_undecided());
         let commit_point = before.map(|page| page.point().clone());
-        if let Err(error) = self.guard(Some(Predecessor { record, commit_point })) {
+        if let Err(error) = self.guard(Some(Predecessor { record: Some(record), commit_point })) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {

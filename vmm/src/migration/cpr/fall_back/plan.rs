@@ -155,7 +155,7 @@ impl Plan {
             traffic: Traffic::default(),
             traffic_fd: named(TRAFFIC_FD).unwrap_or(-1),
             page,
-            has_keeper: named(PAGE_FD).is_some(),
+            has_keeper: named(PAGE_FD).is_some() && record.helper > 0,
             kept: StrandedResources {
                 pid: record.pid,
                 keeper: record.helper,
