@@ -6,5 +6,5 @@ pub mod exact;
 pub mod golden;
 mod section;
 
-pub use envelope::{Envelope, EnvelopeError, Fingerprint};
+pub use envelope::{Envelope, EnvelopeError, Fingerprint, HEADER as ENVELOPE_HEADER};
 pub use section::{STATE_VERSION, SavedState, SectionError, readable_version};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 
-use super::deadlines::DEFAULT_DEADLINE;
+use super::deadlines::{DEFAULT_DEADLINE, GRACE};
 use super::fall_back::traffic::Traffic;
 use super::fall_back::{self, Plan, Program, Record, Role};
 use super::fd_names::{BINARY_FD, DUMP_FD, TRAFFIC_FD};
@@ -245,6 +245,13 @@ impl Safeguard {
         self.keeper.as_ref().is_some_and(|keeper| !keeper::is_watching(keeper.pid().as_raw()))
     }
 
+    /// Makes the keeper replace this process, or what it executes, some time after its deadline,
+    /// until the result is dropped.
+    pub fn watched(&self, deadline: Duration) -> Watched<'_> {
+        self.expect_end_within(Some(deadline + GRACE));
+        Watched(self)
+    }
+
     /// Sets the deadline after which the keeper replaces this process; `None`: no deadline.
     pub fn expect_end_within(&self, after: Option<Duration>) {
         if let Some(keeper) = &self.keeper
@@ -252,6 +259,16 @@ impl Safeguard {
         {
             tracing::warn!(%errno, "cpr_keeper_without_deadline");
         }
+    }
+}
+
+/// See [`Safeguard::watched`].
+#[must_use = "dropping it removes the deadline"]
+pub struct Watched<'a>(&'a Safeguard);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.expect_end_within(None);
     }
 }
 
