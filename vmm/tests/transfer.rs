@@ -169,13 +169,8 @@ fn running_guest_moves(cpus: usize) {
     let (ended, events) = outcome(&mut qmp);
     assert_eq!(ended, MigrationStatus::Completed, "{:?}", qmp.migration());
     use MigrationStatus::{Active, Completed, Device, Setup};
-    let expected = [
-        status(Setup),
-        EventKind::Stop,
-        status(Active),
-        status(Device),
-        status(Completed),
-    ];
+    let expected =
+        [status(Setup), EventKind::Stop, status(Active), status(Device), status(Completed)];
     assert_eq!(events, expected);
     let info = qmp.migration();
     assert_eq!(info.status, Some(Completed));
@@ -454,8 +449,7 @@ fn keeper_does_not_revive_a_moved_guest() {
     // The new process has a keeper of its own.
     outcome(&mut new_qmp);
     process::send(new.pid(), Signal::SIGKILL);
-    let continued: cpr_qmp::event::Continued =
-        new_qmp.event_data(cpr_qmp::event::Continued::NAME);
+    let continued: cpr_qmp::event::Continued = new_qmp.event_data(cpr_qmp::event::Continued::NAME);
     assert_eq!(continued.former_pid, new.pid() as i32);
     is_running(&mut new_qmp, &beats, 1);
 }
@@ -514,8 +508,8 @@ fn crashed_handover_leaves_the_guest() {
     {
         for keeper in ["update", "off"] {
             let scene = Scene::new();
-            let mut old = scene
-                .start(&format!("{GUEST} --keeper {keeper} --failpoint {point}={action}"));
+            let mut old =
+                scene.start(&format!("{GUEST} --keeper {keeper} --failpoint {point}={action}"));
             let mut qmp = old.qmp();
             let beats = Beats::of(old.pid());
             is_running(&mut qmp, &beats, 1);

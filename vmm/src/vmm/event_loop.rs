@@ -117,7 +117,8 @@ impl Vmm {
         let transfer = self.transfer_awaits().map(|(_, left)| left);
         let receiving = self.receiving_awaits().and_then(|(_, left)| left);
         let updates = [rehearsal, transfer, receiving];
-        let times = [self.qmp.retry_in(), self.resets.time_left(), clock].into_iter().chain(updates);
+        let times =
+            [self.qmp.retry_in(), self.resets.time_left(), clock].into_iter().chain(updates);
         match times.flatten().min() {
             // Rounded up: a poll that ends just before the time would be repeated without waiting.
             Some(left) => {

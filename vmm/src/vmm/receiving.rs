@@ -56,14 +56,15 @@ impl Vmm {
             },
             Stage::Built(mut built) => match built.handover() {
                 Ok(None) => Ok(Stage::Built(built)),
-                Ok(Some((handover, fds))) => match self.take_guest(&listening, &built, *handover, fds)
-                {
-                    Ok(resumed_ns) => return self.taken(listening, &built, resumed_ns),
-                    Err(error) => {
-                        built.link.refuse(&error);
-                        Err(error)
+                Ok(Some((handover, fds))) => {
+                    match self.take_guest(&listening, &built, *handover, fds) {
+                        Ok(resumed_ns) => return self.taken(listening, &mut built, resumed_ns),
+                        Err(error) => {
+                            built.link.refuse(&error);
+                            Err(error)
+                        }
                     }
-                },
+                }
                 Err(error) => {
                     built.link.refuse(&error);
                     Err(error.into())
@@ -181,7 +182,7 @@ impl Vmm {
     }
 
     /// Reports that the guest runs here.
-    fn taken(&mut self, listening: Listening, built: &Built, resumed_ns: Option<u64>) {
+    fn taken(&mut self, listening: Listening, built: &mut Built, resumed_ns: Option<u64>) {
         built.link.tell_running(resumed_ns);
         if resumed_ns.is_some() {
             self.qmp.broadcast(&EventKind::Resume.now());
@@ -197,8 +198,8 @@ impl Vmm {
     }
 
     fn fail_receiving(&mut self, error: &ReceiveError) {
-        logging::fatal(error);
-        let failed = self.migration.fail(error.to_string());
+        logging::fatal(&format_args!("cannot take over the guest: {error}"));
+        let failed = self.migration.advance(MigrationStatus::Failed);
         failed.into_iter().for_each(|event| self.qmp.broadcast(&event));
         self.end(FAILURE, false, ShutdownCause::HostError);
     }

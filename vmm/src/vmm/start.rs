@@ -10,10 +10,10 @@ use std::time::Duration;
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
-use super::{Vmm, receiving};
 use super::incoming::{AwaitedState, FallbackFds, LoadError, Source};
 use super::reset_throttle::ResetThrottle;
 use super::signals::EndSignals;
+use super::{Vmm, receiving};
 use crate::boot::{BootImage, ImageError};
 use crate::config::{Config, Incoming, KeeperPolicy, TransferChannels};
 use crate::devices::serial::{HostError, SerialHost};

@@ -71,27 +71,27 @@ pub enum ReceiveError {
     #[error("--incoming: cpr-transfer needs shared RAM: remove share=off from --memory")]
     PrivateRam,
     /// A channel failed.
-    #[error("cannot take over the guest: {0}")]
+    #[error(transparent)]
     Wire(#[from] WireError),
     /// The RAM cannot be adopted.
-    #[error("cannot take over the guest: {0}")]
+    #[error(transparent)]
     Ram(#[from] RamError),
     /// The page with the commit point cannot be adopted.
-    #[error("cannot take over the guest: cannot map the page with the commit point: {0}")]
+    #[error("cannot map the page with the commit point: {0}")]
     Page(io::Error),
     /// The saved state cannot be read.
-    #[error("cannot take over the guest: {0}")]
+    #[error(transparent)]
     Channel(#[from] ChannelError),
     /// The main channel holds the state of another transfer.
-    #[error("cannot take over the guest: the main channel holds a state that is not this guest's")]
+    #[error("the main channel holds a state that is not this guest's")]
     OtherState,
     /// The serial port's backend cannot be opened.
-    #[error("cannot take over the guest: {0}")]
+    #[error(transparent)]
     Serial(#[from] HostError),
     /// The machine cannot be built or restored.
-    #[error("cannot take over the guest: {0}")]
+    #[error(transparent)]
     Machine(#[from] MachineError),
     /// The old process has taken the guest back.
-    #[error("cannot take over the guest: the old VMM has taken it back, or its keeper continues it")]
+    #[error("the old VMM has taken it back, or its keeper continues it")]
     TakenBack,
 }

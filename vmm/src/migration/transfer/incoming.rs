@@ -47,7 +47,7 @@ impl Listening {
         };
         // An offer follows only its own greeting, and a connection to the main channel precedes it.
         self.main.forget_earlier_connections();
-        let (connection, until) = (Connection::new(socket)?, Instant::now() + PATIENCE);
+        let (mut connection, until) = (Connection::new(socket)?, Instant::now() + PATIENCE);
         let hello = Message::Hello(Box::new(own.clone()));
         connection.send(&hello, &CrossingFds::default(), until)?;
         Ok(Some(Greeting { connection, until }))
@@ -83,9 +83,11 @@ impl Greeting {
         match self.connection.try_receive(WHAT)? {
             None if Instant::now() >= self.until => Err(WireError::Deadline(WHAT)),
             None => Ok(Progress::Waiting(self)),
-            Some(Frame { message: Message::Offer(offer), fds }) => {
-                Ok(Progress::Done(Offering { link: Link::new(self.connection, &offer), offer, fds }))
-            }
+            Some(Frame { message: Message::Offer(offer), fds }) => Ok(Progress::Done(Offering {
+                link: Link::new(self.connection, &offer),
+                offer,
+                fds,
+            })),
             Some(other) => Err(other.unexpected("Offer")),
         }
     }
@@ -103,19 +105,19 @@ impl Link {
         Self { connection, deadline: Duration::from_millis(offer.deadline_ms) }
     }
 
-    fn send(&self, message: &Message) -> Result<(), WireError> {
+    fn send(&mut self, message: &Message) -> Result<(), WireError> {
         let until = Instant::now() + self.deadline;
         self.connection.send(message, &CrossingFds::default(), until)
     }
 
     /// Tells the old process why this one does not take the guest.
-    pub fn refuse(&self, why: &impl ToString) {
+    pub fn refuse(&mut self, why: &impl ToString) {
         // If it does not listen any more, it notices the end of the connection.
         let _ = self.send(&Message::Refused(why.to_string()));
     }
 
     /// Tells the old process that the guest runs here, which it does in any case.
-    pub fn tell_running(&self, resumed_ns: Option<u64>) {
+    pub fn tell_running(&mut self, resumed_ns: Option<u64>) {
         if let Err(error) = self.send(&Message::Running { resumed_ns }) {
             tracing::warn!(%error, "transfer_unconfirmed");
         }
@@ -161,7 +163,7 @@ impl Offering {
     }
 
     /// Tells the old process that the machine exists.
-    pub fn built(self, page: Arc<CommitPage>) -> Result<Built, WireError> {
+    pub fn built(mut self, page: Arc<CommitPage>) -> Result<Built, WireError> {
         self.link.send(&Message::Built)?;
         let until = Instant::now() + self.link.deadline;
         Ok(Built { link: self.link, until, page, msr_choice: self.offer.msr_choice })
@@ -222,9 +224,7 @@ impl Stage {
         let left = |until: Instant| until.saturating_duration_since(Instant::now());
         match self {
             Self::Listening => None,
-            Self::Greeting(greeting) => {
-                Some((greeting.connection.as_fd(), left(greeting.until)))
-            }
+            Self::Greeting(greeting) => Some((greeting.connection.as_fd(), left(greeting.until))),
             Self::Built(built) => Some((built.link.connection.as_fd(), left(built.until))),
         }
     }

@@ -129,11 +129,7 @@ impl IncomingMain {
     }
 }
 
-fn read_socket(
-    listener: &Listener,
-    length: usize,
-    until: Instant,
-) -> Result<Vec<u8>, WireError> {
+fn read_socket(listener: &Listener, length: usize, until: Instant) -> Result<Vec<u8>, WireError> {
     let accepted = listener.accept();
     let accepted = accepted.map_err(|error| WireError::System {
         call: "accept",

@@ -57,7 +57,7 @@ impl Link {
     }
 
     /// Tells the new process why it does not get the guest, if it still listens.
-    fn refuse(&self, why: &str) {
+    fn refuse(&mut self, why: &str) {
         let refused = Message::Refused(why.to_owned());
         let soon = Instant::now() + Duration::from_millis(10);
         let _ = self.connection.send(&refused, &CrossingFds::default(), soon);
@@ -92,10 +92,7 @@ impl Calling {
     }
 
     /// Checks the greeting, if it has come, against this VMM's own description.
-    pub fn progress(
-        mut self,
-        own: &Description,
-    ) -> Result<Progress<Self, Greeted>, TransferError> {
+    pub fn progress(mut self, own: &Description) -> Result<Progress<Self, Greeted>, TransferError> {
         const WHAT: &str = "its greeting";
         let new = match self.0.message(WHAT)? {
             None => return Ok(Progress::Waiting(self)),
@@ -140,7 +137,7 @@ impl Greeted {
             }
         }
         fds.add(PAGE_FD, offered.as_fd());
-        let Link { connection, deadline, until, .. } = &self.link;
+        let Link { connection, deadline, until, .. } = &mut self.link;
         let offer = Offer {
             deadline_ms: deadline.as_millis() as u64,
             msr_choice: machine.msr_choice(),
@@ -210,6 +207,13 @@ impl Outgoing {
         }
     }
 
+    fn link_mut(&mut self) -> &mut Link {
+        match self {
+            Self::Calling(calling) => &mut calling.0,
+            Self::Waiting(waiting) => &mut waiting.link,
+        }
+    }
+
     /// Returns the descriptor to poll for input.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.link().connection.as_fd()
@@ -221,8 +225,8 @@ impl Outgoing {
     }
 
     /// Ends the transfer at the operator's request.
-    pub fn cancel(self) {
-        self.link().refuse("the transfer was cancelled");
+    pub fn cancel(mut self) {
+        self.link_mut().refuse("the transfer was cancelled");
     }
 }
 

@@ -13,17 +13,17 @@ use nix::unistd::geteuid;
 
 use super::wire_error::WireError;
 
-/// Waits until `fd` is ready for `events`; `what` names what is awaited.
+/// Waits until `fd` is ready for `events`, and fails with `late` at the deadline.
 pub fn wait(
     fd: BorrowedFd<'_>,
     events: PollFlags,
-    what: &'static str,
+    late: impl FnOnce() -> WireError,
     until: Instant,
 ) -> Result<(), WireError> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(WireError::Deadline(what));
+            return Err(late());
         }
         // Rounded up: the last millisecond would be spent in a loop otherwise.
         let left = PollTimeout::try_from(left + Duration::from_millis(1));
@@ -46,9 +46,11 @@ pub fn write_all(
         // A peer that has left must not raise SIGPIPE.
         match socket::send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
             Ok(sent) => bytes = &bytes[sent..],
-            Err(Errno::EAGAIN) => wait(fd, PollFlags::POLLOUT, what, until)?,
+            Err(Errno::EAGAIN) => {
+                wait(fd, PollFlags::POLLOUT, || WireError::Unread(what), until)?;
+            }
             Err(Errno::EINTR) => {}
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(WireError::Closed(what)),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(WireError::Left(what)),
             Err(errno) => return Err(WireError::System { call: "send", errno }),
         }
     }
@@ -68,7 +70,9 @@ pub fn read_exact(
         match socket::recv(fd.as_raw_fd(), &mut bytes[filled..], MsgFlags::empty()) {
             Ok(0) => return Err(WireError::Truncated { received: filled, expected: length }),
             Ok(received) => filled += received,
-            Err(Errno::EAGAIN) => wait(fd, PollFlags::POLLIN, what, until)?,
+            Err(Errno::EAGAIN) => {
+                wait(fd, PollFlags::POLLIN, || WireError::Deadline(what), until)?;
+            }
             Err(Errno::EINTR) => {}
             Err(Errno::ECONNRESET) => return Err(WireError::Closed(what)),
             Err(errno) => return Err(WireError::System { call: "recv", errno }),

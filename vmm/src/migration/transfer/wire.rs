@@ -58,9 +58,9 @@ impl Connection {
         Ok(Self { socket, input: Vec::new(), fds: Vec::new() })
     }
 
-    /// Sends a message with its descriptors.
+    /// Sends a message with its descriptors. If the peer has left and said why, that is the error.
     pub fn send(
-        &self,
+        &mut self,
         message: &Message,
         fds: &CrossingFds<'_>,
         until: Instant,
@@ -68,7 +68,16 @@ impl Connection {
         let mut body = Vec::new();
         ciborium::into_writer(message, &mut body)
             .expect("writing to memory cannot fail and messages have no type CBOR lacks");
-        self.send_bytes(&ENVELOPE.seal(&body).0, &fds.numbers(), message.name(), until)
+        let bytes = ENVELOPE.seal(&body).0;
+        match self.send_bytes(&bytes, &fds.numbers(), message.name(), until) {
+            Err(error @ WireError::Left(what)) => match self.try_receive(what) {
+                Ok(Some(Frame { message: Message::Refused(why), .. })) => {
+                    Err(WireError::Refused(why))
+                }
+                _ => Err(error),
+            },
+            sent => sent,
+        }
     }
 
     fn send_bytes(
@@ -84,9 +93,12 @@ impl Connection {
         let sent = loop {
             match sendmsg::<()>(number, &part, rights, MsgFlags::MSG_NOSIGNAL, None) {
                 Ok(sent) => break sent,
-                Err(Errno::EAGAIN) => timed_io::wait(self.as_fd(), PollFlags::POLLOUT, what, until)?,
+                Err(Errno::EAGAIN) => {
+                    let late = || WireError::Unread(what);
+                    timed_io::wait(self.as_fd(), PollFlags::POLLOUT, late, until)?;
+                }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(WireError::Closed(what)),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(WireError::Left(what)),
                 Err(errno) => return Err(WireError::System { call: "sendmsg", errno }),
             }
         };
@@ -99,7 +111,8 @@ impl Connection {
             if let Some(frame) = self.try_receive(what)? {
                 return Ok(frame);
             }
-            timed_io::wait(self.as_fd(), PollFlags::POLLIN, what, until)?;
+            let late = || WireError::Deadline(what);
+            timed_io::wait(self.as_fd(), PollFlags::POLLIN, late, until)?;
         }
     }
 
@@ -162,9 +175,8 @@ impl Connection {
     fn take_frame(&mut self) -> Result<Frame, WireError> {
         let (bytes, fds) = (std::mem::take(&mut self.input), std::mem::take(&mut self.fds));
         let (mut body, _) = ENVELOPE.open(&bytes)?;
-        let message: Message =
-            ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
-                .map_err(|error| WireError::Decode(error.to_string()))?;
+        let message: Message = ciborium::de::from_reader_with_recursion_limit(&mut body, MAX_DEPTH)
+            .map_err(|error| WireError::Decode(error.to_string()))?;
         if !body.is_empty() {
             return Err(WireError::Decode(format!("{} bytes follow it", body.len())));
         }

@@ -39,6 +39,12 @@ pub enum WireError {
     /// The peer did not answer in time.
     #[error("the other VMM did not send {0} in time; raise x-cpr-exec-deadline if it is slow")]
     Deadline(&'static str),
+    /// The peer left before something could be sent.
+    #[error("cannot send {0}: the other VMM closed the connection")]
+    Left(&'static str),
+    /// The peer did not read in time.
+    #[error("cannot send {0}: the other VMM did not read it in time")]
+    Unread(&'static str),
     /// The connection ended in the middle of something.
     #[error("the connection ended after {received} of {expected} bytes")]
     Truncated {

@@ -40,7 +40,7 @@ fn error_of(bytes: &[u8]) -> WireError {
 #[test]
 fn messages_arrive_with_their_descriptors() {
     let (mut ours, theirs) = pair();
-    let theirs = Connection::new(theirs.into()).unwrap();
+    let mut theirs = Connection::new(theirs.into()).unwrap();
     let file = tempfile::tempfile().unwrap();
     file.set_len(7).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -127,15 +127,21 @@ fn silent_and_slow_peers_meet_the_deadline() {
     // A peer that reads nothing.
     let text = Message::Refused("x".repeat(MAX_BYTES as usize / 2));
     let sent = (0..100).find_map(|_| ours.send(&text, &CrossingFds::default(), short()).err());
-    assert!(matches!(sent, Some(WireError::Deadline("Refused"))), "{sent:?}");
+    assert!(matches!(sent, Some(WireError::Unread("Refused"))), "{sent:?}");
 }
 
 #[test]
 fn peer_that_left_is_an_error_not_a_signal() {
-    let (ours, theirs) = pair();
+    let (mut ours, theirs) = pair();
     drop(theirs);
     let error = ours.send(&Message::Built, &CrossingFds::default(), soon()).unwrap_err();
-    assert!(matches!(error, WireError::Closed("Built")), "{error}");
+    assert!(matches!(error, WireError::Left("Built")), "{error}");
+    // One that has said why.
+    let (mut ours, mut theirs) = pair();
+    theirs.write_all(&frame(&Message::Refused("why".to_owned()))).unwrap();
+    drop(theirs);
+    let error = ours.send(&Message::Built, &CrossingFds::default(), soon()).unwrap_err();
+    assert!(matches!(error, WireError::Refused(why) if why == "why"));
 }
 
 #[test]
