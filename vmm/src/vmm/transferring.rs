@@ -21,6 +21,9 @@ use crate::migration::transfer::handover::{HandedOver, HandoverContext};
 use crate::migration::transfer::outgoing::{self, Calling, Outgoing, Progress, Ready};
 use crate::qmp::ConnectionId;
 
+/// How long after its deadline a handover counts as hanging: each of its waits has that deadline.
+/// Less than the keeper's grace.
+const HANG: Duration = Duration::from_secs(1);
 /// The descriptors that a transfer opens for a moment.
 const TRANSFER_FDS: usize = 8;
 
@@ -102,8 +105,7 @@ impl Vmm {
             drop(ready);
             return self.fail_transfer(&error);
         }
-        // The guest's own deadline is that of each wait; this one catches a hang.
-        let deadline = ready.deadline() * 3;
+        let deadline = ready.deadline() + HANG;
         match self.protected(deadline, |vmm| vmm.hand_over_now(ready)) {
             Ok(Some(Ok(handed_over))) => self.transferred(handed_over),
             Ok(Some(Err(error))) => self.fail_transfer(&error),

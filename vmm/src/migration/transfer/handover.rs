@@ -65,6 +65,8 @@ impl Ready {
         fail_point!(Helper);
         let _watched = safeguard.watched(deadline);
         let _retracted = main.retraction().map(fall_back::retracted);
+        // The keeper's own deadline is later than that of every wait below.
+        let until = Instant::now() + deadline;
         migration.set_up();
         fail_point!(Pause);
         let mut phases = Phases::outgoing();
@@ -109,7 +111,6 @@ impl Ready {
         let outgoing = Outgoing { handover, fds, state, main: &mut main };
         outgoing.main.write_file(&outgoing.state)?;
         offered.state_is_sent();
-        let until = Instant::now() + deadline;
         let sent = outgoing.send(&mut connection, &mut phases, until);
         // The answer may be lost, or come too late: only the claim counts.
         if let Err(error) = &sent {
