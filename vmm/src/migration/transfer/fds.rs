@@ -54,7 +54,7 @@ impl ReceivedFds {
         Some(self.fds.swap_remove(at).1)
     }
 
-    /// Returns the names of the descriptors that nobody has taken.
+    /// Returns the names of the descriptors that were not taken.
     pub fn leftover(&self) -> Vec<&str> {
         self.fds.iter().map(|(name, _)| name.as_str()).collect()
     }

@@ -58,7 +58,7 @@ impl OutgoingMain {
         }
     }
 
-    /// Writes the state to the file, before the new process is told of it.
+    /// Writes the state to the file, before the new process learns about it.
     pub fn write_file(&mut self, state: &[u8]) -> Result<(), ChannelError> {
         match self {
             Self::File(file) => file.write(state),

@@ -250,7 +250,7 @@ mod tests {
         let refused = |given: Option<&[MigrationChannel]>| channels(given).unwrap_err().to_string();
         let texts = [
             refused(None),
-            refused(Some(&[main.clone()])),
+            refused(Some(std::slice::from_ref(&main))),
             refused(Some(&[main, channel("cpr", file)])),
             refused(Some(&[cpr, channel("main", vsock)])),
         ];
