@@ -139,7 +139,9 @@ impl Vmm {
             (None, Some(Incoming::File(state))) if config.incoming_ram.is_some() => {
                 Self::rescue(config, &state)
             }
-            (None, Some(Incoming::Transfer(channels))) => Self::await_transfer(config, channels),
+            (None, Some(Incoming::Transfer(channels))) if config.incoming_ram.is_none() => {
+                Self::await_transfer(config, channels)
+            }
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
         }

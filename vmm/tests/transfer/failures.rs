@@ -293,10 +293,12 @@ pub fn kills_at_any_moment_lose_no_guest() {
     let mut moved = 0;
     for round in 0..16_u64 {
         let name = format!("n{round}-");
+        // A process that was continued has reported that as well.
+        qmp.take_events();
         let (new, mut new_qmp) = waiting(&scene, &name, &arguments);
         begin(&scene, &mut qmp, &name, &format!("unix:DIR/{name}main")).expect("it is accepted");
         // The moment of the kill.
-        std::thread::sleep(Duration::from_millis(round));
+        std::thread::sleep(Duration::from_millis(4 * round));
         process::send(new.pid(), Signal::SIGKILL);
         if outcome(&mut qmp).0 == MigrationStatus::Completed {
             let continued: Continued = new_qmp.event_data(Continued::NAME);
