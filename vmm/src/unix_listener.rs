@@ -134,6 +134,11 @@ impl Listener {
         self.owner = Some(getpid());
     }
 
+    /// Leaves the file to another process: dropping this no longer removes it.
+    pub fn disown_file(&mut self) {
+        self.owner = None;
+    }
+
     /// The path.
     pub fn path(&self) -> &Path {
         &self.path

@@ -22,7 +22,7 @@ const BYTES: u64 = 4096;
 const NOTE_OFFSET: usize = 64;
 /// Maximum size of the note in bytes, without its NUL.
 const NOTE_BYTES: usize = 2048;
-/// The exit status of a process whose guest the keeper has claimed.
+/// The exit status of a process whose guest another process has claimed.
 const LOST: i32 = 75;
 
 /// No claim has been made: no process has advanced the guest beyond the old state, so a process
@@ -38,8 +38,12 @@ pub enum Claim {
     Vmm = 1,
     /// The keeper. The process that was given the guest must no longer run it.
     Keeper = 2,
-    /// The process that had the guest before, for good: the keeper is no longer needed.
+    /// The process that had the guest before, for good: neither the keeper nor a successor is
+    /// needed any longer.
     Released = 3,
+    /// Another process, to which the guest was transferred (`migration::transfer`). The process
+    /// that had the guest before must no longer run it, nor must its keeper.
+    Successor = 4,
 }
 
 /// A shared word that can be replaced atomically.
@@ -152,14 +156,38 @@ impl CommitPoint {
         self.word().load(Ordering::SeqCst) == claim as u32
     }
 
-    /// Makes the claim. Ends this process if the keeper made its claim first: the keeper continues
-    /// the guest, and waits for this process to end.
+    /// Makes the claim. Ends this process if another one made its claim first: the keeper, which
+    /// waits for this process to end, or the process to which the guest was transferred.
     pub fn claim_or_end(&self, wanted: Claim) {
-        if !claim(self.word(), wanted) && self.is_claimed_by(Claim::Keeper) {
-            // SAFETY: numbers only. Nothing of this process may be cleaned up: it belongs to the
-            // keeper.
-            let _ = unsafe { sys::call(libc::SYS_exit_group, [LOST as usize, 0, 0, 0, 0, 0]) };
+        let lost = || self.is_claimed_by(Claim::Keeper) || self.is_claimed_by(Claim::Successor);
+        if !claim(self.word(), wanted) && lost() {
+            self.end();
         }
+    }
+
+    /// Dismisses the keeper. Ends this process if the keeper made its claim first.
+    pub fn dismiss_or_end(&self) {
+        if !claim(self.word(), Claim::Released) && self.is_claimed_by(Claim::Keeper) {
+            self.end();
+        }
+    }
+
+    /// Takes the guest back from a process that it was offered to. Returns false if that process
+    /// has claimed it, and ends this process if the keeper has.
+    pub fn take_back_or_end(&self) -> bool {
+        self.dismiss_or_end();
+        !self.is_claimed_by(Claim::Successor)
+    }
+
+    /// Returns whether the guest has been given to a process that its keeper may replace.
+    pub fn is_taken_over(&self) -> bool {
+        self.is_claimed_by(Claim::Vmm) || self.is_claimed_by(Claim::Successor)
+    }
+
+    fn end(&self) {
+        // SAFETY: numbers only. Nothing of this process may be cleaned up: it belongs to the
+        // process that made the claim.
+        let _ = unsafe { sys::call(libc::SYS_exit_group, [LOST as usize, 0, 0, 0, 0, 0]) };
     }
 
     /// Leaves a note for the keeper that says why this process ends. Async-signal-safe.
@@ -205,14 +233,27 @@ mod tests {
 
     #[test]
     fn only_the_first_claim_counts() {
-        for first in [Claim::Vmm, Claim::Keeper, Claim::Released] {
+        const ALL: [Claim; 4] = [Claim::Vmm, Claim::Keeper, Claim::Released, Claim::Successor];
+        for first in ALL {
             let page = CommitPage::create().unwrap();
             let other = CommitPage::adopt(page.fd.try_clone().unwrap()).unwrap();
             assert!(claim(page.word(), first));
-            for second in [Claim::Vmm, Claim::Keeper, Claim::Released] {
+            for second in ALL {
                 assert!(!claim(other.word(), second), "{first:?}, then {second:?}");
             }
         }
+    }
+
+    #[test]
+    fn offered_guest_is_taken_back_unless_it_was_claimed() {
+        let page = CommitPage::create().unwrap();
+        assert!(page.take_back_or_end());
+        assert!(!claim(page.word(), Claim::Successor));
+        let page = CommitPage::create().unwrap();
+        assert!(claim(page.word(), Claim::Successor));
+        assert!(!page.take_back_or_end());
+        page.dismiss_or_end();
+        assert!(page.is_taken_over());
     }
 
     #[test]

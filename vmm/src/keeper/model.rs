@@ -1,5 +1,6 @@
 //! A model of the commit point: every interleaving of a VMM's process that may die at any point,
-//! its keeper, and the new binary's keeper. In each, exactly one process runs the guest.
+//! its keeper, and the new binary's keeper, or the process that the guest is offered to. In each,
+//! exactly one process runs the guest.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -140,6 +141,26 @@ fn exactly_one_process_runs_the_guest(
     let explored = explore(does, death, keeper);
     println!("{does:?}, dies {death:?}, keeper {keeper:?}: {explored} interleavings");
     assert!(explored > 0);
+}
+
+/// Explores a transfer: the guest is offered to another process, which claims it or dies before,
+/// while the old process takes it back at its deadline, or dies and leaves it to its keeper.
+#[rstest]
+fn transferred_guest_runs_in_one_process(
+    #[values(true, false)] old_dies: bool,
+    #[values(true, false)] new_dies: bool,
+) {
+    loom::model(move || {
+        let word = Arc::new(AtomicU32::new(UNDECIDED));
+        let claims = |wanted: Claim| {
+            let word = word.clone();
+            thread::spawn(move || claim(&*word, wanted))
+        };
+        let new = (!new_dies).then(|| claims(Claim::Successor));
+        let old = claims(if old_dies { Claim::Keeper } else { Claim::Released });
+        let claims = [new, Some(old)].into_iter().flatten().map(|claim| claim.join().unwrap());
+        assert_eq!(claims.filter(|won| *won).count(), 1);
+    });
 }
 
 /// Proves that the model can fail: a process that skips the commit point runs beside its keeper.

@@ -242,7 +242,7 @@ pub fn abandon_newest() {
 impl Drop for Keeper {
     fn drop(&mut self) {
         NEWEST_PAGE.store(std::ptr::null_mut(), Ordering::SeqCst);
-        self.page.claim_or_end(Claim::Released);
+        self.page.dismiss_or_end();
     }
 }
 
@@ -260,7 +260,7 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
             return 0;
         }
         discard_signals();
-        if watched.before.as_ref().is_some_and(|page| !page.is_claimed_by(Claim::Vmm)) {
+        if watched.before.as_ref().is_some_and(|page| !page.is_taken_over()) {
             return 0;
         }
         // SAFETY: the page is mapped as long as this address space exists, see `Keeper`.

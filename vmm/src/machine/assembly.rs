@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::order::{CONSTRAINTS, STEPS, Step};
+use super::order::{CONSTRAINTS, FIRST_WITH_STATE, STEPS, Step};
 use super::state::{PlatformState, RestoredState};
 use super::{KvmPart, Machine, MachineError, VCPU_DEADLINE, kvm, system};
 use crate::boot::{self, Given};
@@ -32,7 +32,7 @@ pub(super) fn power_on(
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
     let given = Given { cmdline: &machine.config.cmdline, cpus: machine.config.cpus };
     let entry = boot::load(machine.ram.memory(), image, given)?;
-    assemble(machine, host, Content::PowerOn(entry, Box::new(board)), &mut |_| ())
+    assemble(machine, None, host, Content::PowerOn(entry, Box::new(board)), &mut |_| ())
 }
 
 /// Assembles a machine with everything that a restored one has, but nothing to run: each part is
@@ -42,7 +42,7 @@ pub(super) fn rehearsed(
     host: SerialHost,
     before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
-    assemble(machine, host, Content::Rehearsed, before)
+    assemble(machine, None, host, Content::Rehearsed, before)
 }
 
 impl Machine {
@@ -55,8 +55,40 @@ impl Machine {
         before: &mut dyn FnMut(Step),
     ) -> Result<(), MachineError> {
         let content = Content::Restored(Box::new(state));
-        self.kvm_part = Some(assemble(self, host, content, before)?);
+        let skeleton = self.skeleton.take();
+        self.kvm_part = Some(assemble(self, skeleton, host, content, before)?);
         Ok(())
+    }
+
+    /// Builds everything that needs no saved state, for a [`restore`](Self::restore) that follows:
+    /// the VM with RAM, chips and vCPUs.
+    pub fn build_ahead(&mut self) -> Result<(), MachineError> {
+        let skeleton = Skeleton::new(self)?;
+        let mut parts = Parts::new(self, skeleton);
+        let steps = in_order(STEPS, &CONSTRAINTS).into_iter();
+        for step in steps.take_while(|step| *step != FIRST_WITH_STATE) {
+            parts.take_step(step)?;
+        }
+        let Parts { vm, fds, .. } = parts;
+        self.skeleton = Some(Skeleton { vm, fds });
+        Ok(())
+    }
+}
+
+/// A VM without any state.
+#[derive(Debug)]
+pub(super) struct Skeleton {
+    vm: Arc<VmFd>,
+    fds: Vec<VcpuFd>,
+}
+
+impl Skeleton {
+    fn new(machine: &Machine) -> Result<Self, MachineError> {
+        require(&machine.kvm)?;
+        install_kick_handler()
+            .map_err(|errno| system("install the handler that stops vCPUs")(errno.into()))?;
+        let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+        Ok(Self { vm: Arc::new(vm), fds: Vec::new() })
     }
 }
 
@@ -86,14 +118,17 @@ struct Parts<'a> {
 
 fn assemble(
     machine: &Machine,
+    skeleton: Option<Skeleton>,
     host: SerialHost,
     content: Content,
     before: &mut dyn FnMut(Step),
 ) -> Result<KvmPart, MachineError> {
-    require(&machine.kvm)?;
-    install_kick_handler()
-        .map_err(|errno| system("install the handler that stops vCPUs")(errno.into()))?;
-    let vm = machine.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+    let order = in_order(STEPS, &CONSTRAINTS);
+    let done = match &skeleton {
+        Some(_) => order.iter().position(|step| *step == FIRST_WITH_STATE).unwrap_or(0),
+        None => 0,
+    };
+    let skeleton = skeleton.map_or_else(|| Skeleton::new(machine), Ok)?;
     let rehearsed = matches!(content, Content::Rehearsed);
     let (state, entry, board) = match content {
         Content::PowerOn(entry, board) => (None, Some(entry), Some(*board)),
@@ -105,29 +140,19 @@ fn assemble(
         None => (None, board, Vec::new(), None),
     };
     let mut parts = Parts {
-        machine,
-        vm: Arc::new(vm),
-        fds: Vec::new(),
-        capabilities: None,
-        cpuids: Vec::new(),
-        bus: None,
         host: Some(host),
-        vcpus: Vec::new(),
         devices,
         board,
         vcpu_states,
         platform,
         entry,
         rehearsed,
+        ..Parts::new(machine, skeleton)
     };
-    let mut steps = in_order(STEPS, &CONSTRAINTS).into_iter();
+    let mut steps = order.into_iter().skip(done);
     for step in steps.by_ref().take_while(|step| *step != Step::Run) {
         before(step);
-        let began = Instant::now();
-        #[cfg(feature = "failpoints")]
-        super::order::point_before(step).map_or(Ok(()), crate::failpoints::at)?;
-        parts.carry_out(step)?;
-        tracing::debug!(?step, us = began.elapsed().as_micros() as u64, "machine_step");
+        parts.take_step(step)?;
     }
     Ok(KvmPart {
         vcpus: parts.vcpus,
@@ -149,7 +174,35 @@ fn require(kvm: &Kvm) -> Result<(), MachineError> {
     Ok(())
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    fn new(machine: &'a Machine, Skeleton { vm, fds }: Skeleton) -> Self {
+        Self {
+            machine,
+            vm,
+            fds,
+            capabilities: None,
+            cpuids: Vec::new(),
+            bus: None,
+            host: None,
+            vcpus: Vec::new(),
+            devices: None,
+            board: None,
+            vcpu_states: Vec::new(),
+            platform: None,
+            entry: None,
+            rehearsed: false,
+        }
+    }
+
+    fn take_step(&mut self, step: Step) -> Result<(), MachineError> {
+        let began = Instant::now();
+        #[cfg(feature = "failpoints")]
+        super::order::point_before(step).map_or(Ok(()), crate::failpoints::at)?;
+        self.carry_out(step)?;
+        tracing::debug!(?step, us = began.elapsed().as_micros() as u64, "machine_step");
+        Ok(())
+    }
+
     fn carry_out(&mut self, step: Step) -> Result<(), MachineError> {
         match step {
             Step::Memslots => self.memslots(),

@@ -73,6 +73,8 @@ struct KvmPart {
 pub struct Machine {
     // Before `ram`: KVM must not outlive the mapping that its memslots point to.
     kvm_part: Option<KvmPart>,
+    /// The VM that [`Machine::build_ahead`] has built for a state that has not arrived yet.
+    skeleton: Option<assembly::Skeleton>,
     kvm: Kvm,
     ram: RamBlock,
     image: Option<BootImage>,
@@ -113,6 +115,7 @@ impl Machine {
         let (queue, inbox) = channel();
         Ok(Self {
             kvm_part: None,
+            skeleton: None,
             kvm,
             ram,
             image,
@@ -181,6 +184,27 @@ impl Machine {
             self.start_vcpus();
         }
         Ok(())
+    }
+
+    /// Adopts the RAM and the boot image of a guest that another process still runs.
+    pub fn adopt(&mut self, ram: RamBlock, image: Option<BootImage>) {
+        debug_assert!(self.kvm_part.is_none() && self.skeleton.is_none());
+        (self.ram, self.image) = (ram, image);
+    }
+
+    /// Gives up a guest that another process runs, and everything that it consists of. The serial
+    /// port's socket file stays if that process uses it, as `serial_moves` says.
+    pub fn give_up(&mut self, serial_moves: bool) {
+        debug_assert!(!self.run_state.is_running());
+        let Some(KvmPart { vcpus, bus, .. }) = self.kvm_part.take() else { return };
+        drop(vcpus);
+        if serial_moves {
+            bus.serial().host_mut().disown_socket_file();
+        }
+        drop(bus);
+        self.drain_events();
+        self.pending.clear();
+        (self.ram, self.image) = (RamBlock::elsewhere(self.config.memory), None);
     }
 
     /// The machine's configuration.

@@ -132,6 +132,11 @@ impl RamBlock {
         Self::map(config, Some(file))
     }
 
+    /// Describes RAM that another process has: nothing is mapped here.
+    pub fn elsewhere(config: MemoryConfig) -> Self {
+        Self { name: PC_RAM, size: config.size, file: None, memory: GuestMemory::new() }
+    }
+
     /// Makes sure that no other process runs this guest. Must be called before a vCPU runs, and
     /// once nothing can fall back to an older binary, which may not know how to release the claim.
     pub fn claim(&self) -> Result<(), RamError> {

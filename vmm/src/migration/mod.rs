@@ -3,4 +3,6 @@
 pub mod blockers;
 pub mod channel;
 pub mod cpr;
+pub mod paused;
 pub mod status;
+pub mod transfer;

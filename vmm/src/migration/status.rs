@@ -15,6 +15,8 @@ pub struct Migration {
     error: Option<String>,
     times: Option<Times>,
     began: Option<Instant>,
+    /// The time of set-up, once that is over.
+    setup: Option<Duration>,
     events: bool,
 }
 
@@ -50,12 +52,17 @@ impl Migration {
     /// Creates a migration with the status it had in another process.
     pub fn standing_at(standing: MigrationSnapshot, events: bool) -> Self {
         let MigrationSnapshot { status, error, times } = standing;
-        Self { status, error, times, began: None, events }
+        Self { status, error, times, began: None, setup: None, events }
     }
 
     /// Returns the status.
     pub fn status(&self) -> MigrationStatus {
         self.status
+    }
+
+    /// Returns the time since the migration began.
+    pub fn elapsed(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 
     /// Returns whether a `MIGRATION` event is sent at every change (capability `events`).
@@ -85,9 +92,14 @@ impl Migration {
     #[must_use = "the event must be sent"]
     pub fn begin(&mut self) -> Option<Event> {
         self.error = None;
-        self.times = None;
+        (self.times, self.setup) = (None, None);
         self.began = Some(Instant::now());
         self.advance(MigrationStatus::Setup)
+    }
+
+    /// Ends the set-up, for `setup-time`.
+    pub fn set_up(&mut self) {
+        self.setup = self.began.map(|began| began.elapsed());
     }
 
     /// Changes the status to `status`.
@@ -123,6 +135,7 @@ impl Migration {
                 (None, true, Some(began)) => Some(millis(began.elapsed())),
                 _ => None,
             },
+            setup_time: self.setup.map(millis),
             downtime: self.times.and_then(|times| times.downtime).map(millis),
             error_desc: self.error.clone(),
             blocked_reasons: (!blocked_reasons.is_empty()).then_some(blocked_reasons),

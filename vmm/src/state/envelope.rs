@@ -17,7 +17,8 @@ use std::io::{self, Read};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-const HEADER: usize = 40;
+/// Bytes of the header.
+pub const HEADER: usize = 40;
 /// Largest body that is accepted.
 const MAX_BODY: u64 = 256 << 20;
 
@@ -101,21 +102,8 @@ impl Envelope {
         &self,
         bytes: &'a [u8],
     ) -> Result<(&'a [u8], Fingerprint, &'a [u8]), EnvelopeError> {
-        let Some((header, content)) = bytes.split_at_checked(HEADER) else {
-            return Err(EnvelopeError::NoHeader(bytes.len()));
-        };
-        if header[..8] != self.magic {
-            return Err(EnvelopeError::Magic(self.magic));
-        }
-        let found = u32::from_le_bytes(field(header, 8));
-        let reserved = u32::from_le_bytes(field(header, 12));
-        if found != self.version || reserved != 0 {
-            return Err(EnvelopeError::Version { found, known: self.version });
-        }
-        let expected = u64::from_le_bytes(field(header, 16));
-        if expected > MAX_BODY {
-            return Err(EnvelopeError::TooLarge(expected));
-        }
+        let expected = self.announced(bytes)?;
+        let (header, content) = bytes.split_at(HEADER);
         let Some((body, rest)) = content.split_at_checked(expected as usize) else {
             return Err(EnvelopeError::Length { found: content.len() as u64, expected });
         };
@@ -131,13 +119,26 @@ impl Envelope {
     pub fn read_rest(&self, bytes: &mut Vec<u8>, from: &mut impl Read) -> io::Result<()> {
         let missing = HEADER.saturating_sub(bytes.len()) as u64;
         from.by_ref().take(missing).read_to_end(bytes)?;
-        let Some(header) = bytes.get(..HEADER) else { return Ok(()) };
-        let body = u64::from_le_bytes(field(header, 16));
-        if body <= MAX_BODY {
-            let missing = (HEADER as u64 + body).saturating_sub(bytes.len() as u64);
-            from.by_ref().take(missing).read_to_end(bytes)?;
+        let Ok(body) = self.announced(bytes) else { return Ok(()) };
+        let missing = (HEADER as u64 + body).saturating_sub(bytes.len() as u64);
+        from.by_ref().take(missing).read_to_end(bytes).map(drop)
+    }
+
+    /// Returns the length of the body that the header at the start of `bytes` announces.
+    pub fn announced(&self, bytes: &[u8]) -> Result<u64, EnvelopeError> {
+        let header = bytes.get(..HEADER).ok_or(EnvelopeError::NoHeader(bytes.len()))?;
+        if header[..8] != self.magic {
+            return Err(EnvelopeError::Magic(self.magic));
         }
-        Ok(())
+        let found = u32::from_le_bytes(field(header, 8));
+        let reserved = u32::from_le_bytes(field(header, 12));
+        if found != self.version || reserved != 0 {
+            return Err(EnvelopeError::Version { found, known: self.version });
+        }
+        match u64::from_le_bytes(field(header, 16)) {
+            announced if announced > MAX_BODY => Err(EnvelopeError::TooLarge(announced)),
+            announced => Ok(announced),
+        }
     }
 
     /// Returns the maximum bytes of an acceptable envelope.

@@ -8,7 +8,7 @@ mod frames;
 pub mod golden;
 mod section;
 
-pub use envelope::{Envelope, EnvelopeError, Fingerprint};
+pub use envelope::{Envelope, EnvelopeError, Fingerprint, HEADER as ENVELOPE_HEADER};
 pub use formats::{
     Formats, KnownSection, OLDEST_VERSION, STATE_VERSION, known_versions, named, newest_common,
 };

@@ -47,6 +47,7 @@ impl Vmm {
             Command::MigrateCancel => {
                 // After the rehearsal, the update ends before the next command is read.
                 self.cancel_rehearsal();
+                self.cancel_transfer();
                 done()
             }
             Command::MigrateIncoming(args) => self.migrate_incoming(&args),
@@ -54,7 +55,7 @@ impl Vmm {
                 let elapsed = self.rehearsing.as_ref().map(Rehearsing::elapsed);
                 answer(&MigrationInfo {
                     x_rehearsal_time: elapsed.map(|elapsed| elapsed.as_millis() as u64),
-                    ..self.migration.info(blocked_reasons(self.machine.ram()))
+                    ..self.migration.info(self.blocked_reasons())
                 })
             }
             Command::MigrateSetParameters(new) => {
@@ -106,6 +107,11 @@ impl Vmm {
         }
     }
 
+    fn blocked_reasons(&self) -> Vec<String> {
+        // Without a guest, nothing blocks its migration.
+        self.needs_guest().map_or(Vec::new(), |()| blocked_reasons(self.machine.ram()))
+    }
+
     fn cpus(&self) -> Vec<CpuInfoFast> {
         let cpu = |(index, thread): (i64, i32)| CpuInfoFast {
             cpu_index: index,
@@ -119,8 +125,9 @@ impl Vmm {
 
     fn qmp_cont(&mut self) -> Result<Value, QmpError> {
         match self.machine.run_state() {
-            RunState::Inmigrate => {
-                Err(QmpError::generic("Guest is waiting for an incoming migration"))
+            RunState::Inmigrate | RunState::Postmigrate => {
+                self.needs_guest()?;
+                done()
             }
             RunState::InternalError | RunState::Shutdown => {
                 Err(QmpError::generic("Resetting the Virtual Machine is required"))
@@ -133,17 +140,13 @@ impl Vmm {
     }
 
     fn qmp_system_reset(&mut self) -> Result<Value, QmpError> {
-        if self.awaits_state() {
-            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
-        }
+        self.needs_guest()?;
         self.reset(false, ShutdownCause::HostQmpSystemReset);
         done()
     }
 
     fn qmp_system_powerdown(&mut self) -> Result<Value, QmpError> {
-        if self.awaits_state() {
-            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
-        }
+        self.needs_guest()?;
         if let Some(bus) = self.machine.bus() {
             bus.press_power_button();
         }
@@ -152,9 +155,7 @@ impl Vmm {
     }
 
     fn qmp_inject_nmi(&mut self) -> Result<Value, QmpError> {
-        if self.awaits_state() {
-            return Err(QmpError::generic("Guest is waiting for an incoming migration"));
-        }
+        self.needs_guest()?;
         self.machine.inject_nmi().map_err(generic)?;
         done()
     }

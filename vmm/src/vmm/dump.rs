@@ -7,12 +7,14 @@ use std::thread::JoinHandle;
 
 use cpr_qmp::command::PmemsaveArgs;
 use cpr_qmp::message::QmpError;
+use cpr_qmp::run_state::RunState;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use super::{Vmm, answers};
 use crate::memory::GuestMemory;
+use crate::migration::cpr::plan::Refused;
 use crate::private_file::{PrivateFile, PrivateFileError};
 use crate::qmp::ConnectionId;
 
@@ -28,6 +30,8 @@ enum DumpError {
     Update,
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
+    #[error(transparent)]
+    Moved(#[from] Refused),
     #[error(transparent)]
     File(#[from] PrivateFileError),
     #[error(transparent)]
@@ -68,11 +72,13 @@ impl Vmm {
     }
 
     fn start_dump(&self, args: &PmemsaveArgs) -> Result<(Arc<EventFd>, Thread), DumpError> {
-        if self.awaits_state() {
-            return Err(DumpError::Incoming);
+        match self.machine.run_state() {
+            RunState::Inmigrate => return Err(DumpError::Incoming),
+            RunState::Postmigrate => return Err(Refused::Moved.into()),
+            _ => {}
         }
         // A rehearsal leads to an exec, which would end the dump's thread.
-        if self.rehearsing.is_some() {
+        if self.rehearsing.is_some() || self.transferring.is_some() {
             return Err(DumpError::Update);
         }
         let PmemsaveArgs { val, size, ref filename } = *args;

@@ -24,6 +24,7 @@ enum Source {
     Keeper,
     Safeguard,
     Rehearsal,
+    Transfer,
     Dump,
     Log,
     RemainingProcess,
@@ -71,6 +72,12 @@ impl Vmm {
         for fd in self.rehearsing.iter().flat_map(|rehearsing| rehearsing.fds()) {
             watch(Source::Rehearsal, fd, PollFlags::POLLIN);
         }
+        if let Some((fd, _)) = self.transfer_awaits() {
+            watch(Source::Transfer, fd, PollFlags::POLLIN);
+        }
+        if let Some((fd, _)) = self.receiving_awaits() {
+            watch(Source::Transfer, fd, PollFlags::POLLIN);
+        }
         for dump in &self.dumps {
             watch(Source::Dump, dump.ended(), PollFlags::POLLIN);
         }
@@ -107,8 +114,12 @@ impl Vmm {
     fn timeout(&self) -> PollTimeout {
         let rehearsal = self.rehearsing.as_ref().map(Rehearsing::time_left);
         let clock = self.machine.next_clock_interrupt();
-        let times = [rehearsal, self.qmp.retry_in(), self.resets.time_left(), clock];
-        match times.into_iter().flatten().min() {
+        let transfer = self.transfer_awaits().map(|(_, left)| left);
+        let receiving = self.receiving_awaits().and_then(|(_, left)| left);
+        let updates = [rehearsal, transfer, receiving];
+        let times =
+            [self.qmp.retry_in(), self.resets.time_left(), clock].into_iter().chain(updates);
+        match times.flatten().min() {
             // Rounded up: a poll that ends just before the time would be repeated without waiting.
             Some(left) => {
                 let left = left + Duration::from_millis(1);
@@ -146,7 +157,7 @@ impl Vmm {
             Source::Log => logging::flush(),
             Source::RemainingProcess => self.leftovers.retain(|leftover| !leftover.reap()),
             // The main loop checks these in every round.
-            Source::Rehearsal | Source::Dump => {}
+            Source::Rehearsal | Source::Transfer | Source::Dump => {}
             Source::Qmp(token) => {
                 let readable = events.intersects(PollFlags::POLLIN | gone);
                 let writable = events.intersects(PollFlags::POLLOUT | gone);

@@ -11,7 +11,6 @@ use cpr_qmp::event::Continued;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationParameters;
-use cpr_qmp::run_state::RunState;
 
 use super::{Finishing, Vmm, protected};
 use crate::config::KeeperPolicy;
@@ -311,7 +310,7 @@ impl Vmm {
         }
         let before = carried.page.as_ref().filter(|page| page.is_undecided());
         let commit_point = before.map(|page| page.point().clone());
-        if let Err(error) = self.guard(Some(Predecessor { record, commit_point })) {
+        if let Err(error) = self.guard(Some(Predecessor { record: Some(record), commit_point })) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {
@@ -411,11 +410,6 @@ impl Vmm {
         if let Err(error) = rewrite(awaited) {
             tracing::error!(%error, "cpr_checkpoint_failed: a fallback would restore a stale state of QMP");
         }
-    }
-
-    /// Returns whether no state has been loaded yet.
-    pub(super) fn awaits_state(&self) -> bool {
-        self.machine.run_state() == RunState::Inmigrate
     }
 }
 

@@ -8,11 +8,13 @@ mod event_loop;
 mod failpoints;
 mod incoming;
 mod protected;
+mod receiving;
 mod rehearsal_child;
 mod rehearsing;
 mod reset_throttle;
 mod signals;
 mod start;
+mod transferring;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,10 +23,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use cpr_qmp::command::Command;
 use cpr_qmp::event::EventKind;
-use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
+use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::{RunState, ShutdownCause};
 
 use crate::config::Config;
@@ -37,11 +38,13 @@ use crate::migration::cpr::rehearsal::{Answering, RemainingProcess};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::{fall_back, take_over};
 use crate::migration::status::{Migration, Times};
+use crate::migration::transfer::outgoing::Outgoing;
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use crate::{logging, own_binary};
 use incoming::AwaitedState;
+use receiving::Receiving;
 use rehearsing::Rehearsing;
 use reset_throttle::ResetThrottle;
 use signals::EndSignals;
@@ -61,6 +64,10 @@ struct Vmm {
     finishing: Option<Finishing>,
     /// An update whose command is being rehearsed; its answer is pending.
     rehearsing: Option<Rehearsing>,
+    /// A transfer whose guest still runs here.
+    transferring: Option<Outgoing>,
+    /// Set while this process waits for a guest that another one transfers.
+    receiving: Option<Receiving>,
     /// Processes that rehearsals left behind and could not kill, until they end.
     leftovers: Vec<RemainingProcess>,
     /// Memory dumps in progress; their answers are pending.
@@ -115,7 +122,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.fallback);
     own_binary::note(returned.filter(|way| way.returned.is_some()).map(|way| way.record.binary));
     signals::survive_file_size_limit();
-    let config = match Config::try_parse_from(args) {
+    let config = match Config::parse(args) {
         Ok(config) => config,
         Err(error) => {
             let text = error.to_string();
@@ -175,6 +182,8 @@ impl Vmm {
             // A VMM that is about to exit must not be replaced by one that does not know that.
             if self.ended.is_none() {
                 self.poll_rehearsal();
+                self.poll_transfer();
+                self.poll_receiving();
             }
             self.poll_dumps();
             self.serve_clients();
@@ -213,6 +222,9 @@ impl Vmm {
             // twice.
             self.keep_up_to_date();
             match request.command {
+                Command::Migrate(args) if self.parameters.mode == Some(MigMode::CprTransfer) => {
+                    self.transfer(request.client, &args);
+                }
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
                 Command::Pmemsave(args) => self.pmemsave(request.client, &args),
                 other => {

@@ -130,7 +130,7 @@ impl Vmm {
     /// Runs a part of an update within `deadline`. If the main thread crashes or hangs in it, this
     /// process falls back and continues the guest itself. Returns `None` after a panic, which is
     /// reported.
-    fn protected<T>(
+    pub(super) fn protected<T>(
         &mut self,
         deadline: Duration,
         part: impl FnOnce(&mut Self) -> T,

@@ -180,8 +180,8 @@ fn can_signal_parent() -> Result<(), String> {
 
 /// Checks that the state file can be opened, if it exists already.
 fn state_file(config: &Config) -> Result<(), String> {
-    let Some(Incoming::File(path)) = &config.incoming else { return Ok(()) };
-    match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+    let Some(Incoming::File(path)) = config.incoming() else { return Ok(()) };
+    match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(format!("{}: {error}", path.display()))
         }

@@ -76,16 +76,22 @@ impl Vmm {
         Ok(None)
     }
 
-    fn plan(&self, args: &MigrateArgs) -> Result<Plan, QmpError> {
+    /// Checks that nothing is in progress that rules out an update.
+    pub(super) fn check_idle(&self, args: &MigrateArgs) -> Result<(), QmpError> {
         if args.resume == Some(true) {
             return Err(QmpError::generic("Cannot resume if there is no paused migration"));
         }
-        if self.rehearsing.is_some() {
+        if self.rehearsing.is_some() || self.migration.under_way() {
             return Err(answers::generic(Refused::UnderWay));
         }
         if !self.dumps.is_empty() {
             return Err(answers::generic(Refused::Dump));
         }
+        Ok(())
+    }
+
+    fn plan(&self, args: &MigrateArgs) -> Result<Plan, QmpError> {
+        self.check_idle(args)?;
         let address = args.address()?;
         let follow = self.config.follow_symlinks;
         let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);

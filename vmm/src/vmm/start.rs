@@ -10,12 +10,12 @@ use std::time::Duration;
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
-use super::Vmm;
 use super::incoming::{AwaitedState, FallbackFds, LoadError, Source};
 use super::reset_throttle::ResetThrottle;
 use super::signals::EndSignals;
+use super::{Vmm, receiving};
 use crate::boot::{BootImage, ImageError};
-use crate::config::{Config, Incoming, KeeperPolicy};
+use crate::config::{Config, Incoming, KeeperPolicy, TransferChannels};
 use crate::devices::serial::{HostError, SerialHost};
 use crate::keeper::commit::{CommitPage, PAGE_FD};
 use crate::keeper::{TIMER_FD, Watch};
@@ -34,6 +34,7 @@ use crate::migration::cpr::safeguard::SafeguardError;
 use crate::migration::cpr::state::Live;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
 use crate::migration::status::Migration;
+use crate::migration::transfer::ReceiveError;
 use crate::pid_file::{PidFile, PidFileError};
 use crate::qmp::{RestoreError, Server};
 use crate::unix_listener::BindError;
@@ -105,6 +106,15 @@ pub enum StartError {
          file:PATH with --incoming-ram"
     )]
     NothingIncoming,
+    /// This process was executed by an update, but waits for a transfer.
+    #[error(
+        "this process was started by an update (cpr-exec), but its --incoming options are for \
+         cpr-transfer: use --incoming file:PATH alone"
+    )]
+    TransferAfterExec,
+    /// The guest cannot be received.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
     /// There is a guest to take over, but `--incoming` was not given.
     #[error("this process was started by an update (cpr-exec), but --incoming is missing")]
     IncomingMissing,
@@ -117,16 +127,20 @@ impl Vmm {
         adopted: Option<Adopted>,
         phases: Phases,
     ) -> Result<Self, StartError> {
-        match (adopted, config.incoming.clone()) {
+        match (adopted, config.incoming()) {
             (None, None) => Self::boot(config, &phases),
             (Some(adopted), _) if adopted.fallback.returned.is_some() => {
                 Self::take_over(config, adopted, None, phases)
             }
+            (Some(_), Some(Incoming::Transfer(_))) => Err(StartError::TransferAfterExec),
             (Some(adopted), Some(incoming)) => {
                 Self::take_over(config, adopted, Some(incoming), phases)
             }
             (None, Some(Incoming::File(state))) if config.incoming_ram.is_some() => {
                 Self::rescue(config, &state)
+            }
+            (None, Some(Incoming::Transfer(channels))) if config.incoming_ram.is_none() => {
+                Self::await_transfer(config, channels)
             }
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
@@ -148,6 +162,20 @@ impl Vmm {
         machine.boot(host)?;
         phases.end();
         Self::started(config, machine, qmp, log, signals)?.begin()
+    }
+
+    /// Waits for a guest that another process transfers.
+    fn await_transfer(config: Config, channels: TransferChannels) -> Result<Self, StartError> {
+        let log = logging::start(config.log, config.log_file.as_ref(), None)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
+        let qmp = match &config.qmp {
+            Some(qmp) => Server::bind(&qmp.0)?,
+            None => Server::none(),
+        };
+        let (machine, receiving) = receiving::listen(&config, channels)?;
+        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        vmm.receiving = Some(receiving);
+        Ok(vmm)
     }
 
     /// Continues, in a new process, a stranded guest that no binary could continue (see
@@ -213,6 +241,8 @@ impl Vmm {
             awaited: None,
             finishing: None,
             rehearsing: None,
+            transferring: None,
+            receiving: None,
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,
@@ -328,6 +358,8 @@ impl Vmm {
             awaited: Some(AwaitedState { cpr, host, phases, fallback, carried }),
             finishing: None,
             rehearsing: None,
+            transferring: None,
+            receiving: None,
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,
@@ -343,6 +375,7 @@ impl Vmm {
             None => vmm.load(Source::Copy)?,
             Some(Incoming::File(path)) => vmm.load(Source::File(&path))?,
             Some(Incoming::Defer) => vmm.await_state()?,
+            Some(Incoming::Transfer(_)) => return Err(StartError::TransferAfterExec),
         }
         Ok(vmm)
     }

@@ -110,13 +110,25 @@ impl Scene {
 
     /// Like [`start`](Self::start), but applies `change` to the command first.
     pub fn start_with(&self, arguments: &str, change: impl FnOnce(&mut Command)) -> Vm<'_> {
-        let arguments = format!("--qmp unix:DIR/qmp {arguments}");
+        self.start_beside("", arguments, change)
+    }
+
+    /// Like [`start_with`](Self::start_with), for one more VMM: `name` begins the names of its QMP
+    /// socket and of the file of its stderr.
+    pub fn start_beside(
+        &self,
+        name: &str,
+        arguments: &str,
+        change: impl FnOnce(&mut Command),
+    ) -> Vm<'_> {
+        let arguments = format!("--qmp unix:DIR/{name}qmp {arguments}");
         let mut command = self.command(&arguments);
         command.stdout(Stdio::null());
         change(&mut command);
-        let stderr = fs::File::create(self.path("stderr")).expect("a file for stderr");
+        let stderr = self.path(&format!("{name}stderr"));
+        let stderr = fs::File::create(stderr).expect("a file for stderr");
         let child = command.stderr(stderr).spawn().expect("the VMM starts");
-        Vm { scene: self, child, arguments }
+        Vm { scene: self, child, arguments, name: name.to_owned() }
     }
 }
 
@@ -128,6 +140,8 @@ pub struct Vm<'a> {
     scene: &'a Scene,
     child: Child,
     arguments: String,
+    /// Begins the names of its files.
+    name: String,
 }
 
 impl Vm<'_> {
@@ -144,7 +158,7 @@ impl Vm<'_> {
 
     /// Connects a new QMP client, which succeeds once the VMM has started.
     pub fn qmp(&mut self) -> Qmp {
-        let path = self.scene.path("qmp");
+        let path = self.scene.path(&format!("{}qmp", self.name));
         let stream = until("the QMP socket", || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("the VMM ended, {status}: {}", self.stderr());
@@ -187,7 +201,7 @@ impl Vm<'_> {
 
     /// Returns what it has written to stderr.
     pub fn stderr(&self) -> String {
-        self.scene.redact(&read(&self.scene.path("stderr")))
+        self.scene.redact(&read(&self.scene.path(&format!("{}stderr", self.name))))
     }
 }
 

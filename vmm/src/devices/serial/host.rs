@@ -155,6 +155,13 @@ impl SerialHost {
         }
     }
 
+    /// From now on, the socket's file belongs to the process that the port was handed to.
+    pub fn disown_socket_file(&mut self) {
+        if let Kind::Unix { listener, .. } = &mut self.kind {
+            listener.disown_file();
+        }
+    }
+
     /// Returns the listening socket if a client may connect: if there is none, or if it has left
     /// (see [`client_has_left`](Self::client_has_left)) before the guest had `room` for the rest of
     /// what it sent.

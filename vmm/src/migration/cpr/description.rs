@@ -61,6 +61,8 @@ pub enum IncomingPath {
     Deferred,
     /// This file.
     File(PathBuf),
+    /// Another process transfers it, which is another mode.
+    Transfer,
 }
 
 impl Description {
@@ -90,10 +92,11 @@ impl Description {
             devices,
             test_device: Some(test_device),
             commit_point: true,
-            incoming: match &config.incoming {
+            incoming: match config.incoming() {
                 None => IncomingPath::None,
                 Some(Incoming::Defer) => IncomingPath::Deferred,
-                Some(Incoming::File(path)) => IncomingPath::File(path.clone()),
+                Some(Incoming::File(path)) => IncomingPath::File(path),
+                Some(Incoming::Transfer(_)) => IncomingPath::Transfer,
             },
             tries_everything: true,
         }
@@ -102,16 +105,24 @@ impl Description {
     /// Returns why `new` cannot take over the VM that `self` describes, whose state goes to
     /// `channel`.
     pub fn difference(&self, new: &Self, channel: &Path) -> Option<String> {
-        self.version_difference(new)
-            .or_else(|| self.ram_difference(new))
-            .or_else(|| {
-                let (new, old) = (new.cpus, self.cpus);
-                let s = if new == 1 { "" } else { "s" };
-                (new != old).then(|| format!("describes {new} vCPU{s}, this VM has {old}"))
-            })
+        self.machine_difference(new)
             .or_else(|| self.device_difference(new))
             .or_else(|| self.test_device_difference(new))
             .or_else(|| incoming_difference(&new.incoming, channel))
+    }
+
+    /// Returns why another process, `new`, cannot take over the VM that `self` describes. It has
+    /// connections of its own.
+    pub fn transfer_difference(&self, new: &Self) -> Option<String> {
+        self.machine_difference(new).or_else(|| self.test_device_difference(new))
+    }
+
+    fn machine_difference(&self, new: &Self) -> Option<String> {
+        self.version_difference(new).or_else(|| self.ram_difference(new)).or_else(|| {
+            let (new, old) = (new.cpus, self.cpus);
+            let s = if new == 1 { "" } else { "s" };
+            (new != old).then(|| format!("describes {new} vCPU{s}, this VM has {old}"))
+        })
     }
 
     fn version_difference(&self, new: &Self) -> Option<String> {
@@ -207,6 +218,10 @@ fn incoming_difference(incoming: &IncomingPath, channel: &Path) -> Option<String
             channel.display()
         )),
         IncomingPath::Deferred => None,
+        IncomingPath::Transfer => Some(format!(
+            "waits for cpr-transfer: for cpr-exec, use --incoming file:{} alone",
+            channel.display()
+        )),
         IncomingPath::File(path) if same_file(path, channel) => None,
         IncomingPath::File(path) => Some(format!(
             "loads file:{}, this update writes file:{}",

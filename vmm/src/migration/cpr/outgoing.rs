@@ -45,9 +45,14 @@ pub struct SerialHandOver {
 }
 
 impl SerialHandOver {
+    /// Hands over nothing.
+    pub fn none() -> Self {
+        Self { fds: Vec::new(), listener: None }
+    }
+
     /// Collects what there is now.
     pub fn of(machine: &Machine) -> Self {
-        let Some(bus) = machine.bus() else { return Self { fds: Vec::new(), listener: None } };
+        let Some(bus) = machine.bus() else { return Self::none() };
         let serial = bus.serial();
         let fds = serial.preserved_fds().into_iter().map(|(name, fd)| (name, fd.as_raw_fd()));
         Self { fds: fds.collect(), listener: serial.host().listener_state() }

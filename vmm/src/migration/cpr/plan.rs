@@ -47,6 +47,9 @@ pub enum Refused {
     /// The guest has not been loaded yet.
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
+    /// The guest was transferred.
+    #[error("the guest runs in another process, to which it was transferred: use that VMM")]
+    Moved,
     /// The guest cannot continue in this run state.
     #[error("cannot update the machine in run state {0:?}")]
     RunState(RunState),
@@ -163,6 +166,7 @@ pub fn check(
 pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
     match machine.run_state() {
         RunState::Inmigrate => Err(Refused::Incoming),
+        RunState::Postmigrate => Err(Refused::Moved),
         state @ (RunState::InternalError | RunState::Shutdown) => Err(Refused::RunState(state)),
         _ => Ok(()),
     }

@@ -11,14 +11,14 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 
-use super::deadlines::DEFAULT_DEADLINE;
+use super::deadlines::{DEFAULT_DEADLINE, GRACE};
 use super::fall_back::traffic::Traffic;
 use super::fall_back::{self, Plan, Program, Record, Role};
 use super::fd_names::{BINARY_FD, DUMP_FD, TRAFFIC_FD};
 use super::named_fds::OutgoingFds;
 use super::outgoing::{SerialHandOver, View, outgoing_fds};
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
-use crate::keeper::commit::{Claim, CommitPoint, PAGE_FD};
+use crate::keeper::commit::{CommitPage, CommitPoint, PAGE_FD};
 use crate::keeper::{self, Keeper, KeeperError, TIMER_FD};
 use crate::machine::salvage::Salvage;
 use crate::state::{STATE_VERSION, SavedState};
@@ -40,8 +40,8 @@ pub enum SafeguardError {
 
 /// What a process that takes a guest over received from its predecessor.
 pub struct Predecessor<'a> {
-    /// The fallback record.
-    pub record: &'a Record,
+    /// The fallback record; `None` in a process that was not executed by its predecessor.
+    pub record: Option<&'a Record>,
     /// The predecessor's commit point: until it is passed, the predecessor's keeper acts.
     pub commit_point: Option<Arc<CommitPoint>>,
 }
@@ -61,6 +61,8 @@ pub struct Safeguard {
     salvage: Option<Arc<Salvage>>,
     /// Whether the keeper has been released and no longer continues the guest.
     released: Cell<bool>,
+    /// The page with the commit point of a guest without a keeper.
+    own_page: Option<Arc<CommitPage>>,
     plan: Option<Arc<Plan>>,
     published: Option<(CprState, SealedFd)>,
 }
@@ -78,8 +80,8 @@ impl Safeguard {
         let traffic = traffic.map_err(SafeguardError::Dump)?;
         let binary = own_binary::open().map_err(SafeguardError::Binary)?;
         let deadline = DEFAULT_DEADLINE;
-        let mut record = match &predecessor {
-            Some(predecessor) => predecessor.record.prepare_next(deadline),
+        let mut record = match predecessor.as_ref().and_then(|predecessor| predecessor.record) {
+            Some(record) => record.prepare_next(deadline),
             None => Record::prepare(deadline),
         };
         let before = predecessor.and_then(|predecessor| predecessor.commit_point);
@@ -107,6 +109,7 @@ impl Safeguard {
             generation: 0,
             went: Traffic::default(),
             released: Cell::new(false),
+            own_page: None,
             salvage: None,
             plan: None,
             published: None,
@@ -175,14 +178,32 @@ impl Safeguard {
 
     /// Adds the keeper's descriptors that the next process needs.
     pub fn hand_over<'a>(&'a self, fds: &mut OutgoingFds<'a>) {
+        if let Some(page) = self.page() {
+            fds.add(PAGE_FD, 0, page.as_fd());
+        }
         if let Some(keeper) = &self.keeper {
-            fds.add(PAGE_FD, 0, keeper.page().as_fd());
             fds.add(TIMER_FD, 0, keeper.watch().fd());
         }
     }
 
+    fn page(&self) -> Option<&Arc<CommitPage>> {
+        self.keeper.as_ref().map(Keeper::page).or(self.own_page.as_ref())
+    }
+
+    /// Returns the page that decides between this process, its keeper and one that the guest is
+    /// offered to. Publish the state afterwards: a process that continues the guest must know the
+    /// page.
+    pub fn page_for_offer(&mut self) -> io::Result<Arc<CommitPage>> {
+        if let Some(page) = self.page() {
+            return Ok(page.clone());
+        }
+        let page = Arc::new(CommitPage::create()?);
+        self.own_page = Some(page.clone());
+        Ok(page)
+    }
+
     fn set_plan(&mut self, record: &Record, role: Role, traffic: Traffic) {
-        let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
+        let page = self.page().cloned();
         let plan = Plan::with(self.program.clone(), record, role, page);
         let plan = Arc::new(plan.with_traffic(traffic));
         fall_back::live(Some(plan.clone()));
@@ -192,7 +213,7 @@ impl Safeguard {
     /// Makes the guest continue from the state that `record` names until the result is dropped, and
     /// then as before. The guest must not run meanwhile.
     pub fn saved(&self, record: &Record) -> SavedPlan {
-        let page = self.keeper.as_ref().map(|keeper| keeper.page().clone());
+        let page = self.page().cloned();
         let role = Role::Live(self.salvage.clone());
         fall_back::live(Some(Arc::new(Plan::with(self.program.clone(), record, role, page))));
         SavedPlan { before: self.plan.clone() }
@@ -202,14 +223,15 @@ impl Safeguard {
     /// the guest.
     pub fn release_keeper(&self) {
         if let Some(keeper) = &self.keeper {
-            keeper.page().claim_or_end(Claim::Released);
+            keeper.page().dismiss_or_end();
             self.released.set(true);
         }
     }
 
-    /// Returns whether the keeper has been released.
+    /// Returns whether the keeper has been released, by this process or by a process that the guest
+    /// was offered to.
     pub fn is_released(&self) -> bool {
-        self.released.get()
+        self.released.get() || self.page().is_some_and(|page| !page.is_undecided())
     }
 
     /// Returns a descriptor that becomes readable when the keeper ends, which it does only by
@@ -223,6 +245,13 @@ impl Safeguard {
         self.keeper.as_ref().is_some_and(|keeper| !keeper::is_watching(keeper.pid().as_raw()))
     }
 
+    /// Makes the keeper replace this process, or what it executes, some time after its deadline,
+    /// until the result is dropped.
+    pub fn watched(&self, deadline: Duration) -> Watched<'_> {
+        self.expect_end_within(Some(deadline + GRACE));
+        Watched(self)
+    }
+
     /// Sets the deadline after which the keeper replaces this process; `None`: no deadline.
     pub fn expect_end_within(&self, after: Option<Duration>) {
         if let Some(keeper) = &self.keeper
@@ -230,6 +259,16 @@ impl Safeguard {
         {
             tracing::warn!(%errno, "cpr_keeper_without_deadline");
         }
+    }
+}
+
+/// See [`Safeguard::watched`].
+#[must_use = "dropping it removes the deadline"]
+pub struct Watched<'a>(&'a Safeguard);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.expect_end_within(None);
     }
 }
 

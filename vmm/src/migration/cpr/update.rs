@@ -5,7 +5,6 @@
 //! only an error.
 
 use std::convert::Infallible;
-use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -14,7 +13,6 @@ use std::time::Duration;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
-use cpr_qmp::run_state::RunState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::command::ExecError;
@@ -33,6 +31,7 @@ use super::state::{CprState, MigrationRecord, SavedStateFd, SealedFd, WriteError
 use super::variables::STATE;
 use crate::machine::{Machine, MachineError};
 use crate::migration::channel::{ChannelError, OutgoingFile};
+use crate::migration::paused::Paused;
 use crate::migration::status::Migration;
 use crate::qmp::Server;
 use crate::state::{Fingerprint, Formats};
@@ -130,14 +129,14 @@ impl UpdateContext<'_> {
         let Plan { command, channel, state_fd, saved_fd, binary, mut record, .. } = plan;
         fail_point!(Helper);
         let record_deadline = Duration::from_millis(record.deadline_ms);
-        let _watched = Watched::watch(self.safeguard, record_deadline);
+        let _watched = self.safeguard.watched(record_deadline);
         let _retracted = fall_back::retracted(channel.retraction().clone());
         channel.clear_target()?;
         fail_point!(Pause);
         let (pausing_ns, mut phases) = (monotonic_ns(), Phases::outgoing());
         let paused = Paused::pause(self.machine)?;
         let paused_ns = monotonic_ns();
-        if paused.before.is_running() {
+        if paused.before().is_running() {
             self.qmp.broadcast(&EventKind::Stop.now());
             *self.stopped = true;
         }
@@ -155,7 +154,7 @@ impl UpdateContext<'_> {
         let serial = SerialHandOver::of(&paused);
         let view = View {
             machine: &paused,
-            run_state: paused.before,
+            run_state: paused.before(),
             qmp: self.qmp,
             migration: self.migration,
             parameters: self.parameters,
@@ -171,7 +170,7 @@ impl UpdateContext<'_> {
         record.helper = self.safeguard.keeper_pid();
         (record.binary, record.state) = (binary.as_raw_fd(), state_fd.as_raw_fd());
         let state = CprState {
-            run_state: paused.before,
+            run_state: paused.before(),
             ram_blocks: vec![paused.ram().info()],
             channel: saved.fingerprint,
             qmp: self.qmp.save(),
@@ -216,23 +215,6 @@ impl UpdateContext<'_> {
     }
 }
 
-/// While this exists, the keeper replaces this process, or what it executes, some time after its
-/// deadline.
-struct Watched<'a>(&'a Safeguard);
-
-impl<'a> Watched<'a> {
-    fn watch(safeguard: &'a Safeguard, deadline: Duration) -> Self {
-        safeguard.expect_end_within(Some(deadline + GRACE));
-        Self(safeguard)
-    }
-}
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.0.expect_end_within(None);
-    }
-}
-
 /// Reports that an update failed; `stopped`: clients were told that the guest has stopped.
 pub fn report_failure(qmp: &mut Server, migration: &mut Migration, error: String, stopped: bool) {
     #[cfg(feature = "failpoints")]
@@ -240,48 +222,6 @@ pub fn report_failure(qmp: &mut Server, migration: &mut Migration, error: String
     let failed = migration.fail(error);
     let resumed = stopped.then(|| EventKind::Resume.now());
     failed.into_iter().chain(resumed).for_each(|event| qmp.broadcast(&event));
-}
-
-/// While this exists, no vCPU runs. Dropping it restores the machine's previous run state.
-struct Paused<'a> {
-    machine: &'a mut Machine,
-    before: RunState,
-}
-
-impl<'a> Paused<'a> {
-    fn pause(machine: &'a mut Machine) -> Result<Self, UpdateError> {
-        let before = machine.run_state();
-        if before.is_running() {
-            machine.pause(RunState::FinishMigrate)?;
-        } else {
-            machine.set_run_state(RunState::FinishMigrate);
-        }
-        machine.collect_events();
-        machine.disconnect_irqfd();
-        Ok(Self { machine, before })
-    }
-}
-
-impl Deref for Paused<'_> {
-    type Target = Machine;
-
-    fn deref(&self) -> &Machine {
-        self.machine
-    }
-}
-
-impl Drop for Paused<'_> {
-    fn drop(&mut self) {
-        self.machine.connect_irqfd();
-        // No seam: the mistake is that this guard does not undo the pause.
-        if planted!(StayPaused) && self.before.is_running() {
-            self.machine.set_run_state(RunState::Paused);
-        } else if self.before.is_running() {
-            self.machine.resume();
-        } else {
-            self.machine.set_run_state(self.before);
-        }
-    }
 }
 
 /// The channel holds the whole state, and a memfd a copy of it. Dropping it removes the state from
@@ -308,7 +248,8 @@ impl Saved {
     }
 }
 
-fn signal_pending(signals: BorrowedFd<'_>) -> bool {
+/// Returns whether a termination signal has arrived.
+pub fn signal_pending(signals: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(signals, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

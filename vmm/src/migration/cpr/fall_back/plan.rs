@@ -20,7 +20,7 @@ use super::text::Variable;
 use super::traffic::Traffic;
 use super::{ALARM, FAILED_NAME, FAILED_SIZE};
 use crate::end_signals::END_SIGNALS;
-use crate::keeper::commit::{CommitPage, PAGE_FD};
+use crate::keeper::commit::{Claim, CommitPage, PAGE_FD};
 use crate::keeper::{self, Ending};
 use crate::logging::LOG_FD;
 use crate::machine::salvage::Salvage;
@@ -155,7 +155,7 @@ impl Plan {
             traffic: Traffic::default(),
             traffic_fd: named(TRAFFIC_FD).unwrap_or(-1),
             page,
-            has_keeper: named(PAGE_FD).is_some(),
+            has_keeper: named(PAGE_FD).is_some() && record.helper > 0,
             kept: StrandedResources {
                 pid: record.pid,
                 keeper: record.helper,
@@ -243,16 +243,12 @@ impl Plan {
                 let errno = self.execute();
                 let why = self.why();
                 self.leave_to_keeper(why);
-                strand(
-                    &self.kept,
-                    why,
-                    format_args!("cannot exec the old binary: {}", errno.desc()),
-                )
+                self.strand(why, format_args!("cannot exec the old binary: {}", errno.desc()))
             }
             Role::Returned(first) => {
                 keeper::abandon_newest();
                 self.leave_to_keeper(first);
-                strand(&self.kept, first, format_args!("{}", self.why()))
+                self.strand(first, format_args!("{}", self.why()))
             }
             Role::Live(salvage) => {
                 super::retract();
@@ -262,15 +258,23 @@ impl Plan {
                     Ok(()) => {
                         let errno = self.execute();
                         self.leave_to_keeper(why);
-                        strand(&self.kept, why, format_args!("cannot exec it: {}", errno.desc()))
+                        self.strand(why, format_args!("cannot exec it: {}", errno.desc()))
                     }
                     Err(error) => {
                         self.leave_to_keeper(why);
-                        strand(&self.kept, why, format_args!("cannot save the guest: {error}"))
+                        self.strand(why, format_args!("cannot save the guest: {error}"))
                     }
                 }
             }
         }
+    }
+
+    /// Strands this process, unless another one has claimed the guest: then this one ends.
+    fn strand(&self, first: &str, second: fmt::Arguments<'_>) -> ! {
+        if let Some(page) = &self.page {
+            page.claim_or_end(Claim::Released);
+        }
+        strand(&self.kept, first, second)
     }
 
     /// Continues the guest in the keeper, after the process it watched has ended or hangs for good.

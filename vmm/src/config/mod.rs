@@ -1,9 +1,16 @@
 //! Command-line options and their parsing.
 
+mod incoming;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
+pub use incoming::{
+    Incoming, IncomingError, IncomingOption, MainChannel, TransferChannels, main_channel, unix_path,
+};
 
 use crate::address::AddressError;
 use crate::devices::serial::SerialConfig;
@@ -50,9 +57,11 @@ pub struct Config {
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub test_device: Switch,
 
-    /// Load a saved state instead of booting: from a file, or on QMP `migrate-incoming`.
-    #[arg(long, value_name = "file:PATH|defer")]
-    pub incoming: Option<Incoming>,
+    /// Load a saved state instead of booting: from a file, on QMP `migrate-incoming`, or from the
+    /// VMM that transfers its guest (cpr-transfer), which needs the option twice: with the main
+    /// channel (unix:PATH or file:PATH), and with the cpr channel, as QEMU's JSON.
+    #[arg(long, value_name = "file:PATH|defer|unix:PATH|JSON")]
+    pub incoming: Vec<IncomingOption>,
 
     /// With --incoming file:PATH: path of the guest RAM that a failed update left behind, such as
     /// /proc/PID/fd/N.
@@ -106,6 +115,21 @@ pub struct Config {
 }
 
 impl Config {
+    /// Parses the arguments, without the program's name.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let config = Self::try_parse_from(args)?;
+        match Incoming::combine(&config.incoming) {
+            Ok(_) => Ok(config),
+            Err(error) => Err(Self::command().error(ErrorKind::ArgumentConflict, error)),
+        }
+    }
+
+    /// Returns where the state of the guest comes from; `None` if it is to be booted.
+    pub fn incoming(&self) -> Option<Incoming> {
+        // `parse` has rejected everything else.
+        Incoming::combine(&self.incoming).ok().flatten()
+    }
+
     /// Returns the machine that the options describe.
     pub fn machine(&self) -> MachineConfig {
         MachineConfig {
@@ -139,27 +163,6 @@ impl FromStr for UnixPath {
         match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(Self(path.into())),
             _ => Err(AddressError { given: text.to_owned(), expected: "unix:PATH" }),
-        }
-    }
-}
-
-/// The value of `--incoming`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Incoming {
-    /// Wait for `migrate-incoming`.
-    Defer,
-    /// Load this file at once.
-    File(PathBuf),
-}
-
-impl FromStr for Incoming {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match (text, text.strip_prefix("file:")) {
-            ("defer", _) => Ok(Self::Defer),
-            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err(AddressError { given: text.to_owned(), expected: "file:PATH or defer" }),
         }
     }
 }
