@@ -57,7 +57,7 @@ fn is_refused() {
         assert!(told.contains(&format!("| {route} | refused | | | |")), "{told}");
     }
     let refused = "refused, and the guest keeps running";
-    let why = "cpr-exec-command reads saved state version 99, this VM writes version 1";
+    let why = "cpr-exec-command reads saved state version 99, this VM writes versions 1 to 2";
     assert!(told.contains(&format!("\nA → B: {refused}: {why}\n")), "{told}");
     assert!(told.contains(&format!("\nA → B → A: {refused}: A → B: {why}\n")), "{told}");
     let must = matrix(folder.path(), &script, &["--must-update"]);

@@ -139,8 +139,32 @@ impl PlatformState {
         // them, and KVM before 5.16 rejects them.
         let flags = self.clock.flags & KVM_CLOCK_REALTIME;
         let clock = kvm_clock_data { flags, ..self.clock };
-        vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
+        for _ in 0..CLOCK_TRIES {
+            vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))?;
+            let now = vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
+            match clock_error_ns(&clock, &now) {
+                // KVM looks at the host's clocks one after the other (`kvm_vm_ioctl_set_clock` in
+                // x86.c): a host that takes the CPU away in between makes the guest's clock step.
+                Some(error) if error > CLOCK_ERROR_NS => tracing::info!(error, "clock_set_again"),
+                _ => break,
+            }
+        }
+        Ok(())
     }
+}
+
+/// How often to set the clock until it is right.
+const CLOCK_TRIES: u32 = 5;
+/// How far the clock may step, in nanoseconds.
+const CLOCK_ERROR_NS: u64 = 20_000;
+
+/// Returns by how much the clock has stepped from `saved` to `now`, against the host's real time, in
+/// nanoseconds; `None` if KVM does not tell that time.
+fn clock_error_ns(saved: &kvm_clock_data, now: &kvm_clock_data) -> Option<u64> {
+    let tells = |clock: &kvm_clock_data| clock.flags & KVM_CLOCK_REALTIME != 0;
+    let since = |then: u64, now: u64| i128::from(now) - i128::from(then);
+    let step = since(saved.clock, now.clock) - since(saved.realtime, now.realtime);
+    (tells(saved) && tells(now)).then(|| step.unsigned_abs().try_into().unwrap_or(u64::MAX))
 }
 
 /// A saved state, decoded and found to fit the machine.

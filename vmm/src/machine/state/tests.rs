@@ -113,3 +113,15 @@ fn older_versions_are_written_unless_they_lose_something() {
     assert!(matches!(machine.save(&older), Err(MachineError::TooOld(same)) if same == error));
     machine.check_formats(&newest()).unwrap();
 }
+
+#[test]
+fn step_of_the_clock_is_found_where_kvm_tells_the_real_time() {
+    let clock =
+        |clock, realtime, flags| kvm_clock_data { clock, realtime, flags, ..Default::default() };
+    let saved = clock(1000, 50_000, KVM_CLOCK_REALTIME);
+    let error = |now| clock_error_ns(&saved, &now);
+    assert_eq!(error(clock(1700, 50_700, KVM_CLOCK_REALTIME)), Some(0));
+    assert_eq!(error(clock(1700, 50_500, KVM_CLOCK_REALTIME)), Some(200));
+    assert_eq!(error(clock(900, 50_000, KVM_CLOCK_REALTIME)), Some(100));
+    assert_eq!(error(clock(1700, 50_500, 0)), None);
+}
