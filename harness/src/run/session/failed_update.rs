@@ -9,7 +9,7 @@ use regex::Regex;
 use crate::check::Ending;
 use crate::run::session::Session;
 use crate::run::verdict::FailedUpdate;
-use crate::scenario::{Expect, Inject, Migrate};
+use crate::scenario::{CommandKind, Expect, Inject, Migrate};
 
 /// What differs between runs besides paths, and its replacement.
 static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
@@ -40,7 +40,9 @@ impl Session<'_> {
         ending: &Ending,
     ) {
         // These updates may end in several ways, so the error can differ in the next run.
-        if matches!(migrate.expect, Expect::Any | Expect::Revived | Expect::Survives) {
+        let may_differ = matches!(migrate.expect, Expect::Any | Expect::Revived | Expect::Survives);
+        // Its child may reply before it exits, or after that.
+        if may_differ || migrate.command == CommandKind::ForksSetsid {
             return;
         }
         let (ended, error) = match ending {
