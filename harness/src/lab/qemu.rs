@@ -168,7 +168,7 @@ mod tests {
             initramfs: "/t/initramfs".as_ref(),
             console: "/t/a,b/console.log".as_ref(),
             ports: [3, 4, 5, 6],
-            shares: &[share("kernels", "/k", true), share("share0", "/work/a,b", false)],
+            shares: &[share("kernels", "/k", true), share("share0", "/srv/a,b", false)],
         };
         insta::assert_snapshot!(name, arguments(&lab, &files).join("\n"));
     }
