@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use build::Build;
 
-use crate::backend::{AcrossExec, Backend, Dialect, Feature, Handover, Launch, value_of};
+use crate::backend::{
+    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Launch, value_of,
+};
 use crate::carry;
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
@@ -32,6 +34,8 @@ pub struct CprVmm {
     build: Option<Build>,
     /// Whether it has a keeper; queried once.
     keeper: Arc<OnceLock<bool>>,
+    /// Why it lacks `cpr-transfer`, if so; queried once.
+    transfer: Arc<OnceLock<Option<String>>>,
 }
 
 impl CprVmm {
@@ -53,6 +57,7 @@ impl CprVmm {
             revision: None,
             build: None,
             keeper: Arc::default(),
+            transfer: Arc::default(),
         })
     }
 
@@ -61,14 +66,22 @@ impl CprVmm {
         let build = Build::at(binary)?;
         let Build { binary, first, version, revision, .. } = build.clone();
         let (last, last_of_new) = Default::default();
-        let keeper = Arc::default();
+        let (keeper, transfer) = Default::default();
         let build = Some(build);
-        Ok(Self { binary, first, last, last_of_new, version, revision, build, keeper })
+        Ok(Self { binary, first, last, last_of_new, version, revision, build, keeper, transfer })
     }
 
     /// Whether the build has a keeper; a build without one rejects the option.
     fn has_keeper(&self) -> bool {
         *self.keeper.get_or_init(|| build::accepts(&self.binary, &self.first, &["--keeper", "off"]))
+    }
+
+    /// Why the build lacks `cpr-transfer`, if so: it refuses to set the mode, or to use it. If it
+    /// cannot be asked, the case itself shows why.
+    fn lacks_transfer(&self) -> Option<String> {
+        let ask = || build::refusal_of_transfer(&self.binary, &self.first).unwrap_or_default();
+        let why = self.transfer.get_or_init(ask).as_ref()?;
+        Some(format!("{NAME} does not support cpr-transfer: {why}"))
     }
 
     /// Adds `arguments` after all others.
@@ -117,6 +130,13 @@ impl Backend for CprVmm {
         [self.arguments(launch), self.last_of_new.clone(), incoming(state)].concat()
     }
 
+    fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String> {
+        let mut arguments = self.arguments(launch);
+        // It would keep the guest stopped there, whatever it did before.
+        arguments.retain(|word| word != "--paused");
+        [arguments, self.last_of_new.clone(), transfer(channels)].concat()
+    }
+
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
         change_arguments(kind, arguments);
     }
@@ -128,6 +148,9 @@ impl Backend for CprVmm {
     fn lacks(&self, feature: Feature) -> Option<String> {
         if feature == Feature::Keeper && !self.has_keeper() {
             return Some(format!("{} has no option --keeper", self.binary.display()));
+        }
+        if feature == Feature::Transfer {
+            return self.lacks_transfer();
         }
         let build = self.build.as_ref()?;
         let path = build.binary.display();
@@ -174,7 +197,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
     vcpu_threads: Some("vcpu"),
     ram_undumped: true,
     across_exec: AcrossExec::Kept,
-    handover: Handover {
+    exec_state: ExecState {
         variable: "CPR_EXEC_STATE",
         variables: "CPR_EXEC_",
         variable_stays: false,
@@ -225,6 +248,11 @@ fn serial(kind: SerialKind, files: &Files) -> String {
         SerialKind::File => format!("file:{}", files.serial),
         SerialKind::Unix => format!("unix:{}", files.serial_socket),
     }
+}
+
+/// The additional arguments of a VMM that waits on `channels`.
+pub(super) fn transfer(channels: &Channels) -> Vec<String> {
+    channels.incoming().into_iter().flat_map(|uri| ["--incoming".to_owned(), uri]).collect()
 }
 
 /// The additional arguments of an updated VMM.

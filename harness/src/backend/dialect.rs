@@ -16,8 +16,8 @@ pub struct Dialect {
     pub ram_undumped: bool,
     /// What a new VMM keeps from the old one.
     pub across_exec: AcrossExec,
-    /// How an update hands over the VM's state and RAM.
-    pub handover: Handover,
+    /// How an update by exec passes on the VM's state and RAM.
+    pub exec_state: ExecState,
 }
 
 /// What a new VMM keeps from the old one besides the VM.
@@ -30,9 +30,9 @@ pub enum AcrossExec {
     Recreated,
 }
 
-/// How an update hands over the VM's state and RAM.
+/// How an update by exec passes on the VM's state and RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handover {
+pub struct ExecState {
     /// The environment variable with the descriptor of the state's memfd.
     pub variable: &'static str,
     /// The prefix of all its variables.
@@ -62,6 +62,8 @@ pub enum Feature {
     OwnBinary,
     /// The VMM gets huge pages even if the kernel does not give them to all shared memory.
     HugePagesByMount,
+    /// A new VMM in another process takes over (`cpr-transfer`).
+    Transfer,
     /// A keeper continues the VM when the VMM's process dies (`--keeper`).
     Keeper,
     /// A client that stays connected tells the new VMM to load the state (`--incoming defer`).

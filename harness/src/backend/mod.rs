@@ -1,5 +1,6 @@
 //! How to start and reach a VMM. The rest of the harness does not depend on which VMM it is.
 
+pub mod channels;
 pub mod cpr_vmm;
 pub mod dialect;
 pub mod file_hash;
@@ -16,7 +17,8 @@ use crate::observe::files::Files;
 use crate::observe::host;
 use crate::observe::mailbox::MAILBOX_GPA;
 use crate::scenario::{CommandKind, Inject, Ring, Vm};
-pub use dialect::{AcrossExec, Dialect, Feature, Handover};
+pub use channels::Channels;
+pub use dialect::{AcrossExec, Dialect, ExecState, Feature};
 
 /// The parameters of a VMM's start.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +105,9 @@ pub trait Backend: Send + Sync {
 
     /// The arguments for an updated VMM that takes over the VM from `state`.
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String>;
+
+    /// The arguments for a new VMM that waits on `channels` to take over the VM (`cpr-transfer`).
+    fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String>;
 
     /// Changes the arguments of a good update to those of `kind`, if they differ.
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use guest_images::GuestImage;
 
-use crate::backend::{Backend, Dialect, Feature, Image, Launch};
+use crate::backend::{Backend, Channels, Dialect, Feature, Image, Launch};
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject};
 
@@ -85,6 +85,10 @@ impl Backend for CrossVersion {
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
         self.to.update_arguments(launch, state)
+    }
+
+    fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String> {
+        self.to.transfer_arguments(launch, channels)
     }
 
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {

@@ -1,6 +1,6 @@
 //! What a step did, and how an update ended.
 
-use crate::scenario::{Expect, Interruption, RaceCommand};
+use crate::scenario::{Expect, Interruption, Mode, RaceCommand};
 
 /// How an update ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Ending {
     Refused(String),
     /// It failed, with this error.
     Failed(String),
+    /// It was cancelled.
+    Cancelled,
 }
 
 impl Ending {
@@ -20,6 +22,7 @@ impl Ending {
             Self::Completed => "completed",
             Self::Refused(_) => "refused",
             Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -39,6 +42,8 @@ pub enum Action {
     Reset,
     /// An update.
     Update {
+        /// Its mode.
+        mode: Mode,
         /// How it was expected to end.
         expect: Expect,
         /// How it ended.

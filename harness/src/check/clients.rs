@@ -4,7 +4,7 @@ use cpr_qmp::message::Event;
 
 use super::diff::Difference;
 use super::handover::CONTINUED;
-use super::{Action, Check, Handover, Scene, revived};
+use super::{Action, Check, Handover, Scene, revived, transferred};
 use crate::backend::AcrossExec;
 use crate::observe::qmp::label;
 
@@ -28,11 +28,8 @@ pub fn common(
         let labels = events.iter().map(label);
         return labels.skip_while(|name| name != CONTINUED).collect();
     }
-    let missed = |name: &str| {
-        across_exec == AcrossExec::Recreated
-            && action.updated()
-            && matches!(name, "RESUME" | "RESET")
-    };
+    let reconnected = across_exec == AcrossExec::Recreated || handover.transfer().is_some();
+    let missed = |name: &str| reconnected && action.updated() && matches!(name, "RESUME" | "RESET");
     events.iter().map(label).filter(|name| !missed(name)).collect()
 }
 
@@ -41,6 +38,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     // At boot a client sees only the events after it has connected.
     if *scene.action == Action::Boot {
         return Ok(());
+    }
+    if let Some(transfer) = scene.handover.transfer() {
+        transferred::same_events(transfer)?;
     }
     let across_exec = scene.dialect.across_exec;
     let common = |events| common(scene.action, scene.handover, across_exec, events);

@@ -17,7 +17,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if let Some(revival) = scene.handover.revival() {
         return of_revival(scene, revival);
     }
-    let Action::Update { expect, ending, culprit, errno } = scene.action else { return Ok(()) };
+    let Action::Update { expect, ending, culprit, errno, .. } = scene.action else { return Ok(()) };
     match (expect, ending) {
         (Expect::Failed(failure), Ending::Failed(error)) => {
             let errno = errno.map(|n| errno_text(n, scene.dialect.errno_number));

@@ -4,7 +4,7 @@ use cpr_qmp::message::Event;
 
 use super::diff::Difference;
 use super::race::Race;
-use super::{Action, Check, Ending, Handover, Scene, interrupted, revived};
+use super::{Action, Check, Ending, Handover, Scene, interrupted, revived, transferred};
 use crate::backend::AcrossExec;
 use crate::observe::qmp::label;
 
@@ -23,6 +23,14 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     if scene.handover.revival().is_some() {
         return revived::check(scene.action, scene.ran_before, &seen);
     }
+    if let Some(transfer) = scene.handover.transfer() {
+        let former: Vec<String> = transfer.events.iter().map(label).collect();
+        let wanted = transferred::former_events(scene.ran_before);
+        if !fits(&wanted, &former) {
+            let wanted = resolved(&wanted, &former);
+            return Err(differ("the events of the former VMM", &wanted, &former));
+        }
+    }
     if let Action::Race { commands, accepted } = scene.action {
         return race(
             Race { commands, accepted: *accepted, ran: scene.ran_before },
@@ -30,7 +38,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
             &seen,
         );
     }
-    let wanted = expected(scene.action, scene.ran_before, scene.dialect.across_exec);
+    let wanted = wanted(scene.action, scene.handover, scene.ran_before, scene.dialect.across_exec);
     if let Action::Interrupted { with, early, .. } = scene.action {
         return interrupted::check(*with, *early, scene.ran_before, &seen);
     }
@@ -77,9 +85,22 @@ pub fn complete(
             interrupted::check(*with, *early, ran_before, &seen).is_ok()
         }
         _ => {
-            fits(&expected(action, ran_before, across_exec), &seen)
+            fits(&wanted(action, handover, ran_before, across_exec), &seen)
                 || fails_early(action, across_exec, &seen)
         }
+    }
+}
+
+/// The events of the VMM in which the VM is after an action.
+fn wanted(
+    action: &Action,
+    handover: &Handover,
+    ran: bool,
+    across_exec: AcrossExec,
+) -> Vec<Pattern> {
+    match handover.transfer() {
+        Some(_) => transferred::new_events(ran).to_vec(),
+        None => expected(action, ran, across_exec),
     }
 }
 
@@ -101,6 +122,9 @@ fn expected(action: &Action, ran: bool, across_exec: AcrossExec) -> Vec<Pattern>
         Action::Stop => &["STOP"],
         Action::Cont => &["RESUME"],
         Action::Reset => &["RESET"],
+        Action::Update { ending: Ending::Cancelled, .. } => {
+            &["MIGRATION(setup)", "[MIGRATION(cancelling)]", "MIGRATION(cancelled)"]
+        }
         Action::Update { ending, .. } if across_exec == AcrossExec::Recreated => recreated(ending),
         Action::Update { ending, .. } => match ending {
             Ending::Completed => &[
@@ -111,7 +135,7 @@ fn expected(action: &Action, ran: bool, across_exec: AcrossExec) -> Vec<Pattern>
                 "RESUME",
                 "MIGRATION(completed)",
             ],
-            Ending::Refused(_) => &[],
+            Ending::Refused(_) | Ending::Cancelled => &[],
             // The events of stages that the update did not reach are missing.
             Ending::Failed(_) => &[
                 "MIGRATION(setup)",
@@ -147,7 +171,7 @@ fn recreated(ending: &Ending) -> &'static [Pattern] {
             "[RESUME]",
         ],
         // A channel that cannot be opened is reported in the response and by events.
-        Ending::Refused(_) => {
+        Ending::Refused(_) | Ending::Cancelled => {
             &["[MIGRATION(setup)]", "[MIGRATION(failing)]", "[MIGRATION(failed)]"]
         }
         Ending::Failed(_) => &[
@@ -238,6 +262,7 @@ mod tests {
     ) {
         let ending = if completed { Ending::Completed } else { Ending::Failed(String::new()) };
         let action = Action::Update {
+            mode: crate::scenario::Mode::CprExec,
             expect: crate::scenario::Expect::Any,
             ending,
             culprit: String::new(),

@@ -55,7 +55,7 @@ impl Moment {
                     Self::Failed
                 }
                 Some(Ending::Refused(_)) => Self::Refused,
-                Some(Ending::Failed(_)) => Self::Failed,
+                Some(Ending::Failed(_) | Ending::Cancelled) => Self::Failed,
                 None => Self::Step,
             },
         }

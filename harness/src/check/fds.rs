@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::diff::Difference;
-use super::{Check, Scene};
+use super::{Check, Scene, Transfer, transferred};
 use crate::backend::{AcrossExec, Dialect};
 use crate::observe::fds::{Descriptor, FdTable, VM};
+use crate::observe::observation::Observation;
 use crate::observe::poll::{self, Deadline};
 use crate::scenario::Keeper;
 
 /// The `fds` check.
 pub const CHECK: Check = Check {
     name: "fds",
-    claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets",
+    claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets; in a new process the same memfds, and as many of every other kind",
     run,
 };
 
@@ -21,6 +22,9 @@ const OF_KEEPER: &str = "/memfd:cpr-";
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
     let Some(before) = scene.before else { return Ok(()) };
+    if let Some(transfer) = scene.handover.transfer() {
+        return of_new_vmm(scene, before, transfer);
+    }
     let ram = before.ram.file.as_ref().map(|fd| fd.number);
     poll_table(scene, |now| {
         let recreated = Recreated {
@@ -36,6 +40,28 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         // The next step is compared with the table that passed, not with the unsettled one.
         scene.settled.borrow_mut().fds = judged;
     })
+}
+
+/// Checks the descriptors of a new VMM; those of the former one are gone with its process.
+fn of_new_vmm(scene: &Scene<'_>, before: &Observation, transfer: &Transfer) -> Result<(), String> {
+    let then = scene.fds_of_build.unwrap_or(&before.fds);
+    let state = scene.dialect.exec_state.state;
+    // See `compare`. What a VMM needs for its keeper is its own.
+    let elsewhere =
+        |fd: &Descriptor| [VM, state, OF_KEEPER].iter().any(|prefix| fd.target.starts_with(prefix));
+    let ram = |seen: &Observation| seen.ram.file.as_ref().map(|fd| fd.inode);
+    let old = (then, &transfer.files, ram(before));
+    let judged = poll_table(scene, |now| {
+        let new = (now, scene.files, ram(scene.after));
+        let differences = transferred::descriptors(old, new, elsewhere);
+        let told: Vec<String> = differences
+            .iter()
+            .map(|(kind, was, is)| format!("there were {was} descriptors {kind}, now {is}"))
+            .collect();
+        if told.is_empty() { Ok(()) } else { Err(told.join("; ")) }
+    })?;
+    scene.settled.borrow_mut().fds = judged;
+    Ok(())
 }
 
 /// A difference between two descriptor tables.
@@ -128,7 +154,7 @@ fn compare(
     let rebuilt = |fd: &Descriptor| recreated.has(fd);
     // The check `kvm` counts VMs, `leftovers` looks for leftover state.
     let judged_elsewhere = |fd: &Descriptor| {
-        fd.target.starts_with(VM) || fd.target.starts_with(dialect.handover.state)
+        fd.target.starts_with(VM) || fd.target.starts_with(dialect.exec_state.state)
     };
     let kept = |table: &FdTable| -> BTreeMap<i32, Descriptor> {
         let kept = table.iter().filter(|fd| !rebuilt(fd) && !judged_elsewhere(fd));

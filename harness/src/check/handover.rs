@@ -1,10 +1,14 @@
-//! Tells in which process a VM is after a step; every check says what it requires in either case.
+//! Tells in which process a VM is after a step; every check says what it requires in each case.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cpr_qmp::message::Event;
+use cpr_qmp::run_state::RunState;
 use serde::Deserialize;
 
+use crate::observe::files::Files;
+use crate::observe::image::Image;
 use crate::observe::process::Stat;
 
 /// Name of the event that a VM continues in another process.
@@ -13,21 +17,55 @@ pub const CONTINUED: &str = "X_CPR_CONTINUED";
 /// The process in which a VM is after a step.
 #[derive(Clone, Debug, Default)]
 pub enum Handover {
-    /// The process in which it was before; an update keeps it.
+    /// The process in which it was before; an update by exec keeps it.
     #[default]
     SameProcess,
-    /// Its keeper's process.
-    NewProcess(Box<Revival>),
+    /// That of a new VMM, which was started for the update (`cpr-transfer`).
+    NewProcess(Box<Transfer>),
+    /// Its keeper's process, because its own process died.
+    Revived(Box<Revival>),
 }
 
 impl Handover {
-    /// The revival, if the VM is in another process now.
+    /// The revival, if the VM is in its keeper's process now.
     pub fn revival(&self) -> Option<&Revival> {
         match self {
-            Self::SameProcess => None,
-            Self::NewProcess(revival) => Some(revival),
+            Self::Revived(revival) => Some(revival),
+            Self::SameProcess | Self::NewProcess(_) => None,
         }
     }
+
+    /// The transfer, if the VM is in the process of a new VMM now.
+    pub fn transfer(&self) -> Option<&Transfer> {
+        match self {
+            Self::NewProcess(transfer) => Some(transfer),
+            Self::SameProcess | Self::Revived(_) => None,
+        }
+    }
+}
+
+/// How a VM got into the process of a new VMM, and what its former VMM was like when it had
+/// reported the update as completed, before it was told to quit.
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    /// The former process, as it was when started.
+    pub former: Stat,
+    /// Its command line and auxiliary vector.
+    pub image: Image,
+    /// Its files.
+    pub files: Files,
+    /// The run state it reported.
+    pub run_state: RunState,
+    /// The status in its `query-migrate`.
+    pub migration: Option<String>,
+    /// How long its vCPUs' threads ran on a CPU while they were watched.
+    pub vcpus_ran: Option<Duration>,
+    /// Its events from the start of the step until then.
+    pub events: Vec<Event>,
+    /// The same events as its second client saw them, or why that client failed.
+    pub second_client: Result<Vec<Event>, String>,
+    /// The sockets of the update's channels that still exist after it quit.
+    pub sockets_left: Vec<PathBuf>,
 }
 
 /// How a VM got into its keeper's process.

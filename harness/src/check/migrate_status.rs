@@ -12,6 +12,12 @@ pub const CHECK: Check = Check {
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
+    if let Some(transfer) = scene.handover.transfer()
+        && transfer.migration.as_deref() != Some("completed")
+    {
+        let told = transfer.migration.as_deref().unwrap_or("nothing");
+        return Err(format!("query-migrate of the former VMM says {told}, must be completed"));
+    }
     let migrate = &scene.after.migrate;
     let status = migrate.get("status").and_then(Value::as_str);
     if status != scene.last_status {

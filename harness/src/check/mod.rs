@@ -37,13 +37,14 @@ pub mod run_state;
 pub mod scene;
 pub mod startup;
 pub mod threads;
+pub mod transferred;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, Ending};
-pub use handover::{Handover, Revival};
+pub use handover::{Handover, Revival, Transfer};
 pub use scene::{Scene, Settled};
 
 /// A check that failed.

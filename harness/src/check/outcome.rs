@@ -17,6 +17,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                     | (Expect::Refused(_), Ending::Refused(_))
                     | (Expect::Failed(_), Ending::Failed(_))
                     | (Expect::NotCompleted(_), Ending::Refused(_) | Ending::Failed(_))
+                    | (Expect::Cancelled, Ending::Cancelled)
                     | (Expect::Any | Expect::Survives, _)
             );
             let revived_as_it_must = *expect == Expect::Revived && revived;
@@ -27,6 +28,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
                 Expect::Completed => "succeed",
                 Expect::Refused(_) => "be refused",
                 Expect::Failed(_) => "fail",
+                Expect::Cancelled => "be cancelled",
                 Expect::NotCompleted(_) => "be refused or fail",
                 Expect::Revived => "cost the VMM its process",
                 Expect::Any | Expect::Survives | Expect::Ended => "end",
@@ -63,5 +65,6 @@ fn describe(ending: &Ending) -> String {
         Ending::Completed => "succeeded".into(),
         Ending::Refused(error) => format!("was refused: {error}"),
         Ending::Failed(error) => format!("failed: {error}"),
+        Ending::Cancelled => "was cancelled".into(),
     }
 }

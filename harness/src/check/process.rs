@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{Action, Check, Scene};
-use crate::backend::Handover;
+use crate::backend::ExecState;
 use crate::observe::facts::{Change, Facts};
 use crate::observe::fds::FdTable;
 use crate::observe::poll::{self, Deadline};
@@ -14,7 +14,7 @@ use crate::observe::process_facts;
 /// The `process` check.
 pub const CHECK: Check = Check {
     name: "process",
-    claim: "every readable fact about the process is unchanged, unless `audits.toml` says otherwise",
+    claim: "every readable fact about the process is unchanged, unless it is a new one or `audits.toml` says otherwise",
     run,
 };
 
@@ -43,7 +43,9 @@ fn judge_again(scene: &Scene<'_>) -> Result<(), String> {
 
 fn judge(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     check_invariants(scene, now, fds)?;
-    let Some(before) = scene.before else { return Ok(()) };
+    // The operator, not the update, determines the attributes of a new VMM's process.
+    let same = scene.before.filter(|_| scene.handover.transfer().is_none());
+    let Some(before) = same else { return Ok(()) };
     let names = names(scene);
     let named = |change: &Change| {
         change.item == process_facts::NAME
@@ -62,7 +64,7 @@ fn judge(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
 /// Whether another check judges `change`: `fds`, `kvm` and `leftovers` check which descriptors
 /// exist, `leftovers` what is left of an update.
 fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
-    let Handover { state, variables, .. } = scene.dialect.handover;
+    let ExecState { state, variables, .. } = scene.dialect.exec_state;
     let is_new_or_gone = change.was.is_none() || change.is.is_none();
     match change.item.split_once('.') {
         Some(("descriptor", target)) => is_new_or_gone || target.starts_with(state),
@@ -73,12 +75,13 @@ fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
 
 /// Checks what must hold from the first boot on.
 fn check_invariants(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
-    // After boot the check `fds` covers this.
+    // After a step in the same process the check `fds` covers this.
+    let compared = scene.before.filter(|_| scene.handover.transfer().is_none());
     let inherited = fds.iter().find(|fd| fd.number > STANDARD && !fd.close_on_exec);
-    if let (None, Some(fd)) = (scene.before, inherited) {
+    if let (None, Some(fd)) = (compared, inherited) {
         return Err(format!("descriptor {fd} lacks close-on-exec"));
     }
-    let ram = format!("mapping.{}", scene.dialect.handover.ram);
+    let ram = format!("mapping.{}", scene.dialect.exec_state.ram);
     let dumped = now
         .iter()
         .find(|(item, flags)| item.starts_with(&ram) && !flags.split(' ').any(|flag| flag == "dd"));

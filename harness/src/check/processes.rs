@@ -1,6 +1,8 @@
-//! Checks that after a revival exactly one process runs the guest.
+//! Checks that exactly one process runs a guest that has changed its process.
 
-use super::{Check, Scene};
+use std::time::Duration;
+
+use super::{Check, Handover, Scene, Transfer};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::{self, Stat};
@@ -8,13 +10,15 @@ use crate::observe::process::{self, Stat};
 /// The `processes` check.
 pub const CHECK: Check = Check {
     name: "processes",
-    claim: "after a revival only the VMM and its keeper have the guest's RAM or belong to the VM",
+    claim: "in another process only the VMM and its keeper have the guest's RAM or belong to the VM, and only its vCPUs run",
     run,
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
-    if scene.handover.revival().is_none() {
-        return Ok(());
+    match scene.handover {
+        Handover::SameProcess => return Ok(()),
+        Handover::NewProcess(transfer) => stood_still(transfer)?,
+        Handover::Revived(_) => {}
     }
     let mut others = Ok(Vec::new());
     // A process that held the RAM may still be exiting, and in the middle of an exec a process has
@@ -34,6 +38,17 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         scene.pid(),
         listed.join(", ")
     ))
+}
+
+/// Checks that the former VMM's vCPUs did not run any more when the update had completed.
+fn stood_still(transfer: &Transfer) -> Result<(), String> {
+    match transfer.vcpus_ran {
+        None | Some(Duration::ZERO) => Ok(()),
+        Some(ran) => Err(format!(
+            "the vCPUs of the former VMM, process {}, ran for {ran:?} after the update",
+            transfer.former.pid
+        )),
+    }
 }
 
 /// All processes that have the RAM, or were started by the VM, other than the VMM and its keeper,

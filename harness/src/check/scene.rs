@@ -1,7 +1,7 @@
 //! The input of the checks: a step that was done, and the VMM before and after it.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
@@ -81,6 +81,8 @@ pub struct Scene<'a> {
     pub facts_of_build: Option<&'a Facts>,
     /// The files of the VM.
     pub files: &'a Files,
+    /// The files of a new VMM that ended by itself without taking over (`cpr-transfer`).
+    pub left_by_new: &'a [PathBuf],
     /// What the checks read once it had settled.
     pub settled: &'a RefCell<Settled>,
     /// Whether another build runs now than before the step.

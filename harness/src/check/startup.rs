@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Check, Scene};
+use super::{Check, Handover, Scene};
 use crate::backend::AcrossExec;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::startup::Identity;
@@ -12,7 +12,7 @@ use crate::observe::startup::Identity;
 /// The `startup` check.
 pub const CHECK: Check = Check {
     name: "startup",
-    claim: "the QMP socket, the serial socket and the PID file are those created at boot; after a revival the PID file names the new process",
+    claim: "the QMP socket, the serial socket and the PID file are those created at boot; in another process the PID file names that one",
     run,
 };
 
@@ -32,7 +32,8 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     for (path, then) in &scene.startup.files {
         let name = path.display();
         let Some(then) = then else { return Err(format!("{name} was not created at boot")) };
-        let rewritten = scene.handover.revival().is_some() && *path == scene.startup.pid_file;
+        let moved = !matches!(scene.handover, Handover::SameProcess);
+        let rewritten = moved && *path == scene.startup.pid_file;
         match Identity::of(path) {
             Some(_) if rewritten => {
                 let look = || names(path, scene.pid(), then.mode).err();

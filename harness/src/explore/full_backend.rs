@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::backend::{Backend, Dialect, Feature, Launch, cpr_vmm};
+use crate::backend::{Backend, Channels, Dialect, Feature, Launch, cpr_vmm};
 use crate::scenario::CommandKind;
 
 pub(super) struct FullBackend;
@@ -21,6 +21,10 @@ impl Backend for FullBackend {
     }
 
     fn update_arguments(&self, _launch: Launch<'_>, _state: &str) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn transfer_arguments(&self, _launch: Launch<'_>, _channels: &Channels) -> Vec<String> {
         Vec::new()
     }
 

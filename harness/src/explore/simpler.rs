@@ -46,17 +46,19 @@ fn cost_of(step: &Step) -> usize {
     const STEP: usize = 10;
     match step {
         Step::Migrate(migrate) => {
-            let Migrate { command, channel, rehearsal, deadline_ms, expect: _, repeat } = migrate;
+            let Migrate { mode, new_vmm, command, channel, rehearsal, deadline_ms, .. } = migrate;
             let unusual = [
                 *command != CommandKind::Good,
                 *channel != Channel::File,
                 rehearsal.is_some(),
                 deadline_ms.is_some(),
+                !mode.is_default(),
+                !new_vmm.is_default(),
             ];
             // Any bad command will do, but the most common one is the most familiar.
             let rare = usize::from(unusual[0] && *command != CommandKind::Enoent);
             let unusual = 2 * unusual.into_iter().filter(|is| *is).count();
-            STEP * *repeat as usize + unusual + rare
+            STEP * migrate.repeat as usize + unusual + rare
         }
         Step::Bring(_) => STEP + 1,
         Step::Inject(inject) => STEP + usize::from(inject.action != SIMPLE_FAULT),

@@ -4,8 +4,8 @@
 
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Channel, CommandKind, Expect, Inject, Interruption, KillOutcome, Limit, Migrate, RaceCommand,
-    RunTarget, SerialAction, Step, Vm, Wait, expansion,
+    Channel, CommandKind, Expect, Inject, Interruption, KillOutcome, Limit, Migrate, Mode,
+    RaceCommand, RunTarget, SerialAction, Step, Vm, Wait, expansion,
 };
 
 use crate::model::guests::{Guest, Marker};
@@ -44,6 +44,8 @@ pub enum Migration {
     Completed,
     /// `failed`.
     Failed,
+    /// `cancelled`.
+    Cancelled,
     /// The last update could end in more than one way.
     Unknown,
 }
@@ -55,6 +57,7 @@ impl Migration {
             Self::None => seen.is_none(),
             Self::Completed => seen == Some("completed"),
             Self::Failed => seen == Some("failed"),
+            Self::Cancelled => seen == Some("cancelled"),
             Self::Unknown => true,
         }
     }
@@ -65,6 +68,7 @@ impl Migration {
             Self::None => "nothing",
             Self::Completed => "completed",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
             Self::Unknown => "anything",
         }
     }
@@ -165,7 +169,8 @@ impl Model {
             Step::Inject(inject) => state.armed = Some(inject.clone()),
             Step::Migrate(migrate) => {
                 state.armed = None;
-                state.command_left |= migrate.command != CommandKind::Missing;
+                let sets = migrate.mode == Mode::CprExec && migrate.command != CommandKind::Missing;
+                state.command_left |= sets;
                 state.rehearses = migrate.rehearsal.or(state.rehearses);
                 self.updated(&mut state, &migrate.expect);
                 state.saved |= saves(migrate);
@@ -220,6 +225,7 @@ impl Model {
                 state.rehearses = Some(self.rehearses);
             }
             Expect::Failed(_) => state.migration = Migration::Failed,
+            Expect::Cancelled => state.migration = Migration::Cancelled,
             Expect::Refused(_) if self.rehearses => {}
             Expect::Refused(_) | Expect::NotCompleted(_) => state.migration = Migration::Unknown,
             Expect::Any | Expect::Revived | Expect::Survives => {
@@ -290,5 +296,6 @@ fn reset(state: &mut State) {
 
 /// Whether it leaves a state file that can replace another's.
 fn saves(migrate: &Migrate) -> bool {
-    migrate.expect == Expect::Completed && migrate.channel == Channel::File
+    let by_file = migrate.mode == Mode::CprExec && migrate.channel == Channel::File;
+    by_file && migrate.expect == Expect::Completed
 }

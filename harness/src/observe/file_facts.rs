@@ -14,9 +14,12 @@ const HEAD: usize = 8;
 
 /// Reads the facts of the files of a VM in `work`, the folder of its case.
 pub fn of_vm(work: &Path, files: &Files) -> Facts {
-    let Files { kernel, qmp, serial, serial_socket, log, pid_file, initrd } = files;
+    let Files { kernel, qmp, serial, serial_socket, log, pid_file, initrd, .. } = files;
     let named = [kernel, qmp, serial, serial_socket, log, pid_file].into_iter().chain(initrd);
-    read(work, named.map(Path::new), &[Path::new(serial), Path::new(log)])
+    let facts = read(work, named.map(Path::new), &[Path::new(serial), Path::new(log)]);
+    // Whichever update the VMM was started for.
+    let plain = |(item, value): (&str, &str)| (files.plain_path(item), value.to_owned());
+    facts.iter().map(plain).collect()
 }
 
 /// Reads the facts of what is in `folder`, and of the files `named` elsewhere. The size of files in

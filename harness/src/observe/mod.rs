@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod conversation;
+pub mod cpu_time;
 pub mod facts;
 pub mod fds;
 pub mod file_facts;
@@ -11,6 +12,7 @@ pub mod host;
 pub mod host_condition;
 pub mod image;
 pub mod kvm_state;
+pub mod listening;
 pub mod mailbox;
 pub mod maps;
 pub mod observation;

@@ -103,6 +103,7 @@ impl Evidence {
             serial_socket: utf8(&work.join("serial.sock"))?,
             log: utf8(&self.folder.join(VMM_LOG))?,
             pid_file: utf8(&work.join("vmm.pid"))?,
+            suffix: String::new(),
         })
     }
 
@@ -113,7 +114,21 @@ impl Evidence {
 
     /// Returns the file for the VMM's standard output and error.
     pub fn console(&self) -> PathBuf {
-        self.folder.join("console.log")
+        self.tails[1].path.clone()
+    }
+
+    /// Returns the file for the standard output and error of the VMM with these `files`.
+    pub fn console_of(&self, files: &Files) -> PathBuf {
+        self.folder.join(format!("console{}.log", files.suffix))
+    }
+
+    /// Collects what the VMM has logged, and from now on what the VMM with these `files` logs.
+    pub fn follow(&mut self, files: &Files) {
+        self.collect();
+        let console = self.console_of(files);
+        for (tail, path) in self.tails.iter_mut().zip([PathBuf::from(&files.log), console]) {
+            (tail.path, tail.read, tail.punched) = (path, 0, 0);
+        }
     }
 
     /// Returns the VMM's log from where it was last collected.

@@ -16,6 +16,8 @@ pub mod refusal;
 pub mod revival;
 pub mod soak;
 pub mod steps;
+pub mod successor;
+pub mod transfer;
 pub mod update;
 
 use std::collections::BTreeMap;
@@ -149,6 +151,10 @@ pub struct Session<'a> {
     pub kills: Vec<Kill>,
     /// Deaths of the VMM's process that the VM survived.
     pub revivals: Vec<Revived>,
+    /// The files that a new VMM left behind which ended by itself without taking over.
+    pub(super) left_by_new: Vec<PathBuf>,
+    /// Protocol violations on the connections to former VMMs.
+    pub(super) former_violations: Vec<String>,
     /// Whether the VM has moved to another process since the last observation.
     pub(super) handover: Handover,
     /// The socket on which the VMM notifies its service manager.
@@ -187,10 +193,15 @@ impl<'a> Session<'a> {
 
     /// Records a successful update with its state file.
     pub fn note_update(&mut self, state: String) {
+        self.note_transfer();
+        self.earlier_state = Some(state);
+    }
+
+    /// Records a successful update without a state file.
+    pub(super) fn note_transfer(&mut self) {
         self.updates += 1;
         self.handed_over += 1;
         self.executable = self.updated.clone();
-        self.earlier_state = Some(state);
     }
 
     /// Returns true once the watchdog has expired and killed the VMM.
@@ -201,6 +212,16 @@ impl<'a> Session<'a> {
     /// Tells the watchdog that the VM continues in process `pid`.
     pub(super) fn watchdog_follows(&self, pid: i32) {
         self.watchdog.follow(pid);
+    }
+
+    /// Makes the watchdog kill process group `group` too.
+    pub(super) fn watchdog_also_ends(&self, group: i32) {
+        self.watchdog.also_end(group);
+    }
+
+    /// Makes the watchdog leave process group `group` alone, which has ended.
+    pub(super) fn watchdog_no_longer_ends(&self, group: i32) {
+        self.watchdog.no_longer_end(group);
     }
 
     /// Restarts the watchdog's time limit.

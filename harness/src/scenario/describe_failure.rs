@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::case::Case;
 use super::command_kind::CommandKind;
 use super::fault::Inject;
+use super::mode::Mode;
 use super::step::Step;
 use super::update::{Channel, Expect, Migrate};
 use super::vm::Vm;
@@ -18,6 +19,9 @@ impl Migrate {
         }
         if !vm.share {
             wrong.push("RAM is private".to_owned());
+        }
+        if self.mode == Mode::CprTransfer {
+            wrong.push(format!("new VMM {}", word(&self.new_vmm)));
         }
         if self.command != CommandKind::Good {
             wrong.push(format!("command {}", word(&self.command)));
@@ -35,6 +39,9 @@ impl Migrate {
 impl Migrate {
     /// The update's command, or its channel if only the channel is bad.
     pub fn kind(&self) -> String {
+        if self.mode == Mode::CprTransfer {
+            return format!("new VMM {}", word(&self.new_vmm));
+        }
         match (self.command, self.channel) {
             (CommandKind::Good, Channel::File) => word(&self.command),
             (CommandKind::Good, channel) => format!("channel {}", word(&channel)),
@@ -58,6 +65,7 @@ impl Case {
                     let none = matches!(
                         migrate.expect,
                         Expect::Completed
+                            | Expect::Cancelled
                             | Expect::Any
                             | Expect::Revived
                             | Expect::Survives

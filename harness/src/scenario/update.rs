@@ -5,11 +5,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::command_kind::{CommandKind, Errno};
+use super::mode::{Mode, NewVmm};
 
 /// An update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Migrate {
+    /// The migration mode.
+    #[serde(default, skip_serializing_if = "Mode::is_default")]
+    pub mode: Mode,
+    /// The new VMM of a `cpr-transfer`.
+    #[serde(default, skip_serializing_if = "NewVmm::is_default")]
+    pub new_vmm: NewVmm,
     /// The command to execute.
     #[serde(default)]
     pub command: CommandKind,
@@ -33,6 +40,8 @@ pub struct Migrate {
 impl Default for Migrate {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
+            new_vmm: NewVmm::default(),
             command: CommandKind::default(),
             channel: Channel::default(),
             rehearsal: None,
@@ -86,6 +95,8 @@ pub enum Expect {
     Failed(Failure),
     /// It is refused or fails, and the guest continues as before; the error contains this text.
     NotCompleted(String),
+    /// It is cancelled, and the guest continues as before.
+    Cancelled,
     /// It succeeds, is refused or fails; in any case the guest continues.
     Any,
     /// The VMM's process dies during the update, and the VM continues in the keeper's process.

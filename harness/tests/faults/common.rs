@@ -129,6 +129,7 @@ pub fn stable() -> insta::internals::SettingsBindDropGuard {
         (r"(SndBuf|RcvBuf) \d+", "$1 [N]"),
         (r"\d+\n  RcvBuf\n- \d+", "[N]\n  RcvBuf\n- [N]"),
         (r"heartbeat \d+", "heartbeat [N]"),
+        (r"ran for [\d.]+\S+ after", "ran for [TIME] after"),
         (r"went from \d+ to \d+", "went from [N] to [N]"),
         (r"\d+ of \d+ pages", "[N] of [N] pages"),
     ] {

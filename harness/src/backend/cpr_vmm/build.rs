@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::backend::Channels;
 use crate::backend::probe_process::{self, ProbeProcess};
 use crate::carry;
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::Executable;
-use crate::observe::qmp::{Qmp, QmpFault};
-use crate::scenario::Inject;
+use crate::observe::qmp::{Command as QmpCommand, Qmp, QmpFault};
+use crate::scenario::{Inject, Mode};
 
 /// An error of a query over QMP.
 #[derive(Debug, thiserror::Error)]
@@ -113,21 +114,52 @@ impl Build {
         Ok(parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect())
     }
 
-    /// Starts a paused VM, and passes its QMP connection and PID to `question`.
     fn ask<T>(
         &self,
         question: impl FnOnce(&mut Qmp, i32) -> Result<T, AskError>,
     ) -> Result<T, AskError> {
-        let folder = tempfile::tempdir()?;
-        let (kernel, socket) = (folder.path().join("guest.elf"), folder.path().join("qmp.sock"));
-        let guest = guest_images::guest("heartbeat").map_or(&[][..], |guest| guest.elf);
-        std::fs::write(&kernel, guest)?;
-        let mut command = Command::new(&self.binary);
-        command.args(&self.first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
-        let process =
-            ProbeProcess::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
-        question(&mut process.qmp(&socket)?, process.pid())
+        ask(&self.binary, &self.first, |qmp, pid, _| question(qmp, pid))
     }
+}
+
+/// Starts a paused VM, and passes its QMP connection, its PID and its folder to `question`.
+fn ask<T>(
+    binary: &Path,
+    first: &[String],
+    question: impl FnOnce(&mut Qmp, i32, &Path) -> Result<T, AskError>,
+) -> Result<T, AskError> {
+    let folder = tempfile::tempdir()?;
+    let (kernel, socket) = (folder.path().join("guest.elf"), folder.path().join("qmp.sock"));
+    let guest = guest_images::guest("heartbeat").map_or(&[][..], |guest| guest.elf);
+    std::fs::write(&kernel, guest)?;
+    let mut command = Command::new(binary);
+    command.args(first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
+    let process =
+        ProbeProcess::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
+    question(&mut process.qmp(&socket)?, process.pid(), folder.path())
+}
+
+/// What a VMM answers that does not support `cpr-transfer`; none if it does.
+const UNSUPPORTED: &str = "not supported";
+
+/// Asks a VMM for a `cpr-transfer` to a new VMM that does not exist. Returns its answer if it says
+/// that it does not support the mode.
+pub(super) fn refusal_of_transfer(binary: &Path, first: &[String]) -> io::Result<Option<String>> {
+    let refused = |answer: Result<Value, QmpFault>| match answer {
+        Err(QmpFault::Refused { error, .. }) => Ok(Some(error.desc)),
+        Err(other) => Err(AskError::from(other)),
+        Ok(_) => Ok(None),
+    };
+    let asked = ask(binary, first, |qmp, _, folder| {
+        let mode = json!({ "mode": Mode::CprTransfer.name() });
+        if let Some(why) = refused(qmp.execute(QmpCommand::new("migrate-set-parameters", mode)))? {
+            return Ok(Some(why));
+        }
+        let channels = Channels::new(folder, 0).migrate();
+        let why = refused(qmp.execute(QmpCommand::new("migrate", channels)))?;
+        Ok(why.filter(|why| why.contains(UNSUPPORTED)))
+    });
+    Ok(asked?)
 }
 
 /// Splits `cpr-vmm VERSION (REVISION)`; older builds report no revision.

@@ -23,7 +23,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// A new checkpoint with an empty state.
     pub fn new() -> io::Result<Self> {
-        let file = memfd_create(c"mock-checkpoint", MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd_create(c"cpr-checkpoint", MFdFlags::MFD_CLOEXEC)?;
         nix::unistd::ftruncate(&file, (HEADER + 2 * SLOT) as i64)?;
         Self::adopt(file)
     }

@@ -124,6 +124,14 @@ pub enum Fault {
     AddVariable,
     /// Boot with a listener that every child inherits.
     InheritableListener,
+    /// Keep running after `quit` when a new VMM has taken over.
+    StayAfterQuit,
+    /// Let the vCPUs run in the old VMM, too, when a new one has taken over.
+    RunTwice,
+    /// Report the run state of the update when a new VMM has taken over.
+    KeepRunState,
+    /// Leave the socket of the `cpr` channel behind.
+    KeepChannel,
     /// Include guest RAM in core dumps.
     DumpRam,
     /// Create a world-writable PID file.

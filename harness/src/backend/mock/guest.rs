@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use guest_images::mailbox::{MAILBOX_GPA, MAILBOX_LAYOUT, MAILBOX_MAGIC, Mailbox, damage_kind};
@@ -24,7 +24,7 @@ pub struct Guest {
     bytes: u64,
     /// Never unmapped.
     memory: &'static MmapRaw,
-    running: Arc<Mutex<bool>>,
+    running: Arc<(Mutex<bool>, Condvar)>,
     /// Whether the vCPUs execute between two heartbeats, instead of sleeping.
     pub busy: bool,
     /// The thread IDs of the vCPUs.
@@ -45,7 +45,7 @@ impl Guest {
         };
         memory.advise(if dumped { Advice::DoDump } else { Advice::DontDump })?;
         let memory = Box::leak(Box::new(memory));
-        let running = Arc::new(Mutex::new(false));
+        let running = Arc::new((Mutex::new(false), Condvar::new()));
         let guest = Self { ram, bytes, memory, running, busy: false, threads: Vec::new() };
         guest.touch();
         Ok(guest)
@@ -99,14 +99,16 @@ impl Guest {
                 // `start` waits for it.
                 let _ = sender.send(nix::unistd::gettid().as_raw());
                 loop {
-                    let runs = {
+                    {
+                        let (running, changed) = &*running;
                         let running = running.lock().unwrap_or_else(PoisonError::into_inner);
-                        if *running || always {
-                            beat(mailbox, index);
-                        }
-                        *running
-                    };
-                    match busy && runs {
+                        // A stopped vCPU does not run at all.
+                        let _running = changed
+                            .wait_while(running, |running| !*running && !always)
+                            .unwrap_or_else(PoisonError::into_inner);
+                        beat(mailbox, index);
+                    }
+                    match busy {
                         true => std::thread::yield_now(),
                         false => std::thread::sleep(BEAT),
                     }
@@ -120,7 +122,9 @@ impl Guest {
 
     /// Runs or stops the vCPUs; they have done so when it returns.
     pub fn set_running(&self, run: bool) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = run;
+        let (running, changed) = &*self.running;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = run;
+        changed.notify_all();
     }
 
     /// The RAM's descriptor.
@@ -171,7 +175,8 @@ impl Guest {
 fn beat(mailbox: &Mailbox, index: usize) {
     let cpu = &mailbox.cpus[index];
     let now = clock::tsc();
-    let gap = now.wrapping_sub(cpu.tsc.swap(now, Relaxed));
+    // Another VMM may beat in the same mailbox, a moment later.
+    let gap = now.saturating_sub(cpu.tsc.swap(now, Relaxed));
     let request = mailbox.gap_request.load(Acquire);
     if cpu.gap_ack.load(Relaxed) != request {
         cpu.gap.store(0, Relaxed);

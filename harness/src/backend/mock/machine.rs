@@ -16,6 +16,7 @@ use super::failpoint::Armed;
 use super::guest::Guest;
 use super::handover::UnderWay;
 use super::keeper::Keeper;
+use super::waiting::Waiting;
 use super::{Args, Fault};
 
 /// One QMP connection.
@@ -73,6 +74,8 @@ pub struct Machine {
     /// Whether a signal has requested that it end.
     pub ends: bool,
     pub(super) checkpoint: Checkpoint,
+    /// An update that waits for its other process.
+    pub waiting: Option<Waiting>,
     /// An event held back by [`Fault::ReorderEvents`].
     pub(super) held: Option<Event>,
 }
@@ -80,12 +83,12 @@ pub struct Machine {
 impl Machine {
     /// A register's value, as KVM would return it.
     pub fn register(&self) -> &'static str {
-        let lost = self.args.has(Fault::LoseRegister) && self.args.incoming.is_some();
+        let lost = self.args.has(Fault::LoseRegister) && self.args.takes_over();
         if lost { "0x0" } else { "0x1234" }
     }
 
     fn misreports(&self) -> bool {
-        self.args.has(Fault::LieAfterUpdate) && self.args.incoming.is_some()
+        self.args.has(Fault::LieAfterUpdate) && self.args.takes_over()
             || self.args.has(Fault::LieAfterRevival) && self.revived
     }
 
@@ -130,7 +133,7 @@ impl Machine {
     /// Sends an event to every client.
     pub fn emit(&mut self, name: &str, data: Option<Value>) {
         let mut event = Event::now(name, data);
-        let updated = self.args.incoming.is_some();
+        let updated = self.args.takes_over();
         if self.args.has(Fault::BackwardsClock) && updated {
             event.timestamp.seconds -= 10;
         }

@@ -1,5 +1,5 @@
-//! A mock VMM: it speaks QMP, has RAM with a fake guest, updates itself with a real `exec`, and
-//! misbehaves on request. It proves that every check can fail.
+//! A mock VMM: it speaks QMP, has RAM with a fake guest, updates itself with a real `exec` or to a
+//! process that waits, and misbehaves on request. It proves that every check can fail.
 
 mod checkpoint;
 mod continued;
@@ -14,6 +14,8 @@ mod process_faults;
 mod ram;
 mod server;
 mod start;
+mod transfer;
+mod waiting;
 
 use std::ffi::OsString;
 use std::io;
@@ -22,8 +24,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::{Backend, Dialect, Feature, Launch, cpr_vmm};
+use super::{Backend, Channels, Dialect, Feature, Launch, cpr_vmm};
 use crate::carry;
+use crate::scenario::size::Size;
 use crate::scenario::{CommandKind, Inject, Keeper as Policy};
 pub use fault::Fault;
 
@@ -66,6 +69,10 @@ impl Backend for Mock {
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
         [self.arguments(launch), cpr_vmm::incoming(state)].concat()
+    }
+
+    fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String> {
+        [self.arguments(launch), cpr_vmm::transfer(channels)].concat()
     }
 
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
@@ -130,7 +137,7 @@ struct Args {
     #[arg(long)]
     paused: bool,
     #[arg(long)]
-    incoming: Option<String>,
+    incoming: Vec<String>,
     #[arg(long, value_parser = policy, default_value = "update")]
     keeper: Policy,
     #[arg(long)]
@@ -147,6 +154,16 @@ fn policy(word: &str) -> Result<Policy, String> {
 impl Args {
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
+    }
+
+    /// Whether it takes over a VM.
+    fn takes_over(&self) -> bool {
+        !self.incoming.is_empty()
+    }
+
+    fn memory_bytes(&self) -> io::Result<u64> {
+        let size = self.memory.split(',').next().unwrap_or_default();
+        size.parse().map(|size: Size| size.0).map_err(io::Error::other)
     }
 
     fn socket(&self) -> &str {

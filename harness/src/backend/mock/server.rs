@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::Fault;
 use super::machine::{Answer, Client, Machine, greeting, version};
+use super::waiting::Waiting;
 
 /// The query commands that `query-commands` lists.
 const QUERIES: [&str; 7] = [
@@ -32,6 +33,10 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
     let ends = SignalFd::with_flags(&endings(), SfdFlags::SFD_CLOEXEC)?;
     loop {
         if execute_pending(&mut machine)? {
+            if machine.run_state == RunState::Postmigrate && machine.args.has(Fault::StayAfterQuit)
+            {
+                stay();
+            }
             // The keeper must not see this process end.
             drop(machine.keeper.take());
             if !machine.args.has(Fault::KeepSocket) {
@@ -52,12 +57,16 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
             .into_iter()
             .chain(machine.clients.iter().map(|c| c.stream.as_fd()))
             .chain(machine.serial_clients.iter().map(AsFd::as_fd))
-            .chain(machine.serial.iter().map(AsFd::as_fd));
+            .chain(machine.serial.iter().map(AsFd::as_fd))
+            .chain(machine.waiting.iter().map(Waiting::source));
         let mut waits: Vec<PollFd<'_>> =
             sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         poll(&mut waits, PollTimeout::NONE)?;
         let ready: Vec<bool> = waits.iter().map(|w| w.any().unwrap_or(false)).collect();
-        let serial = ready[2 + machine.clients.len()..].to_vec();
+        let serials = machine.serial_clients.len() + usize::from(machine.serial.is_some());
+        let from = 2 + machine.clients.len();
+        let serial = ready[from..from + serials].to_vec();
+        let acted = ready.get(from + serials) == Some(&true);
         talk(&mut machine, &serial)?;
         // From the back, so that removing a client does not move those still to be read.
         for index in (0..machine.clients.len()).rev().filter(|i| ready[i + 2]) {
@@ -66,6 +75,9 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
                 Ok(0) | Err(_) => drop(machine.clients.remove(index)),
                 Ok(n) => machine.clients[index].input.extend_from_slice(&part[..n]),
             }
+        }
+        if acted {
+            machine.continue_transfer()?;
         }
         if ready[1] {
             machine.emit("SHUTDOWN", Some(json!({ "guest": false, "reason": "host-signal" })));
@@ -77,6 +89,13 @@ pub fn serve(mut machine: Machine) -> io::Result<ExitCode> {
             client.send(&greeting().to_string())?;
             machine.clients.push(client);
         }
+    }
+}
+
+/// Never ends.
+fn stay() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 
@@ -149,7 +168,10 @@ fn execute_pending(machine: &mut Machine) -> io::Result<bool> {
                 return Ok(true);
             }
             if name == "migrate" && accepted {
-                machine.update();
+                match machine.waiting {
+                    Some(_) => machine.send_ram(),
+                    None => machine.update(),
+                }
             }
         }
     }
@@ -165,7 +187,7 @@ fn execute(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
     match name {
         "qmp_capabilities" | "quit" => {}
         "query-version" => {
-            let other = machine.args.has(Fault::OtherAnswer) && machine.args.incoming.is_some();
+            let other = machine.args.has(Fault::OtherAnswer) && machine.args.takes_over();
             return Ok(version(if other { "another" } else { "mock" }));
         }
         "query-commands" => {
@@ -196,6 +218,10 @@ fn execute(machine: &mut Machine, name: &str, arguments: &Value) -> Answer {
                 machine.command_was_set = true;
             }
         }
+        "migrate" if machine.mode == MigMode::CprTransfer => {
+            machine.begin_transfer(&arguments["channels"])?;
+        }
+        "migrate_cancel" => machine.cancel_transfer(),
         "migrate" if arguments.get("channels").is_some() => {
             return Err(QmpError::generic("Channel list has no main entry"));
         }

@@ -23,8 +23,9 @@ use super::handover::{self, Handover, Peer};
 use super::keeper::Keeper;
 use super::machine::{Client, Machine, greeting};
 use super::ram::{self, ram_file};
+use super::transfer;
+use super::waiting::Waiting;
 use super::{Args, Fault, process_faults};
-use crate::scenario::size::Size;
 
 /// Longer than one check takes, but shorter than the harness waits.
 const LINGERS: Duration = Duration::from_millis(300);
@@ -35,17 +36,48 @@ const GROWTH: usize = 64 << 10;
 impl Machine {
     /// Boots, or takes over from the previous program.
     pub fn start(args: Args) -> io::Result<Self> {
-        match handover::adopt(args.has(Fault::KeepVariable))? {
-            Some((handover, state)) => Self::resume(args, handover, state),
+        if let Some((handover, state)) = handover::adopt(args.has(Fault::KeepVariable))? {
+            return Self::resume(args, handover, state);
+        }
+        match transfer::receive_ram(&args)? {
             None => Self::boot(args),
+            Some((ram, old, main)) => {
+                let machine = Self::wait(args, ram, main)?;
+                transfer::built(old)?;
+                Ok(machine)
+            }
         }
     }
 
+    /// Builds a VM that another process continues to run until it sends its state on `main`.
+    fn wait(args: Args, ram: OwnedFd, main: UnixListener) -> io::Result<Self> {
+        let mut machine = Self::build(args, ram)?;
+        machine.run_state = RunState::Inmigrate;
+        machine.waiting = Some(Waiting::New(main));
+        Ok(machine)
+    }
+
     fn boot(args: Args) -> io::Result<Self> {
+        let ram = ram_file(args.memory_bytes()?)?;
+        let mut machine = Self::build(args, ram)?;
+        machine.guest.busy = machine.args.has(Fault::PauseToRefuse);
+        machine.guest.start(machine.args.cpus, false)?;
+        if machine.args.has(Fault::LackAtBoot) {
+            machine.guest.lack("a second sun");
+        }
+        if !machine.args.paused {
+            machine.guest.boot(machine.args.cpus);
+            machine.guest.set_running(true);
+            machine.run_state = RunState::Running;
+        }
+        machine.keep_always()?;
+        Ok(machine)
+    }
+
+    /// Creates everything but the vCPUs.
+    fn build(args: Args, ram: OwnedFd) -> io::Result<Self> {
         let log = File::options().append(true).create(true).open(&args.log_file)?;
-        let size = args.memory.split(',').next().unwrap_or_default();
-        let size: Size = size.parse().map_err(io::Error::other)?;
-        let guest = Guest::new(ram_file(size.0)?, args.shared_ram(), args.has(Fault::DumpRam))?;
+        let guest = Guest::new(ram, args.shared_ram(), args.has(Fault::DumpRam))?;
         before_listening(&args)?;
         let listener = UnixListener::bind(args.socket())?;
         fs::set_permissions(args.socket(), fs::Permissions::from_mode(0o600))?;
@@ -57,7 +89,7 @@ impl Machine {
             handover::set_close_on_exec(listener.as_raw_fd(), false);
         }
         let kvm = args.has(Fault::SecondVm).then(create_vm).flatten();
-        let mut machine = Self {
+        Ok(Self {
             guest,
             _epoll: waiting_for(&listener)?,
             listener,
@@ -83,21 +115,10 @@ impl Machine {
             ends: false,
             revived: false,
             checkpoint: Checkpoint::new()?,
+            waiting: None,
             held: None,
             args,
-        };
-        machine.guest.busy = machine.args.has(Fault::PauseToRefuse);
-        machine.guest.start(machine.args.cpus, false)?;
-        if machine.args.has(Fault::LackAtBoot) {
-            machine.guest.lack("a second sun");
-        }
-        if !machine.args.paused {
-            machine.guest.boot(machine.args.cpus);
-            machine.guest.set_running(true);
-            machine.run_state = RunState::Running;
-        }
-        machine.keep_always()?;
-        Ok(machine)
+        })
     }
 
     fn resume(args: Args, handover: Handover, state: OwnedFd) -> io::Result<Self> {
@@ -150,6 +171,7 @@ impl Machine {
             ends: false,
             revived: false,
             checkpoint: Checkpoint::adopt(owned(handover.checkpoint))?,
+            waiting: None,
             held: None,
             args,
         };
@@ -271,7 +293,10 @@ fn before_listening(args: &Args) -> io::Result<()> {
 }
 
 pub(super) fn write_pid_file(args: &Args) -> io::Result<()> {
-    fs::write(&args.pid_file, format!("{}\n", std::process::id()))
+    let another = args.has(Fault::KeepOldPid) && args.takes_over();
+    let pid = if another { rustix::process::getppid() } else { None };
+    let pid = pid.map_or(std::process::id(), |pid| pid.as_raw_nonzero().get() as u32);
+    fs::write(&args.pid_file, format!("{pid}\n"))
 }
 
 /// Creates a VM; none if KVM is missing.

@@ -11,7 +11,9 @@ use guest_images::GuestImage;
 pub use find::{find, find_anywhere};
 pub use probe::ProbeError;
 
-use crate::backend::{AcrossExec, Backend, Dialect, Feature, Handover, Image, Launch, value_of};
+use crate::backend::{
+    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Image, Launch, value_of,
+};
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Pages, SerialKind};
 
@@ -66,6 +68,13 @@ impl Qemu {
         self.last_of_new.extend_from_slice(arguments);
         self
     }
+
+    /// The arguments of a QEMU that loads a VM from these `incoming` channels.
+    fn new_arguments(&self, launch: Launch<'_>, incoming: &[String]) -> Vec<String> {
+        let arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
+        let incoming = incoming.iter().flat_map(|uri| ["-incoming".to_owned(), uri.clone()]);
+        [arguments, incoming.collect(), self.last.clone(), self.last_of_new.clone()].concat()
+    }
 }
 
 impl Backend for Qemu {
@@ -101,9 +110,11 @@ impl Backend for Qemu {
     }
 
     fn update_arguments(&self, launch: Launch<'_>, state: &str) -> Vec<String> {
-        let arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
-        let incoming = vec!["-incoming".into(), format!("file:{state}")];
-        [arguments, incoming, self.last.clone(), self.last_of_new.clone()].concat()
+        self.new_arguments(launch, &[format!("file:{state}")])
+    }
+
+    fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String> {
+        self.new_arguments(launch, &channels.incoming())
     }
 
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
@@ -145,7 +156,7 @@ impl Backend for Qemu {
             vcpu_threads: None,
             ram_undumped: false,
             across_exec: AcrossExec::Recreated,
-            handover: Handover {
+            exec_state: ExecState {
                 variable: "QEMU_CPR_EXEC_STATE",
                 variables: "QEMU_CPR_",
                 variable_stays: true,
@@ -167,6 +178,7 @@ impl Backend for Qemu {
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
+            Feature::Transfer => return None,
             Feature::Keeper => "qemu has no keeper",
             Feature::Deferred => {
                 "qemu drops its clients during an update, so none can tell it what to load"
@@ -281,6 +293,7 @@ mod tests {
             serial_socket: file("serial.sock"),
             log: file("log"),
             pid_file: file("pid"),
+            suffix: String::new(),
         };
         use_it(Launch { vm, seed: 7, name: "a/b[c=1,d=2]", files: &files })
     }

@@ -1,5 +1,6 @@
 //! Ends a case that exceeds its deadline, and collects evidence before it kills the VMM.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -17,8 +18,10 @@ pub struct Watchdog {
     called_off: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
     expired: Arc<Mutex<bool>>,
-    /// The process whose evidence is collected; its group stays the same.
+    /// The process whose evidence is collected.
     pid: Arc<AtomicI32>,
+    /// The process groups to kill.
+    groups: Arc<Mutex<BTreeSet<i32>>>,
 }
 
 impl Watchdog {
@@ -32,7 +35,8 @@ impl Watchdog {
     ) -> Result<Self, EnvironmentError> {
         let (called_off, calls) = channel();
         let expired = Arc::new(Mutex::new(false));
-        let group = pid;
+        let groups = Arc::new(Mutex::new(BTreeSet::from([pid])));
+        let to_kill = groups.clone();
         let pid = Arc::new(AtomicI32::new(pid));
         let (bark, watched) = (expired.clone(), pid.clone());
         let watch = move || {
@@ -48,13 +52,14 @@ impl Watchdog {
             timeline.say("harness", format!("watchdog: {limit:?} expired; inspecting {pid}"));
             collect(pid, &folder.join("watchdog"));
             timeline.say("harness", format!("watchdog: killing {pid}"));
-            kill_group(group);
+            let groups = to_kill.lock().unwrap_or_else(PoisonError::into_inner);
+            groups.iter().for_each(|group| kill_group(*group));
         };
         let thread = std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(watch)
             .map_err(EnvironmentError::Thread)?;
-        Ok(Self { called_off: Some(called_off), thread: Some(thread), expired, pid })
+        Ok(Self { called_off: Some(called_off), thread: Some(thread), expired, pid, groups })
     }
 
     /// Restarts the time limit.
@@ -65,7 +70,17 @@ impl Watchdog {
         }
     }
 
-    /// Switches to process `pid` of the same group, in which the VM continues.
+    /// Kills process group `group` too.
+    pub fn also_end(&self, group: i32) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
+    }
+
+    /// Leaves process group `group` alone.
+    pub fn no_longer_end(&self, group: i32) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
+    /// Switches to process `pid`, in which the VM continues.
     pub fn follow(&self, pid: i32) {
         self.pid.store(pid, Ordering::SeqCst);
     }

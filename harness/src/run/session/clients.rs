@@ -22,15 +22,20 @@ pub fn connect(
     options: &Options,
     suffix: &str,
 ) -> Result<Qmp, StepError> {
+    let connect_failure = connect_failure(vm, evidence.console());
+    let tap = tap(evidence, suffix);
+    Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, connect_failure)?)
+}
+
+/// Returns what records a connection in the timeline, with `suffix` in its name.
+pub(super) fn tap(evidence: &Evidence, suffix: &str) -> Tap {
     let timeline = evidence.timeline.clone();
     let sent = format!("qmp{suffix}-sent");
     let received = format!("qmp{suffix}-received");
-    let tap: Tap = Arc::new(move |direction, text| match direction {
+    Arc::new(move |direction, text| match direction {
         Direction::Sent => timeline.say(&sent, text),
         Direction::Received => timeline.say(&received, text),
-    });
-    let connect_failure = connect_failure(vm, evidence.console());
-    Ok(Qmp::connect(Path::new(qmp), options.patience.greeting, tap, connect_failure)?)
+    })
 }
 
 /// Returns a probe that says why no connection can succeed, once the VMM has exited.

@@ -23,7 +23,7 @@ pub(super) fn of(action: &Action, handover: &Handover, events: &[Event]) -> Opti
         check::Ending::Refused(_) => Ending::Refused,
         check::Ending::Failed(error) if error.contains(ROLLED_BACK) => Ending::FellBack,
         check::Ending::Failed(_) if events.iter().any(paused) => Ending::Failed,
-        check::Ending::Failed(_) => Ending::FailedEarly,
+        check::Ending::Failed(_) | check::Ending::Cancelled => Ending::FailedEarly,
     })
 }
 
@@ -33,7 +33,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::scenario::Expect;
+    use crate::scenario::{Expect, Mode};
 
     #[rstest]
     #[case::refused(check::Ending::Refused("no".into()), &["setup"], Ending::Refused)]
@@ -43,7 +43,8 @@ mod tests {
     #[case::done(check::Ending::Completed, &["active", "completed"], Ending::Completed)]
     fn endings(#[case] ending: check::Ending, #[case] statuses: &[&str], #[case] expected: Ending) {
         let culprit = String::new();
-        let action = Action::Update { expect: Expect::Survives, ending, culprit, errno: None };
+        let (mode, expect) = (Mode::CprExec, Expect::Survives);
+        let action = Action::Update { mode, expect, ending, culprit, errno: None };
         let event = |status: &&str| Event::now("MIGRATION", Some(json!({ "status": status })));
         let events: Vec<Event> = statuses.iter().map(event).collect();
         assert_eq!(of(&action, &Handover::SameProcess, &events), Some(expected));

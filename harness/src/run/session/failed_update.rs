@@ -53,7 +53,7 @@ impl Session<'_> {
             return;
         }
         let (ended, error) = match ending {
-            Ending::Completed => return,
+            Ending::Completed | Ending::Cancelled => return,
             Ending::Refused(error) => ("refused", error),
             Ending::Failed(error) => ("failed", error),
         };

@@ -205,6 +205,8 @@ impl<'a> Session<'a> {
             refusals: Vec::new(),
             kills: Vec::new(),
             revivals: Vec::new(),
+            left_by_new: Vec::new(),
+            former_violations: Vec::new(),
             handover: Handover::default(),
             notify,
             outside,

@@ -95,6 +95,7 @@ impl Session<'_> {
         let measuring = self.measuring.take();
         let measured = || measuring.as_ref().and_then(|measuring| measuring.end(&after.page));
         let refusal = self.refused.take();
+        let left_by_new = std::mem::take(&mut self.left_by_new);
         let settled = RefCell::default();
         let findings = check::all(&Scene {
             vm: &self.case.vm,
@@ -126,6 +127,7 @@ impl Session<'_> {
             fds_of_build: then.map(|(fds, _)| fds),
             facts_of_build: then.map(|(_, facts)| facts),
             files: &self.files,
+            left_by_new: &left_by_new,
             settled: &settled,
             other_build: build != self.last_build,
             before: before.as_ref(),
@@ -215,8 +217,9 @@ impl Session<'_> {
     }
 
     /// Returns the protocol violations on the VMM's QMP connections.
-    fn conversation(&self) -> Vec<String> {
-        [self.qmp.violations(), self.second_client.violations()].concat()
+    pub(super) fn conversation(&self) -> Vec<String> {
+        let former = self.former_violations.clone();
+        [former, self.qmp.violations(), self.second_client.violations()].concat()
     }
 
     /// Checks for protocol violations once the VMM has ended.
@@ -267,7 +270,7 @@ impl Session<'_> {
     }
 
     /// Takes the events that were not checked yet.
-    fn take_events(&mut self) -> Vec<Event> {
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
         let arrived = self.qmp.events_from(self.events_checked);
         self.events_checked += arrived.len();
         let events: Vec<Event> = arrived.into_iter().map(|a| a.event).collect();

@@ -119,7 +119,7 @@ impl Session<'_> {
             blackout: blackout.filter(|_| !host::is_emulated()),
             beat: revival.beat,
         });
-        self.handover = Handover::NewProcess(Box::new(revival));
+        self.handover = Handover::Revived(Box::new(revival));
         Ok(true)
     }
 

@@ -21,7 +21,9 @@ use crate::run::session::{Session, executable};
 use crate::run::update::channel::{self, Prepared as PreparedChannel};
 use crate::run::update::command::{CommandBuilder, Prepared as PreparedCommand, Targets};
 use crate::run::update::fault;
-use crate::scenario::{Channel, CommandKind, Expect, HANGING_MS, Inject, Migrate, RaceCommand};
+use crate::scenario::{
+    Channel, CommandKind, Expect, HANGING_MS, Inject, Migrate, Mode, RaceCommand,
+};
 
 /// The default deadline of an update, in milliseconds; shorter than the harness waits.
 const DEADLINE_MS: u64 = 15_000;
@@ -41,6 +43,9 @@ fn deadline_ms(migrate: &Migrate, slowest: Duration) -> u64 {
 impl Session<'_> {
     /// Updates once.
     pub(super) fn update(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
+        if migrate.mode == Mode::CprTransfer {
+            return self.transfer(migrate);
+        }
         let injected = self.injection.take();
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
         let calm = self.calm(migrate);
@@ -88,6 +93,7 @@ impl Session<'_> {
         let of_channel =
             migrate.channel != Channel::File || errno.is_some_and(|errno| errno.is_of_writing());
         Ok(Action::Update {
+            mode: Mode::CprExec,
             expect: migrate.expect.clone(),
             ending,
             culprit: if of_channel { channel.state } else { command.culprit },
@@ -257,8 +263,8 @@ impl Session<'_> {
         }
         let workshop = CommandBuilder { folder: &self.work, backend };
         let earlier = self.earlier_state.as_deref();
-        let handover = backend.dialect().handover;
-        let targets = Targets { state: &channel.state, earlier, log: &self.files.log, handover };
+        let exec_state = backend.dialect().exec_state;
+        let targets = Targets { state: &channel.state, earlier, log: &self.files.log, exec_state };
         let command = workshop.prepare(migrate.command, arguments, targets)?;
         self.note_files();
         Ok((command, channel))

@@ -2,7 +2,7 @@
 
 use cpr_vmm::failpoints::{Action, Point};
 
-use super::no_time;
+use super::{mode, no_time};
 use crate::scenario::fault::Inject;
 use crate::scenario::interrupt::{Interrupt, Interruption, REHEARSING};
 use crate::scenario::kill::{EndBy, Keeper, KillOutcome, KillVmm};
@@ -71,7 +71,7 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
         Step::Binary(_) if !vm.own_binary => {
             one(VALUE.into(), Mistake::new("binary requires vm.own-binary = true"))
         }
-        Step::Migrate(update) => migrate(update),
+        Step::Migrate(update) => [migrate(update), mode::check(vm, update)].concat(),
         _ => Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! Checks that a well-formed scenario makes sense, and says where it does not.
 
 mod alone;
+mod mode;
 mod order;
 
 use super::case::Case;

@@ -5,6 +5,7 @@ use crate::scenario::case::Case;
 use crate::scenario::command_kind::CommandKind;
 use crate::scenario::limit::Limit;
 use crate::scenario::mistake::Mistake;
+use crate::scenario::mode::Mode;
 use crate::scenario::step::{SerialAction, Step, Wait};
 use crate::scenario::tree::Part;
 use crate::scenario::update::{Channel, Expect};
@@ -58,8 +59,20 @@ impl Before {
                 return no("no client is connected that could receive lines")
                     .map(|mistake| mistake.label("put `{ serial = \"connect\" }` before it"));
             }
-            Step::Inject(_) if !matches!(next, Some(Step::Migrate(_))) => {
-                return no("inject must be followed by migrate");
+            Step::Inject(_) => match next {
+                Some(Step::Migrate(update)) if update.mode == Mode::CprExec => {}
+                Some(Step::Migrate(_)) => {
+                    return no("the fail points are those of an update with mode cpr-exec");
+                }
+                _ => return no("inject must be followed by migrate"),
+            },
+            Step::Migrate(update) if update.mode == Mode::CprTransfer && self.limited => {
+                return no("the new VMM of a cpr-transfer has none of the limits that are set")
+                    .map(|mistake| mistake.label("put `{ limit = \"restore\" }` before it"));
+            }
+            Step::Migrate(update) if update.mode == Mode::CprTransfer && self.connected => {
+                return no("a client of the serial port stays with the old VMM")
+                    .map(|mistake| mistake.label("put `{ serial = \"leave\" }` before it"));
             }
             Step::Migrate(update) => {
                 if update.command == CommandKind::ReplacesState && !self.saved {
@@ -67,7 +80,8 @@ impl Before {
                         "there is no earlier state; put a successful update to a file before it",
                     );
                 }
-                self.saved |= update.expect == Expect::Completed && update.channel == Channel::File;
+                let saves = update.mode == Mode::CprExec && update.channel == Channel::File;
+                self.saved |= saves && update.expect == Expect::Completed;
             }
             _ => {}
         }

@@ -142,3 +142,16 @@ summary = "soaked"
 time-limit-ms = 120000
 steps = ["boot", { soak = { times = 150 } }]
 "#;
+
+/// Two updates of a running guest, each to a new VMM's process.
+pub const TRANSFERRED: &str = r#"
+summary = "transferred"
+vm = { cpus = 2 }
+steps = ["boot", { migrate = { mode = "cpr-transfer", times = 2 } }, "quit"]
+"#;
+
+/// An update of a stopped guest to a new VMM's process.
+pub const TRANSFERRED_STOPPED: &str = r#"
+summary = "transferred"
+steps = ["boot", "stop", { migrate = { mode = "cpr-transfer" } }, "cont", "quit"]
+"#;

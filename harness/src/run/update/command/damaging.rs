@@ -1,6 +1,6 @@
 //! Scripts that pass the rehearsal, then damage something in the real run before they exec the VMM.
 
-use crate::backend::Handover;
+use crate::backend::ExecState;
 use crate::scenario::CommandKind;
 
 /// What a script can damage.
@@ -12,8 +12,8 @@ pub struct Targets<'a> {
     pub earlier: Option<&'a str>,
     /// A regular file that the VMM has open and hands over.
     pub log: &'a str,
-    /// What the update hands over.
-    pub handover: Handover,
+    /// What the update passes on.
+    pub exec_state: ExecState,
 }
 
 /// A descriptor number that no process has open.
@@ -34,7 +34,7 @@ pub fn script(kind: CommandKind, binary: &str, targets: Targets<'_>) -> String {
 fn lines(kind: CommandKind, binary: &str, targets: Targets<'_>) -> Option<String> {
     let (state, log) = (quoted(targets.state), quoted(targets.log));
     let earlier = quoted(targets.earlier.unwrap_or_default());
-    let Handover { variable: name, ram, .. } = targets.handover;
+    let ExecState { variable: name, ram, .. } = targets.exec_state;
     let variable = |value: &str| format!("{name}={value}");
     // `$fd` iterates over the descriptors that the VMM left open.
     let descriptor = |condition: &str| {
@@ -89,7 +89,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("it's the state");
         std::fs::write(&state, [0xff; 100]).unwrap();
-        let handover = crate::backend::Handover {
+        let exec_state = crate::backend::ExecState {
             variable: "STATE",
             variables: "STATE",
             variable_stays: false,
@@ -97,7 +97,7 @@ mod tests {
             ram: "",
         };
         let state_path = state.to_str().unwrap();
-        let targets = Targets { state: state_path, earlier: None, log: "", handover };
+        let targets = Targets { state: state_path, earlier: None, log: "", exec_state };
         let path = folder.path().join("script");
         crate::process::program::write(&path, script(kind, "/bin/true", targets).as_bytes())
             .unwrap();

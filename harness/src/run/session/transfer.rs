@@ -1,0 +1,285 @@
+//! Updates to a new VMM in another process (`cpr-transfer`).
+
+use std::time::Duration;
+
+use cpr_qmp::message::Event;
+use cpr_qmp::run_state::{RunState, StatusInfo};
+use serde_json::{Value, json};
+
+use crate::backend::Channels;
+use crate::check::gone::{self, Cause, Gone};
+use crate::check::run_state::name;
+use crate::check::{self, Action, Ending, Finding, Handover, Transfer, pid};
+use crate::observe::cpu_time;
+use crate::observe::image::Image;
+use crate::observe::observation::ObserveError;
+use crate::observe::poll::{self, Deadline};
+use crate::observe::qmp::{Command, Qmp, QmpFault, label};
+use crate::run::failure::StepError;
+use crate::run::session::Session;
+use crate::run::session::clients::{EventListener, tap};
+use crate::run::session::successor::Successor;
+use crate::scenario::{Migrate, Mode, NewVmm};
+
+/// The statuses with which an update ends in the old VMM.
+const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+
+impl Session<'_> {
+    /// Starts a new VMM, and updates to it once.
+    pub(super) fn transfer(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
+        self.tried += 1;
+        // Before the new VMM creates files, which are its own.
+        self.note_files();
+        let channels = Channels::new(&self.work, self.tried);
+        let mut successor = match migrate.new_vmm {
+            NewVmm::None => None,
+            kind => Some(self.start_successor(kind, &channels)?),
+        };
+        if let Some(new) = &mut successor {
+            match migrate.new_vmm {
+                NewVmm::KilledListening => new.kill(),
+                kind if kind.is_stopped() => new.hold(self.options.patience.settle)?,
+                _ => {}
+            }
+        }
+        let calm = self.calm(migrate);
+        self.measure();
+        let (from, asked) = (self.qmp.event_count(), self.asking(migrate));
+        let ending = match self.ask_to_transfer(&channels) {
+            Ok(()) => self.await_transfer(migrate.new_vmm, &mut successor, from)?,
+            Err(QmpFault::Refused { error, .. }) => {
+                self.measure_refusal(calm, asked);
+                Ending::Refused(error.desc)
+            }
+            Err(other) => return Err(other.into()),
+        };
+        match successor {
+            Some(mut new) if ending == Ending::Completed => {
+                self.await_resumed(&mut new)?;
+                self.move_to(new)?;
+            }
+            Some(new) => self.abandon(new)?,
+            None => {}
+        }
+        self.note_failure(migrate, None, &ending);
+        let unreachable = migrate.new_vmm.is_unreachable();
+        Ok(Action::Update {
+            mode: Mode::CprTransfer,
+            expect: migrate.expect.clone(),
+            ending,
+            culprit: if unreachable { channels.cpr } else { String::new() },
+            errno: None,
+        })
+    }
+
+    fn ask_to_transfer(&mut self, channels: &Channels) -> Result<(), QmpFault> {
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
+        let mode = json!({ "mode": Mode::CprTransfer.name() });
+        self.qmp.execute(Command::new("migrate-set-parameters", mode))?;
+        self.note_parameters()?;
+        self.qmp.execute(Command::new("migrate", channels.migrate())).map(drop)
+    }
+
+    /// Waits for the end of an update in the old VMM, and connects to the new one meanwhile.
+    fn await_transfer(
+        &mut self,
+        kind: NewVmm,
+        successor: &mut Option<Successor>,
+        from: usize,
+    ) -> Result<Ending, StepError> {
+        let mut unconnected = String::new();
+        match (kind, successor.as_mut()) {
+            (NewVmm::KilledConnected, Some(new)) => new.kill(),
+            (NewVmm::Held, _) => {
+                self.qmp.execute(Command::plain("migrate_cancel"))?;
+            }
+            (_, Some(new)) => match self.connect_to(new, from) {
+                Ok(()) => self.check_waiting(new)?,
+                Err(why) => unconnected = why.to_string(),
+            },
+            (_, None) => {}
+        }
+        let limit = self.options.patience.update;
+        let what = "MIGRATION(completed), MIGRATION(failed) or MIGRATION(cancelled)";
+        let over = self.qmp.await_event(from, what, limit, |event| ended(event).is_some());
+        let over = match over {
+            Ok(over) => over,
+            Err(late) => {
+                self.check_process()?;
+                return Err(late.into());
+            }
+        };
+        match ended(&over.event).as_deref() {
+            Some("failed") => Ok(Ending::Failed(self.migration_error()?)),
+            Some("cancelled") => Ok(Ending::Cancelled),
+            _ if unconnected.is_empty() && successor.is_some() => Ok(Ending::Completed),
+            _ => Err(self.not_taken_over(successor.as_mut(), unconnected)),
+        }
+    }
+
+    /// Returns the error for a new VMM that has not taken over although the old one says so; `why`
+    /// is known, unless it has ended.
+    fn not_taken_over(&self, new: Option<&mut Successor>, why: String) -> StepError {
+        let ended = new.and_then(|new| {
+            new.vm.await_end(self.options.patience.settle);
+            new.ended()
+        });
+        let why = ended.unwrap_or(why);
+        outcome(format!("the old VMM reports `completed`, and no new one has taken over: {why}"))
+    }
+
+    /// Connects both clients to the new VMM, which answers only once it has read the state of the
+    /// `cpr` channel. Gives up when it ends, or when the old VMM reports a failure.
+    fn connect_to(&self, new: &mut Successor, from: usize) -> Result<(), QmpFault> {
+        let limit = self.options.patience.greeting;
+        let sockets = [new.files.qmp.clone(), self.next_build().second_qmp(&new.files)];
+        let (qmp, new_vmm) = (&self.qmp, std::cell::RefCell::new(&mut *new));
+        let give_up = || {
+            let arrived = qmp.events_from(from);
+            let failed = arrived.iter().filter_map(|arrived| ended(&arrived.event));
+            let failed = failed.into_iter().find(|status| status != "completed");
+            let failed = failed.map(|status| format!("the old VMM reports `{status}`"));
+            failed.or_else(|| new_vmm.borrow_mut().ended())
+        };
+        let connect = |path: &String, suffix: &str| {
+            let tap = tap(&self.evidence, &format!("-{}{suffix}", self.tried));
+            Qmp::connect(path.as_ref(), limit, tap, give_up)
+        };
+        let clients = [connect(&sockets[0], "")?, connect(&sockets[1], "-2")?];
+        new.clients = Some(clients);
+        Ok(())
+    }
+
+    /// Checks that a new VMM that has not taken over yet does not run the guest.
+    fn check_waiting(&mut self, new: &mut Successor) -> Result<(), StepError> {
+        let Some([qmp, _]) = &mut new.clients else { return Ok(()) };
+        // Where the answer is missing it has ended, which the old VMM's report will tell.
+        let Ok(status) = qmp.query::<StatusInfo>("query-status") else { return Ok(()) };
+        // Asked later: if this one runs, the new one began too early.
+        let old: StatusInfo = self.qmp.query("query-status")?;
+        let text = format!(
+            "the new VMM is in {}, the old one in {}",
+            name(&status.status),
+            name(&old.status)
+        );
+        self.evidence.timeline.say("harness", &text);
+        if status.running && old.running {
+            let why = format!("two VMMs run the guest: {text}");
+            return Err(StepError::Checks(vec![Finding::new(check::run_state::CHECK.name, why)]));
+        }
+        Ok(())
+    }
+
+    /// Waits until the new VMM has taken over the VM.
+    fn await_resumed(&mut self, new: &mut Successor) -> Result<(), StepError> {
+        let limit = self.options.patience.update;
+        let deadline = Deadline::after(limit);
+        let mut seen = String::new();
+        let over = poll::until(deadline, || {
+            let Some([qmp, _]) = &mut new.clients else { return Some(Err(String::new())) };
+            let status: Result<StatusInfo, QmpFault> = qmp.query("query-status");
+            let migrate = status.and_then(|status| Ok((status, qmp.query("query-migrate")?)));
+            let (status, migrate): (StatusInfo, Value) = match migrate {
+                Ok(both) => both,
+                Err(fault) => return Some(Err(fault.to_string())),
+            };
+            seen = format!("run state {}, query-migrate {migrate}", name(&status.status));
+            let done = status.status != RunState::Inmigrate && migrate["status"] == "completed";
+            done.then_some(Ok(()))
+        });
+        let why = match over {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(fault)) => fault,
+            None => format!("{limit:?} after that, the new VMM shows {seen}"),
+        };
+        Err(self.not_taken_over(Some(new), why))
+    }
+
+    /// Ends the old VMM, and makes the new one the VMM of this session.
+    fn move_to(&mut self, new: Successor) -> Result<(), StepError> {
+        let mut transfer = self.describe_former()?;
+        let (former, group) = (self.vm.pid(), self.vm.group());
+        self.quit_former(new.vm.pid())?;
+        transfer.sockets_left = new.channels_left();
+        let Successor { vm, files, clients, .. } = new;
+        let Some([qmp, second]) = clients else { return Err(outcome("no connection".into())) };
+        let text = format!("the VM continues in process {} instead of {former}", vm.pid());
+        self.evidence.timeline.say("harness", text);
+        self.former_violations = self.conversation();
+        self.watchdog_follows(vm.pid());
+        self.watchdog_no_longer_ends(group);
+        (self.vm, self.qmp, self.second_client) = (vm, qmp, EventListener::new(second));
+        self.events_checked = 0;
+        self.evidence.follow(&files);
+        self.startup = self.evidence.startup(&files, &self.case.vm);
+        self.files = files;
+        self.handover = Handover::NewProcess(Box::new(transfer));
+        self.note_transfer();
+        Ok(())
+    }
+
+    /// Observes the old VMM, which has reported the update as completed.
+    fn describe_former(&mut self) -> Result<Transfer, StepError> {
+        let former = self.vm.started.clone();
+        let cpus = self.seen.iter().flat_map(|seen| &seen.cpus);
+        let threads: Vec<i64> = cpus.map(|cpu| cpu.thread_id).collect();
+        let spent = || cpu_time::spent(former.pid, threads.iter().copied());
+        let before = spent();
+        poll::during(self.options.patience.still, || None::<()>);
+        let vcpus_ran = before.zip(spent()).map(|(before, after)| after.saturating_sub(before));
+        let status: StatusInfo = self.qmp.query("query-status")?;
+        let migrate: Value = self.qmp.query("query-migrate")?;
+        let events = self.take_events();
+        let labels = |events: &[Event]| events.iter().map(label).collect();
+        let theirs = self.second_client.hear(&events, labels, self.options.patience.events);
+        let image = Image::of(former.pid).map_err(ObserveError::from)?;
+        Ok(Transfer {
+            former,
+            image,
+            files: self.files.clone(),
+            run_state: status.status,
+            migration: migrate["status"].as_str().map(str::to_owned),
+            vcpus_ran,
+            events,
+            second_client: theirs,
+            sockets_left: Vec::new(),
+        })
+    }
+
+    /// Tells the old VMM to quit, now that the VM is in process `new`, and checks what it leaves.
+    fn quit_former(&mut self, new: i32) -> Result<(), StepError> {
+        match self.qmp.execute(Command::plain("quit")) {
+            Ok(_) | Err(QmpFault::Closed { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        let limit: Duration = self.options.patience.end;
+        let wrong = |check: &str, why| StepError::Checks(vec![Finding::new(check, why)]);
+        let Some(ended) = self.vm.await_end(limit) else {
+            let former = self.vm.pid();
+            return Err(wrong(
+                pid::NAME,
+                format!(
+                    "process {former} still runs {limit:?} after quit although the VM is in process {new}"
+                ),
+            ));
+        };
+        self.qmp.await_end(limit)?;
+        let events = self.take_events();
+        let sockets = self.files.sockets(&self.case.vm);
+        let pid_file = self.files.pid_file.as_ref();
+        let gone = Gone { ended, cause: Cause::Quit, sockets: &sockets, pid_file, events: &events };
+        gone::check(&gone).map_err(|why| wrong(gone::NAME, format!("the former VMM: {why}")))
+    }
+}
+
+/// The status with which an update ends, if this event tells it.
+fn ended(event: &Event) -> Option<String> {
+    let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
+    let status = data.get("status").and_then(Value::as_str)?;
+    ENDS.contains(&status).then(|| status.to_owned())
+}
+
+fn outcome(why: String) -> StepError {
+    StepError::Checks(vec![Finding::new(check::outcome::CHECK.name, why)])
+}
