@@ -7,6 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::arch::asm;
 use std::cell::UnsafeCell;
+use std::panic::resume_unwind;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -39,6 +40,18 @@ pub fn grow_stack() {
         // far. One page is touched.
         unsafe { asm!("mov byte ptr [rsp - {}], 0", const STACK, options(nostack)) };
     }
+}
+
+/// Runs `work` in this thread or, if its stack may be too short, in one that ends with it.
+pub fn with_enough_stack<T: Send>(work: impl Fn() -> T + Sync) -> T {
+    if getrlimit(Resource::RLIMIT_STACK).is_ok_and(|(soft, _)| soft >= STACK as u64) {
+        return work();
+    }
+    let elsewhere = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, &work);
+        Some(thread.ok()?.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    elsewhere.unwrap_or_else(work)
 }
 
 /// Whether an allocation has come from a pool since the last [`was_touched`].

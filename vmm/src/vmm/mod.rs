@@ -42,7 +42,7 @@ use crate::migration::transfer::outgoing::Outgoing;
 use crate::pid_file::PidFile;
 use crate::qmp::Server;
 use crate::vcpu::{GuestEvent, GuestEventKind};
-use crate::{logging, own_binary};
+use crate::{logging, own_binary, reserve};
 use incoming::AwaitedState;
 use receiving::Receiving;
 use rehearsing::Rehearsing;
@@ -122,7 +122,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let returned = adopted.as_ref().ok().and_then(Option::as_ref).map(|adopted| &adopted.fallback);
     own_binary::note(returned.filter(|way| way.returned.is_some()).map(|way| way.record.binary));
     signals::survive_file_size_limit();
-    let config = match Config::parse(args) {
+    // A rehearsal must get as far as its check of the stack limit.
+    let config = match reserve::with_enough_stack(|| Config::parse(args.clone())) {
         Ok(config) => config,
         Err(error) => {
             let text = error.to_string();
