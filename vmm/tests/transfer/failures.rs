@@ -282,6 +282,11 @@ pub fn end_signals_end_a_waiting_process() {
     assert_eq!(scene.files(), before);
 }
 
+/// How often [`kills_at_any_moment_lose_no_guest`] kills, unless this variable says otherwise.
+const KILLS: (&str, u32) = ("CPR_TRANSFER_KILLS", 16);
+/// The kills are spread over this time from `migrate` on, most of them early.
+const KILLED_WITHIN: Duration = Duration::from_millis(40);
+
 /// Kills the new process at different moments of a transfer. Wherever the guest is then, it runs.
 pub fn kills_at_any_moment_lose_no_guest() {
     let scene = Scene::new();
@@ -291,14 +296,16 @@ pub fn kills_at_any_moment_lose_no_guest() {
     let beats = Beats::of(old.pid());
     let mut vms = vec![old];
     let mut moved = 0;
-    for round in 0..16_u64 {
+    let kills = std::env::var(KILLS.0).map_or(KILLS.1, |kills| kills.parse().expect(KILLS.0));
+    for round in 0..kills {
         let name = format!("n{round}-");
         // A process that was continued has reported that as well.
         qmp.take_events();
         let (new, mut new_qmp) = waiting(&scene, &name, &arguments);
         begin(&scene, &mut qmp, &name, &format!("unix:DIR/{name}main")).expect("it is accepted");
         // The moment of the kill.
-        std::thread::sleep(Duration::from_millis(4 * round));
+        let moment = f64::from(round) / f64::from(kills);
+        std::thread::sleep(KILLED_WITHIN.mul_f64(moment.powi(3)));
         process::send(new.pid(), Signal::SIGKILL);
         if outcome(&mut qmp).0 == MigrationStatus::Completed {
             let continued: Continued = new_qmp.event_data(Continued::NAME);
@@ -309,5 +316,5 @@ pub fn kills_at_any_moment_lose_no_guest() {
         is_running(&mut qmp, &beats, 1);
         vms.push(new);
     }
-    println!("{moved} of 16 guests had moved");
+    println!("{moved} of {kills} guests had moved");
 }

@@ -31,6 +31,7 @@ static VARYING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             FORKED,
         ),
         (r"the rehearsal started process N, but process N replied", FORKED),
+        (r"\bcpr-\d+\.sock", "cpr-N.sock"),
         (r"\.rs:\d+", ".rs:N"),
         (r"\bn{20,}", "nnn…"),
         (r"\s+", " "),
