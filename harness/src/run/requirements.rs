@@ -154,6 +154,7 @@ fn faults(case: &Case) -> Vec<Inject> {
             let at = kill.at.clone();
             at.map(|point| Inject { point, action: "hold=/dev/null".to_owned() })
         }
+        Step::Migrate(migrate) => migrate.new_vmm_fault.clone(),
         _ => None,
     };
     case.steps.iter().filter_map(fault).collect()
@@ -166,12 +167,13 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
         CommandKind::Deferred => Some(Feature::Deferred),
         _ => None,
     };
+    let of_fault = migrate.new_vmm_fault.as_ref().map(|_| Feature::FailPoints);
     let rehearses = (migrate.rehearsal == Some(true)).then_some(Feature::Rehearsal);
     let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
     let revived = matches!(migrate.expect, Expect::Revived | Expect::Survives);
     let keeper = revived.then_some(Feature::Keeper);
     let transfer = (migrate.mode == Mode::CprTransfer).then_some(Feature::Transfer);
-    [of_command, rehearses, deadline, keeper, transfer].into_iter().flatten()
+    [of_command, of_fault, rehearses, deadline, keeper, transfer].into_iter().flatten()
 }
 
 fn is_mounting(step: &Step) -> bool {

@@ -21,7 +21,7 @@ impl Migrate {
             wrong.push("RAM is private".to_owned());
         }
         if self.mode == Mode::CprTransfer {
-            wrong.push(format!("new VMM {}", word(&self.new_vmm)));
+            wrong.push(self.new_vmm());
         }
         if self.command != CommandKind::Good {
             wrong.push(format!("command {}", word(&self.command)));
@@ -40,12 +40,21 @@ impl Migrate {
     /// The update's command, or its channel if only the channel is bad.
     pub fn kind(&self) -> String {
         if self.mode == Mode::CprTransfer {
-            return format!("new VMM {}", word(&self.new_vmm));
+            return self.new_vmm();
         }
         match (self.command, self.channel) {
             (CommandKind::Good, Channel::File) => word(&self.command),
             (CommandKind::Good, channel) => format!("channel {}", word(&channel)),
             (command, _) => word(&command),
+        }
+    }
+}
+
+impl Migrate {
+    fn new_vmm(&self) -> String {
+        match &self.new_vmm_fault {
+            Some(Inject { point, action }) => format!("new VMM with {action} at {point}"),
+            None => format!("new VMM {}", word(&self.new_vmm)),
         }
     }
 }

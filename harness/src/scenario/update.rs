@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::command_kind::{CommandKind, Errno};
+use super::fault::Inject;
 use super::mode::{Mode, NewVmm};
 
 /// An update.
@@ -17,6 +18,9 @@ pub struct Migrate {
     /// The new VMM of a `cpr-transfer`.
     #[serde(default, skip_serializing_if = "NewVmm::is_default")]
     pub new_vmm: NewVmm,
+    /// A fault of the new VMM of a `cpr-transfer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_vmm_fault: Option<Inject>,
     /// The command to execute.
     #[serde(default)]
     pub command: CommandKind,
@@ -42,6 +46,7 @@ impl Default for Migrate {
         Self {
             mode: Mode::default(),
             new_vmm: NewVmm::default(),
+            new_vmm_fault: None,
             command: CommandKind::default(),
             channel: Channel::default(),
             rehearsal: None,

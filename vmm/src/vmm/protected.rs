@@ -1,5 +1,6 @@
 //! Keeps the guest alive if this process crashes or hangs, during updates or always.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -29,6 +30,12 @@ pub(super) enum ProtectError {
     /// There is too little address space.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+}
+
+/// Returns the message of a panic.
+pub(super) fn said(panic: &(dyn Any + Send)) -> &str {
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }
 
 impl Vmm {
@@ -149,9 +156,7 @@ impl Vmm {
         match result {
             Ok(result) => Ok(Some(result)),
             Err(panic) => {
-                let said = panic.downcast_ref::<String>().map(String::as_str);
-                let said = said.or(panic.downcast_ref::<&str>().copied());
-                self.report_panic(said.unwrap_or("no reason given"));
+                self.report_panic(said(&*panic));
                 Ok(None)
             }
         }

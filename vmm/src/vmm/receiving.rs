@@ -1,6 +1,7 @@
 //! Takes over the guest that another process transfers (`--incoming` with a cpr channel).
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use cpr_qmp::event::EventKind;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::{RunState, ShutdownCause};
 
+use super::protected::said;
 use super::{FAILURE, Vmm};
 use crate::config::{Config, KeeperPolicy, TransferChannels};
 use crate::devices::serial::SerialHost;
@@ -57,7 +59,11 @@ impl Vmm {
             Stage::Built(mut built) => match built.handover() {
                 Ok(None) => Ok(Stage::Built(built)),
                 Ok(Some((handover, fds))) => {
-                    match self.take_guest(&listening, &built, *handover, fds) {
+                    let guest_is_elsewhere = || !built.is_claimed();
+                    let taken = self.caught(guest_is_elsewhere, |vmm| {
+                        vmm.take_guest(&listening, &built, *handover, fds)
+                    });
+                    match taken {
                         Ok(resumed_ns) => return self.taken(listening, &mut built, resumed_ns),
                         Err(error) => {
                             built.link.refuse(&error);
@@ -93,13 +99,28 @@ impl Vmm {
     fn build_for(&mut self, mut offering: Offering) -> Result<Stage, ReceiveError> {
         let setup = self.migration.begin();
         setup.into_iter().for_each(|event| self.qmp.broadcast(&event));
-        match self.build(&mut offering) {
+        match self.caught(|| true, |vmm| vmm.build(&mut offering)) {
             Ok(page) => Ok(Stage::Built(Box::new(offering.built(page)?))),
             Err(error) => {
                 offering.link.refuse(&error);
                 Err(error)
             }
         }
+    }
+
+    /// Runs `part`. A panic in it is an error while the guest is elsewhere; after that, the keeper
+    /// continues the guest.
+    fn caught<T>(
+        &mut self,
+        guest_is_elsewhere: impl FnOnce() -> bool,
+        part: impl FnOnce(&mut Self) -> Result<T, ReceiveError>,
+    ) -> Result<T, ReceiveError> {
+        catch_unwind(AssertUnwindSafe(|| part(self))).unwrap_or_else(|panic| {
+            match guest_is_elsewhere() {
+                true => Err(ReceiveError::Panicked(said(&*panic).to_owned())),
+                false => resume_unwind(panic),
+            }
+        })
     }
 
     fn build(&mut self, offering: &mut Offering) -> Result<Arc<CommitPage>, ReceiveError> {

@@ -1,5 +1,6 @@
 //! A new VMM that is started while another runs, and waits to take over its VM (`cpr-transfer`).
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::process::vm::{Start, Vm};
 use crate::run::failure::StepError;
 use crate::run::session::{Session, executable, look};
 use crate::run::update::command::PATH_FOLDER;
-use crate::scenario::NewVmm;
+use crate::scenario::{Inject, Migrate};
 
 /// A new VMM that has not taken over yet.
 pub(super) struct Successor {
@@ -32,7 +33,7 @@ pub(super) struct Successor {
     pub console: PathBuf,
     /// The connections to it, the second of which only listens, once there are any.
     pub clients: Option<[Qmp; 2]>,
-    /// How it ended, if it was killed.
+    /// It was killed, so it leaves its files behind.
     killed: bool,
 }
 
@@ -40,14 +41,18 @@ impl Session<'_> {
     /// Starts a new VMM as an operator does, and waits until it listens on its `cpr` channel.
     pub(super) fn start_successor(
         &mut self,
-        kind: NewVmm,
+        migrate: &Migrate,
         channels: &Channels,
     ) -> Result<Successor, StepError> {
         let backend = self.next_build();
         let files = self.files.for_update(self.tried);
         let launch = Launch { files: &files, ..self.launch() };
         let mut arguments = backend.transfer_arguments(launch, channels);
+        let kind = migrate.new_vmm;
         backend.change_arguments(kind.arguments(), &mut arguments);
+        if let Some(Inject { point, action }) = &migrate.new_vmm_fault {
+            arguments.extend(["--failpoint".to_owned(), format!("{point}={action}")]);
+        }
         let binary = backend.binary();
         self.updated = executable(backend.executable())?;
         let console = self.evidence.console_of(&files);
@@ -95,7 +100,11 @@ impl Session<'_> {
             false => successor.vm.await_end(patience.settle),
         };
         let how = match ended {
-            Some(status) => format!("has ended ({status})"),
+            Some(status) => {
+                // By a fault.
+                successor.killed |= status.signal().is_some();
+                format!("has ended ({status})")
+            }
             None => {
                 successor.kill();
                 "was killed".to_owned()

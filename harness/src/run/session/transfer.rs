@@ -33,7 +33,7 @@ impl Session<'_> {
         let channels = Channels::new(&self.work, self.tried);
         let mut successor = match migrate.new_vmm {
             NewVmm::None => None,
-            kind => Some(self.start_successor(kind, &channels)?),
+            _ => Some(self.start_successor(migrate, &channels)?),
         };
         if let Some(new) = &mut successor {
             match migrate.new_vmm {

@@ -26,6 +26,10 @@ fn exec(update: &Migrate) -> Wrong {
         let mistake = Mistake::new("with mode cpr-exec the new VMM is the `command`");
         wrong.push(("new-vmm", mistake.label("requires `mode = \"cpr-transfer\"`")));
     }
+    if update.new_vmm_fault.is_some() {
+        let mistake = Mistake::new("with mode cpr-exec, the step `inject` injects a fault");
+        wrong.push(("new-vmm-fault", mistake.label("requires `mode = \"cpr-transfer\"`")));
+    }
     if update.expect == Expect::Cancelled {
         let mistake = Mistake::new("only an update to a new VMM that is `held` is cancelled");
         wrong.push(("expect", mistake.label("requires `mode = \"cpr-transfer\"`")));
@@ -66,6 +70,10 @@ fn transfer(vm: &Vm, update: &Migrate) -> Wrong {
         };
         add("expect", message, label);
     }
+    if update.new_vmm_fault.is_some() && !update.new_vmm.is_default() {
+        let message = "a new VMM with a fault is `good` otherwise";
+        add("new-vmm", message, "remove it, or new-vmm-fault");
+    }
     if vm.memory_limit.is_some() {
         let message = "the new VMM of a cpr-transfer is not in the memory cgroup of the old one";
         add("mode", message, "remove vm.memory-limit, or use mode cpr-exec");
@@ -105,6 +113,18 @@ mod tests {
     #[case::ended("mode = 'cpr-transfer', expect = 'ended'", Some("is not supported"))]
     #[case::survives("mode = 'cpr-transfer', expect = 'survives'", Some("is not supported"))]
     #[case::new_vmm("new-vmm = 'none'", Some("requires `mode = \"cpr-transfer\"`"))]
+    #[case::fault(
+        "mode = 'cpr-transfer', new-vmm-fault = { point = 'ram', action = 'sigkill' }, expect = { not-completed = '' }",
+        None
+    )]
+    #[case::exec_fault(
+        "new-vmm-fault = { point = 'ram', action = 'sigkill' }",
+        Some("the step `inject`")
+    )]
+    #[case::fault_and_more(
+        "mode = 'cpr-transfer', new-vmm = 'none', new-vmm-fault = { point = 'ram', action = 'sigkill' }",
+        Some("remove it, or new-vmm-fault")
+    )]
     #[case::exec_cancelled("expect = 'cancelled'", Some("only an update to a new VMM"))]
     #[case::held_only(
         "mode = 'cpr-transfer', new-vmm = 'held'",

@@ -91,6 +91,9 @@ pub enum ReceiveError {
     /// The machine cannot be built or restored.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A panic, before the guest was claimed.
+    #[error("it panicked: {0}; this is a bug in the VMM")]
+    Panicked(String),
     /// The old process has taken the guest back.
     #[error("the old VMM has taken it back, or its keeper continues it")]
     TakenBack,

@@ -198,6 +198,11 @@ impl Built {
         Instant::now() + self.link.deadline
     }
 
+    /// Returns whether this process has claimed the guest.
+    pub fn is_claimed(&self) -> bool {
+        self.page.point().is_claimed_by(Claim::Successor)
+    }
+
     /// Claims the guest: the commit point. Fails if the old process or its keeper was first.
     pub fn claim(&self) -> Result<(), ReceiveError> {
         match claim(self.page.word(), Claim::Successor) {
