@@ -19,6 +19,7 @@ mod exit_status;
 mod explore;
 mod filter;
 mod guests;
+mod known;
 mod lab;
 mod matrix;
 mod new;
@@ -31,6 +32,7 @@ mod setup;
 mod shell;
 mod show;
 mod soak;
+mod starting;
 mod vmm;
 
 /// Exit status when a case failed.

@@ -10,7 +10,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cpr_harness::backend::qemu::{self, Accelerator, Qemu};
+use cpr_harness::backend::qemu::{self, Qemu, Setup};
 use cpr_harness::conform::differences::Differences;
 use cpr_harness::run::{Options, Verdict, case};
 use cpr_harness::scenario::Case;
@@ -45,7 +45,7 @@ fn trials(differences: &Arc<Mutex<Differences>>) -> Result<Vec<Trial>, Box<dyn E
     let options = match qemu::find() {
         None => None,
         Some(path) => {
-            let backend = Arc::new(Qemu::at(&path, Accelerator::default())?);
+            let backend = Arc::new(Qemu::at(&path, Setup::default())?);
             Some(support::options(backend, "evidence/qemu", " --vmm qemu"))
         }
     };

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use build::Build;
 
 use crate::backend::{
-    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Launch, value_of,
+    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Launch, UNDER_A_WRAPPER, value_of,
 };
 use crate::carry;
 use crate::observe::files::Files;
@@ -26,6 +26,8 @@ pub struct CprVmm {
     last: Vec<String>,
     /// Additional last arguments, only for a VMM that takes over a VM.
     last_of_new: Vec<String>,
+    /// The program that starts it, and its arguments.
+    wrapper: Vec<String>,
     /// The version, if known.
     version: Option<String>,
     /// The git revision, if known.
@@ -53,6 +55,7 @@ impl CprVmm {
             first: vec![carry::VMM.into()],
             last: Vec::new(),
             last_of_new: Vec::new(),
+            wrapper: Vec::new(),
             version: None,
             revision: None,
             build: None,
@@ -68,7 +71,19 @@ impl CprVmm {
         let (last, last_of_new) = Default::default();
         let (keeper, transfer) = Default::default();
         let build = Some(build);
-        Ok(Self { binary, first, last, last_of_new, version, revision, build, keeper, transfer })
+        let wrapper = Vec::new();
+        Ok(Self {
+            binary,
+            first,
+            last,
+            last_of_new,
+            wrapper,
+            version,
+            revision,
+            build,
+            keeper,
+            transfer,
+        })
     }
 
     /// Whether the build has a keeper; a build without one rejects the option.
@@ -87,6 +102,12 @@ impl CprVmm {
     /// Adds `arguments` after all others.
     pub fn with(mut self, arguments: &[String]) -> Self {
         self.last.extend_from_slice(arguments);
+        self
+    }
+
+    /// Starts it under `wrapper`.
+    pub fn under(mut self, wrapper: &[String]) -> Self {
+        self.wrapper = wrapper.to_vec();
         self
     }
 
@@ -116,6 +137,10 @@ impl Backend for CprVmm {
 
     fn executable(&self) -> &Path {
         self.build.as_ref().map_or(&self.binary, |build| &build.executable)
+    }
+
+    fn wrapper(&self) -> &[String] {
+        &self.wrapper
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
@@ -151,6 +176,12 @@ impl Backend for CprVmm {
         }
         if feature == Feature::Transfer {
             return self.lacks_transfer();
+        }
+        if feature == Feature::QemuOptions {
+            return Some(format!("{NAME} takes no options of QEMU"));
+        }
+        if feature == Feature::OwnBinary && !self.wrapper.is_empty() {
+            return Some(UNDER_A_WRAPPER.to_owned());
         }
         let build = self.build.as_ref()?;
         let path = build.binary.display();

@@ -72,6 +72,8 @@ pub enum Feature {
     Log,
     /// The VMM boots a Linux kernel with an initramfs.
     Linux,
+    /// The VMM is QEMU, and takes a machine type and arguments of a scenario (`vm.qemu`).
+    QemuOptions,
     /// The VMM uses `execveat` where `execve` is forbidden.
     Execveat,
 }

@@ -88,6 +88,12 @@ pub trait Backend: Send + Sync {
         self.binary()
     }
 
+    /// The words before the binary's path when the VMM is started: a program that starts it, and its
+    /// arguments.
+    fn wrapper(&self) -> &[String] {
+        &[]
+    }
+
     /// The build that the next update goes to, after `done` successful updates of a VM; none: this
     /// one.
     fn next(&self, done: u32) -> Option<&dyn Backend> {
@@ -132,6 +138,9 @@ pub trait Backend: Send + Sync {
     /// Whether its VMs use KVM.
     fn uses_kvm(&self) -> bool;
 }
+
+/// Why a VMM under a wrapper has no binary of its own.
+const UNDER_A_WRAPPER: &str = "the VMM is started by a wrapper, so another file is executed";
 
 /// The index of the value of `option`.
 fn value_of(arguments: &[String], option: &str) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! Starts a VMM only to query its features, and ends it afterwards.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -24,15 +25,15 @@ const LONGEST: u64 = 64 << 10;
 pub(super) struct ProbeProcess(Mutex<Child>);
 
 impl ProbeProcess {
-    /// Starts it, with its output discarded.
-    pub fn start(command: &mut Command) -> io::Result<Self> {
-        Self::spawn(command.stdout(Stdio::null()))
+    /// Starts it, with its output discarded and its standard error in the file `errors`.
+    pub fn start(command: &mut Command, errors: &Path) -> io::Result<Self> {
+        Self::spawn(command.stdout(Stdio::null()).stderr(File::create(errors)?))
     }
 
     /// Starts it. It does not outlive the harness: its group is registered to be killed, and the
     /// kernel ends it if the harness is killed.
     fn spawn(command: &mut Command) -> io::Result<Self> {
-        command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        command.stdin(Stdio::null()).process_group(0);
         let parent = nix::unistd::getpid();
         let begin = move || {
             signals::reset()?;
@@ -81,7 +82,7 @@ pub(super) fn output_of(command: &mut Command) -> io::Result<Option<String>> {
 
 fn output_within(command: &mut Command, limit: Duration) -> io::Result<Option<String>> {
     let deadline = Deadline::after(limit);
-    let process = ProbeProcess::spawn(command.stdout(Stdio::piped()))?;
+    let process = ProbeProcess::spawn(command.stdout(Stdio::piped()).stderr(Stdio::null()))?;
     let late = |what: &str| {
         io::Error::new(io::ErrorKind::TimedOut, format!("{command:?} {what} within {limit:?}"))
     };
@@ -146,10 +147,12 @@ mod tests {
     /// No other code may reap it, because its owner does.
     #[test]
     fn process_is_registered_until_it_ends() {
-        let pid = ProbeProcess::start(&mut Command::new("/bin/cat")).map(|process| {
-            assert!(signals::is_registered(process.pid()));
-            process.pid()
-        });
+        let pid = ProbeProcess::start(&mut Command::new("/bin/cat"), Path::new("/dev/null")).map(
+            |process| {
+                assert!(signals::is_registered(process.pid()));
+                process.pid()
+            },
+        );
         assert!(!signals::is_registered(pid.unwrap()));
     }
 }

@@ -70,6 +70,10 @@ impl Backend for CrossVersion {
         self.from.executable()
     }
 
+    fn wrapper(&self) -> &[String] {
+        self.from.wrapper()
+    }
+
     fn next(&self, done: u32) -> Option<&dyn Backend> {
         let back = self.course == Course::ThereAndBack && done % 2 == 1;
         Some(if back { &*self.from } else { &*self.to })

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::gaps::{Gaps, Refusal};
 use super::{Check, Scene};
-use crate::observe::host;
-use crate::observe::patience::patient;
+use crate::observe::patience::{measures, patient};
 
 /// The `blackout` check.
 pub const CHECK: Check = Check {
@@ -27,7 +26,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         judge_refusal(refusal, calm)?;
     }
     // What a scenario asks for holds on a CPU, not in an emulator.
-    let asked = asked.filter(|_| !host::is_emulated());
+    let asked = asked.filter(|_| measures());
     match scene.action.updated().then(|| (scene.gaps.blackout)()).flatten() {
         Some(blackout) => judge(blackout, calm, asked),
         None => Ok(()),

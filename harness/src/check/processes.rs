@@ -60,7 +60,11 @@ fn others_of(scene: &Scene<'_>) -> Result<Vec<Stat>, ProcError> {
     };
     all.extend(process::with_environment(scene.work.as_os_str().as_encoded_bytes())?);
     all.extend(process::group(scene.after.process.group)?);
-    let own = |p: &Stat| p.pid == scene.pid() || p.is_keeper() && p.parent == scene.pid();
+    let own = |p: &Stat| {
+        p.pid == scene.pid()
+            || Some(p.pid) == scene.wrapper
+            || p.is_keeper() && p.parent == scene.pid()
+    };
     all.retain(|p| !own(p));
     all.sort_by_key(|p| p.pid);
     all.dedup_by_key(|p| p.pid);

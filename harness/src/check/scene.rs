@@ -55,6 +55,10 @@ pub struct Scene<'a> {
     pub action: &'a Action,
     /// The process in which the VM is now.
     pub handover: &'a Handover,
+    /// The process that started the VMM and follows it, if a wrapper did.
+    pub wrapper: Option<i32>,
+    /// Whether each update executes a wrapper first, which changes the process in its own ways.
+    pub wraps_itself: bool,
     /// The folder of the case, which every process started by the VM has in its `PATH`.
     pub work: &'a Path,
     /// Whether the guest ran before the step.

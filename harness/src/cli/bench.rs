@@ -8,9 +8,9 @@ use clap::{ArgMatches, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::setup::{Ready, try_out};
+use super::starting::{QemuOptions, Starting};
 use super::vmm::{arguments_by_vmm, candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED};
-use crate::backend::qemu::Accelerator;
 use crate::bench::compare::compare;
 use crate::bench::file::Results;
 use crate::bench::{Candidate, Measured, Plan, cells, measure, table};
@@ -34,9 +34,8 @@ pub(super) struct Bench {
     /// Extra argument for the VMM of the last --vmm before it; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
-    /// Accelerator that QEMU uses.
-    #[arg(long, value_enum, default_value_t)]
-    accel: Accelerator,
+    #[command(flatten)]
+    qemu: QemuOptions,
     /// Sizes of guest RAM to measure.
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_values_t = [Size(64 << 20)])]
     memory: Vec<Size>,
@@ -109,19 +108,21 @@ fn run(bench: &Bench, arguments: &[Vec<String>]) -> Result<ExitCode, CliError> {
         try_out(path)?;
     }
     let ready = Ready::new(&bench.evidence, Ending::AtOnce)?;
+    let starting = Starting::of(bench.qemu.clone());
     let options = |(index, name): (usize, &String)| {
         let arguments = &arguments[index];
-        let backend = candidate(name, bench.accel, arguments)?;
+        let backend = candidate(name, &starting, arguments)?;
         let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
         // A missing measurement is an error here, so wait longer than a test would.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
-        let vmm_option = candidate_option(name, bench.accel, arguments);
+        let vmm_option = candidate_option(name, &*backend, &starting, arguments);
         let options = ready.options(backend, evidence, vmm_option);
         let options = Options { audits: false, patience, ..options };
         Ok(Candidate { name: name.clone(), options })
     };
     let candidates =
         bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, CliError>>()?;
+    bench.qemu.check(candidates.iter().map(|candidate| &*candidate.options.backend))?;
     // The floor needs KVM, and is only comparable with VMMs that use it.
     let floor = Path::new("/dev/kvm").exists()
         && candidates.iter().any(|candidate| candidate.options.backend.uses_kvm());

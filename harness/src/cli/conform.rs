@@ -8,11 +8,12 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 
+use super::known::Known;
 use super::selection::{Selection, select};
 use super::setup::{Ready, writable};
+use super::starting::Starting;
 use super::vmm::{arguments_by_vmm, candidate, candidate_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
-use crate::backend::qemu::Accelerator;
 use crate::conform::compare::{Comparison, compare};
 use crate::conform::differences::Differences;
 use crate::conform::table::{self, Outcome, Row};
@@ -31,6 +32,10 @@ pub(super) struct Conform {
     /// Extra argument for the VMM of the last --vmm before it; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
+    #[command(flatten)]
+    starting: Starting,
+    #[command(flatten)]
+    known: Known,
     /// Cases to run in parallel [default: number of CPUs].
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -57,18 +62,20 @@ pub(super) fn main(conform: &Conform, matches: &ArgMatches) -> Result<ExitCode, 
     }
     let arguments = arguments_by_vmm(matches)?;
     let set = select(&conform.selection)?;
-    let mut differences = Differences::embedded().map_err(CliError::usage)?;
+    let mut differences = conform.known.read()?;
     if let Some(path) = &conform.write {
         writable(path)?;
     }
     let ready = Ready::new(&conform.evidence, Ending::AtOnce)?;
     let options = |name: &String, arguments: &[String], place: &str| -> Result<_, CliError> {
-        let backend = candidate(name, Accelerator::default(), arguments)?;
-        let option = candidate_option(name, Accelerator::default(), arguments);
+        let backend = candidate(name, &conform.starting, arguments)?;
+        let option = candidate_option(name, &*backend, &conform.starting, arguments);
+        let option = option + &conform.known.option();
         Ok(ready.options(backend, conform.evidence.join("conform").join(place), option))
     };
     let one = options(first, &arguments[0], "first")?;
     let two = options(second, &arguments[1], "second")?;
+    conform.starting.qemu.check([&*one.backend, &*two.backend])?;
     let vmm = two.backend.name();
     let (mut rows, mut broken) = (Vec::new(), false);
     let jobs = conform.jobs.map_or_else(cores, NonZeroUsize::get);
@@ -101,8 +108,9 @@ pub(super) fn main(conform: &Conform, matches: &ArgMatches) -> Result<ExitCode, 
         for difference in differences.unseen(vmm) {
             good = false;
             say(format_args!(
-                "{} was not seen: remove it from differences.toml if {vmm} is fixed",
-                difference.name
+                "{} was not seen: remove it from {} if {vmm} is fixed",
+                difference.name,
+                differences.file()
             ));
         }
     }

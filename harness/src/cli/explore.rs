@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::known::Known;
 use super::setup::{Ready, try_out};
 use super::vmm::{Vmm, backend, vmm_option};
 use super::{CliError, ENVIRONMENT, FAILED};
-use crate::conform::differences::Differences;
 use crate::explore::coverage::Coverage;
 use crate::explore::found::{self, Confirmed, THEME, Written};
 use crate::explore::grammar::{Grammar, Sequence};
@@ -59,6 +59,8 @@ pub(super) struct Explore {
     json: Option<PathBuf>,
     #[command(flatten)]
     vmm: Vmm,
+    #[command(flatten)]
+    known: Known,
 }
 
 /// What is printed at the end, also after a signal.
@@ -102,6 +104,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
             .map(|()| drop(std::fs::remove_dir(folder)))
             .map_err(|e| CliError::usage(format!("cannot create {}: {e}", folder.display())))?;
     }
+    let differences = explore.known.read()?;
     let seed = explore.seed.unwrap_or_else(|| fastrand::u32(..).into());
     let command = command_line(explore, seed);
     let began = Instant::now();
@@ -126,7 +129,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
     let bar = progress_bar(explore);
     let coverage = Coverage::default();
     let told = told.get_or_init(|| Mutex::new(Told { grammar: grammar.clone(), coverage, bar }));
-    let option = vmm_option(&explore.vmm);
+    let option = vmm_option(&explore.vmm) + &explore.known.option();
     let options = ready.options(backend.clone(), explore.evidence.clone(), option);
     let options = Options { keep: explore.vmm.keep, ..options };
     let extent = Extent {
@@ -135,7 +138,7 @@ pub(super) fn main(explore: &Explore) -> Result<ExitCode, CliError> {
         until: explore.duration.map(|duration| began + duration),
         jobs: explore.jobs.get(),
     };
-    let differences = Mutex::new(Differences::embedded().map_err(CliError::usage)?.anywhere());
+    let differences = Mutex::new(differences.anywhere());
     let known = |report: &Report| {
         let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
         differences.of_failure(backend.name(), report)
@@ -320,7 +323,7 @@ fn command_line(explore: &Explore, seed: u64) -> String {
         let duration = humantime::format_duration(duration).to_string();
         line.push_str(&format!(" --for {}", quoted(&duration)));
     }
-    line + &vmm_option(&explore.vmm)
+    line + &vmm_option(&explore.vmm) + &explore.known.option()
 }
 
 fn write_json(

@@ -13,9 +13,9 @@ use super::filter::{self, Filter};
 use super::report::Files;
 use super::selection::{Selection, select};
 use super::setup::Ready;
+use super::starting::Starting;
 use super::vmm::{candidate, candidate_option, cross_version, skew_option};
 use super::{CliError, ENVIRONMENT, FAILED, cores};
-use crate::backend::qemu::Accelerator;
 use crate::backend::skew::Course;
 use crate::matrix::Route;
 use crate::matrix::build::{Build, MOST};
@@ -76,7 +76,7 @@ pub(super) fn main(matrix: &Matrix) -> Result<ExitCode, CliError> {
     Files::only_json(matrix.json.clone()).try_out()?;
     let ready = Ready::new(&matrix.evidence, Ending::AtOnce)?;
     let build = |name: &String| {
-        let backend = candidate(name, Accelerator::default(), &[])?;
+        let backend = candidate(name, &Starting::default(), &[])?;
         let cannot = |e| format!("cannot read {}: {e}", backend.executable().display());
         Build::of(name, Arc::clone(&backend)).map_err(|e| CliError::usage(cannot(e)))
     };
@@ -134,7 +134,7 @@ fn options(
     let (from, to) = (&builds[route.from], &builds[route.to]);
     let backend = cross_version(from.backend.clone(), to.backend.clone(), route.course)?;
     let evidence = matrix.evidence.join("matrix").join(route.folder());
-    let option = candidate_option(&from.name, Accelerator::default(), &[]);
+    let option = candidate_option(&from.name, &*from.backend, &Starting::default(), &[]);
     Ok(ready.options(backend, evidence, option + &skew_option(&to.name, route.course)))
 }
 

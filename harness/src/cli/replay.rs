@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser};
 
 use super::CliError;
+use super::known::Known;
 use super::run_cases::{Around, How, run_cases};
 use super::setup::Ready;
 use super::vmm::{Vmm, backend, vmm_option};
@@ -21,6 +22,8 @@ pub(super) struct Replay {
     folder: PathBuf,
     #[command(flatten)]
     vmm: Vmm,
+    #[command(flatten)]
+    known: Known,
     /// Folder for the new evidence [default: replay/ in the parent of FOLDER].
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
@@ -32,6 +35,8 @@ pub(super) struct Replay {
 struct Recorded {
     #[command(flatten)]
     vmm: Vmm,
+    #[command(flatten)]
+    known: Known,
 }
 
 /// Runs `replay`.
@@ -42,16 +47,20 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
     let evidence = replay.evidence.clone().unwrap_or_else(beside);
     let again = match &start {
         Some(start) if !replay.vmm.is_chosen() => {
-            let mut vmm = parsed(start)?;
-            vmm.keep = replay.vmm.keep;
-            Some(vmm)
+            let mut again = parsed(start)?;
+            again.vmm.keep = replay.vmm.keep;
+            Some(again)
         }
         _ => None,
     };
     let events = Events::new();
     let ready = Ready::new(&evidence, events.ending())?;
-    let vmm = again.as_ref().unwrap_or(&replay.vmm);
-    let options = ready.options(backend(vmm)?, evidence, vmm_option(vmm));
+    let vmm = again.as_ref().map_or(&replay.vmm, |again| &again.vmm);
+    let known =
+        replay.known.or(again.as_ref().map(|again| again.known.clone()).unwrap_or_default());
+    let differences = known.read()?;
+    let option = vmm_option(vmm) + &known.option();
+    let options = ready.options(backend(vmm)?, evidence, option);
     let options = Options { keep: vmm.keep, ..options };
     match start {
         None => say("start.json is missing or damaged: cannot compare versions and host"),
@@ -65,6 +74,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
         &options,
         &events,
         Around::default(),
+        differences,
     )?;
     if let Some(entry) = ran.record.cases.first() {
         say(compared(recorded.as_ref(), &entry.report));
@@ -73,7 +83,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
 }
 
 /// Parses the recorded VMM options.
-fn parsed(start: &Start) -> Result<Vmm, CliError> {
+fn parsed(start: &Start) -> Result<Recorded, CliError> {
     let option = &start.vmm_option;
     let wrong = |why: &dyn std::fmt::Display| {
         let why = why.to_string();
@@ -84,7 +94,7 @@ fn parsed(start: &Start) -> Result<Vmm, CliError> {
         ))
     };
     let words = shlex::split(option).ok_or_else(|| wrong(&"unclosed quote"))?;
-    Recorded::try_parse_from(words).map(|recorded| recorded.vmm).map_err(|e| wrong(&e))
+    Recorded::try_parse_from(words).map_err(|e| wrong(&e))
 }
 
 /// Compares the verdict with the recorded one.

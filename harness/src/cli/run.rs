@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::again::{Again, durations, remove_rounds};
+use super::known::Known;
 use super::report::Files;
 use super::run_cases::{Around, How, run_cases};
 use super::selection::{Selection, select};
@@ -35,6 +36,8 @@ pub(super) struct Run {
     selection: Selection,
     #[command(flatten)]
     vmm: Vmm,
+    #[command(flatten)]
+    known: Known,
     /// Cases to run in parallel [default: number of CPUs]; use 1 to measure blackouts.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -126,10 +129,12 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
     let set = select(&run.selection)?;
     let errors = errors_table(&run)?;
     let durations = run.durations()?;
+    let differences = run.known.read()?;
     run.files.try_out()?;
     let events = Events::new();
     let ready = Ready::new(&run.evidence, events.ending())?;
-    let options = ready.options(backend(&run.vmm)?, run.evidence.clone(), vmm_option(&run.vmm));
+    let option = vmm_option(&run.vmm) + &run.known.option();
+    let options = ready.options(backend(&run.vmm)?, run.evidence.clone(), option);
     let options = Options { audits: !run.no_audits, keep: run.vmm.keep, ..options };
     remove_rounds(&run.evidence, &set.cases, &set.names)?;
     say(&set);
@@ -159,7 +164,7 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
         verbose: run.verbose,
         slowest: run.slowest,
     };
-    let ran = run_cases(&set.cases, how, &options, &events, around)?;
+    let ran = run_cases(&set.cases, how, &options, &events, around, differences)?;
     let complete = ran.record.not_run.is_empty();
     // Without KVM, not every expected difference can occur.
     if complete && options.audits && options.backend.uses_kvm() && shows_all(&set.cases)? {

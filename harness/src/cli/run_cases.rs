@@ -83,6 +83,7 @@ pub(super) fn run_cases(
     options: &Options,
     events: &Events,
     around: Around<'_>,
+    differences: Differences,
 ) -> Result<Ran, CliError> {
     let rounds = Rounds { cases, count: how.rounds.max(1) };
     let width = cases.iter().map(|case| case.name.len()).max().unwrap_or(0);
@@ -95,7 +96,7 @@ pub(super) fn run_cases(
         options,
         around,
         terminal,
-        differences: Differences::embedded().map_err(CliError::usage)?,
+        differences,
         record: Record::new(tested::Run::now(options, how.jobs)),
         began: Instant::now(),
         begun: 0,

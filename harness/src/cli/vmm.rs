@@ -7,12 +7,15 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
 
 use super::CliError;
+use super::starting::Starting;
 use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
-use crate::backend::qemu::{self, Accelerator, ProbeError, Qemu};
+use crate::backend::qemu::{self, ProbeError, Qemu};
 use crate::backend::skew::{Course, CrossVersion};
+use crate::observe::patience;
 use crate::run::case::quoted;
+use crate::run::requirements;
 
 /// Name of the VMM in this binary.
 const CARRIED: &str = "cpr-vmm";
@@ -31,9 +34,8 @@ pub(super) struct Vmm {
     /// Which updates go to that build: all, or every other one, with the rest going back.
     #[arg(long, value_enum, default_value_t, requires = "update_to")]
     course: Course,
-    /// Accelerator that QEMU uses.
-    #[arg(long, value_enum, default_value_t)]
-    accel: Accelerator,
+    #[command(flatten)]
+    starting: Starting,
     /// Extra argument for the VMM; can be repeated.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     vmm_arg: Vec<String>,
@@ -69,19 +71,21 @@ impl Vmm {
 /// Creates the backend that the options describe.
 pub(super) fn backend(vmm: &Vmm) -> Result<Arc<dyn Backend>, CliError> {
     let kind = vmm.backend.unwrap_or(BackendKind::CprVmm);
-    let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg };
+    let more = More { all: &vmm.vmm_arg, new: &vmm.new_vmm_arg, starting: &vmm.starting };
+    let must_be_qemu = vmm.starting.qemu.first();
     if kind == BackendKind::Mock {
         more.none_for_the_mock()?;
     }
     let from = match (kind, &vmm.vmm) {
         (BackendKind::Mock, _) => Arc::new(Mock::carried(vmm.fault).map_err(own)?),
         (BackendKind::CprVmm, None) => carried(more)?,
-        (BackendKind::CprVmm, Some(path)) => backend_at(path, more, vmm.accel)?,
+        (BackendKind::CprVmm, Some(path)) => backend_at(path, more, must_be_qemu)?,
     };
+    vmm.starting.qemu.check([&*from])?;
     let Some(name) = &vmm.update_to else { return Ok(from) };
     let to = match kind {
         BackendKind::CprVmm if name == CARRIED => carried(more)?,
-        BackendKind::CprVmm => backend_at(Path::new(name), more, vmm.accel)?,
+        BackendKind::CprVmm => backend_at(Path::new(name), more, must_be_qemu)?,
         BackendKind::Mock => {
             let mock = Mock::at(Path::new(name), vmm.fault);
             Arc::new(
@@ -105,16 +109,20 @@ fn own(e: std::io::Error) -> CliError {
     CliError::environment(format!("cannot find my own binary: {e}"))
 }
 
-/// Extra arguments of a VMM: for every process, and for those that take over.
-#[derive(Clone, Copy, Default)]
-pub(super) struct More<'a> {
+/// What a VMM is started with: extra arguments for every process, and for those that take over.
+#[derive(Clone, Copy)]
+struct More<'a> {
     all: &'a [String],
     new: &'a [String],
+    starting: &'a Starting,
 }
 
 impl More<'_> {
-    /// An error if there are any: the mock has no use for them.
+    /// An error if there is anything: the mock has no use for it.
     fn none_for_the_mock(self) -> Result<(), CliError> {
+        if !self.starting.wrapper().is_empty() {
+            return Err(CliError::usage("cannot use --wrap: the mock takes no wrapper"));
+        }
         match self.all.iter().chain(self.new).next() {
             Some(argument) => {
                 Err(CliError::usage(format!("the mock takes no argument such as {argument}")))
@@ -125,32 +133,58 @@ impl More<'_> {
 }
 
 fn carried(more: More<'_>) -> Result<Arc<dyn Backend>, CliError> {
-    Ok(Arc::new(CprVmm::carried().map_err(own)?.with(more.all).with_new(more.new)))
+    Ok(Arc::new(ours(CprVmm::carried().map_err(own)?, more)))
 }
 
-/// Creates a backend for QEMU if `path` is one, else for our VMM.
-pub(super) fn backend_at(
+fn ours(vmm: CprVmm, more: More<'_>) -> CprVmm {
+    expect_the_wrapper(more);
+    vmm.with(more.all).with_new(more.new).under(more.starting.wrapper())
+}
+
+fn expect_the_wrapper(more: More<'_>) {
+    if !more.starting.wrapper().is_empty() {
+        patience::expect_a_wrapper();
+    }
+}
+
+/// Creates a backend for QEMU if `path` is one, else for our VMM; `must_be_qemu` is an option that only
+/// QEMU takes.
+fn backend_at(
     path: &Path,
     more: More<'_>,
-    accelerator: Accelerator,
+    must_be_qemu: Option<&str>,
 ) -> Result<Arc<dyn Backend>, CliError> {
     if path.as_os_str() == QEMU {
         let why = "no QEMU in ci/.qemu/bin or $PATH: run ci/install-qemu, or give its path";
         let path = qemu::find().ok_or_else(|| CliError::environment(why))?;
-        let qemu = Qemu::at(&path, accelerator).map_err(CliError::environment)?;
-        return Ok(Arc::new(qemu.with(more.all).with_new(more.new)));
+        let qemu = Qemu::at(&path, more.starting.setup()).map_err(CliError::environment)?;
+        return qemu_that_starts(qemu, more);
     }
-    match Qemu::at(path, accelerator) {
-        Ok(qemu) => return Ok(Arc::new(qemu.with(more.all).with_new(more.new))),
-        Err(e @ (ProbeError::TooOld { .. } | ProbeError::Lacks { .. })) => {
-            return Err(CliError::environment(e));
+    match Qemu::at(path, more.starting.setup()) {
+        Ok(qemu) => return qemu_that_starts(qemu, more),
+        Err(ProbeError::Start { .. } | ProbeError::NotQemu { .. }) if must_be_qemu.is_none() => {}
+        Err(e @ (ProbeError::Start { .. } | ProbeError::NotQemu { .. })) => {
+            let option = must_be_qemu.unwrap_or_default();
+            return Err(CliError::usage(format!(
+                "cannot use {option}, which only QEMU takes: {e}"
+            )));
         }
-        Err(ProbeError::Start { .. } | ProbeError::NotQemu { .. }) => {}
+        Err(e) => return Err(CliError::environment(e)),
     }
     match CprVmm::at(path) {
-        Ok(backend) => Ok(Arc::new(backend.with(more.all).with_new(more.new))),
+        Ok(backend) => Ok(Arc::new(ours(backend, more))),
         Err(e) => Err(CliError::usage(format!("cannot find the VMM {}: {e}", path.display()))),
     }
+}
+
+/// Checks that QEMU starts with all of its arguments. Where it has no KVM, all its cases are ignored.
+fn qemu_that_starts(qemu: Qemu, more: More<'_>) -> Result<Arc<dyn Backend>, CliError> {
+    expect_the_wrapper(more);
+    let qemu = qemu.with(more.all).with_new(more.new);
+    if !qemu.uses_kvm() || requirements::no_kvm().is_none() {
+        qemu.try_out().map_err(CliError::environment)?;
+    }
+    Ok(Arc::new(qemu))
 }
 
 /// Returns the values of `--vmm-arg` for each of the VMMs of a command that takes several: those
@@ -173,36 +207,37 @@ pub(super) fn arguments_by_vmm(matches: &ArgMatches) -> Result<Vec<Vec<String>>,
     Ok(all)
 }
 
-/// Creates the backend for a VMM named on the command line, with these extra arguments.
+/// Creates the backend for a VMM named on the command line, with these extra arguments. Options that
+/// only QEMU takes do not reach another VMM.
 pub(super) fn candidate(
     name: &str,
-    accelerator: Accelerator,
+    starting: &Starting,
     arguments: &[String],
 ) -> Result<Arc<dyn Backend>, CliError> {
-    let more = More { all: arguments, new: &[] };
+    let more = More { all: arguments, new: &[], starting };
     Ok(match name {
         CARRIED => carried(more)?,
         "mock" => {
             more.none_for_the_mock()?;
             Arc::new(Mock::carried(None).map_err(own)?)
         }
-        path => backend_at(Path::new(path), more, accelerator)?,
+        path => backend_at(Path::new(path), more, None)?,
     })
 }
 
-/// The options with which `replay` uses the same VMM.
+/// The options with which `replay` uses the same VMM, `backend`.
 pub(super) fn candidate_option(
     name: &str,
-    accelerator: Accelerator,
+    backend: &dyn Backend,
+    starting: &Starting,
     arguments: &[String],
 ) -> String {
     let option = match name {
         CARRIED => String::new(),
         "mock" => " --backend mock".to_owned(),
-        name if accelerator == Accelerator::default() => format!(" --vmm {}", quoted(name)),
-        name => format!(" --vmm {} --accel {}", quoted(name), accelerator.name()),
+        name => format!(" --vmm {}", quoted(name)),
     };
-    option + &argument_options("--vmm-arg", arguments)
+    option + &starting.option(backend) + &argument_options("--vmm-arg", arguments)
 }
 
 /// The options that pass `arguments` to the VMM.
@@ -228,9 +263,7 @@ pub(super) fn vmm_option(vmm: &Vmm) -> String {
     if let Some(name) = &vmm.update_to {
         option.push_str(&skew_option(name, vmm.course));
     }
-    if vmm.accel != Accelerator::default() {
-        option.push_str(&format!(" --accel {}", vmm.accel.name()));
-    }
+    option.push_str(&vmm.starting.all());
     option.push_str(&argument_options("--vmm-arg", &vmm.vmm_arg));
     option.push_str(&argument_options("--new-vmm-arg", &vmm.new_vmm_arg));
     if vmm.backend == Some(BackendKind::Mock) {

@@ -120,6 +120,7 @@ impl Difference {
 /// All known differences, and those seen so far.
 #[derive(Clone, Debug)]
 pub struct Differences {
+    file: String,
     all: Vec<Difference>,
     seen: BTreeSet<String>,
     /// Cases that were compared: only differences expected in one of them can be missing.
@@ -134,12 +135,13 @@ struct File {
 }
 
 impl Differences {
-    /// Returns those in the file.
+    /// Returns those of the scenarios in this binary.
     pub fn embedded() -> Result<Self, ScenarioError> {
         Self::parse(NAME, EMBEDDED)
     }
 
-    fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
+    /// Returns those in `text`, the content of the file `name`.
+    pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
         let file: File = tree::from_str(name, text)?;
         let mut names = BTreeSet::new();
         for difference in &file.difference {
@@ -152,7 +154,13 @@ impl Differences {
                 return Err(ScenarioError::sense(name, message));
             }
         }
-        Ok(Self { all: file.difference, seen: BTreeSet::new(), compared: BTreeSet::new() })
+        let (file, all) = (name.to_owned(), file.difference);
+        Ok(Self { file, all, seen: BTreeSet::new(), compared: BTreeSet::new() })
+    }
+
+    /// Returns the name of the file.
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// Returns the first known difference that explains `differs`, seen in `case` between our VMM

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::backend::Backend;
-use crate::backend::qemu::{Accelerator, ProbeError, Qemu, find};
+use crate::backend::qemu::{ProbeError, Qemu, Setup, find};
 
 const TOPIC: &str = "QEMU";
 
@@ -14,7 +14,7 @@ pub fn examine() -> Finding {
             "not found in ci/.qemu/bin or $PATH",
             "only --vmm qemu needs it: run ci/install-qemu in a working tree, or give a path",
         ),
-        Some(path) => told(Qemu::at(&path, Accelerator::default())),
+        Some(path) => told(Qemu::at(&path, Setup::default())),
     }
 }
 
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn a_binary_that_does_not_answer_is_a_limit() {
-        let asked = Qemu::at(std::path::Path::new("/bin/true"), Accelerator::default());
+        let asked = Qemu::at(std::path::Path::new("/bin/true"), Setup::default());
         let finding = told(asked);
         assert_eq!(finding.health, Health::Limited);
         assert!(finding.seen.contains("does not respond like QEMU"), "{finding:?}");

@@ -1,5 +1,6 @@
 //! The harness's time limits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::observe::host;
@@ -7,9 +8,28 @@ use crate::observe::host;
 /// How many times longer a wait may take where the CPU is emulated.
 const EMULATED: u32 = 10;
 
-/// Returns `limit`, or a multiple of it on a host whose CPUs are emulated.
+/// How many times longer a wait may take under a wrapper, such as valgrind.
+const WRAPPED: u32 = 10;
+
+/// Whether the VMMs of this process run under a wrapper.
+static IS_WRAPPED: AtomicBool = AtomicBool::new(false);
+
+/// Makes all limits longer from now on, because the VMMs run under a wrapper: a debugger, a tracer or
+/// a checker of memory.
+pub fn expect_a_wrapper() {
+    IS_WRAPPED.store(true, Ordering::Relaxed);
+}
+
+/// Whether times are measurements: not in an emulated host, and not under a wrapper.
+pub fn measures() -> bool {
+    !host::is_emulated() && !IS_WRAPPED.load(Ordering::Relaxed)
+}
+
+/// Returns `limit`, or a multiple of it on a host whose CPUs are emulated, and under a wrapper.
 pub fn patient(limit: Duration) -> Duration {
-    limit * if host::is_emulated() { EMULATED } else { 1 }
+    let emulated = if host::is_emulated() { EMULATED } else { 1 };
+    let wrapped = if IS_WRAPPED.load(Ordering::Relaxed) { WRAPPED } else { 1 };
+    limit * emulated * wrapped
 }
 
 /// The limits of all waits, except for single QMP answers.

@@ -95,6 +95,17 @@ pub fn children(pid: i32) -> Result<Vec<Stat>, ProcError> {
     find(|stat| stat.parent == pid)
 }
 
+/// Returns the descendants of `pid`, nearer ones first.
+pub fn descendants(pid: i32) -> Result<Vec<Stat>, ProcError> {
+    let mut found = children(pid)?;
+    let mut next = 0;
+    while let Some(pid) = found.get(next).map(|stat| stat.pid) {
+        found.extend(children(pid)?);
+        next += 1;
+    }
+    Ok(found)
+}
+
 /// Name of a keeper: a process that waits for the end of a VMM's process to continue its VM.
 pub const KEEPER: &str = "cpr-keeper";
 

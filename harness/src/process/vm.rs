@@ -1,6 +1,6 @@
 //! The VMM process that the harness starts.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -17,7 +17,7 @@ use crate::observe::kvm_state;
 use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::proc_error::ProcError;
-use crate::observe::process::Stat;
+use crate::observe::process::{self, Executable, Stat};
 use crate::process::cgroup::Cgroup;
 use crate::process::environment::EnvironmentError;
 use crate::process::filtered::NoExecve;
@@ -27,6 +27,8 @@ use crate::scenario::{Seccomp, Signals};
 
 /// How a VMM is started.
 pub struct Start<'a> {
+    /// The words before the file: a program that executes it, and its arguments.
+    pub wrapper: &'a [String],
     /// The file to execute.
     pub binary: &'a Path,
     /// Its arguments.
@@ -71,6 +73,8 @@ pub struct Vm {
     pub started: Stat,
     /// The process group of all processes that the VM has had: the PID of the first.
     group: i32,
+    /// The process that was started, if that is a wrapper and the VMM is a child of it.
+    wrapper: Option<i32>,
     /// Processes that have become VMMs and may not have been reaped yet, the newest last.
     successors: Vec<i32>,
     /// The VMM's own memory cgroup, if it has one; removed last.
@@ -100,8 +104,11 @@ impl Vm {
         let mut own: Vec<(OsString, OsString)> =
             vec![("PATH".into(), path), (NOTIFY_VARIABLE.into(), start.notify.into())];
         own.extend(start.audit.map(|path| (kvm_state::FILE_VARIABLE.into(), path.into())));
-        let mut command = Command::new(start.binary);
+        let binary = start.binary.as_os_str();
+        let mut words = start.wrapper.iter().map(OsStr::new).chain([binary]);
+        let mut command = Command::new(words.next().unwrap_or(binary));
         command
+            .args(words)
             .args(start.arguments)
             .current_dir(start.folder)
             .env_remove(STATE_VARIABLE)
@@ -147,7 +154,8 @@ impl Vm {
         };
         let (group, successors) = (pid, Vec::new());
         let Start { cgroup, stalled, .. } = start;
-        Ok(Self { started, group, successors, cgroup, stalled, ended: None, keep: false })
+        let wrapper = None;
+        Ok(Self { started, group, wrapper, successors, cgroup, stalled, ended: None, keep: false })
     }
 
     /// Returns the PID of the current process.
@@ -170,14 +178,38 @@ impl Vm {
         });
         let started = read.inspect_err(|_| signals::unregister_successor(pid))?;
         self.successors.push(pid);
-        (self.started, self.ended) = (started, None);
+        (self.started, self.ended, self.wrapper) = (started, None, None);
         Ok(&self.started)
     }
 
-    /// Returns the exit status if the process has ended.
+    /// Finds the VMM that a wrapper has started, now that the VMM listens: the process that was
+    /// started if the wrapper executed the VMM or its own substitute, else its descendant that executes
+    /// `executable`, in whatever group: gdb gives what it runs a group of its own.
+    pub fn find_under_wrapper(&mut self, executable: &Executable) -> Result<(), ProcError> {
+        let is_vmm = |pid| Executable::of(pid).is_ok_and(|of| of.inode == executable.inode);
+        if is_vmm(self.group) {
+            return Ok(());
+        }
+        let mut descendants = process::descendants(self.group)?.into_iter();
+        if let Some(vmm) = descendants.find(|child| is_vmm(child.pid)) {
+            self.wrapper = Some(self.group);
+            self.started = vmm;
+        }
+        Ok(())
+    }
+
+    /// Returns the wrapper's process, if the VMM is a child of it.
+    pub fn wrapper(&self) -> Option<i32> {
+        self.wrapper
+    }
+
+    /// Returns the exit status if the process has ended; that of the wrapper, whose child it is.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = reap(self.pid());
+            self.ended = match self.wrapper {
+                Some(_) if Stat::read(self.pid()).is_ok_and(|stat| stat.is_alive()) => None,
+                wrapper => reap(wrapper.unwrap_or(self.pid())),
+            };
         }
         self.ended
     }

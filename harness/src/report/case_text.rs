@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::observe::host;
+use crate::observe::patience;
 use crate::run::verdict::{ClockStep, Kill};
 use crate::run::{Report, Verdict};
 
@@ -33,8 +33,8 @@ pub(super) fn case_line(report: &Report, width: usize, columns: Option<usize>) -
 fn stood_still(report: &Report) -> String {
     let gaps = report.refusals.iter().map(|refusal| refusal.during);
     match (report.updates, gaps.max()) {
-        // In an emulated host nothing is measured.
-        _ if host::is_emulated() => String::new(),
+        // In an emulated host and under a wrapper nothing is measured.
+        _ if !patience::measures() => String::new(),
         (0, None) => String::new(),
         (0, Some(gap)) => format!("largest gap {:.2} ms", gap.as_secs_f64() * 1e3),
         _ => blackouts(report.blackouts.len(), report.blackout()),

@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::reasons;
 use super::stdout::{as_shown, say};
 use crate::check::gaps::Refusal;
-use crate::observe::host;
+use crate::observe::patience;
 use crate::run::case::Stepped;
 use crate::run::{Report, Verdict};
 
@@ -182,8 +182,8 @@ impl Terminal {
         text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
         text.push_str(&format!("\nVMs lost: {}", self.lost));
         text.extend(self.refusals());
-        if host::is_emulated() {
-            text.push_str("\nemulated host: blackouts are not measured");
+        if !patience::measures() {
+            text.push_str("\nemulated host or --wrap: blackouts are not measured");
         }
         if self.all_ignored() {
             text.push_str(&format!("\nno case ran: all {ignored} were ignored"));

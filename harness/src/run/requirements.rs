@@ -29,11 +29,10 @@ fn is_on(variable: Option<&OsStr>) -> bool {
 
 /// Returns why `case` cannot run here, if so.
 pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
-    let kvm = Path::new("/dev/kvm");
     if backend.uses_kvm()
-        && let Err(e) = File::options().read(true).write(true).open(kvm)
+        && let Some(why) = no_kvm()
     {
-        return Some(format!("no KVM here ({}: {e})", kvm.display()));
+        return Some(why);
     }
     if let Some(cases) = in_kernel_mode(case)
         && backend.uses_kvm()
@@ -77,6 +76,13 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
 }
 
+/// Returns why KVM cannot be used here, if so.
+pub fn no_kvm() -> Option<String> {
+    let kvm = Path::new("/dev/kvm");
+    let opened = File::options().read(true).write(true).open(kvm);
+    opened.err().map(|e| format!("no KVM here ({}: {e})", kvm.display()))
+}
+
 /// Returns the filter that selects the cases like this one, if its guest runs in kernel mode.
 fn in_kernel_mode(case: &Case) -> Option<&'static str> {
     match case.vm.ring {
@@ -111,6 +117,9 @@ fn needs(case: &Case) -> Vec<Feature> {
     }
     if case.vm.stalled.is_some() {
         needs.push(Feature::Log);
+    }
+    if !case.vm.qemu.is_empty() {
+        needs.push(Feature::QemuOptions);
     }
     if case.vm.seccomp == Some(Seccomp::NoExecve) {
         needs.push(Feature::Execveat);

@@ -19,6 +19,7 @@ pub mod steps;
 pub mod successor;
 pub mod transfer;
 pub mod update;
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,8 @@ use std::time::{Duration, Instant};
 use cpr_qmp::run_state::RunState;
 use serde_json::Value;
 
-pub(super) use launch::executable;
 pub(super) use look::fits_protocol;
+pub(super) use wrapped::executable;
 
 use super::evidence::Evidence;
 use super::failure::StepError;
@@ -57,6 +58,7 @@ use crate::run::measure::blackout::Measurement;
 use crate::run::peer::serial::SerialClient;
 use crate::run::session::clients::EventListener;
 use crate::run::session::soak::Pace;
+use crate::run::session::wrapped::Under;
 use crate::run::verdict::{ClockStep, FailedUpdate, HostSeen, Kill, Revived};
 use crate::scenario::{Case, Inject};
 
@@ -85,6 +87,8 @@ pub struct Session<'a> {
     pub run_state: RunState,
     /// The file that the VMM must be executing.
     pub executable: Executable,
+    /// What a wrapper makes of the VMM.
+    under: Under,
     /// The path that the VMM was started from.
     pub started_from: PathBuf,
     /// The file that the VMM executes if the last prepared update succeeds.

@@ -1,7 +1,7 @@
 //! Suggests what was meant by an unknown key or value.
 
 /// A longer list of what is accepted is not shown if one of it is near.
-const SHORT: usize = 16;
+const SHORT: usize = 20;
 
 /// Keys and values of earlier versions, and what replaces them, which depends on the place. Those that
 /// only changed from `snake_case` to `kebab-case` are found by [`nearest`].

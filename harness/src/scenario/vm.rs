@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kill::Keeper;
 use super::limit::Amount;
+use super::qemu::QemuVm;
 use super::size::Size;
 use super::stalled::Stalled;
 
@@ -68,6 +69,9 @@ pub struct Vm {
     /// Sends the VMM's log to a pipe that is never read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<Stalled>,
+    /// What QEMU is started with besides; a case with any of it needs QEMU.
+    #[serde(default, skip_serializing_if = "QemuVm::is_empty")]
+    pub qemu: QemuVm,
 }
 
 impl Default for Vm {
@@ -89,6 +93,7 @@ impl Default for Vm {
             own_binary: false,
             keeper: None,
             stalled: None,
+            qemu: QemuVm::default(),
         }
     }
 }

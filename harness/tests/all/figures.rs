@@ -69,6 +69,22 @@ fn bugs_found_in_qemu_are_known_differences() {
     }
 }
 
+/// Each report names known differences, by which the harness recognizes the bug.
+#[test]
+fn bugs_reported_to_qemu_are_known_differences() {
+    let (page, differences) = (read("harness/QEMU.md"), read("scenarios/differences.toml"));
+    let name = Regex::new("(?m)^(?:### |\\| )`([a-z0-9-]+)`(?:, `([a-z0-9-]+)`)?").unwrap();
+    let names = name.captures_iter(&page).flat_map(|names| [names.get(1), names.get(2)]);
+    let names: Vec<&str> = names.flatten().map(|name| name.as_str()).collect();
+    assert!(names.len() > 9, "{names:?}");
+    for name in names {
+        assert!(differences.contains(&format!("name = \"{name}\"\n")), "{name}");
+    }
+    let conformance = read("scenarios/CONFORMANCE.md");
+    assert!(conformance.contains("qemu 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)"));
+    assert!(page.contains("QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)"));
+}
+
 #[test]
 fn measurements_and_versions_are_those_of_their_source() {
     let (readme, bench) = (read("README.md"), read("BENCH.md"));

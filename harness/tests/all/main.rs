@@ -12,6 +12,7 @@ mod module_circles;
 mod plain_english;
 mod program;
 mod promises;
+mod qemu;
 mod readme;
 mod reports;
 mod shards;

@@ -43,8 +43,10 @@ fn commands(file: &str) -> Vec<String> {
 #[test]
 fn commands_are_accepted_by_the_command_line() {
     let folder = tempfile::tempdir().unwrap();
-    let all: Vec<_> =
-        ["README.md", "harness/README.md", "BENCH.md"].into_iter().flat_map(commands).collect();
+    let all: Vec<_> = ["README.md", "harness/README.md", "harness/QEMU.md", "BENCH.md"]
+        .into_iter()
+        .flat_map(commands)
+        .collect();
     assert!(all.len() > 12, "{all:?}");
     for line in all {
         let mut words = shlex::split(&line).unwrap();

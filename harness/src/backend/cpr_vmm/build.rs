@@ -134,8 +134,8 @@ fn ask<T>(
     std::fs::write(&kernel, guest)?;
     let mut command = Command::new(binary);
     command.args(first).args(["--memory", "16M", "--paused", "--kernel"]).arg(&kernel);
-    let process =
-        ProbeProcess::start(command.arg("--qmp").arg(format!("unix:{}", socket.display())))?;
+    command.arg("--qmp").arg(format!("unix:{}", socket.display()));
+    let process = ProbeProcess::start(&mut command, Path::new("/dev/null"))?;
     question(&mut process.qmp(&socket)?, process.pid(), folder.path())
 }
 

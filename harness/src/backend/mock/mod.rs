@@ -89,6 +89,7 @@ impl Backend for Mock {
             Feature::Deferred => Some("the mock does not wait for migrate-incoming".into()),
             Feature::Log => Some("the mock logs to regular files only".into()),
             Feature::Linux => Some("the mock does not boot Linux".into()),
+            Feature::QemuOptions => Some("the mock takes no options of QEMU".into()),
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
             _ => None,
         }

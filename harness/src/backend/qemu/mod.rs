@@ -1,41 +1,28 @@
 //! The QEMU backend, for QEMU 10.2 or newer.
 
+mod accelerator;
+mod arguments;
 mod find;
 mod probe;
+mod setup;
+mod trial;
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use guest_images::GuestImage;
 
+pub use accelerator::{Accelerator, UnknownAccelerator};
+use arguments::arguments;
 pub use find::{find, find_anywhere};
 pub use probe::ProbeError;
+pub use setup::Setup;
 
 use crate::backend::{
-    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Image, Launch, value_of,
+    AcrossExec, Backend, Channels, Dialect, ExecState, Feature, Image, Launch, UNDER_A_WRAPPER,
+    value_of,
 };
 use crate::observe::files::Files;
-use crate::scenario::{CommandKind, Pages, SerialKind};
-
-/// What executes the guest's instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Accelerator {
-    /// The kernel, with KVM.
-    #[default]
-    Kvm,
-    /// QEMU's own emulation, for hosts without KVM.
-    Tcg,
-}
-
-impl Accelerator {
-    /// The name on QEMU's command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
+use crate::scenario::CommandKind;
 
 /// A QEMU that can update itself.
 #[derive(Clone, Debug)]
@@ -43,7 +30,7 @@ pub struct Qemu {
     binary: PathBuf,
     executable: PathBuf,
     version: String,
-    accelerator: Accelerator,
+    setup: Setup,
     /// Extra arguments: of every process, and of those that take over.
     last: Vec<String>,
     last_of_new: Vec<String>,
@@ -51,13 +38,18 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts the QEMU at `binary` once to query its version and features.
-    pub fn at(binary: &Path, accelerator: Accelerator) -> Result<Self, ProbeError> {
+    pub fn at(binary: &Path, setup: Setup) -> Result<Self, ProbeError> {
         let probe::Probed { binary, executable, version } = probe::probe(binary)?;
         let (last, last_of_new) = Default::default();
-        Ok(Self { binary, executable, version, accelerator, last, last_of_new })
+        Ok(Self { binary, executable, version, setup, last, last_of_new })
     }
 
-    /// Adds `arguments` after all others.
+    /// Starts a paused VM with the machine and all arguments, and ends it.
+    pub fn try_out(&self) -> Result<(), ProbeError> {
+        trial::start(self)
+    }
+
+    /// Adds `arguments` to those of every process.
     pub fn with(mut self, arguments: &[String]) -> Self {
         self.last.extend_from_slice(arguments);
         self
@@ -71,9 +63,16 @@ impl Qemu {
 
     /// The arguments of a QEMU that loads a VM from these `incoming` channels.
     fn new_arguments(&self, launch: Launch<'_>, incoming: &[String]) -> Vec<String> {
-        let arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
+        let arguments = self.common_arguments(launch);
         let incoming = incoming.iter().flat_map(|uri| ["-incoming".to_owned(), uri.clone()]);
-        [arguments, incoming.collect(), self.last.clone(), self.last_of_new.clone()].concat()
+        // The channels last: the arguments before them are those of the old QEMU.
+        [arguments, self.last_of_new.clone(), incoming.collect()].concat()
+    }
+
+    /// The arguments of every process: the harness's, the scenario's, and those of the command line.
+    fn common_arguments(&self, launch: Launch<'_>) -> Vec<String> {
+        let own = arguments(launch, &self.setup, &self.second_qmp(launch.files));
+        [&own, &launch.vm.qemu.args, &self.setup.arguments, &self.last].map(Vec::as_slice).concat()
     }
 }
 
@@ -94,18 +93,21 @@ impl Backend for Qemu {
         &self.executable
     }
 
+    fn wrapper(&self) -> &[String] {
+        &self.setup.wrapper
+    }
+
     /// A BIOS image, because `-kernel` runs a real BIOS, which is slow on hosts that emulate CPL0.
     fn image<'a>(&self, guest: &'a GuestImage) -> Image<'a> {
         Image { bytes: guest.bios, ending: "bios" }
     }
 
     fn arguments(&self, launch: Launch<'_>) -> Vec<String> {
-        let mut arguments = arguments(launch, self.accelerator, &self.second_qmp(launch.files));
+        let mut arguments = self.common_arguments(launch);
         // Not for an update, in which the run state comes from the saved state.
         if launch.vm.paused {
             arguments.push("-S".into());
         }
-        arguments.extend_from_slice(&self.last);
         arguments
     }
 
@@ -173,12 +175,13 @@ impl Backend for Qemu {
             Feature::Deadline => "qemu has no deadline for an update",
             Feature::SerialClient => "qemu drops the serial port's client during an update",
             Feature::OpenFiles => "qemu does not hand over open files",
+            Feature::OwnBinary if !self.setup.wrapper.is_empty() => UNDER_A_WRAPPER,
             Feature::OwnBinary if self.binary == self.executable => return None,
             Feature::OwnBinary => "this qemu is started by a script, so another file is executed",
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
-            Feature::Transfer => return None,
+            Feature::Transfer | Feature::QemuOptions => return None,
             Feature::Keeper => "qemu has no keeper",
             Feature::Deferred => {
                 "qemu drops its clients during an update, so none can tell it what to load"
@@ -191,55 +194,8 @@ impl Backend for Qemu {
     }
 
     fn uses_kvm(&self) -> bool {
-        self.accelerator == Accelerator::Kvm
+        self.setup.accelerator.is_kvm()
     }
-}
-
-fn arguments(launch: Launch<'_>, accelerator: Accelerator, second_qmp: &str) -> Vec<String> {
-    let Launch { vm, name, files, .. } = launch;
-    let share = if vm.share { "on" } else { "off" };
-    let pages = match vm.pages {
-        Pages::Small | Pages::Transparent => "",
-        Pages::Reserved => ",hugetlb=on,hugetlbsize=2M",
-    };
-    let cpu = match accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => "max",
-    };
-    let serial = match vm.serial {
-        // Appends, because an updated QEMU must not truncate the file.
-        SerialKind::File => format!("file,id=serial,path={},append=on", escaped(&files.serial)),
-        SerialKind::Unix => {
-            format!("socket,id=serial,path={},server=on,wait=off", escaped(&files.serial_socket))
-        }
-    };
-    let qmp = |path: &str| format!("unix:{},server=on,wait=off", escaped(path));
-    let options = [
-        ("-name", format!("guest={}", escaped(name))),
-        ("-machine", "pc,memory-backend=ram,aux-ram-share=on".into()),
-        ("-object", format!("memory-backend-memfd,id=ram,size={},share={share}{pages}", vm.memory)),
-        ("-m", vm.memory.to_string()),
-        ("-accel", accelerator.name().into()),
-        ("-cpu", cpu.into()),
-        ("-smp", vm.cpus.to_string()),
-        ("-display", "none".into()),
-        ("-bios", files.kernel.clone()),
-        ("-fw_cfg", format!("name=opt/cpr/cmdline,string={}", escaped(&launch.cmdline()))),
-        ("-qmp", qmp(&files.qmp)),
-        ("-qmp", qmp(second_qmp)),
-        ("-chardev", serial),
-        ("-serial", "chardev:serial".into()),
-        ("-device", "isa-debug-exit".into()),
-        ("-pidfile", files.pid_file.clone()),
-    ];
-    let plain = ["-nodefaults", "-no-user-config"].map(str::to_owned);
-    let valued = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
-    plain.into_iter().chain(valued).collect()
-}
-
-/// Escapes a value for QEMU's comma-separated options.
-fn escaped(value: &str) -> String {
-    value.replace(',', ",,")
 }
 
 fn remove_all(arguments: &mut Vec<String>, option: &str) {
@@ -251,7 +207,7 @@ fn remove_all(arguments: &mut Vec<String>, option: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::Vm;
+    use crate::scenario::{QemuVm, Vm};
     use rstest::rstest;
 
     fn qemu() -> Qemu {
@@ -259,27 +215,56 @@ mod tests {
             binary: "/q/qemu".into(),
             executable: "/q/ld.so".into(),
             version: "11.1.3".into(),
-            accelerator: Accelerator::Kvm,
+            setup: Setup::default(),
             last: Vec::new(),
             last_of_new: Vec::new(),
         }
     }
 
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    /// Both command lines have the same arguments, and end with what only one of them has.
     #[test]
-    fn extra_arguments_come_last() {
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let qemu = qemu().with(&words(&["-d", "int"])).with_new(&words(&["-trace", "x"]));
-        let ends = |launch: Launch<'_>, state: Option<&str>, end: &[&str]| {
-            let arguments = match state {
-                Some(state) => qemu.update_arguments(launch, state),
-                None => qemu.arguments(launch),
-            };
-            assert!(arguments.ends_with(&words(end)), "{arguments:?}");
-        };
-        let vm = Vm { paused: true, ..Vm::default() };
-        with_launch(&vm, |launch| ends(launch, None, &["-S", "-d", "int"]));
+    fn extra_arguments_are_in_both_command_lines() {
+        let setup = Setup { arguments: words("-device b"), ..Setup::default() };
+        let qemu = Qemu { setup, ..qemu() }.with(&words("-d int")).with_new(&words("-trace x"));
+        let extra = QemuVm { machine: None, args: words("-device a") };
+        let vm = Vm { paused: true, qemu: extra, ..Vm::default() };
+        let channels = Channels::new("/w".as_ref(), 1);
         with_launch(&vm, |launch| {
-            ends(launch, Some("/s"), &["file:/s", "-d", "int", "-trace", "x"])
+            for (arguments, end) in [
+                (qemu.arguments(launch), "-S"),
+                (qemu.update_arguments(launch, "/s"), "-trace x -incoming file:/s"),
+            ] {
+                let end = words(&format!("-device a -device b -d int {end}"));
+                assert!(arguments.ends_with(&end), "{arguments:?}");
+            }
+            let transfer = qemu.transfer_arguments(launch, &channels).join(" ");
+            assert!(transfer.contains("-device a -device b -d int -trace x -incoming "));
+        });
+    }
+
+    #[rstest]
+    #[case(None, None, "pc")]
+    #[case(None, Some("microvm"), "microvm")]
+    #[case(Some("q35,hpet=off"), None, "q35,hpet=off")]
+    #[case(Some("q35"), Some("microvm"), "q35")]
+    fn machine_of_the_command_line_comes_first(
+        #[case] chosen: Option<&str>,
+        #[case] of_scenario: Option<&str>,
+        #[case] expected: &str,
+    ) {
+        let machine = chosen.map(str::to_owned);
+        let qemu = Qemu { setup: Setup { machine, ..Setup::default() }, ..qemu() };
+        let of_vm = QemuVm { machine: of_scenario.map(str::to_owned), args: Vec::new() };
+        let vm = Vm { qemu: of_vm, ..Vm::default() };
+        let expected = format!("-machine {expected},memory-backend=ram,aux-ram-share=on");
+        with_launch(&vm, |launch| {
+            for arguments in [qemu.arguments(launch), qemu.update_arguments(launch, "/s")] {
+                assert!(arguments.join(" ").contains(&expected), "{arguments:?}");
+            }
         });
     }
 
@@ -339,9 +324,12 @@ mod tests {
     }
 
     #[test]
-    fn script_lacks_own_binary() {
+    fn scripts_and_wrappers_lack_an_own_binary() {
         let direct = Qemu { executable: "/q/qemu".into(), ..qemu() };
+        let wrapper = words("nice -n 3");
+        let wrapped = Qemu { setup: Setup { wrapper, ..Setup::default() }, ..direct.clone() };
         assert!(qemu().lacks(Feature::OwnBinary).is_some());
+        assert!(wrapped.lacks(Feature::OwnBinary).is_some());
         assert_eq!(direct.lacks(Feature::OwnBinary), None);
     }
 }

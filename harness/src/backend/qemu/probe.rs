@@ -15,6 +15,9 @@ use crate::observe::qmp::{Command, QmpFault};
 /// The first version with `cpr-exec`.
 const FIRST: (u32, u32) = (10, 2);
 
+/// How many lines of standard error a message has.
+const LAST_LINES: usize = 5;
+
 /// Why a file is not a usable QEMU.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -28,13 +31,28 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// It does not respond like QEMU.
-    #[error("{path} does not respond like QEMU: {source}")]
+    #[error("{path} does not respond like QEMU: {source}; its last words: {said}")]
     NotQemu {
         /// The file.
         path: PathBuf,
         /// The QMP error.
         #[source]
         source: Box<QmpFault>,
+        /// The last lines of its standard error.
+        said: String,
+    },
+    /// It is QEMU, but does not start with this machine, these arguments or this wrapper.
+    #[error(
+        "cannot start a VM in QEMU: {source}; check --machine, --accel, --qemu-arg and --wrap; command: {command}; its last words: {said}"
+    )]
+    Vm {
+        /// Its command line, quoted for a shell.
+        command: String,
+        /// The QMP error.
+        #[source]
+        source: Box<QmpFault>,
+        /// The last lines of its standard error.
+        said: String,
     },
     /// It is older than QEMU 10.2.
     #[error(
@@ -79,8 +97,12 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
         .args(["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"])
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()));
-    let process = ProbeProcess::start(&mut command).map_err(start)?;
-    let not_qemu = |source| ProbeError::NotQemu { path: binary.clone(), source: Box::new(source) };
+    let errors = folder.path().join("stderr");
+    let process = ProbeProcess::start(&mut command, &errors).map_err(start)?;
+    let not_qemu = |source| {
+        let (path, source) = (binary.clone(), Box::new(source));
+        ProbeError::NotQemu { path, source, said: last_words(&errors) }
+    };
     let mut qmp = process.qmp(&socket).map_err(not_qemu)?;
     let version_info: VersionInfo = qmp.query("query-version").map_err(not_qemu)?;
     let version = name(&version_info);
@@ -93,6 +115,17 @@ pub(super) fn probe(binary: &Path) -> Result<Probed, ProbeError> {
     }
     let executable = Executable::of(process.pid()).map_err(|e| start(io::Error::other(e)))?.path;
     Ok(Probed { binary, executable, version })
+}
+
+/// The last lines of a file with standard error, for a message.
+pub(super) fn last_words(errors: &Path) -> String {
+    let text = std::fs::read(errors).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match lines.len() {
+        0 => "none".to_owned(),
+        n => lines[n.saturating_sub(LAST_LINES)..].join("\n"),
+    }
 }
 
 fn is_too_old(VersionTriple { major, minor, .. }: VersionTriple) -> bool {

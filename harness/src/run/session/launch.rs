@@ -24,6 +24,7 @@ use crate::run::evidence::Evidence;
 use crate::run::evidence::watchdog::Watchdog;
 use crate::run::session::clients::{EventListener, connect};
 use crate::run::session::own_binary;
+use crate::run::session::wrapped::{Under, executable, prefix};
 use crate::run::update::command::{CommandBuilder, PATH_FOLDER};
 use crate::run::{Options, StepError, linux};
 use crate::scenario::Case;
@@ -63,7 +64,7 @@ impl<'a> Session<'a> {
             // Not in the evidence folder: files there are read to their end, and this is a FIFO.
             files.log = work.join("log").display().to_string();
         }
-        CommandBuilder { folder: work, backend }.path_folder()?;
+        CommandBuilder { folder: work, backend, wrapper: &[] }.path_folder()?;
         let limit = patient(Duration::from_millis(case.deadline_ms));
         Self::launch_vmm(case, options, evidence, work, files, limit)
     }
@@ -81,9 +82,10 @@ impl<'a> Session<'a> {
         let backend = &*options.backend;
         let arguments = backend.arguments(launch);
         let binary = backend.binary();
-        evidence
-            .timeline
-            .say("harness", format!("start {} {}", binary.display(), arguments.join(" ")));
+        evidence.timeline.say(
+            "harness",
+            format!("start {}{} {}", prefix(backend), binary.display(), arguments.join(" ")),
+        );
         let started_from = match case.vm.own_binary {
             true => own_binary::copy(binary, work)?,
             false => binary.to_owned(),
@@ -99,6 +101,7 @@ impl<'a> Session<'a> {
         let notify =
             Notify::bind(work).map_err(EnvironmentError::file("bind a socket in", work))?;
         let mut vm = Vm::start(Start {
+            wrapper: backend.wrapper(),
             binary: &started_from,
             arguments: &arguments,
             folder: work,
@@ -115,12 +118,16 @@ impl<'a> Session<'a> {
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
+        let under = Under::find(&mut vm, backend, &executable)?;
+        let executable = under.executable().unwrap_or(&executable).clone();
+        watchdog.follow(vm.pid());
         let theirs = backend.second_qmp(&files);
         let second_client = EventListener::new(connect(&theirs, evidence, &mut vm, options, "-2")?);
         Ok(Parts {
             files,
             started_from,
             executable,
+            under,
             vm,
             qmp,
             second_client,
@@ -140,7 +147,7 @@ impl<'a> Session<'a> {
         self.startup = evidence.startup(&parts.files, &case.vm);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
-        (self.executable, self.handed_over) = (parts.executable, 0);
+        (self.executable, self.under, self.handed_over) = (parts.executable, parts.under, 0);
         (self.vm, self.qmp, self.second_client) = (parts.vm, parts.qmp, parts.second_client);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
         (self.notify, self.handover) = (parts.notify, Handover::default());
@@ -157,7 +164,7 @@ impl<'a> Session<'a> {
         work: &Path,
         parts: Parts,
     ) -> Self {
-        let Parts { files, started_from, executable, vm, qmp, second_client, .. } = parts;
+        let Parts { files, started_from, executable, under, vm, qmp, second_client, .. } = parts;
         let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
         Self {
             startup: evidence.startup(&files, &case.vm),
@@ -178,6 +185,7 @@ impl<'a> Session<'a> {
             last_seen_by_build: BTreeMap::new(),
             last_build: options.backend.binary().to_owned(),
             executable,
+            under,
             started_from,
             limits: Vec::new(),
             earlier_state: None,
@@ -223,16 +231,11 @@ fn booted(case: &Case) -> RunState {
     if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
 }
 
-/// Identifies the executable at `path`.
-pub(in crate::run) fn executable(path: &Path) -> Result<Executable, EnvironmentError> {
-    let spawn = |source| EnvironmentError::Spawn { path: path.to_owned(), source };
-    Executable::at(path).map_err(|e| spawn(std::io::Error::other(e)))
-}
-
 struct Parts {
     files: Files,
     started_from: PathBuf,
     executable: Executable,
+    under: Under,
     vm: Vm,
     qmp: Qmp,
     second_client: EventListener,

@@ -18,8 +18,8 @@ use crate::check::{
 };
 use crate::coverage::{self, endings::Ended};
 use crate::model::judge::Observed;
-use crate::observe::host;
 use crate::observe::observation::{Observation, Subject};
+use crate::observe::patience;
 use crate::observe::queries::Queries;
 use crate::observe::{file_facts, phases, qmp};
 use crate::run::StepError;
@@ -111,6 +111,8 @@ impl Session<'_> {
             action,
             handover: &handover,
             work: &self.work,
+            wrapper: self.vm.wrapper(),
+            wraps_itself: self.under.executable().is_some(),
             ran_before,
             run_state: self.run_state,
             events: &events,
@@ -144,8 +146,8 @@ impl Session<'_> {
         self.evidence.collect();
         let judged = action.updated() && findings.iter().all(|f| f.check == blackout::CHECK.name);
         let blackout = judged.then(measured).flatten();
-        // In an emulated host nothing is measured.
-        let measures = !host::is_emulated();
+        // In an emulated host and under a wrapper nothing is measured.
+        let measures = patience::measures();
         self.refusals.extend(refusal.filter(|_| measures));
         self.endings.extend(action.ending().map(|ending| ending.name().to_owned()));
         if action.updated() && measures {

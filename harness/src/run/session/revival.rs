@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use crate::check::handover::{CONTINUED, Continued};
 use crate::check::{Finding, Handover, Revival, clients, pid, progress, reported};
-use crate::observe::host;
+use crate::observe::patience;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::{self, Stat};
 use crate::observe::qmp::QmpFault;
@@ -116,7 +116,7 @@ impl Session<'_> {
             former: revival.former.pid,
             pid: now.pid,
             reason: revival.event.reason.clone(),
-            blackout: blackout.filter(|_| !host::is_emulated()),
+            blackout: blackout.filter(|_| patience::measures()),
             beat: revival.beat,
         });
         self.handover = Handover::Revived(Box::new(revival));

@@ -17,6 +17,7 @@ use crate::observe::qmp::Qmp;
 use crate::process::environment::EnvironmentError;
 use crate::process::vm::{Start, Vm};
 use crate::run::failure::StepError;
+use crate::run::session::wrapped::{Under, prefix};
 use crate::run::session::{Session, executable, look};
 use crate::run::update::command::PATH_FOLDER;
 use crate::scenario::{Inject, Migrate};
@@ -54,11 +55,17 @@ impl Session<'_> {
             arguments.extend(["--failpoint".to_owned(), format!("{point}={action}")]);
         }
         let binary = backend.binary();
-        self.updated = executable(backend.executable())?;
+        self.updated = self.executes(backend, true)?;
         let console = self.evidence.console_of(&files);
-        let text = format!("start {} {} to take over", binary.display(), arguments.join(" "));
+        let text = format!(
+            "start {}{} {} to take over",
+            prefix(backend),
+            binary.display(),
+            arguments.join(" ")
+        );
         self.evidence.timeline.say("harness", text);
         let vm = Vm::start(Start {
+            wrapper: backend.wrapper(),
             binary,
             arguments: &arguments,
             folder: &self.work,
@@ -81,6 +88,7 @@ impl Session<'_> {
             Successor { vm, files, channels, console, clients: None, killed: false };
         if kind.listens() {
             successor.await_listening(self.options.patience.greeting)?;
+            Under::find(&mut successor.vm, backend, &executable(backend.executable())?)?;
         } else if successor.vm.await_end(self.options.patience.end).is_none() {
             let limit = self.options.patience.end;
             let why = format!("{limit:?} after its start the new VMM with {kind:?} still runs");

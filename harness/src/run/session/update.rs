@@ -16,8 +16,8 @@ use crate::observe::qmp::{Command, QmpFault};
 use crate::observe::queries;
 use crate::run::failure::StepError;
 use crate::run::measure::blackout::Measurement;
+use crate::run::session::Session;
 use crate::run::session::revival::lost;
-use crate::run::session::{Session, executable};
 use crate::run::update::channel::{self, Prepared as PreparedChannel};
 use crate::run::update::command::{CommandBuilder, Prepared as PreparedCommand, Targets};
 use crate::run::update::fault;
@@ -256,16 +256,17 @@ impl Session<'_> {
         self.tried += 1;
         let channel = channel::prepare(migrate.channel, &self.work, self.tried)?;
         let backend = self.next_build();
-        self.updated = executable(backend.executable())?;
         let mut arguments = backend.update_arguments(self.launch(), &channel.state);
         if let Some(inject) = injected {
             arguments.extend(fault::arm(&mut self.qmp, inject)?);
         }
-        let workshop = CommandBuilder { folder: &self.work, backend };
+        let wrapper = self.under.of_updates(backend);
+        let workshop = CommandBuilder { folder: &self.work, backend, wrapper };
         let earlier = self.earlier_state.as_deref();
         let exec_state = backend.dialect().exec_state;
         let targets = Targets { state: &channel.state, earlier, log: &self.files.log, exec_state };
         let command = workshop.prepare(migrate.command, arguments, targets)?;
+        self.updated = self.executes(backend, command.wrapped)?;
         self.note_files();
         Ok((command, channel))
     }

@@ -29,6 +29,8 @@ pub struct Prepared {
     pub words: Option<Vec<String>>,
     /// The trailing words: the arguments of the program, wherever that is in the command.
     pub arguments: Vec<String>,
+    /// Whether the command starts the VMM under the wrapper.
+    pub wrapped: bool,
     /// The word that an error must name.
     pub culprit: String,
     /// Held open for as long as the update takes.
@@ -43,6 +45,9 @@ pub struct CommandBuilder<'a> {
     pub folder: &'a Path,
     /// The VMM.
     pub backend: &'a dyn Backend,
+    /// The words before its path in commands that execute it as it is; those that bring their own
+    /// wrapper, or must fail, go without.
+    pub wrapper: &'a [String],
 }
 
 impl CommandBuilder<'_> {
@@ -71,10 +76,9 @@ impl CommandBuilder<'_> {
                     None => self.binary(),
                 }
             }
+            CommandKind::Missing | CommandKind::EmptyList => self.binary(),
             CommandKind::Good
             | CommandKind::Deferred
-            | CommandKind::Missing
-            | CommandKind::EmptyList
             | CommandKind::Nul
             | CommandKind::OtherMemory
             | CommandKind::OtherCpus
@@ -84,7 +88,7 @@ impl CommandBuilder<'_> {
             | CommandKind::NoIncoming
             | CommandKind::OlderState
             | CommandKind::NewerState
-            | CommandKind::OtherIncoming => self.binary(),
+            | CommandKind::OtherIncoming => self.under_wrapper(self.binary(), &mut before),
             CommandKind::True => "true".to_owned(),
             CommandKind::False => "false".to_owned(),
             CommandKind::Sleep => "sleep".to_owned(),
@@ -128,7 +132,7 @@ impl CommandBuilder<'_> {
             }
             CommandKind::InPath => {
                 self.path_folder()?;
-                NAME_IN_PATH.to_owned()
+                self.under_wrapper(NAME_IN_PATH.to_owned(), &mut before)
             }
             CommandKind::EmptyWord => String::new(),
             CommandKind::Enoent => self.path("no-such-vmm"),
@@ -143,7 +147,7 @@ impl CommandBuilder<'_> {
             CommandKind::E2big => {
                 // One word is limited to 128 KiB (MAX_ARG_STRLEN).
                 arguments.push("x".repeat(200 << 10));
-                self.binary()
+                self.under_wrapper(self.binary(), &mut before)
             }
             CommandKind::Etxtbsy => {
                 let path = self.program("busy", b"#!/bin/true\n")?;
@@ -163,12 +167,13 @@ impl CommandBuilder<'_> {
             }
             _ => self.backend.change_arguments(kind, &mut arguments),
         }
+        let wrapped = self.wrapper.first() == Some(&word);
         let words = match kind {
             CommandKind::Missing => None,
             CommandKind::EmptyList => Some(Vec::new()),
             _ => Some([vec![word.clone()], before, arguments.clone()].concat()),
         };
-        Ok(Prepared { words, arguments, culprit: word, _busy: busy, _mounted: mounted })
+        Ok(Prepared { words, arguments, wrapped, culprit: word, _busy: busy, _mounted: mounted })
     }
 
     /// Creates the folder for `PATH` in which the VMM is found by name.
@@ -178,6 +183,13 @@ impl CommandBuilder<'_> {
         symlink(self.backend.binary(), &new)
             .and_then(|()| fs::rename(&new, &link))
             .map_err(EnvironmentError::file("create", &link))
+    }
+
+    /// Puts the wrapper in front of `program`: returns the first word, and appends the others to `rest`.
+    fn under_wrapper(&self, program: String, rest: &mut Vec<String>) -> String {
+        let Some((first, others)) = self.wrapper.split_first() else { return program };
+        rest.extend(others.iter().cloned().chain([program]));
+        first.clone()
     }
 
     fn binary(&self) -> String {

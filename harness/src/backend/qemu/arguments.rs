@@ -1,0 +1,54 @@
+//! QEMU's command line, as far as the harness decides it.
+
+use super::setup::Setup;
+use crate::backend::Launch;
+use crate::scenario::{Pages, SerialKind};
+
+/// The machine that boots unless another is chosen.
+const MACHINE: &str = "pc";
+
+/// The arguments that boot a VM, without those that the scenario and `setup` add.
+pub(super) fn arguments(launch: Launch<'_>, setup: &Setup, second_qmp: &str) -> Vec<String> {
+    let Launch { vm, name, files, .. } = launch;
+    let machine = setup.machine.as_ref().or(vm.qemu.machine.as_ref());
+    let machine = machine.map_or(MACHINE, String::as_str);
+    let share = if vm.share { "on" } else { "off" };
+    let pages = match vm.pages {
+        Pages::Small | Pages::Transparent => "",
+        Pages::Reserved => ",hugetlb=on,hugetlbsize=2M",
+    };
+    let serial = match vm.serial {
+        // Appends, because an updated QEMU must not truncate the file.
+        SerialKind::File => format!("file,id=serial,path={},append=on", escaped(&files.serial)),
+        SerialKind::Unix => {
+            format!("socket,id=serial,path={},server=on,wait=off", escaped(&files.serial_socket))
+        }
+    };
+    let qmp = |path: &str| format!("unix:{},server=on,wait=off", escaped(path));
+    let options = [
+        ("-name", format!("guest={}", escaped(name))),
+        ("-machine", format!("{machine},memory-backend=ram,aux-ram-share=on")),
+        ("-object", format!("memory-backend-memfd,id=ram,size={},share={share}{pages}", vm.memory)),
+        ("-m", vm.memory.to_string()),
+        ("-accel", setup.accelerator.to_string()),
+        ("-cpu", setup.accelerator.cpu().into()),
+        ("-smp", vm.cpus.to_string()),
+        ("-display", "none".into()),
+        ("-bios", files.kernel.clone()),
+        ("-fw_cfg", format!("name=opt/cpr/cmdline,string={}", escaped(&launch.cmdline()))),
+        ("-qmp", qmp(&files.qmp)),
+        ("-qmp", qmp(second_qmp)),
+        ("-chardev", serial),
+        ("-serial", "chardev:serial".into()),
+        ("-device", "isa-debug-exit".into()),
+        ("-pidfile", files.pid_file.clone()),
+    ];
+    let plain = ["-nodefaults", "-no-user-config"].map(str::to_owned);
+    let valued = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+    plain.into_iter().chain(valued).collect()
+}
+
+/// Escapes a value for QEMU's comma-separated options.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
