@@ -104,8 +104,8 @@ mod tests {
     #[case(
         "the rehearsal started process 7, but process 8 replied: a",
         "it left its child behind, or its child replied: a"
-    #[case("the thread of vCPU 1 has ended", "the thread of vCPU N has ended")]
     )]
+    #[case("the thread of vCPU 1 has ended", "the thread of vCPU N has ended")]
     #[case("word 26 of cpr-exec-command", "word N of cpr-exec-command")]
     #[case("connect to unix:/tmp/cpr-a/cpr-3.sock: Con", "connect to unix:<work>/cpr-N.sock: Con")]
     #[case("truncated at section 2, before", "truncated at section N, before")]
