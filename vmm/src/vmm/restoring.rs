@@ -22,10 +22,11 @@ impl Vmm {
         let (mut state, _) = channel::read(path)?;
         let section = RebootSection::take(&mut state, path)?;
         let machine = |source| RebootLoadError::Machine { path: path.to_owned(), source };
-        let state = self.machine.examine(state).map_err(machine)?;
+        let mut state = self.machine.examine(state).map_err(machine)?;
         section.check_ram(self.machine.ram(), path)?;
         fail_point!(Read);
         let host = SerialHost::open(&self.config.serial, None, &mut |_| None)?;
+        section.adjust_tsc(&mut state);
         // Up to here, another file can be tried after a failure.
         self.awaits_saved = false;
         self.machine.restore(host, state, &mut |_| ()).map_err(machine)?;
