@@ -170,6 +170,16 @@ impl RamBlock {
         Ok(())
     }
 
+    /// Claims the guest as [`claim`](Self::claim) does, from a saved state: that must not fit after
+    /// a crash of the host either, whatever of the guest's writes is on disk by then.
+    pub fn claim_for_good(&self) -> Result<(), RamError> {
+        self.claim()?;
+        if self.outlives_process() {
+            self.stamp_by(|file| file.sync_all().and_then(|()| Stamp::of(file)))?;
+        }
+        Ok(())
+    }
+
     /// Locks the file, as [`claim`](Self::claim) does, but without the right to run the guest.
     pub fn lock(&self) -> Result<(), RamError> {
         let block = || self.name.to_owned();

@@ -38,7 +38,13 @@ impl Stamp {
         if Self::of(file)? == before {
             Self::from(now + LATER).set(file)?;
         }
-        Self::of(file)
+        match Self::of(file)? {
+            after if after == before => {
+                let why = "the file system does not keep the time of modification";
+                Err(io::Error::new(io::ErrorKind::Unsupported, why))
+            }
+            after => Ok(after),
+        }
     }
 
     /// Sets the time of modification of `file` to this. Needs the file's owner, or root.

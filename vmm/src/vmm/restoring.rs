@@ -46,7 +46,7 @@ impl Vmm {
         audit_point!(self.machine, New);
         fail_point!(Commit);
         // From here on, the state is stale.
-        self.machine.ram().claim()?;
+        self.machine.ram().claim_for_good()?;
         self.machine.connect_irqfd();
         if runs {
             self.machine.resume();

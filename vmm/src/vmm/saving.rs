@@ -118,7 +118,7 @@ fn take_back(ram: &RamBlock, saved: &Saved) -> Result<(), TakeBackError> {
         Err(other) => return Err(other.into()),
     }
     let claimed = match ram.dated() {
-        Ok(dated) if dated == saved.dated => ram.claim().map_err(TakeBackError::from),
+        Ok(dated) if dated == saved.dated => ram.claim_for_good().map_err(TakeBackError::from),
         Ok(_) => Err(TakeBackError::Modified),
         Err(error) => Err(error.into()),
     };

@@ -168,16 +168,13 @@ impl Vmm {
         let kernel = config.kernel.as_deref().ok_or(MachineError::NoKernel)?;
         let image = BootImage::open(kernel, config.initrd.as_deref())?;
         let ram = match &config.memory.file {
-            Some(path) => {
-                let ram = RamBlock::open(config.memory.ram, path, true)?;
-                // From here on, no state that was saved before fits the file.
-                ram.claim()?;
-                ram
-            }
+            Some(path) => RamBlock::open(config.memory.ram, path, true)?,
             None => RamBlock::create(config.memory.ram)?,
         };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         let mut machine = Machine::new(config.machine(), ram, Some(image), None)?;
+        // From here on, no state that was saved before fits a RAM file.
+        machine.ram().claim_for_good()?;
         machine.boot(host)?;
         phases.end();
         Self::started(config, machine, qmp, log, signals)?.begin()

@@ -12,8 +12,7 @@ use crate::transfer::is_running;
 
 /// As in QEMU, `cont` continues the guest where it was saved. Its state is stale then.
 pub fn saved_guest_continues_here() {
-    for keeper in ["on", "update"] {
-        let scene = Scene::new();
+    for (keeper, scene) in [("on", Scene::in_memory()), ("update", Scene::new())] {
         let mut vm = scene.start(&format!("{GUEST} --keeper {keeper}"));
         let mut qmp = vm.qmp();
         let beats = Beats::of(vm.pid());
@@ -59,7 +58,7 @@ pub fn saved_guest_can_be_reset_here() {
 }
 
 pub fn guest_runs_in_one_process_only() {
-    let scene = Scene::new();
+    let scene = Scene::in_memory();
     let mut old = scene.start(GUEST);
     let mut qmp = old.qmp();
     let beats = Beats::of(old.pid());
@@ -88,7 +87,7 @@ pub fn guest_runs_in_one_process_only() {
 }
 
 pub fn old_state_is_stale() {
-    let scene = Scene::new();
+    let scene = Scene::in_memory();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
     let beats = Beats::of(vm.pid());
@@ -124,7 +123,7 @@ pub fn ram_file_is_locked() {
 
 /// A boot in an existing file is a boot, and no state from before fits it.
 pub fn existing_ram_file_boots() {
-    let scene = Scene::new();
+    let scene = Scene::in_memory();
     let mut vm = scene.start(GUEST);
     let mut qmp = vm.qmp();
     is_running(&mut qmp, &Beats::of(vm.pid()), 1);
