@@ -51,6 +51,9 @@ pub fn saved_guest_can_be_reset_here() {
     let beats = Beats::of(vm.pid());
     is_running(&mut qmp, &beats, 1);
     save(&scene, &mut qmp);
+    // A process that fails before it claims the guest leaves it here.
+    let failing = format!("{GUEST} --log error --failpoint commit=errno=EIO");
+    assert!(refused(&scene, &failing).contains("fail point commit"));
     qmp.done(Command::SystemReset);
     assert_eq!(qmp.run_state(), RunState::Prelaunch);
     qmp.done(Command::Cont);
