@@ -16,7 +16,7 @@ use crate::address::AddressError;
 use crate::devices::serial::SerialConfig;
 use crate::logging::LogLevel;
 use crate::machine::MachineConfig;
-use crate::memory::MemoryConfig;
+use crate::memory::MemoryOption;
 use crate::switch::Switch;
 
 /// Maximum value of `--cpus`.
@@ -37,9 +37,14 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 
-    /// Guest RAM: a size with suffix K, M or G; with share=off the VM cannot be updated.
-    #[arg(long, value_name = "SIZE[,share=on|off][,pages=4k|thp|2m]", default_value = "128M")]
-    pub memory: MemoryConfig,
+    /// Guest RAM: a size with suffix K, M or G; with share=off the VM cannot be updated. With
+    /// file=PATH it is in this file, which is created if missing and kept at exit, for cpr-reboot.
+    #[arg(
+        long,
+        value_name = "SIZE[,share=on|off][,pages=4k|thp|2m][,file=PATH]",
+        default_value = "128M"
+    )]
+    pub memory: MemoryOption,
 
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
@@ -57,9 +62,10 @@ pub struct Config {
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub test_device: Switch,
 
-    /// Load a saved state instead of booting: from a file, on QMP `migrate-incoming`, or from the
-    /// VMM that transfers its guest (cpr-transfer), which needs the option twice: with the main
-    /// channel (unix:PATH or file:PATH), and with the cpr channel, as QEMU's JSON.
+    /// Load a saved state instead of booting: from a file (cpr-exec, or cpr-reboot with --memory
+    /// SIZE,file=PATH), on QMP `migrate-incoming`, or from the VMM that transfers its guest
+    /// (cpr-transfer), which needs the option twice: with the main channel (unix:PATH or
+    /// file:PATH), and with the cpr channel, as QEMU's JSON.
     #[arg(long, value_name = "file:PATH|defer|unix:PATH|JSON")]
     pub incoming: Vec<IncomingOption>,
 
@@ -133,7 +139,7 @@ impl Config {
     /// Returns the machine that the options describe.
     pub fn machine(&self) -> MachineConfig {
         MachineConfig {
-            memory: self.memory,
+            memory: self.memory.ram,
             cpus: self.cpus,
             cmdline: self.cmdline.clone(),
             test_device: self.test_device == Switch::On,

@@ -198,6 +198,14 @@ impl RestoredState {
     }
 }
 
+impl RestoredState {
+    /// Adds `growth` to each vCPU's TSC offset, and returns whether there are offsets. Otherwise
+    /// the saved state has the TSC itself, or the host does not let it be set.
+    pub fn grow_tsc_offsets(&mut self, growth: u64) -> bool {
+        self.vcpus.iter_mut().map(|vcpu| vcpu.grow_tsc_offset(growth)).fold(false, |a, b| a | b)
+    }
+}
+
 /// The state of the devices that are not in KVM.
 struct Devices {
     devices: DevicesState,

@@ -1,5 +1,6 @@
 //! `--memory`: how much RAM there is, and of what.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 const MIB: u64 = 1 << 20;
@@ -41,11 +42,20 @@ impl PageKind {
 }
 
 /// The value of `--memory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryOption {
+    /// The guest's RAM.
+    pub ram: MemoryConfig,
+    /// The file that holds it, and outlives the process; `None`: a memfd, or private memory.
+    pub file: Option<PathBuf>,
+}
+
+/// The guest's RAM: its size, and what backs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryConfig {
     /// Bytes of RAM.
     pub size: u64,
-    /// RAM is a shared mapping of a memfd, which an update can hand over.
+    /// RAM is a shared mapping of a file, which an update can hand over.
     pub share: bool,
     /// The kind of pages that back it.
     pub pages: PageKind,
@@ -73,20 +83,35 @@ pub enum MemoryConfigError {
         pages: &'static str,
     },
     /// An option that does not exist.
-    #[error("unknown option \"{0}\": known are share=on|off and pages=4k|thp|2m")]
+    #[error("unknown option \"{0}\": known are share=on|off, pages=4k|thp|2m and file=PATH")]
     Option(String),
+    /// The path of the file is empty.
+    #[error("file= needs a path")]
+    NoPath,
+    /// The file was requested for a private mapping.
+    #[error("file={} needs share=on", .0.display())]
+    PrivateFile(PathBuf),
+    /// The file was requested with huge pages.
+    #[error("file={} needs pages=4k, not pages={pages}", .file.display())]
+    HugeFile {
+        /// The file.
+        file: PathBuf,
+        /// The requested kind of pages.
+        pages: &'static str,
+    },
     /// Huge pages were requested for a private mapping.
     #[error("pages={0} needs share=on")]
     PrivateHuge(&'static str),
 }
 
-impl FromStr for MemoryConfig {
+impl FromStr for MemoryOption {
     type Err = MemoryConfigError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.split(',');
         let size = parse_size(parts.next().unwrap_or_default())?;
-        let mut config = Self { size, share: true, pages: PageKind::Small };
+        let mut config = MemoryConfig { size, share: true, pages: PageKind::Small };
+        let mut file = None;
         for option in parts {
             match option {
                 "share=on" => config.share = true,
@@ -94,7 +119,11 @@ impl FromStr for MemoryConfig {
                 "pages=4k" => config.pages = PageKind::Small,
                 "pages=thp" => config.pages = PageKind::Thp,
                 "pages=2m" => config.pages = PageKind::Huge2M,
-                other => return Err(MemoryConfigError::Option(other.to_owned())),
+                other => match other.strip_prefix("file=") {
+                    Some("") => return Err(MemoryConfigError::NoPath),
+                    Some(path) => file = Some(PathBuf::from(path)),
+                    None => return Err(MemoryConfigError::Option(other.to_owned())),
+                },
             }
         }
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) {
@@ -108,7 +137,13 @@ impl FromStr for MemoryConfig {
         if !config.share && config.pages != PageKind::Small {
             return Err(MemoryConfigError::PrivateHuge(config.pages.name()));
         }
-        Ok(config)
+        match file {
+            Some(file) if !config.share => Err(MemoryConfigError::PrivateFile(file)),
+            Some(file) if config.pages != PageKind::Small => {
+                Err(MemoryConfigError::HugeFile { file, pages: config.pages.name() })
+            }
+            file => Ok(Self { ram: config, file }),
+        }
     }
 }
 
@@ -145,7 +180,15 @@ mod tests {
         #[case] share: bool,
         #[case] pages: PageKind,
     ) {
-        assert_eq!(text.parse(), Ok(MemoryConfig { size, share, pages }));
+        let ram = MemoryConfig { size, share, pages };
+        assert_eq!(text.parse(), Ok(MemoryOption { ram, file: None }));
+    }
+
+    #[test]
+    fn parses_the_file() {
+        let option: MemoryOption = "64M,file=/run/vm/ram=1".parse().unwrap();
+        assert_eq!(option.file, Some("/run/vm/ram=1".into()));
+        assert!(option.ram.share);
     }
 
     #[rstest]
@@ -162,8 +205,11 @@ mod tests {
     #[case("65M,pages=2m")]
     #[case("64M,share=maybe")]
     #[case("64M,share=off,pages=thp")]
+    #[case("64M,file=")]
+    #[case("64M,file=a,share=off")]
+    #[case("64M,file=a,pages=2m")]
     fn rejects_invalid_memory(#[case] text: &str) {
-        let error = text.parse::<MemoryConfig>().unwrap_err();
+        let error = text.parse::<MemoryOption>().unwrap_err();
         insta::assert_snapshot!(
             format!("memory_refused_{}", text.replace(['=', ',', '+'], "_")),
             error

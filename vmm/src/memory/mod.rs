@@ -3,11 +3,16 @@
 mod backing;
 pub mod claim;
 mod config;
+mod file;
 pub mod layout;
 mod ram_block;
+mod sample;
+mod stamp;
 
 pub use backing::BackingError;
-pub use config::{MemoryConfig, MemoryConfigError, PageKind};
+pub use config::{MemoryConfig, MemoryConfigError, MemoryOption, PageKind};
+pub use file::RamFileError;
 pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo, RamError};
+pub use stamp::Stamp;
 /// Guest RAM as mapped in this process.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -1,8 +1,9 @@
 //! A RAM block: one piece of guest RAM with a name, its file, and its mapping here.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -13,8 +14,10 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::backing::{self, BackingError};
+use super::file::{self, RamFileError};
 use super::layout::{self, Region};
-use super::{GuestMemory, claim};
+use super::stamp::Stamp;
+use super::{GuestMemory, claim, sample};
 use crate::memfd;
 use crate::memory::{MemoryConfig, PageKind};
 
@@ -27,6 +30,9 @@ pub enum RamError {
     /// The file for it could not be created.
     #[error(transparent)]
     Backing(#[from] BackingError),
+    /// The file on the command line could not be opened.
+    #[error(transparent)]
+    File(#[from] RamFileError),
     /// It could not be mapped.
     #[error("cannot map {size} bytes at offset {offset} of RAM block {block}: {source}")]
     Map {
@@ -75,6 +81,14 @@ pub enum RamError {
         /// The underlying error.
         source: std::io::Error,
     },
+    /// Its file's time of modification cannot be read or set.
+    #[error("cannot date the file of RAM block {block}: {source}")]
+    Stamp {
+        /// The RAM block.
+        block: String,
+        /// The underlying error.
+        source: std::io::Error,
+    },
     /// The descriptor that came over exec cannot be examined.
     #[error("cannot examine the descriptor of RAM block {block}: {source}")]
     Examine {
@@ -116,6 +130,13 @@ impl RamBlock {
         Ok(block)
     }
 
+    /// Opens the RAM file at `path` and locks it, without claiming the guest. If it is missing, it is
+    /// created with zeroed RAM, unless `create` is false.
+    pub fn open(config: MemoryConfig, path: &Path, create: bool) -> Result<Self, RamError> {
+        let file = file::open(path, config.size, create)?;
+        Self::map(config, Some(file))
+    }
+
     /// Adopts RAM that came over exec as `fd`, or that another process has left, without claiming
     /// it.
     pub fn adopt(config: MemoryConfig, fd: OwnedFd) -> Result<Self, RamError> {
@@ -139,13 +160,81 @@ impl RamBlock {
 
     /// Makes sure that no other process runs this guest. Must be called before a vCPU runs, and
     /// once nothing can fall back to an older binary, which may not know how to release the claim.
+    ///
+    /// Dates a file that outlives the process: no state that was saved before fits it any longer.
     pub fn claim(&self) -> Result<(), RamError> {
+        self.lock()?;
+        if self.outlives_process() {
+            self.date()?;
+        }
+        Ok(())
+    }
+
+    /// Claims the guest as [`claim`](Self::claim) does, from a saved state: that must not fit after
+    /// a crash of the host either, whatever of the guest's writes is on disk by then.
+    pub fn claim_for_good(&self) -> Result<(), RamError> {
+        self.claim()?;
+        if self.outlives_process() {
+            self.stamp_by(|file| file.sync_all().and_then(|()| Stamp::of(file)))?;
+        }
+        Ok(())
+    }
+
+    /// Locks the file, as [`claim`](Self::claim) does, but without the right to run the guest.
+    pub fn lock(&self) -> Result<(), RamError> {
         let block = || self.name.to_owned();
         match self.file.as_ref().map_or(Ok(()), claim::claim) {
             Ok(()) => Ok(()),
             Err(Errno::EAGAIN | Errno::EACCES) => Err(RamError::InUse { block: block() }),
             Err(errno) => Err(RamError::Lock { block: block(), source: errno.into() }),
         }
+    }
+
+    /// Releases the lock: another process may claim the guest.
+    pub fn release(&self) {
+        if let Some(file) = &self.file {
+            claim::release(file.as_raw_fd());
+        }
+    }
+
+    /// Returns whether RAM is in a file with a name, which outlives the process.
+    pub fn outlives_process(&self) -> bool {
+        let file = self.file.as_ref();
+        file.is_some_and(|file| file.metadata().is_ok_and(|meta| meta.nlink() > 0))
+    }
+
+    /// Sets the file's time of modification to now, and returns it.
+    pub fn date(&self) -> Result<Stamp, RamError> {
+        self.stamp_by(Stamp::renew)
+    }
+
+    /// Returns the file's time of modification.
+    pub fn dated(&self) -> Result<Stamp, RamError> {
+        self.stamp_by(Stamp::of)
+    }
+
+    fn stamp_by(&self, by: impl Fn(&File) -> std::io::Result<Stamp>) -> Result<Stamp, RamError> {
+        let file = self.file.as_deref().ok_or(Errno::EBADF.into());
+        let stamp = file.and_then(by);
+        stamp.map_err(|source| RamError::Stamp { block: self.name.to_owned(), source })
+    }
+
+    /// Begins to write the file to its disk, if it is on one, without waiting.
+    pub fn begin_sync(&self) {
+        if let Some(file) = &self.file {
+            // SAFETY: numbers only. If it fails, `sync` has more to do.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+        }
+    }
+
+    /// Writes the file to its disk, if it is on one.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.sync_all())
+    }
+
+    /// Returns a fingerprint of a sample of the content, which the guest must not change meanwhile.
+    pub fn sample(&self) -> Result<u128, vm_memory::GuestMemoryError> {
+        sample::sample(&self.memory, self.size)
     }
 
     fn map(config: MemoryConfig, file: Option<File>) -> Result<Self, RamError> {
@@ -298,7 +387,6 @@ mod tests {
 
     #[test]
     fn guest_is_run_by_only_one_process() {
-        use std::os::fd::AsRawFd;
         let first = RamBlock::create(SMALL).unwrap();
         let number = first.fd().unwrap().as_raw_fd();
         let path = format!("/proc/self/fd/{number}");
@@ -307,6 +395,28 @@ mod tests {
         insta::assert_snapshot!(second.claim().unwrap_err(), @"cannot lock RAM block pc.ram: another process runs its guest");
         claim::release(number);
         second.claim().unwrap();
+    }
+
+    #[test]
+    fn only_a_file_with_a_name_outlives_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let file = RamBlock::open(SMALL, &path, true).unwrap();
+        assert!(file.outlives_process());
+        assert!(!RamBlock::create(SMALL).unwrap().outlives_process());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!file.outlives_process());
+    }
+
+    #[test]
+    fn claim_dates_the_file_and_lock_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let ram = RamBlock::open(SMALL, &dir.path().join("ram"), true).unwrap();
+        let before = ram.dated().unwrap();
+        ram.lock().unwrap();
+        assert_eq!(ram.dated().unwrap(), before);
+        ram.claim().unwrap();
+        assert_ne!(ram.dated().unwrap(), before);
     }
 
     #[test]

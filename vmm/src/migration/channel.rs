@@ -1,7 +1,9 @@
 //! The migration channel: where device and vCPU state goes.
 
+mod durable;
+
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::RawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use cpr_qmp::address::MigrationAddress;
 use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
 use crate::state::{Envelope, Fingerprint, SavedState, SectionError};
 use crate::switch::Switch;
+pub use durable::DurableFile;
 
 /// Errors from migration channels.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,24 @@ pub enum ChannelError {
         path: PathBuf,
         /// Size of the whole state, in bytes.
         bytes: usize,
+        /// The cause.
+        source: io::Error,
+    },
+    /// There is no room for the state.
+    #[error("cannot reserve {bytes} bytes for the migration channel file:{path}: {source}")]
+    Reserve {
+        /// The file.
+        path: PathBuf,
+        /// Bytes.
+        bytes: u64,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file or its directory cannot be written to disk.
+    #[error("cannot write the migration channel file:{path} to its disk: {source}")]
+    Sync {
+        /// The file.
+        path: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -157,6 +178,12 @@ impl OutgoingFile {
     }
 
     fn write_within(&mut self, bytes: &[u8], limit: u64) -> Result<(), ChannelError> {
+        self.fill(bytes, limit, false)?;
+        self.put_in_place()
+    }
+
+    /// Writes the content; `reserved`: the file may be longer.
+    fn fill(&mut self, bytes: &[u8], limit: u64, reserved: bool) -> Result<(), ChannelError> {
         let path = || self.path().to_owned();
         let length = bytes.len();
         if length as u64 > limit {
@@ -167,6 +194,10 @@ impl OutgoingFile {
         let bytes = &bytes[..crate::failpoints::written(crate::failpoints::Point::Channel, length)];
         let mut file = self.0.file();
         file.write_all(bytes).map_err(failed)?;
+        if reserved {
+            let end = file.stream_position().map_err(failed)?;
+            file.set_len(end).map_err(failed)?;
+        }
         // Detects a file system that drops data while the guest can still be resumed here.
         let written = file.metadata().map_err(failed)?.len();
         if written != length as u64 {
@@ -175,6 +206,10 @@ impl OutgoingFile {
         }
         #[cfg(feature = "failpoints")]
         crate::failpoints::seam::channel_written(file);
+        Ok(())
+    }
+
+    fn put_in_place(&mut self) -> Result<(), ChannelError> {
         let path = self.path().to_owned();
         self.0.put_in_place().map_err(|source| ChannelError::Replace { path, source })
     }

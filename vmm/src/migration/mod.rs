@@ -4,5 +4,6 @@ pub mod blockers;
 pub mod channel;
 pub mod cpr;
 pub mod paused;
+pub mod reboot;
 pub mod status;
 pub mod transfer;

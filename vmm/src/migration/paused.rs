@@ -32,7 +32,8 @@ impl<'a> Paused<'a> {
         self.before
     }
 
-    /// Leaves the guest to the process that has claimed it: it never runs here again.
+    /// Leaves the guest to another process, which has claimed it or can: dropping this does not
+    /// restore the run state.
     pub fn give_up(mut self) {
         self.given_up = true;
         self.machine.set_run_state(RunState::Postmigrate);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -123,6 +123,17 @@ impl PrivateFile {
     /// Returns the file to write to, after [`clear_target`](Self::clear_target).
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Returns whether an existing file is overwritten in place.
+    pub fn is_in_place(&self) -> bool {
+        self.unnamed.is_none()
+    }
+
+    /// Opens the directory, to write its entries to disk.
+    pub fn open_directory(&self) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::openat(borrowed(self.retraction.dir), c".", flags, Mode::empty())?.into())
     }
 
     /// Returns the descriptors of the file and of its directory.

@@ -81,6 +81,12 @@ impl VcpuState {
         lapic_timer::is_requested(&self.lapic)
     }
 
+    /// Adds `growth` to the TSC offset, and returns whether there is one.
+    pub fn grow_tsc_offset(&mut self, growth: u64) -> bool {
+        self.tsc_offset = self.tsc_offset.map(|offset| offset.wrapping_add(growth));
+        self.tsc_offset.is_some()
+    }
+
     /// The CPUID that the guest sees.
     pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid

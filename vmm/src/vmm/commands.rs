@@ -109,7 +109,8 @@ impl Vmm {
 
     fn blocked_reasons(&self) -> Vec<String> {
         // Without a guest, nothing blocks its migration.
-        self.needs_guest().map_or(Vec::new(), |()| blocked_reasons(self.machine.ram()))
+        let mode = self.parameters.mode.unwrap_or_default();
+        self.needs_guest().map_or(Vec::new(), |()| blocked_reasons(self.machine.ram(), mode))
     }
 
     fn cpus(&self) -> Vec<CpuInfoFast> {
@@ -124,6 +125,7 @@ impl Vmm {
     }
 
     fn qmp_cont(&mut self) -> Result<Value, QmpError> {
+        self.take_back_saved()?;
         match self.machine.run_state() {
             RunState::Inmigrate | RunState::Postmigrate => {
                 self.needs_guest()?;
@@ -140,6 +142,7 @@ impl Vmm {
     }
 
     fn qmp_system_reset(&mut self) -> Result<Value, QmpError> {
+        self.take_back_saved()?;
         self.needs_guest()?;
         self.reset(false, ShutdownCause::HostQmpSystemReset);
         done()
@@ -162,6 +165,9 @@ impl Vmm {
 
     fn migrate_incoming(&mut self, args: &MigrateIncomingArgs) -> Result<Value, QmpError> {
         let path = channel::file_path(&args.address()?).map_err(generic)?;
+        if self.awaits_saved {
+            return self.load_saved_at(&path, args.exit_on_error != Some(false));
+        }
         self.load(Source::File(&path)).map_err(|error| {
             // The VMM survives if it awaited no state, or if another file may be tried.
             let again = self.awaited.is_some() && args.exit_on_error == Some(false);

@@ -74,7 +74,7 @@ impl Vmm {
     fn start_dump(&self, args: &PmemsaveArgs) -> Result<(Arc<EventFd>, Thread), DumpError> {
         match self.machine.run_state() {
             RunState::Inmigrate => return Err(DumpError::Incoming),
-            RunState::Postmigrate => return Err(Refused::Moved.into()),
+            RunState::Postmigrate => return Err(Refused::gone(&self.machine).into()),
             _ => {}
         }
         // A rehearsal leads to an exec, which would end the dump's thread.

@@ -12,6 +12,8 @@ mod receiving;
 mod rehearsal_child;
 mod rehearsing;
 mod reset_throttle;
+mod restoring;
+mod saving;
 mod signals;
 mod start;
 mod transferring;
@@ -37,6 +39,7 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal::{Answering, RemainingProcess};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::{fall_back, take_over};
+use crate::migration::reboot::outgoing::Saved;
 use crate::migration::status::{Migration, Times};
 use crate::migration::transfer::outgoing::Outgoing;
 use crate::pid_file::PidFile;
@@ -68,6 +71,10 @@ struct Vmm {
     transferring: Option<Outgoing>,
     /// Set while this process waits for a guest that another one transfers.
     receiving: Option<Receiving>,
+    /// A guest that was saved for a later process (cpr-reboot), and is still here.
+    saved: Option<Saved>,
+    /// Set while this process waits for a state that fits its RAM file.
+    awaits_saved: bool,
     /// Processes that rehearsals left behind and could not kill, until they end.
     leftovers: Vec<RemainingProcess>,
     /// Memory dumps in progress; their answers are pending.
@@ -226,6 +233,9 @@ impl Vmm {
                 Command::Migrate(args) if self.parameters.mode == Some(MigMode::CprTransfer) => {
                     self.transfer(request.client, &args);
                 }
+                Command::Migrate(args) if self.parameters.mode == Some(MigMode::CprReboot) => {
+                    self.save_guest(request.client, &args);
+                }
                 Command::Migrate(args) => self.migrate_safely(request.client, &args),
                 Command::Pmemsave(args) => self.pmemsave(request.client, &args),
                 other => {
@@ -239,7 +249,9 @@ impl Vmm {
 
     fn deal_with_guest_events(&mut self) {
         self.resets.look_again();
+        // What a saved guest asked for is in its state.
         while self.ended.is_none()
+            && self.saved.is_none()
             && let Some(event) = self.machine.next_event(|event| self.resets.admits(event))
         {
             self.handle_event(event);

@@ -190,10 +190,11 @@ impl Vmm {
         }
     }
 
-    /// Answers `migrate`, and concludes the update unless a rehearsal is still running.
+    /// Answers `migrate`, and concludes the update unless a rehearsal or a transfer is still
+    /// running: the process to which the guest is offered competes with this keeper.
     pub(super) fn end_unchanged(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
         self.qmp.respond(client, result);
-        if self.rehearsing.is_none() {
+        if self.rehearsing.is_none() && self.transferring.is_none() {
             self.conclude();
         }
     }

@@ -124,7 +124,7 @@ impl Vmm {
     }
 
     fn build(&mut self, offering: &mut Offering) -> Result<Arc<CommitPage>, ReceiveError> {
-        let parts = offering.adopt(self.config.memory)?;
+        let parts = offering.adopt(self.config.memory.ram)?;
         fail_point!(Ram);
         self.machine.adopt(parts.ram, parts.image);
         fail_point!(Machine);
@@ -240,8 +240,8 @@ pub(super) fn listen(
     config: &Config,
     channels: TransferChannels,
 ) -> Result<(Machine, Receiving), ReceiveError> {
-    let listening = Listening::start(channels, config.memory)?;
-    let ram = RamBlock::elsewhere(config.memory);
+    let listening = Listening::start(channels, config.memory.ram)?;
+    let ram = RamBlock::elsewhere(config.memory.ram);
     let mut machine = Machine::new(config.machine(), ram, None, None)?;
     machine.set_run_state(RunState::Inmigrate);
     Ok((machine, Receiving::new(listening)))

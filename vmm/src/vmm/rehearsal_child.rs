@@ -114,7 +114,7 @@ fn rehearse(config: &Config, handed: &[NamedFd], steps: &mut Steps<'_>) -> Resul
     steps.next("install signal handlers");
     let _signals = EndSignals::install(None).map_err(words)?;
     steps.next("map guest RAM");
-    let ram = ram(config.memory)?;
+    let ram = ram(config.memory.ram)?;
     steps.next("create the machine");
     let mut machine = Machine::new(config.machine(), ram, None, kvm).map_err(words)?;
     let host = SerialHost::open(&SerialConfig::Null, None, &mut |_| None).map_err(words)?;

@@ -33,6 +33,7 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::SafeguardError;
 use crate::migration::cpr::state::Live;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
+use crate::migration::reboot::RebootLoadError;
 use crate::migration::status::Migration;
 use crate::migration::transfer::ReceiveError;
 use crate::pid_file::{PidFile, PidFileError};
@@ -102,8 +103,9 @@ pub enum StartError {
     /// `--incoming` was given, but there is no guest to take over.
     #[error(
         "--incoming needs the guest's RAM, which an update (cpr-exec) hands over, but this process \
-         was not started by one: for a guest that a failed update left behind, use --incoming \
-         file:PATH with --incoming-ram"
+         was not started by one: for a guest that was saved (cpr-reboot), use --memory \
+         SIZE,file=PATH; for one that a failed update left behind, --incoming file:PATH with \
+         --incoming-ram"
     )]
     NothingIncoming,
     /// This process was executed by an update, but waits for a transfer.
@@ -115,6 +117,9 @@ pub enum StartError {
     /// The guest cannot be received.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
+    /// A saved guest cannot be continued.
+    #[error(transparent)]
+    Reboot(#[from] RebootLoadError),
     /// There is a guest to take over, but `--incoming` was not given.
     #[error("this process was started by an update (cpr-exec), but --incoming is missing")]
     IncomingMissing,
@@ -142,6 +147,12 @@ impl Vmm {
             (None, Some(Incoming::Transfer(channels))) if config.incoming_ram.is_none() => {
                 Self::await_transfer(config, channels)
             }
+            (None, Some(Incoming::File(path))) if config.memory.file.is_some() => {
+                Self::restore(config, Some(&path))
+            }
+            (None, Some(Incoming::Defer)) if config.memory.file.is_some() => {
+                Self::restore(config, None)
+            }
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
         }
@@ -156,9 +167,14 @@ impl Vmm {
         };
         let kernel = config.kernel.as_deref().ok_or(MachineError::NoKernel)?;
         let image = BootImage::open(kernel, config.initrd.as_deref())?;
-        let ram = RamBlock::create(config.memory)?;
+        let ram = match &config.memory.file {
+            Some(path) => RamBlock::open(config.memory.ram, path, true)?,
+            None => RamBlock::create(config.memory.ram)?,
+        };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         let mut machine = Machine::new(config.machine(), ram, Some(image), None)?;
+        // From here on, no state that was saved before fits a RAM file.
+        machine.ram().claim_for_good()?;
         machine.boot(host)?;
         phases.end();
         Self::started(config, machine, qmp, log, signals)?.begin()
@@ -187,7 +203,7 @@ impl Vmm {
         let path = config.incoming_ram.as_deref().unwrap_or(Path::new(""));
         let ram = File::options().read(true).write(true).open(path);
         let ram = ram.map_err(|source| StartError::OpenRam { path: path.to_owned(), source })?;
-        let ram = RamBlock::adopt(config.memory, ram.into())?;
+        let ram = RamBlock::adopt(config.memory.ram, ram.into())?;
         ram.claim().map_err(|error| match error {
             RamError::InUse { .. } => StartError::RamInUse(path.to_owned()),
             other => other.into(),
@@ -206,6 +222,29 @@ impl Vmm {
         machine.set_run_state(RunState::Paused);
         // Last: once the guest runs, the saved state no longer matches the RAM.
         Self::started(config, machine, qmp, log, signals)?.begin()
+    }
+
+    /// Continues a guest that was saved (cpr-reboot), from the file `state` or, if that is `None`,
+    /// from the one that `migrate-incoming` names.
+    fn restore(config: Config, state: Option<&Path>) -> Result<Self, StartError> {
+        let log = logging::start(config.log, config.log_file.as_ref(), None)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
+        let file = config.memory.file.as_deref().unwrap_or(Path::new(""));
+        let ram = RamBlock::open(config.memory.ram, file, false)?;
+        let image = config.kernel.as_deref();
+        let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
+        let mut machine = Machine::new(config.machine(), ram, image, None)?;
+        machine.set_run_state(RunState::Inmigrate);
+        let qmp = match &config.qmp {
+            Some(qmp) => Server::bind(&qmp.0)?,
+            None => Server::none(),
+        };
+        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        vmm.awaits_saved = true;
+        if let Some(state) = state {
+            vmm.load_saved(state)?;
+        }
+        Ok(vmm)
     }
 
     /// Starts a keeper if there is always to be one, and resumes the guest unless `--paused`.
@@ -243,6 +282,8 @@ impl Vmm {
             rehearsing: None,
             transferring: None,
             receiving: None,
+            saved: None,
+            awaits_saved: false,
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,
@@ -292,7 +333,7 @@ impl Vmm {
                 .ok_or_else(|| StartError::NoRam(block.name.clone()))?,
             _ => return Err(StartError::NoRam(crate::memory::PC_RAM.to_owned())),
         };
-        let ram = RamBlock::adopt(config.memory, ram)?;
+        let ram = RamBlock::adopt(config.memory.ram, ram)?;
         phases.done(&"ram");
         fail_point!(Ram);
         let image = fds
@@ -360,6 +401,8 @@ impl Vmm {
             rehearsing: None,
             transferring: None,
             receiving: None,
+            saved: None,
+            awaits_saved: false,
             leftovers: Vec::new(),
             dumps: Vec::new(),
             safeguard: None,

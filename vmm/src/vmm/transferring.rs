@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cpr_qmp::command::MigrateArgs;
 use cpr_qmp::message::QmpError;
-use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
 use super::{Vmm, answers};
@@ -53,7 +53,9 @@ impl Vmm {
         // Checks the form of the arguments.
         args.address()?;
         let channels = outgoing::channels(args.channels.as_deref()).map_err(answers::generic)?;
-        if let Some(reason) = blocked_reasons(self.machine.ram()).into_iter().next() {
+        if let Some(reason) =
+            blocked_reasons(self.machine.ram(), MigMode::CprTransfer).into_iter().next()
+        {
             return Err(answers::generic(Refused::Blocked(reason)));
         }
         let room = headroom::address_space(self.machine.config().cpus.into());
@@ -167,7 +169,7 @@ impl Vmm {
             RunState::Inmigrate => {
                 Err(QmpError::generic("Guest is waiting for an incoming migration"))
             }
-            RunState::Postmigrate => Err(answers::generic(Refused::Moved)),
+            RunState::Postmigrate => Err(answers::generic(Refused::gone(&self.machine))),
             _ => Ok(()),
         }
     }

@@ -26,7 +26,16 @@ pub struct Scene {
 impl Scene {
     /// Creates a directory with guest images.
     pub fn new() -> Self {
-        let scene = Self { dir: tempfile::tempdir().expect("a temporary directory") };
+        Self::within(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// Creates the directory on a tmpfs, where writes through a mapping do not date a file.
+    pub fn in_memory() -> Self {
+        Self::within(tempfile::tempdir_in("/dev/shm").expect("a temporary directory in memory"))
+    }
+
+    fn within(dir: tempfile::TempDir) -> Self {
+        let scene = Self { dir };
         let heartbeat = guest_images::guest("heartbeat").expect("the guest is embedded");
         scene.write(heartbeat.name, heartbeat.elf);
         scene.write("alphabet", images::alphabet());

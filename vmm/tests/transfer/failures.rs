@@ -193,6 +193,8 @@ pub fn cancelled_transfer_leaves_the_guest() {
     is_running(&mut qmp, &beats, 1);
     let second = begin(&scene, &mut qmp, "new-", "unix:DIR/new-main");
     assert!(second.expect_err("there is one already").desc.contains("in progress"));
+    // The refusal does not end the keeper, which knows that the guest is offered.
+    assert_eq!(process::children(old.pid()).len(), 1);
     qmp.done(Command::MigrateCancel);
     assert_eq!(outcome(&mut qmp).0, MigrationStatus::Cancelled);
     assert_eq!(qmp.migration().status, Some(MigrationStatus::Cancelled));

@@ -50,6 +50,12 @@ pub enum Refused {
     /// The guest was transferred.
     #[error("the guest runs in another process, to which it was transferred: use that VMM")]
     Moved,
+    /// The guest was saved for a later process.
+    #[error(
+        "the guest was saved (cpr-reboot): start a VMM with its RAM file and --incoming, or \
+         continue it here with cont"
+    )]
+    Saved,
     /// The guest cannot continue in this run state.
     #[error("cannot update the machine in run state {0:?}")]
     RunState(RunState),
@@ -71,6 +77,14 @@ pub enum Refused {
     /// This binary cannot be opened, so there is no fallback.
     #[error("cannot open the binary of this process for a fallback: {0}")]
     Binary(io::Error),
+}
+
+impl Refused {
+    /// Why the guest of `machine`, in `postmigrate`, cannot be used.
+    pub fn gone(machine: &Machine) -> Self {
+        // A guest that was transferred is not here any more.
+        if machine.bus().is_some() { Self::Saved } else { Self::Moved }
+    }
 }
 
 /// A checked update, with everything created that can be created while the guest runs.
@@ -132,12 +146,13 @@ pub fn check(
     match parameters.mode.unwrap_or_default() {
         MigMode::CprExec => {}
         MigMode::Normal => return Err(Refused::Mode("normal")),
+        // The caller carries out the other modes.
         MigMode::CprReboot => return Err(Refused::Mode("cpr-reboot")),
         MigMode::CprTransfer => return Err(Refused::Mode("cpr-transfer")),
     }
     let command = ExecCommand::prepare(parameters.cpr_exec_command.as_deref())?;
     let path = channel::file_path(address)?;
-    if let Some(reason) = blocked_reasons(machine.ram()).into_iter().next() {
+    if let Some(reason) = blocked_reasons(machine.ram(), MigMode::CprExec).into_iter().next() {
         return Err(Refused::Blocked(reason));
     }
     headroom::address_space(machine.config().cpus.into())?;
@@ -166,7 +181,7 @@ pub fn check(
 pub fn check_run_state(machine: &Machine) -> Result<(), Refused> {
     match machine.run_state() {
         RunState::Inmigrate => Err(Refused::Incoming),
-        RunState::Postmigrate => Err(Refused::Moved),
+        RunState::Postmigrate => Err(Refused::gone(machine)),
         state @ (RunState::InternalError | RunState::Shutdown) => Err(Refused::RunState(state)),
         _ => Ok(()),
     }
