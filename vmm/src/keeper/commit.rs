@@ -145,6 +145,40 @@ impl CommitPoint {
     }
 }
 
+/// How a process takes a guest over from the one that has it: by which claim on that one's commit
+/// point.
+///
+/// Until then its own keeper must not act. The same word decides between several processes, so it
+/// matters which of them has the guest.
+#[derive(Debug)]
+pub struct TakeOver {
+    point: Arc<CommitPoint>,
+    transferred: bool,
+}
+
+impl TakeOver {
+    /// Of a process image that was executed in the place of the one before.
+    pub fn in_place(point: Arc<CommitPoint>) -> Self {
+        Self { point, transferred: false }
+    }
+
+    /// Of another process.
+    pub fn by_transfer(point: Arc<CommitPoint>) -> Self {
+        Self { point, transferred: true }
+    }
+
+    /// Returns whether this process has the guest.
+    pub fn has_happened(&self) -> bool {
+        match self.transferred {
+            true => self.point.is_claimed_by(Claim::Successor),
+            // A process that had dismissed its keeper needed no claim.
+            false => {
+                self.point.is_claimed_by(Claim::Vmm) || self.point.is_claimed_by(Claim::Released)
+            }
+        }
+    }
+}
+
 impl CommitPoint {
     /// Returns whether no claim was made.
     pub fn is_undecided(&self) -> bool {
@@ -159,9 +193,8 @@ impl CommitPoint {
     /// Makes the claim. Ends this process if another one made its claim first: the keeper, which
     /// waits for this process to end, or the process to which the guest was transferred.
     pub fn claim_or_end(&self, wanted: Claim) {
-        let lost = || self.is_claimed_by(Claim::Keeper) || self.is_claimed_by(Claim::Successor);
-        if !claim(self.word(), wanted) && lost() {
-            self.end();
+        if !claim(self.word(), wanted) {
+            self.end_if_lost();
         }
     }
 
@@ -179,9 +212,11 @@ impl CommitPoint {
         !self.is_claimed_by(Claim::Successor)
     }
 
-    /// Returns whether the guest has been given to a process that its keeper may replace.
-    pub fn is_taken_over(&self) -> bool {
-        self.is_claimed_by(Claim::Vmm) || self.is_claimed_by(Claim::Successor)
+    /// Ends this process, which was to take the guest over, if another one has claimed it.
+    pub fn end_if_lost(&self) {
+        if self.is_claimed_by(Claim::Keeper) || self.is_claimed_by(Claim::Successor) {
+            self.end();
+        }
     }
 
     fn end(&self) {
@@ -253,7 +288,8 @@ mod tests {
         assert!(claim(page.word(), Claim::Successor));
         assert!(!page.take_back_or_end());
         page.dismiss_or_end();
-        assert!(page.is_taken_over());
+        assert!(TakeOver::by_transfer(page.point().clone()).has_happened());
+        assert!(!TakeOver::in_place(page.point().clone()).has_happened());
     }
 
     #[test]

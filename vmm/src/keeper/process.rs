@@ -14,7 +14,7 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{Pid, getpid};
 
 use super::child::{Child, open_pidfd, send_kill};
-use super::commit::{Claim, CommitPage, CommitPoint, claim};
+use super::commit::{Claim, CommitPage, TakeOver, claim};
 use super::stack::Stack;
 use crate::sys;
 
@@ -120,8 +120,8 @@ struct Watched {
     parent: Option<RawFd>,
     death_signal: i32,
     page: *const CommitPage,
-    /// The commit point of the previous keeper, which acts until the guest has been claimed there.
-    before: Option<Arc<CommitPoint>>,
+    /// How the watched process takes the guest over, before which others act.
+    before: Option<TakeOver>,
     continue_guest: ContinueGuest,
 }
 
@@ -144,7 +144,7 @@ impl Keeper {
     /// Call it on the main thread: the calling thread becomes the keeper's parent.
     pub fn start(
         continue_guest: ContinueGuest,
-        before: Option<Arc<CommitPoint>>,
+        before: Option<TakeOver>,
     ) -> Result<Self, KeeperError> {
         let error = |call| move |source| KeeperError { call, source };
         let errno = |call| move |errno: Errno| KeeperError { call, source: errno.into() };
@@ -260,7 +260,7 @@ extern "C" fn keeper_main(watched: *mut c_void) -> i32 {
             return 0;
         }
         discard_signals();
-        if watched.before.as_ref().is_some_and(|page| !page.is_taken_over()) {
+        if watched.before.as_ref().is_some_and(|before| !before.has_happened()) {
             return 0;
         }
         // SAFETY: the page is mapped as long as this address space exists, see `Keeper`.

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Vmm;
 use super::rehearsing::Rehearsing;
 use crate::migration::cpr::safeguard::Safeguard;
+use crate::migration::transfer::TransferError;
 use crate::qmp::Token;
 use crate::{logging, reserve};
 
@@ -151,7 +152,11 @@ impl Vmm {
                 // dropped it.
                 if self.safeguard.as_ref().is_some_and(Safeguard::has_lost_its_keeper) {
                     tracing::warn!("keeper_ended");
-                    self.guard_again();
+                    // Only the page of the keeper that has ended was offered with the guest.
+                    match self.transferring.take() {
+                        Some(_) => self.fail_transfer(&TransferError::KeeperEnded),
+                        None => self.guard_again(),
+                    }
                 }
             }
             Source::Log => logging::flush(),

@@ -15,7 +15,7 @@ use cpr_qmp::migration::MigrationParameters;
 use super::{Finishing, Vmm, protected};
 use crate::config::KeeperPolicy;
 use crate::devices::serial::SerialHost;
-use crate::keeper::commit::{Claim, CommitPage};
+use crate::keeper::commit::{Claim, CommitPage, TakeOver};
 use crate::keeper::{AdoptedKeeper, Watch};
 use crate::machine::order::FIRST_WITH_STATE;
 use crate::machine::salvaged::{Salvaged, SalvagedError};
@@ -189,7 +189,10 @@ impl Vmm {
         let stop_reported = if cpr.live.is_some() { loaded.stop_reported } else { runs };
         self.parameters_of_return(&fallback, &cpr.parameters);
         self.run_state_to_be = Some(cpr.run_state);
-        self.guard_before_commit(&carried, &fallback.record, stop_reported);
+        // A keeper that continues the guest made the claim before it executed this binary.
+        let page = carried.page.as_deref().filter(|_| fallback.former.is_none());
+        page.inspect(|page| page.end_if_lost());
+        self.guard_before_commit(page, &fallback.record, stop_reported);
         // State salvaged from a process that died may be of any later moment.
         if cpr.live.is_none() {
             audit_point!(self.machine, New);
@@ -197,7 +200,7 @@ impl Vmm {
         fail_point!(Commit);
         // From here on, there is no fallback to the old binary.
         let committed = fallback.armed.commit();
-        if let Some(page) = carried.page.as_ref().filter(|_| fallback.former.is_none()) {
+        if let Some(page) = page {
             page.claim_or_end(Claim::Vmm);
         }
         // Only a rescue that came too early could hold the lock; the guest matters more.
@@ -304,13 +307,18 @@ impl Vmm {
     }
 
     /// Starts this process's own keeper before it takes over the guest.
-    fn guard_before_commit(&mut self, carried: &FallbackFds, record: &Record, stop_reported: bool) {
+    /// It has been taken over already if there is no `page`.
+    fn guard_before_commit(
+        &mut self,
+        page: Option<&CommitPage>,
+        record: &Record,
+        stop_reported: bool,
+    ) {
         if self.config.keeper == KeeperPolicy::Off {
             return;
         }
-        let before = carried.page.as_ref().filter(|page| page.is_undecided());
-        let commit_point = before.map(|page| page.point().clone());
-        if let Err(error) = self.guard(Some(Predecessor { record: Some(record), commit_point })) {
+        let take_over = page.map(|page| TakeOver::in_place(page.point().clone()));
+        if let Err(error) = self.guard(Some(Predecessor { record: Some(record), take_over })) {
             tracing::warn!(%error, "cpr_keeper_missing");
         }
         if let Some(safeguard) = &self.safeguard {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpr_qmp::command::Command;
+use cpr_qmp::command::{Command, MigrateArgs};
 use cpr_qmp::event::EventKind;
 use cpr_qmp::migration::{MigMode, MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::{RunState, ShutdownCause};
@@ -43,7 +43,7 @@ use crate::migration::reboot::outgoing::Saved;
 use crate::migration::status::{Migration, Times};
 use crate::migration::transfer::outgoing::Outgoing;
 use crate::pid_file::PidFile;
-use crate::qmp::Server;
+use crate::qmp::{ConnectionId, Server};
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use crate::{logging, own_binary, reserve};
 use incoming::AwaitedState;
@@ -230,13 +230,7 @@ impl Vmm {
             // twice.
             self.keep_up_to_date();
             match request.command {
-                Command::Migrate(args) if self.parameters.mode == Some(MigMode::CprTransfer) => {
-                    self.transfer(request.client, &args);
-                }
-                Command::Migrate(args) if self.parameters.mode == Some(MigMode::CprReboot) => {
-                    self.save_guest(request.client, &args);
-                }
-                Command::Migrate(args) => self.migrate_safely(request.client, &args),
+                Command::Migrate(args) => self.migrate(request.client, &args),
                 Command::Pmemsave(args) => self.pmemsave(request.client, &args),
                 other => {
                     let result = self.execute(other);
@@ -244,6 +238,18 @@ impl Vmm {
                 }
             }
             self.deal_with_guest_events();
+        }
+    }
+
+    fn migrate(&mut self, client: ConnectionId, args: &MigrateArgs) {
+        // Before a keeper is started, or the one of a migration in progress replaced.
+        if let Err(error) = self.check_idle(args) {
+            return self.qmp.respond(client, Err(error));
+        }
+        match self.parameters.mode {
+            Some(MigMode::CprTransfer) => self.transfer(client, args),
+            Some(MigMode::CprReboot) => self.save_guest(client, args),
+            _ => self.migrate_safely(client, args),
         }
     }
 
@@ -308,6 +314,9 @@ impl Vmm {
             self.qmp.broadcast(&EventKind::Stop.now());
         } else if state == RunState::InternalError {
             self.machine.set_run_state(state);
+        } else if self.machine.run_state() == RunState::Inmigrate {
+            // As in QEMU, the guest that is awaited does not run until `cont`.
+            self.config.paused = true;
         }
         Ok(())
     }

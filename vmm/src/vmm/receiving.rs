@@ -13,7 +13,7 @@ use super::protected::said;
 use super::{FAILURE, Vmm};
 use crate::config::{Config, KeeperPolicy, TransferChannels};
 use crate::devices::serial::SerialHost;
-use crate::keeper::commit::CommitPage;
+use crate::keeper::commit::{CommitPage, TakeOver};
 use crate::logging;
 use crate::machine::Machine;
 use crate::machine::order::FIRST_WITH_STATE;
@@ -22,6 +22,7 @@ use crate::migration::cpr::description::Description;
 use crate::migration::cpr::monotonic::monotonic_ns;
 use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::{Predecessor, Safeguard};
+use crate::migration::cpr::update::signal_pending;
 use crate::migration::transfer::incoming::{Built, Listening, Offering, Stage};
 use crate::migration::transfer::message::Handover;
 use crate::migration::transfer::outgoing::Progress;
@@ -130,8 +131,8 @@ impl Vmm {
         fail_point!(Machine);
         self.machine.build_ahead()?;
         if self.config.keeper != KeeperPolicy::Off {
-            let commit_point = Some(parts.page.point().clone());
-            let predecessor = Predecessor { record: None, commit_point };
+            let take_over = Some(TakeOver::by_transfer(parts.page.point().clone()));
+            let predecessor = Predecessor { record: None, take_over };
             match Safeguard::start(true, Some(predecessor)) {
                 Ok(safeguard) => self.safeguard = Some(safeguard),
                 Err(error) => tracing::warn!(%error, "cpr_keeper_missing"),
@@ -182,6 +183,10 @@ impl Vmm {
         }
         audit_point!(self.machine, New);
         fail_point!(Commit);
+        // It would end this process, and the guest with it, as soon as it has the guest.
+        if signal_pending(self.signals.ends()[0]) {
+            return Err(ReceiveError::AskedToEnd);
+        }
         built.claim()?;
         // The lock came with the descriptor; only a rescue that came too early could hold it.
         if let Err(error) = self.machine.ram().claim() {

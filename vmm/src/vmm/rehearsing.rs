@@ -84,6 +84,7 @@ impl Vmm {
         if self.rehearsing.is_some() || self.migration.under_way() {
             return Err(answers::generic(Refused::UnderWay));
         }
+        check_run_state(&self.machine).map_err(answers::generic)?;
         if !self.dumps.is_empty() {
             return Err(answers::generic(Refused::Dump));
         }
@@ -91,7 +92,6 @@ impl Vmm {
     }
 
     fn plan(&self, args: &MigrateArgs) -> Result<Plan, QmpError> {
-        self.check_idle(args)?;
         let address = args.address()?;
         let follow = self.config.follow_symlinks;
         let (machine, qmp, migration) = (&self.machine, &self.qmp, &self.migration);

@@ -43,7 +43,6 @@ impl Vmm {
     }
 
     fn plan_save(&self, args: &MigrateArgs) -> Result<SavePlan, QmpError> {
-        self.check_idle(args)?;
         let deadline = plan::deadline(&self.parameters);
         let (address, follow) = (args.address()?, self.config.follow_symlinks);
         SavePlan::check(&address, &self.machine, deadline, follow).map_err(answers::generic)

@@ -48,8 +48,6 @@ impl Vmm {
     }
 
     fn begin_transfer(&mut self, args: &MigrateArgs) -> Result<Calling, QmpError> {
-        self.check_idle(args)?;
-        check_run_state(&self.machine).map_err(answers::generic)?;
         // Checks the form of the arguments.
         args.address()?;
         let channels = outgoing::channels(args.channels.as_deref()).map_err(answers::generic)?;
@@ -139,7 +137,7 @@ impl Vmm {
         self.machine.give_up(serial_moves);
     }
 
-    fn fail_transfer(&mut self, error: &dyn std::error::Error) {
+    pub(super) fn fail_transfer(&mut self, error: &dyn std::error::Error) {
         let stopped = std::mem::take(&mut self.stopped);
         let (qmp, migration) = (&mut self.qmp, &mut self.migration);
         update::report_failure(qmp, migration, error.to_string(), stopped);

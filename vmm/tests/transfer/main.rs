@@ -7,6 +7,7 @@
 mod support;
 
 mod failures;
+mod late;
 mod moves;
 mod steps;
 
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use support::trials::{self, kvm, trial, trials};
 
 use failures::*;
+use late::*;
 use moves::*;
 
 fn main() -> ExitCode {
@@ -39,10 +41,21 @@ fn main() -> ExitCode {
         wrong_peers_leave_the_guest,
         kills_at_any_moment_lose_no_guest,
         end_signals_end_a_waiting_process,
+        end_signal_before_the_claim_leaves_the_guest,
+        refused_migrate_starts_no_keeper,
+        guest_that_is_stopped_while_it_is_awaited_stays_stopped,
+        descriptors_that_do_not_fit_are_closed,
     ];
     for cpus in [1, 2] {
         let name = format!("running_guest_moves_with_{cpus}_vcpus");
         tests.push(trial(name, kvm(), move || running_guest_moves(cpus)));
+    }
+    for keeper in ["on", "update", "off"] {
+        let name = format!("old_process_does_not_run_a_claimed_guest_with_keeper_{keeper}");
+        tests.push(trial(name, kvm(), move || old_process_does_not_run_a_claimed_guest(keeper)));
+        let name = format!("new_process_is_not_continued_without_its_guest_with_keeper_{keeper}");
+        let test = move || new_process_is_not_continued_without_its_guest(keeper);
+        tests.push(trial(name, kvm(), test));
     }
     for point in ["ram", "machine", "create-vcpus", "read", "vcpus", "commit"] {
         for action in ["sigkill", "panic", "errno=EIO"] {

@@ -18,7 +18,7 @@ use super::fd_names::{BINARY_FD, DUMP_FD, TRAFFIC_FD};
 use super::named_fds::OutgoingFds;
 use super::outgoing::{SerialHandOver, View, outgoing_fds};
 use super::state::{CprState, Live, MigrationRecord, SealedFd, StateFd, WriteError};
-use crate::keeper::commit::{CommitPage, CommitPoint, PAGE_FD};
+use crate::keeper::commit::{CommitPage, PAGE_FD, TakeOver};
 use crate::keeper::{self, Keeper, KeeperError, TIMER_FD};
 use crate::machine::salvage::Salvage;
 use crate::state::{STATE_VERSION, SavedState};
@@ -42,8 +42,8 @@ pub enum SafeguardError {
 pub struct Predecessor<'a> {
     /// The fallback record; `None` in a process that was not executed by its predecessor.
     pub record: Option<&'a Record>,
-    /// The predecessor's commit point: until it is passed, the predecessor's keeper acts.
-    pub commit_point: Option<Arc<CommitPoint>>,
+    /// How it takes the guest over; until then, others act. `None`: it has the guest.
+    pub take_over: Option<TakeOver>,
 }
 
 /// The keeper and its plan. Dropping it ends the keeper.
@@ -84,7 +84,7 @@ impl Safeguard {
             Some(record) => record.prepare_next(deadline),
             None => Record::prepare(deadline),
         };
-        let before = predecessor.and_then(|predecessor| predecessor.commit_point);
+        let before = predecessor.and_then(|predecessor| predecessor.take_over);
         record.binary = binary.as_raw_fd();
         let program = Arc::new(Program::new(&record));
         let start = || Keeper::start(fall_back::continue_guest, before);

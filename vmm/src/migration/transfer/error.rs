@@ -52,6 +52,9 @@ pub enum TransferError {
     /// A termination signal arrived.
     #[error("the VMM received a termination signal")]
     AskedToEnd,
+    /// The keeper with the commit point is gone.
+    #[error("cannot transfer the guest: the keeper ended; try again")]
+    KeeperEnded,
 }
 
 /// Errors of a transfer in the new process, which has not run the guest.
@@ -91,6 +94,9 @@ pub enum ReceiveError {
     /// The machine cannot be built or restored.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A termination signal arrived.
+    #[error("the VMM received a termination signal")]
+    AskedToEnd,
     /// A panic, before the guest was claimed.
     #[error("it panicked: {0}; this is a bug in the VMM")]
     Panicked(String),

@@ -37,7 +37,7 @@ impl Frame {
     /// Returns the error of a frame that is not the `expected` one.
     pub fn unexpected(self, expected: &'static str) -> WireError {
         match self.message {
-            Message::Refused(why) => WireError::Refused(why),
+            Message::Refused(why) => WireError::refused(&why),
             other => WireError::Unexpected { expected, found: other.name() },
         }
     }
@@ -72,7 +72,7 @@ impl Connection {
         match self.send_bytes(&bytes, &fds.numbers(), message.name(), until) {
             Err(error @ WireError::Left(what)) => match self.try_receive(what) {
                 Ok(Some(Frame { message: Message::Refused(why), .. })) => {
-                    Err(WireError::Refused(why))
+                    Err(WireError::refused(&why))
                 }
                 _ => Err(error),
             },
@@ -168,6 +168,9 @@ impl Connection {
                 }
                 Ok(message.bytes)
             });
+        if result == Err(Errno::ENOBUFS) {
+            close_installed(&space);
+        }
         self.input.truncate(before + *result.as_ref().unwrap_or(&0));
         result
     }
@@ -182,6 +185,24 @@ impl Connection {
         }
         let fds = ReceivedFds::pair(message.descriptors(), fds)?;
         Ok(Frame { message, fds })
+    }
+}
+
+/// Closes the descriptors of a message that did not all fit below `RLIMIT_NOFILE`: the kernel has
+/// opened some of them. `control` is its buffer for control messages.
+fn close_installed(control: &[u8]) {
+    // SAFETY: the buffer is longer than a header, which may have any bytes.
+    let header: libc::cmsghdr = unsafe { std::ptr::read_unaligned(control.as_ptr().cast()) };
+    // SAFETY: a computation.
+    let start = unsafe { libc::CMSG_LEN(0) } as usize;
+    let end = control.len().min(header.cmsg_len);
+    let kind = (header.cmsg_level, header.cmsg_type);
+    if kind != (libc::SOL_SOCKET, libc::SCM_RIGHTS) || end < start {
+        return;
+    }
+    for number in control[start..end].as_chunks().0 {
+        // SAFETY: the kernel has just opened it for this process, and nothing else owns it.
+        drop(unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*number)) });
     }
 }
 

@@ -99,3 +99,28 @@ pub enum WireError {
         errno: Errno,
     },
 }
+
+/// The longest reason of a peer that is repeated, in characters.
+const MAX_REASON: usize = 1000;
+
+impl WireError {
+    /// Returns the error of a peer that does not continue and says why, in one line.
+    pub fn refused(why: &str) -> Self {
+        let printable = |c: char| if c.is_control() { ' ' } else { c };
+        Self::Refused(why.chars().take(MAX_REASON).map(printable).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_of_a_peer_is_one_short_line() {
+        assert_eq!(
+            WireError::refused("a\nb\x1b[31m").to_string(),
+            "the other VMM refused: a b [31m"
+        );
+        assert!(WireError::refused(&"x".repeat(1 << 20)).to_string().len() < 1100);
+    }
+}
