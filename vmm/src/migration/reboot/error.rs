@@ -21,7 +21,7 @@ pub enum RebootError {
     /// The guest's state forbids it.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The channel is no file.
+    /// The channel is not a file.
     #[error("cannot save the guest to {0}: a later process reads the state; use file:PATH")]
     NoFile(&'static str),
     /// The channel's file failed.
