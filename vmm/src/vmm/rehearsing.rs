@@ -81,10 +81,10 @@ impl Vmm {
         if args.resume == Some(true) {
             return Err(QmpError::generic("Cannot resume if there is no paused migration"));
         }
+        check_run_state(&self.machine).map_err(answers::generic)?;
         if self.rehearsing.is_some() || self.migration.under_way() {
             return Err(answers::generic(Refused::UnderWay));
         }
-        check_run_state(&self.machine).map_err(answers::generic)?;
         if !self.dumps.is_empty() {
             return Err(answers::generic(Refused::Dump));
         }
