@@ -178,6 +178,9 @@ impl Vmm {
         self.run_state_to_be = Some(run_state);
         let runs = run_state.is_running();
         self.keep_up_to_date();
+        if self.stale {
+            return Err(ReceiveError::Stale);
+        }
         if let Some(safeguard) = &self.safeguard {
             safeguard.set_told_stopped(runs);
         }

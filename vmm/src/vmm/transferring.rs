@@ -2,6 +2,7 @@
 //! transfer of the guest.
 
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use cpr_qmp::command::MigrateArgs;
@@ -9,6 +10,7 @@ use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::{MigMode, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
+use super::protected::said;
 use super::{Vmm, answers};
 use crate::migration::blockers::blocked_reasons;
 use crate::migration::cpr::description::Description;
@@ -68,7 +70,12 @@ impl Vmm {
     /// Does what the new process has made possible, or fails the transfer at its deadline.
     pub(super) fn poll_transfer(&mut self) {
         let Some(outgoing) = self.transferring.take() else { return };
-        match self.advance_transfer(outgoing) {
+        // A panic that ended this process would take the guest with it: it is offered to another one,
+        // so that the keeper would not continue it.
+        let advanced = catch_unwind(AssertUnwindSafe(|| self.advance_transfer(outgoing)));
+        match advanced
+            .unwrap_or_else(|panic| Err(TransferError::Panicked(said(&*panic).to_owned())))
+        {
             Ok(Progress::Waiting(outgoing)) => self.transferring = Some(outgoing),
             Ok(Progress::Done(ready)) => self.hand_over(ready),
             Err(error) => self.fail_transfer(&error),
@@ -89,6 +96,10 @@ impl Vmm {
                     let page = safeguard.page_for_offer().map_err(TransferError::Page)?;
                     // A process that continues the guest must know the page before it is offered.
                     self.keep_up_to_date();
+                    if self.stale {
+                        return Err(TransferError::Stale);
+                    }
+                    fail_point!(Publish);
                     greeted.offer(&self.machine, page)?
                 }
             },

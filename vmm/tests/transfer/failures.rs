@@ -179,6 +179,26 @@ pub fn crashed_handover_leaves_the_guest() {
     }
 }
 
+/// The old process fails while the guest runs, before it offers it: the new one waits for another.
+pub fn failure_before_the_offer_leaves_the_guest() {
+    for action in ["panic", "errno=EIO"] {
+        for keeper in ["on", "update", "off"] {
+            let scene = Scene::new();
+            let arguments = format!("{GUEST} --keeper {keeper} --failpoint publish={action}");
+            let mut old = scene.start(&arguments);
+            let mut qmp = old.qmp();
+            let beats = Beats::of(old.pid());
+            is_running(&mut qmp, &beats, 1);
+            let (_new, mut new_qmp) = waiting(&scene, "new-", GUEST);
+            let ended = transfer(&scene, &mut qmp, "new-");
+            assert_eq!(ended, MigrationStatus::Failed, "{action} {keeper}");
+            is_running(&mut qmp, &beats, 1);
+            assert_eq!(new_qmp.run_state(), RunState::Inmigrate);
+            can_move(&scene, &mut qmp, &beats);
+        }
+    }
+}
+
 pub fn cancelled_transfer_leaves_the_guest() {
     let scene = Scene::new();
     let fifo = fifo(&scene);

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         keeper_continues_a_guest_that_was_not_claimed,
         late_process_does_not_get_the_guest,
         crashed_handover_leaves_the_guest,
+        failure_before_the_offer_leaves_the_guest,
         cancelled_transfer_leaves_the_guest,
         ended_transfer_ends_the_new_process,
         foreign_and_silent_peers_are_dropped,

@@ -40,6 +40,14 @@ pub enum TransferError {
     /// There is no safeguard, which holds the commit point.
     #[error("cannot transfer the guest: nothing guards it; this is a bug in the VMM")]
     Unguarded,
+    /// The state from which the guest would be continued is not up to date.
+    #[error(
+        "cannot transfer the guest: it could not be continued if this process died; see the log"
+    )]
+    Stale,
+    /// This process panicked.
+    #[error("cannot transfer the guest: this VMM panicked: {0}; this is a bug in it")]
+    Panicked(String),
     /// RAM has no descriptor.
     #[error("cannot transfer the guest: RAM block {0} has no descriptor")]
     PrivateRam(&'static str),
@@ -97,6 +105,9 @@ pub enum ReceiveError {
     /// A termination signal arrived.
     #[error("the VMM received a termination signal")]
     AskedToEnd,
+    /// The state from which the guest would be continued is not up to date.
+    #[error("the guest could not be continued here if this process died; see its log")]
+    Stale,
     /// A panic, before the guest was claimed.
     #[error("it panicked: {0}; this is a bug in the VMM")]
     Panicked(String),
