@@ -157,6 +157,7 @@ pub fn other_serial_port_is_opened() {
     outcome(&mut new_qmp);
     echoes(&serial(&scene, "other"), b"after");
     // The old process has no guest, and so no port.
+    assert_eq!(qmp.run_state(), RunState::Postmigrate);
     assert!(!scene.path("serial").exists());
 }
 
