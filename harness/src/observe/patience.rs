@@ -20,9 +20,18 @@ pub fn expect_a_wrapper() {
     IS_WRAPPED.store(true, Ordering::Relaxed);
 }
 
-/// Whether times are measurements: not in an emulated host, and not under a wrapper.
+/// Why times are not measurements, if so.
+pub fn why_unmeasured() -> Option<&'static str> {
+    match (host::is_emulated(), IS_WRAPPED.load(Ordering::Relaxed)) {
+        (true, _) => Some("emulated host"),
+        (false, true) => Some("VMMs under a wrapper"),
+        (false, false) => None,
+    }
+}
+
+/// Whether times are measurements.
 pub fn measures() -> bool {
-    !host::is_emulated() && !IS_WRAPPED.load(Ordering::Relaxed)
+    why_unmeasured().is_none()
 }
 
 /// Returns `limit`, or a multiple of it on a host whose CPUs are emulated, and under a wrapper.

@@ -182,8 +182,8 @@ impl Terminal {
         text.push_str(&format!(", in {:.1} s", took.as_secs_f64()));
         text.push_str(&format!("\nVMs lost: {}", self.lost));
         text.extend(self.refusals());
-        if !patience::measures() {
-            text.push_str("\nemulated host or --wrap: blackouts are not measured");
+        if let Some(why) = patience::why_unmeasured() {
+            text.push_str(&format!("\n{why}: blackouts are not measured"));
         }
         if self.all_ignored() {
             text.push_str(&format!("\nno case ran: all {ignored} were ignored"));
