@@ -156,8 +156,10 @@ fn prepare(path: &Path, file: File, size: u64, created: bool) -> Result<File, Ra
     let failed = |source| RamFileError::Allocate { path: path.to_owned(), size, source };
     let before = Stamp::of(&file).map_err(error)?;
     // Fail now, with an errno, instead of by SIGBUS when the guest touches a page.
-    allocate(&file, size).map_err(|errno| failed(errno.into()))?;
+    let allocated = allocate(&file, size);
+    // Some file systems change it even if that fails.
     before.set(&file).map_err(error)?;
+    allocated.map_err(|errno| failed(errno.into()))?;
     Ok(file)
 }
 

@@ -173,11 +173,18 @@ impl RamBlock {
     /// Claims the guest as [`claim`](Self::claim) does, from a saved state: that must not fit after
     /// a crash of the host either, whatever of the guest's writes is on disk by then.
     pub fn claim_for_good(&self) -> Result<(), RamError> {
-        self.claim()?;
-        if self.outlives_process() {
-            self.stamp_by(|file| file.sync_all().and_then(|()| Stamp::of(file)))?;
+        self.lock()?;
+        if !self.outlives_process() {
+            return Ok(());
         }
-        Ok(())
+        let before = self.dated()?;
+        let durable = |file: &File| file.sync_all().and_then(|()| Stamp::of(file));
+        let claimed = self.date().and_then(|_| self.stamp_by(durable));
+        if claimed.is_err() {
+            // The guest does not run here, so its saved state still fits.
+            self.stamp_by(|file| before.set(file).map(|()| before))?;
+        }
+        claimed.map(drop)
     }
 
     /// Locks the file, as [`claim`](Self::claim) does, but without the right to run the guest.

@@ -27,24 +27,26 @@ impl Stamp {
         Ok(Self { seconds: meta.mtime(), nanoseconds: meta.mtime_nsec() })
     }
 
-    /// Sets the time of modification of `file` to now, or a little later if the file system would
-    /// not tell it from the time before. Returns what the file system keeps.
+    /// Sets the time of modification of `file` to now, and returns it.
+    ///
+    /// Fails if the file system does not keep nanoseconds. They make each time unique, also after the
+    /// clock was set back: the kernel dates the writes of a guest by a clock that ticks a few hundred
+    /// times a second.
     pub fn renew(file: &std::fs::File) -> io::Result<Self> {
-        // The coarsest file systems keep 2 s.
-        const LATER: Duration = Duration::from_secs(3);
         let before = Self::of(file)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::from(now).set(file)?;
-        if Self::of(file)? == before {
-            Self::from(now + LATER).set(file)?;
+        let mut now = Self::from(now);
+        // Odd, so that coarser times are noticed.
+        now.nanoseconds |= 1;
+        if now == before {
+            now.nanoseconds ^= 2;
         }
-        match Self::of(file)? {
-            after if after == before => {
-                let why = "the file system does not keep the time of modification";
-                Err(io::Error::new(io::ErrorKind::Unsupported, why))
-            }
-            after => Ok(after),
+        now.set(file)?;
+        if Self::of(file)? != now {
+            let why = "the file system does not keep times to the nanosecond; use another one";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
+        Ok(now)
     }
 
     /// Sets the time of modification of `file` to this. Needs the file's owner, or root.

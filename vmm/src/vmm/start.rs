@@ -204,7 +204,7 @@ impl Vmm {
         let ram = File::options().read(true).write(true).open(path);
         let ram = ram.map_err(|source| StartError::OpenRam { path: path.to_owned(), source })?;
         let ram = RamBlock::adopt(config.memory.ram, ram.into())?;
-        ram.claim().map_err(|error| match error {
+        ram.lock().map_err(|error| match error {
             RamError::InUse { .. } => StartError::RamInUse(path.to_owned()),
             other => other.into(),
         })?;
@@ -218,6 +218,8 @@ impl Vmm {
         };
         let host = SerialHost::open(&config.serial, None, &mut |_| None)?;
         machine.restore(host, state, &mut |_| ())?;
+        // A file may hold a saved guest, whose state still fits if this process is refused.
+        machine.ram().claim()?;
         machine.connect_irqfd();
         machine.set_run_state(RunState::Paused);
         // Last: once the guest runs, the saved state no longer matches the RAM.

@@ -200,6 +200,18 @@ fn continues(scene: &Scene) {
     is_running(&mut qmp, &Beats::of(new.pid()), 1);
 }
 
+/// The options for a guest that a failed update left behind are the wrong ones here.
+pub fn rescue_options_leave_the_saved_guest() {
+    let scene = Scene::new();
+    saved_guest(&scene);
+    let ram = ram(&scene).display().to_string();
+    let arguments = "--kernel DIR/heartbeat --memory 16M --incoming file:DIR/state";
+    let arguments = format!("{arguments} --incoming-ram {ram}");
+    let mut vm = scene.start_beside("refused-", &arguments, |_| {});
+    assert_eq!(vm.end().code(), Some(1), "{}", vm.stderr());
+    continues(&scene);
+}
+
 pub fn damaged_states_are_refused() {
     let scene = Scene::new();
     saved_guest(&scene);

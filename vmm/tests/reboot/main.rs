@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         too_large_ram_file_is_refused,
         unusable_ram_files_are_refused_by_name,
         damaged_states_are_refused,
+        rescue_options_leave_the_saved_guest,
         other_machines_are_refused_by_name,
         changed_ram_is_refused,
         failed_save_leaves_the_guest,
