@@ -79,7 +79,7 @@ struct Wrapper {
     words: Vec<String>,
 }
 
-/// An error for text that is no command.
+/// An error for text that is not a command.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum WrapperError {
     #[error("unclosed quote, or a backslash at the end")]
