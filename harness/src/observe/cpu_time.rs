@@ -5,6 +5,8 @@
 use std::fs;
 use std::time::Duration;
 
+use super::process::Stat;
+
 /// Returns how long the threads `tids` of process `pid` have run since they were started
 /// (`/proc/PID/task/TID/schedstat`, sched-stats.rst of the kernel); `None` if one is gone or the
 /// kernel does not count it.
@@ -16,12 +18,22 @@ pub fn spent(pid: i32, tids: impl IntoIterator<Item = i64>) -> Option<Duration> 
     tids.into_iter().map(of_thread).sum()
 }
 
+/// Whether all of the threads `tids` sleep or are gone. One that waits for a CPU does not sleep.
+pub fn asleep(tids: impl IntoIterator<Item = i64>) -> bool {
+    let sleeps = |tid: i64| {
+        let stat = i32::try_from(tid).ok().and_then(|tid| Stat::read(tid).ok());
+        stat.is_none_or(|stat| stat.state != 'R')
+    };
+    tids.into_iter().all(sleeps)
+}
+
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
     use std::time::Instant;
 
     use super::*;
+    use crate::observe::poll::{self, Deadline};
 
     #[test]
     fn work_is_counted() {
@@ -33,5 +45,22 @@ mod tests {
         std::thread::sleep(Duration::from_millis(1));
         assert!(spent(pid, [tid]).unwrap() > before);
         assert_eq!(spent(pid, [tid, 0]), None);
+    }
+
+    #[test]
+    fn a_thread_that_runs_is_not_asleep() {
+        let own = nix::unistd::gettid().as_raw().into();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            tell.send(i64::from(nix::unistd::gettid().as_raw())).unwrap();
+            let _ = ended.recv();
+        });
+        let tid = told.recv().unwrap();
+        let deadline = Deadline::after(Duration::from_secs(10));
+        poll::until(deadline, || asleep([tid]).then_some(())).expect("the thread never slept");
+        assert!(!asleep([tid, own]));
+        drop(end);
+        other.join().unwrap();
     }
 }

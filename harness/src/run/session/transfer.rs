@@ -225,6 +225,9 @@ impl Session<'_> {
         let cpus = self.seen.iter().flat_map(|seen| &seen.cpus);
         let threads: Vec<i64> = cpus.map(|cpu| cpu.thread_id).collect();
         let spent = || cpu_time::spent(former.pid, threads.iter().copied());
+        // Saving its state wakes a vCPU's thread, which on a busy host goes back to sleep later.
+        let asleep = || cpu_time::asleep(threads.iter().copied()).then_some(());
+        poll::until(Deadline::after(self.options.patience.settle), asleep);
         let before = spent();
         poll::during(self.options.patience.still, || None::<()>);
         let vcpus_ran = before.zip(spent()).map(|(before, after)| after.saturating_sub(before));
