@@ -74,6 +74,7 @@ pub mod sys;
 pub mod unix_listener;
 pub mod vcpu;
 mod vmm;
+mod worker_thread;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -48,7 +48,8 @@ fn bad_command_lines() {
             "--kernel DIR/heartbeat --serial tcp:1",
             "--kernel DIR/heartbeat --qmp tcp:1",
             "--kernel DIR/heartbeat --incoming tcp:1",
-            "--kernel DIR/heartbeat --incoming unix:DIR/main",
+            "--kernel DIR/heartbeat --incoming unix:DIR/missing/main",
+            "--kernel DIR/heartbeat --incoming tcp:localhost:1 --incoming defer",
             "--kernel DIR/heartbeat --incoming defer --incoming file:DIR/state",
             "--kernel DIR/heartbeat --incoming {}",
             "--kernel DIR/heartbeat --log loud",
@@ -60,7 +61,7 @@ fn bad_command_lines() {
             "--kernel DIR/heartbeat --log-file DIR/missing/log",
             "--kernel DIR/heartbeat --qmp unix:DIR/missing/qmp",
             "--kernel DIR/heartbeat --incoming file:DIR/state",
-            "--incoming defer",
+            "--incoming defer --incoming-ram DIR/ram",
         ],
     );
 }

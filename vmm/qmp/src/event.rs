@@ -36,6 +36,12 @@ pub enum EventKind {
         /// The new status.
         status: MigrationStatus,
     },
+    /// A pass over RAM has begun.
+    #[serde(rename = "MIGRATION_PASS")]
+    MigrationPass {
+        /// Its number, from 1 on.
+        pass: u64,
+    },
 }
 
 /// The data of the event that another process continues the guest, because its own has ended. Not
@@ -76,6 +82,9 @@ impl EventKind {
             }
             Self::Migration { status } => {
                 Event::now("MIGRATION", Some(json!({ "status": status })))
+            }
+            Self::MigrationPass { pass } => {
+                Event::now("MIGRATION_PASS", Some(json!({ "pass": pass })))
             }
         }
     }

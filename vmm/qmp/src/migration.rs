@@ -49,7 +49,7 @@ pub enum MigrationCapability {
 }
 
 /// The answer to `query-migrate`; QEMU's members that this project can fill.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrationInfo {
     /// The status of the migration; absent if there was none.
@@ -64,6 +64,9 @@ pub struct MigrationInfo {
     /// Expected milliseconds of guest downtime, while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_downtime: Option<u64>,
+    /// What has been copied of RAM, where a mode copies it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram: Option<MigrationRamStats>,
     /// Milliseconds of set-up before anything was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup_time: Option<u64>,
@@ -79,6 +82,47 @@ pub struct MigrationInfo {
     pub x_rehearsal_time: Option<u64>,
 }
 
+/// `MigrationRAMStats`: what has been copied of RAM. All of QEMU's members are there; those of
+/// features that this project lacks are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrationRamStats {
+    /// Bytes written.
+    pub transferred: u64,
+    /// Bytes of RAM that are left to copy.
+    pub remaining: u64,
+    /// Bytes of RAM.
+    pub total: u64,
+    /// Pages of zeros.
+    pub duplicate: u64,
+    /// Pages whose content was written.
+    pub normal: u64,
+    /// Bytes of those.
+    pub normal_bytes: u64,
+    /// Pages that the guest writes in a second.
+    pub dirty_pages_rate: u64,
+    /// Megabits written in a second.
+    pub mbps: f64,
+    /// Number of passes over RAM.
+    pub dirty_sync_count: u64,
+    /// Pages that the destination asked for, in post-copy.
+    pub postcopy_requests: u64,
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Bytes written by multifd.
+    pub multifd_bytes: u64,
+    /// Pages copied in a second.
+    pub pages_per_second: u64,
+    /// Bytes written while the guest ran.
+    pub precopy_bytes: u64,
+    /// Bytes written while the guest was stopped.
+    pub downtime_bytes: u64,
+    /// Bytes written in post-copy.
+    pub postcopy_bytes: u64,
+    /// Number of passes that could not use zero-copy.
+    pub dirty_sync_missed_zero_copy: u64,
+}
+
 /// The arguments of `migrate-set-parameters` (absent: unchanged) and the answer to
 /// `query-migrate-parameters` (all present).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +131,12 @@ pub struct MigrationParameters {
     /// How to treat RAM and the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<MigMode>,
+    /// For `normal`: bytes to write in a second while the guest runs; 0 for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<u64>,
+    /// For `normal`: how many milliseconds the rest of RAM may take, for which the guest stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_limit: Option<u64>,
     /// For `cpr-exec`: the new binary, then its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpr_exec_command: Option<Vec<String>>,

@@ -22,6 +22,8 @@ pub enum Type {
     Uint16,
     /// An unsigned number, 64 bit.
     Uint64,
+    /// A number that need not be whole.
+    Number,
     /// Any value.
     Any,
     /// A list.

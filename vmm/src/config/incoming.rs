@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use cpr_qmp::address::{MigrationAddress, MigrationChannel, MigrationChannelType, SocketAddress};
 
+use super::peer_address::PeerAddress;
 use crate::address::AddressError;
 
 /// Where the state of a guest comes from.
@@ -16,6 +17,8 @@ pub enum Incoming {
     File(PathBuf),
     /// Wait for another process on two channels (`cpr-transfer`).
     Transfer(TransferChannels),
+    /// Wait for another process on one, over which RAM comes too (`normal`).
+    Peer(PeerAddress),
 }
 
 /// The two channels of a transfer.
@@ -45,6 +48,8 @@ pub enum IncomingOption {
     Main(MainChannel),
     /// The cpr channel.
     Cpr(PathBuf),
+    /// A channel that cannot be the main one of `cpr-transfer`.
+    Peer(PeerAddress),
 }
 
 /// Errors from values of `--incoming` that do not fit each other.
@@ -53,12 +58,9 @@ pub enum IncomingError {
     /// There is no main channel.
     #[error("--incoming has a cpr channel, but no main channel: add --incoming unix:PATH")]
     NoMain,
-    /// There is no cpr channel.
-    #[error(
-        "--incoming unix:PATH needs a second --incoming with the cpr channel, as for cpr-transfer: \
-         {{\"channel-type\":\"cpr\",\"addr\":{{\"transport\":\"socket\",\"type\":\"unix\",\"path\":\"PATH\"}}}}"
-    )]
-    NoCpr,
+    /// A TCP channel is combined with another.
+    #[error("--incoming tcp:ADDRESS:PORT cannot be combined with another --incoming")]
+    Tcp,
     /// A channel is given twice.
     #[error("--incoming has more than one {0} channel")]
     Twice(&'static str),
@@ -75,6 +77,8 @@ impl Incoming {
             match option {
                 IncomingOption::Defer if options.len() > 1 => return Err(IncomingError::Deferred),
                 IncomingOption::Defer => return Ok(Some(Self::Defer)),
+                IncomingOption::Peer(_) if options.len() > 1 => return Err(IncomingError::Tcp),
+                IncomingOption::Peer(peer) => return Ok(Some(Self::Peer(peer.clone()))),
                 IncomingOption::Main(_) if main.is_some() => {
                     return Err(IncomingError::Twice("main"));
                 }
@@ -87,7 +91,7 @@ impl Incoming {
             (None, None) => Ok(None),
             (None, Some(_)) => Err(IncomingError::NoMain),
             (Some(MainChannel::File(path)), None) => Ok(Some(Self::File(path))),
-            (Some(MainChannel::Unix(_)), None) => Err(IncomingError::NoCpr),
+            (Some(MainChannel::Unix(path)), None) => Ok(Some(Self::Peer(PeerAddress::Unix(path)))),
             (Some(main), Some(cpr)) => Ok(Some(Self::Transfer(TransferChannels { main, cpr }))),
         }
     }
@@ -99,7 +103,8 @@ impl FromStr for IncomingOption {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || AddressError {
             given: text.to_owned(),
-            expected: "file:PATH, defer, unix:PATH, or a channel of cpr-transfer as JSON",
+            expected: "file:PATH, unix:PATH, tcp:ADDRESS:PORT, defer, or a channel of cpr-transfer as \
+                       JSON",
         };
         match text.split_once(':') {
             _ if text.starts_with('{') => {
@@ -112,6 +117,11 @@ impl FromStr for IncomingOption {
             }
             Some(("unix", path)) if !path.is_empty() => {
                 Ok(Self::Main(MainChannel::Unix(path.into())))
+            }
+            Some(("tcp", _)) => {
+                let address: Option<MigrationAddress> = text.parse().ok();
+                let peer = address.and_then(|address| PeerAddress::of(&address).ok());
+                peer.map(Self::Peer).ok_or_else(wrong)
             }
             _ => Err(wrong()),
         }
@@ -174,15 +184,29 @@ mod tests {
         assert_eq!(combined(&["file:/m", CPR]), Ok(Some(file)));
         assert_eq!(combined(&["file:/m"]), Ok(Some(Incoming::File("/m".into()))));
         assert_eq!(combined(&["defer"]), Ok(Some(Incoming::Defer)));
+        let unix = Incoming::Peer(PeerAddress::Unix("/m".into()));
+        assert_eq!(combined(&["unix:/m"]), Ok(Some(unix.clone())));
+        assert_eq!(combined(&[MAIN]), Ok(Some(unix)));
+        let tcp = Incoming::Peer(PeerAddress::Tcp("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(combined(&["tcp:127.0.0.1:1"]), Ok(Some(tcp)));
         assert_eq!(combined(&[]), Ok(None));
     }
 
     #[test]
     fn rejects_channels_that_do_not_fit() {
-        for options in [&[CPR] as &[_], &["unix:/m"], &[CPR, CPR], &[MAIN, MAIN], &["defer", CPR]] {
+        const TCP: &str = "tcp:127.0.0.1:1";
+        for options in [&[CPR] as &[_], &[CPR, CPR], &[MAIN, MAIN], &["defer", CPR], &[TCP, CPR]] {
             combined(options).unwrap_err();
         }
-        for option in ["unix:", "{}", "tcp:1", &CPR.replace("unix", "fd"), &CPR.replace("/c", "")] {
+        for option in [
+            "unix:",
+            "{}",
+            "tcp:1",
+            "tcp:name:1",
+            "tcp:127.0.0.1:",
+            &CPR.replace("unix", "fd"),
+            &CPR.replace("/c", ""),
+        ] {
             option.parse::<IncomingOption>().unwrap_err();
         }
     }

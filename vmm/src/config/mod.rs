@@ -1,6 +1,7 @@
 //! Command-line options and their parsing.
 
 mod incoming;
+mod peer_address;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{CommandFactory, Parser, ValueEnum};
 pub use incoming::{
     Incoming, IncomingError, IncomingOption, MainChannel, TransferChannels, main_channel, unix_path,
 };
+pub use peer_address::{PeerAddress, PeerAddressError};
 
 use crate::address::AddressError;
 use crate::devices::serial::SerialConfig;
@@ -62,11 +64,11 @@ pub struct Config {
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub test_device: Switch,
 
-    /// Load a saved state instead of booting: from a file (cpr-exec, or cpr-reboot with --memory
-    /// SIZE,file=PATH), on QMP `migrate-incoming`, or from the VMM that transfers its guest
-    /// (cpr-transfer), which needs the option twice: with the main channel (unix:PATH or
-    /// file:PATH), and with the cpr channel, as QEMU's JSON.
-    #[arg(long, value_name = "file:PATH|defer|unix:PATH|JSON")]
+    /// Load a guest instead of booting one: from a file (cpr-exec, normal, or cpr-reboot with
+    /// --memory SIZE,file=PATH), from the VMM that connects to a socket (normal), or as QMP
+    /// `migrate-incoming` says. For cpr-transfer, give the option twice: with the main channel
+    /// (unix:PATH or file:PATH), and with the cpr channel, as QEMU's JSON.
+    #[arg(long, value_name = "file:PATH|unix:PATH|tcp:ADDRESS:PORT|defer|JSON")]
     pub incoming: Vec<IncomingOption>,
 
     /// With --incoming file:PATH: path of the guest RAM that a failed update left behind, such as

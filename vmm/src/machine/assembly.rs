@@ -1,5 +1,6 @@
 //! Assembling a machine, step by step in the order of `order::STEPS`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -160,6 +161,7 @@ fn assemble(
         capabilities: parts.capabilities.expect("a step of STEPS"),
         cpuids: parts.cpuids,
         vm: parts.vm,
+        logs_dirty_pages: Cell::new(false),
         #[cfg(feature = "failpoints")]
         delayed_steps: parts
             .platform

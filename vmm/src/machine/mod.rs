@@ -3,6 +3,7 @@
 mod assembly;
 #[cfg(feature = "failpoints")]
 mod delayed_steps;
+mod dirty;
 mod error;
 #[cfg(test)]
 mod golden;
@@ -16,6 +17,7 @@ pub mod salvage;
 pub mod salvaged;
 mod state;
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -64,6 +66,8 @@ struct KvmPart {
     /// The CPUID of each vCPU.
     cpuids: Vec<Vec<kvm_cpuid_entry2>>,
     vm: Arc<VmFd>,
+    /// Whether KVM logs the pages that the guest writes.
+    logs_dirty_pages: Cell<bool>,
     #[cfg(feature = "failpoints")]
     delayed_steps: Option<delayed_steps::DelayedSteps>,
 }

@@ -5,14 +5,18 @@ pub mod claim;
 mod config;
 mod file;
 pub mod layout;
+mod page_set;
 mod ram_block;
 mod sample;
 mod stamp;
+mod view;
 
 pub use backing::BackingError;
 pub use config::{MemoryConfig, MemoryConfigError, MemoryOption, PageKind};
 pub use file::RamFileError;
+pub use page_set::{PAGE, PageSet, ZEROS};
 pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo, RamError};
 pub use stamp::Stamp;
+pub use view::RamView;
 /// Guest RAM as mapped in this process.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

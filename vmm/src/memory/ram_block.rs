@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,9 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
 use super::backing::{self, BackingError};
 use super::file::{self, RamFileError};
 use super::layout::{self, Region};
+use super::page_set::PageSet;
 use super::stamp::Stamp;
+use super::view::RamView;
 use super::{GuestMemory, claim, sample};
 use crate::memfd;
 use crate::memory::{MemoryConfig, PageKind};
@@ -52,6 +54,14 @@ pub enum RamError {
         slot: u32,
         /// Guest-physical address.
         start: u64,
+        /// The underlying error.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM does not return a dirty log.
+    #[error("cannot get the dirty log of memslot {slot} from KVM: {source}")]
+    DirtyLog {
+        /// The memslot.
+        slot: u32,
         /// The underlying error.
         source: kvm_ioctls::Error,
     },
@@ -280,16 +290,42 @@ impl RamBlock {
         &self.memory
     }
 
+    /// Returns the mapping, by offset in the block.
+    pub fn view(&self) -> RamView {
+        RamView::new(self.memory.clone(), self.size)
+    }
+
     /// Registers one memslot per region.
     ///
     /// Must come before `KVM_CREATE_IRQCHIP`: afterwards each memslot waits milliseconds for an
     /// SRCU grace period.
     pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
+        self.set_memslots(vm, 0)
+    }
+
+    /// Starts or ends KVM's log of the pages that the guest writes.
+    pub fn log_dirty_pages(&self, vm: &VmFd, on: bool) -> Result<(), RamError> {
+        self.set_memslots(vm, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+    }
+
+    /// Returns the pages that the guest has written since the last call, or since the log was
+    /// started.
+    pub fn take_dirty_pages(&self, vm: &VmFd) -> Result<PageSet, RamError> {
+        let mut pages = PageSet::none(self.size);
+        for (slot, Region { size, offset, .. }) in (0..).zip(layout::regions(self.size)) {
+            let bitmap = vm.get_dirty_log(slot, size as usize);
+            let bitmap = bitmap.map_err(|source| RamError::DirtyLog { slot, source })?;
+            pages.add(offset, &bitmap);
+        }
+        Ok(pages)
+    }
+
+    fn set_memslots(&self, vm: &VmFd, flags: u32) -> Result<(), RamError> {
         for (slot, region) in (0u32..).zip(self.memory.iter()) {
             let start = region.start_addr().0;
             let memslot = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags,
                 guest_phys_addr: start,
                 memory_size: region.len(),
                 userspace_addr: region.get_mmap().as_ptr() as u64,

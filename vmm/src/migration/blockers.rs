@@ -19,7 +19,7 @@ pub fn blocked_reasons(ram: &RamBlock, mode: MigMode) -> Vec<String> {
                  --memory SIZE,file=PATH"
             ));
         }
-    } else if ram.fd().is_none() {
+    } else if mode != MigMode::Normal && ram.fd().is_none() {
         reasons.push(format!(
             "RAM block {name} is not shared and would be lost by exec: start the VM with share=on"
         ));

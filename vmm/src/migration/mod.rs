@@ -1,8 +1,10 @@
-//! Saves a machine and hands it over: status, channels, blockers, and the update.
+//! Saves a machine and hands it over: status, channels, blockers, and the modes.
 
 pub mod blockers;
 pub mod channel;
 pub mod cpr;
+mod host_tsc;
+pub mod normal;
 pub mod paused;
 pub mod reboot;
 pub mod status;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cpr_qmp::message::Event;
-use cpr_qmp::migration::{MigrationInfo, MigrationStatus};
+use cpr_qmp::migration::{MigrationInfo, MigrationRamStats, MigrationStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -18,6 +18,8 @@ pub struct Migration {
     /// The time of set-up, once that is over.
     setup: Option<Duration>,
     events: bool,
+    /// What was copied of RAM, and how long the rest is expected to take.
+    ram: Option<(MigrationRamStats, Option<Duration>)>,
 }
 
 /// The status of a migration, for the process that continues it.
@@ -52,7 +54,7 @@ impl Migration {
     /// Creates a migration with the status it had in another process.
     pub fn standing_at(standing: MigrationSnapshot, events: bool) -> Self {
         let MigrationSnapshot { status, error, times } = standing;
-        Self { status, error, times, began: None, setup: None, events }
+        Self { status, error, times, events, ..Self::default() }
     }
 
     /// Returns the status.
@@ -92,7 +94,7 @@ impl Migration {
     #[must_use = "the event must be sent"]
     pub fn begin(&mut self) -> Option<Event> {
         self.error = None;
-        (self.times, self.setup) = (None, None);
+        (self.times, self.setup, self.ram) = (None, None, None);
         self.began = Some(Instant::now());
         self.advance(MigrationStatus::Setup)
     }
@@ -100,6 +102,11 @@ impl Migration {
     /// Ends the set-up, for `setup-time`.
     pub fn set_up(&mut self) {
         self.setup = self.began.map(|began| began.elapsed());
+    }
+
+    /// Records what has been copied of RAM, and how long the rest is expected to take.
+    pub fn set_ram(&mut self, ram: MigrationRamStats, expected: Option<Duration>) {
+        self.ram = Some((ram, expected));
     }
 
     /// Changes the status to `status`.
@@ -135,6 +142,8 @@ impl Migration {
                 (None, true, Some(began)) => Some(millis(began.elapsed())),
                 _ => None,
             },
+            ram: self.ram.map(|(ram, _)| ram),
+            expected_downtime: self.ram.and_then(|(_, expected)| expected).map(millis),
             setup_time: self.setup.map(millis),
             downtime: self.times.and_then(|times| times.downtime).map(millis),
             error_desc: self.error.clone(),

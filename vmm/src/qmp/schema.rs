@@ -41,6 +41,7 @@ impl Entities {
             Type::Bool => self.builtin("bool", "boolean"),
             // Clients need not know the widths, so QEMU shows every integer as `int`.
             Type::Int | Type::Uint16 | Type::Uint64 => self.builtin("int", "int"),
+            Type::Number => self.builtin("number", "number"),
             Type::Any => self.builtin("any", "value"),
             Type::Array(of) => {
                 let element = self.name_of(of);

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::answers::{answer, done, generic};
 use super::incoming::{LoadError, Source};
 use super::rehearsing::Rehearsing;
+use super::sending::{self, DOWNTIME_LIMIT, MAX_BANDWIDTH};
 use super::{FAILURE, Vmm, rehearsing};
 use crate::logging;
 use crate::migration::blockers::blocked_reasons;
@@ -48,6 +49,7 @@ impl Vmm {
                 // After the rehearsal, the update ends before the next command is read.
                 self.cancel_rehearsal();
                 self.cancel_transfer();
+                self.cancel_sending();
                 done()
             }
             Command::MigrateIncoming(args) => self.migrate_incoming(&args),
@@ -60,9 +62,12 @@ impl Vmm {
             }
             Command::MigrateSetParameters(new) => {
                 plan::check_deadline(&new).map_err(generic)?;
+                sending::check_parameters(&new)?;
                 let old = std::mem::take(&mut self.parameters);
                 self.parameters = MigrationParameters {
                     mode: new.mode.or(old.mode),
+                    max_bandwidth: new.max_bandwidth.or(old.max_bandwidth),
+                    downtime_limit: new.downtime_limit.or(old.downtime_limit),
                     cpr_exec_command: new.cpr_exec_command.or(old.cpr_exec_command),
                     x_cpr_exec_rehearsal: new.x_cpr_exec_rehearsal.or(old.x_cpr_exec_rehearsal),
                     x_cpr_exec_rehearsal_timeout: new
@@ -70,10 +75,13 @@ impl Vmm {
                         .or(old.x_cpr_exec_rehearsal_timeout),
                     x_cpr_exec_deadline: new.x_cpr_exec_deadline.or(old.x_cpr_exec_deadline),
                 };
+                self.limit_sending();
                 done()
             }
             Command::QueryMigrateParameters => answer(&MigrationParameters {
                 mode: Some(self.parameters.mode.unwrap_or_default()),
+                max_bandwidth: Some(self.parameters.max_bandwidth.unwrap_or(MAX_BANDWIDTH)),
+                downtime_limit: Some(self.parameters.downtime_limit.unwrap_or(DOWNTIME_LIMIT)),
                 cpr_exec_command: Some(
                     self.parameters.cpr_exec_command.clone().unwrap_or_default(),
                 ),
@@ -126,6 +134,7 @@ impl Vmm {
 
     fn qmp_cont(&mut self) -> Result<Value, QmpError> {
         self.take_back_saved()?;
+        self.take_back_sent();
         match self.machine.run_state() {
             RunState::Inmigrate | RunState::Postmigrate => {
                 self.needs_guest()?;
@@ -143,6 +152,7 @@ impl Vmm {
 
     fn qmp_system_reset(&mut self) -> Result<Value, QmpError> {
         self.take_back_saved()?;
+        self.take_back_sent();
         self.needs_guest()?;
         self.reset(false, ShutdownCause::HostQmpSystemReset);
         done()
@@ -164,6 +174,9 @@ impl Vmm {
     }
 
     fn migrate_incoming(&mut self, args: &MigrateIncomingArgs) -> Result<Value, QmpError> {
+        if self.awaits_ram {
+            return self.load_from(&args.address()?, args.exit_on_error != Some(false));
+        }
         let path = channel::file_path(&args.address()?).map_err(generic)?;
         if self.awaits_saved {
             return self.load_saved_at(&path, args.exit_on_error != Some(false));

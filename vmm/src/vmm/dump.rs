@@ -9,7 +9,6 @@ use cpr_qmp::command::PmemsaveArgs;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::run_state::RunState;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use super::{Vmm, answers};
@@ -17,6 +16,7 @@ use crate::memory::GuestMemory;
 use crate::migration::cpr::plan::Refused;
 use crate::private_file::{PrivateFile, PrivateFileError};
 use crate::qmp::ConnectionId;
+use crate::worker_thread;
 
 /// Maximum number of bytes per write.
 const SLICE: u64 = 4 << 20;
@@ -78,7 +78,7 @@ impl Vmm {
             _ => {}
         }
         // A rehearsal leads to an exec, which would end the dump's thread.
-        if self.rehearsing.is_some() || self.transferring.is_some() {
+        if self.rehearsing.is_some() || self.transferring.is_some() || self.sending.is_some() {
             return Err(DumpError::Update);
         }
         let PmemsaveArgs { val, size, ref filename } = *args;
@@ -96,7 +96,7 @@ impl Vmm {
             let _end = end;
             save(&memory, val, size, file)
         };
-        Ok((ended, spawn(save).map_err(thread)?))
+        Ok((ended, worker_thread::spawn("pmemsave", save).map_err(thread)?))
     }
 
     /// Answers the clients whose dumps have ended.
@@ -125,17 +125,6 @@ impl Drop for End {
 
 fn failed(filename: &str, error: &DumpError) -> QmpError {
     QmpError::generic(format!("cannot save memory to {filename}: {error}"))
-}
-
-/// Starts a thread with all signals blocked.
-fn spawn<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
-    let mut mask = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
-    let thread = std::thread::Builder::new().name("pmemsave".to_owned()).spawn(work);
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
-    thread
 }
 
 fn save(memory: &GuestMemory, from: u64, size: u64, mut to: PrivateFile) -> Result<(), DumpError> {

@@ -79,6 +79,12 @@ impl Vmm {
         if let Some((fd, _)) = self.receiving_awaits() {
             watch(Source::Transfer, fd, PollFlags::POLLIN);
         }
+        if let Some((fd, events, _)) = self.sending_awaits() {
+            watch(Source::Transfer, fd, events);
+        }
+        if let Some((fd, _)) = self.loading_awaits() {
+            watch(Source::Transfer, fd, PollFlags::POLLIN);
+        }
         for dump in &self.dumps {
             watch(Source::Dump, dump.ended(), PollFlags::POLLIN);
         }
@@ -117,7 +123,9 @@ impl Vmm {
         let clock = self.machine.next_clock_interrupt();
         let transfer = self.transfer_awaits().map(|(_, left)| left);
         let receiving = self.receiving_awaits().and_then(|(_, left)| left);
-        let updates = [rehearsal, transfer, receiving];
+        let sending = self.sending_awaits().and_then(|(.., left)| left);
+        let loading = self.loading_awaits().and_then(|(_, left)| left);
+        let updates = [rehearsal, transfer, receiving, sending, loading];
         let times =
             [self.qmp.retry_in(), self.resets.time_left(), clock].into_iter().chain(updates);
         match times.flatten().min() {

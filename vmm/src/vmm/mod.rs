@@ -7,6 +7,7 @@ mod event_loop;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod incoming;
+mod loading;
 mod protected;
 mod receiving;
 mod rehearsal_child;
@@ -14,6 +15,7 @@ mod rehearsing;
 mod reset_throttle;
 mod restoring;
 mod saving;
+mod sending;
 mod signals;
 mod start;
 mod transferring;
@@ -39,6 +41,7 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal::{Answering, RemainingProcess};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::{fall_back, take_over};
+use crate::migration::normal::outgoing::Outgoing as Sending;
 use crate::migration::reboot::outgoing::Saved;
 use crate::migration::status::{Migration, Times};
 use crate::migration::transfer::outgoing::Outgoing;
@@ -47,6 +50,7 @@ use crate::qmp::{ConnectionId, Server};
 use crate::vcpu::{GuestEvent, GuestEventKind};
 use crate::{logging, own_binary, reserve};
 use incoming::AwaitedState;
+use loading::Loading;
 use receiving::Receiving;
 use rehearsing::Rehearsing;
 use reset_throttle::ResetThrottle;
@@ -71,6 +75,14 @@ struct Vmm {
     transferring: Option<Outgoing>,
     /// Set while this process waits for a guest that another one transfers.
     receiving: Option<Receiving>,
+    /// A migration whose RAM is being copied (normal).
+    sending: Option<Sending>,
+    /// Set while this process waits for a guest with its RAM.
+    loading: Option<Loading>,
+    /// Set while `migrate-incoming` is to tell where a guest with its RAM comes from.
+    awaits_ram: bool,
+    /// The guest was sent away with its RAM, and is still here.
+    sent: bool,
     /// A guest that was saved for a later process (cpr-reboot), and is still here.
     saved: Option<Saved>,
     /// Set while this process waits for a state that fits its RAM file.
@@ -192,6 +204,8 @@ impl Vmm {
                 self.poll_rehearsal();
                 self.poll_transfer();
                 self.poll_receiving();
+                self.poll_sending();
+                self.poll_loading();
             }
             self.poll_dumps();
             self.serve_clients();
@@ -249,15 +263,17 @@ impl Vmm {
         match self.parameters.mode {
             Some(MigMode::CprTransfer) => self.transfer(client, args),
             Some(MigMode::CprReboot) => self.save_guest(client, args),
-            _ => self.migrate_safely(client, args),
+            Some(MigMode::CprExec) => self.migrate_safely(client, args),
+            Some(MigMode::Normal) | None => self.send_guest(client, args),
         }
     }
 
     fn deal_with_guest_events(&mut self) {
         self.resets.look_again();
-        // What a saved guest asked for is in its state.
+        // What a guest that was saved or sent asked for is in its state.
         while self.ended.is_none()
             && self.saved.is_none()
+            && !self.sent
             && let Some(event) = self.machine.next_event(|event| self.resets.admits(event))
         {
             self.handle_event(event);

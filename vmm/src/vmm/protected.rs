@@ -194,7 +194,7 @@ impl Vmm {
     /// running: the process to which the guest is offered competes with this keeper.
     pub(super) fn end_unchanged(&mut self, client: ConnectionId, result: Result<Value, QmpError>) {
         self.qmp.respond(client, result);
-        if self.rehearsing.is_none() && self.transferring.is_none() {
+        if self.rehearsing.is_none() && self.transferring.is_none() && self.sending.is_none() {
             self.conclude();
         }
     }

@@ -33,6 +33,8 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::SafeguardError;
 use crate::migration::cpr::state::Live;
 use crate::migration::cpr::take_over::{Adopted, TakeOverError};
+use crate::migration::normal::NormalLoadError;
+use crate::migration::normal::snapshot::Snapshot;
 use crate::migration::reboot::RebootLoadError;
 use crate::migration::status::Migration;
 use crate::migration::transfer::ReceiveError;
@@ -117,6 +119,9 @@ pub enum StartError {
     /// The guest cannot be received.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
+    /// A guest cannot be loaded with its RAM.
+    #[error(transparent)]
+    Normal(#[from] NormalLoadError),
     /// A saved guest cannot be continued.
     #[error(transparent)]
     Reboot(#[from] RebootLoadError),
@@ -137,7 +142,9 @@ impl Vmm {
             (Some(adopted), _) if adopted.fallback.returned.is_some() => {
                 Self::take_over(config, adopted, None, phases)
             }
-            (Some(_), Some(Incoming::Transfer(_))) => Err(StartError::TransferAfterExec),
+            (Some(_), Some(Incoming::Transfer(_) | Incoming::Peer(_))) => {
+                Err(StartError::TransferAfterExec)
+            }
             (Some(adopted), Some(incoming)) => {
                 Self::take_over(config, adopted, Some(incoming), phases)
             }
@@ -147,11 +154,27 @@ impl Vmm {
             (None, Some(Incoming::Transfer(channels))) if config.incoming_ram.is_none() => {
                 Self::await_transfer(config, channels)
             }
-            (None, Some(Incoming::File(path))) if config.memory.file.is_some() => {
-                Self::restore(config, Some(&path))
+            (None, Some(Incoming::Peer(peer))) if config.incoming_ram.is_none() => {
+                Self::load_with_ram(config, |vmm| vmm.listen_for_guest(peer))
             }
+            (None, Some(Incoming::File(path))) => match Snapshot::open(&path) {
+                Ok(Some(snapshot)) => {
+                    Self::load_with_ram(config, |vmm| vmm.load_snapshot(&snapshot))
+                }
+                Ok(None) | Err(NormalLoadError::Read { .. }) if config.memory.file.is_some() => {
+                    Self::restore(config, Some(&path))
+                }
+                Ok(None) => Err(StartError::NothingIncoming),
+                Err(error) => Err(error.into()),
+            },
             (None, Some(Incoming::Defer)) if config.memory.file.is_some() => {
                 Self::restore(config, None)
+            }
+            (None, Some(Incoming::Defer)) if config.incoming_ram.is_none() => {
+                Self::load_with_ram(config, |vmm| {
+                    vmm.awaits_ram = true;
+                    Ok(())
+                })
             }
             (None, Some(_)) => Err(StartError::NothingIncoming),
             (Some(_), None) => Err(StartError::IncomingMissing),
@@ -249,6 +272,30 @@ impl Vmm {
         Ok(vmm)
     }
 
+    /// Waits for a guest with its RAM, or loads it, as `load` does.
+    fn load_with_ram(
+        config: Config,
+        load: impl FnOnce(&mut Self) -> Result<(), NormalLoadError>,
+    ) -> Result<Self, StartError> {
+        let log = logging::start(config.log, config.log_file.as_ref(), None)?;
+        let signals = EndSignals::install(None).map_err(StartError::Signals)?;
+        let image = config.kernel.as_deref();
+        let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
+        let ram = match &config.memory.file {
+            Some(path) => RamBlock::open(config.memory.ram, path, true)?,
+            None => RamBlock::create(config.memory.ram)?,
+        };
+        let mut machine = Machine::new(config.machine(), ram, image, None)?;
+        machine.set_run_state(RunState::Inmigrate);
+        let qmp = match &config.qmp {
+            Some(qmp) => Server::bind(&qmp.0)?,
+            None => Server::none(),
+        };
+        let mut vmm = Self::started(config, machine, qmp, log, signals)?;
+        load(&mut vmm)?;
+        Ok(vmm)
+    }
+
     /// Starts a keeper if there is always to be one, and resumes the guest unless `--paused`.
     fn begin(mut self) -> Result<Self, StartError> {
         let paused = self.config.paused;
@@ -284,6 +331,10 @@ impl Vmm {
             rehearsing: None,
             transferring: None,
             receiving: None,
+            sending: None,
+            loading: None,
+            awaits_ram: false,
+            sent: false,
             saved: None,
             awaits_saved: false,
             leftovers: Vec::new(),
@@ -403,6 +454,10 @@ impl Vmm {
             rehearsing: None,
             transferring: None,
             receiving: None,
+            sending: None,
+            loading: None,
+            awaits_ram: false,
+            sent: false,
             saved: None,
             awaits_saved: false,
             leftovers: Vec::new(),
@@ -420,7 +475,9 @@ impl Vmm {
             None => vmm.load(Source::Copy)?,
             Some(Incoming::File(path)) => vmm.load(Source::File(&path))?,
             Some(Incoming::Defer) => vmm.await_state()?,
-            Some(Incoming::Transfer(_)) => return Err(StartError::TransferAfterExec),
+            Some(Incoming::Transfer(_) | Incoming::Peer(_)) => {
+                return Err(StartError::TransferAfterExec);
+            }
         }
         Ok(vmm)
     }

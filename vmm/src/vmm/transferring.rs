@@ -159,6 +159,11 @@ impl Vmm {
     pub(super) fn cancel_transfer(&mut self) {
         let Some(outgoing) = self.transferring.take() else { return };
         outgoing.cancel();
+        self.report_cancelled();
+    }
+
+    /// Reports a migration as cancelled.
+    pub(super) fn report_cancelled(&mut self) {
         for status in [MigrationStatus::Cancelling, MigrationStatus::Cancelled] {
             let event = self.migration.advance(status);
             event.into_iter().for_each(|event| self.qmp.broadcast(&event));

@@ -70,7 +70,6 @@ const ONE_STREAM: &str = "the connection survives an update, so its client also 
 const STATE_OF_BEFORE: &str = "the guest keeps its run state; the flag applies only to booting";
 const REFUSED_FIRST: &str = "ours refuses it in the answer, and starts no migration";
 const EXECS_FIRST: &str = "QEMU may exec before it answers the second";
-const NOT_YET: &str = "mode normal is not supported yet";
 
 /// All known differences.
 const DIFFERENCES: &[Difference] = &[
@@ -115,9 +114,6 @@ const DIFFERENCES: &[Difference] = &[
         Reply,
         "a failed update keeps the run state, so an orchestrator need not restore it",
     ),
-    row("failed", "migrate without mode", Reply, NOT_YET),
-    row("failed", "migrate without mode", Desc, NOT_YET),
-    row("failed", "migrate without mode", Order, NOT_YET),
     row("rehearsed", "migrate", Reply, REFUSED_FIRST),
     row("rehearsed", "migrate", Desc, REFUSED_FIRST),
     row("rehearsed", "migrate", Order, REFUSED_FIRST),

@@ -55,9 +55,15 @@ pub fn crashed_save_leaves_the_guest() {
             let mut qmp = vm.qmp();
             let beats = Beats::of(vm.pid());
             is_running(&mut qmp, &beats, 1);
-            let text = fail(&scene, &mut qmp);
+            begin(&scene, &mut qmp, "file:DIR/state").expect("the save is accepted");
+            let (ended, mut events) = outcome(&mut qmp);
+            assert_eq!(ended, MigrationStatus::Failed);
+            let text = qmp.migration().error_desc.expect("a failure says why");
             assert!(text.contains("crashed"), "{point} {action} {keeper}: {text}");
             is_running(&mut qmp, &beats, 1);
+            events.extend(qmp.take_events());
+            let count = |wanted| events.iter().filter(|event| **event == wanted).count();
+            assert_eq!(count(EventKind::Stop), count(EventKind::Resume), "{events:?}");
             assert!(!scene.path("state").exists(), "{point} {action} {keeper}");
             can_be_saved(&scene, &mut vm, &mut qmp, &beats);
         }

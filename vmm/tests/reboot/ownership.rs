@@ -20,10 +20,10 @@ pub fn saved_guest_continues_here() {
         save(&scene, &mut qmp);
         for command in [Command::SystemPowerdown, Command::InjectNmi] {
             let error = qmp.execute(command).expect_err("the guest is saved").desc;
-            assert!(error.contains("the guest was saved (cpr-reboot)"), "{error}");
+            assert!(error.contains("the guest was saved or migrated"), "{error}");
         }
         let again = begin(&scene, &mut qmp, "file:DIR/again").expect_err("it is saved").desc;
-        assert!(again.contains("the guest was saved (cpr-reboot)"), "{again}");
+        assert!(again.contains("the guest was saved or migrated"), "{again}");
         qmp.done(Command::Stop);
         assert_eq!(qmp.run_state(), RunState::Postmigrate);
         let before = beats.count(0);

@@ -22,6 +22,11 @@ impl Beats {
         }))
     }
 
+    /// Returns the file of its RAM.
+    pub fn ram(&self) -> &File {
+        &self.0
+    }
+
     /// Returns the number of heartbeats of a vCPU.
     pub fn count(&self, cpu: usize) -> u64 {
         let at = offset_of!(Mailbox, cpus) + cpu * size_of::<CpuMailbox>();

@@ -169,9 +169,13 @@ pub fn crashed_handover_leaves_the_guest() {
             let beats = Beats::of(old.pid());
             is_running(&mut qmp, &beats, 1);
             let (mut new, _new_qmp) = waiting(&scene, "new-", GUEST);
-            let ended = transfer(&scene, &mut qmp, "new-");
+            begin(&scene, &mut qmp, "new-", "unix:DIR/new-main").expect("it is accepted");
+            let (ended, mut events) = outcome(&mut qmp);
             assert_eq!(ended, MigrationStatus::Failed, "{point} {action} {keeper}");
             is_running(&mut qmp, &beats, 1);
+            events.extend(qmp.take_events());
+            let count = |wanted| events.iter().filter(|event| **event == wanted).count();
+            assert_eq!(count(EventKind::Stop), count(EventKind::Resume), "{events:?}");
             assert!(!new.end().success());
             is_running(&mut qmp, &beats, 1);
             can_move(&scene, &mut qmp, &beats);

@@ -18,6 +18,7 @@ impl Type {
                 in_range(value.as_u64().is_some_and(|n| n <= u16::MAX.into()), path, "uint16")
             }
             Self::Uint64 => in_range(value.is_u64(), path, "uint64"),
+            Self::Number => expect(value.is_number(), path, "number"),
             Self::Array(of) => {
                 let Value::Array(items) = value else { return Err(wrong_type(path, "array")) };
                 let mut numbered = items.iter().enumerate();

@@ -56,4 +56,5 @@ pub static EVENTS: &[EventSpec] = &[
     EventSpec { name: "RESET", data: &RESET_DATA },
     EventSpec { name: "SHUTDOWN", data: &SHUTDOWN_DATA },
     EventSpec { name: "MIGRATION", data: &MIGRATION_DATA },
+    EventSpec { name: "MIGRATION_PASS", data: &MIGRATION_PASS_DATA },
 ];

@@ -124,6 +124,7 @@ fn example(of: &Type) -> Value {
         Type::Str => json!("text"),
         Type::Bool => json!(true),
         Type::Int | Type::Uint16 | Type::Uint64 => json!(1),
+        Type::Number => json!(1.5),
         Type::Any => Value::Null,
         Type::Array(of) => json!([example(of)]),
         Type::Enum(of) => json!(of.values[0]),

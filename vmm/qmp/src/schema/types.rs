@@ -184,10 +184,34 @@ pub static MIGRATION_INFO: Object = object(
         opt("total-time", Type::Uint64),
         opt("downtime", Type::Uint64),
         opt("expected-downtime", Type::Uint64),
+        opt("ram", Type::Object(&MIGRATION_RAM_STATS)),
         opt("setup-time", Type::Uint64),
         opt("error-desc", Type::Str),
         opt("blocked-reasons", STRINGS),
         opt("x-rehearsal-time", Type::Uint64),
+    ],
+);
+
+pub static MIGRATION_RAM_STATS: Object = object(
+    "MigrationRAMStats",
+    &[
+        req("transferred", Type::Int),
+        req("remaining", Type::Int),
+        req("total", Type::Int),
+        req("duplicate", Type::Int),
+        req("normal", Type::Int),
+        req("normal-bytes", Type::Int),
+        req("dirty-pages-rate", Type::Int),
+        req("mbps", Type::Number),
+        req("dirty-sync-count", Type::Int),
+        req("postcopy-requests", Type::Int),
+        req("page-size", Type::Int),
+        req("multifd-bytes", Type::Uint64),
+        req("pages-per-second", Type::Uint64),
+        req("precopy-bytes", Type::Uint64),
+        req("downtime-bytes", Type::Uint64),
+        req("postcopy-bytes", Type::Uint64),
+        req("dirty-sync-missed-zero-copy", Type::Uint64),
     ],
 );
 
@@ -198,6 +222,8 @@ pub static MIGRATION_PARAMETERS: Object = object(
     "MigrationParameters",
     &[
         opt("mode", Type::Enum(&MIG_MODE)),
+        opt("max-bandwidth", Type::Uint64),
+        opt("downtime-limit", Type::Uint64),
         opt("cpr-exec-command", STRINGS),
         opt("x-cpr-exec-rehearsal", Type::Bool),
         opt("x-cpr-exec-rehearsal-timeout", Type::Uint64),
@@ -262,6 +288,9 @@ const GUEST_AND_REASON: &[Member] =
 pub static SHUTDOWN_DATA: Object = object("q_obj_SHUTDOWN-arg", GUEST_AND_REASON);
 
 pub static RESET_DATA: Object = object("q_obj_RESET-arg", GUEST_AND_REASON);
+
+pub static MIGRATION_PASS_DATA: Object =
+    object("q_obj_MIGRATION_PASS-arg", &[req("pass", Type::Int)]);
 
 pub static MIGRATION_DATA: Object =
     object("q_obj_MIGRATION-arg", &[req("status", Type::Enum(&MIGRATION_STATUS))]);

@@ -96,7 +96,7 @@ impl Description {
                 None => IncomingPath::None,
                 Some(Incoming::Defer) => IncomingPath::Deferred,
                 Some(Incoming::File(path)) => IncomingPath::File(path),
-                Some(Incoming::Transfer(_)) => IncomingPath::Transfer,
+                Some(Incoming::Transfer(_) | Incoming::Peer(_)) => IncomingPath::Transfer,
             },
             tries_everything: true,
         }

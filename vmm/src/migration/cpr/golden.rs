@@ -59,6 +59,9 @@ fn filled() -> CprState {
         pid_file: None,
         parameters: MigrationParameters {
             mode: Some(MigMode::CprExec),
+            // Optional members need no new version.
+            max_bandwidth: None,
+            downtime_limit: None,
             cpr_exec_command: Some(vec!["vmm".to_owned()]),
             x_cpr_exec_rehearsal: Some(true),
             x_cpr_exec_rehearsal_timeout: Some(1),

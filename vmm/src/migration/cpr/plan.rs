@@ -41,18 +41,18 @@ pub enum Refused {
     /// A thread is saving memory, and would not survive the exec.
     #[error("cannot update: guest memory is being saved (pmemsave); retry when it is done")]
     Dump,
-    /// The migration mode is not supported.
-    #[error("migration mode {0} is not supported yet: set mode to cpr-exec")]
-    Mode(&'static str),
+    /// The migration mode is not that of an update in place.
+    #[error("this is no update in place, but mode {0:?}")]
+    Mode(MigMode),
     /// The guest has not been loaded yet.
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
     /// The guest was transferred.
     #[error("the guest runs in another process, to which it was transferred: use that VMM")]
     Moved,
-    /// The guest was saved for a later process.
+    /// The guest was saved for a later process, or migrated.
     #[error(
-        "the guest was saved (cpr-reboot): start a VMM with its RAM file and --incoming, or \
+        "the guest was saved or migrated: use the VMM that has it, start one with --incoming, or \
          continue it here with cont"
     )]
     Saved,
@@ -145,10 +145,8 @@ pub fn check(
     check_run_state(machine)?;
     match parameters.mode.unwrap_or_default() {
         MigMode::CprExec => {}
-        MigMode::Normal => return Err(Refused::Mode("normal")),
         // The caller carries out the other modes.
-        MigMode::CprReboot => return Err(Refused::Mode("cpr-reboot")),
-        MigMode::CprTransfer => return Err(Refused::Mode("cpr-transfer")),
+        other => return Err(Refused::Mode(other)),
     }
     let command = ExecCommand::prepare(parameters.cpr_exec_command.as_deref())?;
     let path = channel::file_path(address)?;

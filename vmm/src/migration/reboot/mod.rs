@@ -13,7 +13,6 @@
 //! | that process has claimed the guest, or `cont` has in the old one | held | later: the state is stale |
 
 mod error;
-mod host_tsc;
 pub mod outgoing;
 pub mod section;
 

@@ -96,6 +96,7 @@ impl SavePlan {
         let formats = Formats::newest(&SECTIONS);
         let mut state = paused.save(&formats)?;
         safeguard.set_told_stopped(*stopped);
+        qmp.flush_published();
         audit_point!(paused, Old);
         phases.stamp("save");
         let dated = Dated::date(paused.ram())?;

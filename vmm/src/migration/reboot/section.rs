@@ -6,9 +6,9 @@ use cpr_qmp::run_state::RunState;
 use serde::{Deserialize, Serialize};
 
 use super::error::RebootLoadError;
-use super::host_tsc::{HostTsc, measure_rate};
 use crate::machine::RestoredState;
 use crate::memory::{RamBlock, Stamp};
+use crate::migration::host_tsc::{HostTsc, measure_rate};
 use crate::state::SavedState;
 use crate::vcpu::GuestEvent;
 

@@ -87,6 +87,7 @@ impl Ready {
         phases.stamp("save");
         audit_point!(paused, Old);
         safeguard.set_told_stopped(*stopped);
+        qmp.flush_published();
         let serial = match serial_moves {
             true => SerialHandOver::of(&paused),
             false => SerialHandOver::none(),

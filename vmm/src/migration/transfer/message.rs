@@ -1,8 +1,9 @@
-//! The messages of the cpr channel.
+//! The messages between an old and a new process, in modes `cpr-transfer` and `normal`.
 
 use cpr_qmp::run_state::RunState;
 use serde::{Deserialize, Serialize};
 
+use crate::memory::RamBlockInfo;
 use crate::migration::cpr::description::Description;
 use crate::state::Fingerprint;
 use crate::unix_listener::ListenerState;
@@ -25,8 +26,27 @@ pub enum Message {
         /// stopped.
         resumed_ns: Option<u64>,
     },
+    /// From the old process, in mode `normal`: what the guest consists of. Its RAM follows, as a
+    /// stream of its own (`normal::ram_stream`).
+    Start(Start),
+    /// From the old process, in mode `normal`, after RAM: the fingerprint of the saved state, which
+    /// follows.
+    State(Fingerprint),
+    /// From the new process, in mode `normal`: it has loaded everything.
+    Loaded,
+    /// From the old process, in mode `normal`: it has given the guest up.
+    Run,
     /// From either process: it does not continue, for this reason.
     Refused(String),
+}
+
+/// What a guest consists of whose RAM is copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// How long each process may take for its part once the guest is stopped, in milliseconds.
+    pub deadline_ms: u64,
+    /// RAM, in this order.
+    pub ram: Vec<RamBlockInfo>,
 }
 
 /// What the guest consists of, except its state.
@@ -66,6 +86,10 @@ impl Message {
             Self::Built => "Built",
             Self::Handover(_) => "Handover",
             Self::Running { .. } => "Running",
+            Self::Start(_) => "Start",
+            Self::State(_) => "State",
+            Self::Loaded => "Loaded",
+            Self::Run => "Run",
             Self::Refused(_) => "Refused",
         }
     }

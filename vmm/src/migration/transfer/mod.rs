@@ -25,10 +25,10 @@ mod main_channel;
 pub mod message;
 mod offer;
 pub mod outgoing;
-mod timed_io;
+pub mod timed_io;
 pub mod wire;
 mod wire_error;
 
 pub use error::{ReceiveError, TransferError};
-pub use fds::ReceivedFds;
+pub use fds::{CrossingFds, ReceivedFds};
 pub use wire_error::WireError;

@@ -196,7 +196,7 @@ fn errors_are_worded_as_in_qemu(mut bench: Bench) {
         r#"{"execute": "pmemsave", "arguments": {"val": "0", "size": 4096, "filename": "f"}}"#,
         r#"{"execute": "migrate", "arguments": {"uri": ["file:x"]}}"#,
         r#"{"execute": "migrate-set-parameters", "arguments": {"mode": "cpr-magic"}}"#,
-        r#"{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 1}}"#,
+        r#"{"execute": "migrate-set-parameters", "arguments": {"max-postcopy-bandwidth": 1}}"#,
         r#"{"exec-oob": "stop", "id": 4}"#,
         r#"{"execute": "stop", "control": 1, "id": 5}"#,
         r#"{"execute": 42, "id": 6}"#,

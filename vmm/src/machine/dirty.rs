@@ -1,0 +1,28 @@
+//! Which pages of RAM the guest has written (KVM API, 4.8 `KVM_GET_DIRTY_LOG`).
+
+use super::{Machine, MachineError};
+use crate::memory::PageSet;
+
+impl Machine {
+    /// Returns the pages that were written since the last call, and logs those from now on. After a
+    /// reset, which builds the VM anew, and at the first call, these are all pages.
+    pub fn take_dirty_pages(&self) -> Result<PageSet, MachineError> {
+        let Some(part) = &self.kvm_part else { return Ok(PageSet::all(self.ram.size())) };
+        if !part.logs_dirty_pages.get() {
+            self.ram.log_dirty_pages(&part.vm, true)?;
+            part.logs_dirty_pages.set(true);
+            return Ok(PageSet::all(self.ram.size()));
+        }
+        Ok(self.ram.take_dirty_pages(&part.vm)?)
+    }
+
+    /// Ends the log, which slows the guest down.
+    pub fn forget_dirty_pages(&self) {
+        let Some(part) = &self.kvm_part else { return };
+        if part.logs_dirty_pages.replace(false)
+            && let Err(error) = self.ram.log_dirty_pages(&part.vm, false)
+        {
+            tracing::warn!(%error, "dirty_log_stays");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Threads that do work for the main thread. No signal is delivered to them.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+/// Starts a thread with all signals blocked.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let mut mask = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))?;
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+    thread
+}

@@ -1,0 +1,163 @@
+//! Snapshots: RAM and state in a file.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use cpr_qmp::command::Command;
+use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::run_state::RunState;
+
+use crate::steps::*;
+use crate::support::{Beats, Qmp, Scene, Vm};
+
+/// Writes a snapshot of the guest to `DIR/state`.
+fn save(scene: &Scene, qmp: &mut Qmp) {
+    begin(scene, qmp, "file:DIR/state").expect("the snapshot is accepted");
+    let (ended, _) = outcome(qmp);
+    assert_eq!(ended, MigrationStatus::Completed, "{:?}", qmp.migration().error_desc);
+    assert_eq!(qmp.run_state(), RunState::Postmigrate);
+}
+
+fn loaded<'a>(scene: &'a Scene, name: &str, arguments: &str) -> (Vm<'a>, Qmp) {
+    let arguments = format!("{arguments} --incoming file:DIR/state");
+    let mut vm = scene.start_beside(name, &arguments, |_| {});
+    let qmp = vm.qmp();
+    (vm, qmp)
+}
+
+/// Starts a process with the snapshot, which it must refuse; returns why.
+fn refused(scene: &Scene, arguments: &str) -> String {
+    let arguments = format!("{arguments} --incoming file:DIR/state");
+    let mut vm = scene.start_beside("refused-", &arguments, |_| {});
+    assert_eq!(vm.end().code(), Some(1), "{}", vm.stderr());
+    vm.stderr().trim_end().to_owned()
+}
+
+pub fn snapshot_continues_here_and_there() {
+    let scene = Scene::new();
+    let arguments = format!("{GUEST} --cpus 2 --cmdline cpus=2");
+    let mut old = scene.start(&arguments);
+    let mut qmp = old.qmp();
+    let beats = Beats::of(old.pid());
+    is_running(&mut qmp, &beats, 2);
+    save(&scene, &mut qmp);
+    let then = beats.count(0);
+    qmp.done(Command::Cont);
+    is_running(&mut qmp, &beats, 2);
+    // As often as one likes: the file is a copy.
+    for name in ["a-", "b-"] {
+        let (new, mut next) = loaded(&scene, name, &format!("{arguments} --paused"));
+        assert_eq!(next.run_state(), RunState::Paused);
+        let there = Beats::of(new.pid());
+        assert_eq!(there.count(0), then);
+        next.done(Command::Cont);
+        is_running(&mut next, &there, 2);
+    }
+    is_running(&mut qmp, &beats, 2);
+}
+
+pub fn snapshot_of_a_stopped_guest() {
+    let scene = Scene::new();
+    let mut old = scene.start(GUEST);
+    let mut qmp = old.qmp();
+    is_running(&mut qmp, &Beats::of(old.pid()), 1);
+    qmp.done(Command::Stop);
+    save(&scene, &mut qmp);
+    let (new, mut next) = loaded(&scene, "new-", GUEST);
+    assert_eq!(next.run_state(), RunState::Paused);
+    next.done(Command::Cont);
+    is_running(&mut next, &Beats::of(new.pid()), 1);
+}
+
+pub fn snapshot_is_sparse_and_private() {
+    let scene = Scene::new();
+    let large = "--kernel DIR/heartbeat --memory 1G";
+    let mut old = scene.start(large);
+    let mut qmp = old.qmp();
+    is_running(&mut qmp, &Beats::of(old.pid()), 1);
+    save(&scene, &mut qmp);
+    let file = fs::metadata(scene.path("state")).unwrap();
+    assert!(file.len() > 1 << 30);
+    assert!(file.blocks() * 512 < 64 << 20, "{} KiB", file.blocks() / 2);
+    assert_eq!(file.mode() & 0o7777, 0o600);
+    let (new, mut next) = loaded(&scene, "new-", large);
+    is_running(&mut next, &Beats::of(new.pid()), 1);
+    let ram = Beats::of(new.pid()).ram().metadata().unwrap();
+    assert!(ram.blocks() * 512 < 64 << 20, "{} KiB", ram.blocks() / 2);
+}
+
+pub fn snapshot_replaces_another() {
+    let scene = Scene::new();
+    let mut old = scene.start(GUEST);
+    let mut qmp = old.qmp();
+    let beats = Beats::of(old.pid());
+    is_running(&mut qmp, &beats, 1);
+    save(&scene, &mut qmp);
+    qmp.done(Command::Cont);
+    is_running(&mut qmp, &beats, 1);
+    save(&scene, &mut qmp);
+    let then = beats.count(0);
+    let (new, mut next) = loaded(&scene, "new-", &format!("{GUEST} --paused"));
+    assert_eq!(next.run_state(), RunState::Paused);
+    assert_eq!(Beats::of(new.pid()).count(0), then);
+}
+
+pub fn damaged_snapshots_are_refused_by_name() {
+    let scene = Scene::new();
+    let mut old = scene.start(GUEST);
+    let mut qmp = old.qmp();
+    is_running(&mut qmp, &Beats::of(old.pid()), 1);
+    save(&scene, &mut qmp);
+    let path = scene.path("state");
+    let whole = fs::read(&path).unwrap();
+    let mut texts = Vec::new();
+    texts.push(refused(&scene, "--kernel DIR/heartbeat --memory 32M"));
+    texts.push(refused(&scene, &format!("{GUEST} --cpus 2")));
+    let state = whole.len() - 100;
+    for (offset, name) in [(8, "version"), (45, "header"), (state, "state")] {
+        let mut damaged = whole.clone();
+        damaged[offset] ^= 0x40;
+        fs::write(&path, &damaged).unwrap();
+        texts.push(format!("{name}: {}", refused(&scene, GUEST)));
+    }
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    texts.push(refused(&scene, GUEST));
+    let text = scene.redact(&texts.join("\n"));
+    insta::with_settings!({
+        prepend_module_to_snapshot => false,
+        filters => vec![(r"it has \d{8} bytes, which", "it has BYTES bytes, which")],
+    }, {
+        insta::assert_snapshot!("damaged_ram_snapshots", text);
+    });
+    fs::write(&path, &whole).unwrap();
+    let (new, mut next) = loaded(&scene, "new-", GUEST);
+    is_running(&mut next, &Beats::of(new.pid()), 1);
+}
+
+/// It belongs to RAM that this process does not have.
+pub fn state_without_ram_is_refused() {
+    let scene = Scene::new();
+    scene.write("state", "something else");
+    let text = refused(&scene, GUEST);
+    assert!(text.contains("--incoming needs the guest's RAM"), "{text}");
+}
+
+pub fn failed_snapshot_leaves_the_old_one() {
+    for action in ["errno=ENOSPC", "panic", "segv"] {
+        let scene = Scene::new();
+        let mut old = scene.start(&format!("{GUEST} --failpoint save={action}"));
+        let mut qmp = old.qmp();
+        let beats = Beats::of(old.pid());
+        is_running(&mut qmp, &beats, 1);
+        begin(&scene, &mut qmp, "file:DIR/state").expect("the snapshot is accepted");
+        assert_eq!(outcome(&mut qmp).0, MigrationStatus::Failed, "{action}");
+        assert!(!scene.path("state").exists(), "{action}");
+        is_running(&mut qmp, &beats, 1);
+        save(&scene, &mut qmp);
+        let mut magic = [0; 7];
+        File::open(scene.path("state")).unwrap().read_exact_at(&mut magic, 0).unwrap();
+        assert_eq!(&magic, b"CPRSNAP");
+        let (new, mut next) = loaded(&scene, "new-", GUEST);
+        is_running(&mut next, &Beats::of(new.pid()), 1);
+    }
+}
