@@ -9,6 +9,7 @@ mod page_set;
 mod ram_block;
 mod sample;
 mod stamp;
+mod userfault;
 mod view;
 
 pub use backing::BackingError;
@@ -17,6 +18,7 @@ pub use file::RamFileError;
 pub use page_set::{PAGE, PageSet, ZEROS};
 pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo, RamError};
 pub use stamp::Stamp;
+pub use userfault::Userfault;
 pub use view::RamView;
 /// Guest RAM as mapped in this process.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -1,6 +1,6 @@
 //! Guest RAM by offset in its block, for what copies it as a whole.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use super::GuestMemory;
 use super::layout::{self, Region};
@@ -59,6 +59,29 @@ impl RamView {
             at += bytes.len() as u64;
         }
         Ok(())
+    }
+
+    /// Returns address and length of each of its mappings in this process.
+    pub fn mappings(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.memory.iter().map(|region| (region.get_mmap().as_ptr() as u64, region.len()))
+    }
+
+    /// Returns the address in this process of `offset`.
+    pub fn address_of(&self, offset: u64) -> Option<u64> {
+        let mut mapped = self.regions.iter().zip(self.mappings());
+        mapped.find_map(|(region, (start, len))| {
+            let within = offset.checked_sub(region.offset)?;
+            (within < len).then_some(start + within)
+        })
+    }
+
+    /// Returns the offset of an address in this process.
+    pub fn offset_of(&self, address: u64) -> Option<u64> {
+        let mut mapped = self.regions.iter().zip(self.mappings());
+        mapped.find_map(|(region, (start, len))| {
+            let within = address.checked_sub(start)?;
+            (within < len).then_some(region.offset + within)
+        })
     }
 
     /// Returns the guest-physical address of `offset`, and how many bytes of its region follow.

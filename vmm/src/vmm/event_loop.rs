@@ -85,6 +85,9 @@ impl Vmm {
         if let Some((fd, _)) = self.loading_awaits() {
             watch(Source::Transfer, fd, PollFlags::POLLIN);
         }
+        if let Some(fd) = self.filling_awaits() {
+            watch(Source::Transfer, fd, PollFlags::POLLIN);
+        }
         for dump in &self.dumps {
             watch(Source::Dump, dump.ended(), PollFlags::POLLIN);
         }

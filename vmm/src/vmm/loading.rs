@@ -16,10 +16,12 @@ use super::{FAILURE, Vmm, answers};
 use crate::config::{KeeperPolicy, PeerAddress};
 use crate::devices::serial::SerialHost;
 use crate::logging;
+use crate::memory::PageKind;
 use crate::migration::channel;
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::monotonic::monotonic_ns;
 use crate::migration::normal::incoming::{Listening, Received, Stage};
+use crate::migration::normal::on_demand::Filling;
 use crate::migration::normal::section::NormalSection;
 use crate::migration::normal::snapshot::Snapshot;
 use crate::migration::normal::{NormalLoadError, PeerError};
@@ -51,7 +53,7 @@ impl Vmm {
         let loaded = match address {
             MigrationAddress::File(_) => channel::file_path(address)
                 .map_err(NormalLoadError::from)
-                .and_then(|path| self.load_snapshot_now(&open(&path)?)),
+                .and_then(|path| self.load_snapshot(&open(&path)?)),
             other => PeerAddress::of(other)
                 .map_err(|error| NormalLoadError::from(PeerError::from(error)))
                 .and_then(|peer| self.listen_for_guest(peer)),
@@ -68,12 +70,6 @@ impl Vmm {
                 Err(answers::generic(error))
             }
         }
-    }
-
-    fn load_snapshot_now(&mut self, snapshot: &Snapshot) -> Result<(), NormalLoadError> {
-        let events = [self.migration.begin(), self.migration.advance(MigrationStatus::Active)];
-        events.into_iter().flatten().for_each(|event| self.qmp.broadcast(&event));
-        self.load_snapshot(snapshot)
     }
 
     /// Does what the old process has made possible.
@@ -126,6 +122,7 @@ impl Vmm {
                     received.await_run()?;
                     self.run_loaded(run_state)?;
                     received.tell_running(self.machine.run_state().is_running().then(monotonic_ns));
+                    self.report_resumed();
                     self.report_loaded();
                     return Ok(None);
                 }
@@ -140,15 +137,49 @@ impl Vmm {
 
     /// Loads the snapshot at `path`, and restores the run state.
     pub(super) fn load_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), NormalLoadError> {
+        let events = [self.migration.begin(), self.migration.advance(MigrationStatus::Active)];
+        events.into_iter().flatten().for_each(|event| self.qmp.broadcast(&event));
         snapshot.check_ram(self.machine.ram())?;
         let state = snapshot.state()?;
         // Up to here, another file can be tried after a failure.
         self.awaits_ram = false;
-        snapshot.load_ram(&self.machine.ram().view())?;
+        self.filling = self.fill_on_demand(snapshot);
+        if self.filling.is_none() {
+            snapshot.load_ram(&self.machine.ram().view())?;
+        }
         let run_state = self.load_state(state)?;
         self.run_loaded(run_state)?;
-        self.report_loaded();
+        self.report_resumed();
+        if self.filling.is_none() {
+            self.report_loaded();
+        }
         Ok(())
+    }
+
+    /// Begins to read RAM when it is needed, where that is possible.
+    fn fill_on_demand(&self, snapshot: &Snapshot) -> Option<Filling> {
+        // Only pages of this size can be filled one by one.
+        if self.config.memory.ram.pages != PageKind::Small {
+            return None;
+        }
+        let filling = snapshot.ram().and_then(|ram| Filling::start(ram, self.machine.ram()));
+        match filling {
+            Ok(filling) => {
+                tracing::info!("normal_ram_on_demand");
+                Some(filling)
+            }
+            Err(error) => {
+                tracing::info!(%error, "normal_ram_is_read_first");
+                None
+            }
+        }
+    }
+
+    /// Reports that the guest is complete, once all of its RAM has been read.
+    pub(super) fn poll_filling(&mut self) {
+        if self.filling.take_if(|filling| filling.is_over()).is_some() {
+            self.report_loaded();
+        }
     }
 
     /// Loads a state whose RAM is here, and returns the run state to restore.
@@ -184,9 +215,12 @@ impl Vmm {
         Ok(())
     }
 
-    fn report_loaded(&mut self) {
+    fn report_resumed(&mut self) {
         let resumed = self.machine.run_state().is_running().then(|| EventKind::Resume.now());
         resumed.into_iter().for_each(|event| self.qmp.broadcast(&event));
+    }
+
+    fn report_loaded(&mut self) {
         let completed = self.migration.complete(None);
         completed.into_iter().for_each(|event| self.qmp.broadcast(&event));
         if self.config.keeper == KeeperPolicy::On {
@@ -212,6 +246,11 @@ impl Vmm {
         let failed = self.migration.fail(error.to_string());
         failed.into_iter().for_each(|event| self.qmp.broadcast(&event));
         self.end(FAILURE, false, ShutdownCause::HostError);
+    }
+
+    /// Returns the descriptor that is readable once RAM has been read.
+    pub(super) fn filling_awaits(&self) -> Option<BorrowedFd<'_>> {
+        self.filling.as_ref().map(Filling::fd)
     }
 
     /// Returns the descriptor that a waiting process polls, and for how long.

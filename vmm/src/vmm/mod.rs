@@ -41,6 +41,7 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::rehearsal::{Answering, RemainingProcess};
 use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::cpr::{fall_back, take_over};
+use crate::migration::normal::on_demand::Filling;
 use crate::migration::normal::outgoing::Outgoing as Sending;
 use crate::migration::reboot::outgoing::Saved;
 use crate::migration::status::{Migration, Times};
@@ -79,6 +80,8 @@ struct Vmm {
     sending: Option<Sending>,
     /// Set while this process waits for a guest with its RAM.
     loading: Option<Loading>,
+    /// RAM that is being read while the guest runs.
+    filling: Option<Filling>,
     /// Set while `migrate-incoming` is to tell where a guest with its RAM comes from.
     awaits_ram: bool,
     /// The guest was sent away with its RAM, and is still here.
@@ -206,6 +209,7 @@ impl Vmm {
                 self.poll_receiving();
                 self.poll_sending();
                 self.poll_loading();
+                self.poll_filling();
             }
             self.poll_dumps();
             self.serve_clients();

@@ -13,9 +13,9 @@ use crate::steps::*;
 use crate::support::{Beats, Scene, until};
 
 /// A guest that writes all of its RAM, and verifies it.
-const PATTERN: &str = "--kernel DIR/pattern --memory 32M --cpus 2 --cmdline cpus=2";
+pub const PATTERN: &str = "--kernel DIR/pattern --memory 32M --cpus 2 --cmdline cpus=2";
 
-fn with_pattern() -> Scene {
+pub fn with_pattern() -> Scene {
     let scene = Scene::new();
     scene.write("pattern", guest_images::guest("pattern").expect("it is embedded").elf);
     scene
@@ -28,7 +28,7 @@ fn word(beats: &Beats, offset: usize) -> u64 {
 }
 
 /// Waits until the guest has verified every page.
-fn is_whole(beats: &Beats) {
+pub fn is_whole(beats: &Beats) {
     let before = word(beats, offset_of!(Mailbox, sweeps));
     until("two sweeps over RAM", || {
         let damage = word(beats, offset_of!(Mailbox, damage) + offset_of!(Damage, state)) as u32;

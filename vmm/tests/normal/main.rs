@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         late_process_does_not_get_the_guest,
         keeper_does_not_revive_a_sent_guest,
         snapshot_continues_here_and_there,
+        snapshot_keeps_the_pattern,
         snapshot_of_a_stopped_guest,
         snapshot_is_sparse_and_private,
         snapshot_replaces_another,

@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use cpr_qmp::command::Command;
-use cpr_qmp::migration::MigrationStatus;
+use cpr_qmp::command::{Command, MigrateIncomingArgs};
+use cpr_qmp::event::EventKind;
+use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 
+use crate::copying::{PATTERN, is_whole, with_pattern};
 use crate::steps::*;
 use crate::support::{Beats, Qmp, Scene, Vm};
 
@@ -54,6 +56,40 @@ pub fn snapshot_continues_here_and_there() {
         is_running(&mut next, &there, 2);
     }
     is_running(&mut qmp, &beats, 2);
+}
+
+/// RAM is read while the guest runs.
+pub fn snapshot_keeps_the_pattern() {
+    let scene = with_pattern();
+    let mut old = scene.start(PATTERN);
+    let mut qmp = old.qmp();
+    is_whole(&Beats::of(old.pid()));
+    save(&scene, &mut qmp);
+    let arguments = format!("{PATTERN} --incoming defer --log info");
+    let mut new = scene.start_beside("new-", &arguments, |_| {});
+    let mut next = new.qmp();
+    with_events(&mut next);
+    let uri = Some("file:DIR/state".replace("DIR", scene.dir()));
+    next.done(Command::MigrateIncoming(MigrateIncomingArgs {
+        uri,
+        ..MigrateIncomingArgs::default()
+    }));
+    let (ended, events) = outcome(&mut next);
+    assert_eq!(ended, MigrationStatus::Completed);
+    use MigrationStatus::{Active, Completed, Setup};
+    let expected = [status(Setup), status(Active), EventKind::Resume, status(Completed)];
+    assert_eq!(events, expected);
+    // Root may always use userfaultfd.
+    let on_demand = new.stderr().contains("normal_ram_on_demand");
+    assert!(on_demand || !nix::unistd::geteuid().is_root(), "{}", new.stderr());
+    // The file is not needed any more.
+    fs::remove_file(scene.path("state")).unwrap();
+    is_whole(&Beats::of(new.pid()));
+    // It can be migrated like any other.
+    let (other, mut last) = waiting(&scene, "last-", PATTERN);
+    set(&mut next, MigrationParameters { downtime_limit: Some(10_000), ..bandwidth(0) });
+    move_to(&scene, &mut next, "last-", &mut last);
+    is_whole(&Beats::of(other.pid()));
 }
 
 pub fn snapshot_of_a_stopped_guest() {

@@ -14,6 +14,7 @@ mod copier;
 mod error;
 pub mod handover;
 pub mod incoming;
+pub mod on_demand;
 pub mod outgoing;
 mod peer;
 mod progress;

@@ -8,6 +8,7 @@
 //!
 //! Everything is on disk before the file gets its name.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,7 +19,7 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::error::NormalLoadError;
-use crate::memory::{PAGE, RamBlock, RamBlockInfo, RamView};
+use crate::memory::{RamBlock, RamBlockInfo, RamView};
 use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
 use crate::state::{ENVELOPE_HEADER, Envelope, SavedState};
 use crate::switch::Switch;
@@ -200,30 +201,70 @@ impl Snapshot {
             .map_err(|error| NormalLoadError::Invalid { path: path(), why: error.to_string() })
     }
 
+    /// Returns its RAM, to be read later.
+    pub fn ram(&self) -> io::Result<SnapshotRam> {
+        Ok(SnapshotRam {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+            start: self.header.ram_offset,
+            size: self.header.ram.size,
+        })
+    }
+
     /// Reads RAM. Holes are left out: `ram` has zeros only.
     pub fn load_ram(&self, ram: &RamView) -> Result<(), NormalLoadError> {
         let failed = |source| NormalLoadError::Read { path: self.path.clone(), source };
-        let (start, end) = (self.header.ram_offset, self.header.ram_offset + self.header.ram.size);
+        let from = self.ram().map_err(failed)?;
         let mut buffer = vec![0; CHUNK as usize];
-        let mut at = start;
-        while let Some(data) = self.data_from(at).map_err(failed)?.filter(|data| *data < end) {
-            // A hole may begin anywhere; pages are read whole.
-            at = start + (data - start) / PAGE * PAGE;
-            let length = CHUNK.min(end - at) as usize;
-            self.file.read_exact_at(&mut buffer[..length], at).map_err(failed)?;
-            ram.write_to_zeros(at - start, &buffer[..length])
+        for at in from.pieces(CHUNK).map_err(failed)? {
+            let piece = &mut buffer[..CHUNK.min(from.size - at) as usize];
+            from.read(at, piece).map_err(failed)?;
+            ram.write_to_zeros(at, piece)
                 .map_err(|source| NormalLoadError::Memory { path: self.path.clone(), source })?;
-            at += length as u64;
         }
         Ok(())
     }
+}
 
-    /// Returns where the next data is; `None` if there is only a hole up to the end.
-    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
-        match lseek(&self.file, at as i64, Whence::SeekData) {
-            Ok(data) => Ok(Some(data as u64)),
-            Err(Errno::ENXIO) => Ok(None),
-            Err(errno) => Err(errno.into()),
+/// The RAM in a snapshot.
+#[derive(Debug)]
+pub struct SnapshotRam {
+    file: File,
+    path: PathBuf,
+    start: u64,
+    size: u64,
+}
+
+impl SnapshotRam {
+    /// Returns the file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads at `offset` in RAM.
+    pub fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(to, self.start + offset)
+    }
+
+    /// Returns the offsets, multiples of `length`, of all pieces of this length that have data.
+    pub fn pieces(&self, length: u64) -> io::Result<BTreeSet<u64>> {
+        let end = self.start + self.size;
+        let (mut pieces, mut at) = (BTreeSet::new(), self.start);
+        while let Some(data) = seek(&self.file, at, Whence::SeekData)?.filter(|data| *data < end) {
+            let hole = seek(&self.file, data, Whence::SeekHole)?.unwrap_or(end).min(end);
+            let first = (data - self.start) / length * length;
+            pieces.extend((first..hole - self.start).step_by(length as usize));
+            at = hole;
         }
+        Ok(pieces)
+    }
+}
+
+/// Returns where the next data or hole is; `None` if there is none.
+fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
+    match lseek(file, from as i64, whence) {
+        Ok(found) => Ok(Some(found as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
