@@ -35,7 +35,7 @@ impl Machine {
         if let Some(error) = &self.error {
             answer["error-desc"] = json!(error);
         }
-        if !self.args.shared_ram() {
+        if !self.args.shared_ram() && self.mode != MigMode::Normal {
             answer["blocked-reasons"] = json!(["RAM block pc.ram is not shared"]);
         }
         answer
@@ -52,7 +52,7 @@ impl Machine {
         }
         let refuse = |why: String| Err(QmpError::generic(why));
         if self.mode != MigMode::CprExec {
-            return refuse("migration mode normal is not supported yet".into());
+            return refuse("the mock only updates in mode cpr-exec".into());
         }
         match self.command.first().map(String::as_str) {
             None if self.command_was_set => {
