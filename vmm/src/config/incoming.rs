@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use cpr_qmp::address::{MigrationAddress, MigrationChannel, MigrationChannelType, SocketAddress};
+use cpr_qmp::address::{MigrationAddress, MigrationChannel, MigrationChannelType};
 
-use super::peer_address::PeerAddress;
+use super::peer_address::{PeerAddress, unix_path};
 use crate::address::AddressError;
 
 /// Where the state of a guest comes from.
@@ -144,18 +144,6 @@ pub fn main_channel(address: &MigrationAddress) -> Option<MainChannel> {
             Some(MainChannel::File(file.filename.clone().into()))
         }
         other => unix_path(other).map(MainChannel::Unix),
-    }
-}
-
-/// Returns the path of a Unix socket's address, unless it is abstract.
-pub fn unix_path(address: &MigrationAddress) -> Option<PathBuf> {
-    match address {
-        MigrationAddress::Socket(SocketAddress::Unix(unix))
-            if unix.is_abstract != Some(true) && !unix.path.is_empty() =>
-        {
-            Some(unix.path.clone().into())
-        }
-        _ => None,
     }
 }
 

@@ -10,9 +10,9 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 pub use incoming::{
-    Incoming, IncomingError, IncomingOption, MainChannel, TransferChannels, main_channel, unix_path,
+    Incoming, IncomingError, IncomingOption, MainChannel, TransferChannels, main_channel,
 };
-pub use peer_address::{PeerAddress, PeerAddressError};
+pub use peer_address::{PeerAddress, PeerAddressError, unix_path};
 
 use crate::address::AddressError;
 use crate::devices::serial::SerialConfig;

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 
 use cpr_qmp::address::{InetSocketAddress, MigrationAddress, SocketAddress};
 
-use super::incoming::unix_path;
-
 /// Where the other process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerAddress {
@@ -64,6 +62,18 @@ impl PeerAddress {
             (Some(ip), Ok(port)) => Ok(Self::Tcp(SocketAddr::new(ip, port))),
             _ => Err(PeerAddressError::Name { host: inet.host.clone(), port: inet.port.clone() }),
         }
+    }
+}
+
+/// Returns the path of a Unix socket's address, unless it is abstract.
+pub fn unix_path(address: &MigrationAddress) -> Option<PathBuf> {
+    match address {
+        MigrationAddress::Socket(SocketAddress::Unix(unix))
+            if unix.is_abstract != Some(true) && !unix.path.is_empty() =>
+        {
+            Some(unix.path.clone().into())
+        }
+        _ => None,
     }
 }
 

@@ -5,11 +5,15 @@ use crate::memory::PageSet;
 
 impl Machine {
     /// Returns the pages that were written since the last call, and logs those from now on. After a
-    /// reset, which builds the VM anew, and at the first call, these are all pages.
+    /// reset, which creates another VM, and at the first call, these are all pages.
     pub fn take_dirty_pages(&self) -> Result<PageSet, MachineError> {
         let Some(part) = &self.kvm_part else { return Ok(PageSet::all(self.ram.size())) };
         if !part.logs_dirty_pages.get() {
-            self.ram.log_dirty_pages(&part.vm, true)?;
+            if let Err(error) = self.ram.log_dirty_pages(&part.vm, true) {
+                // Of several memslots, some may have been changed.
+                let _ = self.ram.log_dirty_pages(&part.vm, false);
+                return Err(error.into());
+            }
             part.logs_dirty_pages.set(true);
             return Ok(PageSet::all(self.ram.size()));
         }

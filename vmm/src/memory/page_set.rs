@@ -39,6 +39,19 @@ impl PageSet {
         }
     }
 
+    /// Adds the pages at `offset`.
+    pub fn insert(&mut self, offset: u64, length: u64) {
+        for page in offset / PAGE..(offset + length) / PAGE {
+            self.words[(page / 64) as usize] |= 1 << (page % 64);
+        }
+    }
+
+    /// Returns whether the page at `offset` is in the set.
+    pub fn contains(&self, offset: u64) -> bool {
+        let page = offset / PAGE;
+        self.words[(page / 64) as usize] & 1 << (page % 64) != 0
+    }
+
     /// Returns the number of bytes of its pages.
     pub fn bytes(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() * PAGE
@@ -79,7 +92,11 @@ mod tests {
     fn set(pages: &[u64]) -> PageSet {
         let mut set = PageSet::none(256 * PAGE);
         for page in pages {
-            set.words[(page / 64) as usize] |= 1 << (page % 64);
+            set.insert(page * PAGE, PAGE);
+            assert!(
+                set.contains(page * PAGE) && !set.contains((page ^ 1) * PAGE)
+                    || pages.contains(&(page ^ 1))
+            );
         }
         set
     }

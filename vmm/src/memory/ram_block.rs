@@ -280,6 +280,12 @@ impl RamBlock {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
+    /// Opens its file once more, to seek in; `None` where that is impossible.
+    pub fn reopen(&self) -> Option<File> {
+        let number = self.file.as_ref()?.as_raw_fd();
+        File::open(format!("/proc/self/fd/{number}")).ok()
+    }
+
     /// Name and size.
     pub fn info(&self) -> RamBlockInfo {
         RamBlockInfo { name: self.name.to_owned(), size: self.size }

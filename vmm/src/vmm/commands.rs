@@ -151,6 +151,12 @@ impl Vmm {
     }
 
     fn qmp_system_reset(&mut self) -> Result<Value, QmpError> {
+        if self.filling.is_some() {
+            // It writes to RAM on this thread, which would wait for the file.
+            return Err(QmpError::generic(
+                "guest RAM is still being read: retry when it is complete",
+            ));
+        }
         self.take_back_saved()?;
         self.take_back_sent();
         self.needs_guest()?;

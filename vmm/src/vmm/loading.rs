@@ -66,6 +66,9 @@ impl Vmm {
             Err(error) => {
                 if exit_on_error || !self.awaits_ram {
                     self.fail_loading(&error);
+                } else if self.migration.under_way() {
+                    let failed = self.migration.fail(error.to_string());
+                    failed.into_iter().for_each(|event| self.qmp.broadcast(&event));
                 }
                 Err(answers::generic(error))
             }
@@ -98,6 +101,9 @@ impl Vmm {
             Stage::Greeting(greeting) => match greeting.progress(self.machine.ram()) {
                 Ok(Progress::Waiting(greeting)) => Stage::Greeting(greeting),
                 Ok(Progress::Done(mut receiving)) => {
+                    // From here on, no state that was saved before fits a RAM file.
+                    let claimed = self.machine.ram().claim_for_good();
+                    claimed.inspect_err(|error| receiving.refuse(error))?;
                     let events =
                         [self.migration.begin(), self.migration.advance(MigrationStatus::Active)];
                     events.into_iter().flatten().for_each(|event| self.qmp.broadcast(&event));
@@ -118,9 +124,9 @@ impl Vmm {
                         |panic: Box<_>| Err(NormalLoadError::Panicked(said(&*panic).to_owned()));
                     let loaded = loaded.unwrap_or_else(panicked);
                     let run_state = loaded.inspect_err(|error| received.refuse(error))?;
-                    // Not earlier: a panic from here on must not let the old process go on.
+                    // Not earlier: a panic from here on must not let the old process continue.
                     received.await_run()?;
-                    self.run_loaded(run_state)?;
+                    self.run_loaded(run_state);
                     received.tell_running(self.machine.run_state().is_running().then(monotonic_ns));
                     self.report_resumed();
                     self.report_loaded();
@@ -143,12 +149,15 @@ impl Vmm {
         let state = snapshot.state()?;
         // Up to here, another file can be tried after a failure.
         self.awaits_ram = false;
+        self.machine.ram().claim_for_good()?;
         self.filling = self.fill_on_demand(snapshot);
         if self.filling.is_none() {
-            snapshot.load_ram(&self.machine.ram().view())?;
+            // A RAM file may hold something else.
+            let fresh = self.config.memory.file.is_none();
+            snapshot.load_ram(&self.machine.ram().view(), fresh)?;
         }
         let run_state = self.load_state(state)?;
-        self.run_loaded(run_state)?;
+        self.run_loaded(run_state);
         self.report_resumed();
         if self.filling.is_none() {
             self.report_loaded();
@@ -158,8 +167,11 @@ impl Vmm {
 
     /// Begins to read RAM when it is needed, where that is possible.
     fn fill_on_demand(&self, snapshot: &Snapshot) -> Option<Filling> {
-        // Only pages of this size can be filled one by one.
-        if self.config.memory.ram.pages != PageKind::Small {
+        // Only small pages can be filled one by one, and only where there are none yet. A keeper could
+        // not continue a guest whose RAM this process was reading.
+        let missing =
+            self.config.memory.ram.pages == PageKind::Small && self.config.memory.file.is_none();
+        if !missing || self.config.keeper == KeeperPolicy::On {
             return None;
         }
         let filling = snapshot.ram().and_then(|ram| Filling::start(ram, self.machine.ram()));
@@ -202,9 +214,8 @@ impl Vmm {
         })
     }
 
-    /// Runs the guest, which is nobody else's now.
-    fn run_loaded(&mut self, run_state: RunState) -> Result<(), NormalLoadError> {
-        self.machine.ram().claim_for_good()?;
+    /// Runs the guest, which no other process has now. Nothing here may fail or wait.
+    fn run_loaded(&mut self, run_state: RunState) {
         self.machine.connect_irqfd();
         if run_state.is_running() {
             self.machine.resume();
@@ -212,7 +223,6 @@ impl Vmm {
             self.machine.set_run_state(run_state);
         }
         tracing::info!(?run_state, "normal_loaded");
-        Ok(())
     }
 
     fn report_resumed(&mut self) {
@@ -230,9 +240,7 @@ impl Vmm {
 
     /// Keeps a guest, stopped, that may run in the old process.
     fn loaded_unsettled(&mut self, error: &NormalLoadError) {
-        if let Err(error) = self.run_loaded(RunState::Paused) {
-            return self.fail_loading(&error);
-        }
+        self.run_loaded(RunState::Paused);
         logging::notice(&error);
         let failed = self.migration.fail(error.to_string());
         failed.into_iter().for_each(|event| self.qmp.broadcast(&event));

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use cpr_qmp::address::MigrationAddress;
 use cpr_qmp::command::MigrateArgs;
 use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
@@ -11,12 +12,13 @@ use cpr_qmp::migration::{MigrationParameters, MigrationStatus};
 use cpr_qmp::run_state::RunState;
 use nix::poll::PollFlags;
 
-use super::protected::said;
+use super::protected::{ProtectError, said};
 use super::{Vmm, answers};
 use crate::config::KeeperPolicy;
 use crate::migration::cpr::description::Description;
 use crate::migration::cpr::headroom;
 use crate::migration::cpr::plan::{self, check_run_state};
+use crate::migration::cpr::safeguard::Safeguard;
 use crate::migration::normal::NormalError;
 use crate::migration::normal::handover::{CONFIRMATION, SendContext, Sent};
 use crate::migration::normal::outgoing::{Copying, Limits, Outgoing, Step};
@@ -51,7 +53,11 @@ impl Vmm {
     /// is copied.
     pub(super) fn send_guest(&mut self, client: ConnectionId, args: &MigrateArgs) {
         let deadline = plan::deadline(&self.parameters);
-        match self.protected(deadline, |vmm| vmm.begin_sending(args)) {
+        let address = match args.address() {
+            Ok(address) => address,
+            Err(error) => return self.end_unchanged(client, Err(error)),
+        };
+        match self.shielded(deadline, |vmm| vmm.begin_sending(&address)) {
             Ok(Some(Ok(outgoing))) => {
                 self.sending = Some(outgoing);
                 self.qmp.respond(client, answers::done());
@@ -59,22 +65,19 @@ impl Vmm {
                 setup.into_iter().for_each(|event| self.qmp.broadcast(&event));
                 self.keep_up_to_date();
             }
-            Ok(Some(Err(error))) => self.end_unchanged(client, Err(error)),
+            Ok(Some(Err(error))) => self.end_unchanged(client, Err(answers::generic(error))),
             // The panic was reported.
             Ok(None) => {}
             Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
         }
     }
 
-    fn begin_sending(&mut self, args: &MigrateArgs) -> Result<Outgoing, QmpError> {
-        let address = args.address()?;
-        let room = headroom::address_space(self.machine.config().cpus.into());
-        let room = room.and_then(|()| headroom::descriptors(NORMAL_FDS));
-        room.map_err(answers::generic)?;
+    fn begin_sending(&mut self, address: &MigrationAddress) -> Result<Outgoing, NormalError> {
+        headroom::address_space(self.machine.config().cpus.into())?;
+        headroom::descriptors(NORMAL_FDS)?;
         self.machine.probe_missing_msrs();
         let (deadline, limits) = (plan::deadline(&self.parameters), self.limits());
-        Outgoing::start(&address, &self.machine, deadline, self.config.follow_symlinks, limits)
-            .map_err(answers::generic)
+        Outgoing::start(address, &self.machine, deadline, self.config.follow_symlinks, limits)
     }
 
     fn limits(&self) -> Limits {
@@ -102,7 +105,10 @@ impl Vmm {
         }));
         for step in steps {
             let event = match step {
-                Step::Active => self.migration.advance(MigrationStatus::Active),
+                Step::Active => {
+                    self.migration.set_up();
+                    self.migration.advance(MigrationStatus::Active)
+                }
                 Step::Pass(pass) => {
                     self.migration.events().then(|| EventKind::MigrationPass { pass }.now())
                 }
@@ -127,13 +133,33 @@ impl Vmm {
             return self.fail_sending(&error);
         }
         let deadline = copying.deadline() + CONFIRMATION + HANG;
-        match self.protected(deadline, |vmm| vmm.complete_now(copying)) {
+        match self.shielded(deadline, |vmm| vmm.complete_now(copying)) {
             Ok(Some(Ok(sent))) => self.guest_is_sent(sent),
             Ok(Some(Err(error))) => self.fail_sending(&error),
             // The panic was reported.
+            Ok(None) if self.sent => self.stop_guarding(),
             Ok(None) => self.machine.forget_dirty_pages(),
             Err(error) => self.fail_sending(&error),
         }
+    }
+
+    /// Runs a part of a migration as [`Vmm::protected`] does. Private RAM would not survive the
+    /// execution of another program, so its guest is only protected from panics.
+    fn shielded<T>(
+        &mut self,
+        deadline: Duration,
+        part: impl FnOnce(&mut Self) -> Result<T, NormalError>,
+    ) -> Result<Option<Result<T, NormalError>>, ProtectError> {
+        if self.machine.ram().fd().is_some() {
+            return self.protected(deadline, part);
+        }
+        self.stopped = false;
+        if self.safeguard.is_none() {
+            self.safeguard = Some(Safeguard::start(false, None)?);
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| part(self)));
+        let panicked = |panic: Box<_>| Err(NormalError::Panicked(said(&*panic).to_owned()));
+        Ok(Some(result.unwrap_or_else(panicked)))
     }
 
     fn complete_now(&mut self, copying: Copying) -> Result<Sent, NormalError> {
@@ -154,6 +180,7 @@ impl Vmm {
             page,
             signals: self.signals.ends()[0],
             stopped: &mut self.stopped,
+            given_up: &mut self.sent,
         })
     }
 

@@ -279,8 +279,9 @@ impl Vmm {
     ) -> Result<Self, StartError> {
         let log = logging::start(config.log, config.log_file.as_ref(), None)?;
         let signals = EndSignals::install(None).map_err(StartError::Signals)?;
-        let image = config.kernel.as_deref();
-        let image = image.map(|k| BootImage::open(k, config.initrd.as_deref())).transpose()?;
+        // The guest may reset itself.
+        let kernel = config.kernel.as_deref().ok_or(MachineError::NoKernel)?;
+        let image = Some(BootImage::open(kernel, config.initrd.as_deref())?);
         let ram = match &config.memory.file {
             Some(path) => RamBlock::open(config.memory.ram, path, true)?,
             None => RamBlock::create(config.memory.ram)?,

@@ -96,7 +96,7 @@ pub fn channels_are_refused_by_name() {
     let mut qmp = old.qmp();
     scene.write("file", "not a socket");
     let uris = [
-        "unix:DIR/nobody",
+        "unix:DIR/unused",
         "unix:DIR/file",
         "tcp:host.example:4444",
         "exec:cat",
@@ -107,7 +107,7 @@ pub fn channels_are_refused_by_name() {
     let refused = |result: Result<(), QmpError>| result.expect_err("it is refused").desc;
     let mut texts: Vec<_> = uris.iter().map(|uri| refused(begin(&scene, &mut qmp, uri))).collect();
     assert_eq!(qmp.migration().status, None);
-    // Nobody listens on the first port.
+    // No process listens on the first port.
     begin(&scene, &mut qmp, "tcp:127.0.0.1:1").expect("the answer comes before the connection");
     assert_eq!(outcome(&mut qmp).0, MigrationStatus::Failed);
     texts.push(why(&mut qmp));

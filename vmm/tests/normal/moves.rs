@@ -1,6 +1,8 @@
 //! Migrations that succeed.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 
 use cpr_qmp::command::{Command, MigrateIncomingArgs};
 use cpr_qmp::event::EventKind;
@@ -9,6 +11,7 @@ use cpr_qmp::run_state::RunState;
 
 use crate::steps::*;
 use crate::support::{Beats, Scene, process, until};
+use crate::transfer::fifo;
 
 /// Over TCP: the other tests use a Unix socket.
 pub fn running_guest_moves(cpus: usize) {
@@ -140,6 +143,37 @@ pub fn private_ram_moves() {
     let (_new, mut new_qmp) = waiting(&scene, "new-", private);
     move_to(&scene, &mut qmp, "new-", &mut new_qmp);
     assert_eq!(new_qmp.run_state(), RunState::Running);
+}
+
+/// Memory that the guest has never used is neither read nor written.
+pub fn unused_ram_stays_unused() {
+    let scene = Scene::new();
+    let large = "--kernel DIR/heartbeat --memory 1G";
+    let mut old = scene.start(large);
+    let mut qmp = old.qmp();
+    is_running(&mut qmp, &Beats::of(old.pid()), 1);
+    let (new, mut new_qmp) = waiting(&scene, "new-", large);
+    move_to(&scene, &mut qmp, "new-", &mut new_qmp);
+    for vm in [&old, &new] {
+        let used = Beats::of(vm.pid()).ram().metadata().unwrap().blocks() * 512;
+        assert!(used < 64 << 20, "{} KiB", used >> 10);
+    }
+}
+
+/// Another program could not continue it, so nothing must execute one: a slow migration only fails.
+pub fn no_keeper_waits_for_private_ram() {
+    let scene = Scene::new();
+    let fifo = fifo(&scene);
+    let private = "--kernel DIR/heartbeat --memory 16M,share=off --failpoint commit=hold=DIR/fifo";
+    let mut old = scene.start(private);
+    let mut qmp = old.qmp();
+    begin(&scene, &mut qmp, "file:DIR/state").expect("the snapshot is accepted");
+    let held = File::options().write(true).open(fifo).unwrap();
+    assert_eq!(process::children(old.pid()), [0; 0]);
+    let timers = std::fs::read_to_string(format!("/proc/{}/timers", old.pid())).unwrap();
+    assert_eq!(timers, "");
+    drop(held);
+    assert_eq!(outcome(&mut qmp).0, MigrationStatus::Completed);
 }
 
 pub fn ram_file_is_filled() {

@@ -92,6 +92,26 @@ pub fn snapshot_keeps_the_pattern() {
     is_whole(&Beats::of(other.pid()));
 }
 
+/// A RAM file, which may hold something else, gets exactly the guest's RAM.
+pub fn snapshot_fills_a_ram_file() {
+    let scene = Scene::new();
+    let mut old = scene.start(GUEST);
+    let mut qmp = old.qmp();
+    let beats = Beats::of(old.pid());
+    is_running(&mut qmp, &beats, 1);
+    save(&scene, &mut qmp);
+    let mut ram = vec![0; 16 << 20];
+    beats.ram().read_exact_at(&mut ram, 0).unwrap();
+    let file = "--kernel DIR/heartbeat --memory 16M,file=DIR/ram --paused";
+    for content in [None, Some(vec![0xa5; 16 << 20])] {
+        let _ = fs::remove_file(scene.path("ram"));
+        content.into_iter().for_each(|content| drop(scene.write("ram", content)));
+        let (_new, mut next) = loaded(&scene, "new-", file);
+        assert_eq!(next.run_state(), RunState::Paused);
+        assert!(fs::read(scene.path("ram")).unwrap() == ram, "RAM differs");
+    }
+}
+
 pub fn snapshot_of_a_stopped_guest() {
     let scene = Scene::new();
     let mut old = scene.start(GUEST);
@@ -179,15 +199,23 @@ pub fn state_without_ram_is_refused() {
 }
 
 pub fn failed_snapshot_leaves_the_old_one() {
-    for action in ["errno=ENOSPC", "panic", "segv"] {
+    for (point, action) in
+        [("save", "errno=ENOSPC"), ("save", "panic"), ("channel", "segv"), ("commit", "segv")]
+    {
         let scene = Scene::new();
-        let mut old = scene.start(&format!("{GUEST} --failpoint save={action}"));
+        let mut old = scene.start(&format!("{GUEST} --failpoint {point}={action}"));
         let mut qmp = old.qmp();
         let beats = Beats::of(old.pid());
         is_running(&mut qmp, &beats, 1);
+        // A guest's only copy, as far as the VMM knows.
+        scene.write("state", "an earlier snapshot");
         begin(&scene, &mut qmp, "file:DIR/state").expect("the snapshot is accepted");
-        assert_eq!(outcome(&mut qmp).0, MigrationStatus::Failed, "{action}");
-        assert!(!scene.path("state").exists(), "{action}");
+        assert_eq!(outcome(&mut qmp).0, MigrationStatus::Failed, "{point} {action}");
+        let left = fs::read(scene.path("state")).expect("one of both is there");
+        // It was complete by then.
+        let replaced = left.starts_with(b"CPRSNAP");
+        assert_eq!(replaced, point == "commit", "{point} {action}");
+        assert!(replaced || left == b"an earlier snapshot");
         is_running(&mut qmp, &beats, 1);
         save(&scene, &mut qmp);
         let mut magic = [0; 7];

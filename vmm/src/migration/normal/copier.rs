@@ -1,5 +1,6 @@
 //! The thread that copies RAM while the guest runs, or is stopped for the rest of it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,10 +12,11 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::holes::Holes;
 use super::progress::Counts;
 use super::ram_stream::MAX_DATA;
 use super::sink::{Sink, SinkError};
-use crate::memory::{PageSet, RamView, ZEROS};
+use crate::memory::{PAGE, PageSet, RamBlock, RamView, ZEROS};
 use crate::worker_thread;
 
 /// How long the thread may take to notice that it is no longer needed; a write to a file may take
@@ -68,7 +70,7 @@ pub struct Copier {
 
 impl Copier {
     /// Starts the thread.
-    pub fn start(ram: RamView, sink: Sink, bandwidth: u64) -> io::Result<Self> {
+    pub fn start(ram: &RamBlock, sink: Sink, bandwidth: u64) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         // Readable from the start: there is something to copy.
         let wake = Arc::new(EventFd::from_value_and_flags(1, flags)?);
@@ -76,7 +78,13 @@ impl Copier {
         let shared = Arc::new(Shared { bandwidth: bandwidth.into(), ..Shared::default() });
         let (jobs, todo) = channel();
         let (done, results) = channel();
-        let mut worker = Worker { ram, sink, shared: shared.clone(), buffer: Vec::new() };
+        let mut worker = Worker {
+            ram: ram.view(),
+            file: ram.reopen(),
+            sink,
+            shared: shared.clone(),
+            buffer: Vec::new(),
+        };
         let awaken = wake.clone();
         let thread = worker_thread::spawn("ram-copy", move || {
             while let Ok(job) = todo.recv() {
@@ -173,6 +181,8 @@ impl Drop for Copier {
 
 struct Worker {
     ram: RamView,
+    /// To find its holes.
+    file: Option<File>,
     sink: Sink,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
@@ -188,17 +198,32 @@ impl Worker {
 
     fn copy(&mut self, pages: &PageSet) -> Result<(), CopyError> {
         let (began, mut written) = (Instant::now(), 0);
+        let file = self.file.take();
+        let mut holes = Holes::of(file.as_ref());
         for (offset, length) in pages.pieces(MAX_DATA) {
             if self.shared.cancelled.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.buffer.resize(length as usize, 0);
-            self.ram.read(offset, &mut self.buffer)?;
-            written += self.write(offset)?;
+            if holes.contain(offset..offset + length) {
+                // What the guest writes there from now on is in the next pass.
+                written += self.write_zeros(offset, length)?;
+            } else {
+                self.buffer.resize(length as usize, 0);
+                self.ram.read(offset, &mut self.buffer)?;
+                written += self.write(offset)?;
+            }
             self.keep_to_bandwidth(began, written)?;
         }
         self.sink.end_pass();
+        self.file = file;
         Ok(())
+    }
+
+    fn write_zeros(&mut self, offset: u64, length: u64) -> Result<u64, SinkError> {
+        let took = self.sink.zeros(offset, length)?;
+        self.shared.counts.bytes.fetch_add(took, Ordering::Relaxed);
+        self.shared.counts.zeros.fetch_add(length / PAGE, Ordering::Relaxed);
+        Ok(took)
     }
 
     /// Writes the piece in the buffer, and returns how many bytes that took.

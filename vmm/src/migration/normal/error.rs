@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use super::copier::CopyError;
 use super::peer::PeerError;
 use super::ram_stream::RamStreamError;
-use super::snapshot::SnapshotError;
 use crate::devices::serial::HostError;
 use crate::machine::MachineError;
 use crate::memory::RamError;
@@ -14,6 +13,7 @@ use crate::migration::channel::ChannelError;
 use crate::migration::cpr::headroom::NoRoom;
 use crate::migration::cpr::plan::Refused;
 use crate::migration::transfer::WireError;
+use crate::private_file::PrivateFileError;
 use crate::state::SectionError;
 
 /// Errors of the old process. The guest is again as it was before, but after [`Self::Unconfirmed`].
@@ -174,4 +174,25 @@ pub enum NormalLoadError {
          is stopped here; if it does not run there, continue it here with cont"
     )]
     Unsettled(WireError),
+}
+
+/// Errors from writing a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file cannot be created or put in place.
+    #[error("cannot open the migration channel file:{path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: PrivateFileError,
+    },
+    /// The file cannot be written.
+    #[error("cannot write the migration channel file:{path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
 }

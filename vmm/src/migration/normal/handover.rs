@@ -43,6 +43,8 @@ pub struct SendContext<'a> {
     pub signals: BorrowedFd<'a>,
     /// Set to whether clients were told that the guest has stopped.
     pub stopped: &'a mut bool,
+    /// Set once the guest is given up.
+    pub given_up: &'a mut bool,
 }
 
 /// A guest that was given up here. It stays, stopped.
@@ -62,9 +64,7 @@ impl Copying {
     pub fn hand_over(mut self, context: SendContext<'_>) -> Result<Sent, NormalError> {
         match self.complete(context) {
             Ok(sent) => {
-                if let Target::File(file) = self.target {
-                    file.keep();
-                }
+                self.keep_file();
                 Ok(sent)
             }
             Err(error) => {
@@ -73,13 +73,21 @@ impl Copying {
                 if let (Target::Peer(connection), true) = (&mut self.target, self.ram_ended) {
                     refuse(connection, &error.to_string());
                 }
+                self.keep_file();
                 Err(error)
             }
         }
     }
 
+    fn keep_file(self) {
+        if let Target::File(file) = self.target {
+            file.keep();
+        }
+    }
+
     fn complete(&mut self, context: SendContext<'_>) -> Result<Sent, NormalError> {
-        let SendContext { machine, qmp, migration, safeguard, page, signals, stopped } = context;
+        let SendContext { machine, qmp, migration, safeguard, page, signals, stopped, given_up } =
+            context;
         fail_point!(Helper);
         let until = Instant::now() + self.deadline();
         let _watched = safeguard.watched(self.deadline() + CONFIRMATION);
@@ -87,7 +95,6 @@ impl Copying {
             Target::File(file) => Some(fall_back::retracted(file.retraction().clone())),
             Target::Peer(_) => None,
         };
-        migration.set_up();
         fail_point!(Pause);
         let mut phases = Phases::outgoing();
         let paused = Paused::pause(machine)?;
@@ -108,6 +115,9 @@ impl Copying {
         fail_point!(Save);
         let mut state = paused.save(&self.formats)?;
         audit_point!(paused, Old);
+        // Saving a vCPU may let KVM write to RAM.
+        self.copier.wait(until)?;
+        self.copier.copy(paused.take_dirty_pages()?)?;
         let (before, events) = (paused.before(), paused.unhandled_events());
         NormalSection::new(before, events, paused.msr_choice()).put(&mut state);
         let (state, fingerprint) = state.encode(self.formats.state);
@@ -134,11 +144,12 @@ impl Copying {
             }
         }
         phases.stamp("loaded");
-        fail_point!(Commit);
-        // From here on, the file is whole; as a copy, it does no harm if the guest runs on.
+        // The file is whole; as a copy, it does no harm if the guest runs on.
         drop(retracted);
+        fail_point!(Commit);
         // From here on, neither this process nor its keeper continues the guest by itself.
         page.claim_or_end(Claim::Successor);
+        *given_up = true;
         paused.give_up();
         let (resumed_ns, unconfirmed) = match &mut self.target {
             Target::File(_) => (Some(monotonic_ns()), None),

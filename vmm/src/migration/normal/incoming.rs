@@ -14,7 +14,7 @@ use super::error::NormalLoadError;
 use super::peer::PeerListener;
 use super::ram_stream::{self, RamStreamError};
 use crate::config::PeerAddress;
-use crate::memory::{RamBlock, RamView};
+use crate::memory::RamBlock;
 use crate::migration::cpr::description::Description;
 use crate::migration::transfer::message::{Message, Start};
 use crate::migration::transfer::outgoing::Progress;
@@ -25,7 +25,9 @@ use crate::state::{FrameError, SavedState, SectionError};
 use crate::worker_thread;
 
 /// How long a process that has connected may take to begin.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest time that an old process may take once its guest is stopped.
+const MAX_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the old process may send nothing while RAM is copied: twice as long as it waits before
 /// it says that it is alive, and for a busy host.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -102,7 +104,7 @@ impl Receiving {
         ram: &RamBlock,
     ) -> Result<Self, NormalLoadError> {
         if start.ram != [ram.info()] {
-            let found = start.ram.iter().map(|block| block.size).sum();
+            let found = start.ram.iter().fold(0_u64, |sum, block| sum.saturating_add(block.size));
             let error = NormalLoadError::OtherSize { found, expected: ram.size() };
             refuse(&mut connection, &error);
             return Err(error);
@@ -111,13 +113,14 @@ impl Receiving {
         let ended = EventFd::from_flags(flags);
         let ended = Arc::new(ended.map_err(|errno| NormalLoadError::Thread(errno.into()))?);
         let socket = connection.as_fd().try_clone_to_owned().map_err(NormalLoadError::Thread)?;
-        let (view, end) = (ram.view(), End(ended.clone()));
+        let (view, end, fresh) = (ram.view(), End(ended.clone()), !ram.outlives_process());
         let thread = worker_thread::spawn("ram-receive", move || {
             let _end = end;
-            receive(socket, &view)
+            ram_stream::receive(&mut Patient(socket), &view, fresh)
         });
         let thread = Some(thread.map_err(NormalLoadError::Thread)?);
-        let deadline = Duration::from_millis(start.deadline_ms);
+        // It does not serve QMP meanwhile.
+        let deadline = Duration::from_millis(start.deadline_ms).min(MAX_DEADLINE);
         Ok(Self { connection, deadline, ended, thread })
     }
 
@@ -160,10 +163,6 @@ impl Drop for End {
         // Adding one to a counter at zero cannot fail.
         let _ = self.0.write(1);
     }
-}
-
-fn receive(socket: OwnedFd, ram: &RamView) -> Result<(), RamStreamError> {
-    ram_stream::receive(&mut Patient(socket), ram)
 }
 
 /// A socket whose sender must send something now and then.

@@ -13,6 +13,7 @@
 mod copier;
 mod error;
 pub mod handover;
+mod holes;
 pub mod incoming;
 pub mod on_demand;
 pub mod outgoing;

@@ -230,7 +230,7 @@ impl Copying {
         deadline: Duration,
         limits: Limits,
     ) -> Result<Box<Self>, NormalError> {
-        let copier = Copier::start(machine.ram().view(), sink, limits.bandwidth);
+        let copier = Copier::start(machine.ram(), sink, limits.bandwidth);
         let copier = copier.map_err(NormalError::Thread)?;
         let passes = Passes::new(machine.ram().size());
         Ok(Box::new(Self {
@@ -266,11 +266,9 @@ impl Copying {
         }
         self.copier.copy(dirty)?;
         // The guest stops during this pass, which copies what it has written before.
-        let soon = rest == 0 || self.expected.is_some_and(|expected| expected <= limits.downtime);
-        if !first && (soon || !machine.run_state().is_running()) {
-            if let Target::File(file) = &self.target {
-                file.clear_target()?;
-            }
+        let limit = limits.downtime.min(self.deadline / 2);
+        let soon = rest == 0 || self.expected.is_some_and(|expected| expected <= limit);
+        if !first && soon {
             return Ok(Progress::Done(self));
         }
         report(Step::Pass(pass));

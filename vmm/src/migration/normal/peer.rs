@@ -112,8 +112,12 @@ impl PeerListener {
             ListenerSocket::Unix(listener) => listener.accept()?,
             ListenerSocket::Tcp(listener) => match listener.accept() {
                 Ok((stream, _)) => Some(stream.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                Err(error) => return Err(error),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock
+                    | io::ErrorKind::Interrupted
+                    | io::ErrorKind::ConnectionAborted => None,
+                    _ => return Err(error),
+                },
             },
         };
         if let Some(socket) = &accepted {

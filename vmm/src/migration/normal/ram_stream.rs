@@ -10,7 +10,7 @@
 
 use std::io::{self, Read};
 
-use crate::memory::{PAGE, RamView};
+use crate::memory::{PAGE, PageSet, RamView, ZEROS};
 
 /// Bytes of a header.
 pub const HEADER: usize = 16;
@@ -68,6 +68,15 @@ pub enum RamStreamError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
+impl RamStreamError {
+    fn reading(error: io::Error) -> Self {
+        Self::Read(match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::other("the other VMM closed the connection"),
+            _ => error,
+        })
+    }
+}
+
 impl Record {
     /// Creates a record that has no place in RAM.
     pub fn mark(kind: Kind) -> Self {
@@ -110,12 +119,16 @@ impl Record {
     }
 }
 
-/// Reads the stream to its end into `ram`, which had zeros only.
-pub fn receive(from: &mut impl Read, ram: &RamView) -> Result<(), RamStreamError> {
+/// Reads the stream to its end into `ram`. If that is `fresh`, it has zeros only.
+pub fn receive(from: &mut impl Read, ram: &RamView, fresh: bool) -> Result<(), RamStreamError> {
+    let mut written = match fresh {
+        true => PageSet::none(ram.size()),
+        false => PageSet::all(ram.size()),
+    };
     let mut buffer = vec![0; MAX_DATA as usize];
     let mut header = [0; HEADER];
     loop {
-        from.read_exact(&mut header).map_err(RamStreamError::Read)?;
+        from.read_exact(&mut header).map_err(RamStreamError::reading)?;
         let record = Record::from_bytes(header)?;
         match record.kind {
             Kind::Idle => {}
@@ -123,24 +136,23 @@ pub fn receive(from: &mut impl Read, ram: &RamView) -> Result<(), RamStreamError
             Kind::Data => {
                 record.check(ram.size())?;
                 let data = &mut buffer[..record.length as usize];
-                from.read_exact(data).map_err(RamStreamError::Read)?;
+                from.read_exact(data).map_err(RamStreamError::reading)?;
                 ram.write(record.offset, data)?;
+                written.insert(record.offset, record.length.into());
             }
             Kind::Zeros => {
                 record.check(ram.size())?;
-                clear(ram, record.offset, record.length.into())?;
+                clear(ram, &written, record.offset, record.length.into())?;
             }
         }
     }
 }
 
-/// Clears pages. One that is clear is left alone: it may not have any memory yet.
-fn clear(ram: &RamView, offset: u64, length: u64) -> Result<(), RamStreamError> {
-    let mut page = [0; PAGE as usize];
+/// Clears pages that were `written`. The others need no memory.
+fn clear(ram: &RamView, written: &PageSet, offset: u64, length: u64) -> Result<(), RamStreamError> {
     for at in (offset..offset + length).step_by(PAGE as usize) {
-        ram.read(at, &mut page)?;
-        if page.iter().any(|byte| *byte != 0) {
-            ram.write(at, &[0; PAGE as usize])?;
+        if written.contains(at) {
+            ram.write(at, &ZEROS)?;
         }
     }
     Ok(())
@@ -162,7 +174,7 @@ mod tests {
 
     fn receive_from(stream: &[&[u8]]) -> Result<RamBlock, RamStreamError> {
         let ram = RamBlock::create(SMALL).unwrap();
-        receive(&mut &*stream.concat(), &ram.view()).map(|()| ram)
+        receive(&mut &*stream.concat(), &ram.view(), true).map(|()| ram)
     }
 
     #[test]

@@ -18,9 +18,9 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
-use super::error::NormalLoadError;
+use super::error::{NormalLoadError, SnapshotError};
 use crate::memory::{RamBlock, RamBlockInfo, RamView};
-use crate::private_file::{PrivateFile, PrivateFileError, Retraction};
+use crate::private_file::{PrivateFile, Retraction};
 use crate::state::{ENVELOPE_HEADER, Envelope, SavedState};
 use crate::switch::Switch;
 
@@ -31,6 +31,7 @@ const RAM: u64 = 1 << 20;
 const MAX_HEADER: u64 = 64 << 10;
 /// Bytes to read at once.
 const CHUNK: u64 = 1 << 20;
+const TRUNCATED: &str = "it was truncated while it was read";
 
 /// Where things are in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,33 +42,13 @@ struct Header {
     state_bytes: u64,
 }
 
-/// A snapshot that is being written. Dropped before [`OutgoingSnapshot::keep`], it leaves nothing
-/// behind that could be mistaken for one.
+/// A snapshot that is being written. Until it is finished, what is at its path stays, unless this
+/// process cannot replace it.
 #[derive(Debug)]
 pub struct OutgoingSnapshot {
     file: PrivateFile,
     ram: RamBlockInfo,
-}
-
-/// Errors from writing a snapshot.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The file cannot be created or put in place.
-    #[error("cannot open the migration channel file:{path}: {source}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: PrivateFileError,
-    },
-    /// The file cannot be written.
-    #[error("cannot write the migration channel file:{path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    finished: bool,
 }
 
 impl OutgoingSnapshot {
@@ -81,18 +62,12 @@ impl OutgoingSnapshot {
         }
         let write = |source| SnapshotError::Write { path: path.clone(), source };
         file.file().set_len(RAM + ram.size()).map_err(write)?;
-        Ok(Self { file, ram: ram.info() })
+        Ok(Self { file, ram: ram.info(), finished: false })
     }
 
     /// Returns the file, for RAM, and where that begins.
     pub fn ram(&self) -> io::Result<(File, u64)> {
         Ok((self.file.file().try_clone()?, RAM))
-    }
-
-    /// Removes what is at the path. Call this while the guest still runs: it takes a while.
-    pub fn clear_target(&self) -> Result<(), SnapshotError> {
-        let path = || self.file.path().to_owned();
-        self.file.clear_target().map_err(|source| SnapshotError::Open { path: path(), source })
     }
 
     /// Returns the [`Retraction`], which undoes the write without this object.
@@ -111,9 +86,10 @@ impl OutgoingSnapshot {
         };
         let written = self.write(&header, state);
         written.map_err(|source| SnapshotError::Write { path: path.clone(), source })?;
-        self.file
-            .put_in_place()
-            .map_err(|source| SnapshotError::Open { path: path.clone(), source })?;
+        // Last: until now, an earlier snapshot is still there.
+        let placed = self.file.clear_target().and_then(|()| self.file.put_in_place());
+        placed.map_err(|source| SnapshotError::Open { path: path.clone(), source })?;
+        self.finished = true;
         let named = self.file.open_directory().and_then(|directory| directory.sync_all());
         named.map_err(|source| SnapshotError::Write { path, source })
     }
@@ -128,9 +104,11 @@ impl OutgoingSnapshot {
         file.sync_all()
     }
 
-    /// Keeps the file in place.
+    /// Keeps the file in place if it is whole: what was there before is gone by then.
     pub fn keep(self) {
-        self.file.keep();
+        if self.finished {
+            self.file.keep();
+        }
     }
 }
 
@@ -211,15 +189,23 @@ impl Snapshot {
         })
     }
 
-    /// Reads RAM. Holes are left out: `ram` has zeros only.
-    pub fn load_ram(&self, ram: &RamView) -> Result<(), NormalLoadError> {
+    /// Reads RAM. If `ram` is `fresh`, it has zeros only, and holes are left out.
+    pub fn load_ram(&self, ram: &RamView, fresh: bool) -> Result<(), NormalLoadError> {
         let failed = |source| NormalLoadError::Read { path: self.path.clone(), source };
         let from = self.ram().map_err(failed)?;
+        let pieces = match fresh {
+            true => from.pieces(CHUNK).map_err(failed)?,
+            false => (0..from.size).step_by(CHUNK as usize).collect(),
+        };
         let mut buffer = vec![0; CHUNK as usize];
-        for at in from.pieces(CHUNK).map_err(failed)? {
+        for at in pieces {
             let piece = &mut buffer[..CHUNK.min(from.size - at) as usize];
             from.read(at, piece).map_err(failed)?;
-            ram.write_to_zeros(at, piece)
+            let written = match fresh {
+                true => ram.write_to_zeros(at, piece),
+                false => ram.write(at, piece),
+            };
+            written
                 .map_err(|source| NormalLoadError::Memory { path: self.path.clone(), source })?;
         }
         Ok(())
@@ -243,7 +229,10 @@ impl SnapshotRam {
 
     /// Reads at `offset` in RAM.
     pub fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(to, self.start + offset)
+        self.file.read_exact_at(to, self.start + offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::other(TRUNCATED),
+            _ => error,
+        })
     }
 
     /// Returns the offsets, multiples of `length`, of all pieces of this length that have data.
@@ -256,7 +245,11 @@ impl SnapshotRam {
             pieces.extend((first..hole - self.start).step_by(length as usize));
             at = hole;
         }
-        Ok(pieces)
+        // The end of a file that was truncated meanwhile looks like a hole.
+        match self.file.metadata()?.len() < end {
+            true => Err(io::Error::other(TRUNCATED)),
+            false => Ok(pieces),
+        }
     }
 }
 

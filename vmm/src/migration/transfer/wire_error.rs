@@ -54,7 +54,7 @@ pub enum WireError {
         expected: usize,
     },
     /// The frame is invalid.
-    #[error("the other end is no VMM of this kind: {0}")]
+    #[error("the other end does not speak this protocol: {0}")]
     Envelope(#[from] EnvelopeError),
     /// The frame is too long.
     #[error("the other VMM announced a message of {0} bytes, more than the {MAX_BYTES} allowed")]
