@@ -18,6 +18,7 @@ mod saving;
 mod sending;
 mod signals;
 mod start;
+mod start_error;
 mod transferring;
 
 use std::ffi::OsString;
@@ -170,7 +171,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     phases.done(&"parse");
     let result =
-        adopted.map_err(start::StartError::from).and_then(|a| Vmm::start(config, a, phases));
+        adopted.map_err(start_error::StartError::from).and_then(|a| Vmm::start(config, a, phases));
     let status = match result {
         Ok(vmm) => ExitCode::from(vmm.run()),
         Err(error) => {

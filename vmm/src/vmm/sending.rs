@@ -154,7 +154,9 @@ impl Vmm {
             return self.protected(deadline, part);
         }
         self.stopped = false;
-        if self.safeguard.is_none() {
+        // A keeper, with `--keeper on`, could only end this process.
+        if self.safeguard.as_ref().is_none_or(|safeguard| safeguard.keeper_pid() != 0) {
+            self.stop_guarding();
             self.safeguard = Some(Safeguard::start(false, None)?);
         }
         let result = catch_unwind(AssertUnwindSafe(|| part(self)));

@@ -107,7 +107,8 @@ pub fn guest_that_writes_faster_than_it_is_copied_runs_on() {
     let beats = Beats::of(old.pid());
     is_whole(&beats);
     let (_new, mut next) = waiting(&scene, "new-", PATTERN);
-    set(&mut qmp, MigrationParameters { downtime_limit: Some(0), ..bandwidth(0) });
+    // Each pass takes so long that the guest gets to write, however busy the host is.
+    set(&mut qmp, MigrationParameters { downtime_limit: Some(0), ..bandwidth(16 << 20) });
     begin(&scene, &mut qmp, "unix:DIR/new-main").expect("the migration is accepted");
     let fourth = |event| matches!(event, EventKind::MigrationPass { pass: 4 }).then_some(());
     qmp.event("a fourth pass", fourth);
@@ -146,10 +147,11 @@ pub fn stopping_the_guest_completes_the_copy() {
     let mut qmp = old.qmp();
     is_whole(&Beats::of(old.pid()));
     let (new, mut next) = waiting(&scene, "new-", PATTERN);
-    set(&mut qmp, MigrationParameters { downtime_limit: Some(0), ..bandwidth(0) });
+    set(&mut qmp, MigrationParameters { downtime_limit: Some(0), ..bandwidth(SLOW) });
     begin(&scene, &mut qmp, "unix:DIR/new-main").expect("the migration is accepted");
     copying(&mut qmp);
     qmp.done(Command::Stop);
+    set(&mut qmp, bandwidth(0));
     assert_eq!(outcome(&mut qmp).0, MigrationStatus::Completed);
     outcome(&mut next);
     assert_eq!(next.run_state(), RunState::Paused);

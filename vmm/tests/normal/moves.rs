@@ -164,16 +164,21 @@ pub fn unused_ram_stays_unused() {
 pub fn no_keeper_waits_for_private_ram() {
     let scene = Scene::new();
     let fifo = fifo(&scene);
-    let private = "--kernel DIR/heartbeat --memory 16M,share=off --failpoint commit=hold=DIR/fifo";
-    let mut old = scene.start(private);
-    let mut qmp = old.qmp();
-    begin(&scene, &mut qmp, "file:DIR/state").expect("the snapshot is accepted");
-    let held = File::options().write(true).open(fifo).unwrap();
-    assert_eq!(process::children(old.pid()), [0; 0]);
-    let timers = std::fs::read_to_string(format!("/proc/{}/timers", old.pid())).unwrap();
-    assert_eq!(timers, "");
-    drop(held);
-    assert_eq!(outcome(&mut qmp).0, MigrationStatus::Completed);
+    for keeper in ["update", "on"] {
+        let private = "--kernel DIR/heartbeat --memory 16M,share=off";
+        let arguments = format!("{private} --keeper {keeper} --failpoint commit=hold=DIR/fifo");
+        let mut old = scene.start(&arguments);
+        let mut qmp = old.qmp();
+        begin(&scene, &mut qmp, "file:DIR/state").expect("the snapshot is accepted");
+        let held = File::options().write(true).open(&fifo).unwrap();
+        assert_eq!(process::children(old.pid()), [0; 0], "{keeper}");
+        let timers = std::fs::read_to_string(format!("/proc/{}/timers", old.pid())).unwrap();
+        assert_eq!(timers, "", "{keeper}");
+        drop(held);
+        assert_eq!(outcome(&mut qmp).0, MigrationStatus::Completed, "{keeper}");
+        qmp.done(Command::Quit);
+        old.end();
+    }
 }
 
 pub fn ram_file_is_filled() {
