@@ -16,7 +16,7 @@ mod view;
 pub use backing::BackingError;
 pub use config::{MemoryConfig, MemoryConfigError, MemoryOption, PageKind};
 pub use file::RamFileError;
-pub use page_set::{PAGE, PageSet, ZEROS};
+pub use page_set::{PAGE, PageSet, ZEROS, runs};
 pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo};
 pub use ram_error::RamError;
 pub use stamp::Stamp;

@@ -5,6 +5,12 @@ pub const PAGE: u64 = 4096;
 /// A page of zeros.
 pub static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
+/// Splits whole pages into runs of zeros and of others, each with whether it is of zeros.
+pub fn runs(pages: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
+    let runs = pages.as_chunks().0.chunk_by(|a, b| (*a == ZEROS) == (*b == ZEROS));
+    runs.map(|run| (run[0] == ZEROS, run.as_flattened()))
+}
+
 /// A set of pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageSet {
@@ -103,6 +109,15 @@ mod tests {
 
     fn pieces(set: &PageSet, longest: u64) -> Vec<(u64, u64)> {
         set.pieces(longest * PAGE).map(|(at, length)| (at / PAGE, length / PAGE)).collect()
+    }
+
+    #[test]
+    fn pages_of_zeros_are_apart_from_others() {
+        let page = PAGE as usize;
+        let mut pages = vec![0; 5 * page];
+        (pages[page], pages[3 * page - 1]) = (1, 1);
+        let found: Vec<_> = runs(&pages).map(|(zeros, run)| (zeros, run.len() / page)).collect();
+        assert_eq!(found, [(true, 1), (false, 2), (true, 2)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 
 use super::GuestMemory;
 use super::layout::{self, Region};
-use super::page_set::ZEROS;
+use super::page_set::runs;
 
 /// The RAM of a block, as mapped in this process. It stays mapped while this exists.
 #[derive(Clone, Debug)]
@@ -51,12 +51,11 @@ impl RamView {
     /// have any memory yet.
     pub fn write_to_zeros(&self, offset: u64, from: &[u8]) -> Result<(), GuestMemoryError> {
         let mut at = offset;
-        for run in from.as_chunks().0.chunk_by(|a, b| (*a == ZEROS) == (*b == ZEROS)) {
-            let bytes = run.as_flattened();
-            if run[0] != ZEROS {
-                self.write(at, bytes)?;
+        for (zeros, run) in runs(from) {
+            if !zeros {
+                self.write(at, run)?;
             }
-            at += bytes.len() as u64;
+            at += run.len() as u64;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::memory::GuestMemory;
 use crate::migration::cpr::plan::Refused;
 use crate::private_file::{PrivateFile, PrivateFileError};
 use crate::qmp::ConnectionId;
-use crate::worker_thread;
+use crate::worker_thread::{self, SignalEnd};
 
 /// Maximum number of bytes per write.
 const SLICE: u64 = 4 << 20;
@@ -91,7 +91,7 @@ impl Vmm {
         let thread = |source| DumpError::Thread(source);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ended = Arc::new(EventFd::from_flags(flags).map_err(|errno| thread(errno.into()))?);
-        let end = End(ended.clone());
+        let end = SignalEnd(ended.clone());
         let save = move || {
             let _end = end;
             save(&memory, val, size, file)
@@ -110,16 +110,6 @@ impl Vmm {
             };
             self.qmp.respond(client, result);
         }
-    }
-}
-
-/// Signals the end of the thread on drop, however it ends.
-struct End(Arc<EventFd>);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        // Adding one to a counter at zero cannot fail.
-        let _ = self.0.write(1);
     }
 }
 

@@ -10,6 +10,7 @@ use cpr_qmp::event::EventKind;
 use cpr_qmp::message::QmpError;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::{RunState, ShutdownCause};
+use serde_json::Value;
 
 use super::protected::said;
 use super::{FAILURE, Vmm, answers};
@@ -27,7 +28,6 @@ use crate::migration::normal::snapshot::Snapshot;
 use crate::migration::normal::{NormalLoadError, PeerError};
 use crate::migration::transfer::outgoing::Progress;
 use crate::state::SavedState;
-use serde_json::Value;
 
 /// A process that waits for a guest with its RAM.
 pub(super) struct Loading {

@@ -41,9 +41,6 @@ pub enum Refused {
     /// A thread is saving memory, and would not survive the exec.
     #[error("cannot update: guest memory is being saved (pmemsave); retry when it is done")]
     Dump,
-    /// The migration mode is not that of an update in place.
-    #[error("this is no update in place, but mode {0:?}")]
-    Mode(MigMode),
     /// The guest has not been loaded yet.
     #[error("Guest is waiting for an incoming migration")]
     Incoming,
@@ -143,11 +140,6 @@ pub fn check(
         return Err(Refused::UnderWay);
     }
     check_run_state(machine)?;
-    match parameters.mode.unwrap_or_default() {
-        MigMode::CprExec => {}
-        // The caller carries out the other modes.
-        other => return Err(Refused::Mode(other)),
-    }
     let command = ExecCommand::prepare(parameters.cpr_exec_command.as_deref())?;
     let path = channel::file_path(address)?;
     if let Some(reason) = blocked_reasons(machine.ram(), MigMode::CprExec).into_iter().next() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,7 +16,7 @@ use super::holes::Holes;
 use super::progress::Counts;
 use super::ram_stream::MAX_DATA;
 use super::sink::{Sink, SinkError};
-use crate::memory::{PAGE, PageSet, RamBlock, RamView, ZEROS};
+use crate::memory::{PAGE, PageSet, RamBlock, RamView, runs};
 use crate::worker_thread;
 
 /// How long the thread may take to notice that it is no longer needed; a write to a file may take
@@ -106,7 +106,9 @@ impl Copier {
     /// Sets how many bytes to write in a second; 0: as many as possible.
     pub fn set_bandwidth(&self, bandwidth: u64) {
         self.shared.bandwidth.store(bandwidth, Ordering::Relaxed);
-        self.worker().inspect(|thread| thread.unpark());
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 
     /// Copies these pages.
@@ -147,10 +149,6 @@ impl Copier {
             Err(RecvTimeoutError::Timeout) => Err(CopyError::Late),
             Err(RecvTimeoutError::Disconnected) => Err(CopyError::Gone),
         }
-    }
-
-    fn worker(&self) -> Option<&Thread> {
-        self.thread.as_ref().map(JoinHandle::thread)
     }
 }
 
@@ -230,16 +228,15 @@ impl Worker {
     fn write(&mut self, offset: u64) -> Result<u64, SinkError> {
         let Self { sink, buffer, shared, .. } = self;
         let (mut at, mut written) = (0, 0);
-        let (pages, _) = buffer.as_chunks();
-        for run in pages.chunk_by(|a, b| (*a == ZEROS) == (*b == ZEROS)) {
-            let (from, bytes) = (offset + at, run.as_flattened());
-            let (took, count) = match run[0] == ZEROS {
-                true => (sink.zeros(from, bytes.len() as u64)?, &shared.counts.zeros),
-                false => (sink.data(from, bytes)?, &shared.counts.normal),
+        for (zeros, run) in runs(buffer) {
+            let (from, length) = (offset + at, run.len() as u64);
+            let (took, count) = match zeros {
+                true => (sink.zeros(from, length)?, &shared.counts.zeros),
+                false => (sink.data(from, run)?, &shared.counts.normal),
             };
             shared.counts.bytes.fetch_add(took, Ordering::Relaxed);
-            count.fetch_add(run.len() as u64, Ordering::Relaxed);
-            (at, written) = (at + bytes.len() as u64, written + took);
+            count.fetch_add(length / PAGE, Ordering::Relaxed);
+            (at, written) = (at + length, written + took);
         }
         Ok(written)
     }

@@ -8,7 +8,7 @@ use cpr_qmp::event::EventKind;
 use cpr_qmp::migration::{MigrationRamStats, MigrationStatus};
 
 use super::error::NormalError;
-use super::outgoing::{Copying, Target, refuse};
+use super::outgoing::{Copying, Target};
 use super::section::NormalSection;
 use crate::keeper::commit::{Claim, CommitPage};
 use crate::machine::Machine;
@@ -71,7 +71,7 @@ impl Copying {
                 let error = self.explain(error);
                 // In the middle of RAM, the end of the connection must do.
                 if let (Target::Peer(connection), true) = (&mut self.target, self.ram_ended) {
-                    refuse(connection, &error.to_string());
+                    connection.refuse(&error.to_string());
                 }
                 self.keep_file();
                 Err(error)

@@ -15,7 +15,7 @@ pub struct Holes<'a> {
 }
 
 impl<'a> Holes<'a> {
-    /// Of a file that no one else seeks in; `None`: there are no holes.
+    /// Examines a file whose offset is not used otherwise; with `None`, there are no holes.
     pub fn of(file: Option<&'a File>) -> Self {
         Self { file, data: 0..0 }
     }
@@ -38,7 +38,8 @@ impl<'a> Holes<'a> {
     }
 }
 
-fn next_data(file: &File, from: u64) -> Result<Range<u64>, Errno> {
+/// Returns where the next data is, from `from` on; beyond the end of any file if there is none.
+pub fn next_data(file: &File, from: u64) -> Result<Range<u64>, Errno> {
     let start = match lseek(file, from as i64, Whence::SeekData) {
         Ok(start) => start as u64,
         Err(Errno::ENXIO) => return Ok(u64::MAX..u64::MAX),

@@ -22,7 +22,7 @@ use crate::migration::transfer::timed_io::TimedReader;
 use crate::migration::transfer::wire::{Connection, Frame};
 use crate::migration::transfer::{CrossingFds, WireError};
 use crate::state::{FrameError, SavedState, SectionError};
-use crate::worker_thread;
+use crate::worker_thread::{self, SignalEnd};
 
 /// How long a process that has connected may take to begin.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -106,14 +106,14 @@ impl Receiving {
         if start.ram != [ram.info()] {
             let found = start.ram.iter().fold(0_u64, |sum, block| sum.saturating_add(block.size));
             let error = NormalLoadError::OtherSize { found, expected: ram.size() };
-            refuse(&mut connection, &error);
+            connection.refuse(&error.to_string());
             return Err(error);
         }
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ended = EventFd::from_flags(flags);
         let ended = Arc::new(ended.map_err(|errno| NormalLoadError::Thread(errno.into()))?);
         let socket = connection.as_fd().try_clone_to_owned().map_err(NormalLoadError::Thread)?;
-        let (view, end, fresh) = (ram.view(), End(ended.clone()), !ram.outlives_process());
+        let (view, end, fresh) = (ram.view(), SignalEnd(ended.clone()), !ram.outlives_process());
         let thread = worker_thread::spawn("ram-receive", move || {
             let _end = end;
             ram_stream::receive(&mut Patient(socket), &view, fresh)
@@ -126,7 +126,7 @@ impl Receiving {
 
     /// Tells the old process why this one does not take the guest.
     pub fn refuse(&mut self, why: &impl ToString) {
-        refuse(&mut self.connection, why);
+        self.connection.refuse(&why.to_string());
     }
 
     /// Returns the connection, once all RAM has arrived.
@@ -137,7 +137,7 @@ impl Receiving {
         let Some(thread) = self.thread.take() else { return Ok(Progress::Waiting(self)) };
         let panicked = |_| Err(RamStreamError::Read(io::Error::other("it panicked")));
         if let Err(error) = thread.join().unwrap_or_else(panicked) {
-            refuse(&mut self.connection, &error);
+            self.connection.refuse(&error.to_string());
             return Err(error.into());
         }
         let connection = self.connection.as_fd().try_clone_to_owned();
@@ -152,16 +152,6 @@ impl Drop for Receiving {
         // It waits for nothing but the socket.
         let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.connection.as_fd()), Shutdown::Both);
         let _ = thread.join();
-    }
-}
-
-/// Signals the end of the thread on drop, however it ends.
-struct End(Arc<EventFd>);
-
-impl Drop for End {
-    fn drop(&mut self) {
-        // Adding one to a counter at zero cannot fail.
-        let _ = self.0.write(1);
     }
 }
 
@@ -205,7 +195,7 @@ impl Received {
 
     /// Tells the old process why this one does not take the guest.
     pub fn refuse(&mut self, why: &impl ToString) {
-        refuse(&mut self.connection, why);
+        self.connection.refuse(&why.to_string());
     }
 
     /// Tells the old process that the guest is loaded, and waits until that has given it up.
@@ -226,13 +216,6 @@ impl Received {
             tracing::warn!(%error, "normal_unconfirmed");
         }
     }
-}
-
-fn refuse(connection: &mut Connection, why: &impl ToString) {
-    // If it does not listen any more, it notices the end of the connection.
-    let soon = Instant::now() + Duration::from_millis(100);
-    let refused = Message::Refused(why.to_string());
-    let _ = connection.send(&refused, &CrossingFds::default(), soon);
 }
 
 /// How far a process is that waits for a guest.

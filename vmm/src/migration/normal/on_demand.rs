@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,7 +24,6 @@ const FAILURE: i32 = 1;
 pub struct Filling {
     /// Readable at the end.
     ended: Arc<EventFd>,
-    _thread: JoinHandle<()>,
 }
 
 impl Filling {
@@ -43,7 +41,7 @@ impl Filling {
         let pieces = from.pieces(PIECE)?;
         let mut filler = Filler { from, view, userfault, missing: pieces, buffer: Vec::new() };
         let end = ended.clone();
-        let thread = worker_thread::spawn("ram-fill", move || {
+        worker_thread::spawn("ram-fill", move || {
             if let Err(error) = filler.fill() {
                 let path = filler.from.path().display();
                 logging::fatal(&format_args!(
@@ -56,7 +54,7 @@ impl Filling {
             // Adding one to a counter at zero cannot fail.
             let _ = end.write(1);
         })?;
-        Ok(Self { ended, _thread: thread })
+        Ok(Self { ended })
     }
 
     /// Becomes readable when all of RAM has been read.
@@ -114,23 +112,8 @@ impl Filler {
         let length = PIECE.min(self.view.size() - piece);
         self.buffer.resize(length as usize, 0);
         self.from.read(piece, &mut self.buffer)?;
-        let at = self.place(piece)?;
-        match self.userfault.fill(at, &self.buffer) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => self.read_by_page(at),
-            filled => filled,
-        }
-    }
-
-    /// Fills the piece in the buffer, some of whose pages are there.
-    fn read_by_page(&self, at: u64) -> io::Result<()> {
-        for (address, page) in (at..).step_by(PAGE as usize).zip(self.buffer.chunks(PAGE as usize))
-        {
-            match self.userfault.fill(address, page) {
-                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                filled => filled?,
-            }
-        }
-        Ok(())
+        // EEXIST: RAM was in use before, and would keep what it had.
+        self.userfault.fill(self.place(piece)?, &self.buffer)
     }
 
     fn place(&self, offset: u64) -> io::Result<u64> {

@@ -170,16 +170,10 @@ impl Outgoing {
     /// Tells the new process why it does not get the guest, if it still listens.
     pub fn refuse(&mut self, why: &str) {
         if let Stage::Greeting { connection, .. } = &mut self.stage {
-            refuse(connection, why);
+            connection.refuse(why);
         }
         // In the middle of RAM, the end of the connection must do.
     }
-}
-
-pub(super) fn refuse(connection: &mut Connection, why: &str) {
-    let refused = Message::Refused(why.to_owned());
-    let soon = Instant::now() + Duration::from_millis(10);
-    let _ = connection.send(&refused, &CrossingFds::default(), soon);
 }
 
 fn is_writable(socket: &OwnedFd) -> bool {
@@ -210,7 +204,7 @@ fn greet(
         }),
     };
     let formats = fits.map_err(|difference| {
-        refuse(&mut connection, &format!("the new VMM {difference}"));
+        connection.refuse(&format!("the new VMM {difference}"));
         NormalError::Differs(difference)
     })?;
     let start = Start { deadline_ms: deadline.as_millis() as u64, ram: vec![machine.ram().info()] };

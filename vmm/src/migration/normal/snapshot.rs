@@ -14,11 +14,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::error::{NormalLoadError, SnapshotError};
+use super::holes::next_data;
 use crate::memory::{RamBlock, RamBlockInfo, RamView};
 use crate::private_file::{PrivateFile, Retraction};
 use crate::state::{ENVELOPE_HEADER, Envelope, SavedState};
@@ -239,25 +238,18 @@ impl SnapshotRam {
     pub fn pieces(&self, length: u64) -> io::Result<BTreeSet<u64>> {
         let end = self.start + self.size;
         let (mut pieces, mut at) = (BTreeSet::new(), self.start);
-        while let Some(data) = seek(&self.file, at, Whence::SeekData)?.filter(|data| *data < end) {
-            let hole = seek(&self.file, data, Whence::SeekHole)?.unwrap_or(end).min(end);
-            let first = (data - self.start) / length * length;
-            pieces.extend((first..hole - self.start).step_by(length as usize));
-            at = hole;
+        while at < end {
+            let data = next_data(&self.file, at)?;
+            if data.start < end {
+                let first = (data.start - self.start) / length * length;
+                pieces.extend((first..data.end.min(end) - self.start).step_by(length as usize));
+            }
+            at = data.end;
         }
         // The end of a file that was truncated meanwhile looks like a hole.
         match self.file.metadata()?.len() < end {
             true => Err(io::Error::other(TRUNCATED)),
             false => Ok(pieces),
         }
-    }
-}
-
-/// Returns where the next data or hole is; `None` if there is none.
-fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
-    match lseek(file, from as i64, whence) {
-        Ok(found) => Ok(Some(found as u64)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(errno.into()),
     }
 }

@@ -59,9 +59,7 @@ impl Link {
 
     /// Tells the new process why it does not get the guest, if it still listens.
     fn refuse(&mut self, why: &str) {
-        let refused = Message::Refused(why.to_owned());
-        let soon = Instant::now() + Duration::from_millis(10);
-        let _ = self.connection.send(&refused, &CrossingFds::default(), soon);
+        self.connection.refuse(why);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -19,6 +19,8 @@ use crate::state::{ENVELOPE_HEADER, Envelope};
 /// The version of the messages.
 const VERSION: u32 = 1;
 const ENVELOPE: Envelope = Envelope { magic: *b"CPRXFER\n", version: VERSION };
+/// How long a peer may take to accept a refusal.
+const REFUSAL: Duration = Duration::from_millis(10);
 /// Maximum nesting depth of CBOR.
 const MAX_DEPTH: usize = 32;
 /// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
@@ -78,6 +80,12 @@ impl Connection {
             },
             sent => sent,
         }
+    }
+
+    /// Tells the peer why this process does not continue, if it still listens.
+    pub fn refuse(&mut self, why: &str) {
+        let refused = Message::Refused(why.to_owned());
+        let _ = self.send(&refused, &CrossingFds::default(), Instant::now() + REFUSAL);
     }
 
     fn send_bytes(
