@@ -195,7 +195,8 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         };
         let began = rdtsc();
         let due = arm(kind, us);
-        let mut watch = Watch::new(rdtsc(), due);
+        // From before it is armed: an update in between makes it late as well.
+        let mut watch = Watch::new(began, due);
         let before = if may_come_again(kind) { interrupts::count(VECTOR) } else { before };
         if (1..=markers).contains(&marker) {
             if marker % 3 == 0 {

@@ -17,9 +17,10 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins at `now`; the interrupt should come at `due`.
-    pub fn new(now: u64, due: u64) -> Self {
-        Self { due, last: now, overdue: 0, gaps: [0; KEPT] }
+    /// The interrupt should come at `due`. `before_arming` is a time before the timer was armed: an
+    /// update after that delays the interrupt, so it must be a gap.
+    pub fn new(before_arming: u64, due: u64) -> Self {
+        Self { due, last: before_arming, overdue: 0, gaps: [0; KEPT] }
     }
 
     /// Checks with interrupts on; `has_fired`: the interrupt has arrived. Returns the time since the
