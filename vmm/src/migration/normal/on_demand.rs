@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,6 +23,7 @@ const FAILURE: i32 = 1;
 /// continue without its RAM, and the snapshot is still there.
 #[derive(Debug)]
 pub struct Filling {
+    thread: Option<JoinHandle<()>>,
     /// Readable at the end.
     ended: Arc<EventFd>,
 }
@@ -41,7 +43,7 @@ impl Filling {
         let pieces = from.pieces(PIECE)?;
         let mut filler = Filler { from, view, userfault, missing: pieces, buffer: Vec::new() };
         let end = ended.clone();
-        worker_thread::spawn("ram-fill", move || {
+        let thread = worker_thread::spawn("ram-fill", move || {
             if let Err(error) = filler.fill() {
                 let path = filler.from.path().display();
                 logging::fatal(&format_args!(
@@ -51,10 +53,11 @@ impl Filling {
                 logging::finish();
                 crate::sys::exit(FAILURE);
             }
+            drop(filler);
             // Adding one to a counter at zero cannot fail.
             let _ = end.write(1);
         })?;
-        Ok(Self { ended })
+        Ok(Self { thread: Some(thread), ended })
     }
 
     /// Becomes readable when all of RAM has been read.
@@ -62,9 +65,13 @@ impl Filling {
         self.ended.as_fd()
     }
 
-    /// Returns whether all of RAM has been read.
-    pub fn is_over(&self) -> bool {
-        self.ended.read().is_ok()
+    /// Returns whether all of RAM has been read; then the thread is gone, too.
+    pub fn is_over(&mut self) -> bool {
+        let is_over = self.ended.read().is_ok();
+        // It has nothing left to do but to end.
+        let thread = self.thread.take_if(|_| is_over);
+        thread.into_iter().for_each(|thread| drop(thread.join()));
+        is_over
     }
 }
 
