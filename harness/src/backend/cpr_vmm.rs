@@ -2,9 +2,10 @@
 
 mod build;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use build::Build;
 
@@ -13,7 +14,7 @@ use crate::backend::{
 };
 use crate::carry;
 use crate::observe::files::Files;
-use crate::scenario::{CommandKind, Inject, Keeper, SerialKind, Stalled};
+use crate::scenario::{CommandKind, Inject, Keeper, Mode, SerialKind, Stalled};
 
 /// The name in reports.
 pub const NAME: &str = "cpr-vmm";
@@ -36,8 +37,8 @@ pub struct CprVmm {
     build: Option<Build>,
     /// Whether it has a keeper; queried once.
     keeper: Arc<OnceLock<bool>>,
-    /// Why it lacks `cpr-transfer`, if so; queried once.
-    transfer: Arc<OnceLock<Option<String>>>,
+    /// Why it lacks a mode, if so; queried once.
+    modes: Arc<Mutex<BTreeMap<Mode, Option<String>>>>,
 }
 
 impl CprVmm {
@@ -60,7 +61,7 @@ impl CprVmm {
             revision: None,
             build: None,
             keeper: Arc::default(),
-            transfer: Arc::default(),
+            modes: Arc::default(),
         })
     }
 
@@ -69,7 +70,7 @@ impl CprVmm {
         let build = Build::at(binary)?;
         let Build { binary, first, version, revision, .. } = build.clone();
         let (last, last_of_new) = Default::default();
-        let (keeper, transfer) = Default::default();
+        let (keeper, modes) = Default::default();
         let build = Some(build);
         let wrapper = Vec::new();
         Ok(Self {
@@ -82,7 +83,7 @@ impl CprVmm {
             revision,
             build,
             keeper,
-            transfer,
+            modes,
         })
     }
 
@@ -91,12 +92,13 @@ impl CprVmm {
         *self.keeper.get_or_init(|| build::accepts(&self.binary, &self.first, &["--keeper", "off"]))
     }
 
-    /// Why the build lacks `cpr-transfer`, if so: it refuses to set the mode, or to use it. If it
-    /// cannot be asked, the case itself shows why.
-    fn lacks_transfer(&self) -> Option<String> {
-        let ask = || build::refusal_of_transfer(&self.binary, &self.first).unwrap_or_default();
-        let why = self.transfer.get_or_init(ask).as_ref()?;
-        Some(format!("{NAME} does not support cpr-transfer: {why}"))
+    /// Why the build lacks `mode`, if so: it refuses to set the mode, or to use it. If it cannot be
+    /// asked, the case itself shows why.
+    fn lacks_mode(&self, mode: Mode) -> Option<String> {
+        let mut modes = self.modes.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = || build::refusal_of(mode, &self.binary, &self.first).unwrap_or_default();
+        let why = modes.entry(mode).or_insert_with(ask).as_ref()?;
+        Some(format!("{NAME} does not support {}: {why}", mode.name()))
     }
 
     /// Adds `arguments` after all others.
@@ -174,8 +176,8 @@ impl Backend for CprVmm {
         if feature == Feature::Keeper && !self.has_keeper() {
             return Some(format!("{} has no option --keeper", self.binary.display()));
         }
-        if feature == Feature::Transfer {
-            return self.lacks_transfer();
+        if let Feature::Mode(mode) = feature {
+            return self.lacks_mode(mode);
         }
         if feature == Feature::QemuOptions {
             return Some(format!("{NAME} takes no options of QEMU"));
@@ -227,6 +229,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
     private_ram_blocks: true,
     vcpu_threads: Some("vcpu"),
     ram_undumped: true,
+    ram_file_close_on_exec: true,
     across_exec: AcrossExec::Kept,
     exec_state: ExecState {
         variable: "CPR_EXEC_STATE",
@@ -241,7 +244,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     let Launch { vm, name, files, .. } = launch;
     let share = if vm.share { "on" } else { "off" };
-    let memory = format!("{},share={share},pages={}", vm.memory, vm.pages.as_str());
+    let file = if vm.memory_file { format!(",file={}", files.ram) } else { String::new() };
+    let memory = format!("{},share={share},pages={}{file}", vm.memory, vm.pages.as_str());
     let log = if vm.stalled.is_some() { "trace" } else { "debug" };
     let mut arguments: Vec<String> = [
         ("--kernel", files.kernel.clone()),

@@ -1,5 +1,7 @@
 //! Behavioural differences between VMMs.
 
+use crate::scenario::Mode;
+
 /// How a VMM behaves where VMMs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
@@ -14,6 +16,8 @@ pub struct Dialect {
     pub vcpu_threads: Option<&'static str>,
     /// Whether guest RAM is excluded from core dumps.
     pub ram_undumped: bool,
+    /// Whether the descriptor of RAM in a file with a name has close-on-exec.
+    pub ram_file_close_on_exec: bool,
     /// What a new VMM keeps from the old one.
     pub across_exec: AcrossExec,
     /// How an update by exec passes on the VM's state and RAM.
@@ -62,8 +66,8 @@ pub enum Feature {
     OwnBinary,
     /// The VMM gets huge pages even if the kernel does not give them to all shared memory.
     HugePagesByMount,
-    /// A new VMM in another process takes over (`cpr-transfer`).
-    Transfer,
+    /// The VM moves to another process in this mode.
+    Mode(Mode),
     /// A keeper continues the VM when the VMM's process dies (`--keeper`).
     Keeper,
     /// A client that stays connected tells the new VMM to load the state (`--incoming defer`).

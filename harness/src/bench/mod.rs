@@ -17,7 +17,7 @@ use crate::observe::patience::Patience;
 use crate::observe::phases::Phase;
 use crate::run::{Options, Report, Verdict, case};
 use crate::scenario::size::Size;
-use crate::scenario::{Case, Pages, Step, Vm};
+use crate::scenario::{Case, Mode, Pages, Step, Vm};
 
 /// A machine to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Candidate {
     pub name: String,
     /// Options to run it with.
     pub options: Options,
+    /// The mode of its updates.
+    pub mode: Mode,
 }
 
 /// The measurements of one cell.
@@ -144,13 +146,13 @@ pub fn measure(
         for turn in 0..candidates.len() {
             // Rotate, so that no VMM is always first.
             let index = (turn + run as usize) % candidates.len();
-            let Candidate { name, options } = &candidates[index];
+            let Candidate { name, options, mode } = &candidates[index];
             tell(name, run);
             if of[index].cannot.is_some() {
                 continue;
             }
             let options = Options { patience: patience(cell, options.patience), ..options.clone() };
-            of[index].take(&case::run(&bench_case(cell, plan, run), &options), plan.updates);
+            of[index].take(&case::run(&bench_case(cell, plan, run, *mode), &options), plan.updates);
         }
         if let Some(floor) = &mut floor {
             tell(FLOOR, run);
@@ -203,7 +205,7 @@ impl Samples {
                 self.phases_ms.entry(phase).or_default().push(times);
             }
         }
-        let seen = report.blackouts.len().min(report.host_seen.len());
+        let seen = report.blackouts.len();
         let trouble = match &report.verdict {
             Verdict::Pass if seen == updates as usize => return,
             Verdict::Pass => "the blackout of an update was not measured".to_owned(),
@@ -253,10 +255,10 @@ impl Samples {
 
 /// Returns the case for one boot. The guest touches one word in each page of its RAM before each
 /// update, so that the cost is that of the pages, not of their contents.
-fn bench_case(cell: Cell, plan: Plan, run: u32) -> Case {
+fn bench_case(cell: Cell, plan: Plan, run: u32, mode: Mode) -> Case {
     let Cell { memory, cpus, pages } = cell;
     let mut steps = vec![Step::Boot];
-    steps.extend((0..plan.updates).map(|_| Step::Measure));
+    steps.extend((0..plan.updates).map(|_| Step::Measure(mode)));
     steps.push(Step::Quit);
     let cmdline = "words=1".to_owned();
     Case {

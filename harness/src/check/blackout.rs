@@ -27,7 +27,10 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     // What a scenario asks for holds on a CPU, not in an emulator.
     let asked = asked.filter(|_| measures());
-    match scene.action.updated().then(|| (scene.gaps.blackout)()).flatten() {
+    // An operator decides when a later VMM is started.
+    let later = scene.handover.transfer().is_some_and(|transfer| transfer.later);
+    let updated = scene.action.updated() && !later;
+    match updated.then(|| (scene.gaps.blackout)()).flatten() {
         Some(blackout) => judge(blackout, calm, asked),
         None => Ok(()),
     }

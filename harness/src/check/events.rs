@@ -4,9 +4,11 @@ use cpr_qmp::message::Event;
 
 use super::diff::Difference;
 use super::race::Race;
+use super::transferred::PASSES;
 use super::{Action, Check, Ending, Handover, Scene, interrupted, revived, transferred};
 use crate::backend::AcrossExec;
 use crate::observe::qmp::label;
+use crate::scenario::Mode;
 
 /// The `events` check.
 pub const CHECK: Check = Check {
@@ -15,7 +17,7 @@ pub const CHECK: Check = Check {
     run,
 };
 
-/// An event in a sequence; one in brackets is optional.
+/// An event in a sequence; one in brackets is optional, and with an asterisk it may repeat.
 type Pattern = &'static str;
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
@@ -25,7 +27,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     if let Some(transfer) = scene.handover.transfer() {
         let former: Vec<String> = transfer.events.iter().map(label).collect();
-        let wanted = transferred::former_events(scene.ran_before);
+        let wanted = transferred::former_events(transfer.mode, scene.ran_before);
         if !fits(&wanted, &former) {
             let wanted = resolved(&wanted, &former);
             return Err(differ("the events of the former VMM", &wanted, &former));
@@ -50,14 +52,13 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
 
 /// The events of `wanted`, without the optional ones that were not seen.
 fn resolved<'a>(wanted: &[&'a str], seen: &[String]) -> Vec<&'a str> {
-    let event = |pattern: &&'a str| {
-        let optional = pattern.strip_prefix('[').and_then(|pattern| pattern.strip_suffix(']'));
-        match optional {
-            Some(event) => seen.iter().any(|seen| seen == event).then_some(event),
-            None => Some(*pattern),
-        }
+    let event = |pattern: &&'a str| match Expected::of(pattern) {
+        Expected { name, repeats: true, .. } => seen.iter().filter(|s| *s == name).count(),
+        Expected { name, optional: true, .. } => usize::from(seen.iter().any(|s| s == name)),
+        _ => 1,
     };
-    wanted.iter().filter_map(event).collect()
+    let times = |pattern: &&'a str| vec![Expected::of(pattern).name; event(pattern)];
+    wanted.iter().flat_map(times).collect()
 }
 
 /// Tells how the seen events differ from the wanted ones.
@@ -107,7 +108,15 @@ fn wanted(
 /// Whether an update failed before the guest was stopped, and so sent no `STOP` or `RESUME`.
 fn fails_early(action: &Action, across_exec: AcrossExec, seen: &[String]) -> bool {
     let failed = matches!(action, Action::Update { ending: Ending::Failed(_), .. });
+    let copies = matches!(action, Action::Update { mode: Mode::Normal, .. });
     let early: &[Pattern] = match across_exec {
+        _ if copies => &[
+            "MIGRATION(setup)",
+            "[MIGRATION(active)]",
+            PASSES,
+            "[MIGRATION(failing)]",
+            "MIGRATION(failed)",
+        ],
         AcrossExec::Recreated => &["MIGRATION(setup)", "[MIGRATION(failing)]", "MIGRATION(failed)"],
         _ => &["MIGRATION(setup)", "MIGRATION(failed)"],
     };
@@ -122,9 +131,26 @@ fn expected(action: &Action, ran: bool, across_exec: AcrossExec) -> Vec<Pattern>
         Action::Stop => &["STOP"],
         Action::Cont => &["RESUME"],
         Action::Reset => &["RESET"],
+        Action::Update { mode: Mode::Normal, ending: Ending::Cancelled, .. } => &[
+            "MIGRATION(setup)",
+            "[MIGRATION(active)]",
+            PASSES,
+            "[MIGRATION(cancelling)]",
+            "MIGRATION(cancelled)",
+        ],
         Action::Update { ending: Ending::Cancelled, .. } => {
             &["MIGRATION(setup)", "[MIGRATION(cancelling)]", "MIGRATION(cancelled)"]
         }
+        Action::Update { mode: Mode::Normal, ending: Ending::Failed(_), .. } => &[
+            "MIGRATION(setup)",
+            "MIGRATION(active)",
+            PASSES,
+            "STOP",
+            "[MIGRATION(device)]",
+            "[MIGRATION(failing)]",
+            "MIGRATION(failed)",
+            "RESUME",
+        ],
         Action::Update { ending, .. } if across_exec == AcrossExec::Recreated => recreated(ending),
         Action::Update { ending, .. } => match ending {
             Ending::Completed => &[
@@ -188,16 +214,29 @@ fn recreated(ending: &Ending) -> &'static [Pattern] {
     }
 }
 
+/// What a pattern stands for.
+struct Expected<'a> {
+    name: &'a str,
+    optional: bool,
+    repeats: bool,
+}
+
+impl<'a> Expected<'a> {
+    fn of(pattern: &'a str) -> Self {
+        let once = pattern.strip_suffix('*');
+        let name = once.unwrap_or(pattern).trim_start_matches('[').trim_end_matches(']');
+        Self { name, optional: pattern.starts_with('['), repeats: once.is_some() }
+    }
+}
+
 fn fits(wanted: &[Pattern], seen: &[String]) -> bool {
     let mut seen = seen.iter().peekable();
     for pattern in wanted {
-        let name = pattern.trim_start_matches('[').trim_end_matches(']');
-        let optional = name != *pattern;
-        if seen.peek().is_some_and(|s| *s == name) {
-            seen.next();
-        } else if !optional {
+        let Expected { name, optional, repeats } = Expected::of(pattern);
+        if seen.next_if(|seen| *seen == name).is_none() && !optional {
             return false;
         }
+        while repeats && seen.next_if(|seen| *seen == name).is_some() {}
     }
     seen.next().is_none()
 }
@@ -262,7 +301,7 @@ mod tests {
     ) {
         let ending = if completed { Ending::Completed } else { Ending::Failed(String::new()) };
         let action = Action::Update {
-            mode: crate::scenario::Mode::CprExec,
+            mode: Mode::CprExec,
             expect: crate::scenario::Expect::Any,
             ending,
             culprit: String::new(),
@@ -286,6 +325,9 @@ mod tests {
     #[case(&["A", "[B]", "C"], "A B", false)]
     #[case(&["A", "[B]", "C"], "A C B", false)]
     #[case(&["A"], "A A", false)]
+    #[case(&["A", "[B]*", "C"], "A B B B C", true)]
+    #[case(&["A", "[B]*", "C"], "A C", true)]
+    #[case(&["A", "[B]*", "C"], "A C B", false)]
     #[case(&[], "A", false)]
     fn bracketed_events_are_optional(
         #[case] wanted: &[&'static str],

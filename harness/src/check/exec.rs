@@ -7,7 +7,6 @@
 use super::{Action, Check, Ending, Scene, outcome};
 use crate::check::expected::Moment;
 use crate::observe::image::Image;
-use crate::scenario::Mode;
 
 /// The `exec` check.
 pub const CHECK: Check = Check {
@@ -28,7 +27,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
         as_before(was, &transfer.image, false).map_err(|why| format!("the former VMM: {why}"))?;
         return started(is, scene.arguments);
     }
-    if let Action::Update { mode: Mode::CprTransfer, .. } = scene.action {
+    if let Action::Update { mode, .. } = scene.action
+        && mode.moves()
+    {
         return as_before(was, is, false);
     }
     if let Some(Ending::Refused(_)) = scene.action.ending() {

@@ -13,7 +13,7 @@ use crate::scenario::Keeper;
 /// The `fds` check.
 pub const CHECK: Check = Check {
     name: "fds",
-    claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets; in a new process the same memfds, and as many of every other kind",
+    claim: "the same descriptors with the same numbers, targets, inodes, flags and offsets; in a new process as many of every kind, and in a transfer the same memfds",
     run,
 };
 
@@ -53,7 +53,7 @@ fn of_new_vmm(scene: &Scene<'_>, before: &Observation, transfer: &Transfer) -> R
     let old = (then, &transfer.files, ram(before));
     let judged = poll_table(scene, |now| {
         let new = (now, scene.files, ram(scene.after));
-        let differences = transferred::descriptors(old, new, elsewhere);
+        let differences = transferred::descriptors(transfer.mode, old, new, elsewhere);
         let told: Vec<String> = differences
             .iter()
             .map(|(kind, was, is)| format!("there were {was} descriptors {kind}, now {is}"))

@@ -6,10 +6,12 @@ use std::time::Duration;
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::observe::files::Files;
 use crate::observe::image::Image;
 use crate::observe::process::Stat;
+use crate::scenario::Mode;
 
 /// Name of the event that a VM continues in another process.
 pub const CONTINUED: &str = "X_CPR_CONTINUED";
@@ -20,7 +22,7 @@ pub enum Handover {
     /// The process in which it was before; an update by exec keeps it.
     #[default]
     SameProcess,
-    /// That of a new VMM, which was started for the update (`cpr-transfer`).
+    /// That of a new VMM, which was started for the update.
     NewProcess(Box<Transfer>),
     /// Its keeper's process, because its own process died.
     Revived(Box<Revival>),
@@ -48,6 +50,10 @@ impl Handover {
 /// reported the update as completed, before it was told to quit.
 #[derive(Clone, Debug)]
 pub struct Transfer {
+    /// The mode of the update.
+    pub mode: Mode,
+    /// Whether the new VMM was started after the former one had ended.
+    pub later: bool,
     /// The former process, as it was when started.
     pub former: Stat,
     /// Its command line and auxiliary vector.
@@ -58,6 +64,8 @@ pub struct Transfer {
     pub run_state: RunState,
     /// The status in its `query-migrate`.
     pub migration: Option<String>,
+    /// The statistics of RAM there.
+    pub ram: Value,
     /// How long its vCPUs' threads ran on a CPU while they were watched.
     pub vcpus_ran: Option<Duration>,
     /// Its events from the start of the step until then.

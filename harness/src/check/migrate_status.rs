@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Check, Scene};
+use crate::scenario::{Mode, Vm};
 
 /// The `migrate_status` check.
 pub const CHECK: Check = Check {
@@ -17,6 +18,12 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     {
         let told = transfer.migration.as_deref().unwrap_or("nothing");
         return Err(format!("query-migrate of the former VMM says {told}, must be completed"));
+    }
+    if let Some(transfer) = scene.handover.transfer()
+        && transfer.mode == Mode::Normal
+    {
+        copied(&transfer.ram, scene.vm.memory.0)
+            .map_err(|why| format!("query-migrate of the former VMM: {why}: {}", transfer.ram))?;
     }
     let migrate = &scene.after.migrate;
     let status = migrate.get("status").and_then(Value::as_str);
@@ -36,16 +43,41 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     let blocked = migrate.get("blocked-reasons").and_then(Value::as_array);
     let blocked: Vec<&str> = blocked.into_iter().flatten().filter_map(Value::as_str).collect();
-    // A migration in mode `normal`, which is the default, copies RAM.
-    let copies = scene.after.parameters.get("mode").and_then(Value::as_str) == Some("normal");
-    let blocks = !scene.vm.share && scene.dialect.private_ram_blocks && !copies;
+    let mode = scene.after.parameters.get("mode").and_then(Value::as_str).unwrap_or_default();
+    let blocks = scene.dialect.private_ram_blocks && would_lose_ram(mode, scene.vm);
     if blocks == blocked.is_empty() {
         return Err(format!(
-            "RAM is {}, and query-migrate lists these blockers in this mode: {blocked:?}",
-            if scene.vm.share { "shared" } else { "private" }
+            "RAM is {}, and query-migrate lists these blockers in mode {mode}: {blocked:?}",
+            match scene.vm {
+                Vm { memory_file: true, .. } => "in a file",
+                Vm { share: true, .. } => "shared",
+                _ => "private",
+            }
         ));
     }
     if scene.action.updated() { parameters(&scene.after.parameters) } else { Ok(()) }
+}
+
+/// Checks the statistics of a VMM that has copied `bytes` of RAM.
+fn copied(ram: &Value, bytes: u64) -> Result<(), &'static str> {
+    let number = |name: &str| ram.get(name).and_then(Value::as_u64);
+    match () {
+        () if number("remaining") != Some(0) => Err("`remaining` must be 0"),
+        () if number("total") < Some(bytes) => Err("`total` is less than the guest has"),
+        () if number("transferred") < Some(1) => Err("`transferred` must not be 0"),
+        () if number("dirty-sync-count") < Some(1) => Err("`dirty-sync-count` must not be 0"),
+        () => Ok(()),
+    }
+}
+
+/// Whether RAM of `vm` would be lost in this mode.
+fn would_lose_ram(mode: &str, vm: &Vm) -> bool {
+    match mode {
+        // RAM is copied.
+        "normal" => false,
+        "cpr-reboot" => !vm.memory_file,
+        _ => !vm.share,
+    }
 }
 
 /// Checks that a successful update has reset the parameters.
@@ -53,6 +85,12 @@ fn parameters(parameters: &Value) -> Result<(), String> {
     let mode = parameters.get("mode").and_then(Value::as_str);
     if mode != Some("normal") {
         return Err(format!("after an update `mode` is {mode:?}, must be \"normal\""));
+    }
+    for (name, default) in [("downtime-limit", 300), ("max-bandwidth", 128 << 20)] {
+        let is = parameters.get(name).and_then(Value::as_u64);
+        if is.is_some_and(|is| is != default) {
+            return Err(format!("after an update `{name}` is {is:?}, must be {default}"));
+        }
     }
     match parameters.get("cpr-exec-command") {
         None => Ok(()),

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Action, Check, Scene};
 use crate::backend::ExecState;
 use crate::observe::facts::{Change, Facts};
-use crate::observe::fds::FdTable;
+use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::name_of;
 use crate::observe::process_facts;
@@ -80,7 +80,10 @@ fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
 fn check_invariants(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
     // After a step in the same process the check `fds` covers this.
     let compared = scene.before.filter(|_| scene.handover.transfer().is_none());
-    let inherited = fds.iter().find(|fd| fd.number > STANDARD && !fd.close_on_exec);
+    let kept = !scene.dialect.ram_file_close_on_exec;
+    let exempt = |fd: &Descriptor| kept && fd.target == scene.files.ram;
+    let lacks = |fd: &&Descriptor| fd.number > STANDARD && !fd.close_on_exec && !exempt(fd);
+    let inherited = fds.iter().find(lacks);
     if let (None, Some(fd)) = (compared, inherited) {
         return Err(format!("descriptor {fd} lacks close-on-exec"));
     }

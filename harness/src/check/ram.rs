@@ -2,33 +2,49 @@
 
 use super::{Action, Check, Scene};
 use crate::observe::frames;
-use crate::scenario::Pages;
+use crate::scenario::{Mode, Pages};
 
 /// The `ram` check.
 pub const CHECK: Check = Check {
     name: "ram",
-    claim: "RAM is the same file in the same page frames, and unchanged while the guest is stopped",
+    claim: "RAM is the same file in the same page frames, unless the mode copies it, and unchanged while the guest is stopped",
     run,
 };
 
 fn run(scene: &Scene<'_>) -> Result<(), String> {
+    match &scene.after.ram.file {
+        Some(file) if scene.vm.memory_file && file.target != scene.files.ram => {
+            return Err(format!("guest RAM is {file}, must be {}", scene.files.ram));
+        }
+        _ => {}
+    }
     let Some(before) = scene.before else { return Ok(()) };
     let after = scene.after;
-    if let (Some(old), Some(new)) = (&before.ram.file, &after.ram.file) {
+    let transfer = scene.handover.transfer();
+    let copied = transfer.is_some_and(|transfer| transfer.mode == Mode::Normal);
+    if let (Some(old), Some(new), false) = (&before.ram.file, &after.ram.file, copied) {
         if old.inode != new.inode {
             return Err(format!(
                 "guest RAM is another file: was {old} (inode {}), is {new} (inode {})",
                 old.inode.1, new.inode.1
             ));
         }
-        if old.number != new.number && scene.handover.transfer().is_none() {
+        if old.number != new.number && transfer.is_none() {
             return Err(format!("the descriptor of guest RAM was {old}, is {new}"));
         }
     }
-    let booted = before.mailbox.ready && after.mailbox.ready;
-    let must = must_see(booted && frames::are_shown(), scene.vm.share, scene.vm.pages);
-    let (seen, moved) = frames::compare(&before.ram.frames, &after.ram.frames);
-    judge_frames(seen, moved, must, scene.vm.pages)?;
+    if let (Some(old), Some(new), true) = (&before.ram.file, &after.ram.file, copied)
+        && old.inode == new.inode
+    {
+        return Err(format!("guest RAM was to be copied, and is still {old}"));
+    }
+    // The kernel may reclaim page frames of a file that no VMM maps, and a copy has its own.
+    if transfer.is_none_or(|transfer| transfer.mode == Mode::CprTransfer) {
+        let booted = before.mailbox.ready && after.mailbox.ready;
+        let must = must_see(booted && frames::are_shown(), scene.vm.share, scene.vm.pages);
+        let (seen, moved) = frames::compare(&before.ram.frames, &after.ram.frames);
+        judge_frames(seen, moved, must, scene.vm.pages)?;
+    }
     // A reset while the guest is stopped may load the kernel again.
     if scene.action.resets() || *scene.action == Action::Boot {
         return Ok(());

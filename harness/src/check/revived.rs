@@ -3,6 +3,7 @@
 use super::handover::CONTINUED;
 use super::{Action, Scene};
 use crate::observe::qmp::label;
+use crate::scenario::Mode;
 
 const FAILED: &str = "MIGRATION(failed)";
 
@@ -16,6 +17,9 @@ const UPDATE: [&str; 6] = [
     "MIGRATION(completed)",
 ];
 
+/// The same in mode `normal`, without the passes over RAM.
+const COPY: [&str; 4] = ["MIGRATION(setup)", "MIGRATION(active)", "STOP", "MIGRATION(device)"];
+
 /// Whether the first client saw valid events.
 pub(super) fn fits(scene: &Scene<'_>) -> bool {
     let seen: Vec<String> = scene.events.iter().map(label).collect();
@@ -28,24 +32,35 @@ pub(super) fn fits(scene: &Scene<'_>) -> bool {
 ///
 /// A process may have been killed just before or just after it sent its last event: both are valid.
 pub fn check(action: &Action, ran: bool, seen: &[String]) -> Result<(), String> {
-    let exact = exactly(action, ran, seen);
+    let (copies, seen) = match action {
+        Action::Update { mode: Mode::Normal, .. } => (true, without_passes(seen)),
+        _ => (false, seen.to_vec()),
+    };
+    let (update, seen) = (update(ran, copies), seen.as_slice());
+    let exact = exactly(action, &update, seen);
     let (Err(_), Action::Killed { in_update: true }) = (&exact, action) else { return exact };
     let Some(at) = seen.iter().position(|event| event == CONTINUED) else { return exact };
     let at = at - usize::from(at > 0 && seen[at - 1] == FAILED);
     let (before, rest) = seen.split_at(at);
-    let next = update(ran).get(before.len()).map(|event| (*event).to_owned());
+    let next = update.get(before.len()).map(|event| (*event).to_owned());
     let sent_more = before.split_last().map(|(_, fewer)| fewer.to_vec());
     let sent_less = next.map(|next| [before, &[next]].concat());
     let may_be =
-        |before: Vec<String>| exactly(action, ran, &[before.as_slice(), rest].concat()).is_ok();
+        |before: Vec<String>| exactly(action, &update, &[before.as_slice(), rest].concat()).is_ok();
     if sent_more.into_iter().chain(sent_less).any(may_be) { Ok(()) } else { exact }
 }
 
-fn update(ran: bool) -> Vec<&'static str> {
-    UPDATE.into_iter().filter(|event| ran || event.starts_with("MIGRATION")).collect()
+fn without_passes(seen: &[String]) -> Vec<String> {
+    seen.iter().filter(|event| *event != "MIGRATION_PASS").cloned().collect()
 }
 
-fn exactly(action: &Action, ran: bool, seen: &[String]) -> Result<(), String> {
+/// All events of an update of a guest that `ran`, which copies RAM or not.
+fn update(ran: bool, copies: bool) -> Vec<&'static str> {
+    let all: &[&str] = if copies { &COPY } else { &UPDATE };
+    all.iter().copied().filter(|event| ran || event.starts_with("MIGRATION")).collect()
+}
+
+fn exactly(action: &Action, update: &[&str], seen: &[String]) -> Result<(), String> {
     let wrong = |why: &str| Err(format!("in a revival {why}; saw the events [{}]", seen.join(" ")));
     if seen.iter().filter(|event| *event == CONTINUED).count() != 1 {
         return wrong("X_CPR_CONTINUED must come once");
@@ -63,8 +78,7 @@ fn exactly(action: &Action, ran: bool, seen: &[String]) -> Result<(), String> {
     {
         (after, failures) = (rest, failures + 1);
     }
-    let update = update(ran);
-    let begins = before.len() <= update.len() && before.iter().zip(&update).all(|(a, b)| a == b);
+    let begins = before.len() <= update.len() && before.iter().zip(update).all(|(a, b)| a == b);
     if !begins {
         return wrong("an update must break off before it");
     }
@@ -128,7 +142,7 @@ mod tests {
         #[case] allowed: bool,
     ) {
         let seen: Vec<String> = seen.split_whitespace().map(full).collect();
-        let checked = exactly(&Action::Killed { in_update: true }, ran, &seen);
+        let checked = exactly(&Action::Killed { in_update: true }, &update(ran, false), &seen);
         assert_eq!(checked.is_ok(), allowed, "{checked:?}");
     }
 

@@ -1,4 +1,4 @@
-//! Requirements of several checks for a VM that is in the process of a new VMM (`cpr-transfer`):
+//! Requirements of several checks for a VM that has moved to the process of a new VMM:
 //! what the former VMM must have shown, and how the new one's descriptors follow from its.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use super::handover::Transfer;
 use crate::observe::fds::{Descriptor, FdTable};
 use crate::observe::files::Files;
 use crate::observe::qmp::label;
+use crate::scenario::Mode;
 
 /// Prefix of the targets of memfds.
 const MEMFD: &str = "/memfd:";
@@ -15,9 +16,12 @@ const MEMFD: &str = "/memfd:";
 /// The highest of the standard descriptors, which an operator gives to each VMM.
 const STANDARD: i32 = 2;
 
-/// The events of the former VMM in a completed update of a guest that `ran`; one in brackets is
-/// optional.
-const FORMER: [&str; 6] = [
+/// The passes in which RAM is copied, as a pattern of the check `events`.
+pub const PASSES: &str = "[MIGRATION_PASS]*";
+
+/// The events of the former VMM in a completed update of a guest that ran, if the guest is stopped
+/// first; one in brackets is optional.
+const STOPPED_FIRST: [&str; 6] = [
     "MIGRATION(setup)",
     "STOP",
     "MIGRATION(active)",
@@ -26,12 +30,24 @@ const FORMER: [&str; 6] = [
     "MIGRATION(completed)",
 ];
 
+/// The same if RAM is copied while the guest runs.
+const COPIED_FIRST: [&str; 7] = [
+    "MIGRATION(setup)",
+    "MIGRATION(active)",
+    "MIGRATION_PASS",
+    PASSES,
+    "STOP",
+    "MIGRATION(device)",
+    "MIGRATION(completed)",
+];
+
 /// The events of the new VMM: its clients may connect after the guest has resumed.
 const NEW: [&str; 1] = ["[RESUME]"];
 
-/// Returns the patterns of the events that the former VMM must have sent.
-pub fn former_events(ran: bool) -> Vec<&'static str> {
-    FORMER.into_iter().filter(|event| ran || *event != "STOP").collect()
+/// Returns the patterns of the events that the former VMM must have sent in an update of this mode.
+pub fn former_events(mode: Mode, ran: bool) -> Vec<&'static str> {
+    let all: &[_] = if mode == Mode::Normal { &COPIED_FIRST } else { &STOPPED_FIRST };
+    all.iter().copied().filter(|event| ran || *event != "STOP").collect()
 }
 
 /// Returns the patterns of the events that the new VMM must have sent.
@@ -60,10 +76,12 @@ pub fn same_events(transfer: &Transfer) -> Result<(), String> {
 pub type Owned<'a> = (&'a FdTable, &'a Files, Option<(u64, u64)>);
 
 /// Returns the differences between the descriptors of a former VMM, whose files are `then`, and of
-/// the new one, whose files are `now`: as many of each kind, whatever their numbers. A memfd must be
-/// the same file, since it is memory that was handed over; the check `ram` judges that of guest RAM,
-/// which is the last part of each. `elsewhere` says what else another check judges.
+/// the new one, whose files are `now`: as many of each kind, whatever their numbers. In a
+/// `cpr-transfer` a memfd must be the same file, since it is memory that was handed over; the check
+/// `ram` judges that of guest RAM, which is the last part of each. `elsewhere` says what else another
+/// check judges.
 pub fn descriptors(
+    mode: Mode,
     (before, then, old_ram): Owned<'_>,
     (after, now, new_ram): Owned<'_>,
     elsewhere: impl Fn(&Descriptor) -> bool,
@@ -71,7 +89,7 @@ pub fn descriptors(
     let kinds = |table: &FdTable, files: &Files, ram: Option<(u64, u64)>| {
         let kind = |fd: &Descriptor| match ram == Some(fd.inode) {
             true => "of guest RAM".to_owned(),
-            false => kind(fd, files),
+            false => kind(mode, fd, files),
         };
         let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
         for fd in table.iter().filter(|fd| fd.number > STANDARD && !elsewhere(fd)) {
@@ -87,12 +105,14 @@ pub fn descriptors(
 }
 
 /// What a descriptor is, whatever its number and the number of its VMM.
-fn kind(fd: &Descriptor, files: &Files) -> String {
+fn kind(mode: Mode, fd: &Descriptor, files: &Files) -> String {
     let inherited = if fd.close_on_exec { "" } else { " without close-on-exec" };
     let kind = match fd.socket_path.as_deref() {
         Some("") => "of socket pairs".to_owned(),
         Some(path) => files.plain_path(path),
-        None if fd.target.starts_with(MEMFD) => format!("{} inode {}", fd.target, fd.inode.1),
+        None if fd.target.starts_with(MEMFD) && mode == Mode::CprTransfer => {
+            format!("{} inode {}", fd.target, fd.inode.1)
+        }
         None if fd.is_anonymous() => fd.target.clone(),
         // The number of a pipe or of another socket is its inode.
         None => match fd.target.split_once(":[") {
@@ -112,6 +132,7 @@ mod tests {
         Files {
             kernel: file("guest"),
             initrd: None,
+            ram: file("ram"),
             qmp: file(&format!("qmp{suffix}.sock")),
             serial: file("serial.log"),
             serial_socket: file(&format!("serial{suffix}.sock")),
@@ -140,7 +161,7 @@ mod tests {
         FdTable((3..).zip(fds).map(fd).collect())
     }
 
-    fn differences(after: &[(&str, u64)]) -> String {
+    fn differences(mode: Mode, after: &[(&str, u64)]) -> String {
         let before = table(&[
             ("/memfd:ram (deleted)", 1),
             ("/memfd:rom (deleted)", 6),
@@ -151,7 +172,7 @@ mod tests {
         ]);
         let (first, third) = (files(""), files("-3"));
         let old = (&before, &first, Some((1, 1)));
-        let found = descriptors(old, (&table(after), &third, Some((1, 1))), |_| false);
+        let found = descriptors(mode, old, (&table(after), &third, Some((1, 1))), |_| false);
         let text = found.into_iter().map(|(kind, was, is)| format!("{kind}: {was}, {is}"));
         text.collect::<Vec<_>>().join("; ")
     }
@@ -166,17 +187,21 @@ mod tests {
             ("unix /w/qmp-3.sock", 7),
             ("/memfd:rom (deleted)", 6),
         ];
-        assert_eq!(differences(&same), "");
+        assert_eq!(differences(Mode::CprTransfer, &same), "");
         let leaked = [&same[..], &[("unix /w/cpr-3.sock", 10)]].concat();
-        assert_eq!(differences(&leaked), "/w/cpr-3.sock: 0, 1");
+        assert_eq!(differences(Mode::CprTransfer, &leaked), "/w/cpr-3.sock: 0, 1");
         let copied = [&same[..5], &[("/memfd:rom (deleted)", 9)]].concat();
         let told = "/memfd:rom (deleted) inode 6: 1, 0; /memfd:rom (deleted) inode 9: 0, 1";
-        assert_eq!(differences(&copied), told);
+        assert_eq!(differences(Mode::CprTransfer, &copied), told);
+        assert_eq!(differences(Mode::Normal, &copied), "");
     }
 
     #[test]
     fn a_stopped_guest_is_neither_stopped_nor_resumed() {
-        assert!(former_events(true).contains(&"STOP") && !former_events(false).contains(&"STOP"));
+        for mode in [Mode::CprTransfer, Mode::CprReboot, Mode::Normal] {
+            let stops = |ran| former_events(mode, ran).contains(&"STOP");
+            assert!(stops(true) && !stops(false));
+        }
         assert_eq!((new_events(true), new_events(false)), (&NEW[..], &[][..]));
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgMatches, Args, Subcommand};
+use clap::{ArgMatches, Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::setup::{Ready, try_out};
@@ -19,8 +19,8 @@ use crate::observe::patience::Patience;
 use crate::process::signals::Ending;
 use crate::report::stdout::say;
 use crate::run::Options;
-use crate::scenario::Pages;
 use crate::scenario::size::Size;
+use crate::scenario::{Mode, Pages};
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -51,12 +51,33 @@ pub(super) struct Bench {
     /// Updates after each boot.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     updates: u32,
+    /// Mode of the updates: `cpr-exec`, `cpr-transfer`, or `normal` to a Unix socket; can be repeated.
+    #[arg(long, value_name = "MODE", default_values_t = [BenchMode::CprExec], value_enum)]
+    mode: Vec<BenchMode>,
     /// Write all measurements to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Folder for evidence.
     #[arg(long, default_value = "evidence", value_name = "DIR")]
     evidence: PathBuf,
+}
+
+/// The modes whose blackout is that of an update. In `cpr-reboot` an operator decides how long it is.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BenchMode {
+    CprExec,
+    CprTransfer,
+    Normal,
+}
+
+impl BenchMode {
+    fn mode(self) -> Mode {
+        match self {
+            Self::CprExec => Mode::CprExec,
+            Self::CprTransfer => Mode::CprTransfer,
+            Self::Normal => Mode::Normal,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -109,19 +130,27 @@ fn run(bench: &Bench, arguments: &[Vec<String>]) -> Result<ExitCode, CliError> {
     }
     let ready = Ready::new(&bench.evidence, Ending::AtOnce)?;
     let starting = Starting::of(bench.qemu.clone());
-    let options = |(index, name): (usize, &String)| {
+    let vmms = bench.vmm.iter().enumerate();
+    let pairs = vmms.flat_map(|vmm| bench.mode.iter().map(move |mode| (vmm, mode.mode())));
+    let options = |((index, name), mode): ((usize, &String), Mode)| {
         let arguments = &arguments[index];
         let backend = candidate(name, &starting, arguments)?;
-        let evidence = bench.evidence.join(format!("bench/{index}-{}", backend.name()));
+        let name_of_mode = mode.name();
+        let folder = format!("bench/{index}-{}-{name_of_mode}", backend.name());
+        let evidence = bench.evidence.join(folder);
         // A missing measurement is an error here, so wait longer than a test would.
         let patience = Patience { measure: Duration::from_secs(20), ..Patience::default() };
         let vmm_option = candidate_option(name, &*backend, &starting, arguments);
         let options = ready.options(backend, evidence, vmm_option);
         let options = Options { audits: false, patience, ..options };
-        Ok(Candidate { name: name.clone(), options })
+        // As before there were other modes, so that older results can be compared.
+        let name = match bench.mode[..] {
+            [BenchMode::CprExec] => name.clone(),
+            _ => format!("{name} {name_of_mode}"),
+        };
+        Ok(Candidate { name, options, mode })
     };
-    let candidates =
-        bench.vmm.iter().enumerate().map(options).collect::<Result<Vec<_>, CliError>>()?;
+    let candidates = pairs.map(options).collect::<Result<Vec<_>, CliError>>()?;
     bench.qemu.check(candidates.iter().map(|candidate| &*candidate.options.backend))?;
     // The floor needs KVM, and is only comparable with VMMs that use it.
     let floor = Path::new("/dev/kvm").exists()

@@ -79,7 +79,7 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         // Only for VMs that have a keeper from boot on, and steps that end the VMM.
         Step::KillVmm(_) | Step::EndBy(_) => false,
         // Used only by benches.
-        Step::Measure => false,
+        Step::Measure(_) => false,
         Step::Soak(_) => updates && runs && guest.host.is_none(),
         Step::Interrupt(interrupt) => updates && interrupts(model, state, interrupt),
         Step::Race(commands) => races(model, state, commands),

@@ -194,7 +194,7 @@ impl Model {
                 self.updated(&mut state, &Expect::Completed);
                 cont(&mut state);
             }
-            Step::Soak(_) | Step::Measure => self.updated(&mut state, &Expect::Completed),
+            Step::Soak(_) | Step::Measure(_) => self.updated(&mut state, &Expect::Completed),
             Step::Interrupt(interrupt) => {
                 (state.patient, state.command_left) = (true, true);
                 let early = interrupt.point == REHEARSING;

@@ -11,6 +11,8 @@ pub struct Files {
     pub kernel: String,
     /// Its initramfs, if it has one.
     pub initrd: Option<String>,
+    /// The file with guest RAM, if it is in a file with a name.
+    pub ram: String,
     /// The QMP socket.
     pub qmp: String,
     /// The file with the output of the guest's serial port.
@@ -39,6 +41,13 @@ impl Files {
             suffix,
             ..self.clone()
         }
+    }
+
+    /// These files with other RAM: a copy, made in update `number`.
+    pub fn with_copied_ram(mut self, number: u32) -> Self {
+        let folder = Path::new(&self.ram).parent().unwrap_or_else(|| Path::new(""));
+        self.ram = folder.join(format!("guest-{number}.ram")).to_string_lossy().into_owned();
+        self
     }
 
     /// The sockets that the VMM of `vm` listens on.
@@ -88,6 +97,7 @@ mod tests {
         let first = Files {
             kernel: file("guest.elf"),
             initrd: None,
+            ram: file("guest.ram"),
             qmp: file("qmp.sock"),
             serial: file("serial.log"),
             serial_socket: file("serial.sock"),
@@ -99,6 +109,9 @@ mod tests {
         assert_eq!((&*third.qmp, &*third.pid_file), ("/a.b/qmp-3.sock", "/a.b/vmm-3.pid"));
         assert_eq!((&third.serial, &third.kernel), (&first.serial, &first.kernel));
         assert_eq!(third.for_update(12).log, "/a.b/vmm-12.log");
+        assert_eq!(third.ram, first.ram);
+        assert_eq!(third.with_copied_ram(3).with_copied_ram(4).ram, "/a.b/guest-4.ram");
+        let third = first.for_update(3);
         assert_eq!(third.plain_path("/a.b/qmp-3.sock-2"), "/a.b/qmp.sock-2");
         assert_eq!(third.plain_path("vmm-3.log mode"), "vmm.log mode");
         assert_eq!(third.plain_path("/a.b/state-3"), "/a.b/state-3");

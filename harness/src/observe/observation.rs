@@ -141,7 +141,8 @@ impl Observation {
         let executable = Executable::of(pid)?;
         let image = Image::of(pid)?;
         let fds = FdTable::read(pid)?;
-        let ram = Ram::find(pid, subject.ram_bytes, subject.ram_shared, &fds)?;
+        let Subject { ram_bytes, ram_shared, files, .. } = subject;
+        let ram = Ram::find(pid, ram_bytes, ram_shared, &files.ram, &fds)?;
         let digest = if subject.stopped { ram.digest()? } else { None };
         let page = ram.mailbox()?;
         let mailbox = page.read().map_err(|source| ObserveError::Mailbox { pid, source })?;

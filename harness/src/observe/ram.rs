@@ -57,11 +57,18 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Finds `bytes` of RAM in process `pid`, whose descriptors are `fds`.
-    pub fn find(pid: i32, bytes: u64, shared: bool, fds: &FdTable) -> Result<Self, RamError> {
+    /// Finds `bytes` of RAM in process `pid`, whose descriptors are `fds`. Shared RAM is in a memfd,
+    /// or in the file `named`.
+    pub fn find(
+        pid: i32,
+        bytes: u64,
+        shared: bool,
+        named: &str,
+        fds: &FdTable,
+    ) -> Result<Self, RamError> {
         let maps = maps::read(pid)?;
         let found =
-            if shared { find_shared(bytes, fds, &maps) } else { find_private(bytes, &maps) };
+            if shared { find_shared(bytes, named, fds, &maps) } else { find_private(bytes, &maps) };
         let (file, mappings) = found.ok_or(RamError::NotFound {
             pid,
             bytes,
@@ -120,10 +127,12 @@ fn blank_mailbox(part: &mut [u8], start: u64) {
 
 fn find_shared(
     bytes: u64,
+    named: &str,
     fds: &FdTable,
     maps: &[Mapping],
 ) -> Option<(Option<Descriptor>, Vec<Mapping>)> {
-    fds.iter().filter(|fd| fd.size == bytes && fd.target.contains("(deleted)")).find_map(|fd| {
+    let of_ram = |fd: &&Descriptor| fd.target.contains("(deleted)") || fd.target == named;
+    fds.iter().filter(|fd| fd.size == bytes).filter(of_ram).find_map(|fd| {
         let of_file = maps.iter().filter(|m| m.shared && m.writable && m.inode == fd.inode.1);
         let mut mappings: Vec<Mapping> = of_file.cloned().collect();
         mappings.sort_by_key(|m| m.offset);

@@ -29,6 +29,8 @@ pub const CASE: &str = "case.toml";
 pub const VERDICT: &str = "verdict.json";
 /// The VMM's log.
 pub const VMM_LOG: &str = "vmm.log";
+/// The name of the file with guest RAM, in the folder of the case.
+const RAM: &str = "guest.ram";
 
 /// The size limits during a soak: of each of the two timeline files, and of each log.
 const TIMELINE_BYTES: usize = 8 << 20;
@@ -98,6 +100,7 @@ impl Evidence {
         Ok(Files {
             kernel: utf8(kernel)?,
             initrd: initrd.map(utf8).transpose()?,
+            ram: utf8(&work.join(RAM))?,
             qmp: utf8(&work.join("qmp.sock"))?,
             serial: utf8(&self.folder.join("serial.log"))?,
             serial_socket: utf8(&work.join("serial.sock"))?,

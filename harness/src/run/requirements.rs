@@ -13,8 +13,8 @@ use crate::run::update::{command, mounts};
 use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Mode, Pages, Ring,
-    Seccomp, Step,
+    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Ring, Seccomp,
+    Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
@@ -181,8 +181,8 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
     let revived = matches!(migrate.expect, Expect::Revived | Expect::Survives);
     let keeper = revived.then_some(Feature::Keeper);
-    let transfer = (migrate.mode == Mode::CprTransfer).then_some(Feature::Transfer);
-    [of_command, of_fault, rehearses, deadline, keeper, transfer].into_iter().flatten()
+    let mode = migrate.mode.moves().then_some(Feature::Mode(migrate.mode));
+    [of_command, of_fault, rehearses, deadline, keeper, mode].into_iter().flatten()
 }
 
 fn is_mounting(step: &Step) -> bool {

@@ -13,6 +13,7 @@ mod look;
 pub mod measured;
 pub mod own_binary;
 pub mod refusal;
+mod restart;
 pub mod revival;
 pub mod soak;
 pub mod steps;

@@ -20,9 +20,10 @@ impl Migrate {
         if !vm.share {
             wrong.push("RAM is private".to_owned());
         }
-        if self.mode == Mode::CprTransfer {
-            wrong.push(self.new_vmm());
+        if matches!(self.mode, Mode::CprReboot | Mode::Normal) {
+            wrong.push(format!("mode {}", self.mode.name()));
         }
+        wrong.extend(self.bad_new_vmm());
         if self.command != CommandKind::Good {
             wrong.push(format!("command {}", word(&self.command)));
         }
@@ -39,8 +40,8 @@ impl Migrate {
 impl Migrate {
     /// The update's command, or its channel if only the channel is bad.
     pub fn kind(&self) -> String {
-        if self.mode == Mode::CprTransfer {
-            return self.new_vmm();
+        if let Some(new_vmm) = self.bad_new_vmm() {
+            return new_vmm;
         }
         match (self.command, self.channel) {
             (CommandKind::Good, Channel::File) => word(&self.command),
@@ -51,10 +52,11 @@ impl Migrate {
 }
 
 impl Migrate {
-    fn new_vmm(&self) -> String {
+    fn bad_new_vmm(&self) -> Option<String> {
         match &self.new_vmm_fault {
-            Some(Inject { point, action }) => format!("new VMM with {action} at {point}"),
-            None => format!("new VMM {}", word(&self.new_vmm)),
+            Some(Inject { point, action }) => Some(format!("new VMM with {action} at {point}")),
+            None if self.new_vmm.is_default() => None,
+            None => Some(format!("new VMM {}", word(&self.new_vmm))),
         }
     }
 }
@@ -100,6 +102,7 @@ fn word(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::mode::NewVmm;
 
     #[test]
     fn every_cause_is_listed_in_scenario_terms() {
@@ -115,5 +118,10 @@ mod tests {
             "RAM is private, command eacces-directory, channel read-only, not rehearsed"
         );
         assert_eq!(Migrate::default().describe_failure(&Vm::default(), None), "nothing");
+        let (mode, new_vmm) = (Mode::Normal, NewVmm::OtherCpus);
+        let copy = Migrate { mode, channel: Channel::Unix, new_vmm, ..Migrate::default() };
+        let told = "mode normal, new VMM other-cpus, channel unix";
+        assert_eq!(copy.describe_failure(&Vm::default(), None), told);
+        assert_eq!(copy.kind(), "new VMM other-cpus");
     }
 }

@@ -1,4 +1,4 @@
-//! The mode of an update, and what the new VMM of a `cpr-transfer` is.
+//! The mode of an update, and what the new VMM in another process is.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,20 @@ use serde::{Deserialize, Serialize};
 use super::command_kind::CommandKind;
 
 /// The migration mode of an update.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// The VMM's process executes the new VMM.
@@ -14,6 +27,12 @@ pub enum Mode {
     CprExec,
     /// A new VMM in another process takes over through two sockets.
     CprTransfer,
+    /// The VMM saves the state and ends; a VMM that is started later continues the guest in its RAM,
+    /// which is in a file.
+    CprReboot,
+    /// RAM is copied: to a new VMM through a socket, or to a file from which a VMM that is started
+    /// later continues the guest.
+    Normal,
 }
 
 impl Mode {
@@ -22,6 +41,8 @@ impl Mode {
         match self {
             Self::CprExec => "cpr-exec",
             Self::CprTransfer => "cpr-transfer",
+            Self::CprReboot => "cpr-reboot",
+            Self::Normal => "normal",
         }
     }
 
@@ -29,16 +50,22 @@ impl Mode {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether the VM moves to another process.
+    pub fn moves(self) -> bool {
+        self != Self::CprExec
+    }
 }
 
-/// The new VMM that a `cpr-transfer` goes to, and what happens to it.
+/// The new VMM in another process, and what happens to it. If it is started after the old one has
+/// ended, any other than `good` must fail, and a good one follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NewVmm {
     /// The same VMM with the same arguments, which waits to take over.
     #[default]
     Good,
-    /// There is none: no process listens on the `cpr` channel.
+    /// There is none: no process listens on the channel.
     None,
     /// It is killed while it listens, before `migrate` is sent.
     KilledListening,

@@ -8,6 +8,7 @@ use super::interrupt::{Interrupt, Interruption};
 use super::kill::{EndBy, KillOutcome, KillVmm};
 use super::kill_in_update::KillInUpdate;
 use super::limit::Limit;
+use super::mode::Mode;
 use super::signal::SignalAt;
 use super::soak::Soak;
 use super::update::{Expect, Migrate};
@@ -40,8 +41,8 @@ pub enum Step {
     Serial(SerialAction),
     /// Update the VMM.
     Migrate(Migrate),
-    /// Update the VMM and watch the guest meanwhile.
-    Measure,
+    /// Update the VMM in this mode, and watch the guest meanwhile.
+    Measure(Mode),
     /// Inject a fault into the next update.
     Inject(Inject),
     /// Send an NMI to every vCPU.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::command_kind::{CommandKind, Errno};
 use super::fault::Inject;
 use super::mode::{Mode, NewVmm};
+use super::size::Size;
 
 /// An update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -15,10 +16,10 @@ pub struct Migrate {
     /// The migration mode.
     #[serde(default, skip_serializing_if = "Mode::is_default")]
     pub mode: Mode,
-    /// The new VMM of a `cpr-transfer`.
+    /// The new VMM in another process.
     #[serde(default, skip_serializing_if = "NewVmm::is_default")]
     pub new_vmm: NewVmm,
-    /// A fault of the new VMM of a `cpr-transfer`.
+    /// A fault of the new VMM in another process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_vmm_fault: Option<Inject>,
     /// The command to execute.
@@ -27,6 +28,9 @@ pub struct Migrate {
     /// The migration channel.
     #[serde(default)]
     pub channel: Channel,
+    /// How many bytes of RAM are copied per second at most (mode `normal`); none: as many as possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<Size>,
     /// Whether the VMM rehearses the command before the guest stops; none: the VMM's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<bool>,
@@ -49,11 +53,35 @@ impl Default for Migrate {
             new_vmm_fault: None,
             command: CommandKind::default(),
             channel: Channel::default(),
+            max_bandwidth: None,
             rehearsal: None,
             deadline_ms: None,
             expect: Expect::default(),
             repeat: one(),
         }
+    }
+}
+
+impl Migrate {
+    /// Whether the new VMM is started before the update, and waits for the VM; otherwise the command
+    /// starts it, or it is started once the old one has ended.
+    pub fn has_waiting_vmm(&self) -> bool {
+        match self.mode {
+            Mode::CprExec | Mode::CprReboot => false,
+            Mode::CprTransfer => true,
+            Mode::Normal => matches!(self.channel, Channel::Unix | Channel::Tcp),
+        }
+    }
+
+    /// Whether it is cancelled while it copies RAM.
+    pub fn is_cancelled_in_a_copy(&self) -> bool {
+        let copies = self.mode == Mode::Normal && self.new_vmm.is_default();
+        copies && self.expect == Expect::Cancelled
+    }
+
+    /// Whether the new VMM is not started by the update, but once the old one has ended.
+    pub fn has_later_vmm(&self) -> bool {
+        self.mode.moves() && !self.has_waiting_vmm()
     }
 }
 

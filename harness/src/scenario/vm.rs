@@ -42,6 +42,9 @@ pub struct Vm {
     /// Page size of RAM.
     #[serde(default)]
     pub pages: Pages,
+    /// Whether RAM is in a file, which outlives the VMM (mode `cpr-reboot`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_file: bool,
     /// What the serial port is connected to.
     #[serde(default, skip_serializing_if = "SerialKind::is_default")]
     pub serial: SerialKind,
@@ -84,6 +87,7 @@ impl Default for Vm {
             memory: Size::default(),
             share: yes(),
             pages: Pages::default(),
+            memory_file: false,
             serial: SerialKind::default(),
             paused: false,
             cmdline: String::new(),

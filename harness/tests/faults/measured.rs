@@ -14,7 +14,7 @@ use libtest_mimic::Trial;
 const MEASURE: &str = r#"
 summary = "two updates, measured"
 vm = { guest = "pattern", cmdline = "words=1" }
-steps = ["boot", "measure", "measure", "quit"]
+steps = ["boot", { measure = "cpr-exec" }, { measure = "cpr-exec" }, "quit"]
 "#;
 
 const SOAK: &str = r#"

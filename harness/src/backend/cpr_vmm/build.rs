@@ -14,7 +14,7 @@ use crate::carry;
 use crate::observe::proc_error::ProcError;
 use crate::observe::process::Executable;
 use crate::observe::qmp::{Command as QmpCommand, Qmp, QmpFault};
-use crate::scenario::{Inject, Mode};
+use crate::scenario::{Channel, Inject, Migrate, Mode};
 
 /// An error of a query over QMP.
 #[derive(Debug, thiserror::Error)]
@@ -139,24 +139,29 @@ fn ask<T>(
     question(&mut process.qmp(&socket)?, process.pid(), folder.path())
 }
 
-/// What a VMM answers that does not support `cpr-transfer`; none if it does.
+/// What a VMM answers that does not support a mode.
 const UNSUPPORTED: &str = "not supported";
 
-/// Asks a VMM for a `cpr-transfer` to a new VMM that does not exist. Returns its answer if it says
+/// Asks a VMM to migrate in `mode` to a new VMM that does not exist. Returns its answer if it says
 /// that it does not support the mode.
-pub(super) fn refusal_of_transfer(binary: &Path, first: &[String]) -> io::Result<Option<String>> {
+pub(super) fn refusal_of(
+    mode: Mode,
+    binary: &Path,
+    first: &[String],
+) -> io::Result<Option<String>> {
     let refused = |answer: Result<Value, QmpFault>| match answer {
         Err(QmpFault::Refused { error, .. }) => Ok(Some(error.desc)),
         Err(other) => Err(AskError::from(other)),
         Ok(_) => Ok(None),
     };
     let asked = ask(binary, first, |qmp, _, folder| {
-        let mode = json!({ "mode": Mode::CprTransfer.name() });
-        if let Some(why) = refused(qmp.execute(QmpCommand::new("migrate-set-parameters", mode)))? {
+        let name = json!({ "mode": mode.name() });
+        if let Some(why) = refused(qmp.execute(QmpCommand::new("migrate-set-parameters", name)))? {
             return Ok(Some(why));
         }
-        let channels = Channels::new(folder, 0).migrate();
-        let why = refused(qmp.execute(QmpCommand::new("migrate", channels)))?;
+        let nowhere = Migrate { mode, channel: Channel::Unix, ..Migrate::default() };
+        let channels = Channels::waiting(&nowhere, folder, 0)?;
+        let why = refused(qmp.execute(QmpCommand::new("migrate", channels.migrate())))?;
         Ok(why.filter(|why| why.contains(UNSUPPORTED)))
     });
     Ok(asked?)

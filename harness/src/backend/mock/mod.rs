@@ -27,7 +27,7 @@ use clap::Parser;
 use super::{Backend, Channels, Dialect, Feature, Launch, cpr_vmm};
 use crate::carry;
 use crate::scenario::size::Size;
-use crate::scenario::{CommandKind, Inject, Keeper as Policy};
+use crate::scenario::{CommandKind, Inject, Keeper as Policy, Mode};
 pub use fault::Fault;
 
 /// The mock as a backend.
@@ -90,6 +90,9 @@ impl Backend for Mock {
             Feature::Log => Some("the mock logs to regular files only".into()),
             Feature::Linux => Some("the mock does not boot Linux".into()),
             Feature::QemuOptions => Some("the mock takes no options of QEMU".into()),
+            Feature::Mode(mode @ (Mode::CprReboot | Mode::Normal)) => {
+                Some(format!("the mock does not support {}", mode.name()))
+            }
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
             _ => None,
         }

@@ -25,10 +25,14 @@ pub(super) fn arguments(launch: Launch<'_>, setup: &Setup, second_qmp: &str) -> 
         }
     };
     let qmp = |path: &str| format!("unix:{},server=on,wait=off", escaped(path));
+    let memory = match vm.memory_file {
+        true => format!("memory-backend-file,id=ram,mem-path={}", escaped(&files.ram)),
+        false => "memory-backend-memfd,id=ram".to_owned(),
+    };
     let options = [
         ("-name", format!("guest={}", escaped(name))),
         ("-machine", format!("{machine},memory-backend=ram,aux-ram-share=on")),
-        ("-object", format!("memory-backend-memfd,id=ram,size={},share={share}{pages}", vm.memory)),
+        ("-object", format!("{memory},size={},share={share}{pages}", vm.memory)),
         ("-m", vm.memory.to_string()),
         ("-accel", setup.accelerator.to_string()),
         ("-cpu", setup.accelerator.cpu().into()),
@@ -44,7 +48,10 @@ pub(super) fn arguments(launch: Launch<'_>, setup: &Setup, second_qmp: &str) -> 
         ("-pidfile", files.pid_file.clone()),
     ];
     let plain = ["-nodefaults", "-no-user-config"].map(str::to_owned);
-    let valued = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+    // Or RAM would be copied into the state as well.
+    let kept = vm.memory_file.then(|| ("-global", "migration.x-ignore-shared=on".to_owned()));
+    let valued =
+        options.into_iter().chain(kept).flat_map(|(option, value)| [option.to_owned(), value]);
     plain.into_iter().chain(valued).collect()
 }
 

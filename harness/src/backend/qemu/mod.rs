@@ -157,6 +157,7 @@ impl Backend for Qemu {
             private_ram_blocks: false,
             vcpu_threads: None,
             ram_undumped: false,
+            ram_file_close_on_exec: false,
             across_exec: AcrossExec::Recreated,
             exec_state: ExecState {
                 variable: "QEMU_CPR_EXEC_STATE",
@@ -181,7 +182,7 @@ impl Backend for Qemu {
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
-            Feature::Transfer | Feature::QemuOptions => return None,
+            Feature::Mode(_) | Feature::QemuOptions => return None,
             Feature::Keeper => "qemu has no keeper",
             Feature::Deferred => {
                 "qemu drops its clients during an update, so none can tell it what to load"
@@ -207,7 +208,7 @@ fn remove_all(arguments: &mut Vec<String>, option: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::{QemuVm, Vm};
+    use crate::scenario::{Migrate, Mode, QemuVm, Vm};
     use rstest::rstest;
 
     fn qemu() -> Qemu {
@@ -232,7 +233,8 @@ mod tests {
         let qemu = Qemu { setup, ..qemu() }.with(&words("-d int")).with_new(&words("-trace x"));
         let extra = QemuVm { machine: None, args: words("-device a") };
         let vm = Vm { paused: true, qemu: extra, ..Vm::default() };
-        let channels = Channels::new("/w".as_ref(), 1);
+        let transfer = Migrate { mode: Mode::CprTransfer, ..Migrate::default() };
+        let channels = Channels::waiting(&transfer, "/w".as_ref(), 1).unwrap();
         with_launch(&vm, |launch| {
             for (arguments, end) in [
                 (qemu.arguments(launch), "-S"),
@@ -273,6 +275,7 @@ mod tests {
         let files = Files {
             kernel: file("guest.bios"),
             initrd: None,
+            ram: file("ram"),
             qmp: file("qmp"),
             serial: file("serial"),
             serial_socket: file("serial.sock"),

@@ -48,6 +48,7 @@ fn files(folder: &Path) -> Files {
     Files {
         kernel: file("guest.bios"),
         initrd: None,
+        ram: file("ram"),
         qmp: file("qmp.sock"),
         serial: file("serial.log"),
         serial_socket: file("serial.sock"),

@@ -144,7 +144,9 @@ impl Session<'_> {
         }
         let logged = log.since();
         self.evidence.collect();
-        let judged = action.updated() && findings.iter().all(|f| f.check == blackout::CHECK.name);
+        let later = handover.transfer().is_some_and(|transfer| transfer.later);
+        let judged =
+            action.updated() && !later && findings.iter().all(|f| f.check == blackout::CHECK.name);
         let blackout = judged.then(measured).flatten();
         // In an emulated host and under a wrapper nothing is measured.
         let measures = patience::measures();

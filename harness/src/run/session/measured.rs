@@ -10,7 +10,7 @@ use crate::observe::watch;
 use crate::run::failure::StepError;
 use crate::run::session::Session;
 use crate::run::verdict::{HostSeen, Touch};
-use crate::scenario::Migrate;
+use crate::scenario::{Channel, Migrate, Mode};
 
 /// Time limit per GiB of the guest's RAM: enough for an otherwise idle host that emulates.
 const FOR_A_GIB: Duration = Duration::from_secs(30);
@@ -18,8 +18,13 @@ const FOR_A_GIB: Duration = Duration::from_secs(30);
 const AT_LEAST: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
-    /// Updates once and measures the update from the host.
-    pub(super) fn measured_update(&mut self) -> Result<Action, StepError> {
+    /// Updates once and measures the update, from the host too, unless RAM is copied: then the host
+    /// would have to watch two copies.
+    pub(super) fn measured_update(&mut self, mode: Mode) -> Result<Action, StepError> {
+        let migrate = Migrate { mode, ..Migrate::default() };
+        if mode == Mode::Normal {
+            return self.update(&Migrate { channel: Channel::Unix, ..migrate });
+        }
         let (page, cpus) = (self.page()?, self.case.vm.cpus);
         let gib = u32::try_from(self.case.vm.memory.0.div_ceil(1 << 30)).unwrap_or(u32::MAX);
         let limit = patient(AT_LEAST + FOR_A_GIB.saturating_mul(gib));
@@ -40,7 +45,7 @@ impl Session<'_> {
         let deadline = Deadline::after(limit + self.options.patience.update);
         let (action, watched) = std::thread::scope(|scope| {
             let watching = scope.spawn(move || watch::watch(&page, cpus, &is_over, deadline));
-            let action = self.update(&Migrate::default());
+            let action = self.update(&migrate);
             if action.as_ref().is_ok_and(Action::updated) {
                 // Fails if the watcher has given up, which does not matter.
                 let _ = over.send(());

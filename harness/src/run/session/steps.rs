@@ -87,7 +87,7 @@ impl Session<'_> {
                 }
                 Action::Nothing
             }
-            Step::Measure => self.measured_update()?,
+            Step::Measure(mode) => self.measured_update(*mode)?,
             Step::Soak(soak) => {
                 match soak.in_boot {
                     true => self.soak_in_boot(soak)?,

@@ -1,4 +1,4 @@
-//! A new VMM that is started while another runs, and waits to take over its VM (`cpr-transfer`).
+//! A new VMM in another process, which takes a VM over: from one that still runs, or from a file.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 
 use crate::backend::{Channels, Launch};
 use crate::observe::files::Files;
-use crate::observe::listening;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::Stat;
 use crate::observe::qmp::Qmp;
@@ -20,7 +19,8 @@ use crate::run::failure::StepError;
 use crate::run::session::wrapped::{Under, prefix};
 use crate::run::session::{Session, executable, look};
 use crate::run::update::command::PATH_FOLDER;
-use crate::scenario::{Inject, Migrate};
+use crate::run::update::fault;
+use crate::scenario::{Inject, Mode, NewVmm};
 
 /// A new VMM that has not taken over yet.
 pub(super) struct Successor {
@@ -28,7 +28,7 @@ pub(super) struct Successor {
     pub vm: Vm,
     /// Its files.
     pub files: Files,
-    /// The sockets on which it waits.
+    /// Where it gets the VM from.
     pub channels: Channels,
     /// The file with its standard output and error.
     pub console: PathBuf,
@@ -39,19 +39,22 @@ pub(super) struct Successor {
 }
 
 impl Session<'_> {
-    /// Starts a new VMM as an operator does, and waits until it listens on its `cpr` channel.
+    /// Starts a new VMM as an operator does. If it is to wait, waits until it listens; if it cannot
+    /// take the VM over, waits until it has ended.
     pub(super) fn start_successor(
         &mut self,
-        migrate: &Migrate,
+        kind: NewVmm,
+        fault: Option<&Inject>,
         channels: &Channels,
+        mode: Mode,
     ) -> Result<Successor, StepError> {
         let backend = self.next_build();
         let files = self.files.for_update(self.tried);
+        let files = if mode == Mode::Normal { files.with_copied_ram(self.tried) } else { files };
         let launch = Launch { files: &files, ..self.launch() };
         let mut arguments = backend.transfer_arguments(launch, channels);
-        let kind = migrate.new_vmm;
         backend.change_arguments(kind.arguments(), &mut arguments);
-        if let Some(Inject { point, action }) = &migrate.new_vmm_fault {
+        if let Some(Inject { point, action }) = fault {
             arguments.extend(["--failpoint".to_owned(), format!("{point}={action}")]);
         }
         let binary = backend.binary();
@@ -83,18 +86,31 @@ impl Session<'_> {
         let text = format!("the new VMM is process {}", vm.pid());
         self.evidence.timeline.say("harness", text);
         self.asked = arguments;
+        let loads = !channels.wait();
         let channels = channels.clone();
         let mut successor =
             Successor { vm, files, channels, console, clients: None, killed: false };
-        if kind.listens() {
+        if kind.listens() && !loads {
             successor.await_listening(self.options.patience.greeting)?;
-            Under::find(&mut successor.vm, backend, &executable(backend.executable())?)?;
-        } else if successor.vm.await_end(self.options.patience.end).is_none() {
+        }
+        let ends = !kind.listens() || loads && (!kind.is_default() || fault.is_some());
+        if !ends && !loads {
+            self.find_under_wrapper(&mut successor)?;
+        } else if ends && successor.vm.await_end(self.options.patience.end).is_none() {
             let limit = self.options.patience.end;
-            let why = format!("{limit:?} after its start the new VMM with {kind:?} still runs");
+            let fault = fault.map(|Inject { point, action }| format!(" with {action} at {point}"));
+            let kind = format!("{kind:?}{}", fault.unwrap_or_default());
+            let why = format!("{limit:?} after its start the new VMM ({kind}) still runs");
             return Err(StepError::Process(why));
         }
         Ok(successor)
+    }
+
+    /// Finds the new VMM, which listens, below a wrapper that started it.
+    pub(super) fn find_under_wrapper(&self, new: &mut Successor) -> Result<(), StepError> {
+        let backend = self.next_build();
+        Under::find(&mut new.vm, backend, &executable(backend.executable())?)?;
+        Ok(())
     }
 
     /// Ends a new VMM that did not take over. What it left behind is removed, as an operator does
@@ -130,6 +146,10 @@ impl Session<'_> {
         for path in &left {
             std::fs::remove_file(path).map_err(EnvironmentError::file("remove", path))?;
         }
+        if successor.files.ram != self.files.ram {
+            // It may have got as far as to create it, and a VMM never removes it.
+            let _ = std::fs::remove_file(&successor.files.ram);
+        }
         if !successor.killed {
             self.left_by_new.extend(left);
         }
@@ -138,22 +158,44 @@ impl Session<'_> {
 }
 
 impl Successor {
+    /// Checks that a VMM that was to fail has done so: with an error, or as `fault` says.
+    pub fn failed_as_it_must(&mut self, fault: Option<&Inject>) -> Result<(), String> {
+        let said = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let logs = [said(Path::new(&self.files.log)), said(&self.console)];
+        let failed = match (fault, self.vm.ended()) {
+            (Some(inject), Some(status)) => {
+                !status.success() && logs.iter().any(|log| fault::was_hit(inject, log))
+            }
+            (None, Some(status)) => status.code().is_some_and(|code| code != 0),
+            (_, None) => false,
+        };
+        if failed {
+            return Ok(());
+        }
+        let how = self.ended().unwrap_or_else(|| "the new VMM still runs".to_owned());
+        let wanted = match fault {
+            Some(Inject { point, action }) => format!("reach {point}, armed with {action}"),
+            None => "exit with an error".to_owned(),
+        };
+        Err(format!("a new VMM should {wanted}, and not load the VM: {how}"))
+    }
+
     fn await_listening(&mut self, limit: Duration) -> Result<(), StepError> {
         let listens = poll::until(Deadline::after(limit), || {
-            if listening::on(Path::new(&self.channels.cpr)) {
+            if self.channels.are_listened_on() {
                 return Some(Ok(()));
             }
             self.vm.ended().map(Err)
         });
-        let cpr = &self.channels.cpr;
+        let address = self.channels.first();
         let said = self.last_words();
         Err(StepError::Process(match listens {
             Some(Ok(())) => return Ok(()),
             Some(Err(status)) => format!(
-                "the new VMM has ended ({status}) before it listened on {cpr}; last console line: {said}"
+                "the new VMM has ended ({status}) before it listened on {address}; last console line: {said}"
             ),
             None => format!(
-                "{limit:?} after its start the new VMM does not listen on {cpr}; last console line: {said}"
+                "{limit:?} after its start the new VMM does not listen on {address}; last console line: {said}"
             ),
         }))
     }
@@ -187,14 +229,13 @@ impl Successor {
     /// connected to it.
     fn stopped_or_waiting(&self) -> bool {
         Stat::read(self.vm.pid()).is_ok_and(|stat| stat.state == 'T')
-            || listening::on(Path::new(&self.channels.cpr))
+            || self.channels.are_listened_on()
     }
 
     /// The sockets of the update that still exist.
     pub fn channels_left(&self) -> Vec<PathBuf> {
-        let Channels { main, cpr } = &self.channels;
-        let both = [main, cpr].map(PathBuf::from).into_iter();
-        both.filter(|path| path.symlink_metadata().is_ok()).collect()
+        let sockets = self.channels.sockets().into_iter().map(PathBuf::from);
+        sockets.filter(|path| path.symlink_metadata().is_ok()).collect()
     }
 
     fn last_words(&self) -> String {
@@ -205,9 +246,9 @@ impl Successor {
     /// Its sockets and its PID file that still exist.
     fn left(&self, second_qmp: String) -> Vec<PathBuf> {
         let Files { qmp, serial_socket, pid_file, .. } = &self.files;
-        let Channels { main, cpr } = &self.channels;
+        let own = [qmp, &second_qmp, serial_socket, pid_file].map(String::as_str);
         let mut all: Vec<PathBuf> =
-            [qmp, &second_qmp, serial_socket, pid_file, main, cpr].map(PathBuf::from).into();
+            own.into_iter().chain(self.channels.sockets()).map(PathBuf::from).collect();
         all.dedup();
         all.retain(|path| path.symlink_metadata().is_ok());
         all

@@ -1,4 +1,4 @@
-//! Updates to a new VMM in another process (`cpr-transfer`).
+//! Updates to a new VMM in another process that waits for the VM (`cpr-transfer`, `normal`).
 
 use std::time::Duration;
 
@@ -6,34 +6,48 @@ use cpr_qmp::message::Event;
 use cpr_qmp::run_state::{RunState, StatusInfo};
 use serde_json::{Value, json};
 
-use crate::backend::Channels;
+use crate::backend::{Channels, Feature};
 use crate::check::gone::{self, Cause, Gone};
 use crate::check::run_state::name;
 use crate::check::{self, Action, Ending, Finding, Handover, Transfer, pid};
 use crate::observe::cpu_time;
 use crate::observe::image::Image;
 use crate::observe::observation::ObserveError;
+use crate::observe::patience::patient;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::qmp::{Command, Qmp, QmpFault, label};
+use crate::process::environment::EnvironmentError;
 use crate::run::failure::StepError;
 use crate::run::session::Session;
 use crate::run::session::clients::{EventListener, tap};
 use crate::run::session::successor::Successor;
-use crate::scenario::{Migrate, Mode, NewVmm};
+use crate::run::session::update::DEADLINE_MS;
+use crate::run::update::fault;
+use crate::scenario::{Expect, Inject, Migrate, Mode, NewVmm};
 
 /// The statuses with which an update ends in the old VMM.
 const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+
+/// The event that tells that a pass over RAM begins.
+const PASS: &str = "MIGRATION_PASS";
+
+/// How long the last pass may take: long enough for the guest `pattern`, which writes all of its RAM
+/// again and again, and half of what the check `blackout` allows.
+const DOWNTIME_LIMIT: Duration = Duration::from_secs(1);
 
 impl Session<'_> {
     /// Starts a new VMM, and updates to it once.
     pub(super) fn transfer(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
         self.tried += 1;
+        let injected = self.arm_in_old()?;
         // Before the new VMM creates files, which are its own.
         self.note_files();
-        let channels = Channels::new(&self.work, self.tried);
+        let channels = Channels::waiting(migrate, &self.work, self.tried)
+            .map_err(EnvironmentError::file("choose a TCP port for", &self.work))?;
+        let fault = migrate.new_vmm_fault.as_ref();
         let mut successor = match migrate.new_vmm {
             NewVmm::None => None,
-            _ => Some(self.start_successor(migrate, &channels)?),
+            kind => Some(self.start_successor(kind, fault, &channels, migrate.mode)?),
         };
         if let Some(new) = &mut successor {
             match migrate.new_vmm {
@@ -42,43 +56,75 @@ impl Session<'_> {
                 _ => {}
             }
         }
+        let (from, ending) = self.ask_to_move(migrate, channels.migrate(), |session, from| {
+            session.await_transfer(migrate.new_vmm, &mut successor, from)
+        })?;
+        self.after_fault(migrate, injected.as_ref(), from, &ending)?;
+        match successor {
+            Some(mut new) if ending == Ending::Completed => {
+                self.await_resumed(&mut new)?;
+                let former = self.describe_former(migrate)?;
+                self.quit_former()?;
+                self.move_to(new, former)?;
+            }
+            Some(new) => self.abandon(new)?,
+            None => {}
+        }
+        self.note_failure(migrate, injected.as_ref(), &ending);
+        let unreachable = migrate.new_vmm.is_unreachable();
+        let culprit = if unreachable { channels.first() } else { String::new() };
+        Ok(moved(migrate, ending, culprit))
+    }
+
+    /// Sends `migrate` with these arguments, and waits for its end with `wait`, unless it is
+    /// cancelled. Returns the number of events before that, too.
+    pub(super) fn ask_to_move(
+        &mut self,
+        migrate: &Migrate,
+        arguments: Value,
+        wait: impl FnOnce(&mut Self, usize) -> Result<Ending, StepError>,
+    ) -> Result<(usize, Ending), StepError> {
         let calm = self.calm(migrate);
         self.measure();
         let (from, asked) = (self.qmp.event_count(), self.asking(migrate));
-        let ending = match self.ask_to_transfer(&channels) {
-            Ok(()) => self.await_transfer(migrate.new_vmm, &mut successor, from)?,
+        let ending = match self.ask_to_migrate(migrate, arguments) {
+            Ok(()) if migrate.is_cancelled_in_a_copy() => self.cancel_copy(from)?,
+            Ok(()) => wait(self, from)?,
             Err(QmpFault::Refused { error, .. }) => {
                 self.measure_refusal(calm, asked);
                 Ending::Refused(error.desc)
             }
             Err(other) => return Err(other.into()),
         };
-        match successor {
-            Some(mut new) if ending == Ending::Completed => {
-                self.await_resumed(&mut new)?;
-                self.move_to(new)?;
-            }
-            Some(new) => self.abandon(new)?,
-            None => {}
-        }
-        self.note_failure(migrate, None, &ending);
-        let unreachable = migrate.new_vmm.is_unreachable();
-        Ok(Action::Update {
-            mode: Mode::CprTransfer,
-            expect: migrate.expect.clone(),
-            ending,
-            culprit: if unreachable { channels.cpr } else { String::new() },
-            errno: None,
-        })
+        Ok((from, ending))
     }
 
-    fn ask_to_transfer(&mut self, channels: &Channels) -> Result<(), QmpFault> {
+    /// Arms the fail point of the next update in the VMM that runs.
+    pub(super) fn arm_in_old(&mut self) -> Result<Option<Inject>, StepError> {
+        let Some(inject) = self.injection.take() else { return Ok(None) };
+        if fault::arm(&mut self.qmp, &inject)?.is_empty() {
+            return Ok(Some(inject));
+        }
+        let point = inject.point;
+        let why = format!("{point} is a fail point of the new VMM: use `new-vmm-fault` for it");
+        Err(StepError::Process(why))
+    }
+
+    fn ask_to_migrate(&mut self, migrate: &Migrate, arguments: Value) -> Result<(), QmpFault> {
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         self.qmp.execute(Command::new("migrate-set-capabilities", events))?;
-        let mode = json!({ "mode": Mode::CprTransfer.name() });
-        self.qmp.execute(Command::new("migrate-set-parameters", mode))?;
+        let mut parameters = json!({ "mode": migrate.mode.name() });
+        if migrate.mode == Mode::Normal {
+            parameters["max-bandwidth"] = json!(migrate.max_bandwidth.map_or(0, |bytes| bytes.0));
+            parameters["downtime-limit"] = json!(patient(DOWNTIME_LIMIT).as_millis() as u64);
+        }
+        if self.options.backend.lacks(Feature::Deadline).is_none() {
+            // An earlier update may have changed it.
+            parameters["x-cpr-exec-deadline"] = json!(DEADLINE_MS);
+        }
+        self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
         self.note_parameters()?;
-        self.qmp.execute(Command::new("migrate", channels.migrate())).map(drop)
+        self.qmp.execute(Command::new("migrate", arguments)).map(drop)
     }
 
     /// Waits for the end of an update in the old VMM, and connects to the new one meanwhile.
@@ -100,6 +146,28 @@ impl Session<'_> {
             },
             (_, None) => {}
         }
+        match self.await_former(from)? {
+            Ending::Completed if !unconnected.is_empty() || successor.is_none() => {
+                Err(self.not_taken_over(successor.as_mut(), unconnected))
+            }
+            ending => Ok(ending),
+        }
+    }
+
+    /// Cancels an update in its second pass, which copies again what the guest has written meanwhile.
+    fn cancel_copy(&mut self, from: usize) -> Result<Ending, StepError> {
+        let limit = self.options.patience.update;
+        let again = |event: &Event| {
+            let pass = event.data.as_ref().and_then(|data| data["pass"].as_u64());
+            event.event == PASS && pass > Some(1) || ended(event).is_some()
+        };
+        self.qmp.await_event(from, "the second MIGRATION_PASS", limit, again)?;
+        self.qmp.execute(Command::plain("migrate_cancel"))?;
+        self.await_former(from)
+    }
+
+    /// Waits for the end of an update in the old VMM.
+    pub(super) fn await_former(&mut self, from: usize) -> Result<Ending, StepError> {
         let limit = self.options.patience.update;
         let what = "MIGRATION(completed), MIGRATION(failed) or MIGRATION(cancelled)";
         let over = self.qmp.await_event(from, what, limit, |event| ended(event).is_some());
@@ -110,12 +178,11 @@ impl Session<'_> {
                 return Err(late.into());
             }
         };
-        match ended(&over.event).as_deref() {
-            Some("failed") => Ok(Ending::Failed(self.migration_error()?)),
-            Some("cancelled") => Ok(Ending::Cancelled),
-            _ if unconnected.is_empty() && successor.is_some() => Ok(Ending::Completed),
-            _ => Err(self.not_taken_over(successor.as_mut(), unconnected)),
-        }
+        Ok(match ended(&over.event).as_deref() {
+            Some("failed") => Ending::Failed(self.migration_error()?),
+            Some("cancelled") => Ending::Cancelled,
+            _ => Ending::Completed,
+        })
     }
 
     /// Returns the error for a new VMM that has not taken over although the old one says so; `why`
@@ -130,8 +197,9 @@ impl Session<'_> {
     }
 
     /// Connects both clients to the new VMM, which answers only once it has read the state of the
-    /// `cpr` channel. Gives up when it ends, or when the old VMM reports a failure.
-    fn connect_to(&self, new: &mut Successor, from: usize) -> Result<(), QmpFault> {
+    /// `cpr` channel. Gives up when it ends, or when the old VMM has reported a failure since event
+    /// `from`.
+    pub(super) fn connect_to(&self, new: &mut Successor, from: usize) -> Result<(), QmpFault> {
         let limit = self.options.patience.greeting;
         let sockets = [new.files.qmp.clone(), self.next_build().second_qmp(&new.files)];
         let (qmp, new_vmm) = (&self.qmp, std::cell::RefCell::new(&mut *new));
@@ -172,7 +240,7 @@ impl Session<'_> {
     }
 
     /// Waits until the new VMM has taken over the VM.
-    fn await_resumed(&mut self, new: &mut Successor) -> Result<(), StepError> {
+    pub(super) fn await_resumed(&mut self, new: &mut Successor) -> Result<(), StepError> {
         let limit = self.options.patience.update;
         let deadline = Deadline::after(limit);
         let mut seen = String::new();
@@ -196,11 +264,13 @@ impl Session<'_> {
         Err(self.not_taken_over(Some(new), why))
     }
 
-    /// Ends the old VMM, and makes the new one the VMM of this session.
-    fn move_to(&mut self, new: Successor) -> Result<(), StepError> {
-        let mut transfer = self.describe_former()?;
+    /// Makes the new VMM the VMM of this session. The former one has ended.
+    pub(super) fn move_to(
+        &mut self,
+        new: Successor,
+        mut transfer: Transfer,
+    ) -> Result<(), StepError> {
         let (former, group) = (self.vm.pid(), self.vm.group());
-        self.quit_former(new.vm.pid())?;
         transfer.sockets_left = new.channels_left();
         let Successor { vm, files, clients, .. } = new;
         let Some([qmp, second]) = clients else { return Err(outcome("no connection".into())) };
@@ -211,6 +281,11 @@ impl Session<'_> {
         self.watchdog_no_longer_ends(group);
         (self.vm, self.qmp, self.second_client) = (vm, qmp, EventListener::new(second));
         self.events_checked = 0;
+        if files.ram != self.files.ram && self.case.vm.memory_file {
+            // As an operator does, who has no use for it any more.
+            let former = &self.files.ram;
+            std::fs::remove_file(former).map_err(EnvironmentError::file("remove", former))?;
+        }
         self.evidence.follow(&files);
         self.startup = self.evidence.startup(&files, &self.case.vm);
         self.files = files;
@@ -220,7 +295,7 @@ impl Session<'_> {
     }
 
     /// Observes the old VMM, which has reported the update as completed.
-    fn describe_former(&mut self) -> Result<Transfer, StepError> {
+    pub(super) fn describe_former(&mut self, migrate: &Migrate) -> Result<Transfer, StepError> {
         let former = self.vm.started.clone();
         let cpus = self.seen.iter().flat_map(|seen| &seen.cpus);
         let threads: Vec<i64> = cpus.map(|cpu| cpu.thread_id).collect();
@@ -232,17 +307,20 @@ impl Session<'_> {
         poll::during(self.options.patience.still, || None::<()>);
         let vcpus_ran = before.zip(spent()).map(|(before, after)| after.saturating_sub(before));
         let status: StatusInfo = self.qmp.query("query-status")?;
-        let migrate: Value = self.qmp.query("query-migrate")?;
+        let told: Value = self.qmp.query("query-migrate")?;
         let events = self.take_events();
         let labels = |events: &[Event]| events.iter().map(label).collect();
         let theirs = self.second_client.hear(&events, labels, self.options.patience.events);
         let image = Image::of(former.pid).map_err(ObserveError::from)?;
         Ok(Transfer {
+            mode: migrate.mode,
+            later: migrate.has_later_vmm(),
             former,
             image,
             files: self.files.clone(),
             run_state: status.status,
-            migration: migrate["status"].as_str().map(str::to_owned),
+            migration: told["status"].as_str().map(str::to_owned),
+            ram: told["ram"].clone(),
             vcpus_ran,
             events,
             second_client: theirs,
@@ -250,8 +328,8 @@ impl Session<'_> {
         })
     }
 
-    /// Tells the old VMM to quit, now that the VM is in process `new`, and checks what it leaves.
-    fn quit_former(&mut self, new: i32) -> Result<(), StepError> {
+    /// Tells the old VMM to quit, which has given the VM up, and checks what it leaves.
+    pub(super) fn quit_former(&mut self) -> Result<(), StepError> {
         match self.qmp.execute(Command::plain("quit")) {
             Ok(_) | Err(QmpFault::Closed { .. }) => {}
             Err(other) => return Err(other.into()),
@@ -263,7 +341,7 @@ impl Session<'_> {
             return Err(wrong(
                 pid::NAME,
                 format!(
-                    "process {former} still runs {limit:?} after quit although the VM is in process {new}"
+                    "process {former}, which has given the VM up, still runs {limit:?} after quit"
                 ),
             ));
         };
@@ -276,6 +354,15 @@ impl Session<'_> {
     }
 }
 
+/// What an update to another process did; an error must name the `culprit`.
+pub(super) fn moved(migrate: &Migrate, ending: Ending, culprit: String) -> Action {
+    let errno = match &migrate.expect {
+        Expect::Failed(failure) => failure.errno.map(|errno| errno.number()),
+        _ => None,
+    };
+    Action::Update { mode: migrate.mode, expect: migrate.expect.clone(), ending, culprit, errno }
+}
+
 /// The status with which an update ends, if this event tells it.
 fn ended(event: &Event) -> Option<String> {
     let data = event.data.as_ref().filter(|_| event.event == "MIGRATION")?;
@@ -283,6 +370,6 @@ fn ended(event: &Event) -> Option<String> {
     ENDS.contains(&status).then(|| status.to_owned())
 }
 
-fn outcome(why: String) -> StepError {
+pub(super) fn outcome(why: String) -> StepError {
     StepError::Checks(vec![Finding::new(check::outcome::CHECK.name, why)])
 }

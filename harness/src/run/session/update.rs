@@ -26,7 +26,7 @@ use crate::scenario::{
 };
 
 /// The default deadline of an update, in milliseconds; shorter than the harness waits.
-const DEADLINE_MS: u64 = 15_000;
+pub(super) const DEADLINE_MS: u64 = 15_000;
 
 /// How much slower than the slowest so far an update may become before it hangs.
 const SLOWER: u32 = 4;
@@ -43,8 +43,11 @@ fn deadline_ms(migrate: &Migrate, slowest: Duration) -> u64 {
 impl Session<'_> {
     /// Updates once.
     pub(super) fn update(&mut self, migrate: &Migrate) -> Result<Action, StepError> {
-        if migrate.mode == Mode::CprTransfer {
+        if migrate.has_waiting_vmm() {
             return self.transfer(migrate);
+        }
+        if migrate.has_later_vmm() {
+            return self.restart(migrate);
         }
         let injected = self.injection.take();
         let (command, channel) = self.prepare(migrate, injected.as_ref())?;
@@ -70,17 +73,7 @@ impl Session<'_> {
             }
             Err(other) => return Err(other.into()),
         };
-        let must = migrate.expect == Expect::Revived;
-        // With `survives`, the VM may continue in this process or in another one.
-        if must || migrate.expect == Expect::Survives && self.has_died() {
-            let dying = self.to_die(from, must);
-            if !self.follow(dying)? {
-                return Err(lost(self.vm.pid(), "in an update"));
-            }
-        }
-        if let Some(inject) = &injected {
-            self.check_hit(inject, self.options.patience.settle)?;
-        }
+        self.after_fault(migrate, injected.as_ref(), from, &ending)?;
         self.note_failure(migrate, injected.as_ref(), &ending);
         if ending == Ending::Completed {
             self.slowest = self.slowest.max(began.elapsed());
@@ -99,6 +92,28 @@ impl Session<'_> {
             culprit: if of_channel { channel.state } else { command.culprit },
             errno: errno.map(|e| e.number()),
         })
+    }
+
+    /// Follows the VM to its keeper's process, if its own has died, and checks that the update hit the
+    /// fault, if one was injected.
+    pub(super) fn after_fault(
+        &mut self,
+        migrate: &Migrate,
+        injected: Option<&Inject>,
+        from: usize,
+        ending: &Ending,
+    ) -> Result<(), StepError> {
+        // A VM that has moved is in another process already.
+        let moved = migrate.mode.moves() && *ending == Ending::Completed;
+        let must = migrate.expect == Expect::Revived && !moved;
+        // With `survives`, the VM may continue in this process or in another one.
+        if must || migrate.expect == Expect::Survives && self.has_died() {
+            let dying = self.to_die(from, must);
+            if !self.follow(dying)? {
+                return Err(lost(self.vm.pid(), "in an update"));
+            }
+        }
+        injected.map_or(Ok(()), |inject| self.check_hit(inject, self.options.patience.settle))
     }
 
     /// Tells a VMM that waits for its state where the state is, unless the update ends first.

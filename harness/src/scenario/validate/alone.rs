@@ -31,15 +31,7 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
             let wrong = Mistake::new(format!("vCPU {cpu} does not exist: the last one is {last}"));
             one(option("cpu"), wrong.label(format!("`vm.cpus` is {}", vm.cpus)))
         }
-        Step::Inject(Inject { point, action }) => {
-            let mut wrong = at_point(point, option("point"), &[]);
-            if let Err(unknown) = action.parse::<Action>() {
-                let text = unknown.to_string();
-                let (what, accepted) = text.split_once(": ").unwrap_or((&text, ""));
-                wrong.push((option("action"), Mistake::new(what).note(accepted)));
-            }
-            wrong
-        }
+        Step::Inject(inject) => fault(inject, &[Part::Only]),
         Step::Interrupt(Interrupt { point, with }) => {
             let mut wrong = at_point(point, option("point"), &[REHEARSING]);
             if *with == Interruption::GuestReset {
@@ -71,7 +63,11 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
         Step::Binary(_) if !vm.own_binary => {
             one(VALUE.into(), Mistake::new("binary requires vm.own-binary = true"))
         }
-        Step::Migrate(update) => [migrate(update), mode::check(vm, update)].concat(),
+        Step::Migrate(update) => {
+            let new = update.new_vmm_fault.as_ref();
+            let new = new.map(|inject| fault(inject, &option("new-vmm-fault")));
+            [migrate(update), mode::check(vm, update), new.unwrap_or_default()].concat()
+        }
         _ => Vec::new(),
     }
 }
@@ -90,6 +86,17 @@ fn times(times: u32) -> Wrong {
         0 => one(option("times"), Mistake::new("`times` must be 1 or more")),
         _ => Vec::new(),
     }
+}
+
+fn fault(Inject { point, action }: &Inject, path: &[Part]) -> Wrong {
+    let key = |key| [path, &[Part::Key(key)]].concat();
+    let mut wrong = at_point(point, key("point"), &[]);
+    if let Err(unknown) = action.parse::<Action>() {
+        let text = unknown.to_string();
+        let (what, accepted) = text.split_once(": ").unwrap_or((&text, ""));
+        wrong.push((key("action"), Mistake::new(what).note(accepted)));
+    }
+    wrong
 }
 
 fn at_point(point: &str, path: Vec<Part>, others: &[&str]) -> Wrong {

@@ -8,6 +8,7 @@ use super::case::Case;
 use super::mistake::Mistake;
 use super::step::{Repeat, Step};
 use super::tree::Part;
+use super::vm::Pages;
 
 /// The largest number of vCPUs that a guest supports.
 const MAX_CPUS: u32 = guest_images::mailbox::MAX_CPUS as u32;
@@ -98,6 +99,10 @@ fn of_the_case(case: &Case) -> Vec<Placed> {
     if case.vm.memory.0 < 2 << 20 {
         let wrong = format!("`memory` is {}: it must be 2M or more", case.vm.memory);
         add(&vm("memory"), Mistake::new(wrong));
+    }
+    if case.vm.memory_file && (!case.vm.share || case.vm.pages != Pages::Small) {
+        let wrong = Mistake::new("RAM in a file is shared memory with 4 KiB pages");
+        add(&vm("memory-file"), wrong.label("requires `share = true` and `pages = \"4k\"`"));
     }
     if case.deadline_ms == 0 {
         add(&[Part::Key("time-limit-ms")], no_time("time-limit-ms"));

@@ -60,17 +60,14 @@ impl Before {
                     .map(|mistake| mistake.label("put `{ serial = \"connect\" }` before it"));
             }
             Step::Inject(_) => match next {
-                Some(Step::Migrate(update)) if update.mode == Mode::CprExec => {}
-                Some(Step::Migrate(_)) => {
-                    return no("the fail points are those of an update with mode cpr-exec");
-                }
+                Some(Step::Migrate(_)) => {}
                 _ => return no("inject must be followed by migrate"),
             },
-            Step::Migrate(update) if update.mode == Mode::CprTransfer && self.limited => {
-                return no("the new VMM of a cpr-transfer has none of the limits that are set")
+            Step::Migrate(update) if update.mode.moves() && self.limited => {
+                return no("the new VMM in another process has none of the limits that are set")
                     .map(|mistake| mistake.label("put `{ limit = \"restore\" }` before it"));
             }
-            Step::Migrate(update) if update.mode == Mode::CprTransfer && self.connected => {
+            Step::Migrate(update) if update.mode.moves() && self.connected => {
                 return no("a client of the serial port stays with the old VMM")
                     .map(|mistake| mistake.label("put `{ serial = \"leave\" }` before it"));
             }
