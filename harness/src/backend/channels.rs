@@ -46,7 +46,7 @@ impl Channels {
         let cpr = (migrate.mode == Mode::CprTransfer).then(|| socket("cpr", folder, number));
         let main = match migrate.channel {
             Channel::Tcp => {
-                // Free now; the kernel gives a port again only after many others.
+                // Free now. If another program takes it first, the new VMM ends and says so.
                 let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
                 Main::Tcp(free.local_addr()?.port())
             }

@@ -98,3 +98,66 @@ fn parameters(parameters: &Value) -> Result<(), String> {
         Some(other) => Err(format!("after an update `cpr-exec-command` is still {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case::all(0, 64, 70, 2, true)]
+    #[case::all_and_firmware(0, 65, 70, 1, true)]
+    #[case::not_all(1, 64, 70, 2, false)]
+    #[case::too_small(0, 63, 70, 2, false)]
+    #[case::nothing_sent(0, 64, 0, 2, false)]
+    #[case::never_looked(0, 64, 70, 0, false)]
+    fn statistics_of_a_copy(
+        #[case] remaining: u64,
+        #[case] total: u64,
+        #[case] transferred: u64,
+        #[case] syncs: u64,
+        #[case] good: bool,
+    ) {
+        let ram = json!({
+            "remaining": remaining,
+            "total": total,
+            "transferred": transferred,
+            "dirty-sync-count": syncs,
+        });
+        assert_eq!(copied(&ram, 64).is_ok(), good);
+        assert!(copied(&Value::Null, 64).is_err());
+    }
+
+    #[rstest]
+    #[case("normal", false, false, false)]
+    #[case("cpr-exec", true, false, false)]
+    #[case("cpr-transfer", false, false, true)]
+    #[case("cpr-reboot", true, false, true)]
+    #[case("cpr-reboot", true, true, false)]
+    fn modes_that_lose_ram(
+        #[case] mode: &str,
+        #[case] share: bool,
+        #[case] memory_file: bool,
+        #[case] loses: bool,
+    ) {
+        assert_eq!(would_lose_ram(mode, &Vm { share, memory_file, ..Vm::default() }), loses);
+    }
+
+    #[test]
+    fn an_update_resets_every_parameter() {
+        let reset = json!({ "mode": "normal", "cpr-exec-command": [], "downtime-limit": 300 });
+        assert_eq!(parameters(&reset), Ok(()));
+        for (name, value) in [
+            ("mode", json!("cpr-exec")),
+            ("cpr-exec-command", json!(["vmm"])),
+            ("downtime-limit", json!(1000)),
+            ("max-bandwidth", json!(0)),
+        ] {
+            let mut kept = reset.clone();
+            kept[name] = value;
+            assert!(parameters(&kept).is_err(), "{name}");
+        }
+    }
+}

@@ -85,7 +85,7 @@ pub struct Scene<'a> {
     pub facts_of_build: Option<&'a Facts>,
     /// The files of the VM.
     pub files: &'a Files,
-    /// The files of a new VMM that ended by itself without taking over (`cpr-transfer`).
+    /// The files of a new VMM that ended by itself without taking over.
     pub left_by_new: &'a [PathBuf],
     /// What the checks read once it had settled.
     pub settled: &'a RefCell<Settled>,

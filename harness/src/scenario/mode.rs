@@ -97,8 +97,7 @@ impl NewVmm {
         }
     }
 
-    /// Whether it listens on the `cpr` channel when the update is requested, or was stopped or
-    /// killed while it did.
+    /// Whether it listens when the update is requested, or was stopped or killed while it did.
     pub fn listens(self) -> bool {
         !matches!(self, Self::None | Self::UnknownOption)
     }

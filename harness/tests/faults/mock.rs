@@ -130,6 +130,7 @@ faults! {
     revival_error_without_pids: NamelessRevival, CUT_OFF => "error";
     former_vmm_outlives_quit: StayAfterQuit, TRANSFERRED => "pid";
     former_vmm_runs_the_guest_too: RunTwice, TRANSFERRED => "processes";
+    both_run_after_a_failure: RunUnanswered, TRANSFERRED => "run_state";
     run_state_of_the_former_vmm: KeepRunState, TRANSFERRED => "run_state";
     former_vmm_keeps_its_socket: KeepSocket, TRANSFERRED => "gone";
     event_of_the_former_vmm_missing: DropEvent, TRANSFERRED => "events";

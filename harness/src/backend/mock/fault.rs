@@ -128,6 +128,9 @@ pub enum Fault {
     StayAfterQuit,
     /// Let the vCPUs run in the old VMM, too, when a new one has taken over.
     RunTwice,
+    /// Run the guest in the new process of a transfer without an answer to the old one, which then
+    /// reports a failure.
+    RunUnanswered,
     /// Report the run state of the update when a new VMM has taken over.
     KeepRunState,
     /// Leave the socket of the `cpr` channel behind.

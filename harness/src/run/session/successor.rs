@@ -130,7 +130,9 @@ impl Session<'_> {
                 format!("has ended ({status})")
             }
             None => {
+                let checked = if waits_on { Ok(()) } else { self.check_waiting(&mut successor) };
                 successor.kill();
+                checked?;
                 "was killed".to_owned()
             }
         };

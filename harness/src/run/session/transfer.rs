@@ -219,8 +219,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Checks that a new VMM that has not taken over yet does not run the guest.
-    fn check_waiting(&mut self, new: &mut Successor) -> Result<(), StepError> {
+    /// Checks that a new VMM that has not taken over does not run the guest.
+    pub(super) fn check_waiting(&mut self, new: &mut Successor) -> Result<(), StepError> {
         let Some([qmp, _]) = &mut new.clients else { return Ok(()) };
         // Where the answer is missing it has ended, which the old VMM's report will tell.
         let Ok(status) = qmp.query::<StatusInfo>("query-status") else { return Ok(()) };
