@@ -8,8 +8,9 @@ use super::Finding;
 
 /// The longest path of a socket (`sun_path` of `unix(7)`, without the terminating NUL).
 const SOCKET_PATH: usize = 107;
-/// Length of what is appended to the folder: `/cpr-XXXXXX/serial.sock`.
-const ADDED: usize = "/cpr-XXXXXX/serial.sock".len();
+/// Length of what is appended to the folder: the longest socket of a VMM that is started for an update
+/// has its number in its name.
+const ADDED: usize = "/cpr-XXXXXX/serial-999.sock".len();
 /// Space in bytes that a run with a few cases at a time may need there.
 const ROOM: u64 = 256 << 20;
 

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use super::backing::{self};
-use super::file::{self};
+use super::backing;
+use super::file;
 use super::layout::{self, Region};
 use super::page_set::PageSet;
 use super::ram_error::RamError;

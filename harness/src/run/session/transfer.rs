@@ -22,8 +22,7 @@ use crate::run::session::Session;
 use crate::run::session::clients::{EventListener, tap};
 use crate::run::session::successor::Successor;
 use crate::run::session::update::DEADLINE_MS;
-use crate::run::update::fault;
-use crate::scenario::{Expect, Inject, Migrate, Mode, NewVmm};
+use crate::scenario::{Expect, Migrate, Mode, NewVmm};
 
 /// The statuses with which an update ends in the old VMM.
 const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
@@ -97,17 +96,6 @@ impl Session<'_> {
             Err(other) => return Err(other.into()),
         };
         Ok((from, ending))
-    }
-
-    /// Arms the fail point of the next update in the VMM that runs.
-    pub(super) fn arm_in_old(&mut self) -> Result<Option<Inject>, StepError> {
-        let Some(inject) = self.injection.take() else { return Ok(None) };
-        if fault::arm(&mut self.qmp, &inject)?.is_empty() {
-            return Ok(Some(inject));
-        }
-        let point = inject.point;
-        let why = format!("{point} is a fail point of the new VMM: use `new-vmm-fault` for it");
-        Err(StepError::Process(why))
     }
 
     fn ask_to_migrate(&mut self, migrate: &Migrate, arguments: Value) -> Result<(), QmpFault> {

@@ -17,7 +17,6 @@ use crate::observe::queries;
 use crate::run::failure::StepError;
 use crate::run::measure::blackout::Measurement;
 use crate::run::session::Session;
-use crate::run::session::revival::lost;
 use crate::run::update::channel::{self, Prepared as PreparedChannel};
 use crate::run::update::command::{CommandBuilder, Prepared as PreparedCommand, Targets};
 use crate::run::update::fault;
@@ -94,28 +93,6 @@ impl Session<'_> {
         })
     }
 
-    /// Follows the VM to its keeper's process, if its own has died, and checks that the update hit the
-    /// fault, if one was injected.
-    pub(super) fn after_fault(
-        &mut self,
-        migrate: &Migrate,
-        injected: Option<&Inject>,
-        from: usize,
-        ending: &Ending,
-    ) -> Result<(), StepError> {
-        // A VM that has moved is in another process already.
-        let moved = migrate.mode.moves() && *ending == Ending::Completed;
-        let must = migrate.expect == Expect::Revived && !moved;
-        // With `survives`, the VM may continue in this process or in another one.
-        if must || migrate.expect == Expect::Survives && self.has_died() {
-            let dying = self.to_die(from, must);
-            if !self.follow(dying)? {
-                return Err(lost(self.vm.pid(), "in an update"));
-            }
-        }
-        injected.map_or(Ok(()), |inject| self.check_hit(inject, self.options.patience.settle))
-    }
-
     /// Tells a VMM that waits for its state where the state is, unless the update ends first.
     fn start_deferred_load(
         &mut self,
@@ -164,26 +141,6 @@ impl Session<'_> {
             self.check_hit(inject, self.options.patience.update)?;
         }
         self.await_gone(Cause::Signal)
-    }
-
-    /// Checks that the update hit the injected fault. The outcome alone does not show it if the
-    /// update may succeed.
-    fn check_hit(&self, inject: &Inject, within: Duration) -> Result<(), StepError> {
-        // A stalled log cannot show the hit.
-        if !fault::is_logged(inject) || self.case.vm.stalled.is_some() {
-            return Ok(());
-        }
-        // Standard error has the lines from before the log, which is written asynchronously.
-        let told = [self.evidence.vmm_log(), self.evidence.console_log()];
-        let hit = poll::until(Deadline::after(within), || {
-            told.iter().any(|log| fault::was_hit(inject, &log.since())).then_some(())
-        });
-        if hit.is_some() {
-            return Ok(());
-        }
-        let Inject { point, action } = inject;
-        let why = format!("the update did not reach fail point {point}, armed with {action}");
-        Err(StepError::Checks(vec![Finding::new(check::outcome::CHECK.name, why)]))
     }
 
     /// Sends `commands` in one write. Returns `None` if the VMM has ended, as it should.

@@ -15,7 +15,7 @@ pub struct Holes<'a> {
 }
 
 impl<'a> Holes<'a> {
-    /// Examines a file whose offset is not used otherwise; with `None`, there are no holes.
+    /// Finds the holes of `file`, whose offset it moves; without a file there are none.
     pub fn of(file: Option<&'a File>) -> Self {
         Self { file, data: 0..0 }
     }

@@ -69,8 +69,9 @@ impl Filling {
     pub fn is_over(&mut self) -> bool {
         let is_over = self.ended.read().is_ok();
         // It has nothing left to do but to end.
-        let thread = self.thread.take_if(|_| is_over);
-        thread.into_iter().for_each(|thread| drop(thread.join()));
+        if let Some(thread) = self.thread.take_if(|_| is_over) {
+            let _ = thread.join();
+        }
         is_over
     }
 }
