@@ -27,7 +27,7 @@ use runtime::ioapic::{self, Trigger};
 use runtime::lapic::{self, TimerMode};
 use runtime::{Cpu, cpl0};
 use timer_speed::{CALM, SCALE, Slow, Speed, WINDOW};
-use timer_watch::Watch;
+use timer_watch::{Watch, gap};
 
 const VECTOR: u8 = 0x40;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -241,7 +241,10 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
             }
         }
         if marker == 0 && !may_come_again(kind) {
-            check_speed(&mut speed, due - began, fired.saturating_sub(began));
+            let took = fired.saturating_sub(began);
+            // A halted vCPU does not check.
+            let stood = if is_idle { 0 } else { watch.stood() };
+            check_speed(&mut speed, due - began, took, took.saturating_sub(stood));
         }
         if marker == markers && markers > 0 {
             cpu.end();
@@ -250,8 +253,8 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
 }
 
 /// Records as damage that a timer has become slow.
-fn check_speed(speed: &mut Speed, wanted: u64, took: u64) {
-    if let Err(Slow { most, took }) = speed.judge(wanted, took) {
+fn check_speed(speed: &mut Speed, wanted: u64, took: u64, ran: u64) {
+    if let Err(Slow { most, took }) = speed.judge(wanted, took, ran) {
         let name = format_args!("time to the promptest of {WINDOW} interrupts, in 1/{SCALE}: slow");
         damage::wrong(most, took, name);
     }
@@ -303,7 +306,9 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
     let mut speed = Speed::default();
     // When the latest interrupts in a row came. A late one before a prompt one makes their distance
     // too short, which hides a slow timer; over several, that hardly matters.
-    let mut row = [0; IN_A_ROW as usize];
+    let mut row = [(0, 0); IN_A_ROW as usize];
+    // How long the vCPU has not run.
+    let mut stood = 0;
     let mut length = 0;
     loop {
         if marker <= markers && seen >= CALM + IN_A_ROW + marker * SHOTS_PER_MARKER {
@@ -315,7 +320,8 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
                 cpu.end();
             }
         }
-        if seen % 2 == 1 {
+        let halts = seen % 2 == 1;
+        if halts {
             cpl0::halt();
         } else {
             cpl0::interrupts_on();
@@ -325,7 +331,9 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
         cpu.tick();
         let now = rdtsc();
         let count = interrupts::count(VECTOR);
-        waited += (now - looked).min(ONE_LOOK);
+        let passed = now - looked;
+        waited += passed.min(ONE_LOOK);
+        stood += if halts { passed.saturating_sub(period) } else { gap(passed) };
         looked = now;
         if count > seen {
             cpu.note_lateness((now - last).saturating_sub(period));
@@ -333,9 +341,11 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
             length = if count == seen + 1 { length + 1 } else { 0 };
             let first = &mut row[(length % IN_A_ROW) as usize];
             if length >= IN_A_ROW {
-                check_speed(&mut speed, IN_A_ROW * period, now - *first);
+                let (since, had_stood) = *first;
+                let (took, stood) = (now - since, stood - had_stood);
+                check_speed(&mut speed, IN_A_ROW * period, took, took.saturating_sub(stood));
             }
-            *first = now;
+            *first = (now, stood);
             (seen, last, waited) = (count, now, 0);
         }
         // Allows a fiftieth and two more, because the clocks differ.

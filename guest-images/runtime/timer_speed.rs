@@ -1,7 +1,9 @@
 //! Judges whether a timer still runs at its speed.
 //!
 //! Any single interrupt may be late, because the host did not let the guest run. Of many, the
-//! promptest one is not: if even that takes longer than in the calm stretch, the timer is slow.
+//! promptest one is not: if even that takes longer than in the calm stretch, the timer is slow. On a host
+//! so busy that it interrupts the guest in every period, even the promptest is late; so the timer is slow
+//! only if it is so in the time that the guest has run, too.
 
 /// How many interrupts the calm stretch has.
 pub const CALM: u64 = 32;
@@ -10,6 +12,8 @@ pub const CALM: u64 = 32;
 pub const WINDOW: u64 = 128;
 /// How much slower than in the calm stretch a timer may be: half as slow again.
 const SLOWER: u64 = SCALE / 2;
+/// How much longer the promptest interrupt takes of a slow timer, in time that the guest has run.
+const LONGER: u64 = SCALE / 16;
 /// A quotient of one.
 pub const SCALE: u64 = 1024;
 
@@ -28,15 +32,22 @@ pub struct Speed {
     seen: u64,
     /// The least of this window.
     least: u64,
+    /// The least of this window, in time that the guest has run.
+    least_run: u64,
     /// The least of the calm stretch; 0 until that is over.
     calm: u64,
 }
 
 impl Speed {
-    /// Takes note of an interrupt that should come after `wanted` TSC ticks and came after `took`.
-    pub fn judge(&mut self, wanted: u64, took: u64) -> Result<(), Slow> {
-        let quotient = took.saturating_mul(SCALE) / wanted.max(1);
-        self.least = if self.seen == 0 { quotient } else { self.least.min(quotient) };
+    /// Takes note of an interrupt that should come after `wanted` TSC ticks and came after `took`, in which
+    /// the guest has run for `ran`.
+    pub fn judge(&mut self, wanted: u64, took: u64, ran: u64) -> Result<(), Slow> {
+        if self.seen == 0 {
+            (self.least, self.least_run) = (u64::MAX, u64::MAX);
+        }
+        let quotient = |time: u64| time.saturating_mul(SCALE) / wanted.max(1);
+        self.least = self.least.min(quotient(took));
+        self.least_run = self.least_run.min(quotient(ran));
         self.seen += 1;
         let is_calm = self.calm == 0;
         if self.seen < if is_calm { CALM } else { WINDOW } {
@@ -48,7 +59,7 @@ impl Speed {
             return Ok(());
         }
         let most = self.calm.max(SCALE) + SLOWER;
-        match self.least > most {
+        match self.least > most && self.least_run > SCALE + LONGER {
             true => Err(Slow { most, took: self.least }),
             false => Ok(()),
         }

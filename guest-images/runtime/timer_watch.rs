@@ -5,6 +5,11 @@
 
 /// TSC ticks from which the time between two checks is a gap: some 0.1 ms.
 const GAP: u64 = 1 << 18;
+/// How long a vCPU that checks without a pause has not run, if a check comes `passed` after the last.
+pub fn gap(passed: u64) -> u64 {
+    if passed >= GAP { passed } else { 0 }
+}
+
 /// How many of the longest gaps are kept.
 const KEPT: usize = 8;
 
@@ -13,6 +18,8 @@ pub struct Watch {
     due: u64,
     last: u64,
     overdue: u64,
+    /// Sum of all gaps.
+    stood: u64,
     gaps: [u64; KEPT],
 }
 
@@ -20,7 +27,7 @@ impl Watch {
     /// The interrupt should come at `due`. `before_arming` is a time before the timer was armed: an
     /// update after that delays the interrupt, so it must be a gap.
     pub fn new(before_arming: u64, due: u64) -> Self {
-        Self { due, last: before_arming, overdue: 0, gaps: [0; KEPT] }
+        Self { due, last: before_arming, overdue: 0, stood: 0, gaps: [0; KEPT] }
     }
 
     /// Checks with interrupts on; `has_fired`: the interrupt has arrived. Returns the time since the
@@ -37,11 +44,17 @@ impl Watch {
     pub fn look_with_interrupts_off(&mut self, now: u64) -> u64 {
         let passed = now - self.last;
         self.last = now;
+        self.stood += gap(passed);
         let shortest = self.gaps.iter_mut().min();
         if let Some(shortest) = shortest.filter(|gap| passed >= GAP && passed > **gap) {
             *shortest = passed;
         }
         passed
+    }
+
+    /// How long the vCPU has not run.
+    pub fn stood(&self) -> u64 {
+        self.stood
     }
 
     /// Whether the due time was over at the last check.

@@ -22,12 +22,16 @@ mod words;
 #[test]
 fn slow_timer_is_told_from_a_busy_host() {
     let mut speed = Speed::default();
-    let mut judge = |took: u64, times: u64| (0..times).try_for_each(|_| speed.judge(1000, took));
-    assert_eq!(judge(1100, CALM), Ok(()));
-    assert_eq!(judge(9000, WINDOW - 1), Ok(()));
-    assert_eq!(judge(1500, 1), Ok(()));
+    let mut judge =
+        |took: u64, ran: u64, times: u64| (0..times).try_for_each(|_| speed.judge(1000, took, ran));
+    assert_eq!(judge(1100, 1100, CALM), Ok(()));
+    assert_eq!(judge(9000, 9000, WINDOW - 1), Ok(()));
+    assert_eq!(judge(1500, 1500, 1), Ok(()));
+    // The host has interrupted it in every period.
+    assert_eq!(judge(2000, 1060, WINDOW), Ok(()));
     let slow = Slow { most: 1100 * SCALE / 1000 + SCALE / 2, took: 2 * SCALE };
-    assert_eq!(judge(2000, WINDOW), Err(slow));
+    assert_eq!(judge(2000, 1064, WINDOW), Err(slow));
+    assert_eq!(judge(2000, 2000, WINDOW), Err(slow));
 }
 
 #[test]
@@ -55,6 +59,15 @@ fn only_executed_time_makes_an_interrupt_late() {
     assert_eq!((watch.overdue(), watch.blackouts()), (100 * 10_000, 38_000_000));
     watch.look(1 << 40, true);
     assert_eq!(watch.overdue(), 100 * 10_000);
+}
+
+#[test]
+fn gaps_are_time_in_which_the_vcpu_has_not_run() {
+    let mut watch = Watch::new(0, 1 << 30);
+    for now in [10_000, 20_000, 1_020_000, 1_030_000, 4_030_000] {
+        watch.look(now, false);
+    }
+    assert_eq!(watch.stood(), 4_000_000);
 }
 
 #[test]
