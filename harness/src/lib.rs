@@ -7,6 +7,7 @@
 //! several builds to each other, [`catalogue`] plants known bugs in our VMM, [`explore`] runs
 //! random sequences of steps, [`mod@bench`] measures blackouts, [`soak`] runs updates continuously,
 //! [`doctor`] checks what the host supports,
+//! [`gateway`] serves QMP for a VMM that does not,
 //! [`lab`] runs the harness in an emulated host. [`model`] predicts what each step makes of a VM, and
 //! [`process`] starts and ends processes.
 
@@ -20,6 +21,7 @@ pub mod conform;
 pub mod coverage;
 pub mod doctor;
 pub mod explore;
+pub mod gateway;
 pub mod kernels;
 pub mod lab;
 pub mod matrix;

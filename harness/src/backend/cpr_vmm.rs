@@ -176,7 +176,9 @@ impl Backend for CprVmm {
         if feature == Feature::Keeper && !self.has_keeper() {
             return Some(format!("{} has no option --keeper", self.binary.display()));
         }
-        if let Feature::Mode(mode) = feature {
+        if let Feature::Mode(mode) = feature
+            && mode.moves()
+        {
             return self.lacks_mode(mode);
         }
         if feature == Feature::QemuOptions {
@@ -230,6 +232,10 @@ pub(crate) const DIALECT: Dialect = Dialect {
     vcpu_threads: Some("vcpu"),
     ram_undumped: true,
     ram_file_close_on_exec: true,
+    close_on_exec: true,
+    pid_file: true,
+    removes_its_channel: true,
+    counts_copied_ram: true,
     across_exec: AcrossExec::Kept,
     exec_state: ExecState {
         variable: "CPR_EXEC_STATE",

@@ -18,6 +18,14 @@ pub struct Dialect {
     pub ram_undumped: bool,
     /// Whether the descriptor of RAM in a file with a name has close-on-exec.
     pub ram_file_close_on_exec: bool,
+    /// Whether all other descriptors have close-on-exec.
+    pub close_on_exec: bool,
+    /// Whether it writes a PID file.
+    pub pid_file: bool,
+    /// Whether a new VMM removes the socket on which it has waited for the VM.
+    pub removes_its_channel: bool,
+    /// Whether it tells how much RAM it has copied.
+    pub counts_copied_ram: bool,
     /// What a new VMM keeps from the old one.
     pub across_exec: AcrossExec,
     /// How an update by exec passes on the VM's state and RAM.
@@ -78,6 +86,14 @@ pub enum Feature {
     Linux,
     /// The VMM is QEMU, and takes a machine type and arguments of a scenario (`vm.qemu`).
     QemuOptions,
+    /// The VMM can be started with the guest stopped.
+    Prelaunch,
+    /// The VM can be saved to a file with its RAM (mode `normal`).
+    Snapshot,
+    /// The command line of a new VMM in another process describes its machine.
+    OwnMachine,
+    /// An update can be cancelled.
+    Cancel,
     /// The VMM uses `execveat` where `execve` is forbidden.
     Execveat,
 }

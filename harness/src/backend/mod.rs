@@ -1,6 +1,8 @@
 //! How to start and reach a VMM. The rest of the harness does not depend on which VMM it is.
 
 pub mod channels;
+pub mod cloud_hypervisor;
+pub mod control;
 pub mod cpr_vmm;
 pub mod dialect;
 pub mod file_hash;
@@ -9,8 +11,11 @@ mod probe_process;
 pub mod qemu;
 pub mod skew;
 
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use control::Control;
 use guest_images::GuestImage;
 
 use crate::observe::files::Files;
@@ -18,6 +23,7 @@ use crate::observe::host;
 use crate::observe::mailbox::MAILBOX_GPA;
 use crate::scenario::{CommandKind, Inject, Ring, Vm};
 pub use channels::Channels;
+pub use cloud_hypervisor::CloudHypervisor;
 pub use dialect::{AcrossExec, Dialect, ExecState, Feature};
 
 /// The parameters of a VMM's start.
@@ -115,12 +121,28 @@ pub trait Backend: Send + Sync {
     /// The arguments for a new VMM that waits on `channels` to take over the VM (`cpr-transfer`).
     fn transfer_arguments(&self, launch: Launch<'_>, channels: &Channels) -> Vec<String>;
 
+    /// Returns those of `channels` that the VMM uses for an update to another process.
+    fn channels(&self, channels: Channels) -> Channels {
+        channels
+    }
+
     /// Changes the arguments of a good update to those of `kind`, if they differ.
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>);
 
     /// The QMP socket of a second client.
     fn second_qmp(&self, files: &Files) -> String {
         files.qmp.clone()
+    }
+
+    /// How to control a process that is about to be started, which may wait on `incoming` for a VM;
+    /// none if it serves QMP itself.
+    fn control(
+        &self,
+        launch: Launch<'_>,
+        incoming: Option<&Channels>,
+    ) -> io::Result<Option<Arc<dyn Control>>> {
+        let _ = (launch, incoming);
+        Ok(None)
     }
 
     /// How the VMM behaves where VMMs differ.

@@ -21,6 +21,7 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     }
     if let Some(transfer) = scene.handover.transfer()
         && transfer.mode == Mode::Normal
+        && scene.dialect.counts_copied_ram
     {
         copied(&transfer.ram, scene.vm.memory.0)
             .map_err(|why| format!("query-migrate of the former VMM: {why}: {}", transfer.ram))?;

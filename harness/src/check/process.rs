@@ -81,7 +81,8 @@ fn check_invariants(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(),
     // After a step in the same process the check `fds` covers this.
     let compared = scene.before.filter(|_| scene.handover.transfer().is_none());
     let kept = !scene.dialect.ram_file_close_on_exec;
-    let exempt = |fd: &Descriptor| kept && fd.target == scene.files.ram;
+    let all = scene.dialect.close_on_exec;
+    let exempt = |fd: &Descriptor| !all || kept && fd.target == scene.files.ram;
     let lacks = |fd: &&Descriptor| fd.number > STANDARD && !fd.close_on_exec && !exempt(fd);
     let inherited = fds.iter().find(lacks);
     if let (None, Some(fd)) = (compared, inherited) {

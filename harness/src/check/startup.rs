@@ -30,6 +30,9 @@ fn run(scene: &Scene<'_>) -> Result<(), String> {
     // A VMM that recreates its descriptors creates them again, at the same paths.
     let kept = scene.dialect.across_exec == AcrossExec::Kept;
     for (path, then) in &scene.startup.files {
+        if *path == scene.startup.pid_file && !scene.dialect.pid_file {
+            continue;
+        }
         let name = path.display();
         let Some(then) = then else { return Err(format!("{name} was not created at boot")) };
         let moved = !matches!(scene.handover, Handover::SameProcess);

@@ -8,11 +8,11 @@ use clap::{ArgMatches, Args, ValueEnum};
 
 use super::CliError;
 use super::starting::Starting;
-use crate::backend::Backend;
 use crate::backend::cpr_vmm::CprVmm;
 use crate::backend::mock::{Fault, Mock};
 use crate::backend::qemu::{self, ProbeError, Qemu};
 use crate::backend::skew::{Course, CrossVersion};
+use crate::backend::{Backend, CloudHypervisor};
 use crate::observe::patience;
 use crate::run::case::quoted;
 use crate::run::requirements;
@@ -24,8 +24,8 @@ const QEMU: &str = "qemu";
 
 #[derive(Args)]
 pub(super) struct Vmm {
-    /// Test this build of the VMM, or this QEMU, instead of the VMM in this binary; `qemu` is the
-    /// one in ci/.qemu/bin or $PATH.
+    /// Test this build of the VMM, this QEMU or this Cloud Hypervisor, instead of the VMM in this
+    /// binary; `qemu` is the one in ci/.qemu/bin or $PATH.
     #[arg(long, value_name = "PATH")]
     pub(super) vmm: Option<PathBuf>,
     /// Update to this build: a path, `cpr-vmm` for the VMM in this binary, or `qemu`.
@@ -170,6 +170,12 @@ fn backend_at(
             )));
         }
         Err(e) => return Err(CliError::environment(e)),
+    }
+    // What cannot be executed is reported as our own VMM.
+    if let Ok(Some(other)) = CloudHypervisor::at(path) {
+        expect_the_wrapper(more);
+        let other = other.with(more.all).with_new(more.new).under(more.starting.wrapper());
+        return Ok(Arc::new(other));
     }
     match CprVmm::at(path) {
         Ok(backend) => Ok(Arc::new(ours(backend, more))),

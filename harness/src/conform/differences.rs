@@ -14,7 +14,7 @@ use crate::scenario::{ScenarioError, tree};
 const EMBEDDED: &str = include_str!("../../../scenarios/differences.toml");
 const NAME: &str = "differences.toml";
 /// The VMMs that ours can be compared with.
-const VMMS: [&str; 2] = ["qemu", "mock"];
+const VMMS: [&str; 3] = ["qemu", "mock", "cloud-hypervisor"];
 /// Texts that no finding consists of: a pattern that matches one of them matches too much.
 const ANY_TEXT: [&str; 2] = ["", "zq xj: 0, vw"];
 

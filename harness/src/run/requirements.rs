@@ -13,8 +13,8 @@ use crate::run::update::{command, mounts};
 use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Pages, Ring, Seccomp,
-    Step,
+    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Mode, NewVmm, Pages,
+    Ring, Seccomp, Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
@@ -115,6 +115,9 @@ fn needs(case: &Case) -> Vec<Feature> {
     if matches!(case.vm.keeper, Some(Keeper::On | Keeper::Update)) {
         needs.push(Feature::Keeper);
     }
+    if case.vm.paused {
+        needs.push(Feature::Prelaunch);
+    }
     if case.vm.stalled.is_some() {
         needs.push(Feature::Log);
     }
@@ -125,6 +128,7 @@ fn needs(case: &Case) -> Vec<Feature> {
         needs.push(Feature::Execveat);
     }
     for step in &case.steps {
+        needs.extend(mode_of(step).map(Feature::Mode));
         match step {
             Step::Inject(_) | Step::Interrupt(_) | Step::Irqfd | Step::InitSipi(_) => {
                 needs.push(Feature::FailPoints);
@@ -150,6 +154,17 @@ fn needs(case: &Case) -> Vec<Feature> {
         }
     }
     needs
+}
+
+/// Returns the mode of the updates in a step other than `migrate`, if it has any.
+fn mode_of(step: &Step) -> Option<Mode> {
+    match step {
+        Step::Measure(mode) => Some(*mode),
+        Step::EachMarker(_) | Step::Soak(_) | Step::KillInUpdate(_) | Step::Race(_) => {
+            Some(Mode::CprExec)
+        }
+        _ => None,
+    }
 }
 
 /// Returns the faults that a case injects into updates.
@@ -181,8 +196,16 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
     let revived = matches!(migrate.expect, Expect::Revived | Expect::Survives);
     let keeper = revived.then_some(Feature::Keeper);
-    let mode = migrate.mode.moves().then_some(Feature::Mode(migrate.mode));
-    [of_command, of_fault, rehearses, deadline, keeper, mode].into_iter().flatten()
+    let mode = Some(Feature::Mode(migrate.mode));
+    let saves = migrate.mode == Mode::Normal && migrate.has_later_vmm();
+    let saves = saves.then_some(Feature::Snapshot);
+    let machine = matches!(migrate.new_vmm, NewVmm::OtherMemory | NewVmm::OtherCpus);
+    let machine = machine.then_some(Feature::OwnMachine);
+    let cancels = migrate.expect == Expect::Cancelled || migrate.new_vmm == NewVmm::Held;
+    let cancels = cancels.then_some(Feature::Cancel);
+    [of_command, of_fault, rehearses, deadline, keeper, mode, saves, machine, cancels]
+        .into_iter()
+        .flatten()
 }
 
 fn is_mounting(step: &Step) -> bool {

@@ -41,6 +41,7 @@ use crate::backend::{Backend, Launch};
 use crate::check::Handover;
 use crate::check::gaps::Refusal;
 use crate::coverage;
+use crate::gateway::Gateway;
 use crate::observe::facts::Facts;
 use crate::observe::fds::FdTable;
 use crate::observe::files::Files;
@@ -81,6 +82,8 @@ pub struct Session<'a> {
     pub files: Files,
     /// The VMM's process.
     pub vm: Vm,
+    /// What serves QMP for a VMM that does not.
+    pub(super) gateway: Option<Gateway>,
     /// The QMP connection that sends commands.
     pub qmp: Qmp,
     /// A second QMP client, which only listens.

@@ -86,6 +86,22 @@ fn bugs_reported_to_qemu_are_known_differences() {
 }
 
 #[test]
+fn finds_in_cloud_hypervisor_are_known_differences() {
+    let (page, differences) =
+        (read("harness/CLOUD-HYPERVISOR.md"), read("scenarios/differences.toml"));
+    let row = Regex::new("(?m)^\\| `([a-z-]+)` \\|").unwrap();
+    let mut listed: Vec<String> = row.captures_iter(&page).map(|row| row[1].to_owned()).collect();
+    listed.retain(|name| name != "cpr-transfer");
+    let known = Regex::new("name = \"([a-z-]+)\"\nvmm = \"cloud-hypervisor\"\n").unwrap();
+    let mut known: Vec<String> =
+        known.captures_iter(&differences).map(|name| name[1].to_owned()).collect();
+    listed.sort();
+    known.sort();
+    assert_eq!(listed, known);
+    assert!(known.len() > 8, "{known:?}");
+}
+
+#[test]
 fn measurements_and_versions_are_those_of_their_source() {
     let (readme, bench) = (read("README.md"), read("BENCH.md"));
     let rows: Vec<&str> = readme.lines().filter(|line| line.contains(" to ")).collect();

@@ -158,6 +158,10 @@ impl Backend for Qemu {
             vcpu_threads: None,
             ram_undumped: false,
             ram_file_close_on_exec: false,
+            close_on_exec: true,
+            pid_file: true,
+            removes_its_channel: true,
+            counts_copied_ram: true,
             across_exec: AcrossExec::Recreated,
             exec_state: ExecState {
                 variable: "QEMU_CPR_EXEC_STATE",
@@ -182,7 +186,12 @@ impl Backend for Qemu {
             Feature::HugePagesByMount => {
                 "qemu only advises the kernel to use huge pages, and shmem_enabled is not advise"
             }
-            Feature::Mode(_) | Feature::QemuOptions => return None,
+            Feature::Mode(_)
+            | Feature::QemuOptions
+            | Feature::Prelaunch
+            | Feature::Snapshot
+            | Feature::OwnMachine
+            | Feature::Cancel => return None,
             Feature::Keeper => "qemu has no keeper",
             Feature::Deferred => {
                 "qemu drops its clients during an update, so none can tell it what to load"

@@ -10,6 +10,7 @@ use cpr_qmp::run_state::RunState;
 use super::{Session, look};
 use crate::backend::Launch;
 use crate::check::Handover;
+use crate::gateway::Gateway;
 use crate::observe::files::Files;
 use crate::observe::outside::Outside;
 use crate::observe::patience::patient;
@@ -100,6 +101,8 @@ impl<'a> Session<'a> {
         let outside = Outside::look(work);
         let notify =
             Notify::bind(work).map_err(EnvironmentError::file("bind a socket in", work))?;
+        let gateway = Gateway::prepare(backend, launch, None)
+            .map_err(EnvironmentError::file("prepare to serve QMP on", &files.qmp))?;
         let mut vm = Vm::start(Start {
             wrapper: backend.wrapper(),
             binary: &started_from,
@@ -117,6 +120,8 @@ impl<'a> Session<'a> {
         })?;
         let watchdog =
             Watchdog::start(vm.pid(), limit, evidence.folder.clone(), evidence.timeline.clone())?;
+        let gateway = gateway.map(|prepared| prepared.serve(vm.pid())).transpose();
+        let gateway = gateway.map_err(EnvironmentError::file("serve QMP on", &files.qmp))?;
         let qmp = connect(&files.qmp, evidence, &mut vm, options, "")?;
         let under = Under::find(&mut vm, backend, &executable)?;
         let executable = under.executable().unwrap_or(&executable).clone();
@@ -129,6 +134,7 @@ impl<'a> Session<'a> {
             executable,
             under,
             vm,
+            gateway,
             qmp,
             second_client,
             watchdog,
@@ -150,6 +156,7 @@ impl<'a> Session<'a> {
         (self.executable, self.under, self.handed_over) = (parts.executable, parts.under, 0);
         (self.vm, self.qmp, self.second_client) = (parts.vm, parts.qmp, parts.second_client);
         (self.watchdog, self.outside) = (parts.watchdog, parts.outside);
+        self.gateway = parts.gateway;
         (self.notify, self.handover) = (parts.notify, Handover::default());
         (self.seen, self.measuring, self.last_status) = (None, None, None);
         self.refused = None;
@@ -166,6 +173,7 @@ impl<'a> Session<'a> {
     ) -> Self {
         let Parts { files, started_from, executable, under, vm, qmp, second_client, .. } = parts;
         let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
+        let gateway = parts.gateway;
         Self {
             startup: evidence.startup(&files, &case.vm),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
@@ -175,6 +183,7 @@ impl<'a> Session<'a> {
             work: work.to_owned(),
             files,
             vm,
+            gateway,
             qmp,
             second_client,
             run_state: booted(case),
@@ -237,6 +246,7 @@ struct Parts {
     executable: Executable,
     under: Under,
     vm: Vm,
+    gateway: Option<Gateway>,
     qmp: Qmp,
     second_client: EventListener,
     watchdog: Watchdog,

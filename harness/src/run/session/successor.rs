@@ -1,5 +1,6 @@
 //! A new VMM in another process, which takes a VM over: from one that still runs, or from a file.
 
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -9,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::backend::{Channels, Launch};
+use crate::gateway::Gateway;
 use crate::observe::files::Files;
 use crate::observe::poll::{self, Deadline};
 use crate::observe::process::Stat;
@@ -26,6 +28,8 @@ use crate::scenario::{Inject, Mode, NewVmm};
 pub(super) struct Successor {
     /// Its process.
     pub vm: Vm,
+    /// What serves QMP for it, if it does not.
+    pub gateway: Option<Gateway>,
     /// Its files.
     pub files: Files,
     /// Where it gets the VM from.
@@ -53,6 +57,8 @@ impl Session<'_> {
         let files = if mode == Mode::Normal { files.with_copied_ram(self.tried) } else { files };
         let launch = Launch { files: &files, ..self.launch() };
         let mut arguments = backend.transfer_arguments(launch, channels);
+        let gateway = Gateway::prepare(backend, launch, Some(channels))
+            .map_err(EnvironmentError::file("prepare to serve QMP on", &files.qmp))?;
         backend.change_arguments(kind.arguments(), &mut arguments);
         if let Some(Inject { point, action }) = fault {
             arguments.extend(["--failpoint".to_owned(), format!("{point}={action}")]);
@@ -83,13 +89,15 @@ impl Session<'_> {
             stalled: None,
         })?;
         self.watchdog_also_ends(vm.group());
+        let gateway = gateway.map(|prepared| prepared.serve(vm.pid())).transpose();
+        let gateway = gateway.map_err(EnvironmentError::file("serve QMP on", &files.qmp))?;
         let text = format!("the new VMM is process {}", vm.pid());
         self.evidence.timeline.say("harness", text);
         self.asked = arguments;
         let loads = !channels.wait();
         let channels = channels.clone();
         let mut successor =
-            Successor { vm, files, channels, console, clients: None, killed: false };
+            Successor { vm, gateway, files, channels, console, clients: None, killed: false };
         if kind.listens() && !loads {
             successor.await_listening(self.options.patience.greeting)?;
         }
@@ -145,15 +153,23 @@ impl Session<'_> {
             self.former_violations.extend(clients.iter().flat_map(Qmp::violations));
         }
         let left = successor.left(self.next_build().second_qmp(&successor.files));
+        // The harness made these.
+        let fifo =
+            |path: &&PathBuf| path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_fifo());
+        let fifos: Vec<PathBuf> = left.iter().filter(fifo).cloned().collect();
         for path in &left {
-            std::fs::remove_file(path).map_err(EnvironmentError::file("remove", path))?;
+            match std::fs::remove_file(path) {
+                // What served QMP for it has just removed its socket.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(EnvironmentError::file("remove", path))?,
+            }
         }
         if successor.files.ram != self.files.ram {
             // It may have got as far as to create it, and a VMM never removes it.
             let _ = std::fs::remove_file(&successor.files.ram);
         }
         if !successor.killed {
-            self.left_by_new.extend(left);
+            self.left_by_new.extend(left.into_iter().filter(|path| !fifos.contains(path)));
         }
         Ok(())
     }
@@ -251,6 +267,14 @@ impl Successor {
         let own = [qmp, &second_qmp, serial_socket, pid_file].map(String::as_str);
         let mut all: Vec<PathBuf> =
             own.into_iter().chain(self.channels.sockets()).map(PathBuf::from).collect();
+        // What it names after its socket.
+        let name = Path::new(qmp).file_name().unwrap_or_default().as_encoded_bytes();
+        let folder = Path::new(qmp).parent().and_then(|folder| folder.read_dir().ok());
+        let named = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+        all.extend(named.filter(|path| {
+            path.file_name().is_some_and(|of| of.as_encoded_bytes().starts_with(name))
+        }));
+        all.sort();
         all.dedup();
         all.retain(|path| path.symlink_metadata().is_ok());
         all

@@ -43,6 +43,7 @@ impl Session<'_> {
         self.note_files();
         let channels = Channels::waiting(migrate, &self.work, self.tried)
             .map_err(EnvironmentError::file("choose a TCP port for", &self.work))?;
+        let channels = self.options.backend.channels(channels);
         let fault = migrate.new_vmm_fault.as_ref();
         let mut successor = match migrate.new_vmm {
             NewVmm::None => None,
@@ -260,7 +261,13 @@ impl Session<'_> {
     ) -> Result<(), StepError> {
         let (former, group) = (self.vm.pid(), self.vm.group());
         transfer.sockets_left = new.channels_left();
-        let Successor { vm, files, clients, .. } = new;
+        if !self.options.backend.dialect().removes_its_channel {
+            // As an operator does.
+            for path in std::mem::take(&mut transfer.sockets_left) {
+                std::fs::remove_file(&path).map_err(EnvironmentError::file("remove", &path))?;
+            }
+        }
+        let Successor { vm, gateway, files, clients, .. } = new;
         let Some([qmp, second]) = clients else { return Err(outcome("no connection".into())) };
         let text = format!("the VM continues in process {} instead of {former}", vm.pid());
         self.evidence.timeline.say("harness", text);
@@ -268,6 +275,7 @@ impl Session<'_> {
         self.watchdog_follows(vm.pid());
         self.watchdog_no_longer_ends(group);
         (self.vm, self.qmp, self.second_client) = (vm, qmp, EventListener::new(second));
+        self.gateway = gateway;
         self.events_checked = 0;
         if files.ram != self.files.ram && self.case.vm.memory_file {
             // As an operator does, who has no use for it any more.
@@ -299,7 +307,12 @@ impl Session<'_> {
         let events = self.take_events();
         let labels = |events: &[Event]| events.iter().map(label).collect();
         let theirs = self.second_client.hear(&events, labels, self.options.patience.events);
-        let image = Image::of(former.pid).map_err(ObserveError::from)?;
+        // One that has ended by itself was as it was last seen.
+        let image = match (Image::of(former.pid), &self.seen) {
+            (Ok(image), _) => image,
+            (Err(_), Some(seen)) => seen.image.clone(),
+            (Err(error), None) => return Err(ObserveError::from(error).into()),
+        };
         Ok(Transfer {
             mode: migrate.mode,
             later: migrate.has_later_vmm(),
