@@ -9,6 +9,7 @@ mod figures;
 mod front_door;
 mod full;
 mod module_circles;
+mod out_of_tree;
 mod plain_english;
 mod program;
 mod promises;
