@@ -20,7 +20,10 @@ pub fn main(test: fn(&Arguments) -> Result<ExitCode, Box<dyn Error>>) -> ExitCod
     if let Some(code) = multicall::dispatch() {
         return code;
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // A case waits now and then: one more than the CPUs keeps them busy.
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    arguments.test_threads = arguments.test_threads.or(Some(cpus + 1));
     clock::start();
     run::guard();
     test(&arguments).unwrap_or_else(|e| {
