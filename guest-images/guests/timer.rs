@@ -242,9 +242,8 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
         }
         if marker == 0 && !may_come_again(kind) {
             let took = fired.saturating_sub(began);
-            // A halted vCPU does not check.
-            let stood = if is_idle { 0 } else { watch.stood() };
-            check_speed(&mut speed, due - began, took, took.saturating_sub(stood));
+            let ran = (!is_idle).then(|| took.saturating_sub(watch.descheduled()));
+            check_speed(&mut speed, due - began, took, ran);
         }
         if marker == markers && markers > 0 {
             cpu.end();
@@ -253,7 +252,7 @@ fn shots(cpu: &mut Cpu, kind: Kind) -> ! {
 }
 
 /// Records as damage that a timer has become slow.
-fn check_speed(speed: &mut Speed, wanted: u64, took: u64, ran: u64) {
+fn check_speed(speed: &mut Speed, wanted: u64, took: u64, ran: Option<u64>) {
     if let Err(Slow { most, took }) = speed.judge(wanted, took, ran) {
         let name = format_args!("time to the promptest of {WINDOW} interrupts, in 1/{SCALE}: slow");
         damage::wrong(most, took, name);
@@ -306,9 +305,10 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
     let mut speed = Speed::default();
     // When the latest interrupts in a row came. A late one before a prompt one makes their distance
     // too short, which hides a slow timer; over several, that hardly matters.
-    let mut row = [(0, 0); IN_A_ROW as usize];
-    // How long the vCPU has not run.
-    let mut stood = 0;
+    let mut row = [(began, 0); IN_A_ROW as usize];
+    // At most how long the host did not let the vCPU run: gaps while it spins, and what is beyond one
+    // period while it halts.
+    let mut descheduled = 0;
     let mut length = 0;
     loop {
         if marker <= markers && seen >= CALM + IN_A_ROW + marker * SHOTS_PER_MARKER {
@@ -333,7 +333,7 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
         let count = interrupts::count(VECTOR);
         let passed = now - looked;
         waited += passed.min(ONE_LOOK);
-        stood += if halts { passed.saturating_sub(period) } else { gap(passed) };
+        descheduled += if halts { passed.saturating_sub(period) } else { gap(passed) };
         looked = now;
         if count > seen {
             cpu.note_lateness((now - last).saturating_sub(period));
@@ -341,11 +341,12 @@ fn periods(cpu: &mut Cpu, kind: Kind) -> ! {
             length = if count == seen + 1 { length + 1 } else { 0 };
             let first = &mut row[(length % IN_A_ROW) as usize];
             if length >= IN_A_ROW {
-                let (since, had_stood) = *first;
-                let (took, stood) = (now - since, stood - had_stood);
-                check_speed(&mut speed, IN_A_ROW * period, took, took.saturating_sub(stood));
+                let (since, before) = *first;
+                let took = now - since;
+                let ran = took.saturating_sub(descheduled - before);
+                check_speed(&mut speed, IN_A_ROW * period, took, Some(ran));
             }
-            *first = (now, stood);
+            *first = (now, descheduled);
             (seen, last, waited) = (count, now, 0);
         }
         // Allows a fiftieth and two more, because the clocks differ.

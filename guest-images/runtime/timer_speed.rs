@@ -32,22 +32,28 @@ pub struct Speed {
     seen: u64,
     /// The least of this window.
     least: u64,
-    /// The least of this window, in time that the guest has run.
-    least_run: u64,
+    /// The promptest of this window among those that tell how long the guest has run, and how long that
+    /// was.
+    promptest_run: Option<(u64, u64)>,
     /// The least of the calm stretch; 0 until that is over.
     calm: u64,
 }
 
 impl Speed {
     /// Takes note of an interrupt that should come after `wanted` TSC ticks and came after `took`, in which
-    /// the guest has run for `ran`.
-    pub fn judge(&mut self, wanted: u64, took: u64, ran: u64) -> Result<(), Slow> {
+    /// the guest has run for `ran`; `None` if it was halted, which does not tell.
+    pub fn judge(&mut self, wanted: u64, took: u64, ran: Option<u64>) -> Result<(), Slow> {
         if self.seen == 0 {
-            (self.least, self.least_run) = (u64::MAX, u64::MAX);
+            (self.least, self.promptest_run) = (u64::MAX, None);
         }
         let quotient = |time: u64| time.saturating_mul(SCALE) / wanted.max(1);
-        self.least = self.least.min(quotient(took));
-        self.least_run = self.least_run.min(quotient(ran));
+        let took = quotient(took);
+        self.least = self.least.min(took);
+        if let Some(ran) = ran
+            && self.promptest_run.is_none_or(|(least, _)| took < least)
+        {
+            self.promptest_run = Some((took, quotient(ran)));
+        }
         self.seen += 1;
         let is_calm = self.calm == 0;
         if self.seen < if is_calm { CALM } else { WINDOW } {
@@ -59,7 +65,8 @@ impl Speed {
             return Ok(());
         }
         let most = self.calm.max(SCALE) + SLOWER;
-        match self.least > most && self.least_run > SCALE + LONGER {
+        let was_interrupted = self.promptest_run.is_some_and(|(_, ran)| ran <= SCALE + LONGER);
+        match self.least > most && !was_interrupted {
             true => Err(Slow { most, took: self.least }),
             false => Ok(()),
         }

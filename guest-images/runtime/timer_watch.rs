@@ -5,7 +5,8 @@
 
 /// TSC ticks from which the time between two checks is a gap: some 0.1 ms.
 const GAP: u64 = 1 << 18;
-/// How long a vCPU that checks without a pause has not run, if a check comes `passed` after the last.
+
+/// Returns `passed`, the time between two checks, if it is a gap; else 0.
 pub fn gap(passed: u64) -> u64 {
     if passed >= GAP { passed } else { 0 }
 }
@@ -19,7 +20,7 @@ pub struct Watch {
     last: u64,
     overdue: u64,
     /// Sum of all gaps.
-    stood: u64,
+    descheduled: u64,
     gaps: [u64; KEPT],
 }
 
@@ -27,7 +28,7 @@ impl Watch {
     /// The interrupt should come at `due`. `before_arming` is a time before the timer was armed: an
     /// update after that delays the interrupt, so it must be a gap.
     pub fn new(before_arming: u64, due: u64) -> Self {
-        Self { due, last: before_arming, overdue: 0, stood: 0, gaps: [0; KEPT] }
+        Self { due, last: before_arming, overdue: 0, descheduled: 0, gaps: [0; KEPT] }
     }
 
     /// Checks with interrupts on; `has_fired`: the interrupt has arrived. Returns the time since the
@@ -44,7 +45,7 @@ impl Watch {
     pub fn look_with_interrupts_off(&mut self, now: u64) -> u64 {
         let passed = now - self.last;
         self.last = now;
-        self.stood += gap(passed);
+        self.descheduled += gap(passed);
         let shortest = self.gaps.iter_mut().min();
         if let Some(shortest) = shortest.filter(|gap| passed >= GAP && passed > **gap) {
             *shortest = passed;
@@ -52,9 +53,9 @@ impl Watch {
         passed
     }
 
-    /// How long the vCPU has not run.
-    pub fn stood(&self) -> u64 {
-        self.stood
+    /// How long the host did not let the vCPU run.
+    pub fn descheduled(&self) -> u64 {
+        self.descheduled
     }
 
     /// Whether the due time was over at the last check.

@@ -22,8 +22,9 @@ mod words;
 #[test]
 fn slow_timer_is_told_from_a_busy_host() {
     let mut speed = Speed::default();
-    let mut judge =
-        |took: u64, ran: u64, times: u64| (0..times).try_for_each(|_| speed.judge(1000, took, ran));
+    let mut judge = |took: u64, ran: u64, times: u64| {
+        (0..times).try_for_each(|_| speed.judge(1000, took, Some(ran)))
+    };
     assert_eq!(judge(1100, 1100, CALM), Ok(()));
     assert_eq!(judge(9000, 9000, WINDOW - 1), Ok(()));
     assert_eq!(judge(1500, 1500, 1), Ok(()));
@@ -32,6 +33,11 @@ fn slow_timer_is_told_from_a_busy_host() {
     let slow = Slow { most: 1100 * SCALE / 1000 + SCALE / 2, took: 2 * SCALE };
     assert_eq!(judge(2000, 1064, WINDOW), Err(slow));
     assert_eq!(judge(2000, 2000, WINDOW), Err(slow));
+    // One that the host has interrupted excuses no other.
+    assert_eq!(judge(2000, 2000, WINDOW - 1), Ok(()));
+    assert_eq!(judge(9000, 500, 1), Err(slow));
+    // A halted vCPU does not tell how long it has run.
+    assert_eq!((0..WINDOW).try_for_each(|_| speed.judge(1000, 2000, None)), Err(slow));
 }
 
 #[test]
@@ -67,7 +73,7 @@ fn gaps_are_time_in_which_the_vcpu_has_not_run() {
     for now in [10_000, 20_000, 1_020_000, 1_030_000, 4_030_000] {
         watch.look(now, false);
     }
-    assert_eq!(watch.stood(), 4_000_000);
+    assert_eq!(watch.descheduled(), 4_000_000);
 }
 
 #[test]
