@@ -18,14 +18,20 @@ pub(super) struct Known {
 impl Known {
     /// Reads the list.
     pub(super) fn read(&self) -> Result<Differences, CliError> {
-        let Some(path) = &self.differences else {
-            return Differences::embedded().map_err(CliError::usage);
-        };
+        match self.chosen()? {
+            Some(chosen) => Ok(chosen),
+            None => Differences::embedded().map_err(CliError::usage),
+        }
+    }
+
+    /// Reads the list, if the option is there.
+    pub(super) fn chosen(&self) -> Result<Option<Differences>, CliError> {
+        let Some(path) = &self.differences else { return Ok(None) };
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|e| {
             CliError::usage(format!("cannot read the known differences from {name}: {e}"))
         })?;
-        Differences::parse(&name, &text).map_err(CliError::usage)
+        Differences::parse(&name, &text).map(Some).map_err(CliError::usage)
     }
 
     /// This list, or else `other`.

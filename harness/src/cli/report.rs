@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::known::Known;
 use super::setup::try_out;
 use super::{CliError, exit_status};
 use crate::report::merge::{Merged, merge};
@@ -34,6 +35,8 @@ struct Merge {
     runs: Vec<PathBuf>,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    known: Known,
     /// Exit with status 3 if a case was ignored that another host could run.
     #[arg(long)]
     require_all: bool,
@@ -96,8 +99,9 @@ pub(super) fn summarize_for_github(record: &Record) -> Option<String> {
 
 /// Runs `report`.
 pub(super) fn main(report: &Report) -> Result<ExitCode, CliError> {
-    let What::Merge(Merge { runs, files, require_all }) = &report.what;
-    let Merged { record, remarks } = merge(runs).map_err(CliError::usage)?;
+    let What::Merge(Merge { runs, files, known, require_all }) = &report.what;
+    let mut known = known.chosen()?;
+    let Merged { record, remarks } = merge(runs, known.as_mut()).map_err(CliError::usage)?;
     let mut wrong = files.write(&record);
     let mut terminal = Terminal::new(0, 0);
     terminal.not_run(record.not_run.len());

@@ -87,8 +87,11 @@ pub struct Merged {
     pub remarks: Vec<String>,
 }
 
-/// Merges records and evidence folders.
-pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
+/// Merges records and evidence folders. With a list of known differences of its own (`known`), the
+/// cases of records are judged by that, too; otherwise as their run did.
+pub fn merge(paths: &[PathBuf], known: Option<&mut Differences>) -> Result<Merged, MergeError> {
+    let mut embedded = Differences::embedded()?;
+    let (judges_records, known) = (known.is_some(), known.unwrap_or(&mut embedded));
     let mut record = Record::of(Vec::new());
     let mut remarks = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
@@ -97,8 +100,14 @@ pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(MergeError::Missing { path: path.clone() });
             }
-            Ok(meta) if meta.is_dir() => of_folder(path, &mut remarks)?,
-            _ => Record::read(path)?,
+            Ok(meta) if meta.is_dir() => of_folder(path, &mut remarks, known)?,
+            _ => {
+                let mut record = Record::read(path)?;
+                if judges_records {
+                    judge(&mut record, known);
+                }
+                record
+            }
         };
         let before = record.runs.len();
         for mut entry in part.cases {
@@ -128,6 +137,15 @@ pub fn merge(paths: &[PathBuf]) -> Result<Merged, MergeError> {
     Ok(Merged { record, remarks })
 }
 
+/// Finds the known differences of each case again.
+fn judge(record: &mut Record, known: &mut Differences) {
+    for entry in &mut record.cases {
+        let run = record.runs.get(entry.run);
+        let of = run.and_then(|run| known.of_failure(&run.vmm.backend, &entry.report));
+        entry.known = of.unwrap_or_default();
+    }
+}
+
 /// Returns the values that differ between the runs, with the number of cases for each.
 fn differ(what: &str, record: &Record, of: fn(&Run) -> String) -> Option<String> {
     let mut values: BTreeMap<String, usize> = BTreeMap::new();
@@ -148,12 +166,15 @@ fn differ(what: &str, record: &Record, of: fn(&Run) -> String) -> Option<String>
 
 /// Reads the cases whose evidence a run left in `root`, excluding what replays and planted bugs
 /// left in deeper folders.
-fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeError> {
+fn of_folder(
+    root: &Path,
+    remarks: &mut Vec<String>,
+    differences: &mut Differences,
+) -> Result<Record, MergeError> {
     let mut folders = Vec::new();
     walk(root, &mut folders)?;
     folders.sort();
     let mut record = Record::of(Vec::new());
-    let mut differences = Differences::embedded()?;
     let (mut deeper, mut left_out) = (Vec::new(), 0);
     let last = LastRun::read(root);
     let last =
@@ -178,7 +199,7 @@ fn of_folder(root: &Path, remarks: &mut Vec<String>) -> Result<Record, MergeErro
         let begun = folder.start.as_ref().map(|start| start.started_unix);
         let is_old = begun.is_some_and(|begun| begun < last.started_unix);
         if !(is_old && last.not_run.contains(&folder.name())) {
-            add(&mut record, &folder, &mut differences);
+            add(&mut record, &folder, differences);
         }
     }
     record.not_run = last.not_run;

@@ -244,6 +244,30 @@ fn evidence_of_an_earlier_run_does_not_stand_for_a_case_that_was_not_begun() {
     assert!(told.contains("2 ran, 1 passed, 1 failed, 0 ignored, 1 not run, in "), "{told}");
 }
 
+/// A run that failed passes once its difference is listed, from its record and from its evidence.
+#[test]
+fn merged_runs_are_judged_by_the_list_of_the_command_line() {
+    let folder = folder();
+    run(folder.path(), &["--fault", "leak-fd", "--json", "all.json"], 1);
+    let list = r#"[[difference]]
+name = "leaks"
+vmm = "mock"
+kind = "verdict"
+cases = ["theme/"]
+anywhere = true
+findings = { fds = "descriptor \\d+ -> /dev/null is new" }
+reason = "it leaks a descriptor"
+"#;
+    std::fs::write(folder.path().join("list.toml"), list).unwrap();
+    for what in ["all.json", "evidence"] {
+        merge(folder.path(), what, 1);
+        let args = ["report", "merge", what, "--differences", "list.toml"];
+        let (ended, told) = harness(folder.path(), &args);
+        assert_eq!(ended, Some(0), "{told}");
+        assert!(told.contains("2 with known differences (2: leaks)"), "{told}");
+    }
+}
+
 #[test]
 fn failed_cases_are_run_again() {
     let folder = folder();
