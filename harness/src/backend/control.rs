@@ -13,7 +13,7 @@ use crate::scenario::Mode;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot {what}: {why}")]
 pub struct ControlError {
-    /// What was tried.
+    /// What was tried: verb and object, as in `move the VM to /path`.
     pub what: String,
     /// Why it failed.
     pub why: String,
@@ -60,10 +60,10 @@ pub trait Control: Send + Sync {
     /// The run state: `Running`, `Paused`, or `Prelaunch` before the first start.
     fn state(&self) -> Result<RunState, ControlError>;
 
-    /// Stops the guest, which runs.
+    /// Stops the running guest; returns once `state` shows it.
     fn stop(&self) -> Result<(), ControlError>;
 
-    /// Resumes the guest, which is stopped.
+    /// Resumes the stopped guest, or starts one in `Prelaunch`; returns once `state` shows it.
     fn cont(&self) -> Result<(), ControlError>;
 
     /// Resets the VM.
@@ -81,12 +81,12 @@ pub trait Control: Send + Sync {
     /// The host threads of the vCPUs, in order.
     fn vcpu_threads(&self) -> Result<Vec<i32>, ControlError>;
 
-    /// Moves the VM to another process. Returns once the VM is there, or once it is certain that it
-    /// stays here and is back in its former run state.
+    /// Moves the VM to another process. Returns once the VM is there or, if the channel is a file, is
+    /// saved; or once it is certain that it stays here and is back in its former run state.
     fn send(&self, to: &Move) -> Result<(), ControlError>;
 
-    /// Waits for a VM on `channels` and takes it over. Returns once it is here, or once it is certain
-    /// that it will not come.
+    /// Waits for a VM on `channels` and takes it over, in the run state that it had. Returns once it is
+    /// here, or once it is certain that it will not come.
     fn receive(&self, channels: &Channels) -> Result<(), ControlError>;
 
     /// Waits for the next report of the VMM, up to `limit`; disconnected once the process has ended.

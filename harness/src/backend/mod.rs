@@ -145,6 +145,12 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// The socket on which such a process takes requests.
+    fn control_socket(&self, files: &Files) -> Option<String> {
+        let _ = files;
+        None
+    }
+
     /// How the VMM behaves where VMMs differ.
     fn dialect(&self) -> Dialect;
 

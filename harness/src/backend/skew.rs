@@ -1,11 +1,13 @@
 //! Two builds of one VMM: one starts the VM, and updates go to the other.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use clap::ValueEnum;
 use guest_images::GuestImage;
 
+use crate::backend::control::Control;
 use crate::backend::{Backend, Channels, Dialect, Feature, Image, Launch};
 use crate::observe::files::Files;
 use crate::scenario::{CommandKind, Inject};
@@ -97,6 +99,22 @@ impl Backend for CrossVersion {
 
     fn change_arguments(&self, kind: CommandKind, arguments: &mut Vec<String>) {
         self.to.change_arguments(kind, arguments);
+    }
+
+    fn channels(&self, channels: Channels) -> Channels {
+        self.to.channels(channels)
+    }
+
+    fn control(
+        &self,
+        launch: Launch<'_>,
+        incoming: Option<&Channels>,
+    ) -> io::Result<Option<Arc<dyn Control>>> {
+        self.from.control(launch, incoming)
+    }
+
+    fn control_socket(&self, files: &Files) -> Option<String> {
+        self.from.control_socket(files)
     }
 
     fn second_qmp(&self, files: &Files) -> String {

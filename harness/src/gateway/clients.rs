@@ -31,7 +31,7 @@ pub(super) struct Clients {
 impl Clients {
     /// Greets a client, and returns its number.
     pub fn add(&mut self, stream: UnixStream, greeting: &Greeting) -> u64 {
-        // The write fails instead.
+        // So that a client that does not read cannot block the gateway.
         let _ = stream.set_write_timeout(Some(WRITTEN));
         let number = self.next;
         self.next += 1;

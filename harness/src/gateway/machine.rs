@@ -77,7 +77,8 @@ pub(super) struct Machine {
     process_ended: bool,
     quits: bool,
     events: Vec<Event>,
-    input: Sender<Input>,
+    /// For results that come after what was reported before.
+    results: Sender<Input>,
 }
 
 impl Machine {
@@ -85,7 +86,7 @@ impl Machine {
         control: Arc<dyn Control>,
         title: String,
         incoming: bool,
-        input: Sender<Input>,
+        results: Sender<Input>,
     ) -> Self {
         Self {
             control,
@@ -102,7 +103,7 @@ impl Machine {
             process_ended: false,
             quits: false,
             events: Vec::new(),
-            input,
+            results,
         }
     }
 
@@ -119,7 +120,13 @@ impl Machine {
     /// Whether there is nothing left to serve: the process has ended, and what became of its VM has
     /// been told.
     pub fn is_over(&self) -> bool {
-        self.process_ended && (self.quits || self.place != Place::Gone)
+        let is_told = match self.place {
+            // How it ends is not known yet.
+            Place::Leaving(_) => false,
+            Place::Gone => self.quits,
+            Place::Here | Place::Expected => true,
+        };
+        self.process_ended && is_told
     }
 
     /// The process has ended.
@@ -218,6 +225,10 @@ impl Machine {
                 RunState::Postmigrate => {
                     return Err(QmpError::generic("cannot resume the guest: another VMM runs it"));
                 }
+                RunState::Inmigrate | RunState::FinishMigrate => {
+                    let why = "cannot resume the guest: an update is in progress";
+                    return Err(QmpError::generic(why));
+                }
                 _ => self.control.cont().map_err(refused)?,
             },
             Command::SystemReset => self.control.reset().map_err(refused)?,
@@ -228,11 +239,8 @@ impl Machine {
                 self.emit("SHUTDOWN", Some(data));
                 self.quits = true;
                 if !self.process_ended {
-                    // The VMM may be ending by itself: then it is not reachable.
-                    let asked = self.control.quit();
-                    asked
-                        .or_else(|e| if self.place == Place::Gone { Ok(()) } else { Err(e) })
-                        .map_err(refused)?;
+                    // It may end before it answers. One that stays is noticed.
+                    let _ = self.control.quit();
                 }
             }
             Command::Migrate(arguments) => self.migrate(&arguments)?,
@@ -282,9 +290,9 @@ impl Machine {
         self.place = Place::Leaving(mode);
         (self.stopped, self.resumed, self.error, self.passes) = (false, false, None, 0);
         self.set_status(MigrationStatus::Setup);
-        let (control, input) = (self.control.clone(), self.input.clone());
+        let (control, results) = (self.control.clone(), self.results.clone());
         let sends = thread::Builder::new().name("qmp-send".into()).spawn(move || {
-            let _ = input.send(Input::Sent(control.send(&to)));
+            let _ = results.send(Input::Sent(control.send(&to)));
         });
         if let Err(error) = sends {
             self.sent(Err(ControlError::new("start a thread", error)));

@@ -1,8 +1,8 @@
 //! Serves QMP for a VMM that is controlled in another way, through [`Control`].
 //!
-//! What the VMM reports becomes an event, and a reply tells what the VMM answered: where QMP knows more
-//! than the VMM tells, such as the status of an update, it is derived from these. So a scenario and its
-//! checks are the same for every VMM.
+//! Reports of the VMM become events. State that QMP has and the VMM does not report, such as the status of
+//! an update, is derived from its reports and replies. So a scenario and its checks are the same for every
+//! VMM.
 
 mod clients;
 mod machine;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -31,8 +31,11 @@ use machine::Machine;
 /// The largest number of bytes read from a client at once.
 const PART: usize = 64 << 10;
 
-/// How long the thread that waits for reports may outlive the gateway.
-const SILENCE: Duration = Duration::from_millis(200);
+/// How long the last reports of a process that has ended may take.
+const DRAINED: Duration = Duration::from_secs(2);
+
+/// How long the VMM is silent when it has reported what came before a result.
+const SILENCE: Duration = Duration::from_millis(20);
 
 /// What the gateway's threads tell its main loop.
 pub(crate) enum Input {
@@ -85,35 +88,28 @@ impl Gateway {
         let process = pidfd_open(process, PidfdFlags::empty())?;
         let accepting = (listener.clone(), input.clone());
         spawn("qmp-accept", move || accept(&accepting.0, &accepting.1))?;
-        let ended = input.clone();
-        spawn("qmp-process", move || await_end(&process, &watched, &ended))?;
+        let (results, after_reports) = mpsc::channel();
+        let ended = results.clone();
+        spawn("qmp-process", move || {
+            await_end(&process, &watched);
+            let _ = ended.send(Input::Ended);
+        })?;
         let over = Arc::new(AtomicBool::new(false));
-        let (reporter, reports, reports_over) = (control.clone(), input.clone(), over.clone());
+        let (reporter, reports, is_over) = (control.clone(), input.clone(), over.clone());
         spawn("qmp-reports", move || {
-            while !reports_over.load(Ordering::Relaxed) {
-                let told = match reporter.next(SILENCE) {
-                    Ok(happened) => reports.send(Input::Happened(happened)).is_ok(),
-                    Err(RecvTimeoutError::Timeout) => true,
-                    Err(RecvTimeoutError::Disconnected) => false,
-                };
-                if !told {
-                    break;
-                }
+            pass_on(&*reporter, &reports, &after_reports, &is_over);
+        })?;
+        let (starting, started, waits) = (control.clone(), input.clone(), incoming.clone());
+        let arrived = results.clone();
+        spawn("qmp-start", move || {
+            let ready = starting.ready();
+            let _ = started.send(Input::Ready);
+            if let Some(channels) = waits {
+                let received = ready.and_then(|()| starting.receive(&channels));
+                let _ = arrived.send(Input::Received(received));
             }
         })?;
-        let (starting, started) = (control.clone(), input.clone());
-        spawn("qmp-ready", move || {
-            let _ = starting.ready();
-            let _ = started.send(Input::Ready);
-        })?;
-        if let Some(channels) = incoming.clone() {
-            let (receiver, arrived) = (control.clone(), input.clone());
-            spawn("qmp-receive", move || {
-                let received = receiver.ready().and_then(|()| receiver.receive(&channels));
-                let _ = arrived.send(Input::Received(received));
-            })?;
-        }
-        let machine = Machine::new(control, title.to_owned(), incoming.is_some(), input.clone());
+        let machine = Machine::new(control, title.to_owned(), incoming.is_some(), results);
         let (socket, readers) = (socket.to_owned(), input.clone());
         let main = thread::Builder::new()
             .name("qmp-gateway".into())
@@ -182,10 +178,42 @@ fn accept(listener: &UnixListener, input: &Sender<Input>) {
     }
 }
 
-fn await_end(process: &OwnedFd, closed: &OwnedFd, input: &Sender<Input>) {
+/// Waits until the process has ended, or the gateway is closed.
+fn await_end(process: &OwnedFd, closed: &OwnedFd) {
     let mut ends = [process.as_fd(), closed.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     while poll(&mut ends, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
-    let _ = input.send(Input::Ended);
+}
+
+/// Passes the VMM's reports on, and each result of `results` after what was reported before it.
+fn pass_on(
+    control: &dyn Control,
+    input: &Sender<Input>,
+    results: &Receiver<Input>,
+    over: &AtomicBool,
+) {
+    let mut reports = true;
+    while !over.load(Ordering::Relaxed) {
+        let result = match reports {
+            true => results.try_recv().ok(),
+            false => results.recv_timeout(SILENCE).ok(),
+        };
+        // A process that has ended has reported all once it is disconnected.
+        let has_ended = matches!(result, Some(Input::Ended));
+        let drained = Instant::now() + if has_ended { DRAINED } else { Duration::ZERO };
+        while reports {
+            match control.next(SILENCE) {
+                Ok(happened) => drop(input.send(Input::Happened(happened))),
+                Err(RecvTimeoutError::Disconnected) => reports = false,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < drained => {}
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        if let Some(result) = result
+            && input.send(result).is_err()
+        {
+            break;
+        }
+    }
 }
 
 /// Reads from a client until it disconnects.

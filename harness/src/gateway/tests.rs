@@ -224,6 +224,18 @@ fn guest_that_resumes_before_the_failure_is_known_resumes_after_it() {
     assert_eq!(bench.state(), RunState::Running);
 }
 
+/// Its end may be noticed before the result of the update.
+#[test]
+fn vmm_may_end_before_its_update_is_known_to_have_completed() {
+    let mut bench = Bench::new(false);
+    bench.begin_update();
+    bench.kill();
+    std::thread::sleep(DRAINED + SILENCE);
+    bench.ends.send(Ok(())).unwrap();
+    bench.await_label("MIGRATION(completed)");
+    assert_eq!(bench.state(), RunState::Postmigrate);
+}
+
 #[test]
 fn connections_end_with_the_process() {
     let mut bench = Bench::new(false);

@@ -1,8 +1,8 @@
 //! What the kernel sets up when a process executes a program: proof of the exec and of its
 //! arguments.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use super::proc_error::ProcError;
 
@@ -31,6 +31,11 @@ impl Image {
         // Raw: `procfs` drops empty arguments, and the order of the auxiliary vector.
         let words = read(&format!("{folder}/cmdline"))?;
         let words = words.strip_suffix(&[0]).unwrap_or(&words).split(|byte| *byte == 0);
+        let auxv = read(&format!("{folder}/auxv"))?;
+        if auxv.is_empty() {
+            // A process that has ended.
+            return Err(ProcError::new(Path::new(&folder), io::ErrorKind::NotFound.into()));
+        }
         let personality = read(&format!("{folder}/personality"))?;
         let personality = String::from_utf8_lossy(&personality);
         let personality = u32::from_str_radix(personality.trim(), 16).unwrap_or(0);
@@ -38,7 +43,7 @@ impl Image {
         let placed = placed.is_ok_and(|placed| placed.trim() != "0");
         Ok(Self {
             words: words.map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
-            auxv: read(&format!("{folder}/auxv"))?,
+            auxv,
             random: placed && personality & NOT_RANDOM == 0,
         })
     }

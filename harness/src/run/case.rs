@@ -161,7 +161,10 @@ fn run_in_thread(
             if kept {
                 // The VM that stays up needs the socket in it.
                 let path = work.keep();
-                report.kept = Some((session.vm.pid(), session.files.qmp.clone()));
+                // The gateway ends with the harness.
+                let socket = session.options.backend.control_socket(&session.files);
+                let socket = socket.unwrap_or_else(|| session.files.qmp.clone());
+                report.kept = Some((session.vm.pid(), socket));
                 session.evidence.timeline.say("harness", format!("kept {}", path.display()));
             }
             report.updates = session.updates;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use super::verdict::Report;
-use crate::backend::Image;
+use crate::backend::{Backend, Image};
 use crate::observe::files::Files;
 use crate::observe::observation::Observation;
 use crate::observe::startup::Startup;
@@ -111,8 +111,10 @@ impl Evidence {
     }
 
     /// Returns what the start of `vm` leaves in the file system.
-    pub fn startup(&self, files: &Files, vm: &Vm) -> Startup {
-        Startup::of(&files.sockets(vm), &files.pid_file)
+    pub fn startup(&self, files: &Files, vm: &Vm, backend: &dyn Backend) -> Startup {
+        let control = backend.control_socket(files);
+        let sockets: Vec<&str> = files.sockets(vm).into_iter().chain(control.as_deref()).collect();
+        Startup::of(&sockets, &files.pid_file)
     }
 
     /// Returns the file for the VMM's standard output and error.

@@ -1,4 +1,4 @@
-//! Turns each scenario case that the VMM can run into a test.
+//! Turns each scenario case into a test; a case that needs a feature the VMM lacks is ignored.
 
 mod backend;
 

@@ -50,12 +50,12 @@ impl Api {
         body: Option<&Value>,
         limit: Duration,
     ) -> Result<(), ControlError> {
-        self.request("PUT", name, body, limit).map(drop).map_err(|e| ControlError::new(name, e))
+        self.request("PUT", name, body, limit).map(drop).map_err(|e| failed(name, e))
     }
 
     /// Asks for something, within `limit`.
     pub fn get(&self, name: &str, limit: Duration) -> Result<Value, ControlError> {
-        self.request("GET", name, None, limit).map_err(|e| ControlError::new(name, e))
+        self.request("GET", name, None, limit).map_err(|e| failed(name, e))
     }
 
     fn request(
@@ -96,6 +96,10 @@ impl Api {
             }
         }
     }
+}
+
+fn failed(name: &str, why: ApiError) -> ControlError {
+    ControlError::new(format!("call {name}"), why)
 }
 
 /// Parses a reply, once it is complete.
@@ -160,7 +164,7 @@ mod tests {
         let error = api.get("vm.info", Duration::from_millis(1)).unwrap_err().to_string();
         assert_eq!(
             error,
-            "cannot vm.info: cannot reach /no/such/socket: No such file or directory (os error 2)"
+            "cannot call vm.info: cannot reach /no/such/socket: No such file or directory (os error 2)"
         );
     }
 }

@@ -64,7 +64,7 @@ impl CloudHypervisor {
     /// The arguments of every process.
     fn common_arguments(&self, files: &Files) -> Vec<String> {
         let options = [
-            ("--api-socket", format!("path={}", quoted(&api_socket(files).to_string_lossy()))),
+            ("--api-socket", format!("path={}", quoted(&api_socket(files)))),
             ("--event-monitor", format!("path={}", quoted(&events(files).to_string_lossy()))),
             ("--log-file", files.log.clone()),
         ];
@@ -84,8 +84,8 @@ fn quoted(value: &str) -> String {
 }
 
 /// The socket of the API, named after that on which the harness serves QMP.
-fn api_socket(files: &Files) -> PathBuf {
-    format!("{}-api", files.qmp).into()
+fn api_socket(files: &Files) -> String {
+    format!("{}-api", files.qmp)
 }
 
 /// The FIFO for reports.
@@ -169,9 +169,17 @@ impl Backend for CloudHypervisor {
     ) -> io::Result<Option<Arc<dyn Control>>> {
         let files = launch.files;
         let waits = incoming.is_some();
-        let process =
-            Process::new(api_socket(files), &events(files), files.log.clone().into(), waits)?;
+        let process = Process::new(
+            api_socket(files).into(),
+            &events(files),
+            files.log.clone().into(),
+            waits,
+        )?;
         Ok(Some(Arc::new(process)))
+    }
+
+    fn control_socket(&self, files: &Files) -> Option<String> {
+        Some(api_socket(files))
     }
 
     fn dialect(&self) -> Dialect {

@@ -45,7 +45,7 @@ impl Monitor {
             let reader = io::BufReader::new(Reader { fifo, closed });
             let reports = serde_json::Deserializer::from_reader(reader).into_iter::<Report>();
             let mut path = Some(path);
-            // What is no report ends it: the events that are then missing fail a check.
+            // A malformed report ends the thread; the missing events then fail a check.
             for told in reports.map_while(Result::ok) {
                 // The process has opened it.
                 let _ = path.take().map(std::fs::remove_file);

@@ -20,14 +20,58 @@ use crate::scenario::Mode;
 /// How long the process may take to start.
 const READY: Duration = Duration::from_secs(10);
 /// How long a request may take on a busy machine.
-const ANSWER: Duration = Duration::from_secs(20);
-/// How long an update may take.
-const MOVED: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long an update may take: less than the client waits for its end.
+const MOVED: Duration = Duration::from_secs(30);
 /// How long a new process may wait for a VM.
 const ARRIVED: Duration = Duration::from_secs(600);
 
-/// How an update ended, once it has.
-type Ended = Arc<(Mutex<Option<bool>>, Condvar)>;
+/// How an update ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Finished,
+    Failed,
+    /// The process has ended, or reports no more.
+    Silent,
+}
+
+/// How the last update ended, once it has.
+#[derive(Default)]
+struct Ended {
+    how: Mutex<Option<Ending>>,
+    told: Condvar,
+}
+
+impl Ended {
+    fn tell(&self, how: Ending) {
+        *self.how.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
+        self.told.notify_all();
+    }
+
+    /// Forgets the last update, unless the process reports no more.
+    fn forget(&self) {
+        let mut how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        *how = how.filter(|how| *how == Ending::Silent);
+    }
+
+    fn wait(&self, limit: Duration) -> Option<Ending> {
+        let how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.told.wait_timeout_while(how, limit, |how| how.is_none());
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// Tells, when it is dropped, that nothing more will be reported.
+struct Reports(Arc<Ended>);
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        // An update that has ended stays so.
+        if self.0.wait(Duration::ZERO).is_none() {
+            self.0.tell(Ending::Silent);
+        }
+    }
+}
 
 /// One process of Cloud Hypervisor.
 pub(super) struct Process {
@@ -37,7 +81,7 @@ pub(super) struct Process {
     /// Its log, with the reasons that the API does not tell.
     log: PathBuf,
     reports: Mutex<Receiver<Happened>>,
-    ended: Ended,
+    ended: Arc<Ended>,
     _monitor: Monitor,
 }
 
@@ -47,14 +91,11 @@ impl Process {
     /// If it `waits`, it is started without a VM. Its log is in the file `log`.
     pub fn new(socket: PathBuf, events: &Path, log: PathBuf, waits: bool) -> std::io::Result<Self> {
         let (told, reports) = mpsc::channel();
-        let ended = Ended::default();
-        let ends = ended.clone();
+        let ended = Arc::<Ended>::default();
+        let ends = Reports(ended.clone());
         let mut passes = 0;
         let monitor = Monitor::start(events, move |report| match migration_ended(&report) {
-            Some(how) => {
-                *ends.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(how);
-                ends.1.notify_all();
-            }
+            Some(how) => ends.0.tell(how),
             None => {
                 let _ = happened(&report, &mut passes).map(|happened| told.send(happened));
             }
@@ -76,11 +117,11 @@ impl Process {
     }
 }
 
-/// Whether an update to another process has succeeded, if this report tells it.
-fn migration_ended(report: &Report) -> Option<bool> {
+/// How an update to another process has ended, if this report tells it.
+fn migration_ended(report: &Report) -> Option<Ending> {
     match (&*report.source, &*report.event) {
-        ("vm", "migration-finished") => Some(true),
-        ("vm", "migration-failed") => Some(false),
+        ("vm", "migration-finished") => Some(Ending::Finished),
+        ("vm", "migration-failed") => Some(Ending::Failed),
         _ => None,
     }
 }
@@ -114,7 +155,8 @@ impl Control for Process {
         let ready = poll::until(Deadline::after(patient(READY)), || {
             self.api.get(query, patient(ANSWER)).map_err(|error| last = Some(error)).ok()
         });
-        let late = || last.unwrap_or_else(|| ControlError::new(query, "no reply"));
+        let late =
+            || last.unwrap_or_else(|| ControlError::new(format!("call {query}"), "no reply"));
         ready.map(drop).ok_or_else(late)
     }
 
@@ -125,7 +167,7 @@ impl Control for Process {
             Some("Paused") => Ok(RunState::Paused),
             Some("Created") => Ok(RunState::Prelaunch),
             Some("Shutdown") => Ok(RunState::Shutdown),
-            other => Err(ControlError::new("vm.info", format!("the state is {other:?}"))),
+            other => Err(ControlError::new("read the run state", format!("it is {other:?}"))),
         }
     }
 
@@ -179,20 +221,24 @@ impl Control for Process {
         });
         let what = format!("move the VM to {}", to.channels.first());
         let failed = |why: &dyn std::fmt::Display| ControlError::new(&what, why);
-        *self.ended.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.ended.forget();
         self.api.put("vm.send-migration", Some(&body), limit).map_err(|e| failed(&e))?;
-        let ended = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.ended.1.wait_timeout_while(ended, limit, |ended| ended.is_none());
-        let (ended, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let ended = *ended;
-        match ended {
-            Some(true) => Ok(()),
+        match self.ended.wait(limit) {
+            Some(Ending::Finished) => Ok(()),
+            Some(Ending::Silent) => Err(failed(&"the process reports no more")),
             None => Err(failed(&format!("{limit:?} later it has neither finished nor failed"))),
-            Some(false) => {
+            Some(Ending::Failed) => {
                 // Resumed a moment after the report.
-                let back = || self.state().ok().filter(|state| *state == before);
-                let back = poll::until(Deadline::after(patient(ANSWER)), back);
-                let lost = if back.is_none() { ", and the guest did not resume" } else { "" };
+                let mut gone = false;
+                let back = poll::until(Deadline::after(patient(ANSWER)), || {
+                    match self.state() {
+                        Ok(state) => (state == before).then_some(true),
+                        // A process that is ending refuses connections.
+                        Err(_) if std::mem::replace(&mut gone, true) => Some(false),
+                        Err(_) => None,
+                    }
+                });
+                let lost = if back == Some(true) { "" } else { ", and the guest did not resume" };
                 Err(failed(&format!("{}{lost}", self.last_words())))
             }
         }
@@ -295,6 +341,15 @@ mod tests {
         let error = process.send(&update()).unwrap_err().to_string();
         assert_eq!(error, "cannot move the VM to /there: no more room");
         assert_eq!(server.join().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn process_that_ends_in_an_update_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (process, server) = serve(folder.path(), &[RUNNING, DONE], None);
+        let error = process.send(&update()).unwrap_err().to_string();
+        assert_eq!(error, "cannot move the VM to /there: the process reports no more");
+        server.join().unwrap();
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl<'a> Session<'a> {
         let (case, options, evidence) = (self.case, self.options, &self.evidence);
         let files = self.files.clone();
         let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit)?;
-        self.startup = evidence.startup(&parts.files, &case.vm);
+        self.startup = evidence.startup(&parts.files, &case.vm, &*options.backend);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
         (self.executable, self.under, self.handed_over) = (parts.executable, parts.under, 0);
@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         let (watchdog, outside, notify) = (parts.watchdog, parts.outside, parts.notify);
         let gateway = parts.gateway;
         Self {
-            startup: evidence.startup(&files, &case.vm),
+            startup: evidence.startup(&files, &case.vm, &*options.backend),
             kvm: options.backend.uses_kvm() && Path::new("/dev/kvm").exists(),
             case,
             options,

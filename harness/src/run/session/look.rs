@@ -140,7 +140,8 @@ impl Session<'_> {
         after.facts = process.unwrap_or(after.facts);
         after.files = files.unwrap_or(after.files);
         if handover.revival().is_some() {
-            self.startup = self.evidence.startup(&self.files, &self.case.vm);
+            self.startup =
+                self.evidence.startup(&self.files, &self.case.vm, &*self.options.backend);
         }
         let logged = log.since();
         self.evidence.collect();
@@ -212,7 +213,9 @@ impl Session<'_> {
         let events = self.take_events();
         let finding =
             |name| move |message: String| StepError::Checks(vec![Finding::new(name, message)]);
-        let sockets = self.files.sockets(&self.case.vm);
+        let control = self.options.backend.control_socket(&self.files);
+        let sockets = self.files.sockets(&self.case.vm).into_iter();
+        let sockets: Vec<&str> = sockets.chain(control.as_deref()).collect();
         let pid_file = Path::new(&self.files.pid_file);
         gone::check(&Gone { ended, cause, sockets: &sockets, pid_file, events: &events })
             .map_err(finding(gone::NAME))?;

@@ -152,6 +152,8 @@ impl Session<'_> {
         if let Some(clients) = &successor.clients {
             self.former_violations.extend(clients.iter().flat_map(Qmp::violations));
         }
+        // It serves no more once the process has ended, and removes its socket.
+        drop(successor.gateway.take());
         let left = successor.left(self.next_build().second_qmp(&successor.files));
         // The harness made these.
         let fifo =

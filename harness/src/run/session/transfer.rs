@@ -283,7 +283,7 @@ impl Session<'_> {
             std::fs::remove_file(former).map_err(EnvironmentError::file("remove", former))?;
         }
         self.evidence.follow(&files);
-        self.startup = self.evidence.startup(&files, &self.case.vm);
+        self.startup = self.evidence.startup(&files, &self.case.vm, &*self.options.backend);
         self.files = files;
         self.handover = Handover::NewProcess(Box::new(transfer));
         self.note_transfer();
@@ -310,8 +310,8 @@ impl Session<'_> {
         // One that has ended by itself was as it was last seen.
         let image = match (Image::of(former.pid), &self.seen) {
             (Ok(image), _) => image,
-            (Err(_), Some(seen)) => seen.image.clone(),
-            (Err(error), None) => return Err(ObserveError::from(error).into()),
+            (Err(_), Some(seen)) if self.gateway.is_some() => seen.image.clone(),
+            (Err(error), _) => return Err(ObserveError::from(error).into()),
         };
         Ok(Transfer {
             mode: migrate.mode,
@@ -348,7 +348,9 @@ impl Session<'_> {
         };
         self.qmp.await_end(limit)?;
         let events = self.take_events();
-        let sockets = self.files.sockets(&self.case.vm);
+        let control = self.options.backend.control_socket(&self.files);
+        let sockets = self.files.sockets(&self.case.vm).into_iter();
+        let sockets: Vec<&str> = sockets.chain(control.as_deref()).collect();
         let pid_file = self.files.pid_file.as_ref();
         let gone = Gone { ended, cause: Cause::Quit, sockets: &sockets, pid_file, events: &events };
         gone::check(&gone).map_err(|why| wrong(gone::NAME, format!("the former VMM: {why}")))

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use cpr_harness::backend::control::Control;
 use cpr_harness::backend::cpr_vmm::CprVmm;
 use cpr_harness::backend::{AcrossExec, Backend, Channels, Dialect, Feature, Launch};
+use cpr_harness::observe::files::Files;
 use cpr_harness::scenario::{CommandKind, Mode};
 use process::Process;
 
@@ -71,6 +72,10 @@ impl Backend for OwnVmm {
         _incoming: Option<&Channels>,
     ) -> io::Result<Option<Arc<dyn Control>>> {
         Ok(Some(Arc::new(Process::new(own_socket(&launch.files.qmp).into()))))
+    }
+
+    fn control_socket(&self, files: &Files) -> Option<String> {
+        Some(own_socket(&files.qmp))
     }
 
     fn dialect(&self) -> Dialect {

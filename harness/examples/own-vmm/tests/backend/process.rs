@@ -34,7 +34,7 @@ impl Process {
 
     fn request(&self, command: Command) -> Result<Value, ControlError> {
         let name = command.name.clone();
-        let failed = |e: QmpFault| ControlError::new(name.clone(), e);
+        let failed = |e: QmpFault| ControlError::new(format!("send {name}"), e);
         let mut requests = lock(&self.requests);
         if requests.is_none() {
             *requests = Some(self.connect().map_err(failed)?);
@@ -59,7 +59,10 @@ impl Process {
                 return Ok(answer);
             }
             if began.elapsed() > LIMIT {
-                return Err(ControlError::new(query, format!("{LIMIT:?} later it is {answer}")));
+                return Err(ControlError::new(
+                    format!("send {query}"),
+                    format!("{LIMIT:?} later it is {answer}"),
+                ));
             }
             std::thread::sleep(PAUSE);
         }
@@ -78,7 +81,7 @@ impl Control for Process {
     fn state(&self) -> Result<RunState, ControlError> {
         let answer = self.request(Command::plain("query-status"))?;
         let status: Result<StatusInfo, _> = serde_json::from_value(answer);
-        status.map(|info| info.status).map_err(|e| ControlError::new("query-status", e))
+        status.map(|info| info.status).map_err(|e| ControlError::new("read the run state", e))
     }
 
     fn stop(&self) -> Result<(), ControlError> {
@@ -119,7 +122,7 @@ impl Control for Process {
         let end = self.ask_until("query-migrate", is_over)?;
         match end["status"] == "completed" {
             true => Ok(()),
-            false => Err(ControlError::new("migrate", &end["error-desc"])),
+            false => Err(ControlError::new("move the VM", &end["error-desc"])),
         }
     }
 
