@@ -34,7 +34,8 @@ fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let all = all && !arguments.list && !arguments.ignored;
     let differences = Arc::new(Mutex::new(Differences::embedded()?));
     let by_chance = Arc::new(Mutex::new(Vec::new()));
-    let conclusion = libtest_mimic::run(arguments, trials(&differences, &by_chance)?);
+    let conclusion =
+        libtest_mimic::run(&support::one_more(arguments), trials(&differences, &by_chance)?);
     for failure in by_chance.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         println!(
             "failed once and passed when run again, so it is chance in QEMU or a false alarm:\n{failure}\n"

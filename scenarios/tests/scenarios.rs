@@ -27,7 +27,7 @@ fn test(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let all = all && !arguments.list && !arguments.ignored;
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("ERRORS.md");
     let errors = Arc::new(Mutex::new(Errors::new(&table, Wish::Check)?));
-    let conclusion = libtest_mimic::run(arguments, trials(&errors)?);
+    let conclusion = libtest_mimic::run(&support::one_more(arguments), trials(&errors)?);
     if all && !conclusion.has_failed() {
         let (told, same) = errors.lock().unwrap_or_else(PoisonError::into_inner).finish()?;
         told.iter().for_each(|line| println!("{line}"));

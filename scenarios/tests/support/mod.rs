@@ -20,16 +20,21 @@ pub fn main(test: fn(&Arguments) -> Result<ExitCode, Box<dyn Error>>) -> ExitCod
     if let Some(code) = multicall::dispatch() {
         return code;
     }
-    let mut arguments = Arguments::from_args();
-    // A case waits now and then: one more than the CPUs keeps them busy.
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    arguments.test_threads = arguments.test_threads.or(Some(cpus + 1));
+    let arguments = Arguments::from_args();
     clock::start();
     run::guard();
     test(&arguments).unwrap_or_else(|e| {
         eprintln!("{}: {e}", env!("CARGO_CRATE_NAME"));
         ExitCode::FAILURE
     })
+}
+
+/// One case more at a time than there are CPUs, unless the command line says otherwise: a case waits now
+/// and then. Not for planted bugs that only show at certain instants, which are rarer on a busy host.
+pub fn one_more(arguments: &Arguments) -> Arguments {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let test_threads = arguments.test_threads.or(Some(cpus + 1));
+    Arguments { test_threads, ..arguments.clone() }
 }
 
 /// A run with evidence in a folder of the target's own.
