@@ -168,8 +168,8 @@ impl Expectations {
         self.unseen_where(|entry| entry.is_about(vmm))
     }
 
-    /// Returns the entries that name `vmm` and explained nothing, one line each: another VMM than ours
-    /// need not show what holds for every VMM, because it runs fewer cases.
+    /// Returns the entries that name `vmm` and explained nothing, one line each. Those without a name are
+    /// left out: a VMM other than ours runs too few cases to show all of them.
     pub fn unseen_by_name(&self, vmm: &str) -> Vec<String> {
         let names = |entry: &Entry| entry.expected.vmm.as_deref() == Some(vmm);
         self.unseen_where(|entry| entry.is_about(vmm) && names(entry))

@@ -10,7 +10,7 @@ use super::Finding;
 const SOCKET_PATH: usize = 107;
 /// Length of what is appended to the folder: the longest socket of a VMM that is started for an update
 /// has its number in its name.
-const ADDED: usize = "/cpr-XXXXXX/serial-999.sock".len();
+const ADDED: usize = "/cpr-XXXXXX/qmp-999.sock-api".len();
 /// Space in bytes that a run with a few cases at a time may need there.
 const ROOM: u64 = 256 << 20;
 

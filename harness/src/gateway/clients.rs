@@ -97,9 +97,9 @@ impl Clients {
     }
 
     /// Disconnects all clients.
-    pub fn close(&mut self, how: Shutdown) {
+    pub fn close(&mut self) {
         for client in std::mem::take(&mut self.clients).into_values() {
-            let _ = client.stream.shutdown(how);
+            let _ = client.stream.shutdown(Shutdown::Both);
         }
     }
 

@@ -52,8 +52,8 @@ const DOWNTIME_LIMIT_MS: u64 = 300;
 enum Place {
     /// In this process.
     Here,
-    /// It is being moved to another process, in this mode.
-    Leaving(Mode),
+    /// It is being moved to another process.
+    Leaving,
     /// In another process.
     Gone,
     /// Expected from another process.
@@ -73,7 +73,6 @@ pub(super) struct Machine {
     with_events: bool,
     status: MigrationStatus,
     error: Option<String>,
-    passes: u64,
     process_ended: bool,
     quits: bool,
     events: Vec<Event>,
@@ -99,7 +98,6 @@ impl Machine {
             with_events: false,
             status: MigrationStatus::None,
             error: None,
-            passes: 0,
             process_ended: false,
             quits: false,
             events: Vec::new(),
@@ -122,7 +120,7 @@ impl Machine {
     pub fn is_over(&self) -> bool {
         let is_told = match self.place {
             // How it ends is not known yet.
-            Place::Leaving(_) => false,
+            Place::Leaving => false,
             Place::Gone => self.quits,
             Place::Here | Place::Expected => true,
         };
@@ -137,18 +135,17 @@ impl Machine {
     /// The VMM reports something.
     pub fn happened(&mut self, happened: Happened) {
         match (happened, self.place) {
-            (Happened::Stopped, Place::Leaving(_)) => {
+            (Happened::Stopped, Place::Leaving) => {
                 self.stopped = true;
                 self.emit("STOP", None);
                 self.reach_device();
             }
-            (Happened::Pass(number), Place::Leaving(_)) => {
-                self.passes = number;
+            (Happened::Pass(number), Place::Leaving) => {
                 self.reach_active();
                 self.emit("MIGRATION_PASS", Some(json!({ "pass": number })));
             }
             (Happened::Pass(_), _) => {}
-            (Happened::Resumed, Place::Leaving(_)) => self.resumed = true,
+            (Happened::Resumed, Place::Leaving) => self.resumed = true,
             (Happened::Stopped, _) => self.emit("STOP", None),
             (Happened::Resumed, _) => self.emit("RESUME", None),
             (Happened::Reset, _) => {
@@ -273,7 +270,7 @@ impl Machine {
     fn migrate(&mut self, arguments: &MigrateArgs) -> Result<(), QmpError> {
         match self.place {
             Place::Here => {}
-            Place::Leaving(_) => {
+            Place::Leaving => {
                 return Err(QmpError::generic("There's a migration process in progress"));
             }
             Place::Gone => return Err(QmpError::generic("the VM runs in another process")),
@@ -287,8 +284,8 @@ impl Machine {
         };
         let channels = channels(arguments)?;
         let to = Move { mode, channels, downtime_limit_ms: self.downtime_limit_ms };
-        self.place = Place::Leaving(mode);
-        (self.stopped, self.resumed, self.error, self.passes) = (false, false, None, 0);
+        self.place = Place::Leaving;
+        (self.stopped, self.resumed, self.error) = (false, false, None);
         self.set_status(MigrationStatus::Setup);
         let (control, results) = (self.control.clone(), self.results.clone());
         let sends = thread::Builder::new().name("qmp-send".into()).spawn(move || {
@@ -328,8 +325,8 @@ impl Machine {
         match self.place {
             Place::Gone => Ok(RunState::Postmigrate),
             Place::Expected => Ok(RunState::Inmigrate),
-            Place::Leaving(_) if self.stopped => Ok(RunState::FinishMigrate),
-            Place::Here | Place::Leaving(_) => self.control.state().map_err(refused),
+            Place::Leaving if self.stopped => Ok(RunState::FinishMigrate),
+            Place::Here | Place::Leaving => self.control.state().map_err(refused),
         }
     }
 

@@ -1,15 +1,13 @@
 //! Serves QMP for a VMM that is controlled in another way, through [`Control`].
 //!
-//! Reports of the VMM become events. State that QMP has and the VMM does not report, such as the status of
-//! an update, is derived from its reports and replies. So a scenario and its checks are the same for every
-//! VMM.
+//! Reports of the VMM become events. What QMP has and the VMM does not report, such as the status of an
+//! update, is derived from its reports and replies. So scenarios and checks are the same for every VMM.
 
 mod clients;
 mod machine;
 
 use std::fs::Permissions;
 use std::io::Read;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -55,7 +53,7 @@ pub(crate) enum Input {
     Received(Result<(), ControlError>),
     /// The VMM's process has ended.
     Ended,
-    /// The gateway is no longer needed.
+    /// The gateway is being dropped.
     Close,
 }
 
@@ -274,7 +272,7 @@ fn run(mut machine: Machine, inputs: &Receiver<Input>, readers: Sender<Input>, s
     }
     // Before the connections close, as a VMM does it.
     let _ = std::fs::remove_file(socket);
-    clients.close(Shutdown::Both);
+    clients.close();
 }
 
 #[cfg(test)]

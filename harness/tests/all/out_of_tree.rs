@@ -26,10 +26,11 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn backend_in_a_crate_of_its_own_drives_a_real_vm() {
-    if cpr_harness::run::requirements::no_kvm().is_some() {
-        // The scenarios report that as what it is.
-        return;
-    }
+    // It is built in any case.
+    let outcome = match cpr_harness::run::requirements::no_kvm() {
+        None => "1 passed",
+        Some(_) => "1 ignored",
+    };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let outside = tempfile::tempdir().unwrap();
     copy(Path::new(EXAMPLE), outside.path());
@@ -67,6 +68,6 @@ fn backend_in_a_crate_of_its_own_drives_a_real_vm() {
     };
     for case in CASES {
         let said = cargo(&["--", "--exact", case]);
-        assert!(said.contains("1 passed"), "{case}: {said}");
+        assert!(said.contains(outcome), "{case}: {said}");
     }
 }

@@ -151,7 +151,7 @@ impl Backend for CloudHypervisor {
         [own, self.last_of_new.clone()].concat()
     }
 
-    /// One for everything: descriptors, state and RAM.
+    /// Uses only the main channel, for descriptors, state and RAM.
     fn channels(&self, channels: Channels) -> Channels {
         Channels { cpr: None, ..channels }
     }

@@ -31,7 +31,7 @@ const ARRIVED: Duration = Duration::from_secs(600);
 enum Ending {
     Finished,
     Failed,
-    /// The process has ended, or reports no more.
+    /// The process has ended or stopped reporting.
     Silent,
 }
 
@@ -48,7 +48,7 @@ impl Ended {
         self.told.notify_all();
     }
 
-    /// Forgets the last update, unless the process reports no more.
+    /// Clears the result of the last update, unless the process has stopped reporting.
     fn forget(&self) {
         let mut how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
         *how = how.filter(|how| *how == Ending::Silent);
@@ -87,8 +87,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Prepares to control a process that is about to be started: it will serve the API on `socket` and
-    /// report to the FIFO `events`.
-    /// If it `waits`, it is started without a VM. Its log is in the file `log`.
+    /// report to the FIFO `events`. If it `waits`, it is started without a VM. Its log is in the file `log`.
     pub fn new(socket: PathBuf, events: &Path, log: PathBuf, waits: bool) -> std::io::Result<Self> {
         let (told, reports) = mpsc::channel();
         let ended = Arc::<Ended>::default();
