@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cpr_qmp::message::Event;
 use cpr_qmp::run_state::RunState;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::observe::files::Files;
@@ -48,7 +48,7 @@ impl Handover {
 
 /// How a VM got into the process of a new VMM, and what its former VMM was like when it had
 /// reported the update as completed, before it was told to quit.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Transfer {
     /// The mode of the update.
     pub mode: Mode,

@@ -94,6 +94,9 @@ Examples:
   cpr-harness lab --kernel 6 --cpus 4 -- run --jobs 4    the newest installed kernel of series 6
   cpr-harness lab --device edu -- run --filter linux/    with a PCI device for pass-through
   cpr-harness lab --shell                                a shell in the lab
+  cpr-harness lab --kept-memory 512M -- run --exact reboot/host-restart-stopped
+
+The last one restarts the lab's kernel, and keeps that much memory over it.
 
 The working directory is shared, so evidence and reports appear where they would without the lab. The
 exit status is that of the command, or 3 if the lab does not start. Times in an emulated lab are no

@@ -20,6 +20,10 @@ use crate::scenario::size::Size;
 /// The least memory of a lab: its kernel, this binary and some VMs.
 const LEAST: Size = Size(1 << 30);
 
+/// The most memory that can outlive a restart, and the least memory of a lab that has some.
+const MOST_KEPT: Size = Size(512 << 20);
+const LEAST_WITH_KEPT: Size = Size(3 << 30);
+
 /// Variables that the command gets from the environment, beside those that begin with `CPR_`.
 const PASSED: [&str; 11] = [
     "TERM",
@@ -63,6 +67,9 @@ pub(super) struct Lab {
     /// Huge pages of 2 MiB to reserve in the lab.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     huge_pages: u32,
+    /// Memory that outlives a restart of the lab's kernel, which a scenario may ask for; up to 512M.
+    #[arg(long, value_name = "SIZE")]
+    kept_memory: Option<Size>,
     /// What executes the lab's instructions.
     #[arg(long, value_enum, default_value_t)]
     accel: Choice,
@@ -128,6 +135,7 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
         let why = format!("invalid --memory {}: a lab needs at least {LEAST}", options.memory);
         return Err(CliError::usage(why));
     }
+    check_kept_memory(options)?;
     if options.device.len() > MAX_DEVICES {
         return Err(CliError::usage(format!("a lab has at most {MAX_DEVICES} devices")));
     }
@@ -150,8 +158,13 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
         shares.push(whole);
     }
     let busybox = installed.as_ref().ok().and_then(Kernels::busybox);
-    if options.shell && busybox.is_none() {
-        let why = "no busybox next to the kernels, for --shell: run ci/install-lab";
+    let needs_busybox = match () {
+        () if options.shell => Some("--shell"),
+        () if options.kept_memory.is_some() => Some("--kept-memory"),
+        () => None,
+    };
+    if let Some(option) = needs_busybox.filter(|_| busybox.is_none()) {
+        let why = format!("no busybox next to the kernels, for {option}: run ci/install-lab");
         return Err(CliError::environment(why));
     }
     Ok(lab::Lab {
@@ -165,10 +178,24 @@ fn lab(options: &Lab, folder: &Path) -> Result<lab::Lab, CliError> {
         iommu: options.iommu || !options.device.is_empty(),
         devices: options.device.clone(),
         huge_pages: options.huge_pages,
+        kept_memory: options.kept_memory.unwrap_or(Size(0)),
         shares,
         timeout: options.timeout,
         keep: options.keep,
     })
+}
+
+fn check_kept_memory(options: &Lab) -> Result<(), CliError> {
+    let Some(kept) = options.kept_memory else { return Ok(()) };
+    let why = match () {
+        () if kept.0 > MOST_KEPT.0 => format!("at most {MOST_KEPT} can outlive a restart"),
+        () if kept.0 % (2 << 20) != 0 => "not a multiple of 2M".to_owned(),
+        () if options.memory.0 < LEAST_WITH_KEPT.0 => {
+            format!("--memory must then be at least {LEAST_WITH_KEPT}")
+        }
+        () => return Ok(()),
+    };
+    Err(CliError::usage(format!("invalid --kept-memory {kept}: {why}")))
 }
 
 /// The kernel that is asked for, else the newest.

@@ -10,6 +10,7 @@ use super::known::Known;
 use super::run_cases::{Around, How, run_cases};
 use super::setup::Ready;
 use super::vmm::{Vmm, backend, vmm_option};
+use crate::lab::restart;
 use crate::report::folder;
 use crate::report::stdout::say;
 use crate::run::evidence::start::Start;
@@ -68,6 +69,7 @@ pub(super) fn main(replay: &Replay) -> Result<ExitCode, CliError> {
             start.differences(&Start::now(&case, &options)).iter().for_each(say);
         }
     }
+    restart::allow();
     let ran = run_cases(
         std::slice::from_ref(&case),
         How::default(),

@@ -19,6 +19,7 @@ use super::{CliError, FAILED, cores};
 use crate::backend::cpr_vmm;
 use crate::check::expected::Expectations;
 use crate::coverage;
+use crate::lab::restart;
 use crate::report::errors::{Errors, Wish};
 use crate::report::last_run::LastRun;
 use crate::report::stdout::say;
@@ -127,6 +128,9 @@ pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
         }
     };
     let set = select(&run.selection)?;
+    if set.cases.len() == 1 && run.rounds() == 1 {
+        restart::allow();
+    }
     let errors = errors_table(&run)?;
     let durations = run.durations()?;
     let differences = run.known.read()?;

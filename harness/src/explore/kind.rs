@@ -85,7 +85,7 @@ impl StepKind {
             Step::Serial(_) => Self::SerialClient,
             Step::Migrate(migrate) if migrate.expect == Expect::Ended => Self::Signal,
             Step::Migrate(_) if state.armed.is_some() => Self::Fault,
-            Step::Measure(_) => Self::GoodUpdate,
+            Step::Measure(_) | Step::RestartHost(_) => Self::GoodUpdate,
             Step::Migrate(migrate) if is_good(migrate) => Self::GoodUpdate,
             Step::Migrate(migrate) if migrate.command == CommandKind::Good => Self::BadChannel,
             Step::Migrate(_) => Self::BadCommand,

@@ -78,6 +78,8 @@ pub fn is_possible(model: &Model, state: &State, step: &Step) -> bool {
         }
         // Only for VMs that have a keeper from boot on, and steps that end the VMM.
         Step::KillVmm(_) | Step::EndBy(_) => false,
+        // It would end the search.
+        Step::RestartHost(_) => false,
         // Used only by benches.
         Step::Measure(_) => false,
         Step::Soak(_) => updates && runs && guest.host.is_none(),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::Command;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
@@ -19,10 +20,28 @@ pub struct Contents<'a> {
     pub program: &'a [u8],
     /// The modules.
     pub modules: &'a [Module],
-    /// Busybox, and the commands that it has.
-    pub busybox: Option<(&'a [u8], &'a [String])>,
+    /// Its commands, for a shell and for scenarios.
+    pub busybox: Option<&'a Busybox>,
     /// What the first process does.
     pub settings: &'a Settings,
+}
+
+/// A static busybox.
+pub struct Busybox {
+    /// The executable.
+    pub program: Vec<u8>,
+    /// The commands that it has.
+    pub commands: Vec<String>,
+}
+
+impl Busybox {
+    /// Reads the busybox at `path`, and asks it for its commands.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let output = Command::new(path).arg("--list").output()?;
+        let names = String::from_utf8_lossy(&output.stdout);
+        let commands = names.lines().filter(|name| *name != "busybox").map(str::to_owned).collect();
+        Ok(Self { program: std::fs::read(path)?, commands })
+    }
 }
 
 /// Returns the path of a module inside.
@@ -40,8 +59,8 @@ pub fn write(contents: &Contents<'_>, to: impl Write) -> io::Result<()> {
     for module in contents.modules {
         archive.file(&module_path(module), 0o644, &module.object)?;
     }
-    if let Some((busybox, commands)) = contents.busybox {
-        archive.file(BUSYBOX, 0o755, busybox)?;
+    if let Some(Busybox { program, commands }) = contents.busybox {
+        archive.file(BUSYBOX, 0o755, program)?;
         for command in commands {
             let path = Path::new(BUSYBOX).with_file_name(command);
             archive.link(&path.to_string_lossy(), BUSYBOX)?;
@@ -87,7 +106,7 @@ impl<W: Write> Archive<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::settings::{Command, Terminals};
+    use crate::lab::settings::{self, Terminals};
     use cpio::newc::Reader;
     use std::io::Read;
 
@@ -98,7 +117,9 @@ mod tests {
             shares: Vec::new(),
             devices: Vec::new(),
             huge_pages: 0,
-            command: Command {
+            keeps_memory: false,
+            written_before: [0; 2],
+            command: settings::Command {
                 file: PROGRAM.into(),
                 arguments: vec!["cpr-harness".into(), "list".into()],
                 environment: Vec::new(),
@@ -107,11 +128,11 @@ mod tests {
             },
         };
         let modules = [Module { name: "kvm".into(), object: b"kvm".to_vec() }];
-        let commands = ["sh".to_owned()];
+        let busybox = Busybox { program: b"busybox".to_vec(), commands: vec!["sh".to_owned()] };
         let contents = Contents {
             program: b"harness",
             modules: &modules,
-            busybox: Some((b"busybox", &commands)),
+            busybox: Some(&busybox),
             settings: &settings,
         };
         let mut archive = Vec::new();

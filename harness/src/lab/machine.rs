@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tempfile::TempDir;
 
 use super::error::{LabError, Log};
-use super::initramfs::{self, Contents};
+use super::initramfs::{self, Busybox, Contents};
 use super::messages::PORTS;
 use super::modules::{self, Module};
 use super::qemu::{self, Files};
@@ -52,16 +52,16 @@ impl Machine {
             signals::guarded_folder().map_err(LabError::prepare("create a temporary folder"))?;
         let at = |name: &str| folder.path().join(name);
         let (initramfs, console, errors) = (at("initramfs"), at("console.log"), at("qemu.log"));
-        let mut wanted = modules::ALWAYS.to_vec();
-        if !lab.devices.is_empty() {
-            wanted.extend(modules::PASS_THROUGH);
-        }
+        let keeps_memory = lab.kept_memory.0 > 0;
+        let wanted = modules::wanted(!lab.devices.is_empty(), keeps_memory);
         let modules = modules::in_order(&lab.kernel.modules, &wanted)?;
         let settings = Settings {
             modules: modules.iter().map(|module| initramfs::module_path(module).into()).collect(),
             shares: shares(lab),
             devices: qemu::addresses(&lab.devices),
             huge_pages: lab.huge_pages,
+            keeps_memory,
+            written_before: [0; 2],
             command,
         };
         write_initramfs(&initramfs, lab, &modules, &settings)?;
@@ -143,23 +143,15 @@ fn write_initramfs(
     // The file may have been replaced by a newer build.
     let own = fs::read("/proc/self/exe");
     let own = own.map_err(LabError::prepare("read this binary"))?;
-    let busybox = lab.busybox.as_ref().map(|path| Ok((fs::read(path)?, commands(path)?)));
-    let busybox = busybox.transpose().map_err(LabError::prepare("read busybox"))?;
-    let busybox = busybox.as_ref().map(|(busybox, commands)| (&busybox[..], &commands[..]));
-    let contents = Contents { program: &own, modules, busybox, settings };
+    let busybox = lab.busybox.as_deref().map(Busybox::read).transpose();
+    let busybox = busybox.map_err(LabError::prepare("read busybox"))?;
+    let contents = Contents { program: &own, modules, busybox: busybox.as_ref(), settings };
     let written = File::create(path).and_then(|file| {
         let mut file = BufWriter::new(file);
         initramfs::write(&contents, &mut file)?;
         file.flush()
     });
     written.map_err(LabError::prepare(format!("write the initramfs {}", path.display())))
-}
-
-/// The commands that a busybox has.
-fn commands(busybox: &Path) -> io::Result<Vec<String>> {
-    let output = Command::new(busybox).arg("--list").output()?;
-    let names = String::from_utf8_lossy(&output.stdout);
-    Ok(names.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
 }
 
 fn ports() -> io::Result<(Ports, [UnixStream; PORTS.len()])> {

@@ -12,6 +12,7 @@ pub mod machine;
 pub mod messages;
 pub mod modules;
 pub mod qemu;
+pub mod restart;
 pub mod session;
 pub mod settings;
 pub mod terminal;
@@ -80,6 +81,8 @@ pub struct Lab {
     pub devices: Vec<String>,
     /// Number of huge pages of 2 MiB to reserve.
     pub huge_pages: u32,
+    /// Memory that outlives a restart of its kernel; 0 for none.
+    pub kept_memory: Size,
     /// Folders that it shares with this host at the same path, writable.
     pub shares: Vec<PathBuf>,
     /// How long the command may run.

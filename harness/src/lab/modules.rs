@@ -26,6 +26,16 @@ pub const ALWAYS: [&str; 9] = [
 /// Modules for devices that are passed through.
 pub const PASS_THROUGH: [&str; 2] = ["vfio_iommu_type1", "vfio_pci"];
 
+/// Modules for memory that outlives a restart of the kernel, and its file system.
+pub const KEPT_MEMORY: [&str; 4] = ["nd_e820", "nd_pmem", "crc32c_generic", "ext4"];
+
+/// Returns the names of the modules that a lab loads.
+pub fn wanted(passes_through: bool, keeps_memory: bool) -> Vec<&'static str> {
+    let pass_through = if passes_through { &PASS_THROUGH[..] } else { &[] };
+    let kept_memory = if keeps_memory { &KEPT_MEMORY[..] } else { &[] };
+    [&ALWAYS[..], pass_through, kept_memory].concat()
+}
+
 /// A module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {

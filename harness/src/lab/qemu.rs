@@ -8,6 +8,7 @@ use super::accelerator::Accelerator;
 use super::messages::PORTS;
 use super::settings::{FILE, Share};
 use super::{PROGRAM, init};
+use crate::scenario::size::Size;
 
 /// The slot of the first device for pass-through on PCI bus 0; QEMU gives others the first free ones.
 const FIRST_SLOT: usize = 0x10;
@@ -94,9 +95,17 @@ fn kernel_arguments(lab: &Lab) -> String {
     if lab.iommu {
         words.push("intel_iommu=on");
     }
+    let kept = kept_memory(lab.kept_memory);
+    words.extend(kept.as_deref());
     let first = format!("rdinit={PROGRAM}");
     words.extend([first.as_str(), "--", init::NAME, FILE]);
     words.join(" ")
+}
+
+/// What makes the kernel treat `size` bytes from 1 GiB on as persistent memory. The memory of a lab is
+/// contiguous up to 2 GiB at least; below that, the initramfs has the end, and the kernel the beginning.
+fn kept_memory(size: Size) -> Option<String> {
+    (size.0 > 0).then(|| format!("memmap={}M!1G", size.0 >> 20))
 }
 
 /// A path as a value of an option, in which a comma is doubled.
@@ -122,7 +131,6 @@ impl Arguments {
 mod tests {
     use super::*;
     use crate::kernels::Kernel;
-    use crate::scenario::size::Size;
     use rstest::rstest;
 
     fn lab(accelerator: Accelerator) -> Lab {
@@ -141,6 +149,7 @@ mod tests {
             iommu: false,
             devices: Vec::new(),
             huge_pages: 0,
+            kept_memory: Size(0),
             shares: Vec::new(),
             timeout: None,
             keep: false,
@@ -154,6 +163,7 @@ mod tests {
         Lab {
             iommu: true,
             devices: vec!["edu".into(), "edu,dma_mask=0xffffffff".into()],
+            kept_memory: Size(512 << 20),
             ..lab(Accelerator::Kvm)
         }
     )]

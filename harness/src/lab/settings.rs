@@ -18,6 +18,11 @@ pub struct Settings {
     pub devices: Vec<String>,
     /// Number of huge pages to reserve.
     pub huge_pages: u32,
+    /// Whether there is memory that outlives a restart of the lab's kernel.
+    pub keeps_memory: bool,
+    /// Bytes that the command wrote to standard output and error before the kernel was restarted.
+    #[serde(default)]
+    pub written_before: [u64; 2],
     /// The command.
     pub command: Command,
 }

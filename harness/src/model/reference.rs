@@ -175,6 +175,16 @@ impl Model {
                 self.updated(&mut state, &migrate.expect);
                 state.saved |= saves(migrate);
             }
+            // The VMM after it is another process.
+            Step::RestartHost(_) => {
+                return State {
+                    run: state.run,
+                    migration: Migration::Completed,
+                    marker: state.marker,
+                    unbooted: state.unbooted,
+                    ..self.boot()
+                };
+            }
             Step::KillInUpdate(kill) if kill.expect == KillOutcome::Revived => {
                 // Or started again, and stopped as before, if the kill did not hit the update.
                 return State {

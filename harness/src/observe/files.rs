@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::scenario::{SerialKind, Vm};
 
 /// The files of one VM; all paths are UTF-8, because QMP is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
     /// The guest's image.
     pub kernel: String,

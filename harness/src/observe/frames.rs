@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use memmap2::{Advice, MmapOptions};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use procfs::process::{MemoryPageFlags, PageInfo};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use super::mailbox::MAILBOX_GPA;
 use super::maps::Mapping;
@@ -35,12 +36,13 @@ pub fn sample_file(path: &Path, bytes: u64, wanted: u64) -> Option<Frames> {
     if fstatfs(&file).ok()?.filesystem_type() == HUGETLBFS_MAGIC {
         return None;
     }
+    let direct = is_direct(&file);
     let pagemap = File::open("/proc/self/pagemap").ok()?;
     let length = usize::try_from(bytes).ok()?;
     let memory = MmapOptions::new().len(length).map_raw_read_only(&file).ok()?;
     let seen = |offset: u64| {
         let at = memory.as_mut_ptr().wrapping_add(usize::try_from(offset).ok()?);
-        if !is_resident(at) {
+        if !direct && !is_resident(at) {
             return None;
         }
         memory.advise_range(Advice::PopulateRead, offset as usize, PAGE as usize).ok()?;
@@ -70,6 +72,12 @@ pub fn sample(pid: i32, mappings: &[Mapping], wanted: u64) -> Frames {
 fn offsets(first: u64, end: u64, total: u64, wanted: u64) -> impl Iterator<Item = u64> {
     let stride = (total / wanted.max(1)).max(PAGE) & !(PAGE - 1);
     (first.next_multiple_of(stride)..end).step_by(stride as usize)
+}
+
+/// Whether the file is mapped directly (DAX): then all that is allocated of it is memory, whatever `mincore` says.
+fn is_direct(file: &File) -> bool {
+    let known = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::empty());
+    known.is_ok_and(|known| known.stx_attributes.contains(StatxAttributes::DAX))
 }
 
 /// Whether the file's page there is in memory: touching one that is not would allocate or read it.

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::{fs, io};
 
+use serde::{Deserialize, Serialize};
+
 use super::proc_error::ProcError;
 
 /// Tells whether the kernel randomises stack addresses (see the kernel's sysctl documentation).
@@ -13,7 +15,7 @@ const RANDOMIZE: &str = "/proc/sys/kernel/randomize_va_space";
 const NOT_RANDOM: u32 = 0x0004_0000;
 
 /// A process image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its command line.
     pub words: Vec<String>,

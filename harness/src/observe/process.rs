@@ -1,5 +1,6 @@
 //! A process as `/proc` shows it: identity, executable, children, environment.
 
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use procfs::process::{Process, Status};
 use super::proc_error::ProcError;
 
 /// The fields of `/proc/PID/stat` that tell one process from another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     /// Its PID.
     pub pid: i32,

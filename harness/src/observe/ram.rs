@@ -87,19 +87,8 @@ impl Ram {
     pub fn digest(&self) -> Result<Option<u64>, RamError> {
         let Some(file) = &self.file else { return Ok(None) };
         let path = PathBuf::from(format!("/proc/{}/fd/{}", self.pid, file.number));
-        let read = || -> std::io::Result<u64> {
-            let file = File::open(&path)?;
-            let mut buffer = vec![0; 1 << 20];
-            let mut digest = Xxh3::new();
-            for start in (0..self.bytes).step_by(buffer.len()) {
-                let part = &mut buffer[..(self.bytes - start).min(1 << 20) as usize];
-                file.read_exact_at(part, start)?;
-                blank_mailbox(part, start);
-                digest.update(part);
-            }
-            Ok(digest.digest())
-        };
-        read().map(Some).map_err(|source| RamError::Read { path, source })
+        let digest = File::open(&path).and_then(|file| digest_of(&file, self.bytes));
+        digest.map(Some).map_err(|source| RamError::Read { path, source })
     }
 
     /// Opens the mailbox in this RAM.
@@ -116,6 +105,19 @@ impl Ram {
             }
         }
     }
+}
+
+/// Computes a digest of the first `bytes` of `file`, which is the guest's RAM, except the mailbox's page.
+pub fn digest_of(file: &File, bytes: u64) -> std::io::Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut digest = Xxh3::new();
+    for start in (0..bytes).step_by(buffer.len()) {
+        let part = &mut buffer[..(bytes - start).min(1 << 20) as usize];
+        file.read_exact_at(part, start)?;
+        blank_mailbox(part, start);
+        digest.update(part);
+    }
+    Ok(digest.digest())
 }
 
 fn blank_mailbox(part: &mut [u8], start: u64) {

@@ -16,6 +16,7 @@ use crate::observe::patience::patient;
 use crate::observe::qmp::QmpFault;
 use crate::process::environment::EnvironmentError;
 use crate::process::signals;
+use crate::run::session::host_restart::Left;
 use crate::run::session::soak::Pace;
 use crate::run::session::steps::After;
 use crate::run::update::mounts;
@@ -122,7 +123,8 @@ fn run_with(case: &Case, options: &Options, watch: Watch<'_>) -> Report {
     if let Err(e) = ran {
         report.verdict = Verdict::Broken(e.to_string());
     }
-    report.took = began.elapsed();
+    // One half of it may have run before the host was restarted.
+    report.took = report.took.max(began.elapsed());
     report
 }
 
@@ -142,20 +144,39 @@ fn run_in_thread(
     if mounts::unmet().is_none() {
         mounts::private_mounts()?;
     }
-    let evidence = Evidence::create(case, options)?;
+    let left = if case.restarts_host() { Left::take(case)? } else { None };
+    let evidence = match left {
+        None => Evidence::create(case, options)?,
+        Some(_) => Evidence::continued(case, options)?,
+    };
     let (work, _guard) = signals::guarded_folder()
         .map_err(EnvironmentError::file("create a folder in", std::env::temp_dir()))?;
     let began = Instant::now();
-    let mut evidence = match Session::boot(case, options, evidence, work.path()) {
+    let took_before = left.as_ref().map_or(Duration::ZERO, |left| left.took);
+    let session = match &left {
+        None => Session::boot(case, options, evidence, work.path()),
+        Some(left) => {
+            *report = Report {
+                replay: report.replay.clone(),
+                show: report.show.clone(),
+                ..left.report.clone()
+            };
+            Session::take_up(case, options, evidence, work.path(), left)
+        }
+    };
+    let first = left
+        .as_ref()
+        .map_or_else(|| BOOT.to_owned(), |left| label(left.step, &case.steps[left.step]));
+    let mut evidence = match session {
         Err(failed) => {
             let (evidence, error) = *failed;
-            watch.tell(BOOT, began, false);
-            fail(report, BOOT, error.findings()?);
+            watch.tell(&first, began, false);
+            fail(report, &first, error.findings()?);
             evidence
         }
         Ok(mut session) => {
             session.pace = watch.pace;
-            let steps = run_steps(&mut session, report, began, watch);
+            let steps = run_steps(&mut session, report, left.as_ref(), began, watch);
             let kept = keep_or_not(&mut session, report);
             steps?;
             if kept {
@@ -185,23 +206,34 @@ fn run_in_thread(
             evidence
         }
     };
-    report.took = began.elapsed();
+    report.took = took_before + began.elapsed();
     evidence.finish(report)
 }
 
 fn run_steps(
     session: &mut Session<'_>,
     report: &mut Report,
+    left: Option<&Left>,
     mut began: Instant,
     watch: Watch<'_>,
 ) -> Result<(), EnvironmentError> {
+    let start = began;
     let steps = &session.case.steps;
     let rehearses = session.options.backend.lacks(Feature::Rehearsal).is_none();
     let mut judge = Judge::new(session.case, rehearses);
     for (index, step) in steps.iter().enumerate() {
         let label = label(index, step);
+        let second_half = left.filter(|left| left.step >= index);
+        if second_half.is_some_and(|left| left.step > index) {
+            // The first half has compared what it showed.
+            let _ = judge.follow(step, None);
+            continue;
+        }
         session.evidence.timeline.say("harness", &label);
-        let done = session.step(step);
+        let done = match second_half {
+            Some(left) => session.continue_on_new_host(left),
+            None => session.step(step),
+        };
         watch.tell(&label, began, done.is_ok());
         began = Instant::now();
         report.heard.extend(session.heard(&label, done.is_err()));
@@ -217,6 +249,12 @@ fn run_steps(
                 report.observed.extend(seen);
             }
             Ok(After::Gone) => return Ok(()),
+            Ok(After::Left(left)) => {
+                left.leave(index, report.clone(), start.elapsed())?;
+                session.evidence.close()?;
+                // The lab restarts its kernel once this process has ended, and then starts it again.
+                std::process::exit(0);
+            }
             Err(e) => {
                 let findings = explain(session, e)?;
                 for finding in &findings {

@@ -29,8 +29,10 @@ pub const CASE: &str = "case.toml";
 pub const VERDICT: &str = "verdict.json";
 /// The VMM's log.
 pub const VMM_LOG: &str = "vmm.log";
+/// The folder with the evidence of what happened before the host was restarted for the first, second, … time.
+const BEFORE_RESTART: &str = "before-restart-";
 /// The name of the file with guest RAM, in the folder of the case.
-const RAM: &str = "guest.ram";
+pub const RAM: &str = "guest.ram";
 
 /// The size limits during a soak: of each of the two timeline files, and of each log.
 const TIMELINE_BYTES: usize = 8 << 20;
@@ -49,13 +51,27 @@ pub struct Evidence {
 impl Evidence {
     /// Creates an empty folder for `case`, with the case and the start marker in it.
     pub fn create(case: &Case, options: &Options) -> Result<Self, EnvironmentError> {
+        Self::create_after(empty, case, options)
+    }
+
+    /// The same for the rest of a case whose host was restarted; keeps the evidence of what was before that in a
+    /// folder of its own.
+    pub fn continued(case: &Case, options: &Options) -> Result<Self, EnvironmentError> {
+        Self::create_after(set_aside, case, options)
+    }
+
+    fn create_after(
+        clear: fn(&Path) -> Result<(), EnvironmentError>,
+        case: &Case,
+        options: &Options,
+    ) -> Result<Self, EnvironmentError> {
         let folder = std::path::absolute(options.evidence.join(folder_name(&case.name)))
             .map_err(EnvironmentError::file("find", &options.evidence))?;
         fs::create_dir_all(&folder).map_err(EnvironmentError::file("create", &folder))?;
         let lock = File::open(&folder).map_err(EnvironmentError::file("open", &folder))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| EnvironmentError::InUse(folder.clone()))?;
-        empty(&folder)?;
+        clear(&folder)?;
         write_case(&folder, case)?;
         write_json(&folder, START, &Start::now(case, options))?;
         let path = folder.join(TIMELINE);
@@ -184,13 +200,18 @@ impl Evidence {
 
     /// Writes the verdict and closes the timeline.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
+        self.close()?;
+        write_verdict(&self.folder, report)
+    }
+
+    /// Closes the timeline.
+    pub fn close(&mut self) -> Result<(), EnvironmentError> {
         self.collect();
         for tail in &mut self.tails {
             tail.close_up().map_err(EnvironmentError::file("shorten", &tail.path))?;
         }
         let path = self.folder.join(TIMELINE);
-        self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
-        write_verdict(&self.folder, report)
+        self.timeline.finish().map_err(EnvironmentError::file("write", &path))
     }
 }
 
@@ -296,7 +317,8 @@ fn describe(seen: &Observation) -> String {
     text
 }
 
-fn utf8(path: &Path) -> Result<String, EnvironmentError> {
+/// Returns `path` as text, as QMP takes it.
+pub fn utf8(path: &Path) -> Result<String, EnvironmentError> {
     path.to_str().map(str::to_owned).ok_or_else(|| EnvironmentError::NotUtf8(path.to_owned()))
 }
 
@@ -313,6 +335,24 @@ fn write_json(
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| EnvironmentError::file("write", folder.join(name))(e.into()))?;
     write(folder, name, &(text + "\n"))
+}
+
+/// Moves the evidence of a case up to a restart of the host to a folder below.
+fn set_aside(folder: &Path) -> Result<(), EnvironmentError> {
+    let entries = fs::read_dir(folder).map_err(EnvironmentError::file("read", folder))?;
+    let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let is_earlier = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(BEFORE_RESTART)
+    };
+    let (earlier, paths): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_earlier);
+    let before = folder.join(format!("{BEFORE_RESTART}{}", earlier.len() + 1));
+    fs::create_dir(&before).map_err(EnvironmentError::file("create", &before))?;
+    for path in paths {
+        let to = before.join(path.file_name().unwrap_or_default());
+        fs::rename(&path, &to).map_err(EnvironmentError::file("move", &path))?;
+    }
+    Ok(())
 }
 
 /// Removes what an earlier run left.

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use crate::backend::{Backend, Feature};
+use crate::lab::restart;
 use crate::observe::host::{self, KernelMode};
 use crate::process::cgroup;
 use crate::run::linux;
@@ -33,6 +34,10 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
         && let Some(why) = no_kvm()
     {
         return Some(why);
+    }
+    if case.restarts_host() && restart::kept().is_none() {
+        let lab = "`cpr-harness lab --kept-memory 512M -- run --exact NAME`";
+        return Some(format!("{HOST_LACKS}a restart of the host (a lab has it: {lab})"));
     }
     if let Some(cases) = in_kernel_mode(case)
         && backend.uses_kvm()
@@ -160,6 +165,7 @@ fn needs(case: &Case) -> Vec<Feature> {
 fn mode_of(step: &Step) -> Option<Mode> {
     match step {
         Step::Measure(mode) => Some(*mode),
+        Step::RestartHost(_) => Some(Mode::CprReboot),
         Step::EachMarker(_) | Step::Soak(_) | Step::KillInUpdate(_) | Step::Race(_) => {
             Some(Mode::CprExec)
         }

@@ -4,6 +4,7 @@ mod boot_soak;
 pub mod clients;
 mod ending;
 pub mod failed_update;
+pub mod host_restart;
 mod injected;
 pub mod interrupt;
 pub mod kill_in_update;

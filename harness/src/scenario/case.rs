@@ -30,3 +30,10 @@ pub struct Case {
     /// The virtual machine.
     pub vm: Vm,
 }
+
+impl Case {
+    /// Whether the host is restarted during the case.
+    pub fn restarts_host(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::RestartHost(_)))
+    }
+}

@@ -49,7 +49,9 @@ pub use qemu::QemuVm;
 pub use signal::{EndSignal, SignalAt};
 pub use soak::{Disturbance, Setbacks, Soak, SoakUpdate};
 pub use stalled::Stalled;
-pub use step::{BinaryChange, RaceCommand, Repeat, RunTarget, SerialAction, StartAt, Step, Wait};
+pub use step::{
+    BinaryChange, HostRestart, RaceCommand, Repeat, RunTarget, SerialAction, StartAt, Step, Wait,
+};
 pub use update::{Channel, Expect, Failure, Migrate};
 pub use validate::check_made;
 pub use vm::{Pages, Ring, Seccomp, SerialKind, Signals, Vm};

@@ -41,6 +41,9 @@ pub enum Step {
     Serial(SerialAction),
     /// Update the VMM.
     Migrate(Migrate),
+    /// Save the VM with mode `cpr-reboot`, restart the host, and continue the guest in its RAM, which outlived
+    /// that.
+    RestartHost(HostRestart),
     /// Update the VMM in this mode, and watch the guest meanwhile.
     Measure(Mode),
     /// Inject a fault into the next update.
@@ -87,6 +90,15 @@ pub struct StartAt {
     pub cpu: u8,
     /// The number of the start page, below 1 MiB.
     pub page: u8,
+}
+
+/// A restart of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostRestart {
+    /// The series of the host's next kernel, such as `6` or `7.3`; none: the same kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
 }
 
 /// A sequence of steps to run several times in a row.

@@ -315,6 +315,17 @@ steps = ["boot", { wait = { heartbeats = -99999999999999999999999999999999999999
 steps = ["boot", { soak = { times = 1, within-ms = 9223372036854775807 } }]
 "#
 )]
+#[case::restart_without_ram(
+    r#"summary = "…"
+steps = ["boot", { restart-host = { kernel = "new" } }]
+"#
+)]
+#[case::client_over_a_restart(
+    r#"summary = "…"
+vm = { memory-file = true, serial = "unix" }
+steps = ["boot", { serial = "connect" }, { restart-host = {} }]
+"#
+)]
 fn a_wrong_scenario_is_shown_with_what_is_accepted(#[case] text: &str) {
     let shown = read(text).unwrap_err().to_string();
     for word in JARGON {

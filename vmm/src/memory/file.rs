@@ -6,10 +6,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::geteuid;
 
+use super::allocate::allocate;
 use super::claim;
 use super::stamp::Stamp;
 
@@ -159,18 +159,8 @@ fn prepare(path: &Path, file: File, size: u64, created: bool) -> Result<File, Ra
     let allocated = allocate(&file, size);
     // Some file systems change it even if that fails.
     before.set(&file).map_err(error)?;
-    allocated.map_err(|errno| failed(errno.into()))?;
+    allocated.map_err(failed)?;
     Ok(file)
-}
-
-fn allocate(file: &File, size: u64) -> Result<(), Errno> {
-    loop {
-        match fallocate(file, FallocateFlags::empty(), 0, size as i64) {
-            // A termination signal is handled once the VMM runs.
-            Err(Errno::EINTR) => {}
-            done => return done,
-        }
-    }
 }
 
 #[cfg(test)]

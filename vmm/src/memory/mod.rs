@@ -1,5 +1,6 @@
 //! Guest RAM: its files, its guest-physical layout, and its registration with KVM.
 
+mod allocate;
 mod backing;
 pub mod claim;
 mod config;

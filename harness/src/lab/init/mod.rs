@@ -2,6 +2,7 @@
 
 mod command;
 mod devices;
+mod kexec;
 mod mounts;
 mod ports;
 
@@ -18,6 +19,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use thiserror::Error;
 
 use super::messages::{self, Report};
+use super::restart;
 use super::settings::Settings;
 
 /// First argument that makes the binary the first process in a lab.
@@ -68,7 +70,7 @@ fn run(arguments: &[OsString]) -> Result<(), InitError> {
     let ran = prepare(&settings).and_then(|shares| {
         let ended = command::run(&settings.command, ports)?;
         shares.iter().try_for_each(mounts::Shared::sync)?;
-        Ok(ended)
+        after(ended, settings)
     });
     let report = match ran {
         Ok(ended) => ended,
@@ -81,6 +83,21 @@ fn run(arguments: &[OsString]) -> Result<(), InitError> {
     // The harness outside ends the lab when it has read all of that; QEMU does not outlive it.
     loop {
         std::thread::park();
+    }
+}
+
+/// Returns the report on a command that has ended, unless it asked for a restart of the kernel.
+fn after(ended: Report, mut settings: Settings) -> Result<Report, InitError> {
+    let Report::Ended { status, written } = ended else { return Ok(ended) };
+    let all = [0, 1].map(|stream| settings.written_before[stream] + written[stream]);
+    let request =
+        restart::requested().map_err(InitError::step("read the request for a restart"))?;
+    match request {
+        Some(request) if status == 0 => {
+            settings.written_before = all;
+            match kexec::into(&request, settings)? {}
+        }
+        _ => Ok(Report::Ended { status, written: all }),
     }
 }
 
@@ -98,6 +115,9 @@ fn prepare(settings: &Settings) -> Result<Vec<mounts::Shared>, InitError> {
     if !Path::new("/dev/kvm").exists() {
         let why = "its CPU has neither SVM nor VMX, or its kernel has no KVM for it";
         return Err(InitError::new("use KVM in the lab", why));
+    }
+    if settings.keeps_memory {
+        mounts::keep_memory(settings.written_before == [0; 2])?;
     }
     let shares = settings.shares.iter().map(mounts::share).collect::<Result<_, _>>()?;
     devices::reserve_huge_pages(settings.huge_pages)?;

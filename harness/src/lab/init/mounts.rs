@@ -2,13 +2,20 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use nix::unistd::syncfs;
 
 use super::InitError;
 use crate::lab::settings::Share;
+use crate::lab::{BUSYBOX, restart};
+use crate::observe::poll::{self, Deadline};
+
+/// How long the kernel may take to find the memory that outlives a restart.
+const FOUND: Duration = Duration::from_secs(20);
 
 /// Source, mount point, type and options of each, in this order.
 const SYSTEM: [(&str, &str, &str, &str); 10] = [
@@ -82,6 +89,38 @@ pub(super) fn share(share: &Share) -> Result<Shared, InitError> {
     let what = format!("open {}", share.path.display());
     let folder = File::open(&share.path).map_err(InitError::step(what))?;
     Ok(Shared { path: share.path.clone(), folder })
+}
+
+/// Mounts the file system in the memory that outlives a restart; makes it, if the lab has just been `powered_on`.
+pub(super) fn keep_memory(powered_on: bool) -> Result<(), InitError> {
+    let device = Path::new(restart::DEVICE);
+    let found = poll::until(Deadline::after(FOUND), || device.exists().then_some(()));
+    found.ok_or_else(|| {
+        let why =
+            format!("no {} after {FOUND:?}: its kernel lacks nd_e820 or nd_pmem", restart::DEVICE);
+        InitError::new("keep memory over a restart of the lab", why)
+    })?;
+    if powered_on {
+        let what = format!("make a file system in {} with busybox", restart::DEVICE);
+        // Blocks as large as pages, which DAX demands, and inodes with times in nanoseconds.
+        let made = Command::new(BUSYBOX)
+            .args(["mke2fs", "-b", "4096", "-I", "256", "-m", "0", restart::DEVICE])
+            .output()
+            .map_err(|e| InitError::new(&what, e))?;
+        if !made.status.success() {
+            return Err(InitError::new(&what, String::from_utf8_lossy(&made.stderr).trim()));
+        }
+    }
+    mount_on(restart::DEVICE, Path::new(restart::KEPT), "ext4", MsFlags::empty(), "dax=always")
+}
+
+/// Unmounts that file system, if it is there, so that all of it is in the memory.
+pub(super) fn leave_kept() -> Result<(), InitError> {
+    match umount(restart::KEPT) {
+        // It is not mounted.
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        done => done.map_err(InitError::step(format!("unmount {}", restart::KEPT))),
+    }
 }
 
 fn mount_on(

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use cpr_qmp::run_state::RunState;
 
 use super::{Session, look};
-use crate::backend::Launch;
+use crate::backend::{Channels, Launch};
 use crate::check::Handover;
 use crate::gateway::Gateway;
+use crate::lab::restart;
 use crate::observe::files::Files;
 use crate::observe::outside::Outside;
 use crate::observe::patience::patient;
@@ -21,8 +22,8 @@ use crate::process::environment::EnvironmentError;
 use crate::process::notify::Notify;
 use crate::process::stalled::StalledPipe;
 use crate::process::vm::{Start, Vm};
-use crate::run::evidence::Evidence;
 use crate::run::evidence::watchdog::Watchdog;
+use crate::run::evidence::{Evidence, RAM, utf8};
 use crate::run::session::clients::{EventListener, connect};
 use crate::run::session::own_binary;
 use crate::run::session::wrapped::{Under, executable, prefix};
@@ -38,17 +39,19 @@ impl<'a> Session<'a> {
         mut evidence: Evidence,
         work: &Path,
     ) -> Result<Self, Box<(Evidence, StepError)>> {
-        match Self::start(case, options, &mut evidence, work) {
+        match Self::start(case, options, &mut evidence, work, First::default()) {
             Ok(parts) => Ok(Self::assemble(case, options, evidence, work, parts)),
             Err(e) => Err(Box::new((evidence, e))),
         }
     }
 
-    fn start(
+    /// Starts the first VMM that this process sees of `case`.
+    pub(super) fn start(
         case: &Case,
         options: &Options,
         evidence: &mut Evidence,
         work: &Path,
+        first: First<'_>,
     ) -> Result<Parts, StepError> {
         let backend = &*options.backend;
         let mut files = match case.vm.is_linux() {
@@ -61,13 +64,16 @@ impl<'a> Session<'a> {
                 evidence.files(work, guest.name, backend.image(guest))?
             }
         };
+        if let Some(folder) = restart::kept().filter(|_| case.restarts_host()) {
+            files.ram = utf8(&folder.join(RAM))?;
+        }
         if case.vm.stalled.is_some() {
             // Not in the evidence folder: files there are read to their end, and this is a FIFO.
             files.log = work.join("log").display().to_string();
         }
         CommandBuilder { folder: work, backend, wrapper: &[] }.path_folder()?;
         let limit = patient(Duration::from_millis(case.deadline_ms));
-        Self::launch_vmm(case, options, evidence, work, files, limit)
+        Self::launch_vmm(case, options, evidence, work, files, limit, first)
     }
 
     /// Starts a VMM once all its files are prepared.
@@ -78,10 +84,14 @@ impl<'a> Session<'a> {
         work: &Path,
         files: Files,
         limit: Duration,
+        First { incoming }: First<'_>,
     ) -> Result<Parts, StepError> {
         let launch = Launch { vm: &case.vm, seed: case.seed, name: &case.name, files: &files };
         let backend = &*options.backend;
-        let arguments = backend.arguments(launch);
+        let arguments = match incoming {
+            Some(channels) => backend.transfer_arguments(launch, channels),
+            None => backend.arguments(launch),
+        };
         let binary = backend.binary();
         evidence.timeline.say(
             "harness",
@@ -101,7 +111,7 @@ impl<'a> Session<'a> {
         let outside = Outside::look(work);
         let notify =
             Notify::bind(work).map_err(EnvironmentError::file("bind a socket in", work))?;
-        let gateway = Gateway::prepare(backend, launch, None)
+        let gateway = Gateway::prepare(backend, launch, incoming)
             .map_err(EnvironmentError::file("prepare to serve QMP on", &files.qmp))?;
         let mut vm = Vm::start(Start {
             wrapper: backend.wrapper(),
@@ -149,7 +159,8 @@ impl<'a> Session<'a> {
         let limit = limit.saturating_sub(self.began.elapsed());
         let (case, options, evidence) = (self.case, self.options, &self.evidence);
         let files = self.files.clone();
-        let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit)?;
+        let first = First::default();
+        let parts = Self::launch_vmm(case, options, evidence, &self.work, files, limit, first)?;
         self.startup = evidence.startup(&parts.files, &case.vm, &*options.backend);
         self.run_state = booted(case);
         self.boots = u32::from(!case.vm.paused);
@@ -164,7 +175,7 @@ impl<'a> Session<'a> {
         if self.run_state.is_running() { self.await_boot(self.boots) } else { Ok(()) }
     }
 
-    fn assemble(
+    pub(super) fn assemble(
         case: &'a Case,
         options: &'a Options,
         evidence: Evidence,
@@ -240,7 +251,14 @@ fn booted(case: &Case) -> RunState {
     if case.vm.paused { RunState::Prelaunch } else { RunState::Running }
 }
 
-struct Parts {
+/// What a VMM that no other one of this process precedes is to do.
+#[derive(Clone, Copy, Default)]
+pub(super) struct First<'a> {
+    /// Where it loads the VM from; none: it boots the guest.
+    pub(super) incoming: Option<&'a Channels>,
+}
+
+pub(super) struct Parts {
     files: Files,
     started_from: PathBuf,
     executable: Executable,

@@ -17,15 +17,18 @@ use crate::observe::watch;
 use crate::run::failure::StepError;
 use crate::run::peer::serial::{self, SerialClient};
 use crate::run::session::Session;
+use crate::run::session::host_restart::Left;
 use crate::scenario::{Expect, Migrate, RunTarget, SerialAction, StartAt, Step, Wait};
 
 /// Whether the VMM runs after a step.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum After {
     /// The VMM runs.
     Up,
     /// The VMM has ended, as it should.
     Gone,
+    /// It has ended, and the case continues once the host has been restarted.
+    Left(Box<Left>),
 }
 
 impl Session<'_> {
@@ -87,6 +90,7 @@ impl Session<'_> {
                 }
                 Action::Nothing
             }
+            Step::RestartHost(restart) => return self.leave_host(restart),
             Step::Measure(mode) => self.measured_update(*mode)?,
             Step::Soak(soak) => {
                 match soak.in_boot {
@@ -365,7 +369,7 @@ impl Session<'_> {
         }
     }
 
-    fn mailbox_error(&self, source: std::io::Error) -> StepError {
+    pub(super) fn mailbox_error(&self, source: std::io::Error) -> StepError {
         ObserveError::Mailbox { pid: self.vm.pid(), source }.into()
     }
 }

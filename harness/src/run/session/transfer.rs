@@ -231,25 +231,11 @@ impl Session<'_> {
     /// Waits until the new VMM has taken over the VM.
     pub(super) fn await_resumed(&mut self, new: &mut Successor) -> Result<(), StepError> {
         let limit = self.options.patience.update;
-        let deadline = Deadline::after(limit);
-        let mut seen = String::new();
-        let over = poll::until(deadline, || {
-            let Some([qmp, _]) = &mut new.clients else { return Some(Err(String::new())) };
-            let status: Result<StatusInfo, QmpFault> = qmp.query("query-status");
-            let migrate = status.and_then(|status| Ok((status, qmp.query("query-migrate")?)));
-            let (status, migrate): (StatusInfo, Value) = match migrate {
-                Ok(both) => both,
-                Err(fault) => return Some(Err(fault.to_string())),
-            };
-            seen = format!("run state {}, query-migrate {migrate}", name(&status.status));
-            let done = status.status != RunState::Inmigrate && migrate["status"] == "completed";
-            done.then_some(Ok(()))
-        });
-        let why = match over {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(fault)) => fault,
-            None => format!("{limit:?} after that, the new VMM shows {seen}"),
+        let why = match &mut new.clients {
+            Some([qmp, _]) => resumed(qmp, limit),
+            None => Err(String::new()),
         };
+        let Err(why) = why else { return Ok(()) };
         Err(self.not_taken_over(Some(new), why))
     }
 
@@ -355,6 +341,23 @@ impl Session<'_> {
         let gone = Gone { ended, cause: Cause::Quit, sockets: &sockets, pid_file, events: &events };
         gone::check(&gone).map_err(|why| wrong(gone::NAME, format!("the former VMM: {why}")))
     }
+}
+
+/// Waits until the VMM of this connection has taken over a VM.
+pub(super) fn resumed(qmp: &mut Qmp, limit: Duration) -> Result<(), String> {
+    let mut seen = String::new();
+    let over = poll::until(Deadline::after(limit), || {
+        let status: Result<StatusInfo, QmpFault> = qmp.query("query-status");
+        let migrate = status.and_then(|status| Ok((status, qmp.query("query-migrate")?)));
+        let (status, migrate): (StatusInfo, Value) = match migrate {
+            Ok(both) => both,
+            Err(fault) => return Some(Err(fault.to_string())),
+        };
+        seen = format!("run state {}, query-migrate {migrate}", name(&status.status));
+        let done = status.status != RunState::Inmigrate && migrate["status"] == "completed";
+        done.then_some(Ok(()))
+    });
+    over.unwrap_or_else(|| Err(format!("{limit:?} after that, the new VMM shows {seen}")))
 }
 
 /// What an update to another process did; an error must name the `culprit`.

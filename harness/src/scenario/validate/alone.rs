@@ -8,7 +8,7 @@ use crate::scenario::interrupt::{Interrupt, Interruption, REHEARSING};
 use crate::scenario::kill::{EndBy, Keeper, KillOutcome, KillVmm};
 use crate::scenario::kill_in_update::{KillInUpdate, Origin};
 use crate::scenario::mistake::Mistake;
-use crate::scenario::step::{RaceCommand, StartAt, Step, Wait};
+use crate::scenario::step::{HostRestart, RaceCommand, StartAt, Step, Wait};
 use crate::scenario::tree::Part;
 use crate::scenario::update::{Expect, Migrate};
 use crate::scenario::vm::{SWEEPING, SerialKind, Vm};
@@ -51,6 +51,7 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
             one(option("in-boot"), wrong.label("requires `vm.paused`"))
         }
         Step::Soak(soak) => times(soak.updates),
+        Step::RestartHost(restart) => host_restart(vm, restart),
         Step::Race(commands) => race(vm, commands),
         Step::Serial(_) if vm.serial != SerialKind::Unix => {
             let wrong = Mistake::new("the serial port is connected to a file, not to a socket");
@@ -70,6 +71,25 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
         }
         _ => Vec::new(),
     }
+}
+
+fn host_restart(vm: &Vm, HostRestart { kernel }: &HostRestart) -> Wrong {
+    let mut wrong = Wrong::new();
+    if !vm.memory_file {
+        let mistake = Mistake::new("the guest's RAM would not outlive a restart of the host");
+        wrong.extend(one(VALUE.into(), mistake.label("requires `vm.memory-file`")));
+    }
+    if let Some(mistake) = kernel.as_deref().and_then(not_a_series) {
+        wrong.extend(one(option("kernel"), mistake));
+    }
+    wrong
+}
+
+/// What is wrong with a series of kernels.
+pub(super) fn not_a_series(kernel: &str) -> Option<Mistake> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let wrong = format!("`kernel` is `{kernel}`: it must be a series such as 6 or 7.3");
+    (!kernel.split('.').all(is_number)).then(|| Mistake::new(wrong))
 }
 
 fn one(path: Vec<Part>, mistake: Mistake) -> Wrong {

@@ -83,13 +83,11 @@ fn of_the_case(case: &Case) -> Vec<Placed> {
         add(&vm("guest"), Mistake::unknown("guest", &case.vm.guest, &guests));
     }
     if let Some(kernel) = &case.vm.kernel {
-        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
         if !case.vm.is_linux() {
             let wrong = format!("the guest `{}` has no kernel", case.vm.guest);
             add(&vm("kernel"), Mistake::new(wrong).label("only the guest `linux` has one"));
-        } else if !kernel.split('.').all(is_number) {
-            let wrong = format!("`kernel` is `{kernel}`: it must be a series such as 6 or 7.3");
-            add(&vm("kernel"), Mistake::new(wrong));
+        } else if let Some(mistake) = alone::not_a_series(kernel) {
+            add(&vm("kernel"), mistake);
         }
     }
     if !(1..=MAX_CPUS).contains(&case.vm.cpus) {

@@ -63,11 +63,11 @@ impl Before {
                 Some(Step::Migrate(_)) => {}
                 _ => return no("inject must be followed by migrate"),
             },
-            Step::Migrate(update) if update.mode.moves() && self.limited => {
+            step if to_another_process(step) && self.limited => {
                 return no("the new VMM in another process has none of the limits that are set")
                     .map(|mistake| mistake.label("put `{ limit = \"restore\" }` before it"));
             }
-            Step::Migrate(update) if update.mode.moves() && self.connected => {
+            step if to_another_process(step) && self.connected => {
                 return no("a client of the serial port stays with the old VMM")
                     .map(|mistake| mistake.label("put `{ serial = \"leave\" }` before it"));
             }
@@ -83,5 +83,14 @@ impl Before {
             _ => {}
         }
         None
+    }
+}
+
+/// Whether the VM is in another process after `step`.
+fn to_another_process(step: &Step) -> bool {
+    match step {
+        Step::Migrate(update) => update.mode.moves(),
+        Step::RestartHost(_) => true,
+        _ => false,
     }
 }
