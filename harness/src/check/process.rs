@@ -65,13 +65,15 @@ fn judge(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
 }
 
 /// Whether another check judges `change`: `fds`, `kvm` and `leftovers` check which descriptors
-/// exist, `leftovers` what is left of an update.
+/// exist, `leftovers` what is left of an update, `exec` what was executed.
 fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
     let ExecState { state, variables, .. } = scene.dialect.exec_state;
     let is_new_or_gone = change.was.is_none() || change.is.is_none();
     match change.item.split_once('.') {
         Some(("descriptor", target)) => is_new_or_gone || target.starts_with(state),
         Some(("environment", name)) => name.starts_with(variables),
+        // The check `exec` demands those that were given, and a build may be started by another word.
+        Some(("argument", _)) => scene.other_build && scene.action.updated(),
         _ => false,
     }
 }

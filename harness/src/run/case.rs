@@ -231,7 +231,7 @@ fn run_steps(
         }
         session.evidence.timeline.say("harness", &label);
         let done = match second_half {
-            Some(left) => session.continue_on_new_host(left),
+            Some(left) => session.continue_on_new_host(left).map(|()| After::Up),
             None => session.step(step),
         };
         watch.tell(&label, began, done.is_ok());

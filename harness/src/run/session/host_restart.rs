@@ -20,7 +20,6 @@ use crate::lab::restart::{self, Request};
 use crate::observe::ram::digest_of;
 use crate::process::environment::EnvironmentError;
 use crate::run::evidence::Evidence;
-use crate::run::session::steps::After;
 use crate::run::update::channel;
 use crate::run::{Options, Report, StepError};
 use crate::scenario::{Case, Channel, HostRestart, Migrate, Mode};
@@ -105,7 +104,7 @@ fn path() -> Option<PathBuf> {
 
 impl<'a> Session<'a> {
     /// Saves the VM and ends its VMM, so that the host can be restarted.
-    pub(super) fn leave_host(&mut self, restart: &HostRestart) -> Result<After, StepError> {
+    pub(super) fn leave_host(&mut self, restart: &HostRestart) -> Result<Left, StepError> {
         let folder = restart::kept().ok_or_else(|| {
             StepError::Process("this host has no memory that outlives its restart".into())
         })?;
@@ -122,7 +121,7 @@ impl<'a> Session<'a> {
         let transfer = self.describe_former(&reboot())?;
         self.quit_former()?;
         let ram = ram(&self.files.ram, self.case.vm.memory.0)?;
-        Ok(After::Left(Box::new(Left {
+        Ok(Left {
             case: self.case.name.clone(),
             step: 0,
             restart: Request { series: restart.kernel.clone() },
@@ -137,7 +136,7 @@ impl<'a> Session<'a> {
             ram,
             heartbeats: view.heartbeats(cpus),
             boot: boot()?,
-        })))
+        })
     }
 
     /// Starts the VMM that loads what the first half has left.
@@ -165,7 +164,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits until the VMM that [`take_up`](Self::take_up) has started runs the guest, and checks everything.
-    pub fn continue_on_new_host(&mut self, left: &Left) -> Result<After, StepError> {
+    pub fn continue_on_new_host(&mut self, left: &Left) -> Result<(), StepError> {
         let resumed = resumed(&mut self.qmp, self.options.patience.update);
         resumed.map_err(|why| outcome(format!("the saved VM does not continue: {why}")))?;
         self.note_transfer();
@@ -186,7 +185,7 @@ impl<'a> Session<'a> {
             );
             return Err(StepError::Checks(vec![Finding::new(progress::CHECK.name, why)]));
         }
-        Ok(After::Up)
+        Ok(())
     }
 }
 

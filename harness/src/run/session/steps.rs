@@ -90,7 +90,9 @@ impl Session<'_> {
                 }
                 Action::Nothing
             }
-            Step::RestartHost(restart) => return self.leave_host(restart),
+            Step::RestartHost(restart) => {
+                return Ok(After::Left(Box::new(self.leave_host(restart)?)));
+            }
             Step::Measure(mode) => self.measured_update(*mode)?,
             Step::Soak(soak) => {
                 match soak.in_boot {
