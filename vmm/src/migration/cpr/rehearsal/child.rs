@@ -13,7 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::super::spawn::Spawned;
-use super::process_tree::{ProcessTree, Subreaper, children};
+use super::process_tree::{ProcessTree, Subreaper};
 
 /// How long killed processes may take to end: the kernel needs a while for a VM and its memory.
 const ENDING: Duration = Duration::from_secs(5);
@@ -30,8 +30,6 @@ pub struct Child {
     // Its end is awaited before its memory is freed.
     spawned: Spawned,
     process_tree: ProcessTree,
-    /// Children that were there before.
-    before: BTreeSet<Pid>,
     reaper: Option<Subreaper>,
 }
 
@@ -75,8 +73,8 @@ impl Child {
     /// Wraps a child that has just been started with a mark; `before` are the children from before.
     pub fn new(spawned: Spawned, mark: String, before: BTreeSet<Pid>, reaper: Subreaper) -> Self {
         UNDER_WAY.store(spawned.pid.as_raw(), Ordering::SeqCst);
-        let process_tree = ProcessTree::new(spawned.pid, mark);
-        Self { spawned, process_tree, before, reaper: Some(reaper) }
+        let process_tree = ProcessTree::new(spawned.pid, mark, before);
+        Self { spawned, process_tree, reaper: Some(reaper) }
     }
 
     /// Returns the process ID.
@@ -123,11 +121,11 @@ impl Child {
         let mut left = end_family(&self.process_tree, pid, fd);
         drop(reaper);
         // Orphans that do not belong to the rehearsal: only this process can reap them.
-        for orphan in children().difference(&self.before) {
-            if left.iter().all(|left| left.pid != *orphan)
-                && let Ok(fd) = open_pidfd(*orphan)
+        for orphan in self.process_tree.new_children() {
+            if left.iter().all(|left| left.pid != orphan)
+                && let Ok(fd) = open_pidfd(orphan)
             {
-                left.push(RemainingProcess { pid: *orphan, fd, why: None });
+                left.push(RemainingProcess { pid: orphan, fd, why: None });
             }
         }
         for trouble in left.iter().filter_map(RemainingProcess::trouble) {

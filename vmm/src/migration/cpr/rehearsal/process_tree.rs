@@ -4,12 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use super::super::variables::REHEARSAL_MARK;
+
+/// How long a process may show no environment because it executes programs.
+const EXECUTING: Duration = Duration::from_secs(1);
 
 /// Rehearsals of this process so far.
 static REHEARSALS: AtomicU32 = AtomicU32::new(0);
@@ -21,6 +26,8 @@ static REHEARSALS: AtomicU32 = AtomicU32::new(0);
 pub struct ProcessTree {
     session: i32,
     mark: String,
+    /// Children of this process from before the rehearsal.
+    before: BTreeSet<Pid>,
 }
 
 /// Returns a mark that no other rehearsal has.
@@ -30,14 +37,20 @@ pub fn new_mark() -> String {
 }
 
 impl ProcessTree {
-    /// Creates the family of `first`, which leads a session of its own.
-    pub fn new(first: Pid, mark: String) -> Self {
-        Self { session: first.as_raw(), mark }
+    /// Creates the family of `first`, which leads a session of its own; `before` are the children of this process
+    /// from before it was started.
+    pub fn new(first: Pid, mark: String, before: BTreeSet<Pid>) -> Self {
+        Self { session: first.as_raw(), mark, before }
     }
 
     /// Returns the children of this process that belong to the family, except `first`.
     pub fn orphans(&self, first: Pid) -> BTreeSet<Pid> {
-        children().into_iter().filter(|pid| *pid != first && self.has(*pid)).collect()
+        self.new_children().into_iter().filter(|pid| *pid != first && self.has(*pid)).collect()
+    }
+
+    /// Returns the children of this process that were not there before, whether they belong to the family or not.
+    pub fn new_children(&self) -> BTreeSet<Pid> {
+        children().difference(&self.before).copied().collect()
     }
 
     fn has(&self, pid: Pid) -> bool {
@@ -45,17 +58,42 @@ impl ProcessTree {
     }
 
     fn has_marked(&self, pid: Pid) -> bool {
-        // Only its own user may read the environment of another user's program.
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let entry = format!("{REHEARSAL_MARK}={}", self.mark);
-        environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes())
+        let until = Instant::now() + EXECUTING;
+        loop {
+            // Only its own user may read the environment of another user's program.
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if !environment.is_empty() {
+                return environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
+            }
+            // In the middle of `execve` it has neither the old nor the new one.
+            if has_ended(pid) || Instant::now() >= until {
+                return false;
+            }
+            // It needs a CPU to get on.
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
 fn session(pid: Pid) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain blanks and parentheses. State, parent, group and session follow.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
+    field(&stat(pid)?, 6)?.parse().ok()
+}
+
+fn stat(pid: Pid) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+}
+
+/// Returns field `number` of `/proc/PID/stat`, from 3 (the state) on (proc_pid_stat(5)).
+fn field(stat: &str, number: usize) -> Option<&str> {
+    // The name may contain blanks and parentheses.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number.checked_sub(3)?)
+}
+
+/// Whether the process has ended, and has no environment any more.
+fn has_ended(pid: Pid) -> bool {
+    let stat = stat(pid).unwrap_or_default();
+    field(&stat, 3).is_none_or(|state| ["Z", "X"].contains(&state))
 }
 
 /// Returns the children of all threads of this process (`/proc/PID/task/TID/children`).
@@ -96,5 +134,18 @@ impl Drop for Subreaper {
         if before != NOTHING {
             let _ = prctl::set_child_subreaper(before == WAS_ONE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_follow_the_name() {
+        let stat = "7 (a) b) S 5 6 8 0";
+        assert_eq!((field(stat, 3), field(stat, 6), field(stat, 8)), (Some("S"), Some("8"), None));
+        assert_eq!((field("", 3), field(stat, 2)), (None, None));
+        assert!(!has_ended(Pid::this()) && session(Pid::this()).is_some());
     }
 }

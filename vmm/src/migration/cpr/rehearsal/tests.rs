@@ -58,6 +58,31 @@ fn refuses_other_programs_and_leaves_nothing(
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Such a process has no environment to recognize it by, most of the time.
+#[test]
+#[serial_test::serial(children)]
+fn daemon_that_executes_all_the_time_is_found_and_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("daemon");
+    std::fs::write(&path, "#!/bin/sh\n: >\"$0.runs\"\nexec \"$0\"\n").unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let runs = dir.path().join("daemon.runs");
+    let [daemon, runs_too] = [&path, &runs].map(|path| path.display());
+    let script = format!("setsid {daemon} & until [ -e {runs_too} ]; do :; done; exit 0");
+    for _ in 0..20 {
+        let _ = std::fs::remove_file(&runs);
+        let (error, leftovers) = rehearse(&script, Duration::from_secs(10));
+        assert!(matches!(error, RehearsalError::LeftBehind { .. }), "{error}");
+        assert!(leftovers.iter().all(|left| left.trouble().is_none()), "{leftovers:?}");
+        let is_daemon = |pid: &Pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            ["sh", "setsid", "daemon"].contains(&name.trim())
+        };
+        let left: Vec<_> = children().into_iter().filter(is_daemon).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 /// Returns true for processes of a rehearsal, which are shells and sleepers: other tests of this
 /// binary have children too.
 fn is_ours(pid: &Pid) -> bool {
