@@ -11,6 +11,9 @@ use crate::observe::poll::{self, Deadline};
 use crate::observe::process::name_of;
 use crate::observe::process_facts;
 
+/// What the facts on arguments begin with.
+const ARGUMENT: &str = "argument.";
+
 /// The `process` check.
 pub const CHECK: Check = Check {
     name: "process",
@@ -60,20 +63,31 @@ fn judge(scene: &Scene<'_>, now: &Facts, fds: &FdTable) -> Result<(), String> {
         let of_build = then.changes(now).into_iter();
         changes.extend(of_build.filter(|change| process_facts::is_of_build(&change.item)));
     }
+    if scene.other_build {
+        changes.retain(|change| !change.item.starts_with(ARGUMENT));
+        changes.extend(options(&before.facts).changes(&options(now)));
+    }
     changes.retain(|change| !is_judged_elsewhere(scene, change));
     scene.audit(CHECK.name, changes)
 }
 
+/// The arguments from the first option on: a build may be started by other words before it, as one that a harness
+/// carries is.
+fn options(facts: &Facts) -> Facts {
+    let arguments = facts.iter().filter(|(item, _)| item.starts_with(ARGUMENT));
+    let options = arguments.map(|(_, word)| word).skip_while(|word| !word.starts_with('-'));
+    let numbered = options.zip(1..).map(|(word, n)| (format!("{ARGUMENT}{n:02}"), word.to_owned()));
+    numbered.collect()
+}
+
 /// Whether another check judges `change`: `fds`, `kvm` and `leftovers` check which descriptors
-/// exist, `leftovers` what is left of an update, `exec` what was executed.
+/// exist, `leftovers` what is left of an update.
 fn is_judged_elsewhere(scene: &Scene<'_>, change: &Change) -> bool {
     let ExecState { state, variables, .. } = scene.dialect.exec_state;
     let is_new_or_gone = change.was.is_none() || change.is.is_none();
     match change.item.split_once('.') {
         Some(("descriptor", target)) => is_new_or_gone || target.starts_with(state),
         Some(("environment", name)) => name.starts_with(variables),
-        // The check `exec` demands those that were given, and a build may be started by another word.
-        Some(("argument", _)) => scene.other_build && scene.action.updated(),
         _ => false,
     }
 }

@@ -96,7 +96,7 @@ Examples:
   cpr-harness lab --shell                                a shell in the lab
   cpr-harness lab --kept-memory 512M -- run --exact reboot/host-restart-stopped
 
-The last one restarts the lab's kernel, and keeps that much memory over it.
+The last one restarts the lab's kernel, and keeps that much memory across it.
 
 The working directory is shared, so evidence and reports appear where they would without the lab. The
 exit status is that of the command, or 3 if the lab does not start. Times in an emulated lab are no

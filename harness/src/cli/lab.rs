@@ -67,7 +67,7 @@ pub(super) struct Lab {
     /// Huge pages of 2 MiB to reserve in the lab.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     huge_pages: u32,
-    /// Memory that outlives a restart of the lab's kernel, which a scenario may ask for; up to 512M.
+    /// Memory that outlives a restart of the lab's kernel, up to 512M; scenarios with the step restart-host need it.
     #[arg(long, value_name = "SIZE")]
     kept_memory: Option<Size>,
     /// What executes the lab's instructions.
@@ -189,7 +189,7 @@ fn check_kept_memory(options: &Lab) -> Result<(), CliError> {
     let Some(kept) = options.kept_memory else { return Ok(()) };
     let why = match () {
         () if kept.0 > MOST_KEPT.0 => format!("at most {MOST_KEPT} can outlive a restart"),
-        () if kept.0 % (2 << 20) != 0 => "not a multiple of 2M".to_owned(),
+        () if kept.0 == 0 || kept.0 % (2 << 20) != 0 => "not a multiple of 2M".to_owned(),
         () if options.memory.0 < LEAST_WITH_KEPT.0 => {
             format!("--memory must then be at least {LEAST_WITH_KEPT}")
         }

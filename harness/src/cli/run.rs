@@ -24,6 +24,7 @@ use crate::report::errors::{Errors, Wish};
 use crate::report::last_run::LastRun;
 use crate::report::stdout::say;
 use crate::run::Options;
+use crate::run::session::host_restart::Left;
 use crate::run::watched::Events;
 use crate::scenario::Case;
 use crate::scenario::set::Set;
@@ -119,9 +120,14 @@ impl Run {
 
 /// Runs `run`.
 pub(super) fn main(mut run: Run) -> Result<ExitCode, CliError> {
-    let last = match run.again() {
-        None => None,
-        Some(again) => {
+    let last = match (run.again(), Left::waiting()) {
+        (None, _) => None,
+        // The rest of a case that this run has begun before the host was restarted.
+        (Some(_), Some(case)) => {
+            run.selection.only([case].into());
+            None
+        }
+        (Some(again), None) => {
             let (last, cases) = again.read(&run.evidence)?;
             run.selection.only(cases);
             Some(last)

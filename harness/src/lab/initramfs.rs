@@ -118,6 +118,7 @@ mod tests {
             devices: Vec::new(),
             huge_pages: 0,
             keeps_memory: false,
+            restarts: 0,
             written_before: [0; 2],
             command: settings::Command {
                 file: PROGRAM.into(),

@@ -61,6 +61,7 @@ impl Machine {
             devices: qemu::addresses(&lab.devices),
             huge_pages: lab.huge_pages,
             keeps_memory,
+            restarts: 0,
             written_before: [0; 2],
             command,
         };

@@ -15,6 +15,8 @@ pub const PORTS: [&str; 4] = ["control", "stdin", "stdout", "stderr"];
 pub enum Report {
     /// The command has started.
     Started,
+    /// The command ended, and the kernel is restarted, after which the command starts again.
+    Restarting,
     /// The command ended.
     Ended {
         /// Its exit status, or 128 and the signal's number.

@@ -34,10 +34,15 @@ pub fn allow() {
     ALLOWED.store(true, Ordering::Relaxed);
 }
 
-/// Returns the folder whose files outlive a restart, in a lab that has one, where a restart is allowed.
+/// Whether this lab can be restarted: it has memory that outlives that, and starts the harness again.
+pub fn is_possible() -> bool {
+    // In a shell of the lab it is empty.
+    super::outside().is_some() && Path::new(KEPT).is_dir()
+}
+
+/// Returns the folder whose files outlive a restart, if one is possible and allowed.
 pub fn kept() -> Option<&'static Path> {
-    let allowed = ALLOWED.load(Ordering::Relaxed);
-    Some(Path::new(KEPT)).filter(|folder| allowed && folder.is_dir())
+    (ALLOWED.load(Ordering::Relaxed) && is_possible()).then(|| Path::new(KEPT))
 }
 
 /// Has the lab's kernel restarted once this process has ended.

@@ -206,6 +206,8 @@ impl Session {
         let mut started = Some(started);
         let mut phase = Phase::Start;
         let mut deadline = Deadline::after(START);
+        // Of the command, with its restarts.
+        let mut end = None;
         loop {
             if let Phase::Output(written, status) = phase
                 && self.seen == written
@@ -237,8 +239,15 @@ impl Session {
                     }
                     if matches!(phase, Phase::Start) {
                         phase = Phase::Run;
-                        deadline = Deadline::after(self.timeout.unwrap_or(LONG).min(LONG));
+                        let limit = self.timeout.unwrap_or(LONG).min(LONG);
+                        deadline = *end.get_or_insert_with(|| Deadline::after(limit));
                         self.machine.booted();
+                    }
+                }
+                Event::Report(Report::Restarting) => {
+                    if matches!(phase, Phase::Run) {
+                        phase = Phase::Start;
+                        deadline = Deadline::after(START);
                     }
                 }
                 Event::Report(Report::Ended { status, written }) => {

@@ -20,8 +20,9 @@ pub struct Settings {
     pub huge_pages: u32,
     /// Whether there is memory that outlives a restart of the lab's kernel.
     pub keeps_memory: bool,
-    /// Bytes that the command wrote to standard output and error before the kernel was restarted.
-    #[serde(default)]
+    /// How often the kernel was restarted.
+    pub restarts: u32,
+    /// Bytes that the command wrote to standard output and error before that.
     pub written_before: [u64; 2],
     /// The command.
     pub command: Command,

@@ -10,7 +10,7 @@ use super::session::Session;
 use super::verdict::{self, Report, Verdict};
 use crate::backend::Feature;
 use crate::check::Finding;
-use crate::lab;
+use crate::lab::{self, restart};
 use crate::model::judge::Judge;
 use crate::observe::patience::patient;
 use crate::observe::qmp::QmpFault;
@@ -188,16 +188,7 @@ fn run_in_thread(
                 report.kept = Some((session.vm.pid(), socket));
                 session.evidence.timeline.say("harness", format!("kept {}", path.display()));
             }
-            report.updates = session.updates;
-            report.blackouts = std::mem::take(&mut session.blackouts);
-            report.phases = std::mem::take(&mut session.phases);
-            report.host_seen = std::mem::take(&mut session.host_seen);
-            report.failed_updates = std::mem::take(&mut session.failed_updates);
-            report.refusals = std::mem::take(&mut session.refusals);
-            report.kills = std::mem::take(&mut session.kills);
-            report.revivals = std::mem::take(&mut session.revivals);
-            report.clock_steps = session.clock_steps();
-            report.memory_kib = session.memory();
+            note_results(&mut session, report);
             if let Some(seen) = &session.seen {
                 session.evidence.observation("after", seen)?;
             }
@@ -208,6 +199,20 @@ fn run_in_thread(
     };
     report.took = took_before + began.elapsed();
     evidence.finish(report)
+}
+
+/// Moves what the session has recorded to the report.
+fn note_results(session: &mut Session<'_>, report: &mut Report) {
+    report.updates = session.updates;
+    report.blackouts = std::mem::take(&mut session.blackouts);
+    report.phases = std::mem::take(&mut session.phases);
+    report.host_seen = std::mem::take(&mut session.host_seen);
+    report.failed_updates = std::mem::take(&mut session.failed_updates);
+    report.refusals = std::mem::take(&mut session.refusals);
+    report.kills = std::mem::take(&mut session.kills);
+    report.revivals = std::mem::take(&mut session.revivals);
+    report.clock_steps = session.clock_steps();
+    report.memory_kib = session.memory();
 }
 
 fn run_steps(
@@ -249,9 +254,13 @@ fn run_steps(
                 report.observed.extend(seen);
             }
             Ok(After::Gone) => return Ok(()),
-            Ok(After::Left(left)) => {
-                left.leave(index, report.clone(), start.elapsed())?;
-                session.evidence.close()?;
+            Ok(After::Left(next)) => {
+                note_results(session, report);
+                let before = left.map_or(Duration::ZERO, |left| left.took);
+                next.leave(index, report.clone(), before + start.elapsed())?;
+                // What is seen if the host does not come back.
+                report.verdict = Verdict::Broken(format!("the host was restarted at {label}"));
+                session.evidence.finish(report)?;
                 // The lab restarts its kernel once this process has ended, and then starts it again.
                 std::process::exit(0);
             }
@@ -316,6 +325,9 @@ fn explain(session: &mut Session<'_>, error: StepError) -> Result<Vec<Finding>, 
         &session.evidence.folder.join("at-failure"),
     );
     session.evidence.keep_states(&session.work);
+    if let Some(folder) = restart::kept() {
+        session.evidence.keep_states(folder);
+    }
     Ok(findings)
 }
 

@@ -200,18 +200,13 @@ impl Evidence {
 
     /// Writes the verdict and closes the timeline.
     pub fn finish(&mut self, report: &Report) -> Result<(), EnvironmentError> {
-        self.close()?;
-        write_verdict(&self.folder, report)
-    }
-
-    /// Closes the timeline.
-    pub fn close(&mut self) -> Result<(), EnvironmentError> {
         self.collect();
         for tail in &mut self.tails {
             tail.close_up().map_err(EnvironmentError::file("shorten", &tail.path))?;
         }
         let path = self.folder.join(TIMELINE);
-        self.timeline.finish().map_err(EnvironmentError::file("write", &path))
+        self.timeline.finish().map_err(EnvironmentError::file("write", &path))?;
+        write_verdict(&self.folder, report)
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use crate::backend::{Backend, Feature};
+use crate::kernels::Kernels;
 use crate::lab::restart;
 use crate::observe::host::{self, KernelMode};
 use crate::process::cgroup;
@@ -14,8 +15,8 @@ use crate::run::update::{command, mounts};
 use crate::run::verdict::HOST_LACKS;
 use crate::scenario::interrupt::REHEARSING;
 use crate::scenario::{
-    Case, Channel, CommandKind, Expect, Inject, Keeper, KillOutcome, Migrate, Mode, NewVmm, Pages,
-    Ring, Seccomp, Step,
+    Case, Channel, CommandKind, Expect, HostRestart, Inject, Keeper, KillOutcome, Migrate, Mode,
+    NewVmm, Pages, Ring, Seccomp, Step,
 };
 
 /// Returns whether a case that cannot run is an error, as in CI: `CPR_REQUIRE_ALL` is set and not
@@ -35,9 +36,10 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     {
         return Some(why);
     }
-    if case.restarts_host() && restart::kept().is_none() {
-        let lab = "`cpr-harness lab --kept-memory 512M -- run --exact NAME`";
-        return Some(format!("{HOST_LACKS}a restart of the host (a lab has it: {lab})"));
+    if case.restarts_host()
+        && let Some(why) = no_host_restart(case, backend)
+    {
+        return Some(why);
     }
     if let Some(cases) = in_kernel_mode(case)
         && backend.uses_kvm()
@@ -79,6 +81,31 @@ pub fn unmet(case: &Case, backend: &dyn Backend) -> Option<String> {
     };
     let unmet = case.steps.iter().find_map(command);
     unmet.or_else(|| case.vm.memory_limit.and_then(|_| cgroup::unmet()))
+}
+
+/// Returns why the host cannot be restarted in this case, if so.
+fn no_host_restart(case: &Case, backend: &dyn Backend) -> Option<String> {
+    if !restart::is_possible() {
+        let lab = "`cpr-harness lab --kept-memory 512M -- run --exact NAME`";
+        return Some(format!("{HOST_LACKS}a restart of the host (a lab has it: {lab})"));
+    }
+    if restart::kept().is_none() {
+        let why = "restarts the host, so it must be the only case selected, and run once";
+        return Some(format!("{why}: use --exact"));
+    }
+    if backend.next(0).is_some() {
+        return Some("restarts the host with one build only: omit --update-to".to_owned());
+    }
+    let series = case.steps.iter().filter_map(|step| match step {
+        Step::RestartHost(HostRestart { kernel }) => kernel.as_deref(),
+        _ => None,
+    });
+    let kernels = match Kernels::find() {
+        Ok(kernels) => kernels,
+        Err(why) => return Some(why.to_string()),
+    };
+    let missing = series.filter_map(|series| kernels.of_series(series).err()).next();
+    missing.map(|why| why.to_string())
 }
 
 /// Returns why KVM cannot be used here, if so.

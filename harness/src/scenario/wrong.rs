@@ -320,7 +320,7 @@ steps = ["boot", { soak = { times = 1, within-ms = 9223372036854775807 } }]
 steps = ["boot", { restart-host = { kernel = "new" } }]
 "#
 )]
-#[case::client_over_a_restart(
+#[case::client_across_a_restart(
     r#"summary = "…"
 vm = { memory-file = true, serial = "unix" }
 steps = ["boot", { serial = "connect" }, { restart-host = {} }]

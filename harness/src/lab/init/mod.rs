@@ -25,6 +25,9 @@ use super::settings::Settings;
 /// First argument that makes the binary the first process in a lab.
 pub const NAME: &str = "lab-init";
 
+/// How often a command may have the kernel restarted: more than any case does.
+const MOST_RESTARTS: u32 = 100;
+
 /// A step of the setup failed.
 #[derive(Debug, Error)]
 #[error("cannot {what}: {why}")]
@@ -70,7 +73,7 @@ fn run(arguments: &[OsString]) -> Result<(), InitError> {
     let ran = prepare(&settings).and_then(|shares| {
         let ended = command::run(&settings.command, ports)?;
         shares.iter().try_for_each(mounts::Shared::sync)?;
-        after(ended, settings)
+        after(ended, settings, &control)
     });
     let report = match ran {
         Ok(ended) => ended,
@@ -87,14 +90,20 @@ fn run(arguments: &[OsString]) -> Result<(), InitError> {
 }
 
 /// Returns the report on a command that has ended, unless it asked for a restart of the kernel.
-fn after(ended: Report, mut settings: Settings) -> Result<Report, InitError> {
+fn after(ended: Report, mut settings: Settings, control: &File) -> Result<Report, InitError> {
     let Report::Ended { status, written } = ended else { return Ok(ended) };
     let all = [0, 1].map(|stream| settings.written_before[stream] + written[stream]);
     let request =
         restart::requested().map_err(InitError::step("read the request for a restart"))?;
     match request {
         Some(request) if status == 0 => {
-            settings.written_before = all;
+            if settings.restarts == MOST_RESTARTS {
+                let why = format!("the command has asked for it {MOST_RESTARTS} times already");
+                return Err(InitError::new("restart the kernel", why));
+            }
+            (settings.written_before, settings.restarts) = (all, settings.restarts + 1);
+            messages::send(control, &Report::Restarting)
+                .map_err(InitError::step("report the restart"))?;
             match kexec::into(&request, settings)? {}
         }
         _ => Ok(Report::Ended { status, written: all }),
@@ -117,7 +126,7 @@ fn prepare(settings: &Settings) -> Result<Vec<mounts::Shared>, InitError> {
         return Err(InitError::new("use KVM in the lab", why));
     }
     if settings.keeps_memory {
-        mounts::keep_memory(settings.written_before == [0; 2])?;
+        mounts::keep_memory(settings.restarts == 0)?;
     }
     let shares = settings.shares.iter().map(mounts::share).collect::<Result<_, _>>()?;
     devices::reserve_huge_pages(settings.huge_pages)?;

@@ -98,7 +98,7 @@ pub(super) fn keep_memory(powered_on: bool) -> Result<(), InitError> {
     found.ok_or_else(|| {
         let why =
             format!("no {} after {FOUND:?}: its kernel lacks nd_e820 or nd_pmem", restart::DEVICE);
-        InitError::new("keep memory over a restart of the lab", why)
+        InitError::new("keep memory across a restart of the lab", why)
     })?;
     if powered_on {
         let what = format!("make a file system in {} with busybox", restart::DEVICE);

@@ -1,9 +1,10 @@
-//! Steps over a restart of the host: a guest that was saved before it, with its RAM in a file that outlives it,
+//! A step across a restart of the host: a guest that was saved before it, with its RAM in a file that outlives it,
 //! continues after it.
 //!
 //! The harness does not outlive the restart. It writes what the checks need of the first half next to the RAM,
 //! and ends; the lab starts it again with the same arguments, and the case continues with the second half.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -81,6 +82,13 @@ impl Left {
         Ok(Some(left))
     }
 
+    /// Returns the name of the case whose first half has left something here.
+    pub fn waiting() -> Option<String> {
+        let path = Path::new(restart::KEPT).join(LEFT);
+        let text = fs::read(path).ok().filter(|_| restart::is_possible())?;
+        serde_json::from_slice(&text).ok().map(|left: Self| left.case)
+    }
+
     /// Writes it with what is known of the first half, and asks for the restart, which happens when this
     /// process has ended. `step` is the index of the step.
     pub fn leave(
@@ -120,6 +128,7 @@ impl<'a> Session<'a> {
         let view = self.page()?.read().map_err(|source| self.mailbox_error(source))?;
         let transfer = self.describe_former(&reboot())?;
         self.quit_former()?;
+        self.check_conversation()?;
         let ram = ram(&self.files.ram, self.case.vm.memory.0)?;
         Ok(Left {
             case: self.case.name.clone(),
@@ -157,7 +166,16 @@ impl<'a> Session<'a> {
                 let mut session = Self::assemble(case, options, evidence, work, parts);
                 session.run_state = left.run_state;
                 (session.boots, session.tried) = (left.boots, left.tried);
+                let report = left.report.clone();
                 session.updates = left.updates;
+                session.blackouts = report.blackouts;
+                session.phases = report.phases;
+                session.host_seen = report.host_seen;
+                session.failed_updates = report.failed_updates;
+                session.refusals = report.refusals;
+                session.kills = report.kills;
+                session.revivals = report.revivals;
+                session.memory_kib = report.memory_kib;
                 Ok(session)
             }
         }
@@ -174,6 +192,10 @@ impl<'a> Session<'a> {
         let ran = left.run_state.is_running();
         self.handover = Handover::NewProcess(Box::new(transfer));
         self.check(&moved(&reboot(), Ending::Completed, left.state.clone()), ran)?;
+        let digest = self.seen.as_ref().and_then(|seen| seen.digest);
+        if let Some(now) = digest.filter(|now| *now != left.ram) {
+            return Err(changed(&self.files.ram, "while it was loaded", left.ram, now));
+        }
         let cpus = self.case.vm.cpus;
         let now =
             self.page()?.read().map_err(|source| self.mailbox_error(source))?.heartbeats(cpus);
@@ -197,14 +219,15 @@ fn came_back(case: &Case, left: &Left) -> Result<(), StepError> {
     let path = restart::kept().unwrap_or(Path::new("")).join(super::super::evidence::RAM);
     let now = ram(&path, case.vm.memory.0)?;
     if now != left.ram {
-        let why = format!(
-            "{} has changed over the restart of the host: digest {now:016x}, was {:016x}",
-            path.display(),
-            left.ram
-        );
-        return Err(StepError::Checks(vec![Finding::new(ram::CHECK.name, why)]));
+        return Err(changed(path.display(), "across the restart of the host", left.ram, now));
     }
     Ok(())
+}
+
+/// The error that guest RAM in `file` is not as it was.
+fn changed(file: impl Display, when: &str, was: u64, is: u64) -> StepError {
+    let why = format!("{file} has changed {when}: its digest was {was:016x}, is {is:016x}");
+    StepError::Checks(vec![Finding::new(ram::CHECK.name, why)])
 }
 
 /// The update of which the restart of the host is a part.

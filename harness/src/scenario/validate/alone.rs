@@ -75,9 +75,14 @@ pub fn check(vm: &Vm, step: &Step) -> Wrong {
 
 fn host_restart(vm: &Vm, HostRestart { kernel }: &HostRestart) -> Wrong {
     let mut wrong = Wrong::new();
-    if !vm.memory_file {
-        let mistake = Mistake::new("the guest's RAM would not outlive a restart of the host");
-        wrong.extend(one(VALUE.into(), mistake.label("requires `vm.memory-file`")));
+    let lacks = [
+        (!vm.memory_file, "the guest's RAM would not outlive", "requires `vm.memory-file`"),
+        (vm.memory_limit.is_some(), "the VMM's cgroup does not outlive", "remove vm.memory-limit"),
+        (vm.stalled.is_some(), "a stalled log does not outlive", "remove vm.stalled"),
+    ];
+    for (_, what, label) in lacks.into_iter().filter(|(is, ..)| *is) {
+        let mistake = Mistake::new(format!("{what} a restart of the host"));
+        wrong.extend(one(VALUE.into(), mistake.label(label)));
     }
     if let Some(mistake) = kernel.as_deref().and_then(not_a_series) {
         wrong.extend(one(option("kernel"), mistake));
