@@ -3,6 +3,8 @@
 //! become children of the VMM too.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +17,9 @@ use super::super::variables::REHEARSAL_MARK;
 
 /// How long a process may show no environment because it executes programs.
 const EXECUTING: Duration = Duration::from_secs(1);
+
+/// More than an environment usually has.
+const LARGE: usize = 256 << 10;
 
 /// Rehearsals of this process so far.
 static REHEARSALS: AtomicU32 = AtomicU32::new(0);
@@ -62,7 +67,7 @@ impl ProcessTree {
         let until = Instant::now() + EXECUTING;
         loop {
             // Only its own user may read the environment of another user's program.
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let environment = environment(pid).unwrap_or_default();
             if !environment.is_empty() {
                 return environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
             }
@@ -74,6 +79,19 @@ impl ProcessTree {
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Reads `/proc/PID/environ` with one call if it can: a process that executes a program between two calls ends the
+/// file after the first.
+fn environment(pid: Pid) -> io::Result<Vec<u8>> {
+    let mut file = File::open(format!("/proc/{pid}/environ"))?;
+    let mut environment = vec![0; LARGE];
+    let read = file.read(&mut environment)?;
+    environment.truncate(read);
+    if read == LARGE {
+        file.read_to_end(&mut environment)?;
+    }
+    Ok(environment)
 }
 
 fn session(pid: Pid) -> Option<i32> {
