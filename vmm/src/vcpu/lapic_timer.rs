@@ -81,6 +81,11 @@ pub(super) fn may_be_due(lapic: &kvm_lapic_state) -> bool {
     has_expired(lapic) || is_ticking(lapic)
 }
 
+/// Whether a one-shot timer has run down and its interrupt may not have become due yet.
+pub(super) fn may_be_late(lapic: &kvm_lapic_state) -> bool {
+    has_expired(lapic) && !is_requested(lapic)
+}
+
 /// Whether no interrupt became due between the first read of the LAPIC (`before`), after which all
 /// due interrupts were delivered, and its save, at most `later` afterwards.
 pub(super) fn is_settled(

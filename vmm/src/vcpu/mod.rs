@@ -2,6 +2,7 @@
 
 mod access;
 mod cpuid;
+mod due_timer;
 mod events;
 mod exit;
 mod handle;

@@ -21,14 +21,15 @@ use super::access::StateCapabilities;
 use super::order::{self, Item};
 use super::shared::VcpuShared;
 use super::state::{Sregs2Tail, VcpuState};
-use super::{kick, lapic_timer, msrs, settle};
+use super::{due_timer, lapic_timer, msrs, settle};
 use crate::sys;
+
+mod paused;
 
 const KVM_RUN: u64 = request_code_none!(KVMIO, 0x80);
 const KVM_GET_REGS: u64 = request_code_read!(KVMIO, 0x81, size_of::<kvm_regs>());
 const KVM_GET_SREGS: u64 = request_code_read!(KVMIO, 0x83, size_of::<kvm_sregs>());
 const KVM_GET_MSRS: u64 = request_code_readwrite!(KVMIO, 0x88, MSRS_HEADER);
-const KVM_SET_SIGNAL_MASK: u64 = request_code_write!(KVMIO, 0x8b, size_of::<u32>());
 const KVM_GET_LAPIC: u64 = request_code_read!(KVMIO, 0x8e, size_of::<kvm_lapic_state>());
 const KVM_GET_MP_STATE: u64 = request_code_read!(KVMIO, 0x98, size_of::<kvm_mp_state>());
 const KVM_GET_VCPU_EVENTS: u64 = request_code_read!(KVMIO, 0x9f, size_of::<kvm_vcpu_events>());
@@ -227,7 +228,7 @@ impl RawVcpu {
             let before = buffers.lapic;
             if lapic_timer::may_be_due(&before) {
                 // SAFETY: as above.
-                unsafe { self.settle() }?;
+                due_timer::deliver(&mut unsafe { paused::RawPaused::new(self, buffers) })?;
             }
             let mut there = [false; order::SAVE.len()];
             for (there, item) in there.iter_mut().zip(order::SAVE) {
@@ -332,35 +333,6 @@ impl RawVcpu {
             Item::TscOffset => put(buffers.tsc_offset.as_bytes()),
             Item::Events => put(buffers.events.as_bytes()),
             Item::Cpuid => self.cpuid.iter().try_for_each(|entry| put(entry.as_bytes())),
-        }
-    }
-
-    /// Delivers due timer interrupts to the LAPIC, as in [`settle`].
-    unsafe fn settle(&self) -> Result<(), SalvageError> {
-        let fd = self.shared.fd();
-        let signal = kick::signal_number();
-        let open = settle::SignalMask::EMPTY;
-        let set = 1_u64 << (signal - 1);
-        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the structures live for the calls; the signal is blocked, so it stays pending.
-        unsafe {
-            (*self.shared.run()).immediate_exit = 0;
-            let me = sys::call(libc::SYS_gettid, [0; 6]).unwrap_or(0);
-            let process = sys::call(libc::SYS_getpid, [0; 6]).unwrap_or(0);
-            sys::call(libc::SYS_tgkill, [process, me, signal as usize, 0, 0, 0])
-                .map_err(SalvageError::of("tgkill"))?;
-            let ran = sys::ioctl(fd, KVM_SET_SIGNAL_MASK, (&raw const open) as usize)
-                .and_then(|_| sys::ioctl(fd, KVM_RUN, 0));
-            let _ = sys::ioctl(fd, KVM_SET_SIGNAL_MASK, 0);
-            let timeout = (&raw const at_once) as usize;
-            let wait = [(&raw const set) as usize, 0, timeout, 8, 0, 0];
-            let _ = sys::call(libc::SYS_rt_sigtimedwait, wait);
-            match ran {
-                Err(Errno::EINTR) => Ok(()),
-                Err(errno) => Err(SalvageError { call: "KVM_RUN", errno }),
-                // With a pending signal, KVM returns nothing else.
-                Ok(_) => Err(SalvageError { call: "KVM_RUN", errno: Errno::EPROTO }),
-            }
         }
     }
 }
