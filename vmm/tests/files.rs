@@ -193,8 +193,7 @@ fn crash_removes_no_foreign_file() {
     symlink(&precious, &state).unwrap();
     drop(held);
     qmp.event("MIGRATION failed", |event| {
-        let failed = EventKind::Migration { status: MigrationStatus::Failed };
-        (event == failed).then_some(())
+        (event.migration_status() == Some(MigrationStatus::Failed)).then_some(())
     });
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     assert!(state.is_symlink());

@@ -115,7 +115,7 @@ fn state() -> CprState {
         serial_listener: None,
         pending_events: Vec::new(),
         helper: None,
-        migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0 },
+        migration: MigrationRecord { events: true, began_ns: 0, paused_ns: 0, rehearsal_ns: None },
         pid_file: None,
         parameters: MigrationParameters::default(),
         msr_choice: None,

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::ptr;
 
 use cpr_qmp::command::Command;
-use cpr_qmp::event::{Continued, EventKind};
+use cpr_qmp::event::Continued;
 use cpr_qmp::migration::MigrationStatus;
 use cpr_qmp::run_state::RunState;
 use nix::errno::Errno;
@@ -297,8 +297,7 @@ fn finished_update_gets_no_new_keeper() {
     }
     drop(held);
     qmp.event("MIGRATION completed", |event| {
-        let completed = EventKind::Migration { status: MigrationStatus::Completed };
-        (event == completed).then_some(())
+        (event.migration_status() == Some(MigrationStatus::Completed)).then_some(())
     });
     assert_eq!(qmp.run_state(), RunState::Running);
     assert_eq!(process::children(vm.pid()), [0; 0]);

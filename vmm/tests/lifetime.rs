@@ -310,8 +310,7 @@ fn deferred_load_can_be_retried() {
     assert_eq!(qmp.run_state(), RunState::Inmigrate);
     qmp.done(incoming(&vm.state_file(), Some(false)));
     qmp.event("MIGRATION completed", |event| {
-        let completed = EventKind::Migration { status: MigrationStatus::Completed };
-        (event == completed).then_some(())
+        (event.migration_status() == Some(MigrationStatus::Completed)).then_some(())
     });
     assert_eq!(qmp.run_state(), RunState::Running);
     refused(&mut qmp, incoming(&vm.state_file(), None));
@@ -325,8 +324,7 @@ fn deferred_load_can_be_retried() {
 /// updated.
 fn gave_back(scene: &Scene, mut vm: Vm<'_>, qmp: &mut Qmp, why: &str) {
     qmp.event("MIGRATION failed", |event| {
-        let failed = EventKind::Migration { status: MigrationStatus::Failed };
-        (event == failed).then_some(())
+        (event.migration_status() == Some(MigrationStatus::Failed)).then_some(())
     });
     qmp.event("RESUME", |event| (event == EventKind::Resume).then_some(()));
     assert_eq!(qmp.run_state(), RunState::Running);

@@ -200,6 +200,7 @@ impl Backend for CprVmm {
             }
             Feature::Rehearsal => lacks("x-cpr-exec-rehearsal"),
             Feature::Deadline => lacks("x-cpr-exec-deadline"),
+            Feature::MaxDowntime => lacks("x-max-downtime"),
             _ => None,
         };
         parameter.map(|name| format!("{path} has no migration parameter {name}"))

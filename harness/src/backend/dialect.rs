@@ -66,6 +66,8 @@ pub enum Feature {
     Rehearsal,
     /// The VMM ends an update that hangs (`x-cpr-exec-deadline`).
     Deadline,
+    /// The parameter `x-max-downtime`.
+    MaxDowntime,
     /// A client of the serial port stays connected across an update.
     SerialClient,
     /// The VMM hands over open files.

@@ -227,6 +227,7 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     let of_fault = migrate.new_vmm_fault.as_ref().map(|_| Feature::FailPoints);
     let rehearses = (migrate.rehearsal == Some(true)).then_some(Feature::Rehearsal);
     let deadline = migrate.deadline_ms.map(|_| Feature::Deadline);
+    let downtime = migrate.max_downtime_ms.map(|_| Feature::MaxDowntime);
     let revived = matches!(migrate.expect, Expect::Revived | Expect::Survives);
     let keeper = revived.then_some(Feature::Keeper);
     let mode = Some(Feature::Mode(migrate.mode));
@@ -236,7 +237,7 @@ fn needs_of_update(migrate: &Migrate) -> impl Iterator<Item = Feature> {
     let machine = machine.then_some(Feature::OwnMachine);
     let cancels = migrate.expect == Expect::Cancelled || migrate.new_vmm == NewVmm::Held;
     let cancels = cancels.then_some(Feature::Cancel);
-    [of_command, of_fault, rehearses, deadline, keeper, mode, saves, machine, cancels]
+    [of_command, of_fault, rehearses, deadline, downtime, keeper, mode, saves, machine, cancels]
         .into_iter()
         .flatten()
 }

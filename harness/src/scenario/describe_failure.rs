@@ -30,6 +30,9 @@ impl Migrate {
         if self.channel != Channel::File {
             wrong.push(format!("channel {}", word(&self.channel)));
         }
+        if let Some(ms) = self.max_downtime_ms.filter(|ms| *ms > 0) {
+            wrong.push(format!("at most {ms} ms of downtime"));
+        }
         if self.rehearsal == Some(false) && injected.is_none() {
             wrong.push("not rehearsed".to_owned());
         }

@@ -37,6 +37,9 @@ pub struct Migrate {
     /// The deadline of the update, in milliseconds; none: the VMM's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// How long the update may stop the guest, in milliseconds; 0 for any, none: as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_downtime_ms: Option<u64>,
     /// How the update must end.
     #[serde(default)]
     pub expect: Expect,
@@ -56,6 +59,7 @@ impl Default for Migrate {
             max_bandwidth: None,
             rehearsal: None,
             deadline_ms: None,
+            max_downtime_ms: None,
             expect: Expect::default(),
             repeat: one(),
         }

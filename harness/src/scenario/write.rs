@@ -6,7 +6,7 @@ use toml::{Table, Value};
 use crate::scenario::{Migrate, Step, Vm};
 
 /// The order of keys in a scenario; all others follow.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "guest",
     "ring",
     "cpus",
@@ -20,6 +20,7 @@ const ORDER: [&str; 20] = [
     "channel",
     "rehearsal",
     "deadline-ms",
+    "max-downtime-ms",
     "expect",
     "times",
     "point",

@@ -35,6 +35,9 @@ pub enum EventKind {
     Migration {
         /// The new status.
         status: MigrationStatus,
+        /// For how many microseconds it stopped the guest, once it has completed. Not in QEMU's.
+        #[serde(rename = "x-downtime-us", default, skip_serializing_if = "Option::is_none")]
+        x_downtime_us: Option<u64>,
     },
     /// A pass over RAM has begun.
     #[serde(rename = "MIGRATION_PASS")]
@@ -80,12 +83,29 @@ impl EventKind {
             Self::Shutdown { guest, reason } => {
                 Event::now("SHUTDOWN", Some(json!({ "guest": guest, "reason": reason })))
             }
-            Self::Migration { status } => {
-                Event::now("MIGRATION", Some(json!({ "status": status })))
+            Self::Migration { status, x_downtime_us } => {
+                let mut data = json!({ "status": status });
+                if let Some(ms) = x_downtime_us {
+                    data["x-downtime-us"] = json!(ms);
+                }
+                Event::now("MIGRATION", Some(data))
             }
             Self::MigrationPass { pass } => {
                 Event::now("MIGRATION_PASS", Some(json!({ "pass": pass })))
             }
+        }
+    }
+
+    /// Creates the event of a migration's new status.
+    pub fn migration(status: MigrationStatus) -> Self {
+        Self::Migration { status, x_downtime_us: None }
+    }
+
+    /// Returns a migration's new status, if that is what the event is about.
+    pub fn migration_status(self) -> Option<MigrationStatus> {
+        match self {
+            Self::Migration { status, .. } => Some(status),
+            _ => None,
         }
     }
 

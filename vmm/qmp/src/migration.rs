@@ -150,6 +150,10 @@ pub struct MigrationParameters {
     /// which the old binary takes over again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_cpr_exec_deadline: Option<u64>,
+    /// For `cpr-exec`: how many milliseconds the guest may be stopped, after which the old binary
+    /// takes over again; an update that is expected to take longer is refused. 0 for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_max_downtime: Option<u64>,
 }
 
 /// Whether a capability is on.

@@ -2,10 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use cpr_qmp::event::EventKind;
 use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigrationInfo, MigrationRamStats, MigrationStatus};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+
+/// How long a migration stopped the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blackout {
+    /// How long no vCPU ran.
+    pub downtime: Duration,
+    /// How long its rehearsal took, if there was one.
+    pub rehearsal: Option<Duration>,
+}
 
 /// The status of the latest migration. Each change produces its `MIGRATION` event, so that events
 /// and `query-migrate` cannot disagree.
@@ -18,6 +27,10 @@ pub struct Migration {
     /// The time of set-up, once that is over.
     setup: Option<Duration>,
     events: bool,
+    /// How long the rehearsal of the migration took.
+    rehearsal: Option<Duration>,
+    /// How long the last one that completed stopped the guest.
+    last: Option<Blackout>,
     /// What was copied of RAM, and how long the rest is expected to take.
     ram: Option<(MigrationRamStats, Option<Duration>)>,
 }
@@ -109,19 +122,41 @@ impl Migration {
         self.ram = Some((ram, expected));
     }
 
+    /// Records how long the rehearsal took, for the next.
+    pub fn set_rehearsal(&mut self, took: Option<Duration>) {
+        self.rehearsal = took;
+    }
+
+    /// Returns how long the last migration that completed here stopped the guest.
+    pub fn last_blackout(&self) -> Option<Blackout> {
+        self.last
+    }
+
     /// Changes the status to `status`.
     #[must_use = "the event must be sent"]
     pub fn advance(&mut self, status: MigrationStatus) -> Option<Event> {
+        self.advance_after(status, None)
+    }
+
+    fn advance_after(
+        &mut self,
+        status: MigrationStatus,
+        downtime: Option<Duration>,
+    ) -> Option<Event> {
         tracing::info!(from = ?self.status, to = ?status, "migration_status");
         self.status = status;
-        self.events.then(|| Event::now("MIGRATION", Some(json!({ "status": status }))))
+        let x_downtime_us = downtime.map(|downtime| downtime.as_micros() as u64);
+        self.events.then(|| EventKind::Migration { status, x_downtime_us }.now())
     }
 
     /// Ends the migration as completed.
     #[must_use = "the event must be sent"]
     pub fn complete(&mut self, times: Option<Times>) -> Option<Event> {
         self.times = times;
-        self.advance(MigrationStatus::Completed)
+        let downtime = times.and_then(|times| times.downtime);
+        let rehearsal = self.rehearsal.take();
+        self.last = downtime.map(|downtime| Blackout { downtime, rehearsal });
+        self.advance_after(MigrationStatus::Completed, downtime)
     }
 
     /// Ends the migration as failed, with this error.

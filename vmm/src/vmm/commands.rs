@@ -74,6 +74,7 @@ impl Vmm {
                         .x_cpr_exec_rehearsal_timeout
                         .or(old.x_cpr_exec_rehearsal_timeout),
                     x_cpr_exec_deadline: new.x_cpr_exec_deadline.or(old.x_cpr_exec_deadline),
+                    x_max_downtime: new.x_max_downtime.or(old.x_max_downtime),
                 };
                 self.limit_sending();
                 done()
@@ -90,6 +91,7 @@ impl Vmm {
                     rehearsing::timeout(&self.parameters).as_millis() as u64,
                 ),
                 x_cpr_exec_deadline: Some(plan::deadline(&self.parameters).as_millis() as u64),
+                x_max_downtime: Some(self.parameters.x_max_downtime.unwrap_or(0)),
             }),
             Command::MigrateSetCapabilities(args) => self.set_capabilities(&args.capabilities),
             Command::QueryMigrateCapabilities => answer(&[MigrationCapabilityStatus {

@@ -255,6 +255,7 @@ impl Vmm {
         }
         let waits = keeper.is_some();
         let began_ns = cpr.migration.began_ns;
+        self.migration.set_rehearsal(cpr.migration.rehearsal_ns.map(Duration::from_nanos));
         self.finishing =
             Some(Finishing { keeper, began_ns, downtime_ns: runs.then_some(downtime_ns) });
         if !waits {

@@ -64,6 +64,8 @@ impl Vmm {
     ) -> Result<Option<Plan>, QmpError> {
         let plan = self.plan(args)?;
         self.machine.probe_missing_msrs();
+        // Before the rehearsal, too: it would be in vain.
+        plan.check_downtime(&self.machine, &self.migration).map_err(answers::generic)?;
         if !wanted(&self.parameters) {
             return Ok(Some(plan));
         }
@@ -134,15 +136,21 @@ impl Vmm {
         let formats = new.and_then(|new| own.formats(new).ok());
         let formats = formats.unwrap_or_else(|| Formats::for_unknown_reader(&SECTIONS));
         let Rehearsing { rehearsal, plan, client, .. } = rehearsing;
+        let took = rehearsal.elapsed();
         // The rehearsal is gone before the guest stops or the answer is read.
         let left = rehearsal.end();
         let result = rehearsal::outcome(plan.command().name(), result, &left);
         self.leftovers.extend(left);
         match result {
-            Ok(()) => match check_run_state(&self.machine) {
-                Ok(()) => self.answer_and_update(client, plan.rehearsed(commits, formats)),
-                Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
-            },
+            Ok(()) => {
+                let plan = plan.rehearsed(commits, formats, took);
+                let checked = check_run_state(&self.machine)
+                    .and_then(|()| plan.check_downtime(&self.machine, &self.migration));
+                match checked {
+                    Ok(()) => self.answer_and_update(client, plan),
+                    Err(error) => self.end_unchanged(client, Err(answers::generic(error))),
+                }
+            }
             Err(error) => self.end_unchanged(client, Err(refused(&error))),
         }
     }

@@ -168,11 +168,10 @@ impl Qmp {
     /// Updates, and waits until the migration has completed or failed.
     pub fn update(&mut self, command: &[String], file: &Path) -> MigrationStatus {
         self.begin_update(command, file).unwrap_or_else(|error| panic!("migrate: {error}"));
-        self.event("MIGRATION completed or failed", |event| match event {
-            EventKind::Migration {
-                status: status @ (MigrationStatus::Completed | MigrationStatus::Failed),
-            } => Some(status),
-            _ => None,
+        self.event("MIGRATION completed or failed", |event| {
+            let ends =
+                |status: &_| matches!(status, MigrationStatus::Completed | MigrationStatus::Failed);
+            event.migration_status().filter(ends)
         })
     }
 

@@ -90,22 +90,19 @@ pub fn transfer(scene: &Scene, qmp: &mut Qmp, name: &str) -> MigrationStatus {
 pub fn outcome(qmp: &mut Qmp) -> (MigrationStatus, Vec<EventKind>) {
     let seen = std::cell::RefCell::new(Vec::new());
     let ended = qmp.event("the end of the migration", |event| {
-        seen.borrow_mut().push(event);
-        match event {
-            EventKind::Migration {
-                status:
-                    status @ (MigrationStatus::Completed
-                    | MigrationStatus::Failed
-                    | MigrationStatus::Cancelled),
-            } => Some(status),
-            _ => None,
-        }
+        let new = event.migration_status();
+        seen.borrow_mut().push(new.map_or(event, status));
+        let ends = |status: &_| {
+            use MigrationStatus::{Cancelled, Completed, Failed};
+            matches!(status, Completed | Failed | Cancelled)
+        };
+        new.filter(ends)
     });
     (ended, seen.into_inner())
 }
 
 pub fn status(status: MigrationStatus) -> EventKind {
-    EventKind::Migration { status }
+    EventKind::migration(status)
 }
 
 pub fn is_running(qmp: &mut Qmp, beats: &Beats, cpus: usize) {

@@ -209,6 +209,7 @@ impl Backend for CloudHypervisor {
             Feature::FailPoints => "cloud-hypervisor has no fail points",
             Feature::Rehearsal => "cloud-hypervisor does not rehearse commands",
             Feature::Deadline => "cloud-hypervisor has no deadline for a local migration",
+            Feature::MaxDowntime => "cloud-hypervisor does not limit the blackout of an update",
             Feature::Prelaunch => "cloud-hypervisor starts the guest with its process",
             Feature::Snapshot => "cloud-hypervisor is not driven through its snapshots",
             Feature::OwnMachine => "cloud-hypervisor gets its machine from the old process",

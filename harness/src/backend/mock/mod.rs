@@ -94,6 +94,7 @@ impl Backend for Mock {
                 Some(format!("the mock does not support {}", mode.name()))
             }
             Feature::Deadline => Some("the mock has no deadline for an update".into()),
+            Feature::MaxDowntime => Some("the mock does not limit the blackout".into()),
             _ => None,
         }
     }

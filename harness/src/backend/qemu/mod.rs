@@ -178,6 +178,7 @@ impl Backend for Qemu {
             Feature::FailPoints => "qemu has no fail points",
             Feature::Rehearsal => "qemu does not rehearse commands",
             Feature::Deadline => "qemu has no deadline for an update",
+            Feature::MaxDowntime => "qemu does not limit the blackout of an update by exec",
             Feature::SerialClient => "qemu drops the serial port's client during an update",
             Feature::OpenFiles => "qemu does not hand over open files",
             Feature::OwnBinary if !self.setup.wrapper.is_empty() => UNDER_A_WRAPPER,

@@ -285,6 +285,9 @@ impl Session<'_> {
             // Always set, because an earlier update may have changed it.
             parameters["x-cpr-exec-deadline"] = json!(deadline_ms(migrate, self.slowest));
         }
+        if let Some(ms) = migrate.max_downtime_ms {
+            parameters["x-max-downtime"] = json!(ms);
+        }
         self.qmp.execute(Command::new("migrate-set-parameters", parameters))?;
         self.note_parameters()
     }

@@ -64,6 +64,10 @@ fn moves(vm: &Vm, update: &Migrate) -> Wrong {
         let message = format!("with mode {mode} no command is rehearsed");
         add("rehearsal", &message, "remove it, or use mode cpr-exec");
     }
+    if update.max_downtime_ms.is_some() {
+        let message = format!("with mode {mode} the time that the guest is stopped has no limit");
+        add("max-downtime-ms", &message, "remove it, or use mode cpr-exec");
+    }
     if update.deadline_ms.is_some() {
         let message = "the deadline is a parameter of mode cpr-exec";
         add("deadline-ms", message, "remove it, or use mode cpr-exec");

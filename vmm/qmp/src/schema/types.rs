@@ -228,6 +228,7 @@ pub static MIGRATION_PARAMETERS: Object = object(
         opt("x-cpr-exec-rehearsal", Type::Bool),
         opt("x-cpr-exec-rehearsal-timeout", Type::Uint64),
         opt("x-cpr-exec-deadline", Type::Uint64),
+        opt("x-max-downtime", Type::Uint64),
     ],
 );
 
@@ -292,8 +293,10 @@ pub static RESET_DATA: Object = object("q_obj_RESET-arg", GUEST_AND_REASON);
 pub static MIGRATION_PASS_DATA: Object =
     object("q_obj_MIGRATION_PASS-arg", &[req("pass", Type::Int)]);
 
-pub static MIGRATION_DATA: Object =
-    object("q_obj_MIGRATION-arg", &[req("status", Type::Enum(&MIGRATION_STATUS))]);
+pub static MIGRATION_DATA: Object = object(
+    "q_obj_MIGRATION-arg",
+    &[req("status", Type::Enum(&MIGRATION_STATUS)), opt("x-downtime-us", Type::Uint64)],
+);
 
 pub static SCHEMA_META_TYPE: Enum = Enum {
     name: "SchemaMetaType",

@@ -54,7 +54,7 @@ fn filled() -> CprState {
         serial_listener: Some(listener("serial.listener")),
         pending_events: kinds.map(|kind| GuestEvent { vcpu: 1, kind }).into(),
         helper: Some(7),
-        migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+        migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2, rehearsal_ns: None },
         // An optional member needs no new version.
         pid_file: None,
         parameters: MigrationParameters {
@@ -66,6 +66,7 @@ fn filled() -> CprState {
             x_cpr_exec_rehearsal: Some(true),
             x_cpr_exec_rehearsal_timeout: Some(1),
             x_cpr_exec_deadline: Some(2),
+            x_max_downtime: None,
         },
         // Older binaries neither write nor read it.
         msr_choice: None,

@@ -8,6 +8,7 @@
 pub mod command;
 pub mod deadlines;
 pub mod description;
+pub mod downtime;
 pub mod fall_back;
 pub mod fd_names;
 #[cfg(test)]

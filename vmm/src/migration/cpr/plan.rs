@@ -11,6 +11,7 @@ use cpr_qmp::run_state::RunState;
 
 use super::command::{CommandError, ExecCommand};
 use super::deadlines::DEFAULT_DEADLINE;
+use super::downtime::{MaxDowntime, TooLong};
 use super::fall_back::Record;
 use super::headroom::{self, NoRoom};
 use super::monotonic::monotonic_ns;
@@ -65,6 +66,9 @@ pub enum Refused {
     /// A blocker is in effect.
     #[error("the update is blocked: {0}")]
     Blocked(String),
+    /// The guest would be stopped for too long.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// A resource is too small.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -100,6 +104,10 @@ pub struct Plan {
     pub(super) commits: bool,
     /// What the state is written in.
     pub(super) formats: Formats,
+    /// How long the guest may be stopped.
+    pub(super) max_downtime: Option<MaxDowntime>,
+    /// How long the rehearsal took.
+    pub(super) rehearsal: Option<Duration>,
 }
 
 /// Returns how long the new binary may take.
@@ -164,6 +172,8 @@ pub fn check(
         rehearsed: false,
         commits: true,
         formats: Formats::for_unknown_reader(&SECTIONS),
+        max_downtime: MaxDowntime::of(parameters),
+        rehearsal: None,
     })
 }
 
@@ -183,9 +193,20 @@ impl Plan {
         &self.command
     }
 
-    /// Marks the command as rehearsed; `commits`: it passes the commit point; `formats`: what it reads.
-    pub fn rehearsed(self, commits: bool, formats: Formats) -> Self {
-        Self { rehearsed: true, commits, formats, ..self }
+    /// Marks the command as rehearsed; `commits`: it passes the commit point; `formats`: what it reads;
+    /// `took`: how long the rehearsal took.
+    pub fn rehearsed(self, commits: bool, formats: Formats, took: Duration) -> Self {
+        Self { rehearsed: true, commits, formats, rehearsal: Some(took), ..self }
+    }
+
+    /// Checks that the update can be expected to stop the guest no longer than it may.
+    pub fn check_downtime(&self, machine: &Machine, migration: &Migration) -> Result<(), Refused> {
+        match (self.max_downtime, migration.last_blackout()) {
+            (Some(limit), Some(last)) if machine.run_state().is_running() => {
+                Ok(limit.check(last, self.rehearsal)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the deadline, which applies to the old process too.

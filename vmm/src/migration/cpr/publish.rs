@@ -88,7 +88,12 @@ mod tests {
             serial_listener: None,
             pending_events: Vec::new(),
             helper: None,
-            migration: MigrationRecord { events: false, began_ns: 0, paused_ns: 0 },
+            migration: MigrationRecord {
+                events: false,
+                began_ns: 0,
+                paused_ns: 0,
+                rehearsal_ns: None,
+            },
             pid_file: None,
             parameters: MigrationParameters::default(),
             msr_choice: None,

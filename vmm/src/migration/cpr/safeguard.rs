@@ -303,7 +303,12 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
         serial_listener: serial.listener.clone(),
         pending_events: view.machine.unhandled_events(),
         helper: (keeper != 0).then_some(keeper),
-        migration: MigrationRecord { events: view.migration.events(), began_ns: 0, paused_ns: 0 },
+        migration: MigrationRecord {
+            events: view.migration.events(),
+            began_ns: 0,
+            paused_ns: 0,
+            rehearsal_ns: None,
+        },
         parameters: view.parameters.clone(),
         pid_file: view.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
         msr_choice: view.machine.msr_choice(),

@@ -88,6 +88,9 @@ pub struct MigrationRecord {
     pub began_ns: u64,
     /// `CLOCK_MONOTONIC` when the vCPUs had stopped, in nanoseconds.
     pub paused_ns: u64,
+    /// How long the rehearsal took, in nanoseconds. Older binaries neither write nor read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal_ns: Option<u64>,
 }
 
 /// Errors from writing the CPR state.
@@ -364,7 +367,12 @@ mod tests {
             serial_listener: None,
             pending_events: Vec::new(),
             helper: Some(7),
-            migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2 },
+            migration: MigrationRecord {
+                events: true,
+                began_ns: 1,
+                paused_ns: 2,
+                rehearsal_ns: None,
+            },
             pid_file: None,
             parameters: MigrationParameters::default(),
             msr_choice: None,

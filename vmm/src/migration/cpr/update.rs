@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::command::ExecError;
 use super::deadlines::GRACE;
+use super::downtime::Exceeded;
 use super::fall_back::{self};
 use super::fd_names::{BINARY_FD, SAVED_FD};
 use super::held_signals::HeldSignals;
@@ -55,6 +56,9 @@ pub enum UpdateError {
     /// The descriptors cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The guest has been stopped for too long.
+    #[error(transparent)]
+    Downtime(#[from] Exceeded),
     /// A termination signal arrived.
     #[error("the VMM received a termination signal")]
     AskedToEnd,
@@ -125,7 +129,7 @@ impl UpdateContext<'_> {
     }
 
     fn attempt(&mut self, plan: Plan) -> Result<Infallible, UpdateError> {
-        let Plan { rehearsed, commits, began_ns, formats, .. } = plan;
+        let Plan { rehearsed, commits, began_ns, formats, max_downtime, rehearsal, .. } = plan;
         let Plan { command, channel, state_fd, saved_fd, binary, mut record, .. } = plan;
         fail_point!(Helper);
         let record_deadline = Duration::from_millis(record.deadline_ms);
@@ -140,6 +144,7 @@ impl UpdateContext<'_> {
             self.qmp.broadcast(&EventKind::Stop.now());
             *self.stopped = true;
         }
+        let max_downtime = max_downtime.filter(|_| paused.before().is_running());
         fail_point!(Paused);
         for status in [MigrationStatus::Active, MigrationStatus::Device] {
             if let Some(event) = self.migration.advance(status) {
@@ -177,13 +182,24 @@ impl UpdateContext<'_> {
             serial_listener: serial.listener.clone(),
             pending_events: paused.unhandled_events(),
             helper: Some(record.helper).filter(|keeper| *keeper != 0),
-            migration: MigrationRecord { events: self.migration.events(), began_ns, paused_ns },
+            migration: MigrationRecord {
+                events: self.migration.events(),
+                began_ns,
+                paused_ns,
+                rehearsal_ns: rehearsal.map(|took| took.as_nanos() as u64),
+            },
             pid_file: self.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
             parameters: self.parameters.clone(),
             msr_choice: paused.msr_choice(),
             live: None,
         };
         fail_point!(State);
+        if let Some(limit) = max_downtime {
+            // The new binary gets what is left, if that is less than its deadline.
+            let left = limit.left(paused_ns)?.as_millis() as u64;
+            (record.deadline_ms, record.is_max_downtime) =
+                (record.deadline_ms.min(left), left < record.deadline_ms);
+        }
         let sealed = state_fd.write(&record, &state)?;
         let _saved = self.safeguard.saved(&record);
         tracing::info!(fds = record.fds.len(), "cpr_state_save");
@@ -321,6 +337,8 @@ mod tests {
             rehearsed: true,
             commits: true,
             formats: Formats::newest(&SECTIONS),
+            max_downtime: None,
+            rehearsal: None,
         };
         let (qmp_server, log) = (&mut qmp, None);
         let mut stopped = false;

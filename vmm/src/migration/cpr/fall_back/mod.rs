@@ -22,7 +22,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -102,6 +102,7 @@ pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     STAGE.store(ARMED, Ordering::SeqCst);
     // After a fallback there is no deadline: no other program is left to continue in this process.
     let deadline = (!returned).then(|| Duration::from_millis(record.deadline_ms));
+    IS_MAX_DOWNTIME.store(record.is_max_downtime, Ordering::SeqCst);
     let triggers = Triggers::install().and_then(|mut triggers| {
         if returned {
             // `Plan::go` set it to ignored.
@@ -148,6 +149,17 @@ fn replace(place: &AtomicPtr<Plan>, plan: Option<Arc<Plan>>) {
 /// [`protected`].
 pub fn live(plan: Option<Arc<Plan>>) {
     replace(&LIVE, plan);
+}
+
+/// Whether the deadline of the take-over is that of the longest time that the guest may be stopped.
+static IS_MAX_DOWNTIME: AtomicBool = AtomicBool::new(false);
+
+/// What has passed when the deadline has: for an error.
+fn deadline_name() -> &'static str {
+    match IS_MAX_DOWNTIME.load(Ordering::SeqCst) {
+        true => "x-max-downtime passed",
+        false => "its deadline passed",
+    }
 }
 
 /// Removes the saved state of an update that fails in this process. Null without an update.

@@ -44,6 +44,9 @@ pub struct Record {
     pub signal_mask: u64,
     /// The deadline of the new binary, in milliseconds.
     pub deadline_ms: u64,
+    /// Whether that is what was left of the longest time that the guest may be stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_max_downtime: bool,
 }
 
 /// Errors from reading a record.
@@ -89,6 +92,7 @@ impl Record {
             helper: 0,
             signal_mask: signal_mask(),
             deadline_ms: deadline.as_millis() as u64,
+            is_max_downtime: false,
         }
     }
 
@@ -232,6 +236,7 @@ mod tests {
             helper: 6,
             signal_mask: 1,
             deadline_ms: 30_000,
+            is_max_downtime: false,
         };
         insta::assert_snapshot!(record.seal().escape_ascii());
     }

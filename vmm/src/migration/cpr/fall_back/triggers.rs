@@ -124,7 +124,7 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     }
     let after = Progress::now();
     match Signal::try_from(number) {
-        Ok(ALARM) => fall_back_if_armed(format_args!("{after}its deadline passed")),
+        Ok(ALARM) => fall_back_if_armed(format_args!("{after}{}", super::deadline_name())),
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
             let address = unsafe { (*info).si_addr() } as usize;
