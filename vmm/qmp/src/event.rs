@@ -85,8 +85,8 @@ impl EventKind {
             }
             Self::Migration { status, x_downtime_us } => {
                 let mut data = json!({ "status": status });
-                if let Some(ms) = x_downtime_us {
-                    data["x-downtime-us"] = json!(ms);
+                if let Some(us) = x_downtime_us {
+                    data["x-downtime-us"] = json!(us);
                 }
                 Event::now("MIGRATION", Some(data))
             }

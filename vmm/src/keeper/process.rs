@@ -179,6 +179,11 @@ impl Keeper {
         let pid = Errno::result(unsafe {
             libc::clone(keeper_main, stack.top(), flags, argument, &raw mut fd)
         });
+        if let Ok(pid) = pid {
+            // Before a signal can make this process execute another program.
+            NEWEST_PID.store(pid, Ordering::SeqCst);
+            NEWEST_PAGE.store(Arc::as_ptr(&page).cast_mut(), Ordering::SeqCst);
+        }
         let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
         let pid = Pid::from_raw(pid.map_err(errno("clone"))?);
         // SAFETY: CLONE_PIDFD has just made this descriptor, close-on-exec.
@@ -193,8 +198,6 @@ impl Keeper {
             _parent: parent,
         };
         restored.map_err(errno("sigprocmask"))?;
-        NEWEST_PAGE.store(Arc::as_ptr(&keeper.page).cast_mut(), Ordering::SeqCst);
-        NEWEST_PID.store(keeper.pid().as_raw(), Ordering::SeqCst);
         Ok(keeper)
     }
 

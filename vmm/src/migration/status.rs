@@ -7,8 +7,8 @@ use cpr_qmp::message::Event;
 use cpr_qmp::migration::{MigrationInfo, MigrationRamStats, MigrationStatus};
 use serde::{Deserialize, Serialize};
 
-/// How long a migration stopped the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long an update stopped the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blackout {
     /// How long no vCPU ran.
     pub downtime: Duration,
@@ -27,9 +27,7 @@ pub struct Migration {
     /// The time of set-up, once that is over.
     setup: Option<Duration>,
     events: bool,
-    /// How long the rehearsal of the migration took.
-    rehearsal: Option<Duration>,
-    /// How long the last one that completed stopped the guest.
+    /// The last update that completed.
     last: Option<Blackout>,
     /// What was copied of RAM, and how long the rest is expected to take.
     ram: Option<(MigrationRamStats, Option<Duration>)>,
@@ -122,12 +120,12 @@ impl Migration {
         self.ram = Some((ram, expected));
     }
 
-    /// Records how long the rehearsal took, for the next.
-    pub fn set_rehearsal(&mut self, took: Option<Duration>) {
-        self.rehearsal = took;
+    /// Records how long the last update that completed stopped the guest.
+    pub fn set_last_blackout(&mut self, last: Option<Blackout>) {
+        self.last = last;
     }
 
-    /// Returns how long the last migration that completed here stopped the guest.
+    /// Returns how long the last update that completed stopped the guest.
     pub fn last_blackout(&self) -> Option<Blackout> {
         self.last
     }
@@ -154,8 +152,6 @@ impl Migration {
     pub fn complete(&mut self, times: Option<Times>) -> Option<Event> {
         self.times = times;
         let downtime = times.and_then(|times| times.downtime);
-        let rehearsal = self.rehearsal.take();
-        self.last = downtime.map(|downtime| Blackout { downtime, rehearsal });
         self.advance_after(MigrationStatus::Completed, downtime)
     }
 

@@ -32,11 +32,20 @@ pub(super) trait PausedVcpu {
 /// Delivers the interrupt that is due, or that the host's timer is late to make due.
 pub(super) fn deliver<V: PausedVcpu>(vcpu: &mut V) -> Result<(), V::Error> {
     vcpu.run_with_signal()?;
-    if !lapic_timer::may_be_late(&vcpu.lapic()?) {
-        return Ok(());
+    if lapic_timer::may_be_late(&vcpu.lapic()?) {
+        // The state is whole without this: a failure would cost more than the interrupt.
+        let _ = deliver_late(vcpu);
     }
+    Ok(())
+}
+
+/// Has the host's timer fire on this CPU, and delivers its interrupt.
+fn deliver_late<V: PausedVcpu>(vcpu: &mut V) -> Result<(), V::Error> {
     if vcpu.mp_state()? == KVM_MP_STATE_HALTED {
         enter_while_halted(vcpu)?;
+    } else {
+        // It may have been halted in the first run, and not have entered the guest there.
+        vcpu.run_with_signal()?;
     }
     sys::sleep_shortly();
     vcpu.run_with_signal()
@@ -48,17 +57,15 @@ fn enter_while_halted<V: PausedVcpu>(vcpu: &mut V) -> Result<(), V::Error> {
     let before = vcpu.events()?;
     vcpu.set_mp_state(KVM_MP_STATE_RUNNABLE)?;
     let entered = vcpu.run_with_signal();
-    let after = vcpu.events()?;
-    if before.as_bytes() == after.as_bytes() {
+    let after = vcpu.events();
+    if !after.as_ref().is_ok_and(|after| after.as_bytes() != before.as_bytes()) {
         vcpu.set_mp_state(KVM_MP_STATE_HALTED)?;
     }
-    entered
+    entered.and(after.map(drop))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use rstest::rstest;
 
     use super::super::lapic_timer::tests::{VECTOR, lapic, requested};
@@ -73,48 +80,60 @@ mod tests {
         events: kvm_vcpu_events,
         mp_state: u32,
         runs: Vec<u32>,
-        after_run: fn(&mut Self),
+        after_run: fn(&mut Self) -> Result<(), ()>,
     }
 
     impl PausedVcpu for Scripted {
-        type Error = Infallible;
+        type Error = ();
 
-        fn lapic(&mut self) -> Result<kvm_lapic_state, Infallible> {
+        fn lapic(&mut self) -> Result<kvm_lapic_state, ()> {
             Ok(self.lapic)
         }
 
-        fn events(&mut self) -> Result<kvm_vcpu_events, Infallible> {
+        fn events(&mut self) -> Result<kvm_vcpu_events, ()> {
             Ok(self.events)
         }
 
-        fn mp_state(&mut self) -> Result<u32, Infallible> {
+        fn mp_state(&mut self) -> Result<u32, ()> {
             Ok(self.mp_state)
         }
 
-        fn set_mp_state(&mut self, mp_state: u32) -> Result<(), Infallible> {
+        fn set_mp_state(&mut self, mp_state: u32) -> Result<(), ()> {
             self.mp_state = mp_state;
             Ok(())
         }
 
-        fn run_with_signal(&mut self) -> Result<(), Infallible> {
+        fn run_with_signal(&mut self) -> Result<(), ()> {
             self.runs.push(self.mp_state);
-            (self.after_run)(self);
-            Ok(())
+            (self.after_run)(self)
         }
     }
 
-    fn nothing_comes(_: &mut Scripted) {}
-
-    fn due_at_once(vcpu: &mut Scripted) {
-        vcpu.lapic = requested(vcpu.lapic);
+    fn nothing_comes(_: &mut Scripted) -> Result<(), ()> {
+        Ok(())
     }
 
-    fn interrupt_comes_when_it_enters(vcpu: &mut Scripted) {
+    fn due_at_once(vcpu: &mut Scripted) -> Result<(), ()> {
+        vcpu.lapic = requested(vcpu.lapic);
+        Ok(())
+    }
+
+    fn interrupt_comes_when_it_enters(vcpu: &mut Scripted) -> Result<(), ()> {
         vcpu.events.interrupt.injected = u8::from(vcpu.runs.len() > 1);
+        Ok(())
+    }
+
+    fn interrupt_ends_the_halt(vcpu: &mut Scripted) -> Result<(), ()> {
+        vcpu.mp_state = RUNNABLE;
+        Ok(())
+    }
+
+    fn fails_when_it_enters(vcpu: &mut Scripted) -> Result<(), ()> {
+        if vcpu.runs.len() > 1 { Err(()) } else { Ok(()) }
     }
 
     #[rstest]
-    #[case::running(RUNNABLE, nothing_comes, &[RUNNABLE, RUNNABLE], RUNNABLE)]
+    #[case::running(RUNNABLE, nothing_comes, &[RUNNABLE; 3], RUNNABLE)]
     #[case::halted(HALTED, nothing_comes, &[HALTED, RUNNABLE, HALTED], HALTED)]
     #[case::halt_ends(
         HALTED,
@@ -122,17 +141,19 @@ mod tests {
         &[HALTED, RUNNABLE, RUNNABLE],
         RUNNABLE
     )]
+    #[case::was_halted(HALTED, interrupt_ends_the_halt, &[HALTED, RUNNABLE, RUNNABLE], RUNNABLE)]
+    #[case::fails(HALTED, fails_when_it_enters, &[HALTED, RUNNABLE], HALTED)]
     #[case::not_late(HALTED, due_at_once, &[HALTED], HALTED)]
     fn late_timer(
         #[case] mp_state: u32,
-        #[case] after_run: fn(&mut Scripted),
+        #[case] after_run: fn(&mut Scripted) -> Result<(), ()>,
         #[case] runs: &[u32],
         #[case] then: u32,
     ) {
         let lapic = lapic(VECTOR, 1000, 0);
         let events = kvm_vcpu_events::default();
         let mut vcpu = Scripted { lapic, events, mp_state, runs: Vec::new(), after_run };
-        let Ok(()) = deliver(&mut vcpu);
+        deliver(&mut vcpu).unwrap();
         assert_eq!((vcpu.runs.as_slice(), vcpu.mp_state), (runs, then));
     }
 }

@@ -29,6 +29,7 @@ use crate::migration::cpr::phases::Phases;
 use crate::migration::cpr::safeguard::Predecessor;
 use crate::migration::cpr::state::{CprState, StateFd, WriteError};
 use crate::migration::cpr::take_over::Fallback;
+use crate::migration::status::Blackout;
 use crate::pid_file::PidFile;
 use crate::vcpu::GuestEvent;
 use crate::vcpu::raw::LostWrite;
@@ -155,7 +156,7 @@ impl Vmm {
     /// Loads the state and restores the run state.
     pub(super) fn load(&mut self, source: Source<'_>) -> Result<(), LoadError> {
         let awaited = self.awaited.as_mut().ok_or(LoadError::NotAwaited)?;
-        let deadline = Duration::from_millis(awaited.fallback.record.deadline_ms);
+        let deadline = awaited.fallback.record.time_left();
         if awaited.fallback.returned.is_none() {
             awaited.carried.watch(Some(deadline + deadlines::GRACE));
             awaited.fallback.armed.set_deadline(Some(deadline))?;
@@ -255,7 +256,11 @@ impl Vmm {
         }
         let waits = keeper.is_some();
         let began_ns = cpr.migration.began_ns;
-        self.migration.set_rehearsal(cpr.migration.rehearsal_ns.map(Duration::from_nanos));
+        if runs {
+            let rehearsal = cpr.migration.rehearsal_ns.map(Duration::from_nanos);
+            let downtime = Duration::from_nanos(downtime_ns);
+            self.migration.set_last_blackout(Some(Blackout { downtime, rehearsal }));
+        }
         self.finishing =
             Some(Finishing { keeper, began_ns, downtime_ns: runs.then_some(downtime_ns) });
         if !waits {
@@ -350,8 +355,10 @@ impl Vmm {
     pub(super) fn await_state(&mut self) -> Result<(), LoadError> {
         match &mut self.awaited {
             Some(awaited) => {
-                awaited.carried.watch(None);
-                Ok(awaited.fallback.armed.set_deadline(None)?)
+                let Fallback { record, returned, .. } = &awaited.fallback;
+                let left = record.downtime_left().filter(|_| returned.is_none());
+                awaited.carried.watch(left.map(|left| left + deadlines::GRACE));
+                Ok(awaited.fallback.armed.set_deadline(left)?)
             }
             None => Err(LoadError::NotAwaited),
         }

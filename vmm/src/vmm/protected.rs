@@ -249,7 +249,13 @@ impl Vmm {
 
 /// Returns the error text of an update in which this VMM itself failed.
 pub(super) fn crashed(why: &str) -> String {
-    if why.ends_with(DEADLINE) {
+    if why.ends_with(fall_back::DOWNTIME_PASSED) {
+        return format!(
+            "the update stopped the guest for too long and was undone; the VM keeps running: {why}; \
+             raise it if this host is slow"
+        );
+    }
+    if why.ends_with(fall_back::DEADLINE_PASSED) {
         return format!(
             "the update did not finish in time; the VM keeps running: {why}; raise \
              x-cpr-exec-deadline if this host is slow"
@@ -257,6 +263,3 @@ pub(super) fn crashed(why: &str) -> String {
     }
     format!("the update crashed; the VM keeps running: {why}; this is a bug in the VMM")
 }
-
-/// The end of the reason given by a process that missed its deadline.
-const DEADLINE: &str = "its deadline passed";

@@ -349,10 +349,11 @@ impl Vmm {
         machine.set_run_state(RunState::Inmigrate);
         let ago = Duration::from_nanos(monotonic_ns().saturating_sub(cpr.migration.began_ns));
         let events = cpr.migration.events;
-        let migration = match cpr.live.clone() {
+        let mut migration = match cpr.live.clone() {
             Some(Live { updating: false, migration }) => Migration::standing_at(migration, events),
             _ => Migration::adopted(MigrationStatus::Device, events, ago),
         };
+        migration.set_last_blackout(cpr.migration.last);
         let mut vmm = Self {
             machine,
             qmp,

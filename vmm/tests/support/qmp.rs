@@ -35,6 +35,8 @@ pub struct Qmp {
     seen: Vec<String>,
     /// Whether commands are rehearsed; if not, their errors show up later.
     pub rehearsal: bool,
+    /// How many milliseconds an update may stop the guest.
+    pub max_downtime: Option<u64>,
 }
 
 impl Qmp {
@@ -42,7 +44,8 @@ impl Qmp {
     pub fn new(stream: UnixStream) -> Self {
         let (events, others, seen) = Default::default();
         let decoder = Decoder::new();
-        let mut qmp = Self { stream, decoder, events, others, seen, rehearsal: true };
+        let mut qmp =
+            Self { stream, decoder, events, others, seen, rehearsal: true, max_downtime: None };
         match qmp.receive("the greeting") {
             ServerMessage::Greeting(_) => {}
             other => panic!("not a greeting: {other:?}"),
@@ -159,6 +162,7 @@ impl Qmp {
             mode: Some(MigMode::CprExec),
             cpr_exec_command: Some(command.to_vec()),
             x_cpr_exec_rehearsal: Some(self.rehearsal),
+            x_max_downtime: self.max_downtime,
             ..MigrationParameters::default()
         }));
         let uri = Some(format!("file:{}", file.display()));

@@ -69,6 +69,12 @@ impl MaxDowntime {
         }
     }
 
+    /// Returns its end for a guest that was stopped at `paused_ns` (`CLOCK_MONOTONIC`, nanoseconds).
+    pub fn end_ns(self, paused_ns: u64) -> u64 {
+        let limit = u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX);
+        paused_ns.saturating_add(limit)
+    }
+
     /// Returns what is left of it for a guest that was stopped at `paused_ns` (`CLOCK_MONOTONIC`).
     pub fn left(self, paused_ns: u64) -> Result<Duration, Exceeded> {
         let stopped = Duration::from_nanos(monotonic_ns().saturating_sub(paused_ns));

@@ -54,7 +54,13 @@ fn filled() -> CprState {
         serial_listener: Some(listener("serial.listener")),
         pending_events: kinds.map(|kind| GuestEvent { vcpu: 1, kind }).into(),
         helper: Some(7),
-        migration: MigrationRecord { events: true, began_ns: 1, paused_ns: 2, rehearsal_ns: None },
+        migration: MigrationRecord {
+            events: true,
+            began_ns: 1,
+            paused_ns: 2,
+            rehearsal_ns: None,
+            last: None,
+        },
         // An optional member needs no new version.
         pid_file: None,
         parameters: MigrationParameters {

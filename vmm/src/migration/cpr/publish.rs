@@ -93,6 +93,7 @@ mod tests {
                 began_ns: 0,
                 paused_ns: 0,
                 rehearsal_ns: None,
+                last: None,
             },
             pid_file: None,
             parameters: MigrationParameters::default(),

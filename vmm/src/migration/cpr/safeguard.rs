@@ -308,6 +308,7 @@ fn state_of(view: &View<'_>, serial: &SerialHandOver, keeper: i32) -> CprState {
             began_ns: 0,
             paused_ns: 0,
             rehearsal_ns: None,
+            last: view.migration.last_blackout(),
         },
         parameters: view.parameters.clone(),
         pid_file: view.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),

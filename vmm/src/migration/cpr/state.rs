@@ -19,7 +19,7 @@ use super::version::CPR_VERSION;
 use crate::descriptors;
 use crate::memfd::{self, all_seals};
 use crate::memory::RamBlockInfo;
-use crate::migration::status::MigrationSnapshot;
+use crate::migration::status::{Blackout, MigrationSnapshot};
 use crate::qmp::ServerState;
 use crate::state::{Envelope, EnvelopeError, Fingerprint};
 use crate::unix_listener::ListenerState;
@@ -91,6 +91,9 @@ pub struct MigrationRecord {
     /// How long the rehearsal took, in nanoseconds. Older binaries neither write nor read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal_ns: Option<u64>,
+    /// The last update that completed. Older binaries neither write nor read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Blackout>,
 }
 
 /// Errors from writing the CPR state.
@@ -372,6 +375,7 @@ mod tests {
                 began_ns: 1,
                 paused_ns: 2,
                 rehearsal_ns: None,
+                last: None,
             },
             pid_file: None,
             parameters: MigrationParameters::default(),

@@ -2,7 +2,6 @@
 //! binary after a fallback.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use super::deadlines::{GRACE, WAY_BACK};
 use super::fall_back::{self, ArmError, Armed, FAILED_NAME, Role};
@@ -117,7 +116,7 @@ pub unsafe fn adopt() -> Result<Option<Adopted>, TakeOverError> {
     let record = &sealed.record;
     let patience = match role {
         Role::Returned(_) => WAY_BACK,
-        _ => Duration::from_millis(record.deadline_ms) + GRACE,
+        _ => record.time_left() + GRACE,
     };
     if let Some(timer) = record.fds.iter().find(|named| named.name == TIMER_FD) {
         // The update created this timer. If the descriptor is not a timer, setting it fails

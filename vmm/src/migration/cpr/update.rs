@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::command::ExecError;
 use super::deadlines::GRACE;
 use super::downtime::Exceeded;
-use super::fall_back::{self};
+use super::fall_back::{self, ArmError};
 use super::fd_names::{BINARY_FD, SAVED_FD};
 use super::held_signals::HeldSignals;
 use super::monotonic::monotonic_ns;
@@ -59,6 +59,9 @@ pub enum UpdateError {
     /// The guest has been stopped for too long.
     #[error(transparent)]
     Downtime(#[from] Exceeded),
+    /// The time that the guest is stopped cannot be limited.
+    #[error(transparent)]
+    Limit(#[from] ArmError),
     /// A termination signal arrived.
     #[error("the VMM received a termination signal")]
     AskedToEnd,
@@ -145,6 +148,11 @@ impl UpdateContext<'_> {
             *self.stopped = true;
         }
         let max_downtime = max_downtime.filter(|_| paused.before().is_running());
+        record.downtime_end_ns = max_downtime.map(|limit| limit.end_ns(paused_ns));
+        let _limited = record.downtime_end_ns.map(fall_back::limit_downtime).transpose()?;
+        if let Some(left) = record.downtime_left() {
+            self.safeguard.expect_end_within(Some(left.min(record_deadline) + GRACE));
+        }
         fail_point!(Paused);
         for status in [MigrationStatus::Active, MigrationStatus::Device] {
             if let Some(event) = self.migration.advance(status) {
@@ -187,6 +195,7 @@ impl UpdateContext<'_> {
                 began_ns,
                 paused_ns,
                 rehearsal_ns: rehearsal.map(|took| took.as_nanos() as u64),
+                last: self.migration.last_blackout(),
             },
             pid_file: self.pid_file.clone().map(|path| path.into_os_string().into_vec().into()),
             parameters: self.parameters.clone(),
@@ -195,10 +204,9 @@ impl UpdateContext<'_> {
         };
         fail_point!(State);
         if let Some(limit) = max_downtime {
-            // The new binary gets what is left, if that is less than its deadline.
+            // For a new binary that does not know the member `downtime_end_ns`.
             let left = limit.left(paused_ns)?.as_millis() as u64;
-            (record.deadline_ms, record.is_max_downtime) =
-                (record.deadline_ms.min(left), left < record.deadline_ms);
+            record.deadline_ms = record.deadline_ms.min(left);
         }
         let sealed = state_fd.write(&record, &state)?;
         let _saved = self.safeguard.saved(&record);
@@ -219,7 +227,7 @@ impl UpdateContext<'_> {
         crate::failpoints::relieve();
         phases.stamp("publish");
         // The new binary gets the full deadline from here on.
-        self.safeguard.expect_end_within(Some(record_deadline + GRACE));
+        self.safeguard.expect_end_within(Some(record.time_left() + GRACE));
         let pause_us = paused_ns.saturating_sub(pausing_ns) / 1000;
         tracing::info!(
             command = command.name(),

@@ -11,6 +11,7 @@
 //! Without a keeper, it keeps the guest's RAM and state where an operator can find them
 //! (`stranded`).
 
+mod downtime_limit;
 mod plan;
 mod record;
 mod stranded;
@@ -22,12 +23,13 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+pub use downtime_limit::{DowntimeLimit, PASSED as DOWNTIME_PASSED, limit_downtime};
 pub use plan::{Plan, Program, Role};
 pub use record::{Record, RecordError, strings};
 pub use stranded::CRASHED;
@@ -97,12 +99,12 @@ pub struct Armed {
 /// continues without triggers.
 pub fn arm(record: &Record, role: Role) -> Result<Armed, ArmError> {
     let returned = matches!(role, Role::Returned(_));
+    downtime_limit::note(record, &role);
     // Armed before its triggers, so that their failure is what the fallback reports.
     replace(&WAY_BACK, Some(Arc::new(Plan::new(record, role))));
     STAGE.store(ARMED, Ordering::SeqCst);
     // After a fallback there is no deadline: no other program is left to continue in this process.
-    let deadline = (!returned).then(|| Duration::from_millis(record.deadline_ms));
-    IS_MAX_DOWNTIME.store(record.is_max_downtime, Ordering::SeqCst);
+    let deadline = (!returned).then(|| record.time_left());
     let triggers = Triggers::install().and_then(|mut triggers| {
         if returned {
             // `Plan::go` set it to ignored.
@@ -151,16 +153,8 @@ pub fn live(plan: Option<Arc<Plan>>) {
     replace(&LIVE, plan);
 }
 
-/// Whether the deadline of the take-over is that of the longest time that the guest may be stopped.
-static IS_MAX_DOWNTIME: AtomicBool = AtomicBool::new(false);
-
-/// What has passed when the deadline has: for an error.
-fn deadline_name() -> &'static str {
-    match IS_MAX_DOWNTIME.load(Ordering::SeqCst) {
-        true => "x-max-downtime passed",
-        false => "its deadline passed",
-    }
-}
+/// The end of the reason given by a process that missed its deadline.
+pub const DEADLINE_PASSED: &str = "its deadline passed";
 
 /// Removes the saved state of an update that fails in this process. Null without an update.
 static RETRACTION: AtomicPtr<Retraction> = AtomicPtr::new(ptr::null_mut());
@@ -278,6 +272,7 @@ impl Armed {
     /// If a failure has already claimed the fallback, this falls back instead of returning.
     pub fn commit(self) -> Committed {
         disarm();
+        downtime_limit::forget();
         Committed { _triggers: std::mem::ManuallyDrop::into_inner(self.triggers) }
     }
 }

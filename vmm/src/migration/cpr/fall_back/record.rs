@@ -44,9 +44,10 @@ pub struct Record {
     pub signal_mask: u64,
     /// The deadline of the new binary, in milliseconds.
     pub deadline_ms: u64,
-    /// Whether that is what was left of the longest time that the guest may be stopped.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_max_downtime: bool,
+    /// `CLOCK_MONOTONIC` when the guest will have been stopped for as long as it may be, in
+    /// nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_end_ns: Option<u64>,
 }
 
 /// Errors from reading a record.
@@ -92,7 +93,7 @@ impl Record {
             helper: 0,
             signal_mask: signal_mask(),
             deadline_ms: deadline.as_millis() as u64,
-            is_max_downtime: false,
+            downtime_end_ns: None,
         }
     }
 
@@ -131,6 +132,18 @@ impl Record {
         }
         // SAFETY: as above.
         unsafe { libc::close_range(from as libc::c_uint, libc::c_uint::MAX, 0) };
+    }
+
+    /// Returns how long the new binary may take from now on.
+    pub fn time_left(&self) -> Duration {
+        let deadline = Duration::from_millis(self.deadline_ms);
+        self.downtime_left().map_or(deadline, |left| left.min(deadline))
+    }
+
+    /// Returns how long the guest may still be stopped; `None`: for any time.
+    pub fn downtime_left(&self) -> Option<Duration> {
+        let end = self.downtime_end_ns?;
+        Some(Duration::from_nanos(end.saturating_sub(sys::monotonic_ns())))
     }
 
     /// Returns every descriptor that crossed exec.
@@ -213,12 +226,24 @@ mod tests {
 
     #[test]
     fn record_reads_back_with_unknown_data_after_it() {
-        let record = Record { binary: 7, ..Record::prepare(Duration::from_secs(1)) };
+        let downtime_end_ns = Some(u64::MAX);
+        let record = Record { downtime_end_ns, ..Record::prepare(Duration::from_secs(1)) };
         assert_eq!(record.argv.len(), std::env::args_os().count());
         let mut bytes = record.seal();
         bytes.extend(b"a CPR state of the future");
         let (read, rest) = Record::open(&bytes).unwrap();
         assert_eq!((read, rest), (record, &b"a CPR state of the future"[..]));
+    }
+
+    #[test]
+    fn the_earlier_of_two_ends_counts() {
+        let record = Record::prepare(Duration::from_secs(100));
+        assert_eq!((record.time_left(), record.downtime_left()), (Duration::from_secs(100), None));
+        let after = |ns| Record { downtime_end_ns: Some(ns), ..record.clone() };
+        assert_eq!(after(u64::MAX).time_left(), Duration::from_secs(100));
+        assert_eq!(after(1).time_left(), Duration::ZERO);
+        let minute = after(sys::monotonic_ns() + 60_000_000_000).time_left();
+        assert!(minute > Duration::from_secs(50) && minute <= Duration::from_secs(60));
     }
 
     /// Records of version 1 stay readable.
@@ -236,7 +261,7 @@ mod tests {
             helper: 6,
             signal_mask: 1,
             deadline_ms: 30_000,
-            is_max_downtime: false,
+            downtime_end_ns: None,
         };
         insta::assert_snapshot!(record.seal().escape_ascii());
     }

@@ -31,7 +31,7 @@ unsafe impl Send for Triggers {}
 /// The installed triggers. Dropping them restores the previous handlers and signal mask.
 pub struct Triggers {
     before: Vec<(Signal, libc::sigaction)>,
-    timer: Timer,
+    alarm: Alarm,
     hooked: Cell<bool>,
     /// The signals that were blocked before.
     mask: SigSet,
@@ -41,12 +41,9 @@ impl Triggers {
     /// Installs the signal handlers. [`set_deadline`](Self::set_deadline) sets the deadline.
     pub fn install() -> Result<Self, TriggerError> {
         let error = |call| move |errno| TriggerError { call, errno };
-        let thread_id = nix::unistd::gettid().as_raw();
-        let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
-        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
-            .map_err(error("timer_create"))?;
+        let alarm = Alarm::new()?;
         let mut triggers =
-            Self { before: Vec::new(), timer, hooked: Cell::new(false), mask: SigSet::empty() };
+            Self { before: Vec::new(), alarm, hooked: Cell::new(false), mask: SigSet::empty() };
         for signal in FATAL.into_iter().chain([ALARM]) {
             let before = set_handler(signal).map_err(error("sigaction"))?;
             triggers.before.push((signal, before));
@@ -78,11 +75,7 @@ impl Triggers {
 
     /// Falls back when this much time has passed; `None`: never.
     pub fn set_deadline(&mut self, after: Option<Duration>) -> Result<(), TriggerError> {
-        // Zero would disarm it.
-        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
-        self.timer
-            .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
-            .map_err(|errno| TriggerError { call: "timer_settime", errno })
+        self.alarm.set(after)
     }
 }
 
@@ -100,6 +93,30 @@ impl Drop for Triggers {
         if self.hooked.get() {
             crate::logging::hook_panics();
         }
+    }
+}
+
+/// A timer that sends the alarm to the thread that made it.
+pub(super) struct Alarm(Timer);
+
+impl Alarm {
+    pub(super) fn new() -> Result<Self, TriggerError> {
+        let thread_id = nix::unistd::gettid().as_raw();
+        let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify));
+        let error = |errno| TriggerError { call: "timer_create", errno };
+        Ok(Self(timer.map_err(error)?))
+    }
+
+    /// Sends the alarm when this much time has passed; `None`: never.
+    pub(super) fn set(&mut self, after: Option<Duration>) -> Result<(), TriggerError> {
+        // Zero would disarm it, and the kernel takes no more than this many seconds.
+        let most = Duration::from_secs(i32::MAX as u64);
+        let after =
+            after.map_or(Duration::ZERO, |after| after.clamp(Duration::from_nanos(1), most));
+        self.0
+            .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
+            .map_err(|errno| TriggerError { call: "timer_settime", errno })
     }
 }
 
@@ -124,7 +141,9 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     }
     let after = Progress::now();
     match Signal::try_from(number) {
-        Ok(ALARM) => fall_back_if_armed(format_args!("{after}{}", super::deadline_name())),
+        Ok(ALARM) => {
+            fall_back_if_armed(format_args!("{after}{}", super::downtime_limit::name_of_deadline()))
+        }
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
             let address = unsafe { (*info).si_addr() } as usize;
