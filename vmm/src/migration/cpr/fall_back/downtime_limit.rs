@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::triggers::Alarm;
+use super::alarm::Alarm;
 use super::{ArmError, Record, Role};
 use crate::sys;
 

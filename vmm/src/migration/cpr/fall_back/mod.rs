@@ -11,6 +11,7 @@
 //! Without a keeper, it keeps the guest's RAM and state where an operator can find them
 //! (`stranded`).
 
+mod alarm;
 mod downtime_limit;
 mod plan;
 mod record;
@@ -29,11 +30,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+use alarm::TriggerError;
 pub use downtime_limit::{DowntimeLimit, PASSED as DOWNTIME_PASSED, limit_downtime};
 pub use plan::{Plan, Program, Role};
 pub use record::{Record, RecordError, strings};
 pub use stranded::CRASHED;
-use triggers::TriggerError;
 pub use triggers::Triggers;
 
 use crate::keeper::Ending;

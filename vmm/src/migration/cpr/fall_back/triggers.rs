@@ -6,24 +6,15 @@ use std::ptr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigEvent, SigSet, SigevNotify, SigmaskHow, Signal, pthread_sigmask};
-use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
-use nix::time::ClockId;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::super::phases::Progress;
-use super::{ALARM, fall_back_if_armed};
+use super::alarm::{Alarm, TriggerError};
+use super::{ALARM, downtime_limit, fall_back_if_armed};
 
 /// The signals that a bug raises.
 const FATAL: [Signal; 5] =
     [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT, Signal::SIGILL, Signal::SIGFPE];
-
-/// The error of a trigger that cannot be installed.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{call}: {errno}")]
-pub struct TriggerError {
-    call: &'static str,
-    errno: Errno,
-}
 
 // SAFETY: timers and dispositions belong to the process, not to a thread.
 unsafe impl Send for Triggers {}
@@ -96,30 +87,6 @@ impl Drop for Triggers {
     }
 }
 
-/// A timer that sends the alarm to the thread that made it.
-pub(super) struct Alarm(Timer);
-
-impl Alarm {
-    pub(super) fn new() -> Result<Self, TriggerError> {
-        let thread_id = nix::unistd::gettid().as_raw();
-        let notify = SigevNotify::SigevThreadId { signal: ALARM, thread_id, si_value: 0 };
-        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify));
-        let error = |errno| TriggerError { call: "timer_create", errno };
-        Ok(Self(timer.map_err(error)?))
-    }
-
-    /// Sends the alarm when this much time has passed; `None`: never.
-    pub(super) fn set(&mut self, after: Option<Duration>) -> Result<(), TriggerError> {
-        // Zero would disarm it, and the kernel takes no more than this many seconds.
-        let most = Duration::from_secs(i32::MAX as u64);
-        let after =
-            after.map_or(Duration::ZERO, |after| after.clamp(Duration::from_nanos(1), most));
-        self.0
-            .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
-            .map_err(|errno| TriggerError { call: "timer_settime", errno })
-    }
-}
-
 fn set_handler(signal: Signal) -> Result<libc::sigaction, Errno> {
     let mut before = MaybeUninit::uninit();
     // SAFETY: all-zero is a valid `sigaction`; the handler does only what is async-signal-safe, on
@@ -142,7 +109,7 @@ extern "C" fn on_signal(number: i32, info: *const libc::siginfo_t, _context: *co
     let after = Progress::now();
     match Signal::try_from(number) {
         Ok(ALARM) => {
-            fall_back_if_armed(format_args!("{after}{}", super::downtime_limit::name_of_deadline()))
+            fall_back_if_armed(format_args!("{after}{}", downtime_limit::name_of_deadline()))
         }
         Ok(signal @ (Signal::SIGSEGV | Signal::SIGBUS)) => {
             // SAFETY: the kernel gives a handler with SA_SIGINFO a valid pointer.
