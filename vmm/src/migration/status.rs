@@ -151,8 +151,15 @@ impl Migration {
     #[must_use = "the event must be sent"]
     pub fn complete(&mut self, times: Option<Times>) -> Option<Event> {
         self.times = times;
-        let downtime = times.and_then(|times| times.downtime);
-        self.advance_after(MigrationStatus::Completed, downtime)
+        self.advance(MigrationStatus::Completed)
+    }
+
+    /// Ends the migration as completed, and tells for how long it stopped the guest, which runs
+    /// again.
+    #[must_use = "the event must be sent"]
+    pub fn complete_with_downtime(&mut self, times: Times) -> Option<Event> {
+        self.times = Some(times);
+        self.advance_after(MigrationStatus::Completed, times.downtime)
     }
 
     /// Ends the migration as failed, with this error.

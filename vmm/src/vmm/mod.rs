@@ -363,7 +363,7 @@ impl Vmm {
         let total = duration(monotonic_ns().saturating_sub(began_ns));
         let times = Times { total, downtime: downtime_ns.map(duration) };
         debug_assert_eq!(self.migration.status(), MigrationStatus::Device);
-        if let Some(event) = self.migration.complete(Some(times)) {
+        if let Some(event) = self.migration.complete_with_downtime(times) {
             self.qmp.broadcast(&event);
         }
         self.conclude();

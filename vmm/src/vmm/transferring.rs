@@ -141,7 +141,7 @@ impl Vmm {
     /// Reports that the guest runs in another process, and gives up what is left of it here.
     fn transferred(&mut self, HandedOver { serial_moves, downtime }: HandedOver) {
         let total = self.migration.elapsed();
-        let completed = self.migration.complete(Some(Times { total, downtime }));
+        let completed = self.migration.complete_with_downtime(Times { total, downtime });
         completed.into_iter().for_each(|event| self.qmp.broadcast(&event));
         // There is no guest to continue.
         self.stop_guarding();

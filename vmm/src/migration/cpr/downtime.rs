@@ -54,7 +54,7 @@ impl MaxDowntime {
     }
 
     /// Checks that an update whose rehearsal took `rehearsal` can be expected to stay within the limit: it takes as
-    /// long as the `last` one, and longer by as much as its rehearsal does.
+    /// long as the `last` one, and longer in proportion to their rehearsals.
     pub fn check(self, last: Blackout, rehearsal: Option<Duration>) -> Result<(), TooLong> {
         let Blackout { downtime, rehearsal: then } = last;
         let slower = match (then, rehearsal) {

@@ -150,8 +150,8 @@ impl UpdateContext<'_> {
         let max_downtime = max_downtime.filter(|_| paused.before().is_running());
         record.downtime_end_ns = max_downtime.map(|limit| limit.end_ns(paused_ns));
         let _limited = record.downtime_end_ns.map(fall_back::limit_downtime).transpose()?;
-        if let Some(left) = record.downtime_left() {
-            self.safeguard.expect_end_within(Some(left.min(record_deadline) + GRACE));
+        if let Some(left) = record.downtime_left().filter(|left| *left < record_deadline) {
+            self.safeguard.expect_end_within(Some(left + GRACE));
         }
         fail_point!(Paused);
         for status in [MigrationStatus::Active, MigrationStatus::Device] {

@@ -17,6 +17,13 @@ pub struct TriggerError {
     pub(super) errno: Errno,
 }
 
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // `Timer` deletes nothing while the thread panics, and the alarm would outlive its handler.
+        let _ = self.set(None);
+    }
+}
+
 /// A timer that sends the alarm to the thread that made it.
 pub(super) struct Alarm(Timer);
 
@@ -38,5 +45,31 @@ impl Alarm {
         self.0
             .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
             .map_err(|errno| TriggerError { call: "timer_settime", errno })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use nix::sys::signal::SigSet;
+
+    use super::*;
+
+    #[test]
+    fn alarm_does_not_outlive_a_panic() {
+        let only = SigSet::from_iter([ALARM]);
+        only.thread_block().unwrap();
+        let mut alarm = Alarm::new().unwrap();
+        alarm.set(Some(Duration::from_millis(100))).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _dropped_here = alarm;
+            panic!("as a test does");
+        }));
+        assert!(panicked.is_err());
+        let wait = libc::timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+        // SAFETY: both structures live for the call; no information about the signal is wanted.
+        let got = unsafe { libc::sigtimedwait(only.as_ref(), std::ptr::null_mut(), &wait) };
+        assert_eq!(Errno::result(got), Err(Errno::EAGAIN));
     }
 }
