@@ -44,6 +44,7 @@ fn stock_client_stays_connected_across_updates() {
         filters => vec![
             (r#""seconds": \d+, "microseconds": \d+"#, "[when]"),
             (r#""(total-time|downtime)": \d+"#, r#""$1": [ms]"#),
+            (r#""x-downtime-us": \d+"#, r#""x-downtime-us": [us]"#),
         ],
     }, {
         insta::assert_snapshot!("stock_client", transcript);
