@@ -53,8 +53,8 @@ impl MaxDowntime {
         Some(Self(Duration::from_millis(ms)))
     }
 
-    /// Checks that an update whose rehearsal took `rehearsal` can be expected to stay within the limit: it takes as
-    /// long as the `last` one, and longer in proportion to their rehearsals.
+    /// Checks that an update whose rehearsal took `rehearsal` can be expected to stay within the
+    /// limit: it takes as long as the `last` one, and longer in proportion to their rehearsals.
     pub fn check(self, last: Blackout, rehearsal: Option<Duration>) -> Result<(), TooLong> {
         let Blackout { downtime, rehearsal: then } = last;
         let slower = match (then, rehearsal) {

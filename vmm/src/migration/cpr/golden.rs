@@ -58,8 +58,8 @@ fn filled() -> CprState {
             events: true,
             began_ns: 1,
             paused_ns: 2,
-            rehearsal_ns: None,
-            last: None,
+            // Optional members need no new version.
+            ..Default::default()
         },
         // An optional member needs no new version.
         pid_file: None,

@@ -80,7 +80,7 @@ pub struct Live {
 }
 
 /// The part of the migration that continues in the new process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationRecord {
     /// The capability `events`.
     pub events: bool,
@@ -370,13 +370,7 @@ mod tests {
             serial_listener: None,
             pending_events: Vec::new(),
             helper: Some(7),
-            migration: MigrationRecord {
-                events: true,
-                began_ns: 1,
-                paused_ns: 2,
-                rehearsal_ns: None,
-                last: None,
-            },
+            migration: MigrationRecord { rehearsal_ns: Some(1), ..Default::default() },
             pid_file: None,
             parameters: MigrationParameters::default(),
             msr_choice: None,

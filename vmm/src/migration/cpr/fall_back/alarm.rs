@@ -17,13 +17,6 @@ pub struct TriggerError {
     pub(super) errno: Errno,
 }
 
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        // `Timer` deletes nothing while the thread panics, and the alarm would outlive its handler.
-        let _ = self.set(None);
-    }
-}
-
 /// A timer that sends the alarm to the thread that made it.
 pub(super) struct Alarm(Timer);
 
@@ -45,6 +38,13 @@ impl Alarm {
         self.0
             .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty())
             .map_err(|errno| TriggerError { call: "timer_settime", errno })
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // `Timer` deletes nothing while the thread panics, and the alarm would outlive its handler.
+        let _ = self.set(None);
     }
 }
 
