@@ -28,11 +28,13 @@ pub mod mailbox;
 mod mem;
 pub mod options;
 mod paging;
+pub mod pci;
 mod ports;
 mod reporting;
 pub mod shim;
 pub mod test_device;
 mod usable;
+pub mod virtio;
 pub mod words;
 
 pub use boot_info::BootInfo;

@@ -55,6 +55,7 @@ pub mod devices;
 pub mod end_signals;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+pub mod halt;
 pub mod keeper;
 mod logging;
 pub mod machine;

@@ -109,6 +109,12 @@ pub fn monotonic_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Lets other threads run. Async-signal-safe.
+pub fn yield_now() {
+    // SAFETY: a system call without arguments.
+    let _ = unsafe { call(libc::SYS_sched_yield, [0; 6]) };
+}
+
 /// Sleeps as shortly as possible: until the timers of this CPU that were due before have fired.
 pub fn sleep_shortly() {
     let short = libc::timespec { tv_sec: 0, tv_nsec: 1 };

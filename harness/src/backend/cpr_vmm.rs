@@ -271,6 +271,9 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     if !vm.stalled.is_some_and(Stalled::is_stderr) {
         arguments.extend(["--log-file".into(), files.log.clone()]);
     }
+    for device in &vm.devices {
+        arguments.extend(["--device".into(), device.as_str().into()]);
+    }
     if let Some(initrd) = &files.initrd {
         arguments.extend(["--initrd".into(), initrd.clone()]);
     }

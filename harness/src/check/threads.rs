@@ -12,7 +12,7 @@ use crate::observe::process_facts::OF_KVM;
 /// The `threads` check.
 pub const CHECK: Check = Check {
     name: "threads",
-    claim: "one thread per vCPU, which `query-cpus-fast` names, and no other than the main thread",
+    claim: "one thread per vCPU, which `query-cpus-fast` names, one per device behind PCI, and no other than the main thread",
     run,
 };
 
@@ -55,6 +55,12 @@ fn judge(scene: &Scene<'_>) -> Result<(), String> {
     }
     threads.remove(&i64::from(scene.pid()));
     threads.retain(|_, name| !name.starts_with(OF_KVM));
+    for (slot, device) in (1..).zip(&scene.vm.devices) {
+        let wanted = format!("{}.{slot}", device.as_str());
+        let thread = threads.iter().find(|(_, name)| **name == wanted).map(|(number, _)| *number);
+        let thread = thread.ok_or_else(|| format!("the VMM has no thread named {wanted}"))?;
+        threads.remove(&thread);
+    }
     match threads.values().next() {
         Some(name) => Err(format!("the VMM has an unexpected thread named {name}")),
         None => Ok(()),

@@ -54,4 +54,4 @@ pub use step::{
 };
 pub use update::{Channel, Expect, Failure, Migrate};
 pub use validate::check_made;
-pub use vm::{Pages, Ring, Seccomp, SerialKind, Signals, Vm};
+pub use vm::{Device, Pages, Ring, Seccomp, SerialKind, Signals, Vm};

@@ -48,6 +48,9 @@ pub struct Vm {
     /// What the serial port is connected to.
     #[serde(default, skip_serializing_if = "SerialKind::is_default")]
     pub serial: SerialKind,
+    /// The devices behind PCI, in the order of their slots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// Whether the guest waits for `cont` before it starts.
     #[serde(default)]
     pub paused: bool,
@@ -89,6 +92,7 @@ impl Default for Vm {
             pages: Pages::default(),
             memory_file: false,
             serial: SerialKind::default(),
+            devices: Vec::new(),
             paused: false,
             cmdline: String::new(),
             seccomp: None,
@@ -122,6 +126,23 @@ impl Vm {
     pub fn word(&self, key: &str) -> Option<&str> {
         let mut words = self.cmdline.split_ascii_whitespace();
         words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+}
+
+/// A device behind PCI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// An entropy device.
+    VirtioRng,
+}
+
+impl Device {
+    /// Its name, as in scenarios and on our VMM's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::VirtioRng => "virtio-rng",
+        }
     }
 }
 

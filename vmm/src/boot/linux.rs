@@ -74,7 +74,7 @@ pub(super) fn load(
     let mode = LongMode::write(memory, zero_page + PAGE)?;
     let cmdline_at = parts::load_cmdline(memory, given.cmdline, &mut taken)?;
     let mut params = zero_page_content(memory, header, cmdline_at, initrd);
-    params.acpi_rsdp_addr = acpi::write(memory, &taken, given.cpus)?.unwrap_or(0);
+    params.acpi_rsdp_addr = acpi::write(memory, &taken, given)?.unwrap_or(0);
     let params = BootParams::new(&params, GuestAddress(zero_page));
     LinuxBootConfigurator::write_bootparams(&params, memory)
         .map_err(|source| BootError::Params { what: "the zero page", source })?;

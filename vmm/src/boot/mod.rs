@@ -35,6 +35,8 @@ pub struct Given<'a> {
     pub cmdline: &'a str,
     /// Number of vCPUs, which the ACPI tables list.
     pub cpus: u8,
+    /// Whether there is PCI.
+    pub pci: bool,
 }
 
 /// Puts the guest and what it is given into RAM, by the boot protocol of its kernel.

@@ -61,7 +61,7 @@ pub(super) fn load(
     let (usual, size) = (PVH_START_INFO, PVH_START_INFO_SIZE);
     let start_info = parts::place(memory, &mut taken, START_INFO, usual, size)?;
     let cmdline = parts::load_cmdline(memory, given.cmdline, &mut taken)?;
-    let rsdp = acpi::write(memory, &taken, given.cpus)?;
+    let rsdp = acpi::write(memory, &taken, given)?;
     write_start_info(memory, start_info, cmdline, rsdp, module)?;
     Ok(PvhEntry { entry, start_info })
 }

@@ -15,6 +15,7 @@ pub use incoming::{
 pub use peer_address::{PeerAddress, PeerAddressError, unix_path};
 
 use crate::address::AddressError;
+use crate::devices::DeviceOption;
 use crate::devices::serial::SerialConfig;
 use crate::logging::LogLevel;
 use crate::machine::MachineConfig;
@@ -63,6 +64,10 @@ pub struct Config {
     /// Whether to add the test device and a port (0x501) through which the guest ends the VMM.
     #[arg(long, value_name = "on|off", default_value = "off")]
     pub test_device: Switch,
+
+    /// Add a device behind PCI, in the next free slot; can be repeated.
+    #[arg(long, value_name = "virtio-rng")]
+    pub device: Vec<DeviceOption>,
 
     /// Load a guest instead of booting one: from a file (cpr-exec, normal, or cpr-reboot with
     /// --memory SIZE,file=PATH), from the VMM that connects to a socket (normal), or as QMP
@@ -145,6 +150,7 @@ impl Config {
             cpus: self.cpus,
             cmdline: self.cmdline.clone(),
             test_device: self.test_device == Switch::On,
+            devices: self.device.clone(),
         }
     }
 }

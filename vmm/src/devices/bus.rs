@@ -8,6 +8,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::board::{Board, BoardState};
+use super::pci::{PciBus, PciFunction};
 use super::power::PowerState;
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
@@ -23,6 +24,7 @@ pub struct PortBus {
     serial: Mutex<SerialPort>,
     test_port: Mutex<TestPortState>,
     board: Mutex<Board>,
+    pci: Option<PciBus>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
     /// Whether there is a test device.
@@ -67,10 +69,41 @@ impl PortBus {
             serial: Mutex::new(serial),
             test_port: Mutex::new(test_port),
             board: Mutex::new(board),
+            pci: None,
             vm,
             test_device: false,
             shadows,
         }
+    }
+
+    /// Adds the devices behind PCI.
+    pub fn with_pci(mut self, pci: Option<PciBus>) -> Self {
+        self.pci = pci;
+        self
+    }
+
+    /// The devices behind PCI.
+    pub fn pci(&self) -> Option<&PciBus> {
+        self.pci.as_ref()
+    }
+
+    fn functions(&self) -> impl Iterator<Item = &Arc<dyn PciFunction>> {
+        self.pci.iter().flat_map(PciBus::functions)
+    }
+
+    /// Lets the devices with threads of their own access RAM.
+    pub fn start(&self) {
+        self.functions().for_each(|function| function.start());
+    }
+
+    /// Stops that.
+    pub fn quiesce(&self) {
+        self.functions().for_each(|function| function.quiesce());
+    }
+
+    /// Whether the thread of any device is accessing RAM. Async-signal-safe.
+    pub fn is_active(&self) -> bool {
+        self.functions().any(|function| function.is_active())
     }
 
     /// Enables or disables the copies of the devices' states, which are up to date while `enabled`.
@@ -87,6 +120,8 @@ impl PortBus {
             board.disable();
         }
         port.host().exact().copied(serial.generation());
+        drop((port, device, chips));
+        self.pci.iter().for_each(|pci| pci.enable_shadows(enabled));
     }
 
     /// Returns the copies. Takes no lock.
@@ -138,6 +173,7 @@ impl PortBus {
     /// have died between a change of a device and that of its line.
     pub fn renew_lines(&self) {
         self.board().renew_lines();
+        self.functions().for_each(|function| function.renew_line());
     }
 
     /// Moves as much data between the serial port and the host as possible without blocking.
@@ -201,7 +237,11 @@ impl PortBus {
                     items.for_each(|item| device.read(port, item))
                 });
             }
-            _ => {}
+            _ => {
+                if let Some((pci, place)) = self.pci().and_then(|p| Some((p, p.port(port, size)?))) {
+                    items.for_each(|item| pci.read(place, item, access));
+                }
+            }
         }
     }
 
@@ -237,7 +277,14 @@ impl PortBus {
                 self.with_test_port(access, |device| device.write(port, data));
                 None
             }
-            _ => None,
+            _ => {
+                if let Some(pci) = self.pci()
+                    && let Some(place) = pci.port(port, data.len())
+                {
+                    pci.write(place, data, access);
+                }
+                None
+            }
         }
     }
 
@@ -256,6 +303,10 @@ impl PortBus {
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.read(offset, data));
+        } else if let Some(pci) = self.pci()
+            && let Some(place) = pci.memory(address)
+        {
+            pci.read(place, data, access);
         }
     }
 
@@ -264,6 +315,10 @@ impl PortBus {
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.write(offset, data));
+        } else if let Some(pci) = self.pci()
+            && let Some(place) = pci.memory(address)
+        {
+            pci.write(place, data, access);
         }
     }
 }

@@ -5,17 +5,23 @@ mod bus;
 mod debug_exit;
 pub mod i8042;
 mod older;
+mod option;
+pub mod pci;
 pub mod power;
+mod registry;
 pub mod rtc;
 mod sequence;
 pub mod serial;
 pub mod shadow;
 mod test_device;
 mod test_port;
+pub mod virtio;
 
 pub use board::{Board, BoardState};
 pub use bus::{DevicesState, PortBus, Shadows};
 pub use older::DevicesState1;
+pub use option::{DeviceOption, DeviceOptionError};
+pub use registry::{DeviceError, PciState, assemble, section, slots};
 pub use test_port::TestPortState;
 
 /// A request from a device to the machine.

@@ -12,11 +12,11 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::order::{CONSTRAINTS, FIRST_WITH_STATE, STEPS, Step};
 use super::state::{PlatformState, RestoredState};
-use super::{KvmPart, Machine, MachineError, VCPU_DEADLINE, kvm, system};
+use super::{KvmPart, Machine, MachineConfig, MachineError, VCPU_DEADLINE, kvm, system};
 use crate::boot::{self, Given};
 use crate::constraint::in_order;
 use crate::devices::serial::{SerialHost, SerialPort, SerialPortState};
-use crate::devices::{Board, BoardState, DevicesState, PortBus, TestPortState};
+use crate::devices::{self, Board, BoardState, DevicesState, PciState, PortBus, TestPortState};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::vcpu::{
     Access, CpuidError, StateCapabilities, VcpuHandle, VcpuStart, VcpuState, cpuid_for,
@@ -31,7 +31,8 @@ pub(super) fn power_on(
     board: BoardState,
 ) -> Result<KvmPart, MachineError> {
     let image = machine.image.as_ref().ok_or(MachineError::NoKernel)?;
-    let given = Given { cmdline: &machine.config.cmdline, cpus: machine.config.cpus };
+    let MachineConfig { cmdline, cpus, devices, .. } = &machine.config;
+    let given = Given { cmdline, cpus: *cpus, pci: !devices.is_empty() };
     let entry = boot::load(machine.ram.memory(), image, given)?;
     assemble(machine, None, host, Content::PowerOn(entry, Box::new(board)), &mut |_| ())
 }
@@ -111,6 +112,7 @@ struct Parts<'a> {
     vcpus: Vec<VcpuHandle>,
     devices: Option<DevicesState>,
     board: Option<BoardState>,
+    pci: Option<PciState>,
     vcpu_states: Vec<VcpuState>,
     platform: Option<PlatformState>,
     entry: Option<boot::Entry>,
@@ -136,20 +138,12 @@ fn assemble(
         Content::Restored(state) => (Some(*state), None, None),
         Content::Rehearsed => (None, None, None),
     };
-    let (devices, board, vcpu_states, platform) = match state {
-        Some(state) => (Some(state.devices), Some(state.board), state.vcpus, Some(state.platform)),
-        None => (None, board, Vec::new(), None),
-    };
-    let mut parts = Parts {
-        host: Some(host),
-        devices,
-        board,
-        vcpu_states,
-        platform,
-        entry,
-        rehearsed,
-        ..Parts::new(machine, skeleton)
-    };
+    let mut parts =
+        Parts { host: Some(host), board, entry, rehearsed, ..Parts::new(machine, skeleton) };
+    if let Some(RestoredState { devices, board, pci, vcpus, platform }) = state {
+        (parts.devices, parts.board, parts.pci) = (Some(devices), Some(board), Some(pci));
+        (parts.vcpu_states, parts.platform) = (vcpus, Some(platform));
+    }
     let mut steps = order.into_iter().skip(done);
     for step in steps.by_ref().take_while(|step| *step != Step::Run) {
         before(step);
@@ -189,6 +183,7 @@ impl<'a> Parts<'a> {
             vcpus: Vec::new(),
             devices: None,
             board: None,
+            pci: None,
             vcpu_states: Vec::new(),
             platform: None,
             entry: None,
@@ -254,8 +249,11 @@ impl<'a> Parts<'a> {
             SerialPort::new(self.vm.clone(), self.machine.wake.clone(), host, &state.serial)?;
         let board = self.board.take().unwrap_or_default();
         let board = Board::new(board, self.vm.clone(), self.machine.wake.clone());
+        let MachineConfig { devices, test_device, .. } = &self.machine.config;
+        let memory = self.machine.ram.memory();
+        let pci = devices::assemble(devices, &self.vm, memory, self.pci.take())?;
         let bus = PortBus::new(serial, state.test_port, board, self.vm.clone());
-        self.bus = Some(Arc::new(bus.with_test_device(self.machine.config.test_device)));
+        self.bus = Some(Arc::new(bus.with_test_device(*test_device).with_pci(pci)));
         Ok(())
     }
 

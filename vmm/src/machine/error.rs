@@ -1,6 +1,7 @@
 //! Errors of a machine.
 
 use crate::boot::{BootError, ImageError};
+use crate::devices::DeviceError;
 use crate::devices::serial::{HostError, SerialError};
 use crate::memory::RamError;
 use crate::state::SectionError;
@@ -55,6 +56,9 @@ pub enum MachineError {
     /// The guest's side of the serial port could not be set up.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A device behind PCI could not be set up.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A vCPU's CPUID could not be set.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),

@@ -33,7 +33,7 @@ pub use state::{RestoredState, SECTIONS};
 
 use crate::boot::BootImage;
 use crate::devices::serial::SerialHost;
-use crate::devices::{BoardState, DeviceRequest, PortBus};
+use crate::devices::{BoardState, DeviceOption, DeviceRequest, PortBus};
 use crate::memory::{MemoryConfig, RamBlock};
 use crate::vcpu::{
     EventSink, GuestEvent, GuestEventKind, PauseError, StateCapabilities, VcpuHandle,
@@ -54,6 +54,8 @@ pub struct MachineConfig {
     pub cmdline: String,
     /// Whether it has the test device.
     pub test_device: bool,
+    /// The devices behind PCI, in the order of their slots.
+    pub devices: Vec<DeviceOption>,
 }
 
 /// The part of a machine that lives in KVM, and is rebuilt by a reset and by an update.
@@ -335,6 +337,7 @@ impl Machine {
     }
 
     fn start_vcpus(&self) {
+        self.bus().iter().for_each(|bus| bus.start());
         for (index, vcpu) in (0..).zip(self.vcpus()) {
             if !self.pending.iter().any(|event| event.vcpu == index) {
                 vcpu.run();
@@ -381,6 +384,8 @@ impl Machine {
                 }
             }
         }
+        // Last: until then, the vCPUs have work for them.
+        self.bus().iter().for_each(|bus| bus.quiesce());
         self.run_state = state;
         Ok(())
     }

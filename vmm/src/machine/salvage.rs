@@ -45,6 +45,9 @@ pub(super) mod kind {
     pub const SERIAL_SENT: u32 = 11;
     pub const SERIAL_RECEIVED: u32 = 12;
     pub const BOARD: u32 = 13;
+    pub const PCI: u32 = 14;
+    /// A function behind PCI, with its slot as the instance.
+    pub const FUNCTION: u32 = 15;
     /// Kinds from here on are items of a vCPU.
     pub const FIRST_ITEM: u32 = 64;
 }
@@ -100,7 +103,17 @@ impl Salvage {
     /// Must be called in the process that runs them, but not on one of their threads.
     /// Async-signal-safe.
     pub fn halt(&self, milliseconds: u32) -> bool {
-        shared::halt(self.vcpus.iter().map(RawVcpu::shared), milliseconds)
+        let until = sys::monotonic_ns() + u64::from(milliseconds) * 1_000_000;
+        if !shared::halt(self.vcpus.iter().map(RawVcpu::shared), milliseconds) {
+            return false;
+        }
+        while self.bus.is_active() {
+            if sys::monotonic_ns() > until {
+                return false;
+            }
+            sys::yield_now();
+        }
+        true
     }
 
     /// Writes everything to the memfd `to`. Async-signal-safe.
@@ -146,6 +159,8 @@ impl Salvage {
                     put(to, kind::SERIAL_RECEIVED, 0, went.received).map_err(&write)?;
                     put(to, kind::TEST_PORT, 0, test_port).map_err(&write)?;
                     put(to, kind::BOARD, 0, board).map_err(&write)?;
+                    // SAFETY: as above.
+                    unsafe { self.save_pci(to) }.map_err(&write)?;
                 }
             }
         }
@@ -167,6 +182,20 @@ impl Salvage {
             };
             // SAFETY: the caller's promise.
             unsafe { vcpu.save(&mut sink) }?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As of [`save`](Self::save).
+    unsafe fn save_pci(&self, to: RawFd) -> Result<(), Errno> {
+        let Some(pci) = self.bus.pci() else { return Ok(()) };
+        // SAFETY: no thread publishes any longer: the caller's promise.
+        put(to, kind::PCI, 0, unsafe { pci.host_shadow().newest() })?;
+        for function in pci.functions() {
+            // SAFETY: as above.
+            let state = unsafe { function.shadow().newest() };
+            put(to, kind::FUNCTION, function.slot().into(), state)?;
         }
         Ok(())
     }
@@ -213,7 +242,7 @@ mod tests {
 
     fn machine(cpus: u8) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
-        let config = MachineConfig { memory, cpus, cmdline: String::new(), test_device: true };
+        let config = MachineConfig { memory, cpus, cmdline: String::new(), test_device: true, devices: Vec::new() };
         let image = boot::kernel(&[(1 << 20, 1, 1)]);
         let ram = RamBlock::create(memory).unwrap();
         let mut machine = Machine::new(config, ram, Some(image), None).unwrap();

@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 use super::Machine;
 use super::salvage::{Header, kind, kind_of};
 use super::state::{PlatformState, RestoredState};
-use crate::devices::DevicesState;
+use crate::devices::{DevicesState, PciState};
 use crate::devices::shadow::Access;
 use crate::vcpu::raw::{LostWrite, RecordSize};
 use crate::vcpu::shared::VcpuShared;
@@ -62,6 +62,8 @@ struct Found {
     serial: Vec<u8>,
     test_port: Vec<u8>,
     board: Vec<u8>,
+    pci: Option<Vec<u8>>,
+    functions: Vec<(u8, Vec<u8>)>,
     stop_reported: bool,
     since_ns: u64,
     serial_went: (u64, Vec<u8>),
@@ -127,6 +129,8 @@ impl Found {
             kind::SERIAL => self.serial = bytes.to_vec(),
             kind::TEST_PORT => self.test_port = bytes.to_vec(),
             kind::BOARD => self.board = bytes.to_vec(),
+            kind::PCI => self.pci = Some(bytes.to_vec()),
+            kind::FUNCTION => self.functions.push((instance as u8, bytes.to_vec())),
             kind::TOLD_STOPPED => self.stop_reported = true,
             kind::SERIAL_SENT => self.serial_went.0 = read(bytes)?,
             kind::SERIAL_RECEIVED => self.serial_went.1 = bytes.to_vec(),
@@ -152,17 +156,27 @@ impl Found {
         else {
             return Err(missing);
         };
-        let device = SalvagedError::Invalid("a device's state cannot be decoded");
+        const DEVICE: SalvagedError =
+            SalvagedError::Invalid("a device's state cannot be decoded");
+        let mut pci = PciState::default();
+        if let Some(host) = &self.pci {
+            pci.host = ciborium::from_reader(host.as_slice()).map_err(|_| DEVICE)?;
+        }
+        for (slot, function) in &self.functions {
+            let function = ciborium::from_reader(function.as_slice()).map_err(|_| DEVICE)?;
+            pci.functions.push((*slot, function));
+        }
         let (Ok(serial), Ok(test_port), Ok(board)) = (
             ciborium::from_reader(self.serial.as_slice()),
             ciborium::from_reader(self.test_port.as_slice()),
             ciborium::from_reader(self.board.as_slice()),
         ) else {
-            return Err(device);
+            return Err(DEVICE);
         };
         let state = RestoredState {
             devices: DevicesState { serial, test_port },
             board,
+            pci,
             vcpus: self.vcpus,
             platform: PlatformState::of([master, slave, ioapic], pit, clock),
         };

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::order::{self, Part};
 use super::{Machine, MachineError, TooOld, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
-use crate::devices::{BoardState, DevicesState, DevicesState1, PortBus, TestPortState};
+use crate::devices::{
+    self, BoardState, DeviceOption, DevicesState, DevicesState1, PciState, PortBus, TestPortState,
+};
 use crate::memory::RamBlockInfo;
 use crate::state::{Formats, KnownSection, SavedState, SectionError, exact};
 use crate::vcpu::{Answer, VcpuState};
@@ -25,13 +27,20 @@ pub(super) const VCPU: (&str, u32) = ("vcpu", 1);
 /// Older VMMs neither have these devices nor write this section.
 pub(super) const BOARD: (&str, u32) = ("board", 1);
 
+/// Only machines with devices behind PCI have this section and those below it.
+pub(super) const PCI: (&str, u32) = ("pci", 1);
+/// One for each device, with its slot as the instance.
+pub(super) const VIRTIO_RNG: (&str, u32) = ("virtio-rng", 1);
+
 /// The sections that this binary writes and loads.
-pub const SECTIONS: [KnownSection; 5] = [
+pub const SECTIONS: [KnownSection; 7] = [
     only(MACHINE),
     only(PLATFORM),
     KnownSection { oldest: 1, ..only(DEVICES) },
     only(VCPU),
     KnownSection { optional: true, ..only(BOARD) },
+    KnownSection { optional: true, ..only(PCI) },
+    KnownSection { optional: true, ..only(VIRTIO_RNG) },
 ];
 
 const fn only((name, version): (&'static str, u32)) -> KnownSection {
@@ -49,6 +58,9 @@ pub(super) struct Inventory {
     /// Whether there is a section for the board's devices; `None` in states of older VMMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) board: Option<bool>,
+    /// The devices behind PCI, in the order of their slots; states of older VMMs have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) devices: Vec<String>,
 }
 
 impl Inventory {
@@ -67,10 +79,11 @@ impl std::fmt::Display for Inventory {
             write!(f, ", RAM block {} of {} bytes", block.name, block.size)?;
         }
         match self.test_device {
-            Some(true) => write!(f, ", the test device (--test-device on)"),
-            Some(false) => write!(f, ", no test device (--test-device off)"),
-            None => Ok(()),
+            Some(true) => write!(f, ", the test device (--test-device on)")?,
+            Some(false) => write!(f, ", no test device (--test-device off)")?,
+            None => {}
         }
+        self.devices.iter().try_for_each(|device| write!(f, ", --device {device}"))
     }
 }
 
@@ -172,6 +185,7 @@ fn clock_error_ns(saved: &kvm_clock_data, now: &kvm_clock_data) -> Option<u64> {
 pub struct RestoredState {
     pub(super) devices: DevicesState,
     pub(super) board: BoardState,
+    pub(super) pci: PciState,
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) platform: PlatformState,
 }
@@ -193,8 +207,9 @@ impl RestoredState {
             None => BoardState::default(),
             Some(_) => state.take(BOARD.0, 0, BOARD.1)?,
         };
+        let pci = take_pci(&mut state, saved)?;
         state.finish()?;
-        Ok(Self { devices, board, vcpus, platform })
+        Ok(Self { devices, board, pci, vcpus, platform })
     }
 }
 
@@ -206,20 +221,38 @@ impl RestoredState {
     }
 }
 
+/// Takes the states of everything behind PCI.
+fn take_pci(state: &mut SavedState, saved: &Inventory) -> Result<PciState, SectionError> {
+    let mut pci = PciState::default();
+    if saved.devices.is_empty() {
+        return Ok(pci);
+    }
+    pci.host = state.take(PCI.0, 0, PCI.1)?;
+    for (slot, name) in (1..).zip(&saved.devices) {
+        let device: DeviceOption =
+            name.parse().map_err(|_| SectionError::Unknown(format!("{name}.{slot}")))?;
+        let section = devices::section(&device);
+        pci.functions.push((slot, state.take(section, slot.into(), VIRTIO_RNG.1)?));
+    }
+    Ok(pci)
+}
+
 /// The state of the devices that are not in KVM.
 struct Devices {
     devices: DevicesState,
     board: BoardState,
+    pci: Option<PciState>,
 }
 
 impl Devices {
     fn of(bus: &PortBus) -> Self {
-        Self { devices: bus.state(), board: bus.board_state() }
+        let pci = bus.pci().map(PciState::of);
+        Self { devices: bus.state(), board: bus.board_state(), pci }
     }
 
     /// Adds the sections in the versions of `formats`, unless those lose something.
     fn put(&self, to: &mut SavedState, formats: &Formats) -> Result<(), TooOld> {
-        let Self { devices, board } = self;
+        let Self { devices, board, pci } = self;
         match formats.section(DEVICES.0) {
             Some(1) => {
                 let used = "the sequences of the test device";
@@ -237,6 +270,16 @@ impl Devices {
                 return Err(TooOld { section: BOARD.0, used });
             }
         }
+        let Some(PciState { host, functions }) = pci else { return Ok(()) };
+        let version = |section| {
+            let used = "a device behind PCI";
+            formats.section(section).ok_or(TooOld { section, used })
+        };
+        to.put(PCI.0, 0, version(PCI.0)?, host);
+        for (slot, function) in functions {
+            let section = function.device.section();
+            to.put(section, (*slot).into(), version(section)?, function);
+        }
         Ok(())
     }
 }
@@ -245,7 +288,8 @@ impl Machine {
     fn inventory(&self) -> Inventory {
         let Machine { config, ram, .. } = self;
         let (cpus, test_device) = (config.cpus, Some(config.test_device));
-        Inventory { cpus, ram_blocks: vec![ram.info()], test_device, board: Some(true) }
+        let devices = config.devices.iter().map(ToString::to_string).collect();
+        Inventory { cpus, ram_blocks: vec![ram.info()], test_device, board: Some(true), devices }
     }
 
     /// Saves everything but RAM, in the order of [`order::SAVE`], in the versions of `formats`. The

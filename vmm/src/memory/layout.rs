@@ -24,6 +24,14 @@ pub const CONVENTIONAL_END: u64 = 0xa_0000;
 pub const ACPI_START: u64 = 0xe_0000;
 /// Where PC ROMs end and extended memory begins.
 pub const EXTENDED_START: u64 = 0x10_0000;
+/// The configuration space of PCI bus 0 (ECAM).
+pub const PCI_ECAM: u64 = 0xe000_0000;
+/// Its bytes: 32 devices of 8 functions, 4 KiB each.
+pub const PCI_ECAM_SIZE: u64 = 1 << 20;
+/// The memory that BARs of PCI functions are placed in.
+pub const PCI_MEMORY: u64 = 0xf000_0000;
+/// Its bytes.
+pub const PCI_MEMORY_SIZE: u64 = 0x0e00_0000;
 /// Three pages that KVM needs for real mode on Intel without unrestricted guest.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 /// One page that KVM needs there for the identity map.

@@ -2,7 +2,7 @@
 //! died, or when it crashes and replaces itself.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
 use kvm_bindings::{KVM_EXIT_UNKNOWN, kvm_run};
 
@@ -10,10 +10,8 @@ use super::events::GuestEventKind;
 use super::kick;
 use crate::devices::DeviceRequest;
 use crate::devices::shadow::Access;
+use crate::halt::{self, Activity};
 use crate::sys;
-
-/// True once this process is about to replace itself: no vCPU may enter the guest.
-static HALTED: AtomicBool = AtomicBool::new(false);
 
 const RESET: u64 = 1;
 const EXIT: u64 = 2;
@@ -29,8 +27,8 @@ pub struct VcpuShared {
     fd: RawFd,
     run: AtomicPtr<kvm_run>,
     thread: AtomicI32,
-    /// The thread is not in the guest, and calls [`VcpuShared::mark_active_or_park`] before it enters.
-    out: AtomicBool,
+    /// Whether the thread may be in the guest.
+    activity: Activity,
     /// Progress of the last exit's access.
     pub access: Access,
     /// The event that stopped the vCPU, and its RIP.
@@ -45,7 +43,7 @@ impl VcpuShared {
             fd,
             run: AtomicPtr::new(run),
             thread: AtomicI32::new(0),
-            out: AtomicBool::new(true),
+            activity: Activity::default(),
             access: Access::default(),
             event: AtomicU64::new(0),
             rip: AtomicU64::new(0),
@@ -80,19 +78,12 @@ impl VcpuShared {
 
     /// Marks the thread as out of the guest, waiting for a request.
     pub(super) fn mark_outside(&self) {
-        self.out.store(true, Ordering::SeqCst);
+        self.activity.end();
     }
 
     /// Marks the thread as active. Does not return once the process is about to replace itself.
     pub(super) fn mark_active_or_park(&self) {
-        self.out.store(false, Ordering::SeqCst);
-        if HALTED.load(Ordering::SeqCst) {
-            self.mark_outside();
-            loop {
-                // Until exec replaces the process.
-                nix::unistd::pause();
-            }
-        }
+        self.activity.begin_or_park();
     }
 
     /// Prepares for `KVM_RUN`: the last exit has been handled. Does not return once the process is
@@ -157,11 +148,11 @@ impl VcpuShared {
 /// Gets every vCPU of this process out of the guest for good. Returns true if all of them left
 /// within `milliseconds`. Async-signal-safe; must not be called on a vCPU's thread.
 pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, milliseconds: u32) -> bool {
-    HALTED.store(true, Ordering::SeqCst);
+    halt::halt();
     let until = sys::monotonic_ns() + u64::from(milliseconds) * 1_000_000;
     let mut kicks = Kicks::default();
     loop {
-        let mut inside = vcpus.clone().filter(|vcpu| !vcpu.out.load(Ordering::SeqCst)).peekable();
+        let mut inside = vcpus.clone().filter(|vcpu| vcpu.activity.is_active()).peekable();
         if inside.peek().is_none() {
             return true;
         }
@@ -173,8 +164,7 @@ pub fn halt<'a>(vcpus: impl Iterator<Item = &'a VcpuShared> + Clone, millisecond
         if kicks.are_due(now) {
             inside.for_each(VcpuShared::halt);
         }
-        // SAFETY: a system call without arguments.
-        let _ = unsafe { sys::call(libc::SYS_sched_yield, [0; 6]) };
+        sys::yield_now();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use crate::backend::Launch;
-use crate::scenario::{Pages, SerialKind};
+use crate::scenario::{Device, Pages, SerialKind};
 
 /// The machine that boots unless another is chosen.
 const MACHINE: &str = "pc";
@@ -48,11 +48,20 @@ pub(super) fn arguments(launch: Launch<'_>, setup: &Setup, second_qmp: &str) -> 
         ("-pidfile", files.pid_file.clone()),
     ];
     let plain = ["-nodefaults", "-no-user-config"].map(str::to_owned);
+    let devices = vm.devices.iter().map(|device| ("-device", device_argument(*device)));
     // Or RAM would be copied into the state as well.
     let kept = vm.memory_file.then(|| ("-global", "migration.x-ignore-shared=on".to_owned()));
     let valued =
-        options.into_iter().chain(kept).flat_map(|(option, value)| [option.to_owned(), value]);
+        options.into_iter().chain(kept).chain(devices).flat_map(|(option, value)| [option.to_owned(), value]);
     plain.into_iter().chain(valued).collect()
+}
+
+/// The argument that adds a device as our VMM has it: without the interface before VIRTIO 1.0.
+fn device_argument(device: Device) -> String {
+    let model = match device {
+        Device::VirtioRng => "virtio-rng-pci",
+    };
+    format!("{model},disable-legacy=on")
 }
 
 /// Escapes a value for QEMU's comma-separated options.

@@ -6,7 +6,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, pci};
 use crate::devices::{power, rtc, serial};
 
 /// Bytes of a table's header.
@@ -14,14 +14,17 @@ const HEADER: u32 = 36;
 /// With it, AML's integers have 64 bits.
 const REVISION: u8 = 2;
 
-/// Returns the table.
-pub(super) fn table() -> Sdt {
+/// Returns the table, with the host bridge if there is `pci`.
+pub(super) fn table(pci: bool) -> Sdt {
     let mut aml = Vec::new();
     let serial =
         IsaDevice { path: "COM1", id: "PNP0501", ports: (serial::BASE, 8), interrupt: serial::IRQ };
     let clock =
         IsaDevice { path: "RTC_", id: "PNP0B00", ports: (rtc::INDEX, 2), interrupt: rtc::IRQ };
     Scope::new("\\_SB_".into(), vec![&serial, &clock]).to_aml_bytes(&mut aml);
+    if pci {
+        pci::append(&mut aml);
+    }
     let off = power::SLEEP_TYPE_OFF;
     let states = Package::new(vec![&off, &ZERO, &ZERO, &ZERO]);
     Name::new("\\_S5_".into(), &states).to_aml_bytes(&mut aml);

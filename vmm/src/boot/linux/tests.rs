@@ -10,7 +10,7 @@ const INIT_SIZE: u32 = 0x20_0000;
 const PAYLOAD: [u8; 0x600] = [0xaa; 0x600];
 
 fn given(cmdline: &str) -> Given<'_> {
-    Given { cmdline, cpus: 1 }
+    Given { cmdline, cpus: 1, pci: false }
 }
 
 fn ram(size: u64) -> RamBlock {

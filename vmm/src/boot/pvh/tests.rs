@@ -5,7 +5,7 @@ use crate::memory::layout::{CONVENTIONAL_END, HIGH_RAM_START, LOW_RAM_END};
 use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
 fn given(cmdline: &str) -> Given<'_> {
-    Given { cmdline, cpus: 1 }
+    Given { cmdline, cpus: 1, pci: false }
 }
 
 fn ram(size: u64) -> RamBlock {

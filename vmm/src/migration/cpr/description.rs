@@ -41,6 +41,10 @@ pub struct Description {
     /// Whether it has the test device. Older VMMs, which always have it, do not report this.
     #[serde(default)]
     pub test_device: Option<bool>,
+    /// The devices behind PCI, in the order of their slots. Older VMMs, which have none, do not
+    /// report this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_devices: Vec<String>,
     /// Where it expects the saved state.
     pub incoming: IncomingPath,
     /// Whether it passes the commit point before it runs the guest (`keeper::commit`). Older
@@ -68,7 +72,7 @@ pub enum IncomingPath {
 impl Description {
     /// Creates the description of `config`.
     pub fn of(config: &Config) -> Self {
-        let MachineConfig { memory, cpus, test_device, .. } = config.machine();
+        let MachineConfig { memory, cpus, test_device, devices: pci, .. } = config.machine();
         let block = RamBlockInfo { name: PC_RAM.to_owned(), size: memory.size };
         let mut devices = BTreeMap::new();
         devices.insert("serial".to_owned(), serial(&config.serial));
@@ -91,6 +95,7 @@ impl Description {
             cpus,
             devices,
             test_device: Some(test_device),
+            pci_devices: pci.iter().map(ToString::to_string).collect(),
             commit_point: true,
             incoming: match config.incoming() {
                 None => IncomingPath::None,
@@ -107,6 +112,7 @@ impl Description {
     pub fn difference(&self, new: &Self, channel: &Path) -> Option<String> {
         self.machine_difference(new)
             .or_else(|| self.device_difference(new))
+            .or_else(|| self.pci_difference(new))
             .or_else(|| self.test_device_difference(new))
             .or_else(|| incoming_difference(&new.incoming, channel))
     }
@@ -114,7 +120,9 @@ impl Description {
     /// Returns why another process, `new`, cannot take over the VM that `self` describes. It has
     /// connections of its own.
     pub fn transfer_difference(&self, new: &Self) -> Option<String> {
-        self.machine_difference(new).or_else(|| self.test_device_difference(new))
+        self.machine_difference(new)
+            .or_else(|| self.pci_difference(new))
+            .or_else(|| self.test_device_difference(new))
     }
 
     fn machine_difference(&self, new: &Self) -> Option<String> {
@@ -201,6 +209,18 @@ impl Description {
 }
 
 impl Description {
+    fn pci_difference(&self, new: &Self) -> Option<String> {
+        let said = |devices: &[String]| match devices {
+            [] => "no --device".to_owned(),
+            devices => {
+                let each = devices.iter().map(|device| format!("--device {device}"));
+                each.collect::<Vec<_>>().join(" ")
+            }
+        };
+        let [old, new] = [&self.pci_devices, &new.pci_devices];
+        (old != new).then(|| format!("has {}, this VM has {}", said(new), said(old)))
+    }
+
     fn test_device_difference(&self, new: &Self) -> Option<String> {
         let [has, option] = match (self.test_device?, new.test_device?) {
             (true, false) => ["no test device, this VM has one", "on"],
