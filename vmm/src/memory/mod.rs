@@ -4,6 +4,7 @@ mod allocate;
 mod backing;
 pub mod claim;
 mod config;
+mod dma_log;
 mod file;
 pub mod layout;
 mod page_set;
@@ -16,6 +17,7 @@ mod view;
 
 pub use backing::BackingError;
 pub use config::{MemoryConfig, MemoryConfigError, MemoryOption, PageKind};
+use dma_log::RegionLog;
 pub use file::RamFileError;
 pub use page_set::{PAGE, PageSet, ZEROS, runs};
 pub use ram_block::{PC_RAM, RamBlock, RamBlockInfo};
@@ -24,4 +26,4 @@ pub use stamp::Stamp;
 pub use userfault::Userfault;
 pub use view::RamView;
 /// Guest RAM as mapped in this process.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub type GuestMemory = vm_memory::GuestMemoryMmap<RegionLog>;

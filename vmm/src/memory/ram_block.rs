@@ -14,6 +14,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::backing;
+use super::dma_log::{DmaLog, RegionLog};
 use super::file;
 use super::layout::{self, Region};
 use super::page_set::PageSet;
@@ -44,6 +45,7 @@ pub struct RamBlock {
     /// `None`: private anonymous memory, which ends with this process.
     file: Option<Arc<File>>,
     memory: GuestMemory,
+    dma_log: Arc<DmaLog>,
 }
 
 impl RamBlock {
@@ -83,7 +85,8 @@ impl RamBlock {
 
     /// Describes RAM that another process has: nothing is mapped here.
     pub fn elsewhere(config: MemoryConfig) -> Self {
-        Self { name: PC_RAM, size: config.size, file: None, memory: GuestMemory::new() }
+        let (size, memory) = (config.size, GuestMemory::new());
+        Self { name: PC_RAM, size, file: None, memory, dma_log: DmaLog::new(size) }
     }
 
     /// Makes sure that no other process runs this guest. Must be called before a vCPU runs, and
@@ -174,13 +177,15 @@ impl RamBlock {
 
     fn map(config: MemoryConfig, file: Option<File>) -> Result<Self, RamError> {
         let file = file.map(Arc::new);
+        let dma_log = DmaLog::new(config.size);
         let mut mapped = Vec::new();
         for region in layout::regions(config.size) {
-            mapped.push(Arc::new(map_region(region, file.as_ref(), config.pages)?));
+            let log = RegionLog::new(dma_log.clone(), region.offset);
+            mapped.push(Arc::new(map_region(region, file.as_ref(), config.pages, log)?));
         }
         let memory = GuestMemory::from_arc_regions(mapped)
             .expect("the layout's regions are sorted and disjoint");
-        Ok(Self { name: PC_RAM, size: config.size, file, memory })
+        Ok(Self { name: PC_RAM, size: config.size, file, memory, dma_log })
     }
 
     /// The name.
@@ -214,6 +219,11 @@ impl RamBlock {
         &self.memory
     }
 
+    /// The log of the pages that this process writes.
+    pub fn dma_log(&self) -> &DmaLog {
+        &self.dma_log
+    }
+
     /// Returns the mapping, by offset in the block.
     pub fn view(&self) -> RamView {
         RamView::new(self.memory.clone(), self.size)
@@ -227,15 +237,16 @@ impl RamBlock {
         self.set_memslots(vm, 0)
     }
 
-    /// Starts or ends KVM's log of the pages that the guest writes.
+    /// Starts or ends the log of the pages that the guest and its devices write.
     pub fn log_dirty_pages(&self, vm: &VmFd, on: bool) -> Result<(), RamError> {
+        self.dma_log.set(on);
         self.set_memslots(vm, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
     }
 
-    /// Returns the pages that the guest has written since the last call, or since the log was
+    /// Returns the pages that the guest and its devices have written since the last call, or since the log was
     /// started.
     pub fn take_dirty_pages(&self, vm: &VmFd) -> Result<PageSet, RamError> {
-        let mut pages = PageSet::none(self.size);
+        let mut pages = self.dma_log.take();
         for (slot, Region { size, offset, .. }) in (0..).zip(layout::regions(self.size)) {
             let bitmap = vm.get_dirty_log(slot, size as usize);
             let bitmap = bitmap.map_err(|source| RamError::DirtyLog { slot, source })?;
@@ -270,13 +281,14 @@ fn map_region(
     region: Region,
     file: Option<&Arc<File>>,
     pages: PageKind,
-) -> Result<GuestRegionMmap, RamError> {
+    log: RegionLog,
+) -> Result<GuestRegionMmap<RegionLog>, RamError> {
     let flags = match file {
         Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
         None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     };
     let (flags, offset) = seam!(mapping(flags, region.offset));
-    let mut builder = MmapRegionBuilder::new(region.size as usize)
+    let mut builder = MmapRegionBuilder::new_with_bitmap(region.size as usize, log)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
         .with_hugetlbfs(pages == PageKind::Huge2M);
