@@ -2,14 +2,17 @@
 //!
 //! `test=` selects the transport: plain, event (notifications by index), indirect (descriptors in
 //! tables), both, intx (an interrupt line instead of messages). vCPU 0 uses the device. Each request
-//! must be completed once, with an interrupt, and nothing beside its buffers may change. Marker n
-//! comes after 10 n rounds, with requests in flight.
+//! must be completed once, with an interrupt, and nothing beside its buffers may change; what the
+//! device has written to pages that the guest only reads must stay. Marker n comes after 10 n rounds,
+//! with requests in flight.
 
 #![no_std]
 #![no_main]
 
 #[path = "../runtime/mod.rs"]
 mod runtime;
+
+use core::sync::atomic::Ordering::Relaxed;
 
 use runtime::arch::{pause, rdtsc};
 use runtime::damage::{self, unavailable, verify};
@@ -18,9 +21,10 @@ use runtime::ioapic::{self, Trigger};
 use runtime::virtio::{
     Completed, Descriptor, Device, EVENT_INDEX, INDIRECT, PARTS, REQUESTS, WRITE,
 };
-use runtime::{Cpu, cpl0, lapic};
+use runtime::{Cpu, cpl0, lapic, mailbox};
 
 const ROUNDS_PER_MARKER: u32 = 10;
+const ROUNDS_PER_SWEEP: u32 = 10;
 /// The entropy device.
 const ENTROPY: u32 = 4;
 /// The interrupts of the device: one for its configuration, one for its queue.
@@ -44,6 +48,16 @@ struct Areas([[u8; AREA]; REQUESTS]);
 
 /// The memory of the requests; the device writes there.
 static mut AREAS: Areas = Areas([[0; AREA]; REQUESTS]);
+
+const PAGE: usize = 4096;
+/// Pages that only the device writes.
+const KEPT: usize = 16;
+
+#[repr(C, align(4096))]
+struct Kept([[u8; PAGE]; KEPT]);
+
+/// Pages that the guest never writes, so that only the VMM knows that they have changed.
+static mut KEPT_PAGES: Kept = Kept([[0; PAGE]; KEPT]);
 
 fn prepare(_: &mut Cpu) {}
 
@@ -77,6 +91,7 @@ fn run(cpu: &mut Cpu) -> ! {
         }
         guest.collect(cpu);
         guest.verify_device();
+        mailbox().sweeps.store((round / ROUNDS_PER_SWEEP).into(), Relaxed);
         if at_marker && marker == markers {
             cpu.end();
         }
@@ -97,11 +112,33 @@ struct Request {
     count: usize,
 }
 
+/// The request for a kept page.
+const LAST: usize = REQUESTS - 1;
+
+fn kept(index: usize) -> *const [u8; PAGE] {
+    // SAFETY: only an address is computed; `index` is in range.
+    unsafe { (&raw const KEPT_PAGES.0).cast::<[u8; PAGE]>().add(index) }
+}
+
+/// FNV-1a over the words of a kept page.
+fn checksum(index: usize) -> u64 {
+    let words = kept(index).cast::<u64>();
+    (0..PAGE / 8).fold(0xcbf2_9ce4_8422_2325, |sum, at| {
+        // SAFETY: the page is aligned and has that many words, and no request for it is in flight.
+        let word = unsafe { words.add(at).read_volatile() };
+        (sum ^ word).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 struct Guest {
     device: Device,
     /// The device uses its interrupt line.
     lines: bool,
     requests: [Option<Request>; REQUESTS],
+    /// Checksums of the kept pages.
+    checksums: [u64; KEPT],
+    /// The kept page that a request in flight is for.
+    filling: Option<usize>,
     /// Interrupts that were looked at.
     seen: u64,
     random: u64,
@@ -114,7 +151,13 @@ impl Guest {
         }
         interrupts::expect(VECTOR, Eoi::Lapic);
         interrupts::expect(QUEUE_VECTOR, if lines { Eoi::Body } else { Eoi::Lapic });
-        Self { device, lines, requests: [None; REQUESTS], seen: 0, random: cpu.options().seed | 1 }
+        let mut checksums = [0; KEPT];
+        for (index, sum) in checksums.iter_mut().enumerate() {
+            *sum = checksum(index);
+        }
+        let random = cpu.options().seed | 1;
+        let requests = [None; REQUESTS];
+        Self { device, lines, requests, checksums, filling: None, seen: 0, random }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -132,7 +175,7 @@ impl Guest {
     /// Submits one to all of the requests that fit, and notifies the device of all at once or of
     /// each.
     fn submit_some(&mut self) {
-        let (count, each) = (1 + self.random(REQUESTS), self.random(2) == 0);
+        let (count, each) = (1 + self.random(LAST), self.random(2) == 0);
         for id in 0..count {
             let mut request = Request { parts: [(0, 0); PARTS], count: 1 + self.random(PARTS) };
             let mut parts = [Descriptor::new(0, 0, 0); PARTS];
@@ -152,7 +195,25 @@ impl Guest {
                 self.device.notify();
             }
         }
+        self.fill_a_page();
         self.device.notify();
+    }
+
+    /// Has the device write to a part of a kept page.
+    fn fill_a_page(&mut self) {
+        let index = self.random(KEPT);
+        self.verify_kept(index);
+        let (start, length) = (self.random(PAGE / 2), 1 + self.random(PAGE / 2));
+        let buffer = Descriptor::new(kept(index).addr() + start, length as u32, WRITE);
+        let mut request = Request { parts: [(0, 0); PARTS], count: 1 };
+        request.parts[0] = (start, length);
+        (self.requests[LAST], self.filling) = (Some(request), Some(index));
+        self.device.submit(LAST, &[buffer]);
+    }
+
+    fn verify_kept(&self, index: usize) {
+        let (expected, found) = (self.checksums[index], checksum(index));
+        verify(expected, found, format_args!("checksum of page {index} that the device wrote"));
     }
 
     /// Takes completed requests until none is in flight. Between two looks at the queue there must
@@ -218,6 +279,12 @@ impl Guest {
         let parts = &parts[..count];
         let expected: usize = parts.iter().map(|(_, length)| length).sum();
         verify(expected as u64, written.into(), format_args!("bytes of a request"));
+        if id as usize == LAST {
+            if let Some(index) = self.filling.take() {
+                self.checksums[index] = checksum(index);
+            }
+            return;
+        }
         // SAFETY: the device has completed the request.
         let area = unsafe { Self::area(id as usize).read_volatile() };
         let inside = |at| parts.iter().any(|(start, length)| (*start..start + length).contains(&at));

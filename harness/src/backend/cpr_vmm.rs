@@ -14,7 +14,7 @@ use crate::backend::{
 };
 use crate::carry;
 use crate::observe::files::Files;
-use crate::scenario::{CommandKind, Inject, Keeper, Mode, SerialKind, Stalled};
+use crate::scenario::{CommandKind, Device, Inject, Keeper, Mode, SerialKind, Stalled};
 
 /// The name in reports.
 pub const NAME: &str = "cpr-vmm";
@@ -247,6 +247,9 @@ pub(crate) const DIALECT: Dialect = Dialect {
     },
 };
 
+/// The limit of a slow entropy device: far less than a guest asks for at once.
+const SLOW: &str = ",max-bytes=1024,period=5";
+
 /// The command line of our VMM, which the mock shares.
 pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
     let Launch { vm, name, files, .. } = launch;
@@ -272,7 +275,11 @@ pub(super) fn arguments(launch: Launch<'_>) -> Vec<String> {
         arguments.extend(["--log-file".into(), files.log.clone()]);
     }
     for device in &vm.devices {
-        arguments.extend(["--device".into(), device.as_str().into()]);
+        let limit = match device {
+            Device::VirtioRng => "",
+            Device::SlowVirtioRng => SLOW,
+        };
+        arguments.extend(["--device".into(), format!("{}{limit}", device.kind())]);
     }
     if let Some(initrd) = &files.initrd {
         arguments.extend(["--initrd".into(), initrd.clone()]);

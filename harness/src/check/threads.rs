@@ -56,7 +56,7 @@ fn judge(scene: &Scene<'_>) -> Result<(), String> {
     threads.remove(&i64::from(scene.pid()));
     threads.retain(|_, name| !name.starts_with(OF_KVM));
     for (slot, device) in (1..).zip(&scene.vm.devices) {
-        let wanted = format!("{}.{slot}", device.as_str());
+        let wanted = format!("{}.{slot}", device.kind());
         let thread = threads.iter().find(|(_, name)| **name == wanted).map(|(number, _)| *number);
         let thread = thread.ok_or_else(|| format!("the VMM has no thread named {wanted}"))?;
         threads.remove(&thread);

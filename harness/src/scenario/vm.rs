@@ -11,7 +11,7 @@ use super::size::Size;
 use super::stalled::Stalled;
 
 /// The guests that count sweeps over their RAM, or of what they receive.
-pub const SWEEPING: [&str; 3] = ["pattern", "serial", guest_images::LINUX];
+pub const SWEEPING: [&str; 4] = ["pattern", "serial", "dma", guest_images::LINUX];
 
 /// The virtual machine of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -135,13 +135,15 @@ impl Vm {
 pub enum Device {
     /// An entropy device.
     VirtioRng,
+    /// An entropy device with little entropy: requests wait for some milliseconds.
+    SlowVirtioRng,
 }
 
 impl Device {
-    /// Its name, as in scenarios and on our VMM's command line.
-    pub fn as_str(self) -> &'static str {
+    /// Its kind, as our VMM names it.
+    pub fn kind(self) -> &'static str {
         match self {
-            Self::VirtioRng => "virtio-rng",
+            Self::VirtioRng | Self::SlowVirtioRng => "virtio-rng",
         }
     }
 }

@@ -66,7 +66,7 @@ pub struct Config {
     pub test_device: Switch,
 
     /// Add a device behind PCI, in the next free slot; can be repeated.
-    #[arg(long, value_name = "virtio-rng")]
+    #[arg(long, value_name = "virtio-rng[,max-bytes=N,period=MS]")]
     pub device: Vec<DeviceOption>,
 
     /// Load a guest instead of booting one: from a file (cpr-exec, normal, or cpr-reboot with

@@ -238,7 +238,8 @@ impl PortBus {
                 });
             }
             _ => {
-                if let Some((pci, place)) = self.pci().and_then(|p| Some((p, p.port(port, size)?))) {
+                if let Some((pci, place)) = self.pci().and_then(|p| Some((p, p.port(port, size)?)))
+                {
                     items.for_each(|item| pci.read(place, item, access));
                 }
             }

@@ -62,7 +62,7 @@ pub fn section(device: &DeviceOption) -> &'static str {
 
 fn create(device: &DeviceOption) -> Box<dyn VirtioDevice> {
     match device {
-        DeviceOption::VirtioRng => Box::new(Rng),
+        DeviceOption::VirtioRng(limit) => Box::new(Rng::new(*limit)),
     }
 }
 

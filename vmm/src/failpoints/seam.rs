@@ -83,3 +83,14 @@ pub fn known_versions(known: RangeInclusive<u32>) -> RangeInclusive<u32> {
 pub fn mapping(flags: i32, offset: u64) -> (i32, u64) {
     call::change_mapping(flags, offset)
 }
+
+/// The number of bytes that a device has written to RAM, for the log of pages to copy.
+pub fn written_by_device(bytes: u64) -> u64 {
+    call::change_logged(bytes)
+}
+
+/// The queues that a device looks at when it starts, a bit each, and whether it raises their
+/// interrupts again.
+pub fn device_started(queues: u64, again: bool) -> (u64, bool) {
+    call::change_started(queues, again)
+}

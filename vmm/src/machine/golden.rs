@@ -8,7 +8,8 @@ use ciborium::Value;
 use serde::de::DeserializeOwned;
 
 use super::state::{
-    BOARD, DEVICES, Inventory, MACHINE, PLATFORM, PlatformState, RestoredState, SECTIONS, VCPU,
+    BOARD, DEVICES, Inventory, MACHINE, PCI, PLATFORM, PlatformState, RestoredState, SECTIONS,
+    VCPU, VIRTIO_RNG,
 };
 use crate::state::golden::{COMMAND, changes, entries, folder, formats, is_readable, own, writes};
 use crate::state::{STATE_VERSION, SavedState, SectionError};
@@ -49,6 +50,12 @@ fn written_again((inventory, rest): (Inventory, RestoredState)) -> SavedState {
     state.put(PLATFORM.0, 0, PLATFORM.1, &rest.platform);
     state.put(DEVICES.0, 0, DEVICES.1, &rest.devices);
     state.put(BOARD.0, 0, BOARD.1, &rest.board);
+    if !inventory.devices.is_empty() {
+        state.put(PCI.0, 0, PCI.1, &rest.pci.host);
+    }
+    for (slot, function) in &rest.pci.functions {
+        state.put(function.device.section(), (*slot).into(), VIRTIO_RNG.1, function);
+    }
     state
 }
 

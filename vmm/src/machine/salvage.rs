@@ -242,7 +242,13 @@ mod tests {
 
     fn machine(cpus: u8) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
-        let config = MachineConfig { memory, cpus, cmdline: String::new(), test_device: true, devices: Vec::new() };
+        let config = MachineConfig {
+            memory,
+            cpus,
+            cmdline: String::new(),
+            test_device: true,
+            devices: Vec::new(),
+        };
         let image = boot::kernel(&[(1 << 20, 1, 1)]);
         let ram = RamBlock::create(memory).unwrap();
         let mut machine = Machine::new(config, ram, Some(image), None).unwrap();

@@ -6,8 +6,8 @@ use zerocopy::FromBytes;
 use super::Machine;
 use super::salvage::{Header, kind, kind_of};
 use super::state::{PlatformState, RestoredState};
-use crate::devices::{DevicesState, PciState};
 use crate::devices::shadow::Access;
+use crate::devices::{DevicesState, PciState};
 use crate::vcpu::raw::{LostWrite, RecordSize};
 use crate::vcpu::shared::VcpuShared;
 use crate::vcpu::{GuestEvent, GuestEventKind, VcpuState, order};
@@ -156,8 +156,7 @@ impl Found {
         else {
             return Err(missing);
         };
-        const DEVICE: SalvagedError =
-            SalvagedError::Invalid("a device's state cannot be decoded");
+        const DEVICE: SalvagedError = SalvagedError::Invalid("a device's state cannot be decoded");
         let mut pci = PciState::default();
         if let Some(host) = &self.pci {
             pci.host = ciborium::from_reader(host.as_slice()).map_err(|_| DEVICE)?;

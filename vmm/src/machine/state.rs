@@ -288,7 +288,7 @@ impl Machine {
     fn inventory(&self) -> Inventory {
         let Machine { config, ram, .. } = self;
         let (cpus, test_device) = (config.cpus, Some(config.test_device));
-        let devices = config.devices.iter().map(ToString::to_string).collect();
+        let devices = config.devices.iter().map(|device| device.kind().to_owned()).collect();
         Inventory { cpus, ram_blocks: vec![ram.info()], test_device, board: Some(true), devices }
     }
 

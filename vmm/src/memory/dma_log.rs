@@ -47,8 +47,9 @@ impl DmaLog {
     }
 
     fn add(&self, offset: u64, length: u64) {
+        let length = seam!(written_by_device(length));
         let mut pages = self.lock();
-        if self.on.load(Ordering::SeqCst) {
+        if length > 0 && self.on.load(Ordering::SeqCst) {
             let (start, end) = (offset / PAGE * PAGE, (offset + length).next_multiple_of(PAGE));
             pages.insert(start, end.min(self.bytes.next_multiple_of(PAGE)) - start);
         }
@@ -76,14 +77,13 @@ impl<'a> WithBitmapSlice<'a> for RegionLog {
 
 impl Bitmap for RegionLog {
     fn mark_dirty(&self, offset: usize, length: usize) {
-        if length > 0 && self.log.on.load(Ordering::SeqCst) {
+        if self.log.on.load(Ordering::SeqCst) {
             self.log.add(self.offset + offset as u64, length as u64);
         }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        self.log.on.load(Ordering::SeqCst)
-            && self.log.lock().contains(self.offset + offset as u64)
+        self.log.on.load(Ordering::SeqCst) && self.log.lock().contains(self.offset + offset as u64)
     }
 
     fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {

@@ -51,15 +51,19 @@ pub(super) fn arguments(launch: Launch<'_>, setup: &Setup, second_qmp: &str) -> 
     let devices = vm.devices.iter().map(|device| ("-device", device_argument(*device)));
     // Or RAM would be copied into the state as well.
     let kept = vm.memory_file.then(|| ("-global", "migration.x-ignore-shared=on".to_owned()));
-    let valued =
-        options.into_iter().chain(kept).chain(devices).flat_map(|(option, value)| [option.to_owned(), value]);
+    let valued = options
+        .into_iter()
+        .chain(kept)
+        .chain(devices)
+        .flat_map(|(option, value)| [option.to_owned(), value]);
     plain.into_iter().chain(valued).collect()
 }
 
 /// The argument that adds a device as our VMM has it: without the interface before VIRTIO 1.0.
 fn device_argument(device: Device) -> String {
+    // QEMU's limit has another meaning: it splits requests.
     let model = match device {
-        Device::VirtioRng => "virtio-rng-pci",
+        Device::VirtioRng | Device::SlowVirtioRng => "virtio-rng-pci",
     };
     format!("{model},disable-legacy=on")
 }

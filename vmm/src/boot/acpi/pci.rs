@@ -1,11 +1,11 @@
 //! The host bridge of PCI: its windows, where interrupts go, and its configuration space in memory
 //! (PCI Firmware Specification 3.3, chapter 4).
 
-use acpi_tables::{Aml, AmlSink};
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name,
-    PackageBuilder, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, PackageBuilder,
+    ResourceTemplate, Scope, ZERO,
 };
+use acpi_tables::{Aml, AmlSink};
 
 use crate::devices::pci::{INTX_LINES, Intx, LAST_SLOT};
 use crate::memory::layout::{PCI_ECAM, PCI_ECAM_SIZE, PCI_MEMORY, PCI_MEMORY_SIZE};

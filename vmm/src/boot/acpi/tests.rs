@@ -1,11 +1,17 @@
 use std::collections::BTreeMap;
 
+use rstest::rstest;
+
 use super::*;
 use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
 fn ram() -> RamBlock {
     let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
     RamBlock::create(memory).unwrap()
+}
+
+fn given(cpus: u8) -> Given<'static> {
+    Given { cmdline: "", cpus, pci: false }
 }
 
 fn bytes(memory: &GuestMemory, at: u64, length: usize) -> Vec<u8> {
@@ -52,7 +58,7 @@ fn tables(memory: &GuestMemory) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn guest_finds_all_tables() {
     let ram = ram();
-    let rsdp = write(ram.memory(), &Taken::default(), 64).unwrap();
+    let rsdp = write(ram.memory(), &Taken::default(), given(64)).unwrap();
     assert_eq!(rsdp, Some(ACPI_START));
     assert_eq!(tables(ram.memory()).keys().collect::<Vec<_>>(), ["APIC", "DSDT", "FACP"]);
 }
@@ -62,14 +68,14 @@ fn kernel_in_the_bios_area_is_not_overwritten() {
     let ram = ram();
     let mut taken = Taken::default();
     taken.add(0xf_ffff..0x20_0000);
-    assert_eq!(write(ram.memory(), &taken, 1).unwrap(), None);
+    assert_eq!(write(ram.memory(), &taken, given(1)).unwrap(), None);
     assert_eq!(bytes(ram.memory(), ACPI_START, 0x2_0000), [0; 0x2_0000]);
 }
 
 #[test]
 fn madt_lists_every_vcpu_and_the_wiring_of_interrupts() {
     let ram = ram();
-    write(ram.memory(), &Taken::default(), 3).unwrap();
+    write(ram.memory(), &Taken::default(), given(3)).unwrap();
     let madt = &tables(ram.memory())["APIC"];
     assert_eq!((number(&madt[36..40]), number(&madt[40..44])), (0xfee0_0000, 1));
     let mut structures = Vec::new();
@@ -96,7 +102,7 @@ fn madt_lists_every_vcpu_and_the_wiring_of_interrupts() {
 #[test]
 fn fadt_names_the_registers_for_power_button_power_off_and_reset() {
     let ram = ram();
-    write(ram.memory(), &Taken::default(), 1).unwrap();
+    write(ram.memory(), &Taken::default(), given(1)).unwrap();
     let fadt = &tables(ram.memory())["FACP"];
     let field = |at: usize, length: usize| number(&fadt[at..at + length]);
     assert_eq!(fadt.len(), 276);
@@ -116,10 +122,12 @@ fn fadt_names_the_registers_for_power_button_power_off_and_reset() {
 }
 
 /// Disassembled once with ACPICA's `iasl -d`; any change must be, too.
-#[test]
-fn dsdt_is_the_reviewed_one() {
+#[rstest]
+#[case::without_pci(false)]
+#[case::with_pci(true)]
+fn dsdt_is_the_reviewed_one(#[case] pci: bool) {
     let ram = ram();
-    write(ram.memory(), &Taken::default(), 1).unwrap();
+    write(ram.memory(), &Taken::default(), Given { pci, ..given(1) }).unwrap();
     let dsdt = &tables(ram.memory())["DSDT"];
     let lines: Vec<_> = dsdt[36..].chunks(16).map(|line| format!("{line:02x?}")).collect();
     if let Some(folder) = std::env::var_os("CPR_DUMP_ACPI") {
@@ -127,5 +135,17 @@ fn dsdt_is_the_reviewed_one() {
             std::fs::write(std::path::Path::new(&folder).join(name), table).unwrap();
         }
     }
-    insta::assert_snapshot!(lines.join("\n"));
+    let name = if pci { "dsdt_with_pci" } else { "dsdt_is_the_reviewed_one" };
+    insta::assert_snapshot!(name, lines.join("\n"));
+}
+
+/// PCI Firmware Specification 3.3, table 4-3.
+#[test]
+fn mcfg_names_the_configuration_space_of_bus_0() {
+    let ram = ram();
+    write(ram.memory(), &Taken::default(), Given { pci: true, ..given(1) }).unwrap();
+    let mcfg = &tables(ram.memory())["MCFG"];
+    let mut entry = PCI_ECAM.to_le_bytes().to_vec();
+    entry.extend([0; 8]);
+    assert_eq!(mcfg[44..], entry);
 }

@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn accesses_of_any_size_and_offset_are_harmless() {
         let mut space = space();
-        for at in [0, 3, 0x3c, 0xff, 0x100, 0xffc, usize::MAX - 8] {
+        for at in [0, 3, 0x3c, 0xff, 0x100, 0xffc, 0xffff] {
             for length in 0..=8 {
                 space.write(at, &vec![0xff; length]);
                 space.read(at, &mut vec![0; length]);

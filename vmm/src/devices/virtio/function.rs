@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
@@ -159,11 +160,7 @@ impl Shared {
     }
 
     /// Calls `act`, and publishes what it has changed.
-    fn change<T>(
-        &self,
-        access: Option<&Access>,
-        act: impl FnOnce(&mut VirtioFunction) -> T,
-    ) -> T {
+    fn change<T>(&self, access: Option<&Access>, act: impl FnOnce(&mut VirtioFunction) -> T) -> T {
         let mut inner = self.lock();
         let result = act(&mut inner);
         inner.set_line();
@@ -172,11 +169,11 @@ impl Shared {
         result
     }
 
-    /// Serves the queues that were kicked.
-    fn serve(&self) {
+    /// Serves the queues that were kicked; returns when to look at all of them again.
+    fn serve(&self) -> Option<Instant> {
         let mut inner = self.lock();
         if !inner.runs {
-            return;
+            return None;
         }
         let queues = self.kick.take();
         let served = catch_unwind(AssertUnwindSafe(|| inner.serve(queues)));
@@ -186,6 +183,7 @@ impl Shared {
         }
         inner.set_line();
         self.shadow.publish(|| inner.state(), None);
+        inner.device.due()
     }
 }
 
@@ -229,7 +227,6 @@ impl PciFunction for VirtioPci {
 
     fn start(&self) {
         let queues = self.shared.change(None, VirtioFunction::start);
-        // Also those whose notification the last process has seen, and not acted on.
         self.shared.kick.queues(queues);
     }
 
@@ -367,16 +364,22 @@ impl VirtioFunction {
         Ok(())
     }
 
-    /// Starts the device; returns the queues to look at.
+    /// Starts the device; returns the queues to look at: all that the guest uses, since what it has
+    /// notified may not have been acted on. In another process than before, their interrupts may
+    /// have been lost, too.
     fn start(&mut self) -> u64 {
         self.runs = true;
-        let enabled = |(_, queue): &(usize, &VirtQueue)| queue.queue.ready();
-        let enabled: Vec<_> =
-            self.queues.iter().enumerate().filter(enabled).map(|(index, _)| index).collect();
-        if std::mem::take(&mut self.renew) && self.common.is_live() {
-            enabled.iter().for_each(|index| self.interrupt(self.queues[*index].vector, ISR_QUEUE));
+        let used = self.queues.iter().enumerate().filter(|(_, queue)| queue.queue.ready());
+        let used = used.fold(0, |queues, (index, _)| queues | 1 << index);
+        let again = std::mem::take(&mut self.renew) && self.common.is_live();
+        if again {
+            self.queues.iter_mut().for_each(|queue| queue.catch_up(&self.wiring.memory));
         }
-        enabled.iter().fold(0, |queues, index| queues | 1 << index)
+        let (used, again) = seam!(device_started(used, again));
+        for index in (0..self.queues.len()).filter(|index| again && used & 1 << index != 0) {
+            self.interrupt(self.queues[index].vector, ISR_QUEUE);
+        }
+        used
     }
 
     fn offered(&self) -> u64 {
@@ -504,7 +507,7 @@ impl VirtioFunction {
         let (queue, memory) = (&mut queues[index].queue, &wiring.memory);
         queue.disable_notification(memory)?;
         let used = device.process(index, queue, memory)?;
-        if queue.enable_notification(memory)? {
+        if queue.enable_notification(memory)? && device.due().is_none() {
             // Later: the lock must not be held for as long as the guest likes.
             kick.queues(1 << index);
         }
@@ -558,3 +561,6 @@ fn capability(kind: u8, offset: u64, length: u64, more: Option<u32>) -> Vec<u8> 
     body.extend(more.map(u32::to_le_bytes).into_iter().flatten());
     body
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,12 +9,14 @@ mod rng;
 mod state;
 mod worker;
 
+use std::time::Instant;
+
 use vm_memory::GuestMemoryError;
 
 use crate::memory::GuestMemory;
 
 pub use function::{BAR_SIZE, FunctionConfig, VirtioPci, Wiring};
-pub use rng::Rng;
+pub use rng::{Rng, RngLimit};
 pub use state::{DeviceState, VirtioState, VirtioStateError};
 
 /// A guest has broken the rules of a queue: its device needs a reset.
@@ -49,6 +51,11 @@ pub trait VirtioDevice: std::fmt::Debug + Send {
         queue: &mut virtio_queue::Queue,
         memory: &GuestMemory,
     ) -> Result<bool, QueueError>;
+
+    /// Returns when to look at its queues again: until then, requests wait there.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// Returns the state that is special about it.
     fn state(&self) -> DeviceState;

@@ -1,8 +1,11 @@
 //! The common configuration structure (chapter 4.1.4.3) and its registers.
 
+use std::sync::atomic::Ordering;
+
 use virtio_queue::{Queue, QueueT};
 
 use super::common::{Common, NO_VECTOR, feature};
+use crate::memory::GuestMemory;
 
 /// Bytes of the structure.
 pub const BYTES: u64 = 60;
@@ -41,6 +44,22 @@ impl VirtQueue {
 
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.queue.max_size());
+    }
+
+    /// Counts the requests that a process had completed when it died before it could note that: the
+    /// ring in RAM has them. They were completed in the order in which they were submitted.
+    pub(super) fn catch_up(&mut self, memory: &GuestMemory) {
+        let queue = &mut self.queue;
+        if !queue.ready() {
+            return;
+        }
+        let Ok(used) = queue.used_idx(memory, Ordering::Acquire) else { return };
+        let completed = used.0.wrapping_sub(queue.next_used());
+        // Only a guest that writes to the ring itself can show more.
+        if completed <= queue.size() {
+            queue.set_next_used(used.0);
+            queue.set_next_avail(queue.next_avail().wrapping_add(completed));
+        }
     }
 }
 
@@ -221,7 +240,10 @@ mod tests {
         }
         assert_eq!(device.read(QUEUE_DESCRIPTORS, 8), 0x1_0001_0000);
         assert_eq!(device.read(QUEUE_DESCRIPTORS + 4, 4), 1);
-        assert_eq!((device.read(QUEUE_DRIVER, 4), device.read(QUEUE_DEVICE, 4)), (0x2_0000, 0x3_0000));
+        assert_eq!(
+            (device.read(QUEUE_DRIVER, 4), device.read(QUEUE_DEVICE, 4)),
+            (0x2_0000, 0x3_0000)
+        );
         let rest = [QUEUE_SIZE, QUEUE_VECTOR, QUEUE_ENABLE].map(|r| device.read(r, 2));
         assert_eq!(rest, [64, 1, 1]);
     }
@@ -246,7 +268,10 @@ mod tests {
         assert_eq!(device.read(DEVICE_STATUS, 1), 0xb);
         assert_eq!(device.write(QUEUE_RESET, 1, 2), Some(Request::ResetQueue(0)));
         assert_eq!(device.write(DEVICE_STATUS, 0, 1), Some(Request::Reset));
-        assert!(device.common.has(feature::VERSION_1) && device.common.status & status::FEATURES_OK != 0);
+        assert!(
+            device.common.has(feature::VERSION_1)
+                && device.common.status & status::FEATURES_OK != 0
+        );
     }
 
     #[test]

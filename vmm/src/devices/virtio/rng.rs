@@ -1,5 +1,7 @@
 //! The entropy device (chapter 5.4): each buffer is filled with random bytes of the host.
 
+use std::time::{Duration, Instant};
+
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
@@ -11,9 +13,49 @@ const QUEUE: [u16; 1] = [256];
 /// Maximum bytes for a request; it may be given fewer than it has room for.
 const MOST: usize = 4096;
 
-/// The device. An update finds no request in flight: each is handled as a whole.
+/// How many bytes a guest is given: requests wait until the next period once there were that many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RngLimit {
+    /// Bytes in a period. The request that exceeds them is still given all that it asks for.
+    pub bytes: u64,
+    /// The period.
+    pub period: Duration,
+}
+
+/// The device. Requests in flight over an update are those that wait in the queue. A period ends
+/// with the process.
 #[derive(Debug, Default)]
-pub struct Rng;
+pub struct Rng {
+    limit: Option<RngLimit>,
+    /// Bytes given in this period, and its end.
+    given: u64,
+    until: Option<Instant>,
+}
+
+impl Rng {
+    /// Creates the device.
+    pub fn new(limit: Option<RngLimit>) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Whether a request is to be handled now.
+    fn may_give(&mut self) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let now = Instant::now();
+        if self.until.is_none_or(|until| until <= now) {
+            (self.given, self.until) = (0, None);
+        }
+        self.given < limit.bytes
+    }
+
+    /// Counts what a request was given.
+    fn give(&mut self, bytes: u64) {
+        if let Some(limit) = self.limit {
+            self.given += bytes;
+            self.until.get_or_insert_with(|| Instant::now() + limit.period);
+        }
+    }
+}
 
 impl VirtioDevice for Rng {
     fn id(&self) -> u16 {
@@ -41,6 +83,9 @@ impl VirtioDevice for Rng {
     ) -> Result<bool, QueueError> {
         let mut used = false;
         for _ in 0..queue.size() {
+            if !self.may_give() {
+                break;
+            }
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             let mut bytes = [0; MOST];
@@ -51,10 +96,16 @@ impl VirtioDevice for Rng {
                 memory.write_slice(now, buffer.addr())?;
                 left = later;
             }
-            queue.add_used(memory, head, (MOST - left.len()) as u32)?;
+            let given = (MOST - left.len()) as u32;
+            self.give(given.into());
+            queue.add_used(memory, head, given)?;
             used = true;
         }
         Ok(used)
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.until.filter(|_| self.limit.is_some_and(|limit| self.given >= limit.bytes))
     }
 
     fn state(&self) -> DeviceState {

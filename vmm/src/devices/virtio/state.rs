@@ -74,6 +74,11 @@ impl SavedQueue {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn with_size(&self, size: u16) -> Self {
+        Self { size, ..self.clone() }
+    }
+
     /// Returns the queue, of at most `max_size` buffers.
     pub fn queue(&self, max_size: u16) -> Result<Queue, virtio_queue::Error> {
         Queue::try_from(QueueState {

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,10 +46,18 @@ impl Kick {
         let _ = self.event.write(1);
     }
 
-    /// Waits until there may be something to do; returns whether the thread is to continue.
-    fn wait(&self) -> bool {
+    /// Waits until there may be something to do, at the latest until `due`; returns whether the
+    /// thread is to continue.
+    fn wait(&self, due: Option<Instant>) -> bool {
         let mut fds = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        // Rounded up: a poll that ends just before the time would be repeated without waiting.
+        let left = left.map(|left| left + Duration::from_millis(1));
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(0) => self.queues(u64::MAX),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 tracing::error!(%error, "device_poll_failed");
@@ -69,19 +78,20 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread that calls `serve` whenever `kick` was used, and never while it waits: it
-    /// has nothing to do before the first kick.
+    /// Starts a thread that calls `serve` whenever `kick` was used, and at the time that `serve` has
+    /// returned: it has nothing to do before the first kick.
     pub fn spawn(
         name: &str,
         kick: Arc<Kick>,
         activity: Arc<Activity>,
-        serve: impl Fn() + Send + 'static,
+        serve: impl Fn() -> Option<Instant> + Send + 'static,
     ) -> io::Result<Self> {
         let kicked = kick.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            while kicked.wait() {
+            let mut due = None;
+            while kicked.wait(due) {
                 activity.begin_or_park();
-                serve();
+                due = serve();
                 activity.end();
             }
         })?;

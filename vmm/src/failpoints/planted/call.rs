@@ -40,6 +40,18 @@ pub(in super::super) fn change_versions(
     if planted(Planted::AnyVersion) { known } else { readable }
 }
 
+/// Returns the queues that are looked at in place of `queues`, a bit each, and whether interrupts
+/// are raised again.
+pub(in super::super) fn change_started(queues: u64, again: bool) -> (u64, bool) {
+    let queues = if planted(Planted::LoseKick) { 0 } else { queues };
+    (queues, again && !planted(Planted::LoseInterrupt))
+}
+
+/// Returns the number of bytes that are logged in place of `written`.
+pub(in super::super) fn change_logged(written: u64) -> u64 {
+    if planted(Planted::UnloggedDma) { 0 } else { written }
+}
+
 /// Returns the flags and the offset with which a file is mapped in place of these.
 pub(in super::super) fn change_mapping(flags: i32, offset: u64) -> (i32, u64) {
     let flags = match planted(Planted::PrivateMapping) {

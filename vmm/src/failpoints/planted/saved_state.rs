@@ -58,6 +58,23 @@ const MISTAKES: &[Mistake] = &[
         edit(field(state, "rtc"), "ahead", |ahead: &mut Option<(i64, u32)>| *ahead = Some((0, 0)));
     }),
     (Planted::ForgetPower, "board", |state| *field(field(state, "power"), "enabled") = 0.into()),
+    (Planted::ForgetMsix, "virtio-rng", |state| {
+        const MASKED: [u32; 4] = [0, 0, 0, 1];
+        edit(field(state, "msix"), "table", |table: &mut Vec<[u32; 4]>| table.fill(MASKED));
+    }),
+    (Planted::RestartQueues, "virtio-rng", |state| {
+        for queue in list(field(state, "queues")) {
+            for index in ["next_available", "next_used"] {
+                *field(queue, index) = 0.into();
+            }
+        }
+    }),
+    (Planted::ForgetVirtioStatus, "virtio-rng", |state| {
+        *field(field(state, "common"), "status") = 0.into();
+    }),
+    (Planted::ForgetVirtioFeatures, "virtio-rng", |state| {
+        *field(field(state, "common"), "features") = 0.into();
+    }),
     (Planted::ForgetIsr, "vcpu", |state| {
         edit(state, "lapic", |lapic: &mut kvm_lapic_state| lapic.regs[0x100..0x180].fill(0));
     }),

@@ -19,7 +19,13 @@ const REMOTE_IRR: u64 = 1 << 14;
 
 fn machine() -> Machine {
     let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
-    let config = MachineConfig { memory, cpus: 1, cmdline: String::new(), test_device: false, devices: Vec::new() };
+    let config = MachineConfig {
+        memory,
+        cpus: 1,
+        cmdline: String::new(),
+        test_device: false,
+        devices: Vec::new(),
+    };
     let image = boot::kernel(&[(1 << 20, 1, 1)]);
     Machine::new(config, RamBlock::create(memory).unwrap(), Some(image), None).unwrap()
 }

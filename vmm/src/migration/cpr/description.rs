@@ -95,7 +95,7 @@ impl Description {
             cpus,
             devices,
             test_device: Some(test_device),
-            pci_devices: pci.iter().map(ToString::to_string).collect(),
+            pci_devices: pci.iter().map(|device| device.kind().to_owned()).collect(),
             commit_point: true,
             incoming: match config.incoming() {
                 None => IncomingPath::None,

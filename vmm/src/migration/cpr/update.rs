@@ -317,7 +317,13 @@ mod tests {
 
     fn machine(image: Option<BootImage>) -> Machine {
         let memory = MemoryConfig { size: 4 << 20, share: true, pages: PageKind::Small };
-        let config = MachineConfig { memory, cpus: 1, cmdline: String::new(), test_device: false, devices: Vec::new() };
+        let config = MachineConfig {
+            memory,
+            cpus: 1,
+            cmdline: String::new(),
+            test_device: false,
+            devices: Vec::new(),
+        };
         Machine::new(config, RamBlock::create(memory).unwrap(), image, None).unwrap()
     }
 

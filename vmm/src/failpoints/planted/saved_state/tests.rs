@@ -45,6 +45,16 @@ fn state(section: &str) -> Value {
             let clock = [("registers", ones::<[u8; 128]>()), ("ahead", ahead)];
             vec![("rtc", map(clock)), ("power", map([("enabled", 0xff.into())]))]
         }
+        "virtio-rng" => {
+            let queue = map([("next_available", 7.into()), ("next_used", 7.into())]);
+            let table = Value::serialized(&vec![[7_u32; 4]; 2]).unwrap();
+            let common = map([("status", 15.into()), ("features", 1.into())]);
+            vec![
+                ("msix", map([("table", table)])),
+                ("common", common),
+                ("queues", Value::Array(vec![queue; 2])),
+            ]
+        }
         _ => vec![
             ("mp_state", ones::<kvm_mp_state>()),
             ("xcrs", ones::<kvm_xcrs>()),
