@@ -75,6 +75,9 @@ fn run(cpu: &mut Cpu) -> ! {
     };
     let device = Device::open(ENTROPY, wanted, (!lines).then_some(VECTOR));
     let mut guest = match device {
+        Ok(device) if lines && device.line() == 0 => {
+            missing(cpu, "an interrupt line of the device: no firmware has routed it")
+        }
         Ok(device) if device.features() & wanted == wanted => Guest::new(device, lines, cpu),
         Ok(_) => missing(cpu, "a feature of the device"),
         Err(what) => missing(cpu, what),
@@ -112,9 +115,6 @@ struct Request {
     count: usize,
 }
 
-/// The request for a kept page.
-const LAST: usize = REQUESTS - 1;
-
 fn kept(index: usize) -> *const [u8; PAGE] {
     // SAFETY: only an address is computed; `index` is in range.
     unsafe { (&raw const KEPT_PAGES.0).cast::<[u8; PAGE]>().add(index) }
@@ -135,6 +135,8 @@ struct Guest {
     /// The device uses its interrupt line.
     lines: bool,
     requests: [Option<Request>; REQUESTS],
+    /// The request for a kept page.
+    last: usize,
     /// Checksums of the kept pages.
     checksums: [u64; KEPT],
     /// The kept page that a request in flight is for.
@@ -156,8 +158,8 @@ impl Guest {
             *sum = checksum(index);
         }
         let random = cpu.options().seed | 1;
-        let requests = [None; REQUESTS];
-        Self { device, lines, requests, checksums, filling: None, seen: 0, random }
+        let (requests, last) = ([None; REQUESTS], device.requests() - 1);
+        Self { device, lines, requests, last, checksums, filling: None, seen: 0, random }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -175,7 +177,7 @@ impl Guest {
     /// Submits one to all of the requests that fit, and notifies the device of all at once or of
     /// each.
     fn submit_some(&mut self) {
-        let (count, each) = (1 + self.random(LAST), self.random(2) == 0);
+        let (count, each) = (1 + self.random(self.last), self.random(2) == 0);
         for id in 0..count {
             let mut request = Request { parts: [(0, 0); PARTS], count: 1 + self.random(PARTS) };
             let mut parts = [Descriptor::new(0, 0, 0); PARTS];
@@ -207,8 +209,8 @@ impl Guest {
         let buffer = Descriptor::new(kept(index).addr() + start, length as u32, WRITE);
         let mut request = Request { parts: [(0, 0); PARTS], count: 1 };
         request.parts[0] = (start, length);
-        (self.requests[LAST], self.filling) = (Some(request), Some(index));
-        self.device.submit(LAST, &[buffer]);
+        (self.requests[self.last], self.filling) = (Some(request), Some(index));
+        self.device.submit(self.last, &[buffer]);
     }
 
     fn verify_kept(&self, index: usize) {
@@ -279,7 +281,7 @@ impl Guest {
         let parts = &parts[..count];
         let expected: usize = parts.iter().map(|(_, length)| length).sum();
         verify(expected as u64, written.into(), format_args!("bytes of a request"));
-        if id as usize == LAST {
+        if id as usize == self.last {
             if let Some(index) = self.filling.take() {
                 self.checksums[index] = checksum(index);
             }

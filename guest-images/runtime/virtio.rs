@@ -42,7 +42,7 @@ const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 const TABLE: u16 = 4;
 
-/// Buffers of the queue.
+/// Buffers of the queue at most.
 pub const SIZE: usize = 64;
 /// Buffers of a request at most.
 pub const PARTS: usize = 4;
@@ -75,27 +75,28 @@ struct Ring {
     tables: [[Descriptor; PARTS]; SIZE],
 }
 
+/// Behind the elements that the queue's size says, the ring has the index of the used buffer that is
+/// to interrupt.
 #[repr(C)]
 struct Available {
     flags: u16,
     index: u16,
-    ring: [u16; SIZE],
-    used_event: u16,
+    ring: [u16; SIZE + 1],
 }
 
+/// Behind its elements, the ring has the index of the available buffer that is to notify.
 #[repr(C, align(4))]
 struct Used {
     flags: u16,
     index: u16,
-    ring: [[u32; 2]; SIZE],
-    available_event: u16,
+    ring: [[u32; 2]; SIZE + 1],
 }
 
 /// The queue's memory. The device accesses it, so it is read and written as volatile.
 static mut RING: Ring = Ring {
     descriptors: [Descriptor::NONE; SIZE],
-    available: Available { flags: 0, index: 0, ring: [0; SIZE], used_event: 0 },
-    used: Used { flags: 0, index: 0, ring: [[0; 2]; SIZE], available_event: 0 },
+    available: Available { flags: 0, index: 0, ring: [0; SIZE + 1] },
+    used: Used { flags: 0, index: 0, ring: [[0; 2]; SIZE + 1] },
     tables: [[Descriptor::NONE; PARTS]; SIZE],
 };
 /// Set once a driver uses it.
@@ -116,6 +117,8 @@ pub struct Device {
     isr: usize,
     notify: usize,
     features: u64,
+    /// Buffers of the queue.
+    size: usize,
     /// Requests submitted and completed so far.
     submitted: u16,
     completed: u16,
@@ -153,6 +156,7 @@ impl Device {
             isr,
             notify,
             features: 0,
+            size: 0,
             submitted: 0,
             completed: 0,
             notified: 0,
@@ -176,6 +180,11 @@ impl Device {
         {
             return Err("MSI-X of the device");
         }
+        device.write(QUEUE_SELECT, 0_u16);
+        device.size = SIZE.min(device.read::<u16>(QUEUE_SIZE).into());
+        if device.size < 2 * PARTS {
+            return Err("a queue for two requests");
+        }
         device.notify += device.set_up_queue(vector.is_some()) * multiplier;
         device.set_status(STATUS[3]);
         Ok(device)
@@ -192,8 +201,7 @@ impl Device {
     }
 
     fn set_up_queue(&self, msix: bool) -> usize {
-        self.write(QUEUE_SELECT, 0_u16);
-        self.write(QUEUE_SIZE, SIZE as u16);
+        self.write(QUEUE_SIZE, self.size as u16);
         let ring = &raw const RING;
         // SAFETY: only addresses are computed.
         let parts = unsafe {
@@ -274,10 +282,15 @@ impl Device {
         self.submitted.wrapping_sub(self.completed)
     }
 
-    /// Puts a request into the queue: request `id`, the first of its `PARTS` descriptors and one
-    /// table for each. The device is not notified.
+    /// Requests that fit into the queue.
+    pub fn requests(&self) -> usize {
+        self.size / PARTS
+    }
+
+    /// Puts request `id` into the queue, which is less than [`requests`](Self::requests) and not in
+    /// flight. The device is not notified.
     pub fn submit(&mut self, id: usize, parts: &[Descriptor]) {
-        let head = id * PARTS % SIZE;
+        let head = id * PARTS;
         let ring = &raw mut RING;
         for (at, part) in parts.iter().enumerate() {
             let is_last = at + 1 == parts.len();
@@ -285,8 +298,8 @@ impl Device {
             let next = if indirect { at + 1 } else { head + at + 1 } as u16;
             let flags = part.flags | if is_last { 0 } else { NEXT };
             let whole = Descriptor { flags, next, ..*part };
-            // SAFETY: the indices are in range: a request has PARTS descriptors, and the device
-            // does not use them before they are in the ring.
+            // SAFETY: the indices are in range: request `id` has PARTS descriptors and a table of
+            // its own, which the device does not use before they are in the ring.
             unsafe {
                 match indirect {
                     true => (&raw mut (*ring).tables[head / PARTS][at]).write_volatile(whole),
@@ -302,7 +315,7 @@ impl Device {
                 let whole = Descriptor::new(table, length, TABLE);
                 (&raw mut (*ring).descriptors[head]).write_volatile(whole);
             }
-            let at = usize::from(self.submitted) % SIZE;
+            let at = usize::from(self.submitted) % self.size;
             (&raw mut (*ring).available.ring[at]).write_volatile(head as u16);
             self.submitted = self.submitted.wrapping_add(1);
             fence(SeqCst);
@@ -318,7 +331,7 @@ impl Device {
         // SAFETY: the device writes these words, and they are read as volatile.
         let wanted = unsafe {
             if self.has(EVENT_INDEX) {
-                let event = (&raw const (*ring).used.available_event).read_volatile();
+                let event = (&raw const (*ring).used.ring[self.size][0]).read_volatile() as u16;
                 let since = self.submitted.wrapping_sub(before);
                 self.submitted.wrapping_sub(event).wrapping_sub(1) < since
             } else {
@@ -335,7 +348,7 @@ impl Device {
     pub fn ask_for_interrupt(&self) {
         let ring = &raw mut RING;
         // SAFETY: only the driver writes this word.
-        unsafe { (&raw mut (*ring).available.used_event).write_volatile(self.completed) };
+        unsafe { (&raw mut (*ring).available.ring[self.size]).write_volatile(self.completed) };
         fence(SeqCst);
     }
 
@@ -358,7 +371,7 @@ impl Device {
         if self.used_index() == self.completed {
             return None;
         }
-        let (ring, at) = (&raw const RING, usize::from(self.completed) % SIZE);
+        let (ring, at) = (&raw const RING, usize::from(self.completed) % self.size);
         // SAFETY: the device has written this element, and it is read as volatile.
         let [head, written] = unsafe { (&raw const (*ring).used.ring[at]).read_volatile() };
         self.completed = self.completed.wrapping_add(1);
@@ -366,5 +379,5 @@ impl Device {
     }
 }
 
-/// Requests that fit into the queue.
+/// Requests that fit into the queue at most.
 pub const REQUESTS: usize = SIZE / PARTS;

@@ -11,7 +11,7 @@ use super::size::Size;
 use super::stalled::Stalled;
 
 /// The guests that count sweeps over their RAM, or of what they receive.
-pub const SWEEPING: [&str; 4] = ["pattern", "serial", "dma", guest_images::LINUX];
+pub const SWEEPING: [&str; 4] = ["dma", "pattern", "serial", guest_images::LINUX];
 
 /// The virtual machine of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

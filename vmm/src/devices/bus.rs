@@ -8,8 +8,9 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::board::{Board, BoardState};
-use super::pci::{PciBus, PciFunction};
+use super::pci::{PciBus, Place};
 use super::power::PowerState;
+use super::registry::PciDevices;
 use super::serial::{self, SerialHost, SerialPort, SerialPortState};
 use super::shadow::{Access, Shadow};
 use super::{DeviceRequest, TestPortState, debug_exit, i8042, power, rtc, test_port};
@@ -24,7 +25,7 @@ pub struct PortBus {
     serial: Mutex<SerialPort>,
     test_port: Mutex<TestPortState>,
     board: Mutex<Board>,
-    pci: Option<PciBus>,
+    pci: Option<PciDevices>,
     /// Where the test device's interrupts go.
     vm: Arc<VmFd>,
     /// Whether there is a test device.
@@ -77,33 +78,41 @@ impl PortBus {
     }
 
     /// Adds the devices behind PCI.
-    pub fn with_pci(mut self, pci: Option<PciBus>) -> Self {
+    pub fn with_pci(mut self, pci: Option<PciDevices>) -> Self {
         self.pci = pci;
         self
     }
 
     /// The devices behind PCI.
-    pub fn pci(&self) -> Option<&PciBus> {
+    pub fn pci(&self) -> Option<&PciDevices> {
         self.pci.as_ref()
-    }
-
-    fn functions(&self) -> impl Iterator<Item = &Arc<dyn PciFunction>> {
-        self.pci.iter().flat_map(PciBus::functions)
     }
 
     /// Lets the devices with threads of their own access RAM.
     pub fn start(&self) {
-        self.functions().for_each(|function| function.start());
+        self.pci.iter().for_each(PciDevices::start);
     }
 
     /// Stops that.
     pub fn quiesce(&self) {
-        self.functions().for_each(|function| function.quiesce());
+        self.pci.iter().for_each(PciDevices::quiesce);
     }
 
     /// Whether the thread of any device is accessing RAM. Async-signal-safe.
     pub fn is_active(&self) -> bool {
-        self.functions().any(|function| function.is_active())
+        self.pci.as_ref().is_some_and(PciDevices::are_active)
+    }
+
+    /// The bus, and where an access to a port goes there.
+    fn pci_port(&self, port: u16, size: usize) -> Option<(&PciBus, Place)> {
+        let bus = self.pci.as_ref()?.bus();
+        Some((bus, bus.port(port, size)?))
+    }
+
+    /// The bus, and where an access to memory goes there.
+    fn pci_memory(&self, address: u64) -> Option<(&PciBus, Place)> {
+        let bus = self.pci.as_ref()?.bus();
+        Some((bus, bus.memory(address)?))
     }
 
     /// Enables or disables the copies of the devices' states, which are up to date while `enabled`.
@@ -173,7 +182,7 @@ impl PortBus {
     /// have died between a change of a device and that of its line.
     pub fn renew_lines(&self) {
         self.board().renew_lines();
-        self.functions().for_each(|function| function.renew_line());
+        self.pci.iter().for_each(PciDevices::renew_lines);
     }
 
     /// Moves as much data between the serial port and the host as possible without blocking.
@@ -238,8 +247,7 @@ impl PortBus {
                 });
             }
             _ => {
-                if let Some((pci, place)) = self.pci().and_then(|p| Some((p, p.port(port, size)?)))
-                {
+                if let Some((pci, place)) = self.pci_port(port, size) {
                     items.for_each(|item| pci.read(place, item, access));
                 }
             }
@@ -279,9 +287,7 @@ impl PortBus {
                 None
             }
             _ => {
-                if let Some(pci) = self.pci()
-                    && let Some(place) = pci.port(port, data.len())
-                {
+                if let Some((pci, place)) = self.pci_port(port, data.len()) {
                     pci.write(place, data, access);
                 }
                 None
@@ -304,9 +310,7 @@ impl PortBus {
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.read(offset, data));
-        } else if let Some(pci) = self.pci()
-            && let Some(place) = pci.memory(address)
-        {
+        } else if let Some((pci, place)) = self.pci_memory(address) {
             pci.read(place, data, access);
         }
     }
@@ -316,9 +320,7 @@ impl PortBus {
         if let (true, test_port::PAGE..test_port::PAGE_END) = (self.test_device, address) {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.write(offset, data));
-        } else if let Some(pci) = self.pci()
-            && let Some(place) = pci.memory(address)
-        {
+        } else if let Some((pci, place)) = self.pci_memory(address) {
             pci.write(place, data, access);
         }
     }

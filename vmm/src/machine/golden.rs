@@ -53,8 +53,8 @@ fn written_again((inventory, rest): (Inventory, RestoredState)) -> SavedState {
     if !inventory.devices.is_empty() {
         state.put(PCI.0, 0, PCI.1, &rest.pci.host);
     }
-    for (slot, function) in &rest.pci.functions {
-        state.put(function.device.section(), (*slot).into(), VIRTIO_RNG.1, function);
+    for (slot, device) in &rest.pci.devices {
+        state.put(device.device.section(), (*slot).into(), VIRTIO_RNG.1, device);
     }
     state
 }

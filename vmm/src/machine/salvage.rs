@@ -46,8 +46,8 @@ pub(super) mod kind {
     pub const SERIAL_RECEIVED: u32 = 12;
     pub const BOARD: u32 = 13;
     pub const PCI: u32 = 14;
-    /// A function behind PCI, with its slot as the instance.
-    pub const FUNCTION: u32 = 15;
+    /// A device behind PCI, with its slot as the instance.
+    pub const DEVICE: u32 = 15;
     /// Kinds from here on are items of a vCPU.
     pub const FIRST_ITEM: u32 = 64;
 }
@@ -191,11 +191,10 @@ impl Salvage {
     unsafe fn save_pci(&self, to: RawFd) -> Result<(), Errno> {
         let Some(pci) = self.bus.pci() else { return Ok(()) };
         // SAFETY: no thread publishes any longer: the caller's promise.
-        put(to, kind::PCI, 0, unsafe { pci.host_shadow().newest() })?;
-        for function in pci.functions() {
+        put(to, kind::PCI, 0, unsafe { pci.bus().host_shadow().newest() })?;
+        for (slot, shadow) in pci.shadows() {
             // SAFETY: as above.
-            let state = unsafe { function.shadow().newest() };
-            put(to, kind::FUNCTION, function.slot().into(), state)?;
+            put(to, kind::DEVICE, slot.into(), unsafe { shadow.newest() })?;
         }
         Ok(())
     }

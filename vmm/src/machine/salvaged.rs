@@ -63,7 +63,7 @@ struct Found {
     test_port: Vec<u8>,
     board: Vec<u8>,
     pci: Option<Vec<u8>>,
-    functions: Vec<(u8, Vec<u8>)>,
+    devices: Vec<(u8, Vec<u8>)>,
     stop_reported: bool,
     since_ns: u64,
     serial_went: (u64, Vec<u8>),
@@ -130,7 +130,7 @@ impl Found {
             kind::TEST_PORT => self.test_port = bytes.to_vec(),
             kind::BOARD => self.board = bytes.to_vec(),
             kind::PCI => self.pci = Some(bytes.to_vec()),
-            kind::FUNCTION => self.functions.push((instance as u8, bytes.to_vec())),
+            kind::DEVICE => self.devices.push((instance as u8, bytes.to_vec())),
             kind::TOLD_STOPPED => self.stop_reported = true,
             kind::SERIAL_SENT => self.serial_went.0 = read(bytes)?,
             kind::SERIAL_RECEIVED => self.serial_went.1 = bytes.to_vec(),
@@ -161,9 +161,9 @@ impl Found {
         if let Some(host) = &self.pci {
             pci.host = ciborium::from_reader(host.as_slice()).map_err(|_| DEVICE)?;
         }
-        for (slot, function) in &self.functions {
-            let function = ciborium::from_reader(function.as_slice()).map_err(|_| DEVICE)?;
-            pci.functions.push((*slot, function));
+        for (slot, state) in &self.devices {
+            let state = ciborium::from_reader(state.as_slice()).map_err(|_| DEVICE)?;
+            pci.devices.push((*slot, state));
         }
         let (Ok(serial), Ok(test_port), Ok(board)) = (
             ciborium::from_reader(self.serial.as_slice()),

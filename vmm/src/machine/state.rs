@@ -13,7 +13,8 @@ use super::order::{self, Part};
 use super::{Machine, MachineError, TooOld, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
 use crate::devices::{
-    self, BoardState, DeviceOption, DevicesState, DevicesState1, PciState, PortBus, TestPortState,
+    self, BoardState, DeviceOption, DevicesState, DevicesState1, PciDevices, PciState, PortBus,
+    TestPortState,
 };
 use crate::memory::RamBlockInfo;
 use crate::state::{Formats, KnownSection, SavedState, SectionError, exact};
@@ -232,7 +233,7 @@ fn take_pci(state: &mut SavedState, saved: &Inventory) -> Result<PciState, Secti
         let device: DeviceOption =
             name.parse().map_err(|_| SectionError::Unknown(format!("{name}.{slot}")))?;
         let section = devices::section(&device);
-        pci.functions.push((slot, state.take(section, slot.into(), VIRTIO_RNG.1)?));
+        pci.devices.push((slot, state.take(section, slot.into(), VIRTIO_RNG.1)?));
     }
     Ok(pci)
 }
@@ -246,7 +247,7 @@ struct Devices {
 
 impl Devices {
     fn of(bus: &PortBus) -> Self {
-        let pci = bus.pci().map(PciState::of);
+        let pci = bus.pci().map(PciDevices::state);
         Self { devices: bus.state(), board: bus.board_state(), pci }
     }
 
@@ -270,15 +271,15 @@ impl Devices {
                 return Err(TooOld { section: BOARD.0, used });
             }
         }
-        let Some(PciState { host, functions }) = pci else { return Ok(()) };
+        let Some(PciState { host, devices }) = pci else { return Ok(()) };
         let version = |section| {
             let used = "a device behind PCI";
             formats.section(section).ok_or(TooOld { section, used })
         };
         to.put(PCI.0, 0, version(PCI.0)?, host);
-        for (slot, function) in functions {
-            let section = function.device.section();
-            to.put(section, (*slot).into(), version(section)?, function);
+        for (slot, device) in devices {
+            let section = device.device.section();
+            to.put(section, (*slot).into(), version(section)?, device);
         }
         Ok(())
     }

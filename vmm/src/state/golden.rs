@@ -41,11 +41,13 @@ pub fn own(known: &[KnownSection]) -> String {
 /// Whether this binary reads the states in `folder`, whose name has the versions.
 pub fn is_readable(folder: &Path, known: &[KnownSection]) -> bool {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let found: Vec<_> = name
-        .split('-')
+    // A name may contain a hyphen itself; a version ends each part.
+    let parts = name.split_inclusive(|c: char| c.is_ascii_digit());
+    let found: Vec<_> = parts
         .map(|part| {
             let digits = part.trim_start_matches(|c: char| !c.is_ascii_digit());
-            (part.strip_suffix(digits).unwrap_or_default(), digits.parse::<u32>().ok())
+            let name = part.strip_suffix(digits).unwrap_or_default();
+            (name.trim_start_matches('-'), digits.parse::<u32>().ok())
         })
         .collect();
     let reads = |(name, version): &(&str, Option<u32>)| {

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::LAST_SLOT;
 use super::config_space::{ConfigSpace, Identity};
 use crate::devices::shadow::{Access, Shadow};
-use crate::devices::virtio::VirtioState;
 use crate::memory::layout::{PCI_ECAM, PCI_ECAM_SIZE};
 
 /// The port of the address register.
@@ -54,28 +53,6 @@ pub trait PciFunction: std::fmt::Debug + Send + Sync {
 
     /// Writes to memory that it decodes.
     fn write_memory(&self, offset: u64, data: &[u8], access: &Access);
-
-    /// Lets it access RAM and raise interrupts on its own.
-    fn start(&self);
-
-    /// Stops that. Its requests in flight stay as they are.
-    fn quiesce(&self);
-
-    /// Sets its interrupt line again, after KVM's chips were restored.
-    fn renew_line(&self);
-
-    /// Returns its state. It must be quiet, or the state is only good for a look.
-    fn state(&self) -> VirtioState;
-
-    /// Enables or disables the copy of its state.
-    fn enable_shadow(&self, enabled: bool);
-
-    /// The copy of its state.
-    fn shadow(&self) -> &Shadow;
-
-    /// Whether a thread of its own is accessing RAM. Once the process
-    /// [is halted](crate::halt::halt), it will not begin again. Async-signal-safe.
-    fn is_active(&self) -> bool;
 }
 
 /// The state of the host bridge; the default is that after power-on.
@@ -127,11 +104,6 @@ impl PciBus {
         }
     }
 
-    /// The functions.
-    pub fn functions(&self) -> &[Arc<dyn PciFunction>] {
-        &self.functions
-    }
-
     fn lock(&self) -> MutexGuard<'_, PciHostState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,15 +118,13 @@ impl PciBus {
         &self.shadow
     }
 
-    /// Enables or disables the copies of all states.
-    pub fn enable_shadows(&self, enabled: bool) {
+    /// Enables or disables the copy of the host bridge's state.
+    pub fn enable_shadow(&self, enabled: bool) {
         let state = self.lock();
         match enabled {
             true => self.shadow.enable(&*state),
             false => self.shadow.disable(),
         }
-        drop(state);
-        self.functions.iter().for_each(|function| function.enable_shadow(enabled));
     }
 
     /// Returns where an access to `port` goes; `None` if it is not for this bus.

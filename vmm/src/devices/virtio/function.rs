@@ -1,9 +1,6 @@
-//! A virtio device as a PCI function (chapter 4.1): its capabilities, its BAR, its interrupts.
+//! What a virtio device is as a PCI function (chapter 4.1): capabilities, BAR, queues, interrupts.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
@@ -12,15 +9,12 @@ use virtio_queue::QueueT;
 use super::common::{Common, NO_VECTOR, feature, status};
 use super::registers::{self, Registers, Request, VirtQueue};
 use super::state::SavedQueue;
-use super::worker::{Kick, Worker};
+use super::worker::Kick;
 use super::{QueueError, VirtioDevice, VirtioState, VirtioStateError};
-use crate::devices::DeviceError;
 use crate::devices::pci::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_NO_INTX, ConfigSpace, Identity, Intx, MSIX_CAPABILITY,
-    MSIX_CONTROL_WRITABLE, Message, Msix, PciFunction,
+    MSIX_CONTROL_WRITABLE, Message, Msix,
 };
-use crate::devices::shadow::{Access, Shadow};
-use crate::halt::Activity;
 use crate::memory::GuestMemory;
 
 /// Red Hat, for virtio.
@@ -32,9 +26,9 @@ const VENDOR_SPECIFIC: u8 = 0x09;
 
 /// What is in the BAR: a page for each structure.
 pub const BAR_SIZE: u64 = 0x8000;
-const PAGE: u64 = 0x1000;
+pub(super) const PAGE: u64 = 0x1000;
 const COMMON: u64 = 0;
-const ISR: u64 = 0x1000;
+pub(super) const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
 const MSIX_TABLE: u64 = 0x4000;
@@ -80,196 +74,38 @@ pub struct Wiring {
     pub memory: GuestMemory,
 }
 
-/// A virtio device behind PCI.
-#[derive(Debug)]
-pub struct VirtioPci {
-    // Field order is drop order: the thread ends first.
-    _worker: Worker,
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    slot: u8,
-    inner: Mutex<VirtioFunction>,
-    shadow: Shadow,
-    kick: Arc<Kick>,
-    activity: Arc<Activity>,
-    /// The address that it decodes; [`u64::MAX`]: none.
-    bar: AtomicU64,
-}
-
 /// The function's state, and what it acts on.
 #[derive(Debug)]
 pub struct VirtioFunction {
     name: String,
-    config: ConfigSpace,
+    pub(super) config: ConfigSpace,
     /// Offsets of two capabilities.
     msix_capability: usize,
-    access_capability: usize,
+    pub(super) access_capability: usize,
     msix: Msix,
     common: Common,
     isr: u8,
     queues: Vec<VirtQueue>,
-    device: Box<dyn VirtioDevice>,
-    wiring: Wiring,
+    pub(super) device: Box<dyn VirtioDevice>,
+    pub(super) wiring: Wiring,
     kick: Arc<Kick>,
     /// The level of its interrupt line.
-    line: bool,
+    pub(super) line: bool,
     /// It may access RAM.
-    runs: bool,
+    pub(super) runs: bool,
     /// Interrupts may have been lost in the process before this one.
     renew: bool,
 }
 
-impl VirtioPci {
-    /// Creates the function as after power-on or, if there is a `state`, as it was saved. It does
-    /// not access RAM before it is [started](PciFunction::start).
-    pub fn new(
-        at: FunctionConfig,
-        device: Box<dyn VirtioDevice>,
-        wiring: Wiring,
-        state: Option<VirtioState>,
-    ) -> Result<Self, DeviceError> {
-        let section = device.state().section();
-        let name = format!("{section}.{}", at.slot);
-        let failed = |source| DeviceError::Worker { device: name.clone(), source };
-        let kick = Arc::new(Kick::new().map_err(failed)?);
-        let mut inner = VirtioFunction::new(name.clone(), at, device, wiring, kick.clone());
-        if let Some(state) = state {
-            inner.restore(state)?;
-        }
-        let shared = Arc::new(Shared {
-            slot: at.slot,
-            bar: AtomicU64::new(inner.config.memory_bar().unwrap_or(u64::MAX)),
-            inner: Mutex::new(inner),
-            shadow: Shadow::default(),
-            kick: kick.clone(),
-            activity: Arc::default(),
-        });
-        let (serving, activity) = (shared.clone(), shared.activity.clone());
-        let worker = Worker::spawn(&name, kick, activity, move || serving.serve());
-        Ok(Self { _worker: worker.map_err(failed)?, shared })
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, VirtioFunction> {
-        // After a panic the device is broken, which `serve` has recorded.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Calls `act`, and publishes what it has changed.
-    fn change<T>(&self, access: Option<&Access>, act: impl FnOnce(&mut VirtioFunction) -> T) -> T {
-        let mut inner = self.lock();
-        let result = act(&mut inner);
-        inner.set_line();
-        self.bar.store(inner.config.memory_bar().unwrap_or(u64::MAX), Ordering::Release);
-        self.shadow.publish(|| inner.state(), access);
-        result
-    }
-
-    /// Serves the queues that were kicked; returns when to look at all of them again.
-    fn serve(&self) -> Option<Instant> {
-        let mut inner = self.lock();
-        if !inner.runs {
-            return None;
-        }
-        let queues = self.kick.take();
-        let served = catch_unwind(AssertUnwindSafe(|| inner.serve(queues)));
-        if served.is_err() {
-            // The panic has been logged.
-            inner.fail();
-        }
-        inner.set_line();
-        self.shadow.publish(|| inner.state(), None);
-        inner.device.due()
-    }
-}
-
-impl PciFunction for VirtioPci {
-    fn slot(&self) -> u8 {
-        self.shared.slot
-    }
-
-    fn read_config(&self, at: usize, data: &mut [u8], access: &Access) {
-        let inner = self.shared.lock();
-        if inner.is_access_data(at) {
-            drop(inner);
-            return self.shared.change(Some(access), |inner| inner.read_indirectly(data));
-        }
-        inner.config.read(at, data);
-    }
-
-    fn write_config(&self, at: usize, data: &[u8], access: &Access) {
-        self.shared.change(Some(access), |inner| inner.write_config(at, data));
-    }
-
-    fn decoded(&self) -> Option<(u64, u64)> {
-        let bar = self.shared.bar.load(Ordering::Acquire);
-        (bar != u64::MAX).then_some((bar, BAR_SIZE))
-    }
-
-    fn read_memory(&self, offset: u64, data: &mut [u8], access: &Access) {
-        // Only a read of the ISR status has an effect.
-        match offset & !(PAGE - 1) {
-            ISR => self.shared.change(Some(access), |inner| inner.read(offset, data)),
-            _ => self.shared.lock().read(offset, data),
-        }
-    }
-
-    fn write_memory(&self, offset: u64, data: &[u8], access: &Access) {
-        if let Some(queue) = notified(offset) {
-            return self.shared.kick.queues(1 << queue);
-        }
-        self.shared.change(Some(access), |inner| inner.write(offset, data));
-    }
-
-    fn start(&self) {
-        let queues = self.shared.change(None, VirtioFunction::start);
-        self.shared.kick.queues(queues);
-    }
-
-    fn quiesce(&self) {
-        self.shared.lock().runs = false;
-    }
-
-    fn renew_line(&self) {
-        let mut inner = self.shared.lock();
-        inner.wiring.intx.set(inner.line);
-        inner.set_line();
-    }
-
-    fn state(&self) -> VirtioState {
-        self.shared.lock().state()
-    }
-
-    fn enable_shadow(&self, enabled: bool) {
-        let inner = self.shared.lock();
-        match enabled {
-            true => self.shared.shadow.enable(&inner.state()),
-            false => self.shared.shadow.disable(),
-        }
-    }
-
-    fn shadow(&self) -> &Shadow {
-        &self.shared.shadow
-    }
-
-    fn is_active(&self) -> bool {
-        self.shared.activity.is_active()
-    }
-}
-
 /// Returns the queue that a write to this offset of the BAR notifies.
-fn notified(offset: u64) -> Option<u32> {
+pub(super) fn notified(offset: u64) -> Option<u32> {
     let queue = offset.checked_sub(NOTIFY).filter(|_| offset < NOTIFY + PAGE)?;
     let queue = queue as u32 / NOTIFY_MULTIPLIER;
     (queue < 64).then_some(queue)
 }
 
 impl VirtioFunction {
-    fn new(
+    pub(super) fn new(
         name: String,
         at: FunctionConfig,
         device: Box<dyn VirtioDevice>,
@@ -326,7 +162,7 @@ impl VirtioFunction {
         }
     }
 
-    fn state(&self) -> VirtioState {
+    pub(super) fn state(&self) -> VirtioState {
         let queues = self.queues.iter().map(|q| SavedQueue::of(&q.queue, q.vector));
         VirtioState {
             config: self.config.save(),
@@ -338,7 +174,7 @@ impl VirtioFunction {
         }
     }
 
-    fn restore(&mut self, state: VirtioState) -> Result<(), VirtioStateError> {
+    pub(super) fn restore(&mut self, state: VirtioState) -> Result<(), VirtioStateError> {
         let device = || self.name.clone();
         let (found, expected) = (state.device.section(), self.device.state().section());
         if found != expected {
@@ -367,7 +203,7 @@ impl VirtioFunction {
     /// Starts the device; returns the queues to look at: all that the guest uses, since what it has
     /// notified may not have been acted on. In another process than before, their interrupts may
     /// have been lost, too.
-    fn start(&mut self) -> u64 {
+    pub(super) fn start(&mut self) -> u64 {
         self.runs = true;
         let used = self.queues.iter().enumerate().filter(|(_, queue)| queue.queue.ready());
         let used = used.fold(0, |queues, (index, _)| queues | 1 << index);
@@ -391,7 +227,7 @@ impl VirtioFunction {
         Registers { common: &mut self.common, queues: &mut self.queues, offered, vectors }
     }
 
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+    pub(super) fn read(&mut self, offset: u64, data: &mut [u8]) {
         let at = offset % PAGE;
         data.fill(0);
         match offset - at {
@@ -407,7 +243,7 @@ impl VirtioFunction {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let at = offset % PAGE;
         match offset - at {
             COMMON => {
@@ -447,7 +283,7 @@ impl VirtioFunction {
         }
     }
 
-    fn write_config(&mut self, at: usize, data: &[u8]) {
+    pub(super) fn write_config(&mut self, at: usize, data: &[u8]) {
         self.config.write(at, data);
         let control = self.config.word(self.msix_capability + 2);
         let due = self.msix.set_control(control);
@@ -460,7 +296,7 @@ impl VirtioFunction {
     }
 
     /// Whether a configuration access is one to the BAR (chapter 4.1.4.9).
-    fn is_access_data(&self, at: usize) -> bool {
+    pub(super) fn is_access_data(&self, at: usize) -> bool {
         at == self.access_capability + ACCESS_DATA
     }
 
@@ -474,7 +310,7 @@ impl VirtioFunction {
         (valid && offset.is_multiple_of(length as u64)).then_some((offset, length))
     }
 
-    fn read_indirectly(&mut self, data: &mut [u8]) {
+    pub(super) fn read_indirectly(&mut self, data: &mut [u8]) {
         data.fill(0);
         if let Some((offset, length)) = self.indirect_access() {
             let length = length.min(data.len());
@@ -483,7 +319,7 @@ impl VirtioFunction {
     }
 
     /// Handles what is in the `queues`, a bit each.
-    fn serve(&mut self, queues: u64) {
+    pub(super) fn serve(&mut self, queues: u64) {
         let may_access_ram = self.config.word(COMMAND) & COMMAND_BUS_MASTER != 0;
         for index in 0..self.queues.len() {
             let ready = self.queues[index].queue.ready();
@@ -515,7 +351,7 @@ impl VirtioFunction {
     }
 
     /// Marks the device as broken until the guest resets it.
-    fn fail(&mut self) {
+    pub(super) fn fail(&mut self) {
         self.common.status |= status::NEEDS_RESET;
         self.interrupt(self.common.config_vector, ISR_CONFIG);
     }
@@ -541,7 +377,7 @@ impl VirtioFunction {
         }
     }
 
-    fn set_line(&mut self) {
+    pub(super) fn set_line(&mut self) {
         let pending = self.isr != 0;
         let allowed = self.config.word(COMMAND) & COMMAND_NO_INTX == 0 && !self.msix.is_enabled();
         self.config.show_intx(pending);
@@ -561,6 +397,3 @@ fn capability(kind: u8, offset: u64, length: u64, more: Option<u32>) -> Vec<u8> 
     body.extend(more.map(u32::to_le_bytes).into_iter().flatten());
     body
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,6 +4,7 @@
 
 mod common;
 mod function;
+mod pci;
 mod registers;
 mod rng;
 mod state;
@@ -15,7 +16,8 @@ use vm_memory::GuestMemoryError;
 
 use crate::memory::GuestMemory;
 
-pub use function::{BAR_SIZE, FunctionConfig, VirtioPci, Wiring};
+pub use function::{BAR_SIZE, FunctionConfig, Wiring};
+pub use pci::VirtioPci;
 pub use rng::{Rng, RngLimit};
 pub use state::{DeviceState, VirtioState, VirtioStateError};
 
@@ -28,6 +30,22 @@ pub enum QueueError {
     /// A buffer is not in RAM.
     #[error(transparent)]
     Memory(#[from] GuestMemoryError),
+}
+
+/// Errors from creating a device.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// It cannot have a thread.
+    #[error("cannot start the thread of {device}: {source}")]
+    Worker {
+        /// The device.
+        device: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Its saved state is invalid.
+    #[error(transparent)]
+    State(#[from] VirtioStateError),
 }
 
 /// What is special about a kind of virtio device.

@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::devices::pci::{INTX_LINES, IntxLines};
+use crate::devices::pci::{COMMAND, INTX_LINES, Intx, IntxLines, Msix};
 use crate::devices::virtio::{Rng, RngLimit};
 use crate::memory::{MemoryConfig, PageKind, RamBlock};
 
@@ -18,6 +18,15 @@ const USED: u64 = 0x3_0000;
 const BUFFERS: u64 = 0x4_0000;
 const BUFFER: u32 = 64;
 const DRIVER_OK: u8 = 15;
+const NEEDS_RESET: u8 = 64;
+/// The notification register, in the BAR.
+const NOTIFY: u64 = 0x3000;
+const ISR_QUEUE: u8 = 1;
+const ISR_CONFIG: u8 = 2;
+/// Offsets in the capability for accesses through configuration space.
+const ACCESS_OFFSET: usize = 8;
+const ACCESS_LENGTH: usize = 12;
+const ACCESS_DATA: usize = 16;
 
 struct Driver {
     function: VirtioPci,
@@ -219,7 +228,7 @@ fn invalid_request_breaks_the_device_until_it_is_reset() {
     driver.function.start();
     driver.submit_at(u64::MAX - 8);
     driver.notify();
-    driver.wait("the failure", |driver| driver.status() & status::NEEDS_RESET != 0);
+    driver.wait("the failure", |driver| driver.status() & NEEDS_RESET != 0);
     assert_eq!(driver.read(ISR, 1), u64::from(ISR_CONFIG));
     driver.write(20, 0, 1);
     assert_eq!((driver.status(), driver.read(28, 2)), (0, 0));
