@@ -306,6 +306,7 @@ mod tests {
     #[case("--cpus 2", "--cpus 1")]
     #[case("--serial unix:/s", "--serial null")]
     #[case("--qmp unix:/q ", "")]
+    #[case("--cpus 2", "--cpus 2 --device virtio-rng")]
     #[case("file:/state", "file:/other")]
     fn differences_are_named(#[case] from: &str, #[case] to: &str) {
         let full = format!("{VM} --incoming file:/state");
