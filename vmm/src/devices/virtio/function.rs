@@ -397,3 +397,6 @@ fn capability(kind: u8, offset: u64, length: u64, more: Option<u32>) -> Vec<u8> 
     body.extend(more.map(u32::to_le_bytes).into_iter().flatten());
     body
 }
+
+#[cfg(test)]
+mod tests;
