@@ -91,6 +91,8 @@ pub struct VirtioFunction {
     kick: Arc<Kick>,
     /// The level of its interrupt line.
     pub(super) line: bool,
+    /// What the guest does wrong was logged; it could do so forever.
+    complained: bool,
     /// It may access RAM.
     pub(super) runs: bool,
     /// Interrupts may have been lost in the process before this one.
@@ -157,6 +159,7 @@ impl VirtioFunction {
             wiring,
             kick,
             line: false,
+            complained: false,
             runs: false,
             renew: false,
         }
@@ -330,7 +333,10 @@ impl VirtioFunction {
                 Ok(true) => self.interrupt(self.queues[index].vector, ISR_QUEUE),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(device = self.name, queue = index, %error, "device_needs_reset");
+                    if !std::mem::replace(&mut self.complained, true) {
+                        let device = &self.name;
+                        tracing::warn!(device, queue = index, %error, "device_needs_reset");
+                    }
                     self.fail();
                 }
             }
@@ -368,11 +374,13 @@ impl VirtioFunction {
         }
     }
 
-    fn send(&self, Message { address, data }: Message) {
+    fn send(&mut self, Message { address, data }: Message) {
         let [address_lo, address_hi] = [address as u32, (address >> 32) as u32];
         let msi = kvm_msi { address_lo, address_hi, data, ..Default::default() };
         // Not an irqfd, which may still have it in a work queue when the machine is saved.
-        if let Err(error) = self.wiring.vm.signal_msi(msi) {
+        if let Err(error) = self.wiring.vm.signal_msi(msi)
+            && !std::mem::replace(&mut self.complained, true)
+        {
             tracing::warn!(device = self.name, address, data, %error, "interrupt_failed");
         }
     }
