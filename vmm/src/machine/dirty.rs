@@ -22,6 +22,8 @@ impl Machine {
 
     /// Ends the log, which slows the guest down.
     pub fn forget_dirty_pages(&self) {
+        // Also after a reset, which has ended KVM's log.
+        self.ram.dma_log().set(false);
         let Some(part) = &self.kvm_part else { return };
         if part.logs_dirty_pages.replace(false)
             && let Err(error) = self.ram.log_dirty_pages(&part.vm, false)

@@ -7,15 +7,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
-
 use super::kick::kick;
 use super::request::{Request, VcpuStart};
 use super::shared::VcpuShared;
 use super::state::VcpuState;
 use super::state_error::StateError;
 use super::thread::Vcpu;
-use crate::end_signals::END_SIGNALS;
+use crate::end_signals;
 
 /// The machine's end of a vCPU's thread. It starts paused. Dropping it ends the thread.
 #[derive(Debug)]
@@ -50,13 +48,6 @@ pub enum PauseError {
     State(#[from] StateError),
 }
 
-/// Blocks the end signals on this thread. An exec ends it anywhere: in the handler of an end
-/// signal, the signal would be lost.
-fn leave_end_signals_to_others() {
-    // It fails only on an invalid `how`.
-    let _ = SigSet::from_iter(END_SIGNALS).thread_block();
-}
-
 impl VcpuHandle {
     /// Starts the thread; the vCPU waits for [`VcpuHandle::run`].
     pub fn spawn(mut start: VcpuStart) -> std::io::Result<Self> {
@@ -71,7 +62,7 @@ impl VcpuHandle {
             let (kicked, thread_id) = (kicked.clone(), thread_id.clone());
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-                leave_end_signals_to_others();
+                end_signals::leave_to_others();
                 thread_id.get_or_init(|| nix::unistd::gettid().as_raw());
                 Vcpu::new(start, inbox, kicked, shared).main(loaded);
             })?

@@ -287,7 +287,12 @@ impl VirtioFunction {
     }
 
     pub(super) fn write_config(&mut self, at: usize, data: &[u8]) {
+        let could = self.may_access_ram();
         self.config.write(at, data);
+        if self.may_access_ram() && !could {
+            // What the guest has notified meanwhile was not looked at.
+            self.kick.queues(u64::MAX);
+        }
         let control = self.config.word(self.msix_capability + 2);
         let due = self.msix.set_control(control);
         due.into_iter().for_each(|message| self.send(message));
@@ -321,12 +326,24 @@ impl VirtioFunction {
         }
     }
 
+    fn may_access_ram(&self) -> bool {
+        self.config.word(COMMAND) & COMMAND_BUS_MASTER != 0
+    }
+
+    /// Whether the guest lets the device handle this queue.
+    fn serves(&self, index: usize) -> bool {
+        self.queues[index].queue.ready() && self.may_access_ram() && self.common.is_live()
+    }
+
+    /// Whether the guest lets the device handle any queue.
+    pub(super) fn serves_any(&self) -> bool {
+        (0..self.queues.len()).any(|index| self.serves(index))
+    }
+
     /// Handles what is in the `queues`, a bit each.
     pub(super) fn serve(&mut self, queues: u64) {
-        let may_access_ram = self.config.word(COMMAND) & COMMAND_BUS_MASTER != 0;
         for index in 0..self.queues.len() {
-            let ready = self.queues[index].queue.ready();
-            if queues & 1 << index == 0 || !ready || !may_access_ram || !self.common.is_live() {
+            if queues & 1 << index == 0 || !self.serves(index) {
                 continue;
             }
             match self.serve_queue(index) {

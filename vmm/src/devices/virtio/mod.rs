@@ -21,7 +21,7 @@ pub use pci::VirtioPci;
 pub use rng::{Rng, RngLimit};
 pub use state::{DeviceState, VirtioState, VirtioStateError};
 
-/// A guest has broken the rules of a queue: its device needs a reset.
+/// A queue cannot be served, as a rule because the guest has broken its rules: the device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// A queue or a descriptor chain is invalid.
@@ -30,6 +30,9 @@ pub enum QueueError {
     /// A buffer is not in RAM.
     #[error(transparent)]
     Memory(#[from] GuestMemoryError),
+    /// The host gives no random bytes.
+    #[error("cannot get random bytes: getrandom: {0}")]
+    Entropy(std::io::Error),
 }
 
 /// Errors from creating a device.

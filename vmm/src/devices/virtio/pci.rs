@@ -135,7 +135,8 @@ impl Shared {
         }
         inner.set_line();
         self.shadow.publish(|| inner.state(), None);
-        inner.device.due()
+        // A queue that is not served would stay due.
+        inner.device.due().filter(|_| inner.serves_any())
     }
 }
 

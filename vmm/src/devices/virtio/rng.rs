@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
@@ -82,19 +83,24 @@ impl VirtioDevice for Rng {
         memory: &GuestMemory,
     ) -> Result<bool, QueueError> {
         let mut used = false;
-        for _ in 0..queue.size() {
+        let size = usize::from(queue.size());
+        for _ in 0..size {
             if !self.may_give() {
                 break;
             }
+            let mut bytes = [0; MOST];
+            random(&mut bytes)?;
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
-            let mut bytes = [0; MOST];
-            random(&mut bytes);
             let mut left = &bytes[..];
-            for buffer in chain.writable() {
+            // A chain that is longer than the queue has no right to be (chapter 2.7.5).
+            for buffer in chain.take(size).filter(|buffer| buffer.is_write_only()) {
                 let (now, later) = left.split_at(left.len().min(buffer.len() as usize));
                 memory.write_slice(now, buffer.addr())?;
                 left = later;
+                if left.is_empty() {
+                    break;
+                }
             }
             let given = (MOST - left.len()) as u32;
             self.give(given.into());
@@ -113,8 +119,18 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// Fills `bytes` from the host's random number generator, which fails only while the host boots.
-fn random(bytes: &mut [u8]) {
-    // SAFETY: the slice is writable for its whole length.
-    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
+/// Fills `bytes` from the host's random number generator.
+fn random(bytes: &mut [u8]) -> Result<(), QueueError> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: the slice is writable for its whole length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match Errno::result(got) {
+            Ok(got) => done += got as usize,
+            Err(Errno::EINTR) => {}
+            // Never give a guest anything else.
+            Err(errno) => return Err(QueueError::Entropy(errno.into())),
+        }
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::end_signals;
 use crate::halt::Activity;
 
 /// Which queues are to be looked at, and a descriptor that says that there are any.
@@ -88,6 +89,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let kicked = kick.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            end_signals::leave_to_others();
             let mut due = None;
             while kicked.wait(due) {
                 activity.begin_or_park();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::version::CPR_VERSION;
 use crate::config::{Config, Incoming};
 use crate::devices::serial::SerialConfig;
+use crate::devices::slots;
 use crate::machine::{MachineConfig, SECTIONS};
 use crate::memory::{PC_RAM, RamBlockInfo};
 use crate::state::{Formats, known_versions, named, newest_common};
@@ -76,6 +77,10 @@ impl Description {
         let block = RamBlockInfo { name: PC_RAM.to_owned(), size: memory.size };
         let mut devices = BTreeMap::new();
         devices.insert("serial".to_owned(), serial(&config.serial));
+        // Older VMMs compare these only.
+        for (slot, device) in slots(&pci) {
+            devices.insert(format!("pci.{slot}"), device.kind().to_owned());
+        }
         if let Some(qmp) = &config.qmp {
             devices.insert("qmp".to_owned(), format!("unix:{}", qmp.0.display()));
         }
@@ -111,8 +116,8 @@ impl Description {
     /// `channel`.
     pub fn difference(&self, new: &Self, channel: &Path) -> Option<String> {
         self.machine_difference(new)
-            .or_else(|| self.device_difference(new))
             .or_else(|| self.pci_difference(new))
+            .or_else(|| self.device_difference(new))
             .or_else(|| self.test_device_difference(new))
             .or_else(|| incoming_difference(&new.incoming, channel))
     }
