@@ -18,6 +18,7 @@ use runtime::arch::{pause, rdtsc};
 use runtime::damage::{self, unavailable, verify};
 use runtime::interrupts::{self, Eoi};
 use runtime::ioapic::{self, Trigger};
+use runtime::lock::Lock;
 use runtime::virtio::{
     Completed, Descriptor, Device, EVENT_INDEX, INDIRECT, PARTS, REQUESTS, WRITE,
 };
@@ -59,11 +60,12 @@ struct Kept([[u8; PAGE]; KEPT]);
 /// Pages that the guest never writes, so that only the VMM knows that they have changed.
 static mut KEPT_PAGES: Kept = Kept([[0; PAGE]; KEPT]);
 
-fn prepare(_: &mut Cpu) {}
+/// The device that vCPU 0 has found.
+static DEVICE: Lock<Option<Device>> = Lock::new(None);
 
-fn run(cpu: &mut Cpu) -> ! {
+fn prepare(cpu: &mut Cpu) {
     if cpu.index() > 0 {
-        cpu.tick_until(|| false);
+        return;
     }
     let lines = cpu.wants_only("intx");
     let wanted = match cpu.options().test.as_str() {
@@ -74,14 +76,27 @@ fn run(cpu: &mut Cpu) -> ! {
         other => panic!("test={other} is none of this guest's"),
     };
     let device = Device::open(ENTROPY, wanted, (!lines).then_some(VECTOR));
-    let mut guest = match device {
+    let missing = match device {
         Ok(device) if lines && device.line() == 0 => {
-            missing(cpu, "an interrupt line of the device: no firmware has routed it")
+            "an interrupt line of the device: no firmware has routed it"
         }
-        Ok(device) if device.features() & wanted == wanted => Guest::new(device, lines, cpu),
-        Ok(_) => missing(cpu, "a feature of the device"),
-        Err(what) => missing(cpu, what),
+        Ok(device) if device.features() & wanted == wanted => {
+            return DEVICE.with(cpu, |place, _| *place = Some(device));
+        }
+        Ok(_) => "a feature of the device",
+        Err(what) => what,
     };
+    unavailable(format_args!("{missing}"));
+}
+
+fn run(cpu: &mut Cpu) -> ! {
+    if cpu.index() > 0 {
+        cpu.tick_until(|| false);
+    }
+    let mut device = None;
+    DEVICE.with(cpu, |place, _| device = place.take());
+    let device = device.expect("the body runs only if nothing is missing");
+    let mut guest = Guest::new(device, cpu.wants_only("intx"), cpu);
     let markers = cpu.options().markers;
     let mut round = 0_u32;
     loop {
@@ -100,12 +115,6 @@ fn run(cpu: &mut Cpu) -> ! {
         }
         cpu.tick();
     }
-}
-
-fn missing(cpu: &mut Cpu, what: &str) -> ! {
-    unavailable(format_args!("{what}"));
-    cpu.tick_until(|| false);
-    unreachable!("it waits for nothing")
 }
 
 /// A request in flight: its buffers as offsets and lengths.

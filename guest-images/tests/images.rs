@@ -78,6 +78,7 @@ fn guests_are_found_by_name() {
         [
             "audit",
             "clock",
+            "dma",
             "faulty",
             "heartbeat",
             "interrupts",

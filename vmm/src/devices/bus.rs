@@ -248,7 +248,7 @@ impl PortBus {
             }
             _ => {
                 if let Some((pci, place)) = self.pci_port(port, size) {
-                    items.for_each(|item| pci.read(place, item, access));
+                    pci.read(place, size, data, access);
                 }
             }
         }
@@ -311,7 +311,7 @@ impl PortBus {
             let offset = address - test_port::PAGE;
             self.with_test_port(access, |device| device.page.read(offset, data));
         } else if let Some((pci, place)) = self.pci_memory(address) {
-            pci.read(place, data, access);
+            pci.read(place, data.len(), data, access);
         }
     }
 

@@ -21,7 +21,7 @@ pub use board::{Board, BoardState};
 pub use bus::{DevicesState, PortBus, Shadows};
 pub use older::DevicesState1;
 pub use option::{DeviceOption, DeviceOptionError};
-pub use registry::{DeviceError, PciDevices, PciState, assemble, section, slots};
+pub use registry::{DeviceError, PciDevices, PciState, assemble, slots};
 pub use test_port::TestPortState;
 
 /// A request from a device to the machine.

@@ -16,7 +16,7 @@ pub enum DeviceOption {
 /// Reasons to reject a `--device` value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceOptionError {
-    /// There is no such kind of device.
+    /// The kind of device is unknown.
     #[error("unknown device \"{0}\": known is virtio-rng")]
     Kind(String),
     /// The device does not have this option.
@@ -31,7 +31,8 @@ pub enum DeviceOptionError {
 }
 
 impl DeviceOption {
-    /// Its kind, which the guest sees: the rest may differ after an update.
+    /// Its kind, which the guest sees: the rest may differ after an update. It is also the name of the
+    /// section that has its state.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::VirtioRng(_) => "virtio-rng",

@@ -90,11 +90,6 @@ pub fn slots(devices: &[DeviceOption]) -> impl Iterator<Item = (u8, &DeviceOptio
     (1..).zip(devices)
 }
 
-/// Returns the section that has the state of such a device.
-pub fn section(device: &DeviceOption) -> &'static str {
-    create(device).state().section()
-}
-
 fn create(device: &DeviceOption) -> Box<dyn VirtioDevice> {
     match device {
         DeviceOption::VirtioRng(limit) => Box::new(Rng::new(*limit)),

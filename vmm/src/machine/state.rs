@@ -13,7 +13,7 @@ use super::order::{self, Part};
 use super::{Machine, MachineError, TooOld, VCPU_DEADLINE, kvm};
 use crate::constraint::in_order;
 use crate::devices::{
-    self, BoardState, DeviceOption, DevicesState, DevicesState1, PciDevices, PciState, PortBus,
+    BoardState, DeviceOption, DevicesState, DevicesState1, PciDevices, PciState, PortBus,
     TestPortState,
 };
 use crate::memory::RamBlockInfo;
@@ -232,8 +232,7 @@ fn take_pci(state: &mut SavedState, saved: &Inventory) -> Result<PciState, Secti
     for (slot, name) in (1..).zip(&saved.devices) {
         let device: DeviceOption =
             name.parse().map_err(|_| SectionError::Unknown(format!("{name}.{slot}")))?;
-        let section = devices::section(&device);
-        pci.devices.push((slot, state.take(section, slot.into(), VIRTIO_RNG.1)?));
+        pci.devices.push((slot, state.take(device.kind(), slot.into(), VIRTIO_RNG.1)?));
     }
     Ok(pci)
 }

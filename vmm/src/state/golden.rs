@@ -42,12 +42,14 @@ pub fn own(known: &[KnownSection]) -> String {
 pub fn is_readable(folder: &Path, known: &[KnownSection]) -> bool {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     // A name may contain a hyphen itself; a version ends each part.
-    let parts = name.split_inclusive(|c: char| c.is_ascii_digit());
-    let found: Vec<_> = parts
-        .map(|part| {
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    let ends = ends.filter(|at| name[..*at].ends_with(|c: char| c.is_ascii_digit()));
+    let mut start = 0;
+    let found: Vec<_> = ends
+        .map(|end| {
+            let part = &name[std::mem::replace(&mut start, end + 1)..end];
             let digits = part.trim_start_matches(|c: char| !c.is_ascii_digit());
-            let name = part.strip_suffix(digits).unwrap_or_default();
-            (name.trim_start_matches('-'), digits.parse::<u32>().ok())
+            (part.strip_suffix(digits).unwrap_or_default(), digits.parse::<u32>().ok())
         })
         .collect();
     let reads = |(name, version): &(&str, Option<u32>)| {
@@ -142,4 +144,17 @@ fn changes_of_golden_states_are_listed() {
     assert_eq!(changes(&old, &new).unwrap(), "- .a: integer\n+ .b: integer");
     let other = encode(&map(&[("a", 2.into()), ("list", Value::Array(Vec::new()))]));
     assert!(changes(&old, &other).unwrap().starts_with("- .list[].x: integer"));
+}
+
+#[test]
+fn folder_is_readable_if_all_its_versions_are_known() {
+    let only = |name, newest| KnownSection { name, oldest: newest, newest, optional: false };
+    let known = [only("vcpu", 12), KnownSection { optional: true, ..only("virtio-rng", 3) }];
+    let readable = |name: &str| is_readable(Path::new(name), &known);
+    assert!(readable("state2-vcpu12-virtio-rng3") && readable("state2-vcpu12"));
+    for other in
+        ["state2-vcpu1", "state2-vcpu12-virtio-rng30", "state2-virtio-rng3", "state99-vcpu12"]
+    {
+        assert!(!readable(other), "{other}");
+    }
 }

@@ -7,11 +7,9 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use crate::devices::pci::{INTX_LINES, Intx, LAST_SLOT};
+use crate::devices::pci::{CONFIG_PORTS, INTX_LINES, Intx, LAST_SLOT};
 use crate::memory::layout::{PCI_ECAM, PCI_ECAM_SIZE, PCI_MEMORY, PCI_MEMORY_SIZE};
 
-/// The ports of the host bridge: address and data.
-const CONFIG_PORTS: (u16, u8) = (0xcf8, 8);
 /// An address that means all functions of a device, in its low half.
 const ALL_FUNCTIONS: u32 = 0xffff;
 /// INTA of a device.

@@ -19,6 +19,8 @@ pub const ADDRESS: u16 = 0xcf8;
 pub const DATA: u16 = 0xcfc;
 /// See [`DATA`].
 pub const DATA_LAST: u16 = 0xcff;
+/// The first port of both, and how many they have.
+pub const CONFIG_PORTS: (u16, u8) = (ADDRESS, (DATA_LAST - ADDRESS + 1) as u8);
 const ENABLE: u32 = 1 << 31;
 /// Bytes of a function's space in the ECAM.
 const ECAM_FUNCTION: u64 = 1 << 12;
@@ -39,8 +41,8 @@ pub trait PciFunction: std::fmt::Debug + Send + Sync {
     /// Its device number.
     fn slot(&self) -> u8;
 
-    /// Reads its configuration space.
-    fn read_config(&self, at: usize, data: &mut [u8], access: &Access);
+    /// Reads its configuration space, `size` bytes at a time until `data` is full.
+    fn read_config(&self, at: usize, size: usize, data: &mut [u8], access: &Access);
 
     /// Writes to its configuration space.
     fn write_config(&self, at: usize, data: &[u8], access: &Access);
@@ -162,14 +164,19 @@ impl PciBus {
         self.functions.iter().find(|function| Some(function.slot()) == slot)
     }
 
-    /// Handles a guest read; `data` is all ones.
-    pub fn read(&self, place: Place, data: &mut [u8], access: &Access) {
+    /// Handles guest reads of `size` bytes each until `data`, which is all ones, is full.
+    pub fn read(&self, place: Place, size: usize, data: &mut [u8], access: &Access) {
         match place {
-            Place::AddressRegister => data.copy_from_slice(&self.lock().address.to_le_bytes()),
-            Place::Config { slot: Some(0), at } => self.bridge.read(at, data),
+            Place::AddressRegister => {
+                let address = self.lock().address.to_le_bytes();
+                data.chunks_exact_mut(size).for_each(|item| item.copy_from_slice(&address));
+            }
+            Place::Config { slot: Some(0), at } => {
+                data.chunks_exact_mut(size).for_each(|item| self.bridge.read(at, item));
+            }
             Place::Config { slot, at } => {
                 if let Some(function) = self.function(slot) {
-                    function.read_config(at, data, access);
+                    function.read_config(at, size, data, access);
                 }
             }
             Place::Memory { function, offset } => {
@@ -236,16 +243,16 @@ mod tests {
         let (bus, access) = (bus(), Access::default());
         let id = |slot| {
             let mut id = [0xff; 4];
-            bus.read(Place::Config { slot, at: 0 }, &mut id, &access);
+            bus.read(Place::Config { slot, at: 0 }, 4, &mut id, &access);
             id
         };
         assert_eq!(id(Some(0)), [0x36, 0x1b, 8, 0]);
         assert_eq!([id(Some(1)), id(None)], [[0xff; 4]; 2]);
         bus.write(Place::Config { slot: Some(0), at: 0 }, &[1; 4], &access);
         assert_eq!(id(Some(0)), [0x36, 0x1b, 8, 0]);
-        let mut address = [0; 4];
+        let mut address = [0; 8];
         bus.write(Place::AddressRegister, &[1, 2, 3, 4], &access);
-        bus.read(Place::AddressRegister, &mut address, &access);
-        assert_eq!(address, [1, 2, 3, 4]);
+        bus.read(Place::AddressRegister, 4, &mut address, &access);
+        assert_eq!(address, [1, 2, 3, 4, 1, 2, 3, 4]);
     }
 }

@@ -5,7 +5,7 @@ mod config_space;
 mod intx;
 mod msix;
 
-pub use bus::{PciBus, PciFunction, PciHostState, Place};
+pub use bus::{CONFIG_PORTS, PciBus, PciFunction, PciHostState, Place};
 pub use config_space::{COMMAND, COMMAND_BUS_MASTER, COMMAND_NO_INTX, ConfigSpace, Identity};
 pub use intx::{Intx, IntxLines, LINES as INTX_LINES};
 pub use msix::{

@@ -75,7 +75,7 @@ impl Msix {
         Some(message(entry))
     }
 
-    /// Takes the pending messages of vectors that are no longer masked.
+    /// Takes the pending messages of vectors that are unmasked now.
     fn take_due(&mut self) -> Vec<Message> {
         if self.control & CONTROL_WRITABLE != CONTROL_ENABLE {
             return Vec::new();

@@ -145,13 +145,17 @@ impl PciFunction for VirtioPci {
         self.shared.slot
     }
 
-    fn read_config(&self, at: usize, data: &mut [u8], access: &Access) {
+    fn read_config(&self, at: usize, size: usize, data: &mut [u8], access: &Access) {
+        let items = data.chunks_exact_mut(size);
         let inner = self.shared.lock();
         if inner.is_access_data(at) {
             drop(inner);
-            return self.shared.change(Some(access), |inner| inner.read_indirectly(data));
+            let read = |inner: &mut VirtioFunction| {
+                items.for_each(|item| inner.read_indirectly(item));
+            };
+            return self.shared.change(Some(access), read);
         }
-        inner.config.read(at, data);
+        items.for_each(|item| inner.config.read(at, item));
     }
 
     fn write_config(&self, at: usize, data: &[u8], access: &Access) {

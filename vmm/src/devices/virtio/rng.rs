@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
@@ -88,23 +89,22 @@ impl VirtioDevice for Rng {
             if !self.may_give() {
                 break;
             }
-            let mut bytes = [0; MOST];
-            random(&mut bytes)?;
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
-            let mut left = &bytes[..];
-            // A chain that is longer than the queue has no right to be (chapter 2.7.5).
-            for buffer in chain.take(size).filter(|buffer| buffer.is_write_only()) {
-                let (now, later) = left.split_at(left.len().min(buffer.len() as usize));
-                memory.write_slice(now, buffer.addr())?;
+            // A chain must not be longer than the queue (chapter 2.7.5).
+            let buffers = chain.take(size).filter(Descriptor::is_write_only);
+            let buffers: Vec<_> = buffers.map(|b| (b.addr(), b.len() as usize)).collect();
+            let given = buffers.iter().map(|(_, length)| length).sum::<usize>().min(MOST);
+            let mut bytes = [0; MOST];
+            random(&mut bytes[..given])?;
+            let mut left = &bytes[..given];
+            for (address, length) in buffers {
+                let (now, later) = left.split_at(left.len().min(length));
+                memory.write_slice(now, address)?;
                 left = later;
-                if left.is_empty() {
-                    break;
-                }
             }
-            let given = (MOST - left.len()) as u32;
-            self.give(given.into());
-            queue.add_used(memory, head, given)?;
+            self.give(given as u64);
+            queue.add_used(memory, head, given as u32)?;
             used = true;
         }
         Ok(used)

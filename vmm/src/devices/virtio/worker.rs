@@ -110,3 +110,28 @@ impl Drop for Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use nix::sys::signal::SigSet;
+
+    use super::*;
+    use crate::end_signals::END_SIGNALS;
+
+    #[test]
+    fn end_signals_are_left_to_other_threads() {
+        let kick = Arc::new(Kick::new().unwrap());
+        let (sender, masks) = channel();
+        let serve = move || {
+            sender.send(SigSet::thread_get_mask()).unwrap();
+            None
+        };
+        let worker = Worker::spawn("test", kick.clone(), Arc::default(), serve).unwrap();
+        kick.queues(1);
+        let mask = masks.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        assert!(END_SIGNALS.into_iter().all(|signal| mask.contains(signal)));
+        drop(worker);
+    }
+}

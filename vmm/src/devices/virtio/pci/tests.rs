@@ -73,7 +73,7 @@ impl Driver {
 
     fn config(&self, at: usize) -> u32 {
         let mut bytes = [0; 4];
-        self.function.read_config(at, &mut bytes, &Access::default());
+        self.function.read_config(at, 4, &mut bytes, &Access::default());
         u32::from_le_bytes(bytes)
     }
 
@@ -222,6 +222,33 @@ fn requests_beyond_the_limit_wait() {
 }
 
 #[test]
+fn reset_device_is_not_woken_for_its_limit() {
+    let limit = RngLimit { bytes: 1, period: Duration::from_millis(1) };
+    let mut driver = Driver::new(Rng::new(Some(limit)));
+    driver.set_up();
+    driver.function.start();
+    driver.submit();
+    driver.notify();
+    driver.wait("the request", |driver| driver.used() == 1);
+    driver.write(20, 0, 1);
+    assert_eq!(driver.function.shared.serve(), None);
+}
+
+#[test]
+fn string_input_through_configuration_space_is_one_access() {
+    let driver = Driver::new(Rng::default());
+    let capability = driver.function.shared.lock().access_capability;
+    driver.write(20, 1, 1);
+    driver.write_config(capability + ACCESS_OFFSET, 20);
+    driver.write_config(capability + ACCESS_LENGTH, 1);
+    driver.function.enable_shadow(true);
+    let before = driver.function.shadow().generation();
+    let (mut items, access) = ([0xff; 3], Access::default());
+    driver.function.read_config(capability + ACCESS_DATA, 1, &mut items, &access);
+    assert_eq!((items, driver.function.shadow().generation()), ([1; 3], before + 1));
+}
+
+#[test]
 fn invalid_request_breaks_the_device_until_it_is_reset() {
     let mut driver = Driver::new(Rng::default());
     driver.set_up();
@@ -245,8 +272,8 @@ fn device_that_is_not_bus_master_does_not_touch_ram() {
     // The lock is free again once the thread has looked at the queue.
     driver.wait("the notification", |driver| driver.function.shared.kick.take() == 0);
     assert_eq!(driver.used(), 0);
+    // What was notified meanwhile is looked at without another notification.
     driver.write_config(COMMAND, 1 << 1 | 1 << 2);
-    driver.notify();
     driver.wait("the request", |driver| driver.used() == 1);
 }
 
